@@ -1,0 +1,23 @@
+# What a developer runs; `make check` is all that CI checks besides the README's two commands.
+PYTHON ?= .venv/bin/python
+
+.PHONY: check test lint types docs bench
+
+check: lint types test
+
+test:
+	$(PYTHON) -m pytest
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:
+	$(PYTHON) -m mypy
+
+docs:
+	$(PYTHON) docs/generate.py
+
+bench:
+	$(PYTHON) benchmarks/help_time.py
+	$(PYTHON) benchmarks/cold_start.py

@@ -1,0 +1,171 @@
+"""The models t2i knows by a short name: the only place that holds facts about them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from t2i_cli import postcard
+
+DEFAULT_MODEL = "sd15"
+
+GuidanceArgument = Literal["guidance_scale", "true_cfg_scale"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What t2i needs to know of a model before it loads it; `None` means not known.
+
+    `name` is how the user may call it (alias, repository or folder); either `repo` (on the Hub) or
+    `folder` (a diffusers folder) says where it lies, for a local model. `download_bytes` counts the
+    files t2i fetches. `guidance_argument` is the pipeline argument that carries guidance, or `None`
+    if the model takes none. Guidance, and with it the negative prompt, acts above `guidance_off`.
+    Width and height are pixels and must be multiples of `multiple`. `flow` tells flow-matching
+    models from noise-predicting ones, which take other schedulers.
+    """
+
+    name: str
+    repo: str | None = None
+    folder: Path | None = None
+    revision: str | None = None
+    pipeline: str | None = None
+    summary: str | None = None
+    licence: str | None = None
+    download_bytes: int | None = None
+    gated: bool = False
+    steps: int | None = None
+    guidance_argument: GuidanceArgument | None = "guidance_scale"
+    guidance_scale: float | None = None
+    guidance_off: float = 1.0
+    negative_prompt: bool = True
+    width: int | None = None
+    height: int | None = None
+    multiple: int = 8
+    flow: bool | None = None
+
+
+_GB = 10**9
+
+_MODELS = (
+    ModelSpec(
+        name="postcard",
+        folder=postcard.FOLDER,
+        pipeline="StableDiffusionPipeline",
+        summary="Flat postcards; inside t2i, for trying it out and for tests.",
+        licence="Apache-2.0",
+        steps=20,
+        guidance_scale=4.0,
+        width=128,
+        height=128,
+        flow=False,
+    ),
+    ModelSpec(
+        name="sd15",
+        repo="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        pipeline="StableDiffusionPipeline",
+        summary="Stable Diffusion 1.5: small, quick, known everywhere.",
+        licence="CreativeML Open RAIL-M",
+        download_bytes=int(5.5 * _GB),
+        steps=30,
+        guidance_scale=7.5,
+        width=512,
+        height=512,
+        flow=False,
+    ),
+    ModelSpec(
+        name="sdxl",
+        repo="stabilityai/stable-diffusion-xl-base-1.0",
+        pipeline="StableDiffusionXLPipeline",
+        summary="Stable Diffusion XL: 1024 pixels, many fine-tuned relatives.",
+        licence="CreativeML Open RAIL++-M",
+        download_bytes=int(7.1 * _GB),
+        steps=30,
+        guidance_scale=5.0,
+        width=1024,
+        height=1024,
+        flow=False,
+    ),
+    ModelSpec(
+        name="sd35-medium",
+        repo="stabilityai/stable-diffusion-3.5-medium",
+        pipeline="StableDiffusion3Pipeline",
+        summary="Stable Diffusion 3.5 Medium: follows longer prompts, writes short words.",
+        licence="Stability AI Community License",
+        download_bytes=int(16.5 * _GB),
+        gated=True,
+        steps=40,
+        guidance_scale=4.5,
+        width=1024,
+        height=1024,
+        multiple=16,
+        flow=True,
+    ),
+    ModelSpec(
+        name="flux-schnell",
+        repo="black-forest-labs/FLUX.1-schnell",
+        pipeline="FluxPipeline",
+        summary="FLUX.1 schnell: twelve billion parameters, four steps.",
+        licence="Apache-2.0",
+        download_bytes=int(33.7 * _GB),
+        gated=True,
+        steps=4,
+        guidance_argument=None,
+        negative_prompt=False,
+        width=1024,
+        height=1024,
+        multiple=16,
+        flow=True,
+    ),
+    ModelSpec(
+        name="flux2-klein",
+        repo="black-forest-labs/FLUX.2-klein-4B",
+        pipeline="Flux2KleinPipeline",
+        summary="FLUX.2 klein 4B: four steps, for cards with 16 GB.",
+        licence="Apache-2.0",
+        download_bytes=int(16.0 * _GB),
+        steps=4,
+        guidance_argument=None,
+        negative_prompt=False,
+        width=1024,
+        height=1024,
+        multiple=16,
+        flow=True,
+    ),
+    ModelSpec(
+        name="z-image-turbo",
+        repo="Tongyi-MAI/Z-Image-Turbo",
+        pipeline="ZImagePipeline",
+        summary="Z-Image Turbo: six billion parameters, nine steps, photographs.",
+        licence="Apache-2.0",
+        download_bytes=int(32.8 * _GB),
+        steps=9,
+        guidance_argument=None,
+        negative_prompt=False,
+        width=1024,
+        height=1024,
+        multiple=16,
+        flow=True,
+    ),
+    ModelSpec(
+        name="qwen-image",
+        repo="Qwen/Qwen-Image",
+        pipeline="QwenImagePipeline",
+        summary="Qwen-Image: twenty billion parameters, long text inside pictures.",
+        licence="Apache-2.0",
+        download_bytes=int(57.7 * _GB),
+        steps=50,
+        guidance_argument="true_cfg_scale",
+        guidance_scale=4.0,
+        width=1328,
+        height=1328,
+        multiple=16,
+        flow=True,
+    ),
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
+
+
+def find(name: str, revision: str | None = None) -> ModelSpec | None:
+    """The catalogue's entry for an alias or for the repository behind one, if there is one."""
+    spec = MODELS.get(name) or next((s for s in _MODELS if s.repo == name), None)
+    return replace(spec, revision=revision) if spec and revision else spec

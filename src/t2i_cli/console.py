@@ -1,0 +1,121 @@
+"""Everything a person or a script sees: results on stdout, all else on stderr.
+
+One `Console` serves the process: `main()` makes it current, a command configures it from its
+`--json`, `--quiet` and `--verbose` options.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, TextIO
+
+from t2i_cli.errors import InputError, T2IError
+
+
+class Console:
+    """Where results, notes and errors go, and in which form."""
+
+    def __init__(self) -> None:
+        self.json = False
+        self.quiet = False
+        self.verbose = False
+        self._out: TextIO | None = None
+
+    def configure(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        """Take over a command's output options."""
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person sits at the terminal and can be asked."""
+        return sys.stdin.isatty() and sys.stderr.isatty()
+
+    @property
+    def live(self) -> bool:
+        """Whether stderr can show a moving progress line."""
+        return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not self.quiet
+
+    @property
+    def stdout(self) -> TextIO:
+        """The stream of results, also while libraries' prints go elsewhere."""
+        return self._out or sys.stdout
+
+    def result(self, line: str) -> None:
+        """A line of the result."""
+        out = self.stdout
+        out.write(line + "\n")
+        out.flush()
+
+    def result_json(self, value: object) -> None:
+        """A JSON value of the result, on one line."""
+        self.result(json.dumps(value, ensure_ascii=False))
+
+    def note(self, message: str) -> None:
+        """A sentence for people; silent under --quiet."""
+        if not self.quiet:
+            self._stderr(message)
+
+    def warn(self, message: str) -> None:
+        """A warning, which --quiet does not silence."""
+        self._stderr(f"warning: {message}")
+
+    def detail(self, message: str) -> None:
+        """A line that only --verbose shows."""
+        if self.verbose:
+            self._stderr(message)
+
+    def error(self, error: T2IError) -> None:
+        """The one report of a failure: a sentence and a hint, or an object with --json."""
+        if self.json:
+            self._stderr(json.dumps({"error": error.to_json()}, ensure_ascii=False))
+            return
+        self._stderr(f"error: {error.message}")
+        if error.hint:
+            self._stderr(f"hint: {error.hint}")
+
+    def confirm(self, question: str) -> None:
+        """Go on only if the person agrees; without a terminal, or on no, raise InputError."""
+        if not self.interactive:
+            raise InputError(f"{question} There is no terminal to ask on.", hint="--yes agrees.")
+        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            raise InputError("Declined; nothing was changed.")
+
+    @contextmanager
+    def owned_stdout(self) -> Iterator[None]:
+        """Keep what libraries print off stdout, which belongs to the result."""
+        self._out, sys.stdout = sys.stdout, sys.stderr
+        try:
+            yield
+        finally:
+            sys.stdout, self._out = self._out, None
+
+    def _stderr(self, line: str) -> None:
+        # A closed stderr must not turn a finished image into a failure.
+        with suppress(BrokenPipeError):
+            sys.stderr.write(printable(line) + "\n")
+            sys.stderr.flush()
+
+
+console = Console()
+
+
+def stdout_bytes() -> BinaryIO:
+    """The binary stream of results, for image bytes."""
+    return console.stdout.buffer
+
+
+def printable(text: str) -> str:
+    """The text with what could steer a terminal written as escapes (bidi overrides, controls)."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people, in the decimal units that disks are sold by."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"

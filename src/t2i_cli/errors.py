@@ -1,0 +1,125 @@
+"""Every error a user can cause or meet, each with its exit code and, where there is one, a hint.
+
+The exit codes are a contract with scripts; `docs/exit-codes.md` lists them.
+"""
+
+from typing import ClassVar
+
+EXIT_STDOUT_CLOSED = 141
+
+
+class T2IError(Exception):
+    """An error to report in one sentence: what went wrong, where, and what to do next."""
+
+    exit_code: ClassVar[int]
+    code: ClassVar[str]
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_json(self) -> dict[str, object]:
+        """The error as `--json` prints it."""
+        return {
+            "code": self.code,
+            "exit": self.exit_code,
+            "message": self.message,
+            "hint": self.hint,
+        }
+
+
+class InputError(T2IError):
+    """Wrong usage or bad input; `field` names the request's field at fault, if one is."""
+
+    exit_code = 2
+    code = "bad_input"
+
+    def __init__(self, message: str, *, hint: str | None = None, field: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+
+    def to_json(self) -> dict[str, object]:
+        """The error as `--json` prints it, with the field at fault."""
+        return super().to_json() | ({"field": self.field} if self.field else {})
+
+
+class AccessError(T2IError):
+    """Not authenticated, or not allowed."""
+
+    exit_code = 3
+    code = "not_allowed"
+
+
+class QuotaError(T2IError):
+    """A quota or rate limit stands in the way."""
+
+    exit_code = 4
+    code = "quota"
+
+
+class TimedOutError(T2IError):
+    """A time limit ran out."""
+
+    exit_code = 5
+    code = "timed_out"
+
+
+class RemoteError(T2IError):
+    """The network, the hub or a remote service failed."""
+
+    exit_code = 6
+    code = "remote"
+
+
+class OutOfMemoryError(T2IError):
+    """The device has too little memory, whatever t2i tried."""
+
+    exit_code = 7
+    code = "out_of_memory"
+
+
+class PartialError(T2IError):
+    """Some images of several failed."""
+
+    exit_code = 8
+    code = "partial"
+
+
+class ModelError(T2IError):
+    """The model is not found or not usable."""
+
+    exit_code = 9
+    code = "model"
+
+
+class WithheldError(T2IError):
+    """A safety checker withheld the image."""
+
+    exit_code = 10
+    code = "withheld"
+
+
+class StorageError(T2IError):
+    """Local input or output failed: a full disk, a broken file system."""
+
+    exit_code = 11
+    code = "storage"
+
+
+class StoppedError(T2IError):
+    """Ctrl-C ended the run."""
+
+    exit_code = 130
+    code = "interrupted"
+
+
+class TerminatedError(T2IError):
+    """SIGTERM ended the run."""
+
+    exit_code = 143
+    code = "terminated"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt, not an Exception, so that nothing swallows it."""

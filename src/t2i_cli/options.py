@@ -1,0 +1,115 @@
+"""The options that commands share, each declared once."""
+
+from typing import Annotated
+
+import typer
+
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON Lines, errors included.")]
+QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result.")]
+VerboseOpt = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more on stderr.")]
+YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Agree to everything asked.")]
+LenientOpt = Annotated[
+    bool, typer.Option("--lenient", help="Warn of what cannot be honoured, and go on.")
+]
+OfflineOpt = Annotated[
+    bool, typer.Option("--offline", help="Contact nothing; use what is downloaded.")
+]
+
+ModelOpt = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Alias, repository on the Hub, or folder. [default: sd15]"),
+]
+RevisionOpt = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")
+]
+PromptArg = Annotated[
+    str | None,
+    typer.Argument(metavar="PROMPT", help="What the image should show; - reads standard input."),
+]
+PromptOpt = Annotated[
+    str | None, typer.Option("--prompt", "-p", help="The prompt, in place of the argument.")
+]
+NegativePromptOpt = Annotated[
+    str | None, typer.Option("--negative-prompt", help="What the image should not show.")
+]
+StepsOpt = Annotated[
+    int | None, typer.Option("--steps", help="Denoising steps. [default: the model's]")
+]
+GuidanceOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        "--guidance-scale",
+        "--cfg-scale",
+        help="How closely to follow the prompt. [default: the model's]",
+    ),
+]
+SeedOpt = Annotated[
+    list[int] | None,
+    typer.Option("--seed", "-s", metavar="<int>", help="Seed, 0 to 4294967295; may be repeated. [default: random]"),
+]
+CountOpt = Annotated[
+    int, typer.Option("--count", "-n", help="Images to make, with seeds counting up.")
+]
+WidthOpt = Annotated[
+    int | None, typer.Option("--width", "-W", help="Pixels. [default: the model's]")
+]
+HeightOpt = Annotated[
+    int | None, typer.Option("--height", "-H", help="Pixels. [default: the model's]")
+]
+SizeOpt = Annotated[str | None, typer.Option("--size", help="Width and height, as 512x768.")]
+SchedulerOpt = Annotated[
+    str | None,
+    typer.Option("--scheduler", help="Sampler by short name, as euler. [default: the model's]"),
+]
+OutputOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="File, folder/, template with {index} {seed} {slug} {model} {ext}, or - for stdout."
+        " [default: {slug}-{seed}.{ext}]",
+    ),
+]
+FormatOpt = Annotated[
+    str | None,
+    typer.Option("--format", help="png, jpeg or webp. [default: from the name, else png]"),
+]
+OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+DeviceOpt = Annotated[
+    str | None, typer.Option("--device", help="cuda, cuda:1, xpu, mps or cpu. [default: the best]")
+]
+DtypeOpt = Annotated[
+    str | None,
+    typer.Option("--dtype", help="float16, bfloat16 or float32. [default: what suits the device]"),
+]
+MemoryOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="auto fits the model to the memory; fast never trades speed; low saves all it can."
+        " [default: auto]",
+    ),
+]
+AttentionSlicingOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--attention-slicing/--no-attention-slicing",
+        help="Compute attention in slices: less memory, slower. [default: where memory is short]",
+    ),
+]
+ClearCacheOpt = Annotated[
+    bool, typer.Option("--clear-cache", help="Empty the device's cache after every image.")
+]
+TrustRemoteCodeOpt = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that the repository brings."),
+]
+NoSafetyCheckerOpt = Annotated[
+    bool, typer.Option("--no-safety-checker", help="Leave out the model's safety checker.")
+]
+ShowOpt = Annotated[bool, typer.Option("--show", help="Draw the image in the terminal.")]
+DryRunOpt = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what would happen; load no weight, write no file."),
+]

@@ -1,0 +1,129 @@
+"""How a run looks while it works: a moving bar on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from t2i_cli.console import Console
+from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Step
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+PLAIN_INTERVAL = 2.0
+"""Seconds between two plain progress lines."""
+
+
+class Progress:
+    """Shows the events of a run on stderr; a context manager that clears up behind itself."""
+
+    def __init__(self, console: Console, images: int) -> None:
+        self._console = console
+        self._images = images
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+        self._stage: object = None
+        self._started = self._printed = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._end_stage()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Note(message=message):
+                self._say(message)
+            case Measure(name=name, reason=reason):
+                self._say(f"{reason}: {name}")
+            case Loading(model=model, device=device):
+                self._end_stage()
+                self._say(f"loading {model} on {device}")
+            case Downloading(model=model, done=done, total=total):
+                self._advance(("download", model), f"downloading {model}", done, total, "bytes")
+            case Step(indices=indices, step=step, steps=steps):
+                self._advance(("steps", indices), self._title(indices), step, steps, "steps")
+
+    def pause(self) -> None:
+        """Take the bar off the screen, for something else to be drawn there."""
+        self._end_stage()
+
+    def _title(self, indices: tuple[int, ...]) -> str:
+        if self._images == 1:
+            return "denoising"
+        numbers = "-".join(str(index + 1) for index in dict.fromkeys((indices[0], indices[-1])))
+        return f"image {numbers} of {self._images}"
+
+    def _advance(self, stage: object, title: str, done: int, total: int, unit: str) -> None:
+        if self._console.quiet:
+            return
+        now = time.monotonic()
+        if stage != self._stage:
+            self._end_stage()
+            self._stage, self._started, self._printed = stage, now, now
+            if self._console.live:
+                self._bars = _bars(unit)
+                self._bars.start()
+                self._task = self._bars.add_task(title, total=total)
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done)
+        elif now - self._printed >= PLAIN_INTERVAL or done == total:
+            self._printed = now
+            self._console.note(_plain_line(title, done, total, unit, now - self._started))
+        if done == total:
+            self._end_stage()
+
+    def _end_stage(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars = self._task = self._stage = None
+
+    def _say(self, message: str) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        self._console.note(message)
+        if self._bars is not None:
+            self._bars.start()
+
+
+def _plain_line(title: str, done: int, total: int, unit: str, seconds: float) -> str:
+    if unit == "bytes":
+        return f"{title}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"
+    # The first step's own time is not known: it ended before the clock was started.
+    rate = (done - 1) / seconds if seconds > 0 and done > 1 else 0.0
+    left = f", {rate:.1f} steps/s, {(total - done) / rate:.0f} s left" if rate else ""
+    return f"{title}: step {done} of {total}{left}"
+
+
+def _bars(unit: str) -> "Bars":
+    from rich import progress as rp
+    from rich.console import Console as RichConsole
+    from rich.text import Text
+
+    class Rate(rp.ProgressColumn):
+        """Steps a second, once there are two of them to tell it from."""
+
+        def render(self, task: rp.Task) -> Text:
+            return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
+
+    figures: tuple[rp.ProgressColumn, ...] = (
+        (rp.DownloadColumn(), rp.TransferSpeedColumn())
+        if unit == "bytes"
+        else (rp.MofNCompleteColumn(), Rate())
+    )
+    return rp.Progress(
+        rp.TextColumn("{task.description}"),
+        rp.BarColumn(),
+        *figures,
+        rp.TimeRemainingColumn(compact=True),
+        console=RichConsole(stderr=True),
+        transient=True,
+    )

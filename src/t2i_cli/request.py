@@ -1,0 +1,185 @@
+"""What is asked for: `GenerateRequest` as the user put it, `ResolvedRequest` with all settled."""
+
+import math
+import re
+import secrets
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from t2i_cli import schedulers
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import InputError
+
+MAX_PROMPT = 5_000
+"""Characters; the prompt, the negative prompt and their record fit a JPEG's 64 KB segment."""
+MAX_SEED = 2**32 - 1
+MAX_STEPS = 1_000
+"""No scheduler has more than the 1000 timesteps that models are trained on."""
+MAX_SIDE = 16_384
+"""Pixels; WebP ends at 16,383, and nothing generates more in one piece."""
+MAX_GUIDANCE = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """One image as the user asked for it; `None` means not set. Raises InputError on bad values."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without knowing the model."""
+        _check_text("prompt", self.prompt)
+        if not self.prompt.strip():
+            raise InputError("The prompt is empty.", field="prompt")
+        if self.negative_prompt is not None:
+            _check_text("negative_prompt", self.negative_prompt)
+        _check_range("seed", self.seed, 0, MAX_SEED)
+        _check_range("steps", self.steps, 1, MAX_STEPS)
+        _check_range("width", self.width, 1, MAX_SIDE)
+        _check_range("height", self.height, 1, MAX_SIDE)
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise InputError("guidance_scale must be a number.", field="guidance_scale")
+        _check_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
+        if self.scheduler is not None:
+            schedulers.find(self.scheduler, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRequest:
+    """A request with every field settled; `None` only for what a remote model keeps to itself.
+
+    `user_set` names the fields that the user gave. `model` is the repository, or the name of a
+    local model.
+    """
+
+    prompt: str
+    negative_prompt: str | None
+    model: str
+    revision: str | None
+    seed: int
+    steps: int | None
+    guidance_scale: float | None
+    width: int | None
+    height: int | None
+    scheduler: str | None
+    user_set: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def to_json(self) -> dict[str, object]:
+        """The fields that make the image, in a fixed order."""
+        record = asdict(self)
+        del record["user_set"]
+        return record
+
+
+def with_seeds(request: GenerateRequest, seeds: Sequence[int], count: int) -> list[GenerateRequest]:
+    """One request for each of `seeds`, or `count` with seeds counting up from one of them."""
+    if count < 1:
+        raise InputError(f"count must be at least 1, not {count}.", field="count")
+    if count > 1 and len(seeds) > 1:
+        raise InputError("Give several seeds or a count, not both.", field="count")
+    if len(seeds) > 1:
+        return [replace(request, seed=seed) for seed in seeds]
+    first = seeds[0] if seeds else secrets.randbelow(MAX_SEED + 2 - count)
+    return [replace(request, seed=first + offset) for offset in range(count)]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels from `512x768`."""
+    match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text.strip())
+    if not match:
+        raise InputError(f"The size {text!r} is not of the form 512x768.", field="size")
+    return int(match[1]), int(match[2])
+
+
+def resolve(
+    request: GenerateRequest,
+    spec: ModelSpec,
+    *,
+    lenient: bool = False,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> ResolvedRequest:
+    """Settle a request for a model: the user's values, then the model's own, then a random seed.
+
+    A value that the model cannot honour raises InputError; with `lenient` it is dropped and
+    `on_note` is told.
+    """
+    values: dict[str, object] = {f.name: getattr(request, f.name) for f in fields(request)}
+    user_set = {name for name, value in values.items() if value is not None}
+    for name, complaint in _unsupported(request, spec):
+        if not lenient:
+            raise InputError(complaint, hint="--lenient goes on without it.", field=name)
+        on_note(f"{complaint} It is left out.")
+        values[name] = None
+        user_set.discard(name)
+    if values["scheduler"] is not None:
+        schedulers.find(str(values["scheduler"]), spec.flow)
+    for name in ("steps", "guidance_scale", "width", "height"):
+        if values[name] is None:
+            values[name] = getattr(spec, name)
+    _check_multiple("width", values["width"], spec)
+    _check_multiple("height", values["height"], spec)
+    if values["seed"] is None:
+        values["seed"] = secrets.randbelow(MAX_SEED + 1)
+    values |= {"model": spec.repo or spec.name, "revision": spec.revision}
+    return ResolvedRequest(**values, user_set=frozenset(user_set))  # type: ignore[arg-type]
+
+
+def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, str]]:
+    """The fields that the user set and the model cannot honour, each with a sentence."""
+    found = []
+    if request.guidance_scale is not None and spec.guidance_argument is None:
+        found.append(("guidance_scale", f"{spec.name} is distilled and takes no guidance scale."))
+    if request.negative_prompt:
+        guidance = request.guidance_scale
+        if guidance is None:
+            guidance = spec.guidance_scale
+        if not spec.negative_prompt:
+            found.append(("negative_prompt", f"{spec.name} takes no negative prompt."))
+        elif guidance is not None and guidance <= spec.guidance_off:
+            found.append(
+                (
+                    "negative_prompt",
+                    f"The negative prompt cannot act at guidance {guidance:g}: it needs more than "
+                    f"{spec.guidance_off:g}.",
+                )
+            )
+    return found
+
+
+def _check_text(name: str, text: str) -> None:
+    if len(text) > MAX_PROMPT:
+        raise InputError(
+            f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are taken.", field=name
+        )
+    for position, character in enumerate(text, 1):
+        category = unicodedata.category(character)
+        if category == "Cs" or (category == "Cc" and character not in "\t\n\r"):
+            raise InputError(
+                f"{name} has the control character U+{ord(character):04X} at position {position}.",
+                field=name,
+            )
+
+
+def _check_range(name: str, value: float | None, low: int, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{name} must be from {low} to {high:.10g}, not {value}.", field=name)
+
+
+def _check_multiple(name: str, value: object, spec: ModelSpec) -> None:
+    if isinstance(value, int) and value % spec.multiple:
+        nearest = max(spec.multiple, round(value / spec.multiple) * spec.multiple)
+        raise InputError(
+            f"{name} {value} is not a multiple of {spec.multiple}, which {spec.name} needs; "
+            f"the nearest is {nearest}.",
+            field=name,
+        )
