@@ -1,0 +1,139 @@
+"""AUTOMATIC1111's generation text ("infotext"), composed and parsed.
+
+Its format is what `modules/processing.py` (create_infotext) and `modules/infotext_utils.py`
+(parse_generation_parameters) of AUTOMATIC1111/stable-diffusion-webui write and read.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from t2i_cli import __version__, schedulers
+from t2i_cli.backends import RunLock
+from t2i_cli.request import ResolvedRequest
+
+_NEGATIVE = "Negative prompt:"
+_SETTING = re.compile(r'(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+"""AUTOMATIC1111's own expression, its key bounded so that no file can make it slow."""
+_FEWEST_SETTINGS = 3
+"""In AUTOMATIC1111, a last line with fewer belongs to the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """A text taken apart: by the names of ResolvedRequest's fields, and the settings as written."""
+
+    request: dict[str, object]
+    parameters: dict[str, str]
+
+
+def compose(request: ResolvedRequest, lock: RunLock, size: tuple[int, int]) -> str:
+    """The text for an image of this size (width, height in pixels)."""
+    lines = [request.prompt]
+    # The line also ends a prompt which has such a line itself.
+    if request.negative_prompt or _negative_line(request.prompt.split("\n")) is not None:
+        lines.append(f"{_NEGATIVE} {request.negative_prompt or ''}")
+    settings = {
+        "Steps": request.steps,
+        "Sampler": _sampler(request, lock),
+        "CFG scale": None if request.guidance_scale is None else f"{request.guidance_scale:.10g}",
+        "Seed": request.seed,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model hash": lock.revision and lock.revision[:10],
+        "Model": request.model,
+        "Version": f"t2i {__version__}",
+    }
+    lines.append(
+        ", ".join(f"{key}: {_quoted(str(v))}" for key, v in settings.items() if v is not None)
+    )
+    return "\n".join(lines)
+
+
+def parse(text: str) -> Parsed | None:
+    """Take a text apart; `None` if it is not of this kind."""
+    lines = text.rstrip("\n").split("\n")
+    at = _settings_line(lines)
+    if at is None:
+        return None
+    parameters = {key: _unquoted(value) for key, value in _SETTING.findall(lines[at])}
+    # Extensions append lines of one setting each ("Template: …").
+    for line in lines[at + 1 :]:
+        key, colon, value = line.partition(": ")
+        if colon:
+            parameters[key] = value
+    prompt, negative = lines[:at], ""
+    split = _negative_line(prompt)
+    if split is not None:
+        negative = "\n".join(prompt[split:]).removeprefix(_NEGATIVE).removeprefix(" ")
+        prompt = prompt[:split]
+    return Parsed(
+        request={"prompt": "\n".join(prompt), "negative_prompt": negative or None}
+        | _fields(parameters),
+        parameters=parameters,
+    )
+
+
+def _settings_line(lines: list[str]) -> int | None:
+    """Where the settings stand: in the last line, or before the lines that an extension added."""
+    for position in reversed(range(len(lines))):
+        last = position == len(lines) - 1
+        if last or lines[position].startswith("Steps: "):
+            found = dict(_SETTING.findall(lines[position]))
+            if len(found) >= _FEWEST_SETTINGS and not found.keys().isdisjoint({"Steps", "Seed"}):
+                return position
+    return None
+
+
+def _negative_line(lines: list[str]) -> int | None:
+    """The last line that can begin the negative prompt: an earlier one is the prompt's own."""
+    found = [n for n, line in enumerate(lines) if line.startswith(_NEGATIVE)]
+    return found[-1] if found else None
+
+
+def _fields(parameters: dict[str, str]) -> dict[str, object]:
+    """The request's fields among the settings; what does not read as its kind is left out."""
+    width, _, height = parameters.get("Size", "").partition("x")
+    wanted: dict[str, tuple[Callable[[str], object], str | None]] = {
+        "model": (str, parameters.get("Model")),
+        "seed": (int, parameters.get("Seed")),
+        "steps": (int, parameters.get("Steps")),
+        "guidance_scale": (float, parameters.get("CFG scale")),
+        "width": (int, width),
+        "height": (int, height),
+        "scheduler": (str, _scheduler(parameters)),
+    }
+    found: dict[str, object] = {}
+    for name, (kind, value) in wanted.items():
+        try:
+            found[name] = kind(value) if value else None
+        except ValueError:
+            found[name] = None
+    return found
+
+
+def _sampler(request: ResolvedRequest, lock: RunLock) -> str | None:
+    if request.scheduler is None:
+        return lock.scheduler
+    return {**schedulers.FLOW, **schedulers.NOISE}[request.scheduler].label
+
+
+def _scheduler(parameters: dict[str, str]) -> str | None:
+    """t2i's short name; since version 1.9 the sigmas have a setting of their own."""
+    sampler = parameters.get("Sampler", "")
+    labels = {spec.label: name for name, spec in schedulers.NOISE.items()}
+    return labels.get(f"{sampler} {parameters.get('Schedule type')}") or labels.get(sampler)
+
+
+def _quoted(value: str) -> str:
+    needed = value.startswith('"') or any(c in value for c in ",\n:")
+    return json.dumps(value, ensure_ascii=False) if needed else value
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value.strip()
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value

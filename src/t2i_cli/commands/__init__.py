@@ -1,0 +1,1 @@
+"""The commands of t2i, one module per group."""

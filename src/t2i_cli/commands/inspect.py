@@ -1,0 +1,76 @@
+"""`t2i inspect`: what an image says of how it was made."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2i_cli.console import console, printable
+from t2i_cli.errors import InputError
+from t2i_cli.options import JsonOpt
+
+if TYPE_CHECKING:
+    from t2i_cli.metadata import Record
+
+ImagesArg = Annotated[
+    list[Path], typer.Argument(metavar="IMAGE...", help="PNG, JPEG or WebP files.")
+]
+
+
+def inspect(images: ImagesArg, json: JsonOpt = False) -> None:
+    """Print the request and the run that made an image; reads AUTOMATIC1111's images, too."""
+    console.configure(json=json)
+    from t2i_cli import metadata
+
+    failed = 0
+    for path in images:
+        try:
+            record = metadata.read(path)
+        except InputError as error:
+            if len(images) == 1:
+                raise
+            console.error(error)
+            failed += 1
+            continue
+        if json:
+            console.result_json({"path": str(path), **asdict(record)})
+        else:
+            console.result(_table(path, record))
+    if failed:
+        raise InputError(f"{failed} of {len(images)} images could not be read.")
+
+
+def _table(path: Path, record: "Record") -> str:
+    """The record for a person: a line for each value that is known."""
+    rows: dict[str, object] = {
+        "image": f"{record.format}, {record.width}x{record.height}",
+        "prompt": record.request.get("prompt"),
+        "negative prompt": record.request.get("negative_prompt"),
+    }
+    if record.source == "t2i":
+        rows |= {"made by": "t2i", **record.request, **record.lock}
+        rows["scheduler"] = record.request.get("scheduler") or rows.get("scheduler")
+    else:
+        # In the stranger's own words, which are more than t2i has.
+        rows |= {"made by": "AUTOMATIC1111 or a relative", **record.parameters}
+    texts = {name.replace("_", " "): _text(value) for name, value in rows.items()}
+    width = max(len(name) for name, text in texts.items() if text) + 2
+    lines = [str(path)]
+    for name, text in texts.items():
+        if text:
+            indented = text.replace("\n", "\n" + " " * (width + 2))
+            lines.append(f"  {name:{width}}{indented}")
+    # The text comes from a file that anyone may have written.
+    return printable("\n".join(lines))
+
+
+def _text(value: object) -> str:
+    """A value on its line; empty for what is not known."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

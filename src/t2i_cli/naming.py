@@ -1,0 +1,225 @@
+"""File names from templates: one path for each request. Nothing here touches a disk."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from string import Formatter
+from typing import Literal
+
+from t2i_cli.errors import InputError
+from t2i_cli.request import ResolvedRequest
+
+Format = Literal["png", "jpeg", "webp"]
+
+FORMATS: dict[str, Format] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+"""What `--format` and a file's extension may say, and the format meant."""
+EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+DEFAULT_TEMPLATE = "{slug}-{seed}.{ext}"
+MAX_NAME_BYTES = 255
+"""Of one part of a path: the limit of ext4, APFS (in UTF-8) and, in other units, NTFS."""
+MAX_VALUE_BYTES = 160
+"""Of one value put into a name, so that the usual two or three of them fit together."""
+MAX_SLUG = 40
+"""Characters."""
+MAX_WEBP_SIDE = 16_383
+"""Pixels; the format's own limit."""
+
+PLACEHOLDERS: dict[str, Callable[[int, ResolvedRequest, Format], object]] = {
+    "index": lambda index, request, format: index,
+    "seed": lambda index, request, format: request.seed,
+    "slug": lambda index, request, format: slug(request.prompt),
+    "model": lambda index, request, format: request.model,
+    "ext": lambda index, request, format: EXTENSIONS[format],
+}
+"""What a template may name; `index` counts the run's images from 1."""
+
+_WINDOWS_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
+    f"{device}{number}" for device in ("COM", "LPT") for number in range(1, 10)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where images go: a template for their paths (`None` = standard output), and their format."""
+
+    template: str | None
+    format: Format
+
+
+def target(output: str | None, format: str | None, *, is_folder: bool = False) -> Target:
+    """What `--output` and `--format` mean; `is_folder` says that `output` is a folder on the disk.
+
+    Raises InputError for an unknown format or placeholder, or where the two options contradict.
+    """
+    wanted = _format_named(format)
+    if output == "-":
+        return Target(template=None, format=wanted or "png")
+    template = DEFAULT_TEMPLATE if output is None else output
+    _check_characters(template)
+    if is_folder:
+        # The braces of a folder that is there are its own.
+        template = os.path.join(template.replace("{", "{{").replace("}", "}}"), "")
+    if template.endswith(("/", os.sep)):
+        template += DEFAULT_TEMPLATE
+    suffix = _suffix(template)
+    if suffix is None:
+        return Target(template=template, format=wanted or "png")
+    if suffix == "":
+        if wanted is None:
+            raise InputError(
+                f"The output {template!r} has no file extension.",
+                hint="End it in .png, .jpg or .webp, or in / for a folder.",
+            )
+        return Target(template=template, format=wanted)
+    found = FORMATS.get(suffix.lower())
+    if found is None:
+        raise InputError(
+            f"The output {template!r} has the unknown extension .{suffix}; "
+            "t2i writes .png, .jpg, .jpeg and .webp."
+        )
+    if wanted not in (None, found):
+        raise InputError(f"--format {format} contradicts the extension of the output {template!r}.")
+    return Target(template=template, format=found)
+
+
+def paths(target: Target, requests: Sequence[ResolvedRequest]) -> list[Path | None]:
+    """One path for each request, `None` for standard output.
+
+    Raises InputError where two images would have one name, or the format cannot hold one.
+    """
+    if target.format == "webp":
+        for request in requests:
+            if max(request.width or 0, request.height or 0) > MAX_WEBP_SIDE:
+                raise InputError(f"WebP holds at most {MAX_WEBP_SIDE:,} pixels a side; use png.")
+    if target.template is None:
+        if len(requests) > 1:
+            raise InputError(
+                f"Standard output takes one image, not {len(requests)}.",
+                hint="Name a folder: -o images/",
+            )
+        return [None] * len(requests)
+    found = [
+        Path(_fill(target.template, index, request, target.format))
+        for index, request in enumerate(requests, 1)
+    ]
+    # Some file systems hold "A.png" and "a.png", or two spellings of "é", to be one file.
+    taken: set[str] = set()
+    for path in found:
+        key = unicodedata.normalize("NFC", str(path)).casefold()
+        if key in taken:
+            raise InputError(
+                f"Several images would be written to {str(path)!r}.",
+                hint=f"Number them with a template: -o '{_numbered(target.template)}'",
+            )
+        taken.add(key)
+    return list(found)
+
+
+def slug(prompt: str) -> str:
+    """The prompt as a short file name: letters and digits of any script, lower case, dashes."""
+    # Marks are kept with the letters: vowels, in many scripts.
+    kept = (
+        c if unicodedata.category(c)[0] in "LNM" else "-"
+        for c in unicodedata.normalize("NFKC", prompt).lower()
+    )
+    words = [word for word in "".join(kept).split("-") if word]
+    if not words:
+        return "image"
+    short = words[0][:MAX_SLUG]
+    for word in words[1:]:
+        if len(short) + 1 + len(word) > MAX_SLUG:
+            break
+        short += f"-{word}"
+    return short
+
+
+def _format_named(name: str | None) -> Format | None:
+    if name is None:
+        return None
+    if name.lower() not in FORMATS:
+        raise InputError(f"The format {name!r} is unknown; use one of: png, jpeg, webp.")
+    return FORMATS[name.lower()]
+
+
+def _check_characters(template: str) -> None:
+    if not template:
+        raise InputError("The output is empty.", hint="-o ./ writes to this folder.")
+    bad = next((c for c in template if unicodedata.category(c) in ("Cc", "Cs")), None)
+    if bad:
+        raise InputError(
+            f"The output has the character U+{ord(bad):04X}, which no file name should have."
+        )
+
+
+def _segments(template: str) -> list[tuple[str, str | None, str]]:
+    """The template's parts: text, and the placeholder after it (`None` = none) with its format."""
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:
+        # Formatter has no error of its own for a lone brace.
+        raise InputError(
+            f"The output {template!r} is no template: {error}.",
+            hint="A brace that belongs to the name is written twice: {{ or }}.",
+        ) from error
+    for _, name, spec, conversion in parsed:
+        if name is None:
+            continue
+        if name not in PLACEHOLDERS or conversion:
+            wrong = f"{name}!{conversion}" if conversion else name
+            raise InputError(
+                f"The output {template!r} has the unknown placeholder {{{wrong}}}; "
+                f"use any of: {' '.join(f'{{{p}}}' for p in PLACEHOLDERS)}.",
+                hint="A brace that belongs to the name is written twice: {{ or }}.",
+            )
+        if any(int(number) > MAX_NAME_BYTES for number in re.findall(r"\d+", spec or "")):
+            raise InputError(f"The placeholder {{{name}:{spec}}} is wider than any file name.")
+    return [(text, name, spec or "") for text, name, spec, _ in parsed]
+
+
+def _suffix(template: str) -> str | None:
+    """The extension without its dot, "" if there is none; `None` if `{ext}` stands there."""
+    text, name, _ = _segments(template)[-1]
+    if name == "ext":
+        return None
+    return "" if name else PurePath(f"x{text}").suffix[1:]
+
+
+def _fill(template: str, index: int, request: ResolvedRequest, format: Format) -> str:
+    filled = ""
+    for text, name, spec in _segments(template):
+        filled += text
+        if name is not None:
+            filled += _value(PLACEHOLDERS[name](index, request, format), name, spec)
+    for part in PurePath(filled).parts:
+        if len(part.encode()) > MAX_NAME_BYTES:
+            raise InputError(
+                f"The name {part[:40]!r}… has {len(part.encode())} bytes; "
+                f"file systems take at most {MAX_NAME_BYTES}."
+            )
+    return filled
+
+
+def _value(value: object, name: str, spec: str) -> str:
+    """A placeholder's value, made safe to be a part of a file name on any system."""
+    try:
+        text = format(value, spec)
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            f"The placeholder {{{name}:{spec}}} cannot be written that way: {error}."
+        ) from error
+    safe = "".join(
+        "-" if c in '/\\:*?"<>|' or c.isspace() or unicodedata.category(c)[0] == "C" else c
+        for c in text.strip("-. /")
+    )
+    safe = safe.encode()[:MAX_VALUE_BYTES].decode(errors="ignore").strip("-. ") or "none"
+    # Windows takes these for devices, whatever follows a dot.
+    device, dot, rest = safe.partition(".")
+    return f"{device}_{dot}{rest}" if device.upper() in _WINDOWS_RESERVED else safe
+
+
+def _numbered(template: str) -> str:
+    stem, dot, ext = template.rpartition(".")
+    return f"{stem}-{{index}}{dot}{ext}" if dot else f"{template}-{{index}}"

@@ -1,0 +1,236 @@
+"""Finished images become files: whole or not at all, and never over another one unasked."""
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from t2i_cli import metadata
+from t2i_cli.backends import GeneratedImage, RunLock
+from t2i_cli.console import stdout_bytes
+from t2i_cli.errors import InputError, StorageError, T2IError
+from t2i_cli.naming import Format
+from t2i_cli.request import ResolvedRequest
+
+_USERS_FAULT = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+}
+"""What a wrongly chosen place says; everything else is the storage's own failure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """One image as it lies in its file (`path` is `None` for standard output).
+
+    `width` and `height` are pixels; `seconds` is the time the image took to generate.
+    """
+
+    index: int
+    path: Path | None
+    format: Format
+    width: int
+    height: int
+    size_bytes: int
+    sha256: str
+    seconds: float
+    request: ResolvedRequest
+    lock: RunLock
+
+    def to_json(self) -> dict[str, object]:
+        """The flat object that `--json` prints: what came out, what was asked, how it ran."""
+        lock = {name: value for name, value in asdict(self.lock).items() if value is not None}
+        return {
+            "path": None if self.path is None else str(self.path),
+            "format": self.format,
+            "bytes": self.size_bytes,
+            "sha256": self.sha256,
+            "seconds": round(self.seconds, 3),
+            **self.request.to_json(),
+            "width": self.width,
+            "height": self.height,
+            **lock,
+            "scheduler": self.request.scheduler or self.lock.scheduler,
+        }
+
+
+class FileSink:
+    """Writes the image at position i to `paths[i]`; `None` is standard output.
+
+    `prepare()` comes before any weight is loaded; `close()` removes the folders that it made and
+    that stayed empty.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path | None], format: Format, *, overwrite: bool = False
+    ) -> None:
+        self.paths = paths
+        self.format: Format = format
+        self.overwrite = overwrite
+        self._made: list[Path] = []
+
+    def check(self) -> None:
+        """Raise InputError for a path that is taken or cannot be a file; changes nothing."""
+        for path in self.paths:
+            if path is not None:
+                try:
+                    _check(path, self.overwrite)
+                except OSError as error:
+                    raise _translated(error, "write", path) from error
+
+    def prepare(self) -> None:
+        """Make sure that every image will find its place: check, make folders, try to write.
+
+        Raises InputError for what the user chose wrongly, StorageError for a disk that fails.
+        """
+        self.check()
+        try:
+            for folder in dict.fromkeys(path.parent for path in self.paths if path is not None):
+                self._probe(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def save(self, generated: GeneratedImage) -> Saved:
+        """Write one image; raises InputError if its name was taken meanwhile, or StorageError."""
+        path = self.paths[generated.index]
+        data = metadata.embed(generated.image, generated.request, generated.lock, self.format)
+        if path is None:
+            _write_stdout(data)
+        else:
+            self._write(path, data)
+        return Saved(
+            index=generated.index,
+            path=path,
+            format=self.format,
+            width=generated.image.width,
+            height=generated.image.height,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            seconds=generated.seconds,
+            request=generated.request,
+            lock=generated.lock,
+        )
+
+    def close(self) -> None:
+        """Remove the folders made here that hold nothing."""
+        for folder in reversed(self._made):
+            with suppress(OSError):
+                folder.rmdir()
+        self._made.clear()
+
+    def _probe(self, folder: Path) -> None:
+        # Permissions do not tell: root passes them, a read-only file system ignores them.
+        probe = _temporary(folder)
+        try:
+            self._make(folder)
+            os.close(_create(probe))
+        except OSError as error:
+            raise _translated(error, "write to the folder", folder) from error
+        finally:
+            _discard(probe)
+
+    def _make(self, folder: Path) -> None:
+        missing = [p for p in (folder, *folder.parents) if not p.is_dir()]
+        for part in reversed(missing):
+            with suppress(FileExistsError):
+                part.mkdir()
+                self._made.append(part)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        temporary = _temporary(path.parent)
+        try:
+            # Another run may have made the folder, and removed it again when it failed.
+            self._make(path.parent)
+            with os.fdopen(_create(temporary), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if self.overwrite:
+                os.replace(temporary, path)
+            else:
+                _publish(temporary, path)
+        except FileExistsError as error:
+            raise _taken(path) from error
+        except OSError as error:
+            raise _translated(error, "write", path) from error
+        finally:
+            # Here for errors, Ctrl-C and SIGTERM alike.
+            _discard(temporary)
+
+
+def _check(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"The output '{path}' is a folder.", hint=f"-o '{path}/' writes into it.")
+    if os.path.lexists(path) and not overwrite:
+        raise _taken(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"The output '{path}' is a device or pipe, not a file.")
+    blocked = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
+    if blocked:
+        raise InputError(f"The output '{path}' needs a folder where '{blocked}' is a file.")
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the finished file its name; raises FileExistsError if another has it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # FAT and some network file systems have no links: an empty file holds the name there
+        # until the whole one takes its place.
+        os.close(_create(path))
+        try:
+            os.replace(temporary, path)
+        finally:
+            if temporary.exists():
+                path.unlink()
+
+
+def _create(path: Path) -> int:
+    """Open a new file, with the permissions that the user's umask leaves."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f".t2i-{secrets.token_hex(8)}.tmp"
+
+
+def _discard(temporary: Path) -> None:
+    with suppress(OSError):
+        temporary.unlink()
+
+
+def _write_stdout(data: bytes) -> None:
+    stream = stdout_bytes()
+    try:
+        stream.write(data)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"Cannot write to standard output: {error.strerror}.") from error
+
+
+def _taken(path: Path) -> InputError:
+    return InputError(f"The output '{path}' exists.", hint="--overwrite replaces it.")
+
+
+def _translated(error: OSError, action: str, path: Path) -> T2IError:
+    kind = InputError if error.errno in _USERS_FAULT else StorageError
+    return kind(
+        f"Cannot {action} '{path}': {error.strerror or error}.",
+        hint="-o takes another place.",
+    )

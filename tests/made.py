@@ -1,0 +1,52 @@
+"""Requests, locks and images for tests that need any, with what matters changed."""
+
+from dataclasses import replace
+
+from PIL import Image
+
+from t2i_cli.backends import GeneratedImage, RunLock
+from t2i_cli.request import ResolvedRequest
+
+REQUEST = ResolvedRequest(
+    prompt="A red house, on green hills",
+    negative_prompt="rain",
+    model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    revision="main",
+    seed=42,
+    steps=30,
+    guidance_scale=7.5,
+    width=64,
+    height=48,
+    scheduler="dpm++2m-karras",
+)
+LOCK = RunLock(
+    backend="local",
+    model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    pipeline="StableDiffusionPipeline",
+    scheduler="DPMSolverMultistepScheduler",
+    device="cuda:0",
+    dtype="float16",
+    batch_size=1,
+    measures=("vae_tiling",),
+    libraries={"diffusers": "0.42.1", "torch": "2.13.0"},
+)
+
+
+def request(**changes: object) -> ResolvedRequest:
+    """A settled request."""
+    return replace(REQUEST, **changes)  # type: ignore[arg-type]
+
+
+def picture(width: int = 64, height: int = 48) -> Image.Image:
+    """A picture whose halves tell its orientation: red above blue."""
+    image = Image.new("RGB", (width, height), (200, 30, 30))
+    image.paste((30, 60, 200), (0, height // 2, width, height))
+    return image
+
+
+def generated(index: int = 0, **changes: object) -> GeneratedImage:
+    """A finished image of 64 by 48 pixels, with changes to its request."""
+    return GeneratedImage(
+        index=index, request=request(**changes), image=picture(), lock=LOCK, seconds=1.25
+    )

@@ -1,0 +1,140 @@
+"""AUTOMATIC1111's text, written and read."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t2i_cli import __version__, a1111
+from tests.made import LOCK, request
+
+FROM_A1111 = """\
+masterpiece, a (cat:1.2), Steps: 3 by hand
+second line <lora:pixel:0.8>
+Negative prompt: blurry, low quality
+and more
+Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 965400086, Size: 512x768, \
+Model hash: 6ce0161689, Model: v1-5-pruned-emaonly, VAE: "a, b: c.pt", Denoising strength: 0.7, \
+Hires upscale: 2, Lora hashes: "pixel: 2f3b0a, other: 99", Version: v1.10.1"""
+
+
+def test_text_is_as_automatic1111_writes_it() -> None:
+    assert a1111.compose(request(), LOCK, (64, 48)) == (
+        "A red house, on green hills\n"
+        "Negative prompt: rain\n"
+        "Steps: 30, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 42, Size: 64x48, "
+        "Model hash: 451f4fe161, Model: stable-diffusion-v1-5/stable-diffusion-v1-5, "
+        f"Version: t2i {__version__}"
+    )
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    unknown = request(negative_prompt=None, steps=None, guidance_scale=None, scheduler=None)
+    text = a1111.compose(unknown, LOCK, (8, 8))
+    assert "Negative" not in text and "Steps" not in text and "CFG" not in text
+    assert "Sampler: DPMSolverMultistepScheduler" in text
+    parsed = a1111.parse(text)
+    assert parsed and parsed.request["prompt"] == unknown.prompt
+    assert (parsed.request["steps"], parsed.request["seed"]) == (None, 42)
+
+
+def test_reads_a_text_of_automatic1111() -> None:
+    parsed = a1111.parse(FROM_A1111)
+    assert parsed is not None
+    assert parsed.request == {
+        "prompt": "masterpiece, a (cat:1.2), Steps: 3 by hand\nsecond line <lora:pixel:0.8>",
+        "negative_prompt": "blurry, low quality\nand more",
+        "model": "v1-5-pruned-emaonly",
+        "seed": 965400086,
+        "steps": 20,
+        "guidance_scale": 7.0,
+        "width": 512,
+        "height": 768,
+        "scheduler": "dpm++2m-karras",
+    }
+    assert parsed.parameters["VAE"] == "a, b: c.pt"
+    assert parsed.parameters["Lora hashes"] == "pixel: 2f3b0a, other: 99"
+    assert parsed.parameters["Hires upscale"] == "2"
+    assert parsed.parameters["Version"] == "v1.10.1"
+
+
+def test_lines_that_extensions_append_are_settings() -> None:
+    parsed = a1111.parse(f"{FROM_A1111}\nTemplate: a {{cat|dog}}\nNegative Template: blurry")
+    assert parsed is not None
+    assert parsed.request["seed"] == 965400086
+    assert parsed.parameters["Template"] == "a {cat|dog}"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        ("Euler a", "euler-a"),
+        ("DPM++ 2M Karras", "dpm++2m-karras"),
+        ("Euler, Schedule type: Automatic", "euler"),
+        ("Restart", None),
+    ],
+)
+def test_sampler_becomes_a_schedulers_short_name(sampler: str, expected: str | None) -> None:
+    parsed = a1111.parse(f"a\nSteps: 2, Sampler: {sampler}, Seed: 1, Size: 8x8")
+    assert parsed and parsed.request["scheduler"] == expected
+
+
+def test_values_that_are_no_numbers_are_unknown_and_still_shown() -> None:
+    parsed = a1111.parse("a\nSteps: many, Seed: -, CFG scale: high, Size: big")
+    assert parsed is not None
+    for name in ("steps", "seed", "guidance_scale", "width", "height"):
+        assert parsed.request[name] is None
+    assert parsed.parameters["Steps"] == "many"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a photograph", "Canon: x, Lens: y, Shot: z", '{"prompt": "a", "seed": 1, "Steps": 2}'],
+)
+def test_other_texts_are_not_taken_for_it(text: str) -> None:
+    assert a1111.parse(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 1_000_000, " " * 1_000_000, 'ab: "' * 200_000, "ab:" * 9**6]
+)
+def test_a_hostile_text_takes_no_long_time(text: str) -> None:
+    # A quadratic expression would take hours: the test's own time limit is patience.
+    a1111.parse(text)
+
+
+PROMPTS = [
+    "quotes \"double\", 'single', commas, colons: and \\ backslashes",
+    "Steps: 1, Sampler: Euler, Seed: 5, Size: 1x1",
+    "first\nSteps: 1, Sampler: Euler, Seed: 5, Size: 1x1\nlast",
+    "a\nNegative prompt: not really",
+    "Negative prompt: at the start",
+    "  leading and trailing \n\n",
+    "windows\r\nlines",
+    "שלום عالم 🏳️‍🌈 日本",
+    "Template: x",
+]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("negative", [None, "rain", "two\nlines, Steps: 3"])
+def test_any_prompt_comes_back(prompt: str, negative: str | None) -> None:
+    parsed = a1111.parse(
+        a1111.compose(request(prompt=prompt, negative_prompt=negative), LOCK, (64, 48))
+    )
+    assert parsed is not None
+    assert parsed.request["prompt"] == prompt
+    assert parsed.request["negative_prompt"] == negative
+    assert parsed.request["seed"] == 42
+
+
+@given(
+    prompt=st.text(min_size=1),
+    model=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(str.strip),
+)
+def test_any_text_comes_back(prompt: str, model: str) -> None:
+    text = a1111.compose(request(prompt=prompt, model=model or "m"), LOCK, (64, 48))
+    parsed = a1111.parse(text)
+    assert parsed is not None
+    assert parsed.request["prompt"] == prompt
+    assert parsed.request["negative_prompt"] == "rain"
+    assert parsed.request["model"] == (model or "m")
