@@ -28,6 +28,7 @@ QWEN = catalog.MODELS["qwen-image"]
         ("prompt", "a\x9bb"),
         ("prompt", "a\udc80b"),
         ("negative_prompt", "a\x00b"),
+        ("model", "a\udc80b"),
         ("seed", -1),
         ("seed", MAX_SEED + 1),
         ("steps", 0),

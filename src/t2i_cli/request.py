@@ -1,11 +1,13 @@
 """What is asked for: `GenerateRequest` as the user put it, `ResolvedRequest` with all settled."""
 
+import hashlib
+import json
 import math
 import re
 import secrets
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from operator import attrgetter
 
 from t2i_cli import schedulers
 from t2i_cli.catalog import ModelSpec
@@ -19,6 +21,9 @@ MAX_STEPS = 1_000
 MAX_SIDE = 16_384
 """Pixels; WebP ends at 16,383, and nothing generates more in one piece."""
 MAX_GUIDANCE = 100.0
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Unicode's categories Cc, tab and line ends aside, and Cs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +46,9 @@ class GenerateRequest:
         _check_text("prompt", self.prompt)
         if not self.prompt.strip():
             raise InputError("The prompt is empty.", field="prompt")
-        if self.negative_prompt is not None:
-            _check_text("negative_prompt", self.negative_prompt)
+        for name in ("negative_prompt", "model", "revision"):
+            if (text := getattr(self, name)) is not None:
+                _check_text(name, text)
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_range("steps", self.steps, 1, MAX_STEPS)
         _check_range("width", self.width, 1, MAX_SIDE)
@@ -79,6 +85,18 @@ class ResolvedRequest:
         record = asdict(self)
         del record["user_set"]
         return record
+
+    def identity(self, occurrence: int = 0, *, seed: int | None = None) -> str:
+        """A short hash of the fields that make the image, and of how often they came before.
+
+        `seed` stands in for the request's own.
+        """
+        made = _made(self)
+        drawn = self.seed if seed is None else seed
+        return hashlib.sha256(json.dumps([made, drawn, occurrence]).encode()).hexdigest()[:16]
+
+
+_made = attrgetter(*(f.name for f in fields(ResolvedRequest) if f.compare and f.name != "seed"))
 
 
 def with_seeds(request: GenerateRequest, seeds: Sequence[int], count: int) -> list[GenerateRequest]:
@@ -161,13 +179,12 @@ def _check_text(name: str, text: str) -> None:
         raise InputError(
             f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are taken.", field=name
         )
-    for position, character in enumerate(text, 1):
-        category = unicodedata.category(character)
-        if category == "Cs" or (category == "Cc" and character not in "\t\n\r"):
-            raise InputError(
-                f"{name} has the control character U+{ord(character):04X} at position {position}.",
-                field=name,
-            )
+    if found := _CONTROL.search(text):
+        raise InputError(
+            f"{name} has the control character U+{ord(found[0]):04X} "
+            f"at position {found.start() + 1}.",
+            field=name,
+        )
 
 
 def _check_range(name: str, value: float | None, low: int, high: float) -> None:

@@ -13,9 +13,7 @@ from t2i_cli.options import JsonOpt
 if TYPE_CHECKING:
     from t2i_cli.metadata import Record
 
-ImagesArg = Annotated[
-    list[Path], typer.Argument(metavar="IMAGE...", help="PNG, JPEG or WebP files.")
-]
+ImagesArg = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP files.")]
 
 
 def inspect(images: ImagesArg, json: JsonOpt = False) -> None:

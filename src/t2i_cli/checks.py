@@ -1,0 +1,230 @@
+"""What `t2i doctor` looks at: each check tells what is there, and what to do if it is wrong.
+
+Only a check without which no picture can be made is a problem; anything else is a note.
+"""
+
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Literal
+
+from t2i_cli import __version__, catalog, postcard, settings
+from t2i_cli.console import size_text
+from t2i_cli.errors import AccessError, ModelError, T2IError
+
+PATIENCE = 8.0
+"""Seconds for everything that asks the network, all of it at the same time."""
+SMALL_DISK = 10 * 10**9
+"""Bytes; most models take more than this."""
+
+_LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface-hub",
+    "pillow",
+    "google-cloud-aiplatform",
+)
+Status = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One finding; `exit_code` is not 0 for what keeps t2i from making any picture."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str | None = None
+    exit_code: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """The finding as `--json` prints it."""
+        return asdict(self)
+
+
+def run() -> Iterator[Check]:
+    """All findings; takes PATIENCE seconds more than the imports at most."""
+    remote = {"hub": _hub, "google": _google}
+    answers: dict[str, SimpleQueue[Check]] = {name: SimpleQueue() for name in remote}
+    for name, check in remote.items():
+        # Daemons, for a name look-up cannot be ended, and t2i does not wait for it at its end.
+        threading.Thread(target=_into, args=(answers[name], name, check), daemon=True).start()
+    yield Check(
+        name="t2i", status="ok", detail=f"{__version__}, Python {platform.python_version()}"
+    )
+    yield _libraries()
+    yield _guarded("config", _config)
+    yield from _devices()
+    yield _postcard()
+    yield _guarded("model", _model, status="note")
+    yield _disk()
+    end = time.monotonic() + PATIENCE
+    for name, answer in answers.items():
+        try:
+            yield answer.get(timeout=max(0.0, end - time.monotonic()))
+        except Empty:
+            yield Check(name=name, status="note", detail="no answer in time")
+
+
+def _into(answer: SimpleQueue[Check], name: str, check: Callable[[], Check]) -> None:
+    answer.put(_guarded(name, check, status="note"))
+
+
+def _guarded(name: str, check: Callable[[], Check], status: Status = "problem") -> Check:
+    """The check's finding, or its error as one."""
+    try:
+        return check()
+    except T2IError as error:
+        code = error.exit_code if status == "problem" else 0
+        return Check(name=name, status=status, detail=error.message, fix=error.hint, exit_code=code)
+
+
+def _libraries() -> Check:
+    found, missing = [], []
+    for name in _LIBRARIES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check(
+            name="libraries",
+            status="problem",
+            detail=f"{', '.join(missing)} not installed",
+            fix="Install t2i again: python -m pip install --force-reinstall t2i-cli",
+            exit_code=ModelError.exit_code,
+        )
+    return Check(name="libraries", status="ok", detail=", ".join(found))
+
+
+def _config() -> Check:
+    set_here = [key for key in settings.SETTINGS if settings.find(key)]
+    named = ", ".join(set_here) or "nothing set"
+    file = settings.path()
+    where = str(file) if file.exists() else f"{file} (not there)"
+    return Check(name="config", status="ok", detail=f"{named}; {where}")
+
+
+def _devices() -> Iterator[Check]:
+    try:
+        import torch  # noqa: F401 - only to see that it loads
+    # A broken torch fails in its own ways: a missing library, a build for another processor.
+    except (ImportError, OSError, RuntimeError) as error:
+        yield Check(
+            name="device",
+            status="problem",
+            detail=f"torch does not load: {error}",
+            fix="Install torch for this machine: https://pytorch.org/get-started/locally/",
+            exit_code=ModelError.exit_code,
+        )
+        return
+    from t2i_cli.backends.local import device as local
+
+    found = local.devices()
+    if found[0].kind == "cpu" and Path("/dev/nvidia0").exists():
+        yield Check(
+            name="device",
+            status="note",
+            detail="there is an NVIDIA GPU, and this build of torch cannot use it",
+            fix="Install torch for CUDA: https://pytorch.org/get-started/locally/",
+        )
+    for device in found:
+        memory = local.memory(device)
+        yield Check(
+            name="device",
+            status="ok",
+            detail=f"{device.name} ({device.label}), {size_text(memory.free)} of "
+            f"{size_text(memory.total)} free",
+        )
+
+
+def _postcard() -> Check:
+    weights = list(postcard.FOLDER.glob("*/*.safetensors"))
+    if len(weights) < 3 or not (postcard.FOLDER / "model_index.json").exists():
+        return Check(
+            name="postcard",
+            status="problem",
+            detail=f"the embedded model is not whole in {postcard.FOLDER}",
+            fix="Install t2i again: python -m pip install --force-reinstall t2i-cli",
+            exit_code=ModelError.exit_code,
+        )
+    return Check(name="postcard", status="ok", detail="the embedded model is there")
+
+
+def _disk() -> Check:
+    from t2i_cli.hub import cache
+
+    folder = cache.folder()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    detail = f"{size_text(free)} free for models in {folder}"
+    if free < SMALL_DISK:
+        return Check(
+            name="disk", status="note", detail=detail, fix="Make room, or set HF_HOME elsewhere."
+        )
+    return Check(name="disk", status="ok", detail=detail)
+
+
+def _model() -> Check:
+    from t2i_cli.hub import cache
+
+    name = settings.get("model") or catalog.DEFAULT_MODEL
+    spec = catalog.find(name)
+    repo = spec.repo if spec else name
+    here = cache.cached().get(repo or "")
+    if (spec and spec.folder) or Path(name).is_dir() or (here and here.whole):
+        return Check(name="model", status="ok", detail=f"{name}, the default, is on this machine")
+    size = f" ({size_text(spec.download_bytes)})" if spec and spec.download_bytes else ""
+    return Check(
+        name="model",
+        status="note",
+        detail=f"{name}, the default, is not downloaded{size}",
+        fix=f"`t2i models pull {name}`, or use -m postcard, which needs no download.",
+    )
+
+
+def _hub() -> Check:
+    from t2i_cli.hub import account
+
+    who = account.status()
+    if who is None:
+        account.reach()
+        return Check(
+            name="hub",
+            status="ok",
+            detail="the Hub answers; nobody is logged in (only gated models need it)",
+        )
+    return Check(
+        name="hub",
+        status="ok",
+        detail=f"the Hub answers; {who.user} is logged in by {who.source}",
+    )
+
+
+def _google() -> Check:
+    from t2i_cli.vertex import credentials
+
+    try:
+        login = credentials.check(seconds=PATIENCE / 2)
+    except AccessError as error:
+        return Check(
+            name="google",
+            status="note",
+            detail=f"{error.message} Only Vertex AI needs them.",
+            fix=error.hint,
+        )
+    return Check(
+        name="google",
+        status="ok",
+        detail=f"{login.account or 'somebody'}, project {login.project or 'not set'}, "
+        f"by {login.source}",
+    )

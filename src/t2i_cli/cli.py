@@ -1,0 +1,111 @@
+"""The Typer app, what it consists of, and `main()`, which holds the program's only catch."""
+
+import io
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from t2i_cli import __version__
+from t2i_cli.commands import config, doctor, generate, inspect, login, models
+from t2i_cli.console import console
+from t2i_cli.errors import (
+    EXIT_STDOUT_CLOSED,
+    InputError,
+    StoppedError,
+    T2IError,
+    Terminated,
+    TerminatedError,
+)
+
+app = typer.Typer(
+    name="t2i",
+    help="Text to images: on this machine's GPU or CPU, from any diffusers model.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(generate.generate)
+app.command()(inspect.inspect)
+app.add_typer(models.app, name="models")
+app.add_typer(login.app, name="login")
+app.command()(login.logout)
+app.add_typer(config.app, name="config")
+app.command()(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.result(f"t2i {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make images from text."""
+
+
+def command_paths() -> list[tuple[str, ...]]:
+    """Every command as the words that call it, `()` being t2i itself; for docs and benchmarks."""
+    found: list[tuple[str, ...]] = []
+
+    def visit(path: tuple[str, ...], command: object) -> None:
+        found.append(path)
+        for name, child in getattr(command, "commands", {}).items():
+            visit((*path, name), child)
+
+    visit((), typer.main.get_command(app))
+    return found
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; a bug raises through."""
+    try:
+        # Options are read by the command; errors before that must know their form, too.
+        console.configure(json="--json" in arguments)
+        code = app(arguments, prog_name="t2i", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        return EXIT_STDOUT_CLOSED
+    except typer.TyperException as error:
+        message = error.format_message()
+        if message.startswith("Usage:"):  # a command group called without a command
+            console.note(message)
+            return InputError.exit_code
+        failure: T2IError = InputError(message, hint="--help lists what is taken.")
+    except T2IError as error:
+        failure = error
+        if error.__cause__ is not None:
+            console.detail("".join(traceback.format_exception(error.__cause__)).rstrip())
+    except (KeyboardInterrupt, typer.Abort):
+        failure = StoppedError("Interrupted.")
+    except Terminated:
+        failure = TerminatedError("Terminated.")
+    console.error(failure)
+    return failure.exit_code
+
+
+def main() -> NoReturn:
+    """Run `t2i` with the process's arguments and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name may be any bytes: it goes out as it came in.
+            stream.reconfigure(errors="surrogateescape")
+    code = _run(sys.argv[1:])
+    # Tearing down torch and its threads takes about a second, and nothing is left to save.
+    sys.stderr.flush()
+    os._exit(code)

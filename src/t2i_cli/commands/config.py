@@ -1,0 +1,88 @@
+"""`t2i config`: the settings, and the file that keeps them."""
+
+from typing import Annotated
+
+import typer
+
+from t2i_cli import settings
+from t2i_cli.console import console
+from t2i_cli.options import JsonOpt, QuietOpt
+
+app = typer.Typer(help="Read and write the settings.", no_args_is_help=True, rich_markup_mode=None)
+
+KeyArg = Annotated[str, typer.Argument(help=f"One of {', '.join(settings.SETTINGS)}.")]
+
+
+@app.command()
+def get(key: KeyArg, json: JsonOpt = False) -> None:
+    """Print a setting's value, from the environment or the file."""
+    console.configure(json=json)
+    found = settings.find(key)
+    if json:
+        console.result_json(_record(key, found))
+    elif found:
+        console.result(settings.shown(key, found.value))
+    else:
+        console.note(f"{key} is not set.")
+
+
+@app.command("set")
+def set_(
+    key: KeyArg,
+    value: Annotated[str, typer.Argument(help="The value to keep.")],
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Keep a setting in the file."""
+    console.configure(json=json, quiet=quiet)
+    settings.set_value(key, value)
+    console.note(f"{key} is {settings.shown(key, value)} in {settings.path()}.")
+    found = settings.find(key)
+    if found and found.source == settings.setting(key).variable:
+        console.warn(f"{found.source} is set and wins over the file.")
+
+
+@app.command()
+def unset(key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Take a setting out of the file."""
+    console.configure(json=json, quiet=quiet)
+    if settings.unset(key):
+        console.note(f"{key} is no longer set in {settings.path()}.")
+    else:
+        console.note(f"{key} was not set in {settings.path()}.")
+
+
+@app.command("list")
+def list_(json: JsonOpt = False) -> None:
+    """Print every setting with its value and where that comes from."""
+    console.configure(json=json)
+    for key in settings.SETTINGS:
+        found = settings.find(key)
+        if json:
+            console.result_json(_record(key, found))
+        elif found:
+            console.result(f"{key} = {settings.shown(key, found.value)}  ({found.source})")
+        else:
+            console.result(f"{key} is not set")
+
+
+@app.command()
+def path(json: JsonOpt = False) -> None:
+    """Print where the settings file is, or would be."""
+    console.configure(json=json)
+    file = settings.path()
+    if json:
+        console.result_json({"path": str(file), "exists": file.exists()})
+    else:
+        console.result(str(file))
+
+
+def _record(key: str, found: settings.Found | None) -> dict[str, object]:
+    setting = settings.setting(key)
+    return {
+        "key": key,
+        "value": settings.shown(key, found.value) if found else None,
+        "source": found.source if found else None,
+        "variable": setting.variable,
+        "takes": setting.takes,
+    }

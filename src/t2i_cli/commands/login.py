@@ -1,0 +1,116 @@
+"""`t2i login` and `t2i logout`: the accounts that models and clouds ask for."""
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from t2i_cli.console import console
+from t2i_cli.errors import AccessError, InputError
+from t2i_cli.options import JsonOpt, QuietOpt
+
+app = typer.Typer(
+    help="Log in to the Hugging Face Hub, or check the login of Google Cloud.",
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def login(
+    context: typer.Context,
+    token_stdin: Annotated[
+        bool, typer.Option("--token-stdin", help="Read the token from standard input.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say who is logged in; change nothing.")
+    ] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Log in to the Hugging Face Hub: asks for a token, checks it, and has it stored."""
+    if context.invoked_subcommand:
+        if token_stdin or status or json or quiet:
+            raise InputError("Options of the login come after its subcommand.")
+        return
+    console.configure(json=json, quiet=quiet)
+    if status:
+        if token_stdin:
+            raise InputError("--status takes no token.")
+        _status(json)
+        return
+    from t2i_cli.hub import account
+
+    who = account.login(_token(token_stdin))
+    if json:
+        console.result_json(asdict(who))
+    else:
+        console.note(f"Logged in to the Hugging Face Hub as {who.user}.")
+    if account.source() != who.source:
+        console.warn(f"{account.source()} is set and wins over the token just stored.")
+
+
+@app.command()
+def vertex(
+    impersonate: Annotated[
+        str | None,
+        typer.Option("--impersonate", help="Act as this service account.", metavar="ACCOUNT"),
+    ] = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Check the credentials for Google Cloud, and show whose they are and where they lie."""
+    console.configure(json=json, quiet=quiet)
+    from t2i_cli.vertex import credentials
+
+    found = credentials.check(impersonate)
+    if json:
+        console.result_json(asdict(found))
+        return
+    console.result(f"account: {found.account or 'not told by these credentials'}")
+    console.result(f"project: {found.project or 'none; set GOOGLE_CLOUD_PROJECT'}")
+    console.result(f"found: {found.source}")
+
+
+def logout(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """Take the token in use out of huggingface_hub's store."""
+    console.configure(json=json, quiet=quiet)
+    from t2i_cli.hub import account
+
+    name = account.logout()
+    left = account.source()
+    if json:
+        console.result_json({"removed": name, "still_logged_in_by": left})
+    else:
+        console.note(f"Removed {name}." if name else "There was no token to remove.")
+    if left:
+        console.warn(f"{left} is set and still logs you in; unset it to log out.")
+
+
+def _status(json: bool) -> None:
+    from t2i_cli.hub import account
+
+    who = account.status()
+    if who is None:
+        raise AccessError(
+            "Nobody is logged in to the Hugging Face Hub.",
+            hint="Only gated and private models need it: `t2i login`.",
+        )
+    if json:
+        console.result_json(asdict(who))
+    else:
+        console.result(f"{who.user}, by the token {who.token_name or ''} from {who.source}")
+
+
+def _token(from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.read().strip()
+    if not console.interactive:
+        raise InputError(
+            "There is no terminal to ask for a token on.",
+            hint="--token-stdin reads it from a pipe.",
+        )
+    import getpass
+
+    console.note("A token is made at https://huggingface.co/settings/tokens (role: read).")
+    return getpass.getpass("Token, not shown: ", stream=sys.stderr).strip()

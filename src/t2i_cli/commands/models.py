@@ -1,0 +1,209 @@
+"""`t2i models`: the catalogue, and what of it is on this machine."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2i_cli import catalog
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.console import console, size_text
+from t2i_cli.errors import InputError, ModelError
+from t2i_cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
+
+if TYPE_CHECKING:
+    from t2i_cli.hub.cache import Cached
+
+app = typer.Typer(
+    help="The models that t2i knows, and those on this machine.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, or folder.")]
+
+
+@app.command("list")
+def list_(json: JsonOpt = False) -> None:
+    """List the catalogue and what else is downloaded."""
+    console.configure(json=json)
+    here = _cached()
+    named = {spec.repo for spec in catalog.MODELS.values()}
+    others = [ModelSpec(name=repo, repo=repo) for repo in here if repo not in named]
+    specs = [*catalog.MODELS.values(), *others]
+    if json:
+        for spec in specs:
+            console.result_json(_record(spec, here))
+        return
+    rows = [("NAME", "SIZE", "HERE", "LICENCE", "")]
+    rows += [_row(spec, here) for spec in specs]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for *cells, last in rows:
+        aligned = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        console.result(f"{aligned}  {last}".rstrip())
+
+
+@app.command()
+def show(model: ModelArg, json: JsonOpt = False) -> None:
+    """Show all that is known of a model; of postcard, all the words it knows, too."""
+    console.configure(json=json)
+    spec = _named(model)
+    here = _cached()
+    if spec.repo and spec.repo not in here and spec.name not in catalog.MODELS:
+        raise ModelError(
+            f"{spec.repo} is neither in the catalogue nor downloaded.",
+            hint=f"`t2i models pull {spec.repo}` downloads it.",
+        )
+    record = _record(spec, here)
+    if spec.name == "postcard":
+        from t2i_cli.postcard import world
+
+        record |= {"words": world.vocabulary(), "examples": world.EXAMPLES}
+    if json:
+        console.result_json(record)
+        return
+    for key, value in record.items():
+        if value is not None and key not in {"words", "examples"}:
+            text = size_text(value) if key.endswith("bytes") and isinstance(value, int) else value
+            console.result(f"{key.replace('_', ' ')}: {_plain(text)}")
+    if spec.name == "postcard":
+        console.result("")
+        for title, words in world.vocabulary().items():
+            console.result(f"{title}: {' '.join(words)}")
+        console.result("")
+        for example in world.EXAMPLES:
+            console.result(f't2i generate -m postcard "{example}"')
+
+
+@app.command()
+def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -> None:
+    """Print the folder where a model lies on this machine."""
+    console.configure(json=json)
+    spec = _named(model)
+    folder = spec.folder or _fetch(spec, revision, offline=True)
+    if json:
+        console.result_json({"model": spec.name, "path": str(folder)})
+    else:
+        console.result(str(folder))
+
+
+@app.command()
+def pull(
+    model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False, quiet: QuietOpt = False
+) -> None:
+    """Download a model, and print its folder; a broken download goes on where it was."""
+    console.configure(json=json, quiet=quiet)
+    spec = _named(model)
+    if spec.folder:
+        console.note(f"{spec.name} is on this machine already.")
+    folder = spec.folder or _fetch(spec, revision, offline=False)
+    if json:
+        console.result_json({"model": spec.name, "path": str(folder)})
+    else:
+        console.result(str(folder))
+
+
+@app.command()
+def remove(
+    model: ModelArg, yes: YesOpt = False, json: JsonOpt = False, quiet: QuietOpt = False
+) -> None:
+    """Remove a downloaded model from this machine."""
+    console.configure(json=json, quiet=quiet)
+    spec = _named(model)
+    if spec.repo is None:
+        what = "part of t2i" if spec.name in catalog.MODELS else "a folder of yours"
+        raise InputError(f"{spec.name} is {what}; only what was downloaded can be removed.")
+    from t2i_cli.hub import cache, errors
+
+    found = cache.cached().get(spec.repo)
+    if found is None:
+        raise errors.not_here(spec.repo)
+    if not yes:
+        console.confirm(f"Remove {spec.repo} ({size_text(found.size)}) from {cache.folder()}?")
+    freed = cache.remove(spec.repo)
+    if json:
+        console.result_json({"model": spec.name, "repo": spec.repo, "freed_bytes": freed})
+    else:
+        console.note(f"Removed {spec.repo}; {size_text(freed)} are free again.")
+
+
+def _named(name: str) -> ModelSpec:
+    """The model of that name: in the catalogue, a folder, or a repository."""
+    if spec := catalog.find(name):
+        return spec
+    if Path(name).is_dir():
+        return ModelSpec(name=name, folder=Path(name).resolve())
+    if name.count("/") == 1:
+        return ModelSpec(name=name, repo=name)
+    raise ModelError(
+        f"There is no model {name}.",
+        hint=f"Use {', '.join(catalog.MODELS)}, a repository as owner/name, or a folder.",
+    )
+
+
+def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:
+    """The folder of a model on the Hub, downloaded unless offline."""
+    from t2i_cli import hub
+    from t2i_cli.progress import Progress
+
+    with Progress(console, 1) as progress:
+        return hub.fetch(
+            spec.repo or spec.name,
+            revision=revision,
+            offline=offline,
+            half=offline or _half(),
+            on_event=progress,
+        )
+
+
+def _half() -> bool:
+    """Whether this machine would compute in half precision, and so take fp16 weights."""
+    from t2i_cli import settings
+
+    dtype = settings.get("dtype")
+    if dtype is None:
+        from t2i_cli.backends.local import device
+
+        here = device.find(settings.get("device"))
+        dtype = device.choose_dtype(here, None, transformer=False)
+    return dtype != "float32"
+
+
+def _cached() -> "dict[str, Cached]":
+    from t2i_cli.hub import cache
+
+    return cache.cached()
+
+
+def _record(spec: ModelSpec, here: "dict[str, Cached]") -> dict[str, object]:
+    """All that is known of a model, for scripts."""
+    found = here.get(spec.repo or "")
+    folder = spec.folder or (found.folder if found else None)
+    state = "whole" if spec.folder or (found and found.whole) else "partly" if found else "no"
+    return asdict(spec) | {
+        "folder": str(folder) if folder else None,
+        "revision": found.commit if found else None,
+        "downloaded": state,
+        "disk_bytes": found.size if found else _size(spec.folder) if spec.folder else None,
+    }
+
+
+def _row(spec: ModelSpec, here: "dict[str, Cached]") -> tuple[str, str, str, str, str]:
+    record = _record(spec, here)
+    size = size_text(spec.download_bytes) if spec.download_bytes else ""
+    state = {"whole": "yes", "partly": "partly", "no": "no"}[str(record["downloaded"])]
+    if isinstance(taken := record["disk_bytes"], int):
+        state += f", {size_text(taken)}"
+    licence = f"{spec.licence or ''}{' (gated)' if spec.gated else ''}"
+    return spec.name, size, state, licence, spec.summary or ""
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _plain(value: object) -> str:
+    return (
+        {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    )

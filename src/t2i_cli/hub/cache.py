@@ -1,0 +1,85 @@
+"""What huggingface_hub's cache holds of models that diffusers can load."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants, scan_cache_dir
+from huggingface_hub.errors import CacheNotFound
+
+from t2i_cli.errors import ModelError
+from t2i_cli.hub import files
+from t2i_cli.hub.download import fetch
+from t2i_cli.hub.errors import not_here, translated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cached:
+    """A repository in the cache: all its bytes on disk, and the snapshot that would be used.
+
+    `whole` tells whether a pipeline can be loaded from the snapshot as it is.
+    """
+
+    repo: str
+    commit: str
+    folder: Path
+    size: int
+    whole: bool
+
+
+def folder() -> Path:
+    """Where the cache is, or would be."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached() -> dict[str, Cached]:
+    """The models in the cache by repository; asks the Hub nothing."""
+    with translated():
+        try:
+            repos = scan_cache_dir().repos
+        except CacheNotFound:
+            return {}
+        found = {}
+        for repo in sorted(repos, key=lambda repo: repo.repo_id):
+            usable = [r for r in repo.revisions if (r.snapshot_path / files.INDEX).exists()]
+            if repo.repo_type != "model" or not usable:
+                continue
+            revision = max(usable, key=lambda r: ("main" in r.refs, r.last_modified))
+            found[repo.repo_id] = Cached(
+                repo=repo.repo_id,
+                commit=revision.commit_hash,
+                folder=revision.snapshot_path,
+                size=repo.size_on_disk,
+                whole=_is_whole(repo.repo_id, revision.commit_hash),
+            )
+        return found
+
+
+def remove(repo: str) -> int:
+    """Remove every revision of a repository from the cache; returns the bytes freed.
+
+    Raises ModelError if it is not there.
+    """
+    with translated(repo):
+        try:
+            cache = scan_cache_dir()
+        except CacheNotFound as error:
+            raise not_here(repo) from error
+        revisions = [
+            revision.commit_hash
+            for found in cache.repos
+            if found.repo_id == repo and found.repo_type == "model"
+            for revision in found.revisions
+        ]
+        if not revisions:
+            raise not_here(repo)
+        strategy = cache.delete_revisions(*revisions)
+        strategy.execute()
+        return strategy.expected_freed_size
+
+
+def _is_whole(repo: str, commit: str) -> bool:
+    try:
+        fetch(repo, revision=commit, offline=True, half=False, on_event=lambda _: None)
+    except ModelError:
+        return False
+    return True

@@ -1,0 +1,95 @@
+"""How huggingface_hub is set up in this process: its patience and its log."""
+
+import logging
+from collections.abc import Mapping
+from typing import Self
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
+
+from t2i_cli.errors import AccessError
+
+
+class Log(logging.Handler):
+    """Takes huggingface_hub's log, which may name signed addresses; only counts its warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.warnings = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count one warning: a call that failed and is tried again."""
+        self.warnings += 1
+
+
+log = Log()
+
+
+class NoBar:
+    """What huggingface_hub calls of tqdm, showing nothing."""
+
+    total: float | None = None
+    n = 0
+    format_dict: Mapping[str, float] = {}
+
+    def __init__(self, *_: object, total: float | None = None, **__: object) -> None:
+        self.total = total
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, n: float | None = 1) -> None:
+        """`n` more bytes or files are done."""
+
+    def _nothing(self, *_: object, **__: object) -> None:
+        pass
+
+    update_transfer = set_postfix_str = set_transfer_postfix_str = _nothing
+    set_description = set_description_str = refresh = close = _nothing
+
+
+def api() -> HfApi:
+    """The client of the Hub, with the token of the environment or the login store, if any.
+
+    Raises AccessError on a token that cannot even be sent: the library's own error would show it.
+    """
+    token = get_token()
+    if token and not is_token(token):
+        raise AccessError(
+            "The token for the Hub has characters that no token has.",
+            hint="Check HF_TOKEN, or run `t2i login`.",
+        )
+    return HfApi(token=token)
+
+
+def is_token(text: str) -> bool:
+    """Whether the text could be a token: visible ASCII, no spaces."""
+    return bool(text) and all("!" <= character <= "~" for character in text)
+
+
+def _limit(request: httpx2.Request) -> None:
+    """Bound every wait; by default huggingface_hub waits for ever for whoami and lists."""
+    limit = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    timeouts = request.extensions.get("timeout") or dict.fromkeys(
+        ("connect", "read", "write", "pool")
+    )
+    request.extensions["timeout"] = {
+        name: limit if seconds is None else min(seconds, limit)
+        for name, seconds in timeouts.items()
+    }
+
+
+def _set_up() -> None:
+    hooks = [*get_session().event_hooks["request"], _limit]
+    set_client_factory(
+        lambda: httpx2.Client(event_hooks={"request": hooks}, follow_redirects=True, timeout=None)
+    )
+    logger = logging.getLogger("huggingface_hub")
+    logger.handlers[:] = [log]
+    logger.propagate = False
+
+
+_set_up()

@@ -1,0 +1,157 @@
+"""Models from the Hub into huggingface_hub's cache, with nothing that a pipeline does not need."""
+
+import glob
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from huggingface_hub import constants, snapshot_download
+
+from t2i_cli.console import size_text
+from t2i_cli.errors import ModelError, StorageError
+from t2i_cli.events import Note, OnEvent
+from t2i_cli.hub import files
+from t2i_cli.hub import snapshot as snapshots
+from t2i_cli.hub.client import NoBar
+from t2i_cli.hub.errors import translated
+from t2i_cli.hub.snapshot import Snapshot
+from t2i_cli.hub.transfer import Transfer
+
+_STALE_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadSize:
+    """What a model's files take, and what of that is not here yet, in bytes."""
+
+    total_bytes: int
+    missing_bytes: int
+
+
+def fetch_configs(repo: str, *, revision: str | None, offline: bool) -> Path:
+    """The snapshot folder with model_index.json and the components' configuration, no weights.
+
+    Raises T2IError.
+    """
+    with translated(repo):
+        snapshot = snapshots.find(repo, revision, offline)
+        missing = snapshot.missing(files.configs(snapshot.index(), snapshot.sizes))
+        if missing:
+            _refuse_if_unreachable(snapshot, missing)
+            Transfer(snapshot, missing).run()
+        return snapshot.folder
+
+
+def fetch(repo: str, *, revision: str | None, offline: bool, half: bool, on_event: OnEvent) -> Path:
+    """The snapshot folder with every file that the pipeline needs; `half` prefers fp16 weights.
+
+    Raises T2IError: ModelError, AccessError, QuotaError, RemoteError, TimedOutError, StorageError.
+    """
+    with translated(repo):
+        snapshot = snapshots.find(repo, revision, offline, on_event)
+        needed = snapshot.needed(half)
+        if missing := snapshot.missing(needed):
+            _refuse_if_unreachable(snapshot, missing)
+            _remove_stale(snapshot.folder.parent.parent)
+            total = sum(snapshot.sizes[path] for path in needed)
+            left = _left(snapshot, missing)
+            _announce(snapshot, total, left, on_event)
+            Transfer(snapshot, missing).run(total - left, total, on_event)
+        if snapshot.obstacle is None and revision != snapshot.commit:
+            _remember(snapshot, revision or constants.DEFAULT_REVISION)
+        return snapshot.folder
+
+
+def download_size(repo: str, *, revision: str | None, offline: bool, half: bool) -> DownloadSize:
+    """How much `fetch` would need in all, and how much of that it would download now.
+
+    With nothing to download, all files are in the snapshot's folder afterwards.
+    """
+    with translated(repo):
+        snapshot = snapshots.find(repo, revision, offline)
+        needed = snapshot.needed(half)
+        missing = snapshot.missing(needed)
+        _refuse_if_unreachable(snapshot, missing)
+        left = _left(snapshot, missing)
+        if not left:
+            # What an older commit brought is linked into this one.
+            Transfer(snapshot, missing).run()
+        total = sum(snapshot.sizes[path] for path in needed)
+        return DownloadSize(total_bytes=total, missing_bytes=left)
+
+
+def _refuse_if_unreachable(snapshot: Snapshot, missing: list[str]) -> None:
+    """Raise why the missing files cannot be downloaded, if so."""
+    if snapshot.obstacle is None or not missing:
+        return
+    if isinstance(snapshot.obstacle, ModelError):
+        raise ModelError(
+            f"{snapshot.repo} is only partly downloaded: of its files {len(missing)} are missing, "
+            f"{missing[0]} among them.",
+            hint=snapshot.obstacle.hint,
+        )
+    raise snapshot.obstacle
+
+
+def _left(snapshot: Snapshot, missing: list[str]) -> int:
+    """Bytes to download for the missing files: less than their size where a blob is here."""
+    if not missing:
+        return 0
+    plan = snapshot_download(
+        snapshot.repo,
+        revision=snapshot.commit,
+        allow_patterns=[glob.escape(path) for path in missing],
+        tqdm_class=NoBar,
+        dry_run=True,
+    )
+    return sum(file.file_size or 0 for file in plan if file.will_download)
+
+
+def _announce(snapshot: Snapshot, total: int, left: int, on_event: OnEvent) -> None:
+    """Say what will be downloaded; raise StorageError where the disk has no room for it."""
+    cache = snapshot.folder.parents[2]
+    free = shutil.disk_usage(cache).free
+    # A few configuration files are here always, and nothing to speak of.
+    here = total - left
+    part = f", of which {size_text(here)} are here" if here > total // 100 else ""
+    on_event(
+        Note(
+            message=f"{snapshot.repo} takes {size_text(total)}{part}; downloading to {cache}, "
+            f"where {size_text(free)} are free."
+        )
+    )
+    if left > free:
+        raise StorageError(
+            f"The download of {snapshot.repo} needs {size_text(left)}, and {cache} has "
+            f"{size_text(free)} free.",
+            hint="Make room (`t2i models list`, `t2i models remove`), or set HF_HOME to a place "
+            "on another disk.",
+        )
+
+
+def _remember(snapshot: Snapshot, revision: str) -> None:
+    """Keep which commit the revision stands for, once all of it is here, for use offline.
+
+    The place is documented: `refs/` in the repository's folder of the cache.
+    """
+    reference = snapshot.folder.parent.parent / "refs" / revision
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    beside = reference.with_name(f"{reference.name}.{os.getpid()}.tmp")
+    beside.write_text(snapshot.commit)
+    beside.replace(reference)
+
+
+def _remove_stale(storage: Path) -> None:
+    """Remove unfinished files that no process holds the lock of; they are never resumed."""
+    locks = storage.parent / ".locks" / storage.name
+    for unfinished in storage.glob("blobs/*.incomplete"):
+        if time.time() - unfinished.stat().st_mtime < _STALE_SECONDS:
+            continue
+        lock = locks / f"{unfinished.name.split('.')[0]}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout), FileLock(lock, timeout=0.1, mode=0o664):
+            unfinished.unlink(missing_ok=True)

@@ -1,0 +1,159 @@
+"""Which commit of a repository is meant, which files it has, and which of them are here."""
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_cached_repo_tree,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub import errors as hf
+
+from t2i_cli.errors import ModelError, QuotaError, RemoteError, T2IError, TimedOutError
+from t2i_cli.events import Note, OnEvent
+from t2i_cli.hub import client, files
+from t2i_cli.hub.client import NoBar
+from t2i_cli.hub.errors import not_here, translate
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ASKED_SECONDS = 60
+"""How long an answer holds: a run looks its model up a few times, and must see one commit."""
+
+_asked: dict[tuple[str, str | None], tuple[float, str, T2IError | None]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One commit of a repository: its folder in the cache, and its files' sizes in bytes.
+
+    `obstacle` is why nothing can be downloaded now, if that is so.
+    """
+
+    repo: str
+    commit: str
+    folder: Path
+    sizes: Mapping[str, int]
+    obstacle: T2IError | None
+
+    def index(self) -> dict[str, Any]:
+        """The pipeline's model_index.json."""
+        try:
+            index = json.loads((self.folder / files.INDEX).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{self.repo} has a broken {files.INDEX}.") from error
+        if not isinstance(index, dict):
+            raise ModelError(f"{self.repo} has a broken {files.INDEX}.")
+        return index
+
+    def missing(self, paths: list[str]) -> list[str]:
+        """Those of the files that are not here."""
+        return [path for path in paths if not (self.folder / path).exists()]
+
+    def needed(self, half: bool) -> list[str]:
+        """The files to load; weights that are here already win over the preferred variant."""
+        index = self.index()
+        wanted = files.needed(self.repo, index, self.sizes, half)
+        if self.missing(wanted):
+            other = files.needed(self.repo, index, self.sizes, not half)
+            if not self.missing(other):
+                return other
+        return wanted
+
+
+def find(
+    repo: str, revision: str | None, offline: bool, on_event: OnEvent = lambda _: None
+) -> Snapshot:
+    """The commit a revision stands for, with its file list and model_index.json in the cache.
+
+    Asks the Hub once, or not at all for a commit that was listed before.
+    """
+    offline = offline or constants.is_offline_mode()
+    if revision and _COMMIT.fullmatch(revision):
+        if known := _known(repo, revision, not_here(repo) if offline else None):
+            return known
+    commit, obstacle = _commit(repo, revision, offline, on_event)
+    if known := _known(repo, commit, obstacle):
+        return known
+    if obstacle is None:
+        snapshot_download(repo, revision=commit, allow_patterns=[files.INDEX], tqdm_class=NoBar)
+        if known := _known(repo, commit, obstacle):
+            return known
+        raise ModelError(
+            f"{repo} is not a diffusers repository: it has no {files.INDEX}.",
+            hint="`t2i models list` shows the models t2i knows.",
+        )
+    found = try_to_load_from_cache(repo, files.INDEX, revision=commit)
+    if not isinstance(found, str):
+        raise obstacle
+    # Another program downloaded it, and left no list of the files: what is there has to do.
+    folder = Path(found).parent
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    return Snapshot(repo=repo, commit=commit, folder=folder, sizes=sizes, obstacle=obstacle)
+
+
+def _known(repo: str, commit: str, obstacle: T2IError | None) -> Snapshot | None:
+    """The snapshot, if the cache has the commit's file list and model_index.json."""
+    found = try_to_load_from_cache(repo, files.INDEX, revision=commit)
+    try:
+        tree = get_cached_repo_tree(repo, revision=commit)
+    except hf.CachedRepoTreeNotFoundError:
+        return None
+    if not isinstance(found, str):
+        return None
+    return Snapshot(
+        repo=repo,
+        commit=commit,
+        folder=Path(found).parent,
+        sizes={file.path: file.size for file in tree},
+        obstacle=obstacle,
+    )
+
+
+def _commit(
+    repo: str, revision: str | None, offline: bool, on_event: OnEvent
+) -> tuple[str, T2IError | None]:
+    """The commit a revision stands for, and why the Hub cannot be asked for more, if so."""
+    api = client.api()
+    try:
+        cached = api.resolve_revision(repo, revision=revision, local_files_only=True).resolved
+    except hf.RevisionResolutionError:
+        cached = None
+    if offline:
+        if cached is None:
+            raise not_here(repo)
+        return cached, not_here(repo)
+    asked, commit, failure = _asked.get((repo, revision), (-math.inf, "", None))
+    if time.monotonic() - asked > _ASKED_SECONDS:
+        commit, failure = _ask(api, repo, revision, cached)
+        _asked[repo, revision] = (time.monotonic(), commit, failure)
+    if failure:
+        on_event(Note(message=f"{failure.message} The copy of {repo} in the cache is used."))
+    return commit, failure
+
+
+def _ask(
+    api: HfApi, repo: str, revision: str | None, cached: str | None
+) -> tuple[str, T2IError | None]:
+    """The Hub's answer, or the commit in the cache where the Hub fails for the moment."""
+    try:
+        return str(api.model_info(repo, revision=revision).sha), None
+    except (hf.HfHubHTTPError, httpx2.HTTPError) as error:
+        failure = translate(error, repo)
+        passing = isinstance(failure, RemoteError | TimedOutError | QuotaError)
+        if cached is None or not passing:
+            raise failure from error
+        return cached, failure

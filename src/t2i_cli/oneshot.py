@@ -1,0 +1,122 @@
+"""A few requests made now, from the command line: what `generate` does on any backend."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from t2i_cli import naming
+from t2i_cli.backends import Backend, GeneratedImage
+from t2i_cli.console import Console
+from t2i_cli.errors import InputError, PartialError, T2IError
+from t2i_cli.progress import Progress
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.run import run
+from t2i_cli.sink import FileSink, Saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where images go, and how: the options of the commands that make a few."""
+
+    target: str | None = None
+    format: str | None = None
+    overwrite: bool = False
+    show: bool = False
+
+
+def settle(
+    asked: Sequence[GenerateRequest],
+    backend: Backend,
+    output: Output,
+    console: Console,
+    *,
+    lenient: bool,
+) -> tuple[list[ResolvedRequest], FileSink]:
+    """The requests and the files they will be; raises for all that can be known to be wrong."""
+    spec = backend.describe(asked[0])
+    # What is left out is the same for all of them, and said once.
+    requests = [
+        resolve(request, spec, lenient=lenient, on_note=console.warn if n == 0 else lambda _: None)
+        for n, request in enumerate(asked)
+    ]
+    folder = output.target is not None and os.path.isdir(output.target)
+    target = naming.target(output.target, output.format, is_folder=folder)
+    if target.template is None and console.json:
+        raise InputError("Standard output holds the image or the JSON, not both.", field="output")
+    sink = FileSink(naming.paths(target, requests), target.format, overwrite=output.overwrite)
+    sink.check()
+    backend.check(requests[0])
+    return requests, sink
+
+
+def make(
+    asked: Sequence[GenerateRequest],
+    backend: Backend,
+    output: Output,
+    console: Console,
+    *,
+    lenient: bool,
+) -> None:
+    """Make the images and print where each went; raises if any of them failed."""
+    show = _viewer(output.show, lenient, console)
+    requests, sink = settle(asked, backend, output, console, lenient=lenient)
+    sink.prepare()
+    failures: list[T2IError] = []
+
+    def save(generated: GeneratedImage) -> Saved:
+        saved = sink.save(generated)
+        if show:
+            progress.pause()
+            show(generated)
+        return saved
+
+    try:
+        with console.owned_stdout(), Progress(console, len(requests)) as progress:
+            for outcome in run(requests, backend, save, progress, threading.Event()):
+                if isinstance(outcome, Saved):
+                    _report(outcome, console)
+                    continue
+                failures.append(outcome.error)
+                if len(requests) > 1:
+                    console.error(outcome.error)
+    finally:
+        sink.close()
+        backend.close()
+    if failures:
+        raise _verdict(failures, len(requests))
+
+
+def _viewer(
+    wanted: bool, lenient: bool, console: Console
+) -> Callable[[GeneratedImage], None] | None:
+    """What draws an image in the terminal, if that was asked for and can be done."""
+    if not wanted:
+        return None
+    from t2i_cli import terminal_image
+
+    try:
+        terminal_image.check()
+    except InputError as error:
+        if not lenient:
+            raise
+        console.warn(error.message)
+        return None
+    return lambda generated: terminal_image.show(generated.image)
+
+
+def _report(saved: Saved, console: Console) -> None:
+    if console.json:
+        console.result_json(saved.to_json())
+    elif saved.path is not None:
+        console.result(str(saved.path))
+
+
+def _verdict(failures: Sequence[T2IError], total: int) -> T2IError:
+    """The error that stands for all of them, with the exit code they share if none succeeded."""
+    first = failures[0]
+    if total == 1:
+        return first
+    if len(failures) == total and len({type(failure) for failure in failures}) == 1:
+        return type(first)(f"None of the {total} images could be made.")
+    return PartialError(f"{len(failures)} of {total} images failed.")

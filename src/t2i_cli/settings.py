@@ -1,0 +1,240 @@
+"""Settings: what they are called, where they come from, and the file that keeps them.
+
+A value comes from the environment, else from the TOML file; a command's own option wins over both,
+and the model's default fills what none of them sets.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t2i_cli import naming
+from t2i_cli.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from tomlkit import TOMLDocument
+
+DTYPES = ("float16", "bfloat16", "float32")
+MEMORY = ("auto", "fast", "low")
+CONFIG_VARIABLE = "T2I_CONFIG"
+MASK = "********"
+
+_LIKE_A_SECRET = re.compile(r"token|passw|secret|credential|api.?key|^hf_", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting: its key in the file, its variable, what it takes, and a check for that."""
+
+    key: str
+    variable: str
+    takes: str
+    accepts: Callable[[str], object]
+    secret: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """A setting's value and its source: the variable's name or the file's path."""
+
+    value: str
+    source: str
+
+
+def _is_text(value: str) -> bool:
+    return bool(value.strip()) and value.isprintable()
+
+
+_TABLE = (
+    Setting(
+        key="model",
+        variable="T2I_MODEL",
+        takes="an alias, a repository on the Hub, or a folder",
+        accepts=_is_text,
+    ),
+    Setting(
+        key="device",
+        variable="T2I_DEVICE",
+        takes="cuda, cuda:1, rocm, xpu, mps or cpu",
+        accepts=re.compile(r"cpu|mps|rocm|(cuda|xpu)(:\d+)?").fullmatch,
+    ),
+    Setting(
+        key="dtype",
+        variable="T2I_DTYPE",
+        takes="float16, bfloat16 or float32",
+        accepts=DTYPES.__contains__,
+    ),
+    Setting(
+        key="memory",
+        variable="T2I_MEMORY",
+        takes="auto, fast or low",
+        accepts=MEMORY.__contains__,
+    ),
+    Setting(
+        key="format",
+        variable="T2I_FORMAT",
+        takes="png, jpeg or webp",
+        accepts=lambda value: value.lower() in naming.FORMATS,
+    ),
+    Setting(
+        key="output",
+        variable="T2I_OUTPUT",
+        takes="a file, a folder/ or a template",
+        accepts=_is_text,
+    ),
+)
+
+SETTINGS: dict[str, Setting] = {setting.key: setting for setting in _TABLE}
+
+
+def path() -> Path:
+    """The settings file: the one that T2I_CONFIG names, or config.toml in the platform's place."""
+    if named := os.environ.get(CONFIG_VARIABLE):
+        return Path(named).expanduser()
+    from platformdirs import user_config_path
+
+    return user_config_path("t2i", appauthor=False) / "config.toml"
+
+
+def setting(key: str) -> Setting:
+    """The setting of that key; raises InputError naming the valid ones."""
+    if found := SETTINGS.get(key):
+        return found
+    if _LIKE_A_SECRET.search(key):
+        raise InputError(
+            f"{key} is not a setting: t2i keeps no token of its own.",
+            hint="`t2i login` asks for one and hands it to huggingface_hub.",
+        )
+    raise InputError(f"There is no setting {key}.", hint=f"There are {', '.join(SETTINGS)}.")
+
+
+def find(key: str) -> Found | None:
+    """A setting's value and source; raises InputError on a bad value, or a wrong file."""
+    wanted = setting(key)
+    if value := os.environ.get(wanted.variable):
+        return Found(_checked(wanted, value, wanted.variable), wanted.variable)
+    value = read().get(key)
+    return None if value is None else Found(value, str(path()))
+
+
+def get(key: str) -> str | None:
+    """A setting's value, or None where neither the environment nor the file sets it."""
+    found = find(key)
+    return found.value if found else None
+
+
+def pick(key: str, option: str | None) -> str | None:
+    """What a command goes by: its own option, checked as the setting is, or else the setting."""
+    return get(key) if option is None else _checked(setting(key), option, f"--{key}")
+
+
+def shown(key: str, value: str) -> str:
+    """The value as it may be printed: a secret one is masked."""
+    return MASK if setting(key).secret else value
+
+
+def read() -> dict[str, str]:
+    """Every setting of the file, checked; raises InputError naming the file."""
+    file = path()
+    values: dict[str, str] = {}
+    for key, value in _parse(_text(file), file).items():
+        try:
+            values[key] = _checked(setting(key), value, str(file))
+        except InputError as error:
+            where = "" if str(file) in error.message else f"{file}: "
+            hint = f"{error.hint or ''} `t2i config unset {key}` takes it out.".strip()
+            raise InputError(where + error.message, hint=hint) from error
+    return values
+
+
+def set_value(key: str, value: str) -> None:
+    """Write a setting into the file, leaving its comments; raises InputError on a bad value."""
+    _checked(setting(key), value, key)
+    document = _document()
+    document[key] = value
+    _write(document)
+
+
+def unset(key: str) -> bool:
+    """Take a setting out of the file, a wrong one, too; returns whether it was there."""
+    document = _document()
+    if key not in document:
+        setting(key)
+        return False
+    del document[key]
+    _write(document)
+    return True
+
+
+def go_offline() -> None:
+    """Have this process contact nothing: huggingface_hub and all that build on it read this.
+
+    It acts at their import, so call it before.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if constants := sys.modules.get("huggingface_hub.constants"):
+        constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def _checked(wanted: Setting, value: object, source: str) -> str:
+    if isinstance(value, str) and wanted.accepts(value):
+        return value
+    given = MASK if wanted.secret else repr(value)
+    plain = {wanted.key, wanted.variable, f"--{wanted.key}"}
+    where = source if source in plain else f"{source}: {wanted.key}"
+    raise InputError(f"{where} must be {wanted.takes}, not {given}.", field=wanted.key)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8.") from error
+    except OSError as error:
+        raise StorageError(f"Cannot read {file}: {error.strerror}.") from error
+
+
+def _parse(text: str, file: Path) -> Mapping[str, object]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{file} is not valid TOML: {error}.") from error
+
+
+def _document() -> "TOMLDocument":
+    import tomlkit
+
+    file = path()
+    text = _text(file)
+    _parse(text, file)
+    return tomlkit.parse(text)
+
+
+def _write(document: "TOMLDocument") -> None:
+    """Replace the file in one step, readable by its owner only (as mkstemp makes it)."""
+    file = path()
+    try:
+        # A file kept elsewhere through a link stays there.
+        file = file.resolve()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(document.as_string())
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(beside, file)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
+    except OSError as error:
+        raise StorageError(f"Cannot write {file}: {error.strerror}.") from error

@@ -1,0 +1,1 @@
+"""Vertex AI: the life of an endpoint, and the credentials for it."""

@@ -1,0 +1,134 @@
+"""Google credentials: found where google-auth looks, shown, and tried once."""
+
+import base64
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from t2i_cli.errors import AccessError, InputError, RemoteError, T2IError, TimedOutError
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
+_HOW = (
+    "Run `gcloud auth application-default login`, or set "
+    f"{KEY_VARIABLE} to a service account's key file."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Login:
+    """Whose credentials there are, for which project, and how they were found."""
+
+    account: str | None
+    project: str | None
+    source: str
+
+
+def find(impersonate: str | None = None) -> tuple["Credentials", Login]:
+    """The credentials that google-auth finds, for acting as `impersonate` if that is given.
+
+    Order: GOOGLE_APPLICATION_CREDENTIALS, gcloud's application default, the metadata server.
+    Raises AccessError if there are none, or if they are broken.
+    """
+    # One second each for the three tries to find a metadata server; read at google-auth's import.
+    os.environ.setdefault("GCE_METADATA_TIMEOUT", "1")
+    import google.auth
+
+    logging.getLogger("google.auth").setLevel(logging.ERROR)
+    with _translated(), warnings.catch_warnings():
+        # It would have people use a service account; a person's own credentials will do here.
+        warnings.simplefilter("ignore")
+        credentials, project = google.auth.default(scopes=[SCOPE])
+        source = _source(credentials)
+        if impersonate:
+            if not impersonate.endswith(".gserviceaccount.com"):
+                raise InputError(
+                    f"{impersonate} is not a service account: they end in .gserviceaccount.com."
+                )
+            from google.auth import impersonated_credentials
+
+            source = f"impersonation by {_account(credentials) or 'the credentials'} from {source}"
+            credentials = impersonated_credentials.Credentials(  # type: ignore[no-untyped-call]
+                source_credentials=credentials, target_principal=impersonate, target_scopes=[SCOPE]
+            )
+    return credentials, Login(account=_account(credentials), project=project, source=source)
+
+
+def check(impersonate: str | None = None, seconds: float = 10) -> Login:
+    """Find the credentials and have Google issue a token for them, waiting `seconds` for each call.
+
+    Raises AccessError, RemoteError or TimedOutError.
+    """
+    from google.auth.transport.requests import Request
+
+    credentials, login = find(impersonate)
+    with _translated():
+        credentials.refresh(  # type: ignore[no-untyped-call]
+            partial(Request(), timeout=seconds)
+        )
+    # Only now do a person's credentials and the metadata server tell whose they are.
+    return Login(account=_account(credentials), project=login.project, source=login.source)
+
+
+def _source(credentials: "Credentials") -> str:
+    if file := os.environ.get(KEY_VARIABLE):
+        return f"{file}, named by {KEY_VARIABLE}"
+    if type(credentials).__module__.startswith("google.auth.compute_engine"):
+        return "the metadata server of this machine"
+    return "gcloud's application default credentials"
+
+
+def _account(credentials: Any) -> str | None:  # noqa: ANN401 - each kind has fields of its own
+    """Whose they are, from whichever field this kind of credentials tells it by."""
+    named = getattr(credentials, "service_account_email", None) or getattr(
+        credentials, "account", None
+    )
+    if named and named != "default":
+        return str(named)
+    # A person's token comes with a signed statement: header.payload.signature (OpenID Connect).
+    statement = getattr(credentials, "id_token", None)
+    if not isinstance(statement, str) or statement.count(".") != 2:
+        return None
+    payload = statement.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return str(claims["email"]) if "email" in claims else None
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn google-auth's errors into T2IErrors; their texts may hold more than should be shown."""
+    from google.auth import exceptions
+
+    try:
+        yield
+    except exceptions.DefaultCredentialsError as error:
+        if file := os.environ.get(KEY_VARIABLE):
+            raise AccessError(
+                f"{KEY_VARIABLE} names {file}, which holds no usable credentials.", hint=_HOW
+            ) from error
+        raise AccessError("There are no Google credentials.", hint=_HOW) from error
+    except exceptions.GoogleAuthError as error:
+        raise _refusal(error) from error
+
+
+def _refusal(error: Exception) -> T2IError:
+    from google.auth import exceptions
+    from requests.exceptions import Timeout
+
+    if isinstance(error.__cause__, Timeout) or isinstance(error.__context__, Timeout):
+        return TimedOutError("Google did not answer in time.", hint="Check the network.")
+    if isinstance(error, exceptions.TransportError) or getattr(error, "retryable", False):
+        return RemoteError("Google cannot be reached.", hint="Check the network and try again.")
+    answer = error.args[1] if len(error.args) > 1 else None
+    code = answer.get("error") if isinstance(answer, dict) else None
+    reason = f" ({code})" if isinstance(code, str) else ""
+    return AccessError(f"Google refuses these credentials{reason}.", hint=_HOW)

@@ -1,0 +1,83 @@
+"""`t2i config` as a process."""
+
+import json
+import stat
+from pathlib import Path
+
+from tests.conftest import T2I
+
+
+def test_set_get_list_unset(t2i: T2I, home: Path) -> None:
+    file = home / "t2i.toml"
+    assert t2i("config", "path").stdout == f"{file}\n"
+    done = t2i("config", "set", "model", "postcard")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"model is postcard in {file}.\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert t2i("config", "get", "model").stdout == "postcard\n"
+    listed = t2i("config", "list").stdout.splitlines()
+    assert listed[0] == f"model = postcard  ({file})"
+    assert listed[1] == "device is not set"
+    assert t2i("config", "unset", "model", "-q").stderr == ""
+    unset = t2i("config", "get", "model")
+    assert (unset.returncode, unset.stdout, unset.stderr) == (0, "", "model is not set.\n")
+
+
+def test_json(t2i: T2I, home: Path) -> None:
+    env = {"T2I_FORMAT": "webp"}
+    records = [
+        json.loads(line)
+        for line in t2i("config", "list", "--json", env=env).stdout.split("\n")[:-1]
+    ]
+    assert [record["key"] for record in records] == [
+        "model",
+        "device",
+        "dtype",
+        "memory",
+        "format",
+        "output",
+    ]
+    assert records[4] | {"takes": ""} == {
+        "key": "format",
+        "value": "webp",
+        "source": "T2I_FORMAT",
+        "variable": "T2I_FORMAT",
+        "takes": "",
+    }
+    assert json.loads(t2i("config", "get", "format", "--json", env=env).stdout) == records[4]
+    assert json.loads(t2i("config", "path", "--json").stdout) == {
+        "path": str(home / "t2i.toml"),
+        "exists": False,
+    }
+
+
+def test_the_environment_wins_and_is_said_to(t2i: T2I) -> None:
+    done = t2i("config", "set", "model", "sdxl", env={"T2I_MODEL": "postcard"})
+    assert "warning: T2I_MODEL is set and wins over the file." in done.stderr
+    assert t2i("config", "get", "model", env={"T2I_MODEL": "postcard"}).stdout == "postcard\n"
+    assert t2i("config", "get", "model").stdout == "sdxl\n"
+
+
+def test_wrong_keys_and_values_exit_2(t2i: T2I, home: Path) -> None:
+    unknown = t2i("config", "set", "modle", "x")
+    assert unknown.returncode == 2
+    assert "There are model, device, dtype, memory, format, output." in unknown.stderr
+    bad = t2i("config", "set", "memory", "big", "--json")
+    assert bad.returncode == 2
+    error = json.loads(bad.stderr)["error"]
+    assert error["message"] == "memory must be auto, fast or low, not 'big'."
+    token = t2i("config", "set", "hf_token", "hf_verysecret")
+    assert token.returncode == 2
+    assert "t2i login" in token.stderr
+    assert "verysecret" not in token.stderr
+    assert not (home / "t2i.toml").exists()
+
+
+def test_a_wrong_file_is_refused_by_every_command_that_reads_it(t2i: T2I, home: Path) -> None:
+    (home / "t2i.toml").write_text('modell = "sd15"\n')
+    listed = t2i("config", "list")
+    assert listed.returncode == 2
+    assert f"{home / 't2i.toml'}: There is no setting modell." in listed.stderr
+    assert "`t2i config unset modell` takes it out" in listed.stderr
+    assert t2i("config", "unset", "modell").returncode == 0
+    assert t2i("config", "list").returncode == 0

@@ -1,0 +1,294 @@
+"""`t2i generate` as real processes: what it makes, what it refuses, and how it is stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import T2I
+from training.grade import grade_image
+
+PROMPT = "a red circle on a white background"
+POSTCARD = ("-m", "postcard", "--steps", "2")
+
+
+def files(folder: Path) -> list[str]:
+    """The names under a folder, those of the isolated home left out."""
+    return sorted(
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.is_file() and "home" not in p.parts
+    )
+
+
+def test_picture_shows_its_prompt_and_records_everything(t2i: T2I, tmp_path: Path) -> None:
+    done = t2i("generate", PROMPT, "-m", "postcard", "-s", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    path = tmp_path / result["path"]
+    assert path.name == "a-red-circle-on-a-white-background-3.png"
+    with Image.open(path) as image:
+        assert image.size == (128, 128)
+        assert grade_image(image.convert("RGB"), PROMPT).passed
+    assert result["seed"] == 3
+    assert result["device"] == "cpu"
+    assert result["bytes"] == path.stat().st_size
+    inspected = t2i("inspect", result["path"], "--json")
+    record = json.loads(inspected.stdout)
+    assert record["request"]["prompt"] == PROMPT
+    assert record["lock"]["libraries"].keys() >= {"t2i", "torch", "diffusers", "transformers"}
+    assert "step 20 of 20" in done.stderr
+
+
+def test_same_request_makes_the_same_bytes_alone_and_in_a_row(t2i: T2I, tmp_path: Path) -> None:
+    row = t2i("generate", PROMPT, *POSTCARD, "-s", "5", "-n", "2", "-o", "row-{index}.png", "-q")
+    alone = t2i("generate", "-p", PROMPT, *POSTCARD, "-s", "6", "-o", "alone.png", "-q")
+    assert row.stdout.splitlines() == ["row-1.png", "row-2.png"]
+    assert row.stderr == alone.stderr == ""
+    assert (tmp_path / "row-2.png").read_bytes() == (tmp_path / "alone.png").read_bytes()
+    assert (tmp_path / "row-1.png").read_bytes() != (tmp_path / "alone.png").read_bytes()
+
+
+def test_bytes_on_stdout_and_prompt_on_stdin(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "t2i_cli",
+            "generate",
+            "-",
+            *POSTCARD,
+            "-o",
+            "-",
+            "--format",
+            "webp",
+        ],
+        input=PROMPT.encode(),
+        env=t2i_env,
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout[:4] == b"RIFF"
+    assert done.stdout[8:12] == b"WEBP"
+    assert files(tmp_path) == []
+
+
+BAD = [
+    (("",), 2, "empty"),
+    (("x" * 100_000,), 2, "100,000 characters"),
+    (("bell\x07",), 2, "U+0007"),
+    (("x", "--width", "0"), 2, "width"),
+    (("x", "--height=-8"), 2, "height"),
+    (("x", "--width", "500"), 2, "nearest is 504"),
+    (("x", "--size", "100000x100000"), 2, "width"),
+    (("x", "--size", "512"), 2, "512x768"),
+    (("x", "--size", "64x64", "-W", "64"), 2, "not both"),
+    (("x", "--steps", "0"), 2, "steps"),
+    (("x", "--steps", "10001"), 2, "steps"),
+    (("x", "--seed", "-1"), 2, "seed"),
+    (("x", "--seed", "4294967296"), 2, "seed"),
+    (("x", "--scheduler", "magic"), 2, "dpm++2m-karras"),
+    (("x", "--device", "abacus"), 2, "cpu"),
+    (("x", "--dtype", "int3"), 2, "float16"),
+    (("x", "--memory", "huge"), 2, "auto"),
+    (("x", "--format", "gif"), 2, "webp"),
+    (("x", "-o", "out.gif"), 2, "gif"),
+    (("x", "-o", "{colour}.png"), 2, "{seed}"),
+    (("x", "-n", "2", "-o", "one.png"), 2, "{index}"),
+    (("x", "-n", "0"), 2, "count"),
+    (("x", "--negative-prompt", "y", "--guidance", "1"), 2, "negative prompt"),
+    (("x", "-o", "-", "--json"), 2, "not both"),
+    (("x", "-p", "y"), 2, "twice"),
+    ((), 2, "no prompt"),
+    (("x", "--no-such-option"), 2, "--no-such-option"),
+    (("x", "--steps", "many"), 2, "many"),
+    (("x", "-m", "no/such-folder-or-alias/here"), 9, "no/such-folder-or-alias/here"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), BAD, ids=[str(b[0])[:40] for b in BAD])
+def test_bad_input(
+    t2i: T2I, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    model = () if "-m" in arguments else ("-m", "postcard")
+    done = t2i("generate", *arguments, *model)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert files(tmp_path) == []
+
+
+def test_errors_are_json_when_json_is_asked_for(t2i: T2I) -> None:
+    for arguments in (("x", "--steps", "0"), ("x", "--no-such-option")):
+        done = t2i("generate", *arguments, "--json")
+        error = json.loads(done.stderr)["error"]
+        assert (error["exit"], error["code"]) == (2, "bad_input")
+        assert error["message"]
+
+
+def test_existing_output_is_kept_unless_overwriting(t2i: T2I, tmp_path: Path) -> None:
+    taken = tmp_path / "taken.png"
+    taken.write_text("mine")
+    done = t2i("generate", PROMPT, *POSTCARD, "-o", "taken.png")
+    assert done.returncode == 2
+    assert "--overwrite" in done.stderr
+    assert taken.read_text() == "mine"
+    assert t2i("generate", PROMPT, *POSTCARD, "-o", "taken.png", "--overwrite").returncode == 0
+    assert taken.read_bytes().startswith(b"\x89PNG")
+
+
+def test_missing_folder_is_made_and_right_to_left_prompt_names_the_file(
+    t2i: T2I, tmp_path: Path
+) -> None:
+    done = t2i("generate", "نجمة حمراء \u202e", *POSTCARD, "-s", "1", "-o", "new/deep/")
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path) == ["new/deep/نجمة-حمراء-1.png"]
+    assert "\u202e" not in done.stderr
+
+
+def test_disk_that_fills_leaves_nothing(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    limited = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500));"
+        "from t2i_cli.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "generate", PROMPT, *POSTCARD, "-o", "full.png"],
+        env=t2i_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 11, done.stderr
+    assert files(tmp_path) == []
+
+
+def test_closed_stdout_is_141(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "t2i_cli", "generate", PROMPT, *POSTCARD, "-o", "-"],
+        env=t2i_env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 141
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("moment", ["loading", "step"])
+def test_stopped_while_loading_and_while_denoising(
+    t2i_env: dict[str, str], tmp_path: Path, stop: signal.Signals, code: int, moment: str
+) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "t2i_cli", "generate", PROMPT, "-m", "postcard"),
+            *("--steps", "1000", "-o", "stopped.png"),
+        ],
+        env=t2i_env,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if moment in line:
+            break
+    process.send_signal(stop)
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == code
+    assert "Traceback" not in rest
+    assert files(tmp_path) == []
+
+
+def test_two_runs_on_one_name_make_one_file(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "t2i_cli",
+        "generate",
+        PROMPT,
+        *POSTCARD,
+        "-o",
+        "one.png",
+        "-s",
+    ]
+    runs = [
+        subprocess.Popen(
+            [*command, seed], env=t2i_env, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        for seed in ("1", "2")
+    ]
+    errors = [run.communicate(timeout=120)[1] for run in runs]
+    codes = sorted(run.returncode for run in runs)
+    assert codes == [0, 2], errors
+    assert files(tmp_path) == ["one.png"]
+    winner = 1 if runs[0].returncode == 0 else 2
+    with Image.open(tmp_path / "one.png") as image:
+        assert json.loads(image.info["t2i"])["request"]["seed"] == winner
+
+
+def test_unknown_words_are_named(t2i: T2I) -> None:
+    done = t2i("generate", "a red zeppelin on a white background", *POSTCARD)
+    assert done.returncode == 0
+    assert "zeppelin" in done.stderr
+    assert "t2i models show postcard" in done.stderr
+
+
+def test_dry_run_loads_nothing_and_writes_nothing(t2i: T2I, tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = t2i(
+        "generate", PROMPT, "-m", "postcard", "-o", "x/{seed}.png", "-s", "9", "--dry-run", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["files"] == ["x/9.png"]
+    assert plan["requests"][0]["steps"] == 20
+    assert plan["plan"]["device"] == "cpu"
+    assert time.monotonic() > started
+    assert files(tmp_path) == []
+
+
+def test_help_and_refusals_import_nothing_heavy(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    from t2i_cli.cli import command_paths
+
+    program = """
+import os, sys
+os._exit = lambda code: None
+from t2i_cli.cli import main
+main()
+heavy = {"torch", "diffusers", "transformers", "PIL", "google", "huggingface_hub", "rich.console"}
+print("HEAVY", sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+    for path in command_paths():
+        done = subprocess.run(
+            [sys.executable, "-c", program, *path, "--help"],
+            env=t2i_env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "Usage:" in done.stdout
+        assert "HEAVY []" in done.stderr, path
+
+
+def test_environment_and_config_choose_the_model(t2i: T2I) -> None:
+    assert t2i("config", "set", "model", "sdxl").returncode == 0
+    plan = t2i("generate", "x", "--dry-run", "--json", env={"T2I_MODEL": "postcard"})
+    assert json.loads(plan.stdout)["requests"][0]["model"] == "postcard"

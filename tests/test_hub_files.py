@@ -1,0 +1,70 @@
+"""Which files of a repository are needed."""
+
+import json
+
+import pytest
+
+from t2i_cli.errors import ModelError
+from t2i_cli.hub import files
+from tests.fakes.models import CONFIGS, FULL, HALF, TEXT, repository
+
+INDEX = json.loads(repository()["model_index.json"])
+
+
+def needed(paths: list[str], half: bool = False) -> set[str]:
+    found = files.needed("a/b", {"unet": ["diffusers", "UNet"]}, paths, half)
+    return set(found) - {files.INDEX}
+
+
+def test_configs_are_small_files_of_components() -> None:
+    assert set(files.configs(INDEX, repository())) == CONFIGS
+
+
+@pytest.mark.parametrize(("half", "unet"), [(False, FULL), (True, HALF)])
+def test_needs_one_variant_and_no_other_format(half: bool, unet: str) -> None:
+    found = files.needed("a/b", INDEX, repository(), half)
+    assert len(found) == len(set(found))
+    assert set(found) == CONFIGS | {unet, TEXT}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_takes_the_variant_that_there_is(half: bool) -> None:
+    assert needed([HALF], half) == {HALF}
+    assert needed([FULL], half) == {FULL}
+
+
+def test_takes_shards_with_the_index_of_their_variant() -> None:
+    full = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    half = [f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    half_index = "unet/diffusion_pytorch_model.safetensors.index.fp16.json"
+    paths = [*full, *half, index, half_index]
+    assert needed(paths) == {*full, index}
+    assert needed(paths, half=True) == {*half, half_index}
+
+
+def test_takes_shards_named_the_old_way() -> None:
+    half = [f"unet/model-0000{n}-of-00002.fp16.safetensors" for n in (1, 2)]
+    index = "unet/model.safetensors.fp16.index.json"
+    assert needed([*half, index, FULL], half=True) == {*half, index}
+
+
+def test_leaves_other_variants() -> None:
+    assert needed([FULL, "unet/diffusion_pytorch_model.non_ema.safetensors"]) == {FULL}
+
+
+def test_refuses_missing_shards() -> None:
+    with pytest.raises(ModelError, match="lacks 1 of 2"):
+        needed(["unet/model-00001-of-00002.safetensors"])
+
+
+def test_refuses_pickles_only() -> None:
+    with pytest.raises(ModelError, match="unet as pickle files only"):
+        needed(["unet/config.json", "unet/diffusion_pytorch_model.bin"])
+
+
+def test_takes_code_only_where_the_pipeline_has_its_own() -> None:
+    paths = ["pipeline.py", "setup.py", "unet/my_unet.py", "tools/run.py"]
+    assert needed(paths) == {"unet/my_unet.py"}
+    own = {"_class_name": ["pipeline", "MyPipeline"], "unet": ["my_unet", "MyUnet"]}
+    assert {"pipeline.py", "unet/my_unet.py"} <= set(files.needed("a/b", own, paths, False))

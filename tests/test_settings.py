@@ -1,0 +1,204 @@
+"""Where settings come from, and what is refused."""
+
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from t2i_cli import settings
+from t2i_cli.errors import InputError, StorageError
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The settings file of this test, not there yet; no variable is set."""
+    file = tmp_path / "folder" / "t2i.toml"
+    monkeypatch.setenv("T2I_CONFIG", str(file))
+    for setting in settings.SETTINGS.values():
+        monkeypatch.delenv(setting.variable, raising=False)
+    return file
+
+
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+
+
+def test_the_environment_wins_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.find("model") is None
+    write(file, 'model = "sdxl"')
+    assert settings.find("model") == settings.Found("sdxl", str(file))
+    monkeypatch.setenv("T2I_MODEL", "postcard")
+    assert settings.find("model") == settings.Found("postcard", "T2I_MODEL")
+    monkeypatch.setenv("T2I_MODEL", "")
+    assert settings.get("model") == "sdxl"
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("model", "stabilityai/sdxl-turbo", "  "),
+        ("device", "cuda:1", "gpu"),
+        ("device", "cpu", "cpu:0"),
+        ("dtype", "bfloat16", "fp16"),
+        ("memory", "low", "Low"),
+        ("format", "webp", "gif"),
+        ("output", "out/{seed}.{ext}", "a\x1bb"),
+    ],
+)
+def test_values_are_checked_wherever_they_come_from(
+    file: Path, monkeypatch: pytest.MonkeyPatch, key: str, good: str, bad: str
+) -> None:
+    settings.set_value(key, good)
+    assert settings.get(key) == good
+    before = file.read_text()
+    with pytest.raises(InputError, match=f"^{key} must be .*, not "):
+        settings.set_value(key, bad)
+    assert file.read_text() == before
+    variable = settings.setting(key).variable
+    monkeypatch.setenv(variable, bad)
+    with pytest.raises(InputError, match=f"^{variable} must be "):
+        settings.get(key)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('modell = "sd15"', "There is no setting modell"),
+        ("steps = 20", "There is no setting steps"),
+        ("model = 3", "model must be an alias.*, not 3"),
+        ('memory = "big"', "memory must be auto, fast or low, not 'big'"),
+        ('hf_token = "hf_abc"', "t2i keeps no token"),
+        ("model\n", "not valid TOML.*line 1"),
+        ('model = "sd15"\nmodel = "sdxl"', "not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(file: Path, text: str, message: str) -> None:
+    write(file, text)
+    with pytest.raises(InputError, match=message) as caught:
+        settings.get("format")
+    assert str(file) in caught.value.message
+    assert "hf_abc" not in f"{caught.value.message}{caught.value.hint}"
+
+
+def test_a_file_that_is_not_text_is_refused(file: Path) -> None:
+    write(file, "")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="not UTF-8"):
+        settings.get("model")
+
+
+def test_an_option_wins_and_is_checked_alike(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2I_MEMORY", "low")
+    assert settings.pick("memory", None) == "low"
+    assert settings.pick("memory", "fast") == "fast"
+    with pytest.raises(InputError, match="^--memory must be auto, fast or low, not 'big'"):
+        settings.pick("memory", "big")
+
+
+def test_unknown_keys_list_the_valid_ones(file: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        settings.get("modle")
+    assert caught.value.hint == "There are model, device, dtype, memory, format, output."
+
+
+@pytest.mark.parametrize("key", ["hf_token", "token", "HF_TOKEN", "api-key", "password"])
+def test_tokens_are_not_settings(file: Path, key: str) -> None:
+    with pytest.raises(InputError, match="keeps no token") as caught:
+        settings.set_value(key, "hf_abc")
+    assert "t2i login" in str(caught.value.hint)
+    assert "hf_abc" not in caught.value.message
+    assert not file.exists()
+
+
+def test_writing_keeps_comments_and_the_rest(file: Path) -> None:
+    write(file, '# mine\nmodel = "sd15"  # the small one\n\nmemory = "low"\n')
+    settings.set_value("model", "sdxl")
+    settings.set_value("format", "webp")
+    assert settings.unset("memory")
+    assert not settings.unset("memory")
+    text = file.read_text()
+    assert text.startswith('# mine\nmodel = "sdxl"  # the small one\n')
+    assert settings.read() == {"model": "sdxl", "format": "webp"}
+
+
+def test_a_wrong_setting_can_be_taken_out(file: Path) -> None:
+    write(file, 'modell = "sd15"\nmemory = "big"\n')
+    settings.unset("modell")
+    settings.set_value("memory", "low")
+    assert settings.read() == {"memory": "low"}
+    with pytest.raises(InputError, match="no setting modell"):
+        settings.unset("modell")
+
+
+def test_the_file_is_the_owners_only(file: Path) -> None:
+    settings.set_value("model", "sd15")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.chmod(0o644)
+    settings.set_value("model", "sdxl")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [path.name for path in file.parent.iterdir()] == ["t2i.toml"]
+
+
+def test_a_linked_file_stays_a_link(file: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "dotfiles.toml"
+    kept.write_text("# kept\n")
+    file.parent.mkdir()
+    file.symlink_to(kept)
+    settings.set_value("model", "sd15")
+    assert file.is_symlink()
+    assert kept.read_text() == '# kept\nmodel = "sd15"\n'
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "file" / "t2i.toml"))
+    with pytest.raises(StorageError, match="Cannot"):
+        settings.set_value("model", "sd15")
+
+
+def test_secret_settings_are_masked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = replace(settings.setting("format"), key="pin", variable="T2I_PIN", secret=True)
+    monkeypatch.setitem(settings.SETTINGS, "pin", secret)
+    assert settings.shown("pin", "1234") == "********"
+    assert settings.shown("format", "png") == "png"
+    with pytest.raises(InputError) as caught:
+        settings.set_value("pin", "1234")
+    assert "1234" not in caught.value.message
+
+
+def test_the_platform_has_a_place_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("T2I_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert settings.path().parts[-2:] == ("t2i", "config.toml")
+
+
+def test_reading_loads_nothing_heavy(file: Path) -> None:
+    write(file, 'model = "sdxl"')
+    code = (
+        "import sys; from t2i_cli import settings; assert settings.get('model') == 'sdxl';"
+        "print(sorted({'tomlkit', 'typer', 'torch', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert run.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_go_offline_acts_before_and_after_the_import(imported: bool) -> None:
+    code = (
+        ("import huggingface_hub.constants;" if imported else "")
+        + "from t2i_cli import settings; settings.go_offline();"
+        "from huggingface_hub import HfApi, errors\n"
+        "try: HfApi().model_info('a/b')\n"
+        "except errors.OfflineModeIsEnabled: print('offline')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert run.stdout == "offline\n"
