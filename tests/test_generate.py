@@ -85,7 +85,7 @@ BAD = [
     (("bell\x07",), 2, "U+0007"),
     (("x", "--width", "0"), 2, "width"),
     (("x", "--height=-8"), 2, "height"),
-    (("x", "--width", "500"), 2, "nearest is 504"),
+    (("x", "--width", "500"), 2, "nearest is 496"),
     (("x", "--size", "100000x100000"), 2, "width"),
     (("x", "--size", "512"), 2, "512x768"),
     (("x", "--size", "64x64", "-W", "64"), 2, "not both"),
@@ -107,7 +107,7 @@ BAD = [
     (("x", "-p", "y"), 2, "twice"),
     ((), 2, "no prompt"),
     (("x", "--no-such-option"), 2, "--no-such-option"),
-    (("x", "--steps", "many"), 2, "many"),
+    (("x", "--steps", "many"), 2, "--steps"),
     (("x", "-m", "no/such-folder-or-alias/here"), 9, "no/such-folder-or-alias/here"),
 ]
 
