@@ -18,9 +18,9 @@ class SchedulerSpec:
     settings: dict[str, object] = field(default_factory=dict)
 
 
-_KARRAS = {"use_karras_sigmas": True}
-_SDE = {"algorithm_type": "sde-dpmsolver++"}
-_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+_KARRAS: dict[str, object] = {"use_karras_sigmas": True}
+_SDE: dict[str, object] = {"algorithm_type": "sde-dpmsolver++"}
+_FLOW: dict[str, object] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 _DPM2M = "DPMSolverMultistepScheduler"
 
 NOISE: dict[str, SchedulerSpec] = {

@@ -1,12 +1,12 @@
 """A GPU that is not there: it computes on the CPU, has the memory a test gives it, and runs out."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import pytest
 
 from t2i_cli.backends.local import device
 from t2i_cli.backends.local.device import Device, Memory
+from t2i_cli.backends.local.imports import Foreign
 
 FAKE = Device(name="cpu", kind="xpu", label="Fake GPU")
 """Its kind has memory of its own, its name lets torch and diffusers really move weights to it."""
@@ -14,7 +14,10 @@ FAKE = Device(name="cpu", kind="xpu", label="Fake GPU")
 
 def install(monkeypatch: pytest.MonkeyPatch, *, free: int, fake: Device = FAKE) -> None:
     """Make the fake GPU this machine's best device, with `free` bytes."""
+    import torch
+
     real = device.memory
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: None)
     monkeypatch.setattr(device, "devices", lambda: [fake])
     monkeypatch.setattr(
         device,
@@ -42,12 +45,12 @@ def cpu_out_of_memory() -> RuntimeError:
 
 
 class Failing:
-    """A method that raises at chosen calls (from 1), and otherwise does what it did."""
+    """A method or function that raises at chosen calls (from 1), and otherwise does what it did."""
 
     def __init__(
         self,
         monkeypatch: pytest.MonkeyPatch,
-        owner: type,
+        owner: object,
         name: str,
         at: Iterable[int] = (),
         error: Callable[[], Exception] = out_of_memory,
@@ -56,7 +59,7 @@ class Failing:
         at = frozenset(at)
         original = getattr(owner, name)
 
-        def method(*args: Any, **kwargs: Any) -> Any:
+        def method(*args: Foreign, **kwargs: Foreign) -> Foreign:
             self.calls += 1
             if self.calls in at:
                 raise error()

@@ -1,0 +1,188 @@
+"""A request before it is run: which device and precision, whether it fits, and with what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from t2i_cli import catalog
+from t2i_cli.backends.local import configs, device, imports, memory, weights
+from t2i_cli.backends.local.device import Device, Memory
+from t2i_cli.backends.local.memory import MIB, Measures, Need, Plan
+from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import InputError, OutOfMemoryError
+from t2i_cli.events import OnEvent
+from t2i_cli.request import ResolvedRequest
+
+_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where and how a model is to run. `folder` may hold its configs only, until `fetch`.
+
+    `sizes` are the bytes of each component's weights; an estimate under the name "model" where
+    `missing_bytes` are still to be downloaded. `slicing` is asked for and can be done.
+    """
+
+    spec: ModelSpec
+    device: Device
+    dtype: str
+    folder: Path
+    sizes: Mapping[str, int]
+    missing_bytes: int = 0
+    slicing: bool = False
+
+
+def target(spec: ModelSpec, options: LocalOptions) -> Target:
+    """Find device, precision and files of a model; raises T2IError where one does not do."""
+    place = device.find(options.device)
+    folder, total, missing = spec.folder, 0, 0
+    if folder is None:
+        from t2i_cli import hub
+
+        repo = spec.repo or spec.name
+        folder = hub.fetch_configs(repo, revision=spec.revision, offline=options.offline)
+    transformer = configs.denoiser(folder)[0] == "transformer"
+    dtype = device.choose_dtype(place, options.dtype, transformer=transformer)
+    slicing = bool(options.attention_slicing) and _can_slice(folder, options)
+    if spec.folder is None:
+        half = dtype != "float32"
+        size = hub.download_size(repo, revision=spec.revision, offline=options.offline, half=half)
+        total, missing = size.total_bytes, size.missing_bytes
+    if missing:
+        # Files in full precision may be halved when they are read; refuse only what cannot fit.
+        estimate = total // 2 if half else total
+        return Target(
+            spec=spec,
+            device=place,
+            dtype=dtype,
+            folder=folder,
+            sizes={"model": estimate},
+            missing_bytes=missing,
+            slicing=slicing,
+        )
+    aim = Target(spec=spec, device=place, dtype=dtype, folder=folder, sizes={}, slicing=slicing)
+    return _measured(aim, options)
+
+
+def fetch(aim: Target, options: LocalOptions, on_event: OnEvent) -> Target:
+    """The target with its files here, downloaded where they are missing. Raises T2IError."""
+    if aim.spec.folder is not None:
+        return aim
+    from t2i_cli import hub
+
+    folder = hub.fetch(
+        aim.spec.repo or aim.spec.name,
+        revision=aim.spec.revision,
+        offline=options.offline,
+        half=aim.dtype != "float32",
+        on_event=on_event,
+    )
+    return _measured(replace(aim, folder=folder, missing_bytes=0), options)
+
+
+def _can_slice(folder: Path, options: LocalOptions) -> bool:
+    """Whether the model's denoiser can slice its attention; if not, InputError unless lenient."""
+    name, _ = configs.denoiser(folder)
+    cls = next((part.cls for part in configs.parts(folder) if part.name == name), "")
+    if hasattr(getattr(imports.diffusers(), cls, None), "set_attention_slice"):
+        return True
+    if options.lenient:
+        return False
+    raise InputError(
+        f"The model's {name} ({cls}) has no attention slicing; its attention is fused.",
+        hint="Leave --attention-slicing away, or go on without it by --lenient.",
+        field="attention_slicing",
+    )
+
+
+def _measured(aim: Target, options: LocalOptions) -> Target:
+    """The target with the true sizes of its weights; raises ModelError if they are not sound."""
+    skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
+    found = weights.read(aim.folder, half=aim.dtype != "float32", skip=skip)
+    return replace(aim, sizes={name: w.size(aim.dtype) for name, w in found.items()})
+
+
+def plan(aim: Target, request: ResolvedRequest, options: LocalOptions, resident: int = 0) -> Plan:
+    """How the request would be run; `resident` bytes of its weights are on the device already.
+
+    Raises OutOfMemoryError, naming the nearest thing that would work.
+    """
+    memory_here = device.memory(aim.device)
+    free = memory_here.free + resident
+    width, height = request.width or 0, request.height or 0
+    needed = _need(aim, width, height, aim.dtype)
+    measures = _measures(aim, needed, free, options)
+    if measures is None:
+        raise _refusal(aim, (width, height), Memory(free=free, total=memory_here.total), options)
+    if aim.slicing and memory.ATTENTION_SLICING not in measures:
+        measures += (memory.ATTENTION_SLICING,)
+    return Plan(
+        device=aim.device.name,
+        device_name=aim.device.label,
+        dtype=aim.dtype,
+        free_mib=free // MIB,
+        total_mib=memory_here.total // MIB,
+        weights_mib=sum(needed.weights.values()) // MIB,
+        working_mib=needed.working(measures, options.batch_size or 1, aim.device) // MIB,
+        measures=measures,
+        download_mib=aim.missing_bytes // MIB,
+    )
+
+
+def most_of_a_pass(aim: Target, request: ResolvedRequest, measures: Measures, resident: int) -> int:
+    """How many images, a power of two, one pass of a loaded model has memory for."""
+    needed = _need(aim, request.width or 0, request.height or 0, aim.dtype)
+    free = device.memory(aim.device).free + resident
+    return memory.most_of_a_pass(needed, aim.device, free, measures)
+
+
+def _need(aim: Target, width: int, height: int, dtype: str) -> Need:
+    factor = _ELEMENT[dtype] / _ELEMENT[aim.dtype]
+    sizes = {name: int(size * factor) for name, size in aim.sizes.items()}
+    return memory.need(aim.folder, sizes, width, height, _ELEMENT[dtype])
+
+
+def _measures(aim: Target, needed: Need, free: int, options: LocalOptions) -> Measures | None:
+    """What to do from the start; `None` where nothing is enough."""
+    if options.memory == "fast":
+        return ()
+    host = device.host_memory().free
+    batch = options.batch_size or 1
+    least = memory.lowest(aim.device) if options.memory == "low" else ()
+    return memory.choose(needed, aim.device, free, host, batch, least=least)
+
+
+def _refusal(
+    aim: Target, size: tuple[int, int], here: Memory, options: LocalOptions
+) -> OutOfMemoryError:
+    """The refusal, with the nearest that would work: another dtype, a smaller size or model."""
+    width, height = size
+
+    def fits(width: int, height: int, dtype: str) -> bool:
+        return _measures(aim, _need(aim, width, height, dtype), here.free, options) is not None
+
+    needed = _need(aim, width, height, aim.dtype)
+    least = min(needed.peak(measures, 1, aim.device) for measures in memory.options(aim.device))
+    message = (
+        f"{aim.spec.name} at {width}x{height} needs about {least // MIB:,} MiB on "
+        f"{aim.device.name}, and {here.free // MIB:,} of {here.total // MIB:,} MiB are free."
+    )
+    if aim.dtype == "float32" and aim.device.kind != "cpu" and fits(width, height, "float16"):
+        return OutOfMemoryError(message, hint="It would fit with --dtype float16.")
+    for eighths in range(7, 0, -1):
+        grid = aim.spec.multiple
+        smaller = [max(grid, side * eighths // 8 // grid * grid) for side in size]
+        if fits(smaller[0], smaller[1], aim.dtype):
+            return OutOfMemoryError(
+                message, hint=f"It would fit with --size {smaller[0]}x{smaller[1]}."
+            )
+    models = [
+        model
+        for model in catalog.MODELS.values()
+        # Downloads in half precision double on a CPU; the other half is to work in.
+        if (model.download_bytes or 0) * 2 < here.free
+    ]
+    best = max(models, key=lambda model: model.download_bytes or 0)
+    return OutOfMemoryError(message, hint=f"No size of it fits; -m {best.name} would.")

@@ -1,0 +1,277 @@
+"""The local backend: models on this machine, kept loaded between runs, and fitted to its memory."""
+
+import gc
+import itertools
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from threading import Event as Flag
+
+from t2i_cli import catalog, settings
+from t2i_cli.backends import Failure, GeneratedImage, RunLock
+from t2i_cli.backends.local import (
+    assessment,
+    decode,
+    device,
+    encoding,
+    ladder,
+    loading,
+    memory,
+    models,
+    pipeline,
+    text,
+)
+from t2i_cli.backends.local.assessment import Target
+from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.backends.local.memory import Plan
+from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.backends.local.passes import PassSize
+from t2i_cli.backends.local.pipeline import Cancelled, Picture
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import InputError, ModelError, T2IError, WithheldError
+from t2i_cli.events import Loading, Note, OnEvent
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+
+Member = tuple[int, ResolvedRequest]
+"""A request and its position in the run."""
+
+
+class LocalBackend:
+    """Images from this machine's GPU or CPU. Errors leave it only as T2IError."""
+
+    def __init__(self, options: LocalOptions) -> None:
+        self._options = options
+        self._specs: dict[tuple[str, str | None], ModelSpec] = {}
+        self._targets: dict[tuple[str, str | None], Target] = {}
+        self._loaded: Loaded | None = None
+        self._sizes: dict[tuple[object, ...], PassSize] = {}
+        if options.offline:
+            settings.go_offline()
+
+    def describe(self, request: GenerateRequest) -> ModelSpec:
+        """What is known of the model that the request names; raises T2IError."""
+        spec = models.find(
+            request.model or catalog.DEFAULT_MODEL,
+            request.revision,
+            offline=self._options.offline,
+            trust_remote_code=self._options.trust_remote_code,
+        )
+        self._specs[spec.repo or spec.name, spec.revision] = spec
+        return spec
+
+    def check(self, request: ResolvedRequest) -> None:
+        """Raise if this machine cannot make the image; loads no weight."""
+        self.plan(request)
+
+    def plan(self, request: ResolvedRequest) -> Plan:
+        """What making the image would take, and what would be done to make it fit."""
+        spec = self._spec(request)
+        if request.scheduler is not None and spec.flow is None:
+            raise InputError(f"The scheduler of {spec.name} cannot be changed.", field="scheduler")
+        return assessment.plan(self._target(request), request, self._options)
+
+    def run(
+        self, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
+    ) -> Iterator[GeneratedImage | Failure]:
+        """Yield one outcome a request; like requests that follow each other share passes."""
+        for _, members in itertools.groupby(enumerate(requests), lambda member: _kind(member[1])):
+            group = list(members)
+            if cancel.is_set():
+                return
+            try:
+                loaded = self._prepare(group[0][1], on_event)
+            except T2IError as error:
+                yield from _failures(group, error)
+                continue
+            texts = [words for _, r in group for words in (r.prompt, r.negative_prompt) if words]
+            for note in text.notes(loaded, texts):
+                on_event(Note(message=note))
+            yield from self._make(loaded, group, cancel)
+
+    def close(self) -> None:
+        """Drop the model and give its memory back."""
+        if self._loaded is None:
+            return
+        used = self._loaded.device
+        self._loaded = None
+        self._sizes.clear()
+        # What was there when imports froze the collector's view would never be collected.
+        gc.unfreeze()
+        device.clear_cache(used)
+
+    def _spec(self, request: ResolvedRequest) -> ModelSpec:
+        known = self._specs.get((request.model, request.revision))
+        return known or self.describe(
+            GenerateRequest(prompt=request.prompt, model=request.model, revision=request.revision)
+        )
+
+    def _target(self, request: ResolvedRequest) -> Target:
+        """Where the model is to run: found once, so that a model from the Hub stays the same."""
+        key = (request.model, request.revision)
+        if key not in self._targets:
+            self._targets[key] = assessment.target(self._spec(request), self._options)
+        return self._targets[key]
+
+    def _prepare(self, request: ResolvedRequest, on_event: OnEvent) -> Loaded:
+        """The request's model on its device, fitted to its memory. Raises T2IError."""
+        aim = self._target(request)
+        if self._loaded and not self._loaded.is_for(aim):
+            self.close()
+        if self._loaded:
+            self._loaded.on_event = on_event
+            plan = assessment.plan(aim, request, self._options, self._loaded.resident)
+        else:
+            aim = assessment.fetch(aim, self._options, on_event)
+            self._targets[request.model, request.revision] = aim
+            plan = assessment.plan(aim, request, self._options)
+            on_event(Loading(model=aim.spec.name, device=aim.device.name))
+            self._loaded = self._load(aim, on_event)
+        self._place(self._loaded, plan.measures)
+        encoding.remember(self._loaded.pipe)
+        return self._loaded
+
+    def _load(self, aim: Target, on_event: OnEvent) -> Loaded:
+        loaded = loading.read(
+            aim,
+            on_event,
+            safety_checker=self._options.safety_checker,
+            trust_remote_code=self._options.trust_remote_code,
+        )
+        decode.rescue(loaded)
+        if self._options.attention_slicing:
+            on_event(Note(message=_SLICING_COST if aim.slicing else _NO_SLICING))
+        return loaded
+
+    def _place(self, loaded: Loaded, measures: memory.Measures) -> None:
+        """Put a pipeline on its device with the planned measures, and more if memory runs out."""
+        try:
+            loaded.place(measures, "to fit the memory that is free")
+        except Exception as error:  # only memory is dealt with here
+            if not device.is_out_of_memory(error):
+                raise
+        else:
+            return
+        ladder.descend(loaded, batch=1, slicing=self._options.attention_slicing)
+
+    def _make(
+        self, loaded: Loaded, group: list[Member], cancel: Flag
+    ) -> Iterator[GeneratedImage | Failure]:
+        """Make the pictures of requests of one kind, as many in a pass as memory allows."""
+        sizes = self._pass_size(loaded, group[0][1])
+        while group and not cancel.is_set():
+            size = sizes.next(len(group), loaded.batch_limit)
+            batch = group[:size]
+            started = time.monotonic()
+            try:
+                scheduler = loaded.set_scheduler(batch[0][1].scheduler)
+                pictures = self._attempt(loaded, batch, cancel)
+            except Cancelled:
+                return
+            except T2IError as error:
+                yield from _failures(batch, error)
+                group = group[size:]
+                continue
+            if pictures is None:
+                continue
+            group = group[size:]
+            lock = _lock(loaded, scheduler, len(batch))
+            took = time.monotonic() - started
+            sizes.took(size, took)
+            seconds = took / len(batch)
+            for (index, request), picture in zip(batch, pictures, strict=True):
+                yield _outcome(index, request, picture, lock, seconds)
+            if self._options.clear_cache:
+                device.clear_cache(loaded.device)
+
+    def _pass_size(self, loaded: Loaded, request: ResolvedRequest) -> PassSize:
+        """What is known of the best size of passes for requests of this kind."""
+        kind = _kind(request)
+        if kind not in self._sizes:
+            wanted = self._options.batch_size
+            most = wanted or assessment.most_of_a_pass(
+                self._target(request), request, tuple(loaded.measures), loaded.resident
+            )
+            self._sizes[kind] = PassSize(wanted, most)
+        return self._sizes[kind]
+
+    def _attempt(self, loaded: Loaded, batch: list[Member], cancel: Flag) -> list[Picture] | None:
+        """The pictures, or None if memory ran out and a measure was taken: try again."""
+        indices = tuple(index for index, _ in batch)
+        requests = [request for _, request in batch]
+        try:
+            return pipeline.run(loaded, requests, indices, cancel)
+        except (T2IError, Cancelled):
+            raise
+        except Exception as error:  # what a pipeline of any family may raise
+            if not device.is_out_of_memory(error):
+                raise _translated(error, loaded, requests[0]) from error
+        # Outside the except block, whose traceback holds the tensors that are in the way.
+        ladder.descend(loaded, batch=len(batch), slicing=self._options.attention_slicing)
+        return None
+
+
+_NO_SLICING = "The model has no attention slicing; it is left out."
+_SLICING_COST = (
+    "Attention slicing is on: it can make attention three times slower, and beside a fused kernel "
+    "it takes more memory than it saves."
+)
+
+
+def _kind(request: ResolvedRequest) -> tuple[object, ...]:
+    """What requests of one pass have in common: all but prompt, seed and the negative's words."""
+    return (
+        request.model,
+        request.revision,
+        request.width,
+        request.height,
+        request.steps,
+        request.guidance_scale,
+        request.scheduler,
+        bool(request.negative_prompt),
+    )
+
+
+def _failures(members: list[Member], error: T2IError) -> Iterator[Failure]:
+    return (Failure(index=index, request=request, error=error) for index, request in members)
+
+
+def _lock(loaded: Loaded, scheduler: str | None, batch_size: int) -> RunLock:
+    return RunLock(
+        backend="local",
+        model=loaded.spec.repo or loaded.spec.name,
+        revision=loaded.revision,
+        pipeline=type(loaded.pipe).__name__,
+        scheduler=scheduler,
+        device=loaded.device.name,
+        dtype=loaded.dtype,
+        batch_size=batch_size,
+        measures=tuple(loaded.measures),
+        libraries=loaded.libraries,
+    )
+
+
+def _outcome(
+    index: int, request: ResolvedRequest, picture: Picture, lock: RunLock, seconds: float
+) -> GeneratedImage | Failure:
+    if picture.withheld:
+        error = WithheldError(
+            "The model's safety checker withheld the image.",
+            hint="Another seed or wording may pass; --no-safety-checker leaves the checker out.",
+        )
+        return Failure(index=index, request=request, error=error)
+    return GeneratedImage(
+        index=index, request=request, image=picture.image, lock=lock, seconds=seconds
+    )
+
+
+def _translated(error: Exception, loaded: Loaded, request: ResolvedRequest) -> T2IError:
+    """A pipeline's error as one of ours."""
+    name = type(loaded.pipe).__name__
+    places = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    if request.scheduler is not None and places & {"retrieve_timesteps", "set_timesteps"}:
+        return InputError(
+            f"The scheduler {request.scheduler!r} does not fit {name}.",
+            hint="Leave --scheduler away for the model's own.",
+            field="scheduler",
+        )
+    return ModelError(f"{name} failed: {loading.reason(error)}")

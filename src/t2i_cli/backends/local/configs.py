@@ -1,0 +1,100 @@
+"""A diffusers folder's JSON files: which components a model has, and their shapes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from t2i_cli.errors import ModelError
+
+Config = dict[str, Any]
+DENOISERS = ("transformer", "unet", "decoder")
+_WITHOUT_WEIGHTS = re.compile("Tokenizer|Scheduler$|Processor$|Extractor$")
+
+
+class Part(NamedTuple):
+    """One component of a pipeline: its name, and its class with the library it comes from."""
+
+    name: str
+    library: str
+    cls: str
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the component is a network; tokenizers, schedulers and processors are not."""
+        return not _WITHOUT_WEIGHTS.search(self.cls)
+
+
+def index(folder: Path) -> Config:
+    """The folder's model_index.json; raises ModelError where it is no diffusers folder."""
+    file = folder / "model_index.json"
+    try:
+        return _read(file)
+    except FileNotFoundError:
+        if not any(folder.iterdir()):
+            raise ModelError(f"The model folder {folder} is empty.") from None
+        raise ModelError(
+            f"The folder {folder} has no model_index.json, so it is not a diffusers model.",
+            hint="Name the folder that holds model_index.json; single-file checkpoints and LoRAs "
+            "are not taken.",
+        ) from None
+
+
+def parts(folder: Path) -> list[Part]:
+    """The components that the model has."""
+    return [Part(name, *pair) for name, pair in _pairs(folder) if pair[0] is not None]
+
+
+def left_out(folder: Path) -> list[str]:
+    """The names of the components that its pipeline could have, and the model has not."""
+    return [name for name, pair in _pairs(folder) if pair[0] is None]
+
+
+def _pairs(folder: Path) -> list[tuple[str, list[str]]]:
+    """Each component's name, library and class."""
+    return [
+        (name, value)
+        for name, value in index(folder).items()
+        if not name.startswith("_") and isinstance(value, list) and len(value) == 2
+    ]
+
+
+def component(folder: Path, name: str) -> Config:
+    """A component's config.json (or scheduler_config.json); empty where there is none."""
+    file = "scheduler_config.json" if name == "scheduler" else "config.json"
+    try:
+        return _read(folder / name / file)
+    except FileNotFoundError:
+        return {}
+
+
+def denoiser(folder: Path) -> tuple[str, Config]:
+    """The name and config of the network that denoises."""
+    name = next((n for n in DENOISERS if (folder / n / "config.json").is_file()), "unet")
+    return name, component(folder, name)
+
+
+def vae_scale(folder: Path) -> int:
+    """Pixels of the image for each pixel of the latents, along one side.
+
+    As the pipelines' constructors count it; a pipeline without a VAE works on pixels.
+    """
+    config = component(folder, "vae") or component(folder, "movq")
+    if ratio := config.get("spatial_compression_ratio"):
+        return int(ratio)
+    if temporal := config.get("temperal_downsample"):
+        return int(2 ** len(temporal))
+    for key in ("block_out_channels", "encoder_block_out_channels"):
+        if channels := config.get(key):
+            return int(2 ** (len(channels) - 1))
+    return 8 if config else 1
+
+
+def _read(file: Path) -> Config:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is damaged: it is not JSON.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} is damaged: it holds no JSON object.")
+    return value

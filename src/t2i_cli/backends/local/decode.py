@@ -1,0 +1,89 @@
+"""The decode, rescued: when memory runs out there, the finished latents are kept."""
+
+from t2i_cli.backends.local import memory
+from t2i_cli.backends.local.device import clear_cache, is_out_of_memory
+from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.backends.local.loading import Loaded, decoder
+from t2i_cli.errors import OutOfMemoryError
+
+VAE_SLICING = "vae-slicing"
+VAE_ON_CPU = "vae-on-cpu"
+
+
+def rescue(loaded: Loaded) -> None:
+    """Wrap the decode, which every family calls, so that steps are never run twice for it."""
+    if (vae := decoder(loaded.pipe)) is not None:
+        vae.decode = _Decode(loaded, vae)
+
+
+class _Decode:
+    """Stands in for `vae.decode`: tries it as it is, sliced, tiled, then on the CPU."""
+
+    def __init__(self, loaded: Loaded, vae: Foreign) -> None:
+        self._loaded = loaded
+        self._vae = vae
+        self._decode = vae.decode
+        self._on_cpu: Foreign = None
+
+    def __call__(self, latents: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
+        """Decode latents (batch x channels x height x width) as the VAE itself would."""
+        while True:
+            if self._on_cpu is not None:
+                return self._decode_on_cpu(latents, *args, **kwargs)
+            try:
+                return self._decode(latents, *args, **kwargs)
+            except Exception as error:  # only memory is dealt with here
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block: its traceback would hold the tensors that are in the way.
+            clear_cache(self._loaded.device)
+            self._take_measure(len(latents))
+
+    def _take_measure(self, batch: int) -> None:
+        taken = self._loaded.measures
+        reason = f"{self._loaded.device.name} ran out of memory at the decode"
+        if memory.VAE_TILING not in taken:
+            if batch > 1 and VAE_SLICING not in taken and hasattr(self._vae, "enable_slicing"):
+                self._vae.enable_slicing()
+                self._loaded.note(VAE_SLICING, reason)
+                return
+            if hasattr(self._vae, "enable_tiling"):
+                self._vae.enable_tiling()
+                self._loaded.note(memory.VAE_TILING, reason)
+                return
+        if self._loaded.device.kind == "cpu":
+            raise _out_of_memory()
+        self._on_cpu = self._read_on_cpu()
+        self._loaded.note(VAE_ON_CPU, reason)
+
+    def _read_on_cpu(self) -> Foreign:
+        """A second copy of the VAE, free of the first one's device, precision and hooks."""
+        import torch
+
+        name = "vae" if getattr(self._loaded.pipe, "vae", None) is self._vae else "movq"
+        vae = type(self._vae).from_pretrained(
+            str(self._loaded.folder / name), torch_dtype=torch.float32, use_safetensors=True
+        )
+        if hasattr(vae, "enable_tiling"):
+            vae.enable_tiling()
+        return vae
+
+    def _decode_on_cpu(self, latents: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
+        import torch
+
+        try:
+            decoded = self._on_cpu.decode(latents.to("cpu", torch.float32), *args, **kwargs)
+        except Exception as error:  # only memory is dealt with here
+            if is_out_of_memory(error):
+                raise _out_of_memory() from error
+            raise
+        # A tuple, or an output object that can be indexed like one.
+        sample = decoded[0].to(latents.device)
+        return (sample,) if isinstance(decoded, tuple) else type(decoded)(sample=sample)
+
+
+def _out_of_memory() -> OutOfMemoryError:
+    return OutOfMemoryError(
+        "Memory ran out at the decode, in tiles and on the CPU too.",
+        hint="A smaller --size needs less, and so do fewer programs beside.",
+    )

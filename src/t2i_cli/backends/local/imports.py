@@ -1,0 +1,103 @@
+"""Bringing in torch, transformers and diffusers: only what is needed, fast, and without noise."""
+
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from t2i_cli.errors import ModelError
+
+Foreign = Any
+"""An object of diffusers, transformers or torch, which come with few types or none."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' warnings, which are for developers, off the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Hold back garbage collection while many objects come to stay.
+
+    The collector looks at all of them again and again: a fifth of the time to import diffusers.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
+
+
+def torch() -> ModuleType:
+    """The torch module, its threads told to sleep while they wait.
+
+    By default they spin: beside any other busy process, steps then take ten times as long. Read
+    when the OpenMP library is loaded, so the first import of torch must be this one.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with without_gc():
+        import torch as library
+    return library
+
+
+def diffusers() -> ModuleType:
+    """The diffusers module, with its logs and transformers' at errors only."""
+    torch()
+    with quiet(), without_gc():
+        import transformers.utils.logging as transformers_log
+
+        # Before anything else of either: they log while they are imported.
+        transformers_log.set_verbosity_error()
+        transformers_log.disable_progress_bar()
+        import diffusers as library
+
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    return library
+
+
+def pipeline(name: str) -> Foreign:
+    """A pipeline class of diffusers; only its own module is imported. Raises ModelError."""
+    library = diffusers()
+    with quiet(), without_gc():
+        try:
+            found = getattr(library, name, None)
+        except (ImportError, RuntimeError) as error:  # diffusers' lazy modules raise either
+            raise ModelError(f"The pipeline class {name} cannot be imported: {error}") from error
+    if found is None:
+        raise ModelError(
+            f"The model needs the pipeline class {name}, which diffusers {library.__version__} "
+            "does not have.",
+            hint="A newer diffusers may have it.",
+        )
+    if missing := getattr(found, "_backends", None):  # diffusers' stand-in for what it lacks
+        raise ModelError(f"The pipeline class {name} needs {', '.join(missing)} installed.")
+    return found
+
+
+def own_pipeline(folder: Path, module: str, name: str) -> Foreign:
+    """A pipeline class from a model's own code, which is run. Raises ModelError."""
+    diffusers()
+    from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
+
+    try:
+        return get_class_from_dynamic_module(
+            str(folder.absolute()),
+            module_file=f"{module}.py",
+            class_name=name,
+            local_files_only=True,
+            trust_remote_code=True,
+        )
+    except Exception as error:  # code of any kind runs here
+        raise ModelError(f"The model's own code {folder / module}.py failed: {error}") from error

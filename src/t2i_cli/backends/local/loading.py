@@ -1,0 +1,186 @@
+"""A model's pipeline: read into memory, put on its device, and what was done to make it fit."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from t2i_cli import __version__, schedulers
+from t2i_cli.backends.local import configs, imports, memory, models, weights
+from t2i_cli.backends.local.device import is_out_of_memory
+from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.errors import ModelError, OutOfMemoryError
+from t2i_cli.events import Measure, OnEvent
+
+if TYPE_CHECKING:
+    from t2i_cli.backends.local.assessment import Target
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+class Loaded:
+    """A pipeline in memory; `measures` are those taken for it so far, in order.
+
+    `batch_limit` is how many images fit one pass, once memory has run out.
+    """
+
+    def __init__(self, aim: "Target", pipe: Foreign, on_event: OnEvent) -> None:
+        self.spec = aim.spec
+        self.folder = aim.folder
+        self.device = aim.device
+        self.dtype = aim.dtype
+        self.pipe = pipe
+        self.on_event = on_event
+        self.measures: list[str] = []
+        self.batch_limit: int | None = None
+        self._placed = False
+        self._bytes = sum(aim.sizes.values())
+        self._own_scheduler: Foreign = getattr(pipe, "scheduler", None)
+
+    def is_for(self, aim: "Target") -> bool:
+        """Whether this is what the target asks for."""
+        return (self.folder, self.dtype) == (aim.folder, aim.dtype)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a model from the Hub: its snapshot folder is named after it."""
+        return self.folder.name if _COMMIT.fullmatch(self.folder.name) else None
+
+    @property
+    def libraries(self) -> dict[str, str]:
+        """The versions that the image depends on."""
+        import diffusers
+        import torch
+        import transformers
+
+        return {
+            "t2i": __version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    @property
+    def resident(self) -> int:
+        """Bytes of weights that stay on the device."""
+        offloaded = {memory.MODEL_OFFLOAD, memory.GROUP_OFFLOAD} & set(self.measures)
+        return 0 if offloaded else self._bytes
+
+    def note(self, measure: str, reason: str) -> None:
+        """Record a measure and tell of it."""
+        self.measures.append(measure)
+        self.on_event(Measure(name=measure, reason=reason))
+
+    def place(self, measures: memory.Measures = (), reason: str = "") -> None:
+        """Take measures and put the pipeline where it runs. Out of memory is raised as it comes."""
+        new = [measure for measure in measures if measure not in self.measures]
+        if memory.MODEL_OFFLOAD in new and self.pipe.model_cpu_offload_seq is None:
+            new = [memory.GROUP_OFFLOAD if m == memory.MODEL_OFFLOAD else m for m in new]
+        for measure in new:
+            self.note(measure, reason)
+        if memory.VAE_TILING in new:
+            tile_vae(self.pipe)
+        if memory.ATTENTION_SLICING in new:
+            self.pipe.enable_attention_slicing()
+        if memory.GROUP_OFFLOAD in new:
+            self._offload_groups()
+        elif memory.MODEL_OFFLOAD in new:
+            self.pipe.enable_model_cpu_offload(device=self.device.name)
+        elif not self._placed:
+            self.pipe.to(self.device.name)
+            _order_channels_last(self.pipe)
+        self._placed = True
+
+    def set_scheduler(self, name: str | None) -> str | None:
+        """Use the scheduler of that short name, or the model's own; returns its class's name."""
+        if name is None:
+            self.pipe.scheduler = self._own_scheduler
+        else:
+            import diffusers
+
+            spec = schedulers.find(name, self.spec.flow)
+            config = dict(self._own_scheduler.config)
+            # FlowMatchEuler's name for what the noise schedulers call flow_shift.
+            shift = {"flow_shift": config["shift"]} if "shift" in config else {}
+            cls = getattr(diffusers, spec.cls)
+            with imports.quiet():
+                self.pipe.scheduler = cls.from_config(config, **shift, **spec.settings)
+        return type(self.pipe.scheduler).__name__ if self.pipe.scheduler is not None else None
+
+    def _offload_groups(self) -> None:
+        import torch
+
+        self.pipe.remove_all_hooks()
+        self.pipe.to("cpu", silence_dtype_warnings=True)
+        # Streams hide the copies behind the computation, where the device has them.
+        stream = self.device.kind in {"cuda", "rocm"}
+        self.pipe.enable_group_offload(
+            onload_device=torch.device(self.device.name),
+            offload_type="leaf_level",
+            use_stream=stream,
+            low_cpu_mem_usage=stream,
+        )
+
+
+def _order_channels_last(pipe: Foreign) -> None:
+    """Store the weights of convolutions as their fastest kernels read them, on CPUs and GPUs."""
+    import torch
+
+    for network in (getattr(pipe, "unet", None), decoder(pipe)):
+        # The order has no meaning for the video VAEs that some image models use.
+        if network is not None and all(weight.dim() < 5 for weight in network.parameters()):
+            network.to(memory_format=torch.channels_last)
+
+
+def tile_vae(pipe: Foreign) -> None:
+    """Decode one image at a time, in tiles."""
+    vae = decoder(pipe)
+    for method in ("enable_slicing", "enable_tiling"):
+        if hasattr(vae, method):
+            getattr(vae, method)()
+
+
+def decoder(pipe: Foreign) -> Foreign:
+    """The network that turns latents into pictures, or None for a pipeline on pixels."""
+    return getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
+
+
+def read(
+    aim: "Target", on_event: OnEvent, *, safety_checker: bool, trust_remote_code: bool
+) -> Loaded:
+    """Read a pipeline's weights into the host's memory. Raises ModelError, OutOfMemoryError."""
+    import torch
+
+    folder, name = aim.folder, aim.spec.name
+    cls = models.pipeline_class(folder, trust_remote_code=trust_remote_code)
+    # Some pipelines go without a component only where they are told so (SD 3 without T5).
+    extra: dict[str, Any] = dict.fromkeys(configs.left_out(folder))
+    if not safety_checker and any(p.name == "safety_checker" for p in configs.parts(folder)):
+        extra |= {"safety_checker": None, "requires_safety_checker": False}
+    if variant := weights.variant(folder, half=aim.dtype != "float32"):
+        extra["variant"] = variant
+    with imports.quiet(), imports.without_gc():
+        try:
+            pipe = cls.from_pretrained(
+                str(folder),
+                dtype=getattr(torch, aim.dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                **extra,
+            )
+        except Exception as error:  # whatever a model's files and its libraries may raise
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"Memory ran out while {name} was read.", hint="Use a smaller model."
+                ) from error
+            raise ModelError(
+                f"{name} cannot be loaded: {reason(error)}",
+                hint="The model may be damaged, or need other versions of diffusers or "
+                "transformers.",
+            ) from error
+    return Loaded(aim, pipe, on_event)
+
+
+def reason(error: Exception) -> str:
+    """The library's reason, on one line and not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,0 +1,204 @@
+"""Models outside the catalogue: what a diffusers folder says of itself."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from t2i_cli import catalog, schedulers
+from t2i_cli.backends.local import configs, imports
+from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.catalog import GuidanceArgument, ModelSpec
+from t2i_cli.errors import InputError, ModelError
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_DEFAULT_SIDE = 1024
+"""Pixels; what the pipelines of transformers without a sample size (Flux, Qwen) use."""
+
+_OTHER_TASK = re.compile("Prior|Video|Edit|Control|GLIGEN|LDM3D|Pix2Pix|Inpaint|Img2Img")
+_OTHER_INPUT = {"num_frames", "video_length", "strength", "mask_image", "control_image"}
+_IMAGE_IS_OPTIONAL = {
+    "Flux2Pipeline",
+    "Flux2KleinPipeline",
+    "FluxKontextPipeline",
+    "GlmImagePipeline",
+    "QwenImage21Pipeline",
+    "ZImageOmniPipeline",
+}
+"""Pipelines that take images beside the prompt, and make one from the prompt alone as well."""
+_GUIDED_FROM_ZERO = re.compile("ZImage|Krea2")
+"""Pipelines whose guidance acts above 0; with all others it acts above 1."""
+
+
+def find(name: str, revision: str | None, *, offline: bool, trust_remote_code: bool) -> ModelSpec:
+    """The model of that name: an alias, a folder, or a repository on the Hub.
+
+    Raises ModelError if there is none, or it is not text-to-image; InputError on a revision of
+    what has none.
+    """
+    spec = catalog.find(name, revision)
+    folder = Path(name).expanduser()
+    if spec is None and folder.is_dir():
+        spec = describe(folder, name, trust_remote_code=trust_remote_code)
+    if spec is not None:
+        if spec.folder and revision:
+            raise InputError(f"{name} is a folder, which has no revisions.", field="revision")
+        return spec
+    if not _REPOSITORY.fullmatch(name) or name.startswith("."):
+        raise _unknown(name)
+    from t2i_cli import hub
+
+    snapshot = hub.fetch_configs(name, revision=revision, offline=offline)
+    spec = describe(snapshot, name, trust_remote_code=trust_remote_code)
+    return replace(spec, repo=name, folder=None, revision=revision)
+
+
+def _unknown(name: str) -> ModelError:
+    if name.startswith((".", "~")) or "/" in name or "\\" in name:
+        return ModelError(f"There is no model folder {name}.")
+    near = difflib.get_close_matches(name, catalog.MODELS, n=1)
+    return ModelError(
+        f"The model {name!r} is unknown.",
+        hint=f"Did you mean {near[0]}? " * bool(near)
+        + "`t2i models list` shows the short names; a folder and owner/name on the Hub do as well.",
+    )
+
+
+def describe(folder: Path, name: str, *, trust_remote_code: bool) -> ModelSpec:
+    """What a diffusers folder says of itself, with its pipeline's own defaults.
+
+    Raises ModelError where it is not a usable text-to-image model.
+    """
+    cls = pipeline_class(folder, trust_remote_code=trust_remote_code)
+    parameters = inspect.signature(cls.__call__).parameters
+    if not _is_text_to_image(cls.__name__, parameters):
+        raise ModelError(
+            f"{name} is a {cls.__name__}, which does not make images from text alone.",
+            hint="`t2i models list` shows models that do.",
+        )
+    defaults = {key: parameter.default for key, parameter in parameters.items()}
+    argument = _guidance_argument(folder, defaults)
+    width, height = _native_size(folder, defaults)
+    return ModelSpec(
+        name=name,
+        folder=folder,
+        pipeline=cls.__name__,
+        steps=_number(defaults.get("num_inference_steps")),
+        guidance_argument=argument,
+        guidance_scale=_number(defaults.get(argument)) if argument else None,
+        guidance_off=0.0 if _GUIDED_FROM_ZERO.match(cls.__name__) else 1.0,
+        negative_prompt=_takes_negative_prompt(folder, argument, defaults),
+        width=width,
+        height=height,
+        multiple=_multiple(folder),
+        flow=_flow(folder),
+    )
+
+
+def pipeline_class(folder: Path, *, trust_remote_code: bool) -> Foreign:
+    """The pipeline's class, from diffusers or, if that is trusted, the model's own code."""
+    named = configs.index(folder).get("_class_name")
+    if isinstance(named, str):
+        return imports.pipeline(named)
+    if not (isinstance(named, list) and len(named) == 2):
+        raise ModelError(f"{folder / 'model_index.json'} names no pipeline class.")
+    if not trust_remote_code:
+        raise ModelError(
+            f"The model in {folder} runs code of its own ({named[0]}.py).",
+            hint="If you trust it, --trust-remote-code lets it.",
+        )
+    return imports.own_pipeline(folder, *named)
+
+
+def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a pipeline makes images of a chosen size and needs nothing but a prompt."""
+    needed = {
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in {parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL}
+    } - {"self", "prompt"}
+    return (
+        {"prompt", "height", "num_inference_steps"} <= parameters.keys()
+        and not needed
+        and not _OTHER_INPUT & parameters.keys()
+        and not _OTHER_TASK.search(name)
+        and ("image" not in parameters or name in _IMAGE_IS_OPTIONAL)
+    )
+
+
+def _guidance_argument(folder: Path, defaults: Mapping[str, Any]) -> GuidanceArgument | None:
+    """The argument that carries guidance, unless the weights were distilled to need none."""
+    _, config = configs.denoiser(folder)
+    if configs.index(folder).get("is_distilled") or config.get("guidance_embeds") is False:
+        return None
+    if (_number(defaults.get("true_cfg_scale")) or 0) > 1 or "guidance_scale" not in defaults:
+        return "true_cfg_scale" if "true_cfg_scale" in defaults else None
+    return "guidance_scale"
+
+
+def _takes_negative_prompt(
+    folder: Path, argument: GuidanceArgument | None, defaults: Mapping[str, Any]
+) -> bool:
+    """Whether a negative prompt can act: it needs guidance that subtracts a second prediction.
+
+    Where `true_cfg_scale` does that, `guidance_scale` only feeds the network an embedded number,
+    as it does in a UNet distilled with a guidance embedding.
+    """
+    if argument is None or "negative_prompt" not in defaults:
+        return False
+    _, config = configs.denoiser(folder)
+    if argument == "guidance_scale" and "true_cfg_scale" in defaults:
+        return False
+    return config.get("time_cond_proj_dim") is None
+
+
+def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height in pixels: the pipeline's own default, or what the network was made for."""
+    _, config = configs.denoiser(folder)
+    width, height = _number(defaults.get("width")), _number(defaults.get("height"))
+    if width and height:
+        return width, height
+    sample = config.get("sample_size")
+    if isinstance(sample, list):
+        height, width = sample
+    else:
+        height = width = sample
+    if not isinstance(width, int) or not isinstance(height, int):
+        return _DEFAULT_SIDE, _DEFAULT_SIDE
+    scale = configs.vae_scale(folder)
+    return width * scale, height * scale
+
+
+def _multiple(folder: Path) -> int:
+    """What width and height must be multiples of, in pixels.
+
+    UNet pipelines check for 8. Transformers cut the latents into patches, or pack them two by two
+    where their config says nothing of it (Flux, Qwen); most of their pipelines check for 16.
+    """
+    name, config = configs.denoiser(folder)
+    scale = configs.vae_scale(folder)
+    if name != "transformer":
+        return max(8, scale)
+    patch = config.get("patch_size") or config.get("all_patch_size") or 1
+    if isinstance(patch, list):
+        patch = max(patch)
+    return max(16, scale * int(patch))
+
+
+def _flow(folder: Path) -> bool | None:
+    """Whether the model matches flows; `None` where its scheduler is none that can be changed."""
+    config = configs.component(folder, "scheduler")
+    name = str(config.get("_class_name"))
+    if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
+        return True
+    known = {spec.cls for spec in schedulers.NOISE.values()}
+    return False if name in known else None
+
+
+def _number(value: object) -> Foreign:
+    """A default from a signature, if it is a number."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

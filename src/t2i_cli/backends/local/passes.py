@@ -1,0 +1,46 @@
+"""How many images one pass makes: as many as memory takes, if the device gains by them."""
+
+START = 2
+"""Images of the first pass: what one alone would teach is learnt from two as well."""
+MOST = 32
+"""Images of a pass at most; no device gains more from more."""
+_GAIN = 1.04
+"""A size has to be quicker by this to be preferred: less is noise."""
+
+
+class PassSize:
+    """The size of a pass: `wanted`, or found by measuring, at most `most`.
+
+    The search doubles the size as long as that makes more images a second, and tries one image
+    alone where not even the first doubling does. The first pass warms up and is not counted.
+    """
+
+    def __init__(self, wanted: int | None, most: int = MOST) -> None:
+        self._most = wanted or max(1, min(most, MOST))
+        self._next = wanted or min(START, self._most)
+        self._found = wanted is not None or self._most == 1
+        self._warm = False
+        self._rates: dict[int, float] = {}
+
+    def next(self, left: int, limit: int | None) -> int:
+        """The size of the next pass, of `left` images, at most `limit` since memory ran out."""
+        return min(self._next, left, limit or left)
+
+    def took(self, size: int, seconds: float) -> None:
+        """Learn that a pass of this size took so long."""
+        if self._found or size != self._next:
+            return
+        if not self._warm:
+            self._warm = True
+            return
+        self._rates[size] = size / max(seconds, 1e-9)
+        best = max(self._rates, key=lambda known: self._rates[known])
+        smaller = [known for known in self._rates if known < best]
+        if smaller and self._rates[best] < _GAIN * max(self._rates[known] for known in smaller):
+            best = min(smaller)
+        if size == best and size > 1 and 2 * size <= self._most:
+            self._next = 2 * size
+        elif best == START and 1 not in self._rates:
+            self._next = 1
+        else:
+            self._next, self._found = best, True

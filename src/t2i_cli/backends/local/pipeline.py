@@ -1,0 +1,122 @@
+"""One pass of a pipeline: requests of one kind in, pictures out, step by step."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Event as Flag
+from typing import TYPE_CHECKING, Any, Self
+
+from t2i_cli.backends.local import imports
+from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.events import Step
+from t2i_cli.request import ResolvedRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Cancelled(Exception):  # noqa: N818 - no error, but the way out of a pipeline's loop
+    """The run was cancelled between two steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """What a pipeline made of one request: `image` is RGB, black where it was withheld."""
+
+    image: "Image"
+    withheld: bool
+
+
+def run(
+    loaded: Loaded,
+    requests: Sequence[ResolvedRequest],
+    indices: tuple[int, ...],
+    cancel: Flag,
+) -> list[Picture]:
+    """Make the pictures of requests that differ in prompt and seed only.
+
+    Each image's noise comes from a CPU generator of its own, so that it depends on the seed alone.
+    Raises Cancelled, and whatever the pipeline raises.
+    """
+    import torch
+
+    loaded.pipe.progress_bar = _Steps(loaded, indices, cancel)
+    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+    try:
+        with imports.quiet():
+            output = loaded.pipe(**_arguments(loaded, requests), generator=generators)
+    except Exception:  # whatever it is, it goes on from here
+        # As the pipeline itself does at its end: what was moved to the device goes back.
+        loaded.pipe.maybe_free_model_hooks()
+        raise
+    flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
+    return [
+        Picture(image=image.convert("RGB"), withheld=bool(flag))
+        for image, flag in zip(output.images, flagged, strict=True)
+    ]
+
+
+def _arguments(loaded: Loaded, requests: Sequence[ResolvedRequest]) -> dict[str, Any]:
+    """The pipeline's arguments, as far as the model takes them."""
+    first = requests[0]
+    taken = inspect.signature(loaded.pipe.__call__).parameters
+    arguments: dict[str, Any] = {
+        "prompt": [request.prompt for request in requests],
+        "num_inference_steps": first.steps,
+        "width": first.width,
+        "height": first.height,
+    }
+    argument = loaded.spec.guidance_argument
+    if argument is None:
+        # Left away, the pipeline's own default would guide a model distilled to need none.
+        off = {"guidance_scale": 0.0, "true_cfg_scale": 1.0}
+        arguments |= {name: value for name, value in off.items() if name in taken}
+    else:
+        arguments[argument] = first.guidance_scale
+    if first.negative_prompt:
+        arguments["negative_prompt"] = [request.negative_prompt for request in requests]
+    elif argument == "true_cfg_scale" and loaded.spec.negative_prompt:
+        # These pipelines leave guidance out, silently, where there is no negative prompt.
+        arguments["negative_prompt"] = [" "] * len(requests)
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+class _Steps:
+    """Stands in for `pipe.progress_bar`, which every family calls once for each step.
+
+    Step callbacks would do for most families; some have none, and second-order schedulers call
+    them twice a step.
+    """
+
+    def __init__(self, loaded: Loaded, indices: tuple[int, ...], cancel: Flag) -> None:
+        self._loaded = loaded
+        self._indices = indices
+        self._cancel = cancel
+        self._iterable: Iterable[Any] = ()
+        self._total = self._done = 0
+
+    def __call__(self, iterable: Foreign = None, total: int | None = None) -> Self:
+        """Begin to count; as tqdm, over an iterable or up to a total."""
+        self._iterable = () if iterable is None else iterable
+        self._total = len(iterable) if total is None else total
+        self._done = 0
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._iterable:
+            yield item
+            self.update()
+
+    def update(self, steps: int = 1) -> None:
+        """Count a step that is done. Raises Cancelled."""
+        self._done += steps
+        self._loaded.on_event(Step(indices=self._indices, step=self._done, steps=self._total))
+        if self._cancel.is_set():
+            raise Cancelled

@@ -1,0 +1,116 @@
+"""A model folder's weights, as the headers of its safetensors files tell: nothing is loaded."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from t2i_cli.backends.local import configs
+from t2i_cli.errors import ModelError
+
+_STEMS = ("diffusion_pytorch_model", "model")
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+_FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_OTHER_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
+_FLOATS = {"F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One component's tensor elements by the dtype they are stored in (safetensors' names)."""
+
+    elements: dict[str, int]
+
+    def size(self, dtype: str) -> int:
+        """Bytes they take once floats are held as `dtype`; what is quantised stays as it is."""
+        return sum(
+            count * (_FLOAT_BYTES[dtype] if kind in _FLOATS else _OTHER_BYTES.get(kind, 1))
+            for kind, count in self.elements.items()
+        )
+
+
+def read(folder: Path, *, half: bool, skip: frozenset[str] = frozenset()) -> dict[str, Weights]:
+    """Each network's weights; `half` prefers the fp16 variant.
+
+    Raises ModelError for what is missing, truncated, or kept as pickle only.
+    """
+    found = {}
+    for part in configs.parts(folder):
+        if part.name in skip:
+            continue
+        if not (folder / part.name).is_dir():
+            raise ModelError(f"The model in {folder} is incomplete: it has no {part.name} folder.")
+        if part.has_weights:
+            found[part.name] = _component(folder / part.name, half=half)
+    return found
+
+
+def variant(folder: Path, *, half: bool) -> str | None:
+    """The variant to ask diffusers for: "fp16" where it is wanted, or the only one there is."""
+    name, _ = configs.denoiser(folder)
+    try:
+        files = _files(folder / name, half=half)
+    except ModelError:
+        return None
+    return "fp16" if ".fp16" in files[0].name else None
+
+
+def _component(folder: Path, *, half: bool) -> Weights:
+    elements: Counter[str] = Counter()
+    for file in _files(folder, half=half):
+        elements += _header(file)
+    return Weights(elements=dict(elements))
+
+
+def _files(folder: Path, *, half: bool) -> list[Path]:
+    """The safetensors files that diffusers and transformers would load, shards included."""
+    for infix in (".fp16", "") if half else ("", ".fp16"):
+        for stem in _STEMS:
+            file = folder / f"{stem}{infix}.safetensors"
+            if file.is_file():
+                return [file]
+            shards = folder / f"{stem}.safetensors.index{infix}.json"
+            if shards.is_file():
+                return _shards(shards)
+    if any(file.suffix in _PICKLES for file in folder.iterdir()):
+        raise ModelError(
+            f"The weights in {folder} are pickle files only, which can run code when loaded.",
+            hint="t2i loads safetensors; look for a safetensors copy of the model, or convert it.",
+        )
+    raise ModelError(f"The model is incomplete: {folder} holds no weights.")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: it names no weight files.") from error
+    return [index.parent / name for name in names]
+
+
+def _header(file: Path) -> Counter[str]:
+    """Elements by dtype. https://huggingface.co/docs/safetensors (8 bytes of length, then JSON)."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            # A damaged length must not make the read take all memory.
+            header = json.loads(stream.read(min(length, size)))
+        tensors = [value for key, value in header.items() if key != "__metadata__"]
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except FileNotFoundError:
+        raise ModelError(f"The model is incomplete: {file} is missing.") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"The weights file {file} is damaged.") from error
+    if size < end:
+        raise ModelError(
+            f"The weights file {file} is truncated: it has {size:,} of {end:,} bytes.",
+            hint="Copy or download it again.",
+        )
+    elements: Counter[str] = Counter()
+    for tensor in tensors:
+        count = 1
+        for side in tensor["shape"]:
+            count *= side
+        elements[tensor["dtype"]] += count
+    return elements

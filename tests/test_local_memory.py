@@ -1,0 +1,182 @@
+"""The plan from what is free: arithmetic on made-up needs, and the choice for fake devices."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from t2i_cli.backends.local import assessment, device, memory
+from t2i_cli.backends.local.assessment import Target
+from t2i_cli.backends.local.device import Device, Memory
+from t2i_cli.backends.local.memory import (
+    ATTENTION_SLICING,
+    GROUP_OFFLOAD,
+    MIB,
+    MODEL_OFFLOAD,
+    VAE_TILING,
+    Need,
+)
+from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.catalog import MODELS
+from t2i_cli.errors import OutOfMemoryError
+from tests import made
+from tests.fakes import gpu
+
+GPU = Device(name="cuda:0", kind="cuda", label="GPU")
+MPS = Device(name="mps", kind="mps", label="Apple GPU")
+CPU = Device(name="cpu", kind="cpu", label="CPU")
+NEED = Need(
+    weights={"unet": 1600, "text_encoder": 300, "vae": 100},
+    denoise=500,
+    attention=400,
+    decode=2000,
+    tile=300,
+)
+HOST = 10**6
+SHAPES = Path(__file__).parent / "fakes" / "shapes"
+"""The configs of a model like postcard, without weights."""
+AUTO = LocalOptions()
+
+
+def test_peaks_follow_the_measures() -> None:
+    assert NEED.peak((), 1, GPU) == 2000 + 2000
+    assert NEED.peak((), 3, GPU) == 2000 + 3 * 2000
+    assert NEED.peak((VAE_TILING,), 1, GPU) == 2000 + 500
+    assert NEED.peak((VAE_TILING,), 2, GPU) == 2000 + 2 * 500
+    assert NEED.peak((VAE_TILING,), 1, MPS) == 2000 + 500 + 400
+    assert NEED.peak((VAE_TILING, ATTENTION_SLICING), 1, MPS) == 2000 + 500
+    assert NEED.peak((VAE_TILING, MODEL_OFFLOAD), 1, GPU) == 1600 + 500
+    assert NEED.peak((VAE_TILING, GROUP_OFFLOAD), 1, GPU) == 200 + 500
+
+
+@pytest.mark.parametrize(
+    ("place", "free", "measures"),
+    [
+        (GPU, 4300, ()),
+        (GPU, 4200, (VAE_TILING,)),
+        (GPU, 2500, (VAE_TILING, MODEL_OFFLOAD)),
+        (GPU, 2000, (VAE_TILING, GROUP_OFFLOAD)),
+        (GPU, 700, None),
+        (MPS, 3100, (VAE_TILING,)),
+        (MPS, 2700, (VAE_TILING, ATTENTION_SLICING)),
+        (MPS, 2500, None),
+        (CPU, 2700, (VAE_TILING,)),
+        (CPU, 2500, None),
+    ],
+)
+def test_the_cheapest_measures_that_fit_are_chosen(
+    place: Device, free: int, measures: tuple[str, ...] | None
+) -> None:
+    assert memory.choose(NEED, place, free, HOST, 1) == measures
+
+
+def test_offload_needs_room_on_the_host() -> None:
+    assert memory.choose(NEED, GPU, 2500, 2200, 1) == (VAE_TILING, MODEL_OFFLOAD)
+    assert memory.choose(NEED, GPU, 2500, 2050, 1) is None
+
+
+def test_low_takes_its_measures_however_much_is_free() -> None:
+    def choose(place: Device, free: int) -> memory.Measures | None:
+        return memory.choose(NEED, place, free, HOST, 1, least=memory.lowest(place))
+
+    assert choose(GPU, HOST) == (VAE_TILING, MODEL_OFFLOAD)
+    assert choose(GPU, 1000) == (VAE_TILING, GROUP_OFFLOAD)
+    assert choose(MPS, HOST) == (VAE_TILING, ATTENTION_SLICING)
+    assert choose(CPU, HOST) == (VAE_TILING,)
+
+
+def test_a_need_grows_with_the_picture_and_the_dtype() -> None:
+    small = memory.need(SHAPES, {}, 128, 128, 2)
+    large = memory.need(SHAPES, {}, 256, 256, 2)
+    full = memory.need(SHAPES, {}, 128, 128, 4)
+    assert large.denoise == 4 * small.denoise
+    assert large.attention == 16 * small.attention
+    assert full.denoise == 2 * small.denoise
+    assert large.tile < large.decode
+
+
+def target(place: Device, dtype: str = "float32") -> Target:
+    size = 30 * MIB if dtype == "float32" else 15 * MIB
+    return Target(
+        spec=MODELS["postcard"], device=place, dtype=dtype, folder=SHAPES, sizes={"unet": size}
+    )
+
+
+def plan(
+    monkeypatch: pytest.MonkeyPatch,
+    free_mib: int,
+    *,
+    aim: Target | None = None,
+    options: LocalOptions = AUTO,
+    side: int = 2048,
+    resident: int = 0,
+) -> memory.Plan:
+    here = Memory(free=free_mib * MIB, total=16_000 * MIB)
+    monkeypatch.setattr(device, "memory", lambda _: here)
+    request = made.request(model="postcard", width=side, height=side)
+    return assessment.plan(aim or target(GPU), request, options, resident)
+
+
+def test_a_plan_says_what_is_needed_and_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan(monkeypatch, 9000).to_json() == {
+        "device": "cuda:0",
+        "device_name": "GPU",
+        "dtype": "float32",
+        "free_mib": 9000,
+        "total_mib": 16_000,
+        "weights_mib": 30,
+        "working_mib": 2096,
+        "measures": [],
+        "download_mib": 0,
+    }
+
+
+def test_weights_that_are_there_count_as_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutOfMemoryError):
+        plan(monkeypatch, 10)
+    assert plan(monkeypatch, 10, resident=9000 * MIB).measures == ()
+
+
+def test_fast_plans_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan(monkeypatch, 1, options=LocalOptions(memory="fast")).measures == ()
+
+
+def test_attention_slicing_is_taken_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = replace(target(GPU), slicing=True)
+    assert plan(monkeypatch, 9000, aim=asked).measures == (ATTENTION_SLICING,)
+
+
+def test_a_refusal_names_a_smaller_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        OutOfMemoryError, match=r"postcard at 2048x2048 needs about [\d,]+ MiB on cpu, and 600 of"
+    ) as caught:
+        plan(monkeypatch, 600, aim=target(CPU))
+    assert caught.value.exit_code == 7
+    assert caught.value.hint == "It would fit with --size 1280x1280."
+    side = 1280
+    assert VAE_TILING in plan(monkeypatch, 600, aim=target(CPU), side=side).measures
+    with pytest.raises(OutOfMemoryError):
+        plan(monkeypatch, 600, aim=target(CPU), side=side + 256)
+
+
+def test_a_refusal_names_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutOfMemoryError) as caught:
+        plan(monkeypatch, 1000, aim=target(MPS))
+    assert caught.value.hint == "It would fit with --dtype float16."
+    assert plan(monkeypatch, 1000, aim=target(MPS, "float16")).dtype == "float16"
+
+
+def test_a_refusal_names_a_smaller_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    large = replace(target(CPU), sizes={"unet": 30_000 * MIB})
+    with pytest.raises(OutOfMemoryError) as caught:
+        plan(monkeypatch, 12_000, aim=large)
+    assert caught.value.hint == "No size of it fits; -m sd15 would."
+
+
+def test_a_download_that_cannot_fit_is_refused_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu.install(monkeypatch, free=8000 * MIB)
+    aim = replace(target(CPU), sizes={"model": 33_000 * MIB}, missing_bytes=33_000 * MIB)
+    with pytest.raises(OutOfMemoryError):
+        plan(monkeypatch, 24_000, aim=aim)

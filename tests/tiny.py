@@ -1,0 +1,257 @@
+"""Tiny pipelines of several families with random weights, saved as diffusers folders.
+
+Shapes follow diffusers' own fast tests; tokenizers are postcard's, or made here.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from t2i_cli import postcard
+from t2i_cli.backends.local.imports import Foreign
+
+
+def save(family: str, folder: Path) -> Path:
+    """Save the family's tiny pipeline ("sdxl", "sd3", "flux", "pixart") to a new folder."""
+    import torch
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _FAMILIES[family]().save_pretrained(folder)
+    return folder
+
+
+def copy_postcard(folder: Path) -> Path:
+    """A copy of the embedded model that a test may change."""
+    shutil.copytree(postcard.FOLDER, folder)
+    return folder
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    """Change keys of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_tensor(file: Path, name: str, value: float) -> None:
+    """Fill one tensor of a safetensors file."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    tensors[name].fill_(value)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def add_safety_checker(folder: Path) -> None:
+    """Give a Stable Diffusion folder a real safety checker with random weights."""
+    import torch
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1}
+    tower |= {"num_attention_heads": 4, "projection_dim": 32}
+    vision = tower | {"image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=tower, vision_config=vision, projection_dim=32)
+    StableDiffusionSafetyChecker(config).save_pretrained(folder / "safety_checker")
+    side = {"height": 32, "width": 32}
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side)
+    processor.save_pretrained(folder / "feature_extractor")
+    edit_json(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        requires_safety_checker=True,
+    )
+
+
+def clip_tokenizer() -> Foreign:
+    """The tokenizer of postcard, of CLIP's kind."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(postcard.FOLDER / "tokenizer")
+
+
+def _clip(cls: str) -> Foreign:
+    import transformers
+
+    tokenizer = clip_tokenizer()
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=tokenizer.model_max_length,
+        hidden_size=32,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        projection_dim=32,
+    )
+    return getattr(transformers, cls)(config)
+
+
+def t5_tokenizer() -> Foreign:
+    """A tokenizer as T5's: a token a letter, no start, an end."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,-"
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+    vocabulary |= {letter: number for number, letter in enumerate(letters, 3)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        model_max_length=512,
+    )
+
+
+def _t5() -> Foreign:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+    )
+
+
+def _vae(latent_channels: int, stages: int = 2) -> Foreign:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=[8, 16, 16, 16][:stages],
+        down_block_types=["DownEncoderBlock2D"] * stages,
+        up_block_types=["UpDecoderBlock2D"] * stages,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+    )
+
+
+def _sdxl() -> Foreign:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        cross_attention_dim=64,
+        norm_num_groups=8,
+    )
+    return StableDiffusionXLPipeline(
+        vae=_vae(4),
+        text_encoder=_clip("CLIPTextModel"),
+        text_encoder_2=_clip("CLIPTextModelWithProjection"),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )
+
+
+def _sd3() -> Foreign:
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+    )
+    encoder = "CLIPTextModelWithProjection"
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(4),
+        text_encoder=_clip(encoder),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=_clip(encoder),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def _flux() -> Foreign:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    )
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(1),
+        text_encoder=_clip("CLIPTextModel"),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=_t5(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def _pixart() -> Foreign:
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+
+    transformer = PixArtTransformer2DModel(
+        sample_size=32,
+        num_layers=1,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        cross_attention_dim=16,
+        out_channels=8,
+        caption_channels=32,
+        use_additional_conditions=False,
+    )
+    return PixArtAlphaPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=_t5(),
+        vae=_vae(4, stages=4),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+
+
+_FAMILIES: dict[str, Callable[[], Foreign]] = {
+    "sdxl": _sdxl,
+    "sd3": _sd3,
+    "flux": _flux,
+    "pixart": _pixart,
+}
