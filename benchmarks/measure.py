@@ -59,13 +59,13 @@ def compare(
 
 def median(samples: Sequence[Sample], figure: str) -> float:
     """The median of one figure of the samples."""
-    return statistics.median(getattr(sample, figure) for sample in samples)
+    return float(statistics.median(getattr(sample, figure) for sample in samples))
 
 
 def ratio(ours: Sequence[Sample], theirs: Sequence[Sample], figure: str) -> float:
     """The median of the ratios round by round, which drift of the machine hardly touches."""
     pairs = zip(ours, theirs, strict=True)
-    return statistics.median(getattr(a, figure) / getattr(b, figure) for a, b in pairs)
+    return float(statistics.median(getattr(a, figure) / getattr(b, figure) for a, b in pairs))
 
 
 def report(name: str, samples: Mapping[str, Sequence[Sample]], first: str) -> None:

@@ -76,7 +76,7 @@ def test_dash_is_standard_output_for_one_image() -> None:
         ("", None, "output is empty"),
         ("a\nb.png", None, "U\\+000A"),
         ("a\udcff.png", None, "U\\+DCFF"),
-        ("{prompt}.png", None, "placeholder {prompt}; use any of: {index} {seed} {slug} {model}"),
+        ("{promt}.png", None, "placeholder {promt}; use any of: {index} {seed} {slug} {model}"),
         ("{}.png", None, "unknown placeholder {}"),
         ("{0}.png", None, "unknown placeholder {0}"),
         ("{seed.__class__}.png", None, "unknown placeholder {seed.__class__}"),

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from t2i_cli import __version__
-from t2i_cli.commands import config, doctor, generate, inspect, login, models
+from t2i_cli.commands import batch, config, doctor, generate, inspect, login, models
 from t2i_cli.console import console
 from t2i_cli.errors import (
     EXIT_STDOUT_CLOSED,
@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate.generate)
+app.command()(batch.batch)
 app.command()(inspect.inspect)
 app.add_typer(models.app, name="models")
 app.add_typer(login.app, name="login")
@@ -74,7 +75,7 @@ def _run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; a bug raises through."""
     try:
         # Options are read by the command; errors before that must know their form, too.
-        console.configure(json="--json" in arguments)
+        console.configure(json="--json" in arguments, events="--events" in arguments)
         code = app(arguments, prog_name="t2i", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

@@ -1,17 +1,21 @@
 """Everything a person or a script sees: results on stdout, all else on stderr.
 
 One `Console` serves the process: `main()` makes it current, a command configures it from its
-`--json`, `--quiet` and `--verbose` options.
+`--json`, `--quiet`, `--verbose` and `--events` options.
 """
 
+import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, TextIO
 
 from t2i_cli.errors import InputError, T2IError
+
+EVENTS_VERSION = 1
+"""Of what `--events` writes; it changes when a reader of an older one could misread it."""
 
 
 class Console:
@@ -21,11 +25,20 @@ class Console:
         self.json = False
         self.quiet = False
         self.verbose = False
+        self.events = False
         self._out: TextIO | None = None
+        self._err: TextIO | None = None
 
-    def configure(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+    def configure(
+        self,
+        *,
+        json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        events: bool = False,
+    ) -> None:
         """Take over a command's output options."""
-        self.json, self.quiet, self.verbose = json, quiet, verbose
+        self.json, self.quiet, self.verbose, self.events = json, quiet, verbose, events
 
     @property
     def interactive(self) -> bool:
@@ -35,7 +48,8 @@ class Console:
     @property
     def live(self) -> bool:
         """Whether stderr can show a moving progress line."""
-        return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not self.quiet
+        dumb = os.environ.get("TERM") == "dumb"
+        return sys.stderr.isatty() and not (dumb or self.quiet or self.events)
 
     @property
     def stdout(self) -> TextIO:
@@ -55,19 +69,27 @@ class Console:
     def note(self, message: str) -> None:
         """A sentence for people; silent under --quiet."""
         if not self.quiet:
-            self._stderr(message)
+            self._say("note", message)
 
     def warn(self, message: str) -> None:
         """A warning, which --quiet does not silence."""
-        self._stderr(f"warning: {message}")
+        self._say("warning", message, prefix="warning: ")
 
     def detail(self, message: str) -> None:
         """A line that only --verbose shows."""
         if self.verbose:
-            self._stderr(message)
+            self._say("note", message)
+
+    def event(self, kind: str, **values: object) -> None:
+        """A line for scripts that follow a run: an object on stderr, with --events."""
+        line = {"v": EVENTS_VERSION, "event": kind, **values}
+        self._stderr(json.dumps(line, ensure_ascii=False))
 
     def error(self, error: T2IError) -> None:
         """The one report of a failure: a sentence and a hint, or an object with --json."""
+        if self.events:
+            self.event("error", error=error.to_json())
+            return
         if self.json:
             self._stderr(json.dumps({"error": error.to_json()}, ensure_ascii=False))
             return
@@ -93,11 +115,46 @@ class Console:
         finally:
             sys.stdout, self._out = self._out, None
 
+    @contextmanager
+    def owned_stderr(self) -> Iterator[None]:
+        """With --events, have what libraries print on stderr become events as well."""
+        if not self.events:
+            yield
+            return
+        self._err, sys.stderr = sys.stderr, _Lines(lambda line: self.event("log", message=line))
+        try:
+            yield
+        finally:
+            sys.stderr, self._err = self._err, None
+
+    def _say(self, kind: str, message: str, prefix: str = "") -> None:
+        if self.events:
+            self.event(kind, message=message)
+        else:
+            self._stderr(prefix + message)
+
     def _stderr(self, line: str) -> None:
         # A closed stderr must not turn a finished image into a failure.
         with suppress(BrokenPipeError):
-            sys.stderr.write(printable(line) + "\n")
-            sys.stderr.flush()
+            stream = self._err or sys.stderr
+            stream.write(printable(line) + "\n")
+            stream.flush()
+
+
+class _Lines(io.TextIOBase):
+    """A text stream that hands on every line that is not blank."""
+
+    def __init__(self, take: Callable[[str], None]) -> None:
+        self._take = take
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        """Hand on the lines that the text ends."""
+        *lines, self._begun = (self._begun + text).replace("\r", "\n").split("\n")
+        for line in lines:
+            if line.strip():
+                self._take(line)
+        return len(text)
 
 
 console = Console()

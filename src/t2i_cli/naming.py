@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePath
 from string import Formatter
 from typing import Literal
@@ -27,16 +28,37 @@ MAX_SLUG = 40
 MAX_WEBP_SIDE = 16_383
 """Pixels; the format's own limit."""
 
-PLACEHOLDERS: dict[str, Callable[[int, ResolvedRequest, Format], object]] = {
-    "index": lambda index, request, format: index,
-    "seed": lambda index, request, format: request.seed,
-    "slug": lambda index, request, format: slug(request.prompt),
-    "model": lambda index, request, format: request.model,
-    "ext": lambda index, request, format: EXTENSIONS[format],
-}
-"""What a template may name; `index` counts the run's images from 1."""
 
-_WINDOWS_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The image to be named: `index` counts the run's images from 1, `id` says what it shows."""
+
+    index: int
+    id: str
+    request: ResolvedRequest
+    format: Format
+
+
+PLACEHOLDERS: dict[str, Callable[[Subject], object]] = {
+    "index": lambda image: image.index,
+    "seed": lambda image: image.request.seed,
+    "slug": lambda image: slug(image.request.prompt),
+    "model": lambda image: image.request.model,
+    "ext": lambda image: EXTENSIONS[image.format],
+    "id": lambda image: image.id,
+    "prompt": lambda image: image.request.prompt,
+    "negative_prompt": lambda image: _known(image.request.negative_prompt),
+    "revision": lambda image: _known(image.request.revision),
+    "steps": lambda image: _known(image.request.steps),
+    "guidance_scale": lambda image: _known(image.request.guidance_scale),
+    "width": lambda image: _known(image.request.width),
+    "height": lambda image: _known(image.request.height),
+    "scheduler": lambda image: _known(image.request.scheduler),
+}
+"""What a template may name."""
+
+_UNSAFE = re.compile(r'[/\\:*?"<>|\s\x00-\x1f\x7f]')
+WINDOWS_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
     f"{device}{number}" for device in ("COM", "LPT") for number in range(1, 10)
 }
 
@@ -64,20 +86,20 @@ def target(output: str | None, format: str | None, *, is_folder: bool = False) -
         template = os.path.join(template.replace("{", "{{").replace("}", "}}"), "")
     if template.endswith(("/", os.sep)):
         template += DEFAULT_TEMPLATE
-    suffix = _suffix(template)
-    if suffix is None:
+    ending = suffix(template)
+    if ending is None:
         return Target(template=template, format=wanted or "png")
-    if suffix == "":
+    if ending == "":
         if wanted is None:
             raise InputError(
                 f"The output {template!r} has no file extension.",
                 hint="End it in .png, .jpg or .webp, or in / for a folder.",
             )
         return Target(template=template, format=wanted)
-    found = FORMATS.get(suffix.lower())
+    found = FORMATS.get(ending.lower())
     if found is None:
         raise InputError(
-            f"The output {template!r} has the unknown extension .{suffix}; "
+            f"The output {template!r} has the unknown extension .{ending}; "
             "t2i writes .png, .jpg, .jpeg and .webp."
         )
     if wanted not in (None, found):
@@ -102,13 +124,17 @@ def paths(target: Target, requests: Sequence[ResolvedRequest]) -> list[Path | No
             )
         return [None] * len(requests)
     found = [
-        Path(_fill(target.template, index, request, target.format))
+        Path(
+            fill(
+                target.template,
+                Subject(index=index, id=request.identity(), request=request, format=target.format),
+            )
+        )
         for index, request in enumerate(requests, 1)
     ]
-    # Some file systems hold "A.png" and "a.png", or two spellings of "é", to be one file.
     taken: set[str] = set()
     for path in found:
-        key = unicodedata.normalize("NFC", str(path)).casefold()
+        key = same_name(str(path))
         if key in taken:
             raise InputError(
                 f"Several images would be written to {str(path)!r}.",
@@ -120,12 +146,15 @@ def paths(target: Target, requests: Sequence[ResolvedRequest]) -> list[Path | No
 
 def slug(prompt: str) -> str:
     """The prompt as a short file name: letters and digits of any script, lower case, dashes."""
-    # Marks are kept with the letters: vowels, in many scripts.
-    kept = (
-        c if unicodedata.category(c)[0] in "LNM" else "-"
-        for c in unicodedata.normalize("NFKC", prompt).lower()
-    )
-    words = [word for word in "".join(kept).split("-") if word]
+    if prompt.isascii():
+        words: list[str] = re.findall("[a-z0-9]+", prompt.lower())
+    else:
+        # Marks are kept with the letters: vowels, in many scripts.
+        kept = (
+            c if unicodedata.category(c)[0] in "LNM" else "-"
+            for c in unicodedata.normalize("NFKC", prompt).lower()
+        )
+        words = [word for word in "".join(kept).split("-") if word]
     if not words:
         return "image"
     short = words[0][:MAX_SLUG]
@@ -134,6 +163,19 @@ def slug(prompt: str) -> str:
             break
         short += f"-{word}"
     return short
+
+
+def same_name(path: str) -> str:
+    """What two paths have in common that some file systems hold to be one file.
+
+    "A.png" and "a.png" are, and two spellings of "é".
+    """
+    return path.casefold() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
+
+
+def _known(value: object) -> object:
+    """A model may keep a setting to itself."""
+    return "none" if value is None else value
 
 
 def _format_named(name: str | None) -> Format | None:
@@ -154,7 +196,8 @@ def _check_characters(template: str) -> None:
         )
 
 
-def _segments(template: str) -> list[tuple[str, str | None, str]]:
+@lru_cache(maxsize=1024)
+def _segments(template: str) -> tuple[tuple[str, str | None, str], ...]:
     """The template's parts: text, and the placeholder after it (`None` = none) with its format."""
     try:
         parsed = list(Formatter().parse(template))
@@ -176,10 +219,10 @@ def _segments(template: str) -> list[tuple[str, str | None, str]]:
             )
         if any(int(number) > MAX_NAME_BYTES for number in re.findall(r"\d+", spec or "")):
             raise InputError(f"The placeholder {{{name}:{spec}}} is wider than any file name.")
-    return [(text, name, spec or "") for text, name, spec, _ in parsed]
+    return tuple((text, name, spec or "") for text, name, spec, _ in parsed)
 
 
-def _suffix(template: str) -> str | None:
+def suffix(template: str) -> str | None:
     """The extension without its dot, "" if there is none; `None` if `{ext}` stands there."""
     text, name, _ = _segments(template)[-1]
     if name == "ext":
@@ -187,13 +230,14 @@ def _suffix(template: str) -> str | None:
     return "" if name else PurePath(f"x{text}").suffix[1:]
 
 
-def _fill(template: str, index: int, request: ResolvedRequest, format: Format) -> str:
+def fill(template: str, image: Subject) -> str:
+    """The path that a template gives an image; raises InputError if it cannot be one."""
     filled = ""
     for text, name, spec in _segments(template):
         filled += text
         if name is not None:
-            filled += _value(PLACEHOLDERS[name](index, request, format), name, spec)
-    for part in PurePath(filled).parts:
+            filled += _value(PLACEHOLDERS[name](image), name, spec)
+    for part in PurePath(filled).parts if len(filled) > MAX_NAME_BYTES // 4 else ():
         if len(part.encode()) > MAX_NAME_BYTES:
             raise InputError(
                 f"The name {part[:40]!r}… has {len(part.encode())} bytes; "
@@ -210,14 +254,15 @@ def _value(value: object, name: str, spec: str) -> str:
         raise InputError(
             f"The placeholder {{{name}:{spec}}} cannot be written that way: {error}."
         ) from error
-    safe = "".join(
-        "-" if c in '/\\:*?"<>|' or c.isspace() or unicodedata.category(c)[0] == "C" else c
-        for c in text.strip("-. /")
-    )
+    if text.isdecimal() and len(text) <= MAX_VALUE_BYTES // 4:
+        return text
+    safe = _UNSAFE.sub("-", text.strip("-. /"))
+    if not safe.isascii():
+        safe = "".join("-" if unicodedata.category(c)[0] == "C" else c for c in safe)
     safe = safe.encode()[:MAX_VALUE_BYTES].decode(errors="ignore").strip("-. ") or "none"
     # Windows takes these for devices, whatever follows a dot.
     device, dot, rest = safe.partition(".")
-    return f"{device}_{dot}{rest}" if device.upper() in _WINDOWS_RESERVED else safe
+    return f"{device}_{dot}{rest}" if device.upper() in WINDOWS_RESERVED else safe
 
 
 def _numbered(template: str) -> str:

@@ -59,7 +59,7 @@ def make(
     lenient: bool,
 ) -> None:
     """Make the images and print where each went; raises if any of them failed."""
-    show = _viewer(output.show, lenient, console)
+    show = viewer(output.show, lenient, console)
     requests, sink = settle(asked, backend, output, console, lenient=lenient)
     sink.prepare()
     failures: list[T2IError] = []
@@ -87,7 +87,7 @@ def make(
         raise _verdict(failures, len(requests))
 
 
-def _viewer(
+def viewer(
     wanted: bool, lenient: bool, console: Console
 ) -> Callable[[GeneratedImage], None] | None:
     """What draws an image in the terminal, if that was asked for and can be done."""

@@ -86,17 +86,22 @@ class ResolvedRequest:
         del record["user_set"]
         return record
 
+    def settings(self) -> tuple[object, ...]:
+        """The fields that make the image, its seed aside."""
+        made: tuple[object, ...] = _settings(self)
+        return made
+
     def identity(self, occurrence: int = 0, *, seed: int | None = None) -> str:
         """A short hash of the fields that make the image, and of how often they came before.
 
         `seed` stands in for the request's own.
         """
-        made = _made(self)
         drawn = self.seed if seed is None else seed
-        return hashlib.sha256(json.dumps([made, drawn, occurrence]).encode()).hexdigest()[:16]
+        made = json.dumps([self.settings(), drawn, occurrence])
+        return hashlib.sha256(made.encode()).hexdigest()[:16]
 
 
-_made = attrgetter(*(f.name for f in fields(ResolvedRequest) if f.compare and f.name != "seed"))
+_settings = attrgetter(*(f.name for f in fields(ResolvedRequest) if f.compare and f.name != "seed"))
 
 
 def with_seeds(request: GenerateRequest, seeds: Sequence[int], count: int) -> list[GenerateRequest]:
@@ -119,6 +124,17 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def chosen_size(
+    width: int | None, height: int | None, size: str | None
+) -> tuple[int | None, int | None]:
+    """Width and height in pixels, from themselves or from a size given in their place."""
+    if size is None:
+        return width, height
+    if width is not None or height is not None:
+        raise InputError("Give --size or --width and --height, not both.", field="size")
+    return parse_size(size)
+
+
 def resolve(
     request: GenerateRequest,
     spec: ModelSpec,
@@ -131,7 +147,7 @@ def resolve(
     A value that the model cannot honour raises InputError; with `lenient` it is dropped and
     `on_note` is told.
     """
-    values: dict[str, object] = {f.name: getattr(request, f.name) for f in fields(request)}
+    values: dict[str, object] = dict(vars(request))
     user_set = {name for name, value in values.items() if value is not None}
     for name, complaint in _unsupported(request, spec):
         if not lenient:

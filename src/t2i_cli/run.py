@@ -21,10 +21,14 @@ def run(
 ) -> Iterator[Saved | Failure]:
     """Yield what became of each request, as it happens; a failed save is that image's failure."""
     for outcome in backend.run(requests, on_event, cancel):
-        if isinstance(outcome, Failure):
-            yield outcome
-            continue
-        try:
-            yield save(outcome)
-        except T2IError as error:
-            yield Failure(index=outcome.index, request=outcome.request, error=error)
+        yield keep(outcome, save)
+
+
+def keep(outcome: GeneratedImage | Failure, save: Save) -> Saved | Failure:
+    """Save an image; a failed save is that image's failure."""
+    if isinstance(outcome, Failure):
+        return outcome
+    try:
+        return save(outcome)
+    except T2IError as error:
+        return Failure(index=outcome.index, request=outcome.request, error=error)

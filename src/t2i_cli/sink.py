@@ -69,15 +69,22 @@ class FileSink:
     """Writes the image at position i to `paths[i]`; `None` is standard output.
 
     `prepare()` comes before any weight is loaded; `close()` removes the folders that it made and
-    that stayed empty.
+    that stayed empty. Unfinished files are in the folder `scratch`, on the same file system, or
+    else beside the finished ones. `save()` may be called from several threads.
     """
 
     def __init__(
-        self, paths: Sequence[Path | None], format: Format, *, overwrite: bool = False
+        self,
+        paths: Sequence[Path | None],
+        format: Format,
+        *,
+        overwrite: bool = False,
+        scratch: Path | None = None,
     ) -> None:
         self.paths = paths
         self.format: Format = format
         self.overwrite = overwrite
+        self.scratch = scratch
         self._made: list[Path] = []
 
     def check(self) -> None:
@@ -87,7 +94,7 @@ class FileSink:
                 try:
                     _check(path, self.overwrite)
                 except OSError as error:
-                    raise _translated(error, "write", path) from error
+                    raise translated(error, "write", path) from error
 
     def prepare(self) -> None:
         """Make sure that every image will find its place: check, make folders, try to write.
@@ -137,7 +144,7 @@ class FileSink:
             self._make(folder)
             os.close(_create(probe))
         except OSError as error:
-            raise _translated(error, "write to the folder", folder) from error
+            raise translated(error, "write to the folder", folder) from error
         finally:
             _discard(probe)
 
@@ -149,7 +156,7 @@ class FileSink:
                 self._made.append(part)
 
     def _write(self, path: Path, data: bytes) -> None:
-        temporary = _temporary(path.parent)
+        temporary = _temporary(self.scratch or path.parent)
         try:
             # Another run may have made the folder, and removed it again when it failed.
             self._make(path.parent)
@@ -164,7 +171,7 @@ class FileSink:
         except FileExistsError as error:
             raise _taken(path) from error
         except OSError as error:
-            raise _translated(error, "write", path) from error
+            raise translated(error, "write", path) from error
         finally:
             # Here for errors, Ctrl-C and SIGTERM alike.
             _discard(temporary)
@@ -228,7 +235,8 @@ def _taken(path: Path) -> InputError:
     return InputError(f"The output '{path}' exists.", hint="--overwrite replaces it.")
 
 
-def _translated(error: OSError, action: str, path: Path) -> T2IError:
+def translated(error: OSError, action: str, path: Path) -> T2IError:
+    """A file system's error: InputError where the place was chosen wrongly, or StorageError."""
     kind = InputError if error.errno in _USERS_FAULT else StorageError
     return kind(
         f"Cannot {action} '{path}': {error.strerror or error}.",

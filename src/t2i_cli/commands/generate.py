@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from t2i_cli import options, settings
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
-from t2i_cli.request import GenerateRequest, ResolvedRequest, parse_size, with_seeds
+from t2i_cli.request import GenerateRequest, ResolvedRequest, chosen_size, with_seeds
 
 if TYPE_CHECKING:
     from t2i_cli.backends.local import LocalBackend
@@ -49,6 +49,7 @@ def generate(
     console.configure(json=json, quiet=quiet, verbose=verbose)
     if offline:
         settings.go_offline()
+    width, height = chosen_size(width, height, size)
     request = GenerateRequest(
         prompt=_prompt(prompt, prompt_option),
         negative_prompt=negative_prompt,
@@ -57,7 +58,8 @@ def generate(
         steps=steps,
         guidance_scale=guidance,
         scheduler=scheduler,
-        **_size(width, height, size),
+        width=width,
+        height=height,
     )
     from t2i_cli import oneshot
     from t2i_cli.backends.local import LocalBackend, LocalOptions
@@ -72,6 +74,7 @@ def generate(
             trust_remote_code=trust_remote_code,
             safety_checker=not no_safety_checker,
             offline=offline,
+            lenient=lenient,
         )
     )
     place = oneshot.Output(
@@ -101,15 +104,6 @@ def _prompt(argument: str | None, option: str | None) -> str:
         return sys.stdin.buffer.read().decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise InputError("The prompt on standard input is not UTF-8.", field="prompt") from error
-
-
-def _size(width: int | None, height: int | None, size: str | None) -> dict[str, int | None]:
-    if size is None:
-        return {"width": width, "height": height}
-    if width is not None or height is not None:
-        raise InputError("Give --size or --width and --height, not both.", field="size")
-    width, height = parse_size(size)
-    return {"width": width, "height": height}
 
 
 def _dry_run(requests: list[ResolvedRequest], sink: "FileSink", backend: "LocalBackend") -> None:

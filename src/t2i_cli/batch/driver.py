@@ -1,0 +1,156 @@
+"""The loop of a batch: an executor makes the images, the manifest hears of each, then the user."""
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.batch import timings
+from t2i_cli.batch.executor import Executor, Outcome
+from t2i_cli.batch.manifest import Manifest
+from t2i_cli.batch.plan import PASSING, Job, Plan
+from t2i_cli.batch.stopping import Stop
+from t2i_cli.errors import InputError, StorageError, WithheldError
+from t2i_cli.events import Event
+from t2i_cli.naming import Format
+from t2i_cli.run import Save
+from t2i_cli.sink import FileSink, Saved
+
+IN_A_ROW = 3
+"""Failures one after the other that no row is to blame for: the next would fail as well."""
+
+
+@dataclass
+class Tally:
+    """How a run has gone so far: `failed` by code, `stopped` is why it was ended early."""
+
+    made: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    stopped: str | None = None
+    first: dict[str, str] = field(default_factory=dict)
+    """The first message of each code."""
+
+    @property
+    def tried(self) -> int:
+        """Images made and failed."""
+        return self.made + self.failed.total()
+
+
+class Listener(Protocol):
+    """Who is told how a batch goes."""
+
+    def event(self, event: Event) -> None:
+        """The backend tells something."""
+        ...
+
+    def image(self, job: Job, saved: Saved, tally: Tally) -> None:
+        """An image is on the disk, and in the manifest."""
+        ...
+
+    def failed(self, job: Job, failure: Failure, tally: Tally) -> None:
+        """An image could not be made, and the manifest says so."""
+        ...
+
+
+class Saver:
+    """Saves each job's image under its name; may be called from several threads."""
+
+    def __init__(self, plan: Plan, scratch: Path) -> None:
+        paths = [plan.folder / job.file for job in plan.jobs]
+        self._formats = [job.format for job in plan.jobs]
+        self._sinks: dict[Format, FileSink] = {
+            format: FileSink(paths, format, overwrite=True, scratch=scratch)
+            for format in set(self._formats)
+        }
+
+    def __call__(self, generated: GeneratedImage) -> Saved:
+        """Save one image. Raises StorageError."""
+        try:
+            return self._sinks[self._formats[generated.index]].save(generated)
+        except InputError as error:
+            # The folder could be written to when the run began.
+            raise StorageError(error.message) from error
+
+
+def make(
+    plan: Plan,
+    executor: Executor,
+    save: Save,
+    book: Manifest,
+    listener: Listener,
+    stop: Stop,
+    *,
+    max_failures: int | None = None,
+) -> Tally:
+    """Make the plan's images; returns how it went. Raises StorageError if the account is lost."""
+    tally = Tally()
+    paces: dict[tuple[str, str | None], float] = {}
+    started = time.monotonic()
+    in_a_row = 0
+    requests = [job.row.request for job in plan.jobs]
+    try:
+        for outcomes in executor.run(requests, save, listener.event, stop):
+            folders = {o.path.parent for o in outcomes if isinstance(o, Saved) and o.path}
+            book.append([_line(plan.jobs[o.index], o) for o in outcomes], folders)
+            for outcome in outcomes:
+                tally.seconds = time.monotonic() - started
+                job = plan.jobs[outcome.index]
+                if isinstance(outcome, Saved):
+                    in_a_row = 0
+                    tally.made += 1
+                    key = (outcome.request.model, outcome.lock.device)
+                    paces[key] = outcome.seconds / timings.cost(outcome.request)
+                    listener.image(job, outcome, tally)
+                else:
+                    code = outcome.error.code
+                    in_a_row = in_a_row + 1 if code in PASSING else 0
+                    tally.failed[code] += 1
+                    tally.first.setdefault(code, outcome.error.message)
+                    listener.failed(job, outcome, tally)
+            tally.stopped = tally.stopped or _reason(tally, in_a_row, max_failures)
+            if tally.stopped:
+                stop.soon.set()
+    except BaseException:
+        stop.soon.set()
+        stop.now.set()
+        raise
+    tally.seconds = time.monotonic() - started
+    for (model, device), pace in paces.items():
+        timings.learn(model, device, pace)
+    return tally
+
+
+def _reason(tally: Tally, in_a_row: int, max_failures: int | None) -> str | None:
+    """Why the run should end now, if it should."""
+    if max_failures is not None and tally.failed.total() >= max_failures:
+        return f"{tally.failed.total()} images failed, as many as --max-failures allows."
+    if in_a_row >= IN_A_ROW:
+        return f"{in_a_row} images in a row failed for a reason that the next would meet, too."
+    return None
+
+
+def _line(job: Job, outcome: Outcome) -> dict[str, object]:
+    """What the manifest keeps of an image."""
+    row = job.row
+    line: dict[str, object] = {"id": row.id, "index": row.index, "line": row.line}
+    if isinstance(outcome, Saved):
+        line |= {
+            "status": "done",
+            "file": job.file,
+            "bytes": outcome.size_bytes,
+            "sha256": outcome.sha256,
+            "seconds": round(outcome.seconds, 3),
+            "lock": asdict(outcome.lock),
+        }
+    else:
+        withheld = isinstance(outcome.error, WithheldError)
+        line |= {
+            "status": "withheld" if withheld else "failed",
+            "error": outcome.error.to_json(),
+        }
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return line | {"request": outcome.request.to_json(), "time": now}

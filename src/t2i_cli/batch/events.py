@@ -1,0 +1,61 @@
+"""A batch as NDJSON on stderr; docs/events.schema.json is the contract."""
+
+from t2i_cli.backends import Failure
+from t2i_cli.batch.driver import Tally
+from t2i_cli.batch.plan import Job, Plan
+from t2i_cli.console import Console
+from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Step
+from t2i_cli.sink import Saved
+
+
+class EventLines:
+    """Tells every event of a run as one line."""
+
+    def __init__(self, console: Console, plan: Plan) -> None:
+        self._console = console
+        self._jobs = plan.jobs
+        self._total = len(plan.jobs)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+    def event(self, event: Event) -> None:
+        """The backend tells something."""
+        match event:
+            case Step(indices=indices, step=step, steps=steps):
+                ids = [self._jobs[index].row.id for index in indices]
+                self._console.event("step", ids=ids, step=step, steps=steps)
+            case Measure(name=name, reason=reason):
+                self._console.event("measure", name=name, reason=reason)
+            case Loading(model=model, device=device):
+                self._console.event("loading", model=model, device=device)
+            case Downloading(model=model, done=done, total=total):
+                self._console.event("downloading", model=model, done=done, total=total)
+            case Note(message=message):
+                self._console.event("note", message=message)
+
+    def image(self, job: Job, saved: Saved, tally: Tally) -> None:
+        """An image is on the disk, and in the manifest."""
+        self._console.event(
+            "image",
+            **self._place(job, tally),
+            file=job.file,
+            seed=saved.request.seed,
+            bytes=saved.size_bytes,
+            sha256=saved.sha256,
+            seconds=round(saved.seconds, 3),
+        )
+
+    def failed(self, job: Job, failure: Failure, tally: Tally) -> None:
+        """An image could not be made, and the manifest says so."""
+        self._console.event("failed", **self._place(job, tally), error=failure.error.to_json())
+
+    def _place(self, job: Job, tally: Tally) -> dict[str, object]:
+        row = job.row
+        return {
+            "id": row.id,
+            "index": row.index,
+            "line": row.line,
+            "tried": tally.tried,
+            "to_make": self._total,
+        }

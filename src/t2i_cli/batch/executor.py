@@ -1,0 +1,162 @@
+"""What makes a batch's images: an executor, and the one that works in this process."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event as Flag
+from threading import Semaphore, Thread
+from typing import Protocol, cast
+
+from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.batch.stopping import Stop
+from t2i_cli.events import Event, OnEvent, Step
+from t2i_cli.request import ResolvedRequest
+from t2i_cli.run import Save, keep
+from t2i_cli.sink import Saved
+
+Outcome = Saved | Failure
+
+SAVERS = 4
+"""Threads that encode and save: an fsync waits for the disk, and encoding leaves Python's lock."""
+GROUP = 256
+"""Outcomes handed on together at most."""
+_LOOK = 0.2
+"""Seconds between two looks at whether all is to stop now."""
+
+
+class Executor(Protocol):
+    """Makes the images of requests, wherever that is: here, on several GPUs, on a cluster."""
+
+    def run(
+        self, requests: Sequence[ResolvedRequest], save: Save, on_event: OnEvent, stop: Stop
+    ) -> Iterator[Sequence[Outcome]]:
+        """Yield what became of each request, in groups and in any order, as it is saved.
+
+        `save` is called for each image, from any thread; a failed save is that image's failure.
+        `on_event` is called from this generator alone. `stop` ends it early: no request is begun
+        once it says `soon`, and it returns within a second of `now`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The backend has no more; `error` is what it raised."""
+
+    error: BaseException | None = None
+
+
+class InProcess:
+    """Runs a backend in a thread of this process, and saves in others behind it."""
+
+    def __init__(self, backend: Backend, savers: int = SAVERS) -> None:
+        self._backend = backend
+        self._savers = savers
+
+    def run(
+        self, requests: Sequence[ResolvedRequest], save: Save, on_event: OnEvent, stop: Stop
+    ) -> Iterator[Sequence[Outcome]]:
+        """Yield what became of each request; at most two images a saver wait to be saved."""
+        line = _Line(self._backend, self._savers, save, stop)
+        Thread(target=line.produce, args=(requests,), daemon=True, name="backend").start()
+        try:
+            yield from line.outcomes(on_event)
+        finally:
+            line.cancel.set()
+
+
+class _Line:
+    """One run: the backend's thread fills `outbox` by way of the savers, the caller empties it."""
+
+    def __init__(self, backend: Backend, savers: int, save: Save, stop: Stop) -> None:
+        self.cancel = Flag()
+        self._backend = backend
+        self._save = save
+        self._stop = stop
+        self._outbox: SimpleQueue[Event | Outcome | _Ended] = SimpleQueue()
+        self._pool = ThreadPoolExecutor(savers, thread_name_prefix="saver")
+        self._room = Semaphore(2 * savers)
+        self._in_hand: set[int] = set()
+
+    def produce(self, requests: Sequence[ResolvedRequest]) -> None:
+        """Run the backend to its end, or to that of the images in hand."""
+        ended = _Ended()
+        try:
+            # Backends are generators; closing one lets it tidy up.
+            made = self._backend.run(requests, self._hear, self.cancel)
+            with closing(cast("_Closable", made)):
+                for outcome in made:
+                    if self._stop.now.is_set():
+                        break
+                    self._take(outcome)
+                    if self._stop.soon.is_set() and not self._in_hand:
+                        break
+        except BaseException as error:  # noqa: BLE001 - raised again where the run is waited for
+            ended = _Ended(error)
+        self._pool.shutdown()
+        self._outbox.put(ended)
+
+    def outcomes(self, on_event: OnEvent) -> Iterator[Sequence[Outcome]]:
+        """Yield what is there whenever something is, until the end."""
+        while True:
+            if self._stop.soon.is_set() and not self._in_hand:
+                self.cancel.set()
+            if self._stop.now.is_set():
+                self.cancel.set()
+                # What is being saved takes milliseconds, and would be lost.
+                self._pool.shutdown(cancel_futures=True)
+                yield [item for item in self._waiting() if isinstance(item, Saved | Failure)]
+                return
+            found: list[Outcome] = []
+            for item in self._waiting(_LOOK):
+                if isinstance(item, Saved | Failure):
+                    found.append(item)
+                elif isinstance(item, _Ended):
+                    if found:
+                        yield found
+                    if item.error:
+                        raise item.error
+                    return
+                else:
+                    on_event(item)
+            if found:
+                yield found
+
+    def _waiting(self, seconds: float | None = None) -> Iterator[Event | Outcome | _Ended]:
+        """What lies in the outbox; with `seconds`, waiting that long for the first."""
+        try:
+            if seconds is not None:
+                yield self._outbox.get(timeout=seconds)
+            for _ in range(GROUP):
+                yield self._outbox.get_nowait()
+        except Empty:
+            return
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Step):
+            if event.step == 1 and self._stop.soon.is_set() and not self._in_hand:
+                self.cancel.set()
+            self._in_hand.update(event.indices)
+        self._outbox.put(event)
+
+    def _take(self, outcome: GeneratedImage | Failure) -> None:
+        if isinstance(outcome, Failure):
+            self._outbox.put(outcome)
+        else:
+            self._room.acquire()
+            self._pool.submit(self._keep, outcome)
+        self._in_hand.discard(outcome.index)
+
+    def _keep(self, generated: GeneratedImage) -> None:
+        try:
+            self._outbox.put(keep(generated, self._save))
+        except BaseException as error:  # noqa: BLE001 - raised again where the run is waited for
+            self._outbox.put(_Ended(error))
+        finally:
+            self._room.release()
+
+
+class _Closable(Protocol):
+    close: Callable[[], None]

@@ -1,0 +1,261 @@
+"""The manifest: one JSON line an image, durable before it is told of; what is done is read here.
+
+Every file begins with HEADER. A line with a `status` is an image's or an invalid row's; the last
+one of an id holds. A line with a `pin` keeps the commit of a model from the first run on.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from t2i_cli import naming
+from t2i_cli.errors import InputError, StorageError
+from t2i_cli.sink import translated
+
+SCHEMA = 1
+HEADER = json.dumps({"t2i_manifest": SCHEMA}).encode() + b"\n"
+MAIN = "manifest.jsonl"
+
+Status = Literal["done", "failed", "withheld"]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the manifest says of an image: `file` is relative to the folder.
+
+    `code` is a failure's; `bytes` and `sha256` are those of the finished file.
+    """
+
+    status: Status
+    file: str | None
+    bytes: int | None
+    sha256: str | None
+    code: str | None
+
+
+@dataclass
+class State:
+    """All that a folder's manifests say; `owners` gives the row of each file's name."""
+
+    rows: dict[str, Known] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+    pins: dict[tuple[str, str | None], str] = field(default_factory=dict)
+    invalid: set[tuple[object, ...]] = field(default_factory=set)
+    damaged: int = 0
+
+
+def shard_name(number: int, total: int) -> str:
+    """The manifest of one machine of several."""
+    return f"manifest-{number}-of-{total}.jsonl"
+
+
+def files(folder: Path) -> list[Path]:
+    """Every manifest of a folder, the main one first."""
+    main = folder / MAIN
+    return [main] * main.exists() + sorted(folder.glob("manifest-*-of-*.jsonl"))
+
+
+def load(folder: Path) -> State:
+    """What the folder's manifests say; raises InputError for a file that is no manifest."""
+    state = State()
+    for path in files(folder):
+        for record in records(path):
+            if record is None:
+                state.damaged += 1
+            elif "pin" in record:
+                _take_pin(state, record)
+            elif record.get("status") == "invalid":
+                state.invalid.add(tuple(record.get(key) for key in ("line", "field", "message")))
+            elif isinstance(record.get("id"), str):
+                _take_row(state, record)
+    return state
+
+
+def records(path: Path) -> Iterator[dict[str, object] | None]:
+    """The lines of a manifest, `None` for one that cannot be read.
+
+    A last line that was never finished is left out: it may still be being written. Raises
+    InputError if the file is no manifest that this t2i can read.
+    """
+    try:
+        with path.open("rb") as file:
+            _check_header(file.readline(), path)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    record = None
+                yield record if isinstance(record, dict) else None
+    except OSError as error:
+        raise translated(error, "read", path) from error
+
+
+class Manifest:
+    """A manifest open for writing. One process at a time: the folder's lock sees to that.
+
+    What is appended is on the disk at once, unless it is not to be `durable`.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self.path = path
+        self.durable = durable
+        try:
+            _repair(path)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            if os.fstat(self._file).st_size == 0:
+                self._write(HEADER)
+                sync_folder(path.parent)
+        except OSError as error:
+            raise translated(error, "write", path) from error
+
+    def append(self, lines: Sequence[Mapping[str, object]], folders: Iterable[Path] = ()) -> None:
+        """Write lines, all or none of them, once the names in `folders` are durable.
+
+        Raises StorageError.
+        """
+        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        try:
+            for folder in folders if self.durable else ():
+                sync_folder(folder)
+            self._write(data.encode())
+        except OSError as error:
+            raise StorageError(
+                f"Cannot write '{self.path}': {error.strerror or error}.",
+                hint="Free some space, then run the same command again: what is done stays done.",
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _write(self, data: bytes) -> None:
+        size = os.fstat(self._file).st_size
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            if self.durable:
+                os.fsync(self._file)
+        except OSError:
+            # A full disk leaves no half line behind.
+            with suppress(OSError):
+                os.ftruncate(self._file, size)
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can (fsync(2))."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def merge(folder: Path) -> int:
+    """Put every shard's lines into the main manifest; returns how many shards there were.
+
+    A shard's file goes only once its lines are safe, so that a merge can be broken off anywhere.
+    """
+    parts = [path for path in files(folder) if path.name != MAIN]
+    latest: dict[str, dict[str, object]] = {}
+    pins: dict[str, dict[str, object]] = {}
+    for record in _all(files(folder)):
+        if "pin" in record:
+            pins.setdefault(json.dumps([record["model"], record["revision"]]), record)
+            continue
+        key = str(record.get("id") or json.dumps(record))
+        if latest.get(key, {}).get("status") != "done" or record["status"] == "done":
+            latest[key] = record
+    if not parts:
+        return 0
+    new = folder / ".t2i" / "merged.jsonl"
+    try:
+        new.parent.mkdir(exist_ok=True)
+        new.unlink(missing_ok=True)
+        merged = Manifest(new)
+        merged.append([*pins.values(), *latest.values()])
+        merged.close()
+        os.replace(new, folder / MAIN)
+        sync_folder(folder)
+        for path in parts:
+            path.unlink()
+    except OSError as error:
+        raise translated(error, "write", folder / MAIN) from error
+    return len(parts)
+
+
+def _all(paths: Iterable[Path]) -> Iterator[dict[str, object]]:
+    for path in paths:
+        yield from (record for record in records(path) if record is not None)
+
+
+def _take_row(state: State, record: Mapping[str, object]) -> None:
+    status, file, error = record.get("status"), record.get("file"), record.get("error")
+    if status not in {"done", "failed", "withheld"}:
+        return
+    row_id = str(record["id"])
+    state.rows[row_id] = Known(
+        status,
+        str(file) if file else None,
+        _number(record.get("bytes")),
+        str(record.get("sha256")),
+        str(error.get("code")) if isinstance(error, dict) else None,
+    )
+    if file:
+        state.owners[naming.same_name(str(file))] = row_id
+
+
+def _take_pin(state: State, record: Mapping[str, object]) -> None:
+    asked = record.get("revision")
+    key = (str(record.get("model")), None if asked is None else str(asked))
+    state.pins.setdefault(key, str(record["pin"]))
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _check_header(line: bytes, path: Path) -> None:
+    if HEADER.startswith(line):
+        return
+    try:
+        version = json.loads(line)["t2i_manifest"]
+    except (ValueError, LookupError, TypeError):
+        version = None
+    if not isinstance(version, int):
+        raise InputError(f"'{path}' is no manifest of t2i.", hint="-o takes another folder.")
+    if version > SCHEMA:
+        raise InputError(
+            f"'{path}' was written by a newer t2i.", hint="Upgrade: pip install -U t2i-cli"
+        )
+
+
+def _repair(path: Path) -> None:
+    """Cut off a last line that was never finished. Raises InputError if it is no manifest."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        _check_header(file.readline(), path)
+        end = file.seek(0, os.SEEK_END)
+        kept = end
+        while kept:
+            # A line may be longer than one look back.
+            start = max(0, kept - 65_536)
+            file.seek(start)
+            found = file.read(kept - start).rfind(b"\n")
+            if found >= 0:
+                kept = start + found + 1
+                break
+            kept = start
+        if kept < end:
+            file.truncate(kept)
+            os.fsync(file.fileno())

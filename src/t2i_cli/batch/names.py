@@ -1,0 +1,120 @@
+"""File names of rows: from a template or the row itself, inside the folder, and used once."""
+
+import re
+import unicodedata
+from collections.abc import Container, Mapping, Sequence
+from functools import lru_cache
+from pathlib import PurePosixPath
+
+from t2i_cli import naming
+from t2i_cli.batch.rows import Row
+from t2i_cli.errors import InputError
+from t2i_cli.naming import Subject, Target
+from t2i_cli.prompts import Problem
+
+DEFAULT_TEMPLATE = "{index:05d}-{slug}-{seed}.{ext}"
+OWN = {"index.html", "sheet.png", ".t2i"}
+"""What t2i itself writes into the folder, manifests aside."""
+MAX_LENGTH = 200
+"""Characters of a whole name: Windows takes 260, the folder's path included."""
+
+_FORBIDDEN = re.compile(r'[<>:"|?*\\]')
+"""What Windows takes in no name, and its separator, which other systems would take for a letter."""
+
+
+@lru_cache(maxsize=4096)
+def target(template: str, format: str | None) -> Target:
+    """A template with its format; without an extension it gets one. Raises InputError."""
+    if not template:
+        raise InputError("the name is empty.", field="name")
+    ending = naming.suffix(template)
+    if ending == "":
+        template += ".{ext}"
+    # An extension in the row's own name stands over the command line's format.
+    return naming.target(template, None if ending else format)
+
+
+def name(row: Row, template: str, format: str | None) -> tuple[str, naming.Format]:
+    """The row's file, relative to the folder with `/`, and its format. Raises InputError."""
+    aim = target(template if row.name is None else row.name, format)
+    subject = Subject(index=row.index, id=row.id, request=row.request, format=aim.format)
+    path = naming.fill(aim.template or template, subject)
+    check(path)
+    return path, aim.format
+
+
+def assign(
+    rows: Sequence[Row],
+    template: str,
+    format: str | None,
+    owners: Mapping[str, str],
+    wanted: Container[str],
+) -> tuple[dict[str, tuple[str, naming.Format]], list[Problem]]:
+    """Names by row id, and what is wrong with any; only `wanted` ids are named.
+
+    `owners` says which row the manifest gave a name (as `naming.same_name` writes it).
+    """
+    names: dict[str, tuple[str, naming.Format]] = {}
+    problems: list[Problem] = []
+    taken: dict[str, Row] = {}
+    folders: dict[str, Row] = {}
+    for row in rows:
+        if row.id not in wanted:
+            continue
+        try:
+            path, form = name(row, template, format)
+            _check_size(row, form)
+        except InputError as error:
+            problems.append(Problem(row.line, error.field or "name", error.message))
+            continue
+        key = naming.same_name(path)
+        parents = [str(parent) for parent in PurePosixPath(key).parents][:-1] if "/" in key else []
+        clash = taken.get(key) or folders.get(key)
+        clash = clash or next((taken[parent] for parent in parents if parent in taken), None)
+        if clash:
+            problems.append(
+                Problem(row.line, "name", f"{path!r} is taken by line {clash.line} already.")
+            )
+        elif owners.get(key, row.id) != row.id:
+            problems.append(
+                Problem(
+                    row.line,
+                    "name",
+                    f"{path!r} is another image's of this folder; a --name with {{id}} never is.",
+                )
+            )
+        taken[key] = row
+        folders.update(dict.fromkeys(parents, row))
+        names[row.id] = (path, form)
+    return names, problems
+
+
+def check(path: str) -> None:
+    """Raise InputError for what leaves the folder, or is no file name everywhere."""
+    if path[0] in "/\\" or path[1:2] == ":":
+        raise InputError(f"{path!r} is an absolute path; names are inside the folder.")
+    if len(path) > MAX_LENGTH:
+        raise InputError(f"{path[:40]!r}… has {len(path)} characters; at most {MAX_LENGTH} do.")
+    parts = path.split("/")
+    if ".." in parts:
+        raise InputError(f"{path!r} leaves the folder.")
+    first = naming.same_name(parts[0])
+    if first in OWN or (len(parts) == 1 and first.startswith("manifest")):
+        raise InputError(f"{path!r} is a name that t2i uses itself.")
+    if not path.isascii() and any(unicodedata.category(c) in {"Cf", "Cs"} for c in path):
+        raise InputError(f"{path!r} has a character that cannot be seen.")
+    for part in parts:
+        if not part or part == "." or part != part.strip(" ") or part.endswith("."):
+            raise InputError(f"{path!r} has a part that is empty, or ends in a dot or space.")
+        if bad := _FORBIDDEN.search(part):
+            raise InputError(
+                f"{path!r} has the character {bad[0]}, which Windows takes in no name."
+            )
+        if part.partition(".")[0].rstrip().upper() in naming.WINDOWS_RESERVED:
+            raise InputError(f"{part!r} is the name of a device on Windows.")
+
+
+def _check_size(row: Row, format: naming.Format) -> None:
+    longest = max(row.request.width or 0, row.request.height or 0)
+    if format == "webp" and longest > naming.MAX_WEBP_SIDE:
+        raise InputError(f"WebP holds at most {naming.MAX_WEBP_SIDE:,} pixels a side; use png.")

@@ -1,0 +1,247 @@
+"""Rows: what a prompts file and the command line ask for, one image each, with a lasting id."""
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from t2i_cli.backends import Backend
+from t2i_cli.batch.models import ROW_FAULTS, Models
+from t2i_cli.batch.wishes import MAX_ROWS, Wishes
+from t2i_cli.errors import InputError, ModelError
+from t2i_cli.prompts import Entry, Problem, Value
+from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest, resolve
+
+Pin = tuple[str, str | None]
+"""A model and the revision asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image to be made. `index` counts from 1; `id` does not depend on it.
+
+    `line` is the prompts file's; `varied` are the texts of what --vary set, and `repeat` counts
+    the images that --count or --seeds made of one row, from 0.
+    """
+
+    index: int
+    id: str
+    line: int
+    request: ResolvedRequest
+    name: str | None
+    varied: tuple[str, ...]
+    repeat: int
+
+
+def expand(
+    entries: Sequence[Entry],
+    wishes: Wishes,
+    backend: Backend,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Row], list[Problem]]:
+    """Every row of the entries, checked against its model, and all that is wrong with the rest.
+
+    Raises T2IError for what is wrong with the command line, or with no row in particular.
+    """
+    return _Expansion(wishes, backend, on_note).run(entries)
+
+
+def pinned(
+    rows: Sequence[Row],
+    pins: Mapping[Pin, str],
+    commit: Callable[[str, str | None], str | None],
+) -> tuple[list[Row], dict[Pin, str]]:
+    """The rows with each model at one commit: that of `pins`, or else what `commit` says now.
+
+    Their ids stay those of what was asked for. Returns the new pins, too.
+    """
+    found: dict[Pin, str | None] = {}
+    for row in rows:
+        key = (row.request.model, row.request.revision)
+        if key not in found:
+            found[key] = pins.get(key) or commit(*key)
+    if not any(found.values()):
+        return list(rows), {}
+    at = [found[row.request.model, row.request.revision] for row in rows]
+    moved = [
+        replace(row, request=replace(row.request, revision=pin)) if pin else row
+        for row, pin in zip(rows, at, strict=True)
+    ]
+    return moved, {key: pin for key, pin in found.items() if pin and key not in pins}
+
+
+class _Expansion:
+    """The rows so far, and what is remembered to make them the same whatever stands around."""
+
+    def __init__(
+        self,
+        wishes: Wishes,
+        backend: Backend,
+        on_note: Callable[[str], None],
+    ) -> None:
+        if wishes.count < 1:
+            raise InputError(f"count must be at least 1, not {wishes.count}.", field="count")
+        if wishes.seeds and (wishes.count > 1 or wishes.seed is not None):
+            raise InputError("--seeds takes the place of --seed and --count.", field="seeds")
+        self._wishes = wishes
+        self._models = Models(backend)
+        self._on_note = on_note
+        self._notes: set[str] = set()
+        self._rows: list[Row] = []
+        self._seen: Counter[str] = Counter()
+        self._asked: Counter[tuple[object, ...]] = Counter()
+        self._next_seed = wishes.seed
+        self._combinations = [
+            dict(zip([name for name, _ in wishes.vary], values, strict=True))
+            for values in itertools.product(*(values for _, values in wishes.vary))
+        ]
+
+    def run(self, entries: Sequence[Entry]) -> tuple[list[Row], list[Problem]]:
+        # What the command line says is wrong for every row, and said once.
+        GenerateRequest(**{"prompt": "-", **self._wishes.defaults, "seed": self._wishes.seed})  # type: ignore[arg-type]
+        if self._wishes.defaults.get("model") or not any("model" in e.values for e in entries):
+            default = self._wishes.defaults
+            self._models.describe(default.get("model"), default.get("revision"))
+        problems: list[Problem] = []
+        for entry in entries:
+            found: list[Problem] = []
+            rows_before, taken = len(self._rows), 0
+            for combination in self._combinations:
+                values = {**self._wishes.defaults, **entry.values, **combination}
+                taken = max(taken, self._add(entry, values, tuple(combination), found))
+            if self._next_seed is not None and "seed" not in entry.values:
+                self._next_seed += taken
+            if found:
+                del self._rows[rows_before:]
+                problems.extend(dict.fromkeys(found))
+            if len(self._rows) > MAX_ROWS:
+                raise InputError(f"These are more than {MAX_ROWS:,} images.", field="count")
+        return self._rows, problems
+
+    def _add(
+        self,
+        entry: Entry,
+        values: dict[str, Value],
+        varied: tuple[str, ...],
+        problems: list[Problem],
+    ) -> int:
+        """Add the rows of one entry and combination; how many seeds they take."""
+        count = int(values.pop("count", self._wishes.count))
+        name = values.pop("name", None)
+        resolved = self._resolved(entry.line, values, problems)
+        if resolved is None:
+            return 0
+        try:
+            seeds = self._seeds(resolved, values, entry, count)
+        except InputError as error:
+            problems.append(Problem(entry.line, error.field, error.message))
+            return 0
+        if len(self._rows) + len(seeds) > MAX_ROWS:
+            raise InputError(f"These are more than {MAX_ROWS:,} images.", field="count")
+        texts = tuple(f"{field} {values[field]}" for field in varied)
+        for repeat, seed in enumerate(seeds):
+            row_id = resolved.identity(seed=seed)
+            occurrence = self._seen[row_id]
+            self._seen[row_id] += 1
+            if occurrence:
+                row_id = resolved.identity(occurrence, seed=seed)
+            self._rows.append(
+                Row(
+                    index=len(self._rows) + 1,
+                    id=row_id,
+                    line=entry.line,
+                    request=replace(resolved, seed=seed),
+                    name=None if name is None else str(name),
+                    varied=texts,
+                    repeat=repeat,
+                )
+            )
+        return len(seeds)
+
+    def _resolved(
+        self, line: int, values: dict[str, Value], problems: list[Problem]
+    ) -> ResolvedRequest | None:
+        """The request settled, its seed aside; else `None`, and every field at fault named."""
+        values = dict(values)
+        found: list[Problem] = []
+        while True:
+            try:
+                request = GenerateRequest(**values)  # type: ignore[arg-type]
+                spec = self._models.describe(request.model, request.revision)
+                settled = resolve(
+                    request, spec, lenient=self._wishes.lenient, on_note=self._note_once
+                )
+                self._models.check(settled)
+            except ROW_FAULTS as error:
+                at_fault = getattr(error, "field", None)
+                if isinstance(error, ModelError) and "model" in values:
+                    at_fault = "model"
+                found.append(Problem(line, at_fault, error.message))
+                # Without the field at fault, what else is wrong shows.
+                if at_fault not in values or isinstance(error, ModelError):
+                    break
+                if at_fault == "prompt":
+                    if values["prompt"] == "-":
+                        break
+                    values["prompt"] = "-"
+                else:
+                    del values[at_fault]
+                continue
+            break
+        problems.extend(found)
+        return None if found else settled
+
+    def _note_once(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.add(note)
+            self._on_note(note)
+
+    def _seeds(
+        self, request: ResolvedRequest, values: Mapping[str, Value], entry: Entry, count: int
+    ) -> Sequence[int]:
+        """The seeds of the row's images: its own, the command line's, or derived from the row."""
+        if count < 1:
+            raise InputError(f"must be at least 1, not {count}.", field="count")
+        if count > MAX_ROWS:
+            raise InputError(f"must be at most {MAX_ROWS:,}, not {count}.", field="count")
+        first = values.get("seed")
+        if first is None and self._wishes.seeds:
+            if "count" in entry.values:
+                raise InputError("a count and --seeds exclude each other.", field="count")
+            return self._wishes.seeds
+        if first is None:
+            first = self._next_seed
+        if first is not None:
+            if int(first) + count - 1 > MAX_SEED:
+                raise InputError(f"{count} seeds from {first} go beyond {MAX_SEED}.", field="seed")
+            return range(int(first), int(first) + count)
+        derived = self._derived_seed(request)
+        return [(derived + offset) % (MAX_SEED + 1) for offset in range(count)]
+
+    def _derived_seed(self, request: ResolvedRequest) -> int:
+        """A seed that follows from the row itself, so that a resume asks for the same image.
+
+        It is taken from the prompt and from how often the same row came before; what --vary sets
+        is left out, so that the cells of a grid start from the same noise and can be compared.
+        """
+        key = request.settings()
+        occurrence = self._asked[key]
+        self._asked[key] += 1
+        text = f"{occurrence} {request.prompt}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def grouped(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows by what can run together, one model after the other, each in order of coming."""
+    models: dict[tuple[object, ...], dict[tuple[object, ...], list[Row]]] = {}
+    for row in rows:
+        request = row.request
+        kind = (
+            *(request.width, request.height, request.steps, request.scheduler),
+            *(request.guidance_scale, bool(request.negative_prompt)),
+        )
+        kinds = models.setdefault((request.model, request.revision), {})
+        kinds.setdefault(kind, []).append(row)
+    for kinds in models.values():
+        yield from kinds.values()

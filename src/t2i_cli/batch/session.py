@@ -1,0 +1,212 @@
+"""One `t2i batch`, from the prompts file to the exit code."""
+
+import shlex
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from t2i_cli import prompts
+from t2i_cli.backends import Backend, GeneratedImage
+from t2i_cli.batch import driver, folder, gallery, manifest, plan, rows, sheet, verdict
+from t2i_cli.batch.display import Display, Show
+from t2i_cli.batch.driver import Saver, Tally
+from t2i_cli.batch.events import EventLines
+from t2i_cli.batch.executor import Executor
+from t2i_cli.batch.manifest import Manifest, State
+from t2i_cli.batch.plan import Choice, Plan
+from t2i_cli.batch.rows import Pin
+from t2i_cli.batch.stopping import Stop, on_signals
+from t2i_cli.batch.wishes import Wishes
+from t2i_cli.console import Console
+from t2i_cli.errors import InputError, StoppedError, T2IError, TerminatedError
+from t2i_cli.oneshot import viewer
+from t2i_cli.prompts import Problem, Prompts, PromptsError
+from t2i_cli.request import ResolvedRequest
+from t2i_cli.sink import Saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the command line asks a batch for. `max_failures` is a number, or per cent."""
+
+    source: str
+    input_format: str | None
+    folder: Path
+    wishes: Wishes
+    choice: Choice
+    skip_invalid: bool = False
+    max_failures: str | None = None
+    dry_run: bool = False
+    sheet: bool = False
+    show: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a batch needs of where it runs.
+
+    `needs` tells what a request takes there (device, download, price); `commit` is the one that a
+    model's revision stands for, `None` for a model without.
+    """
+
+    backend: Backend
+    executor: Executor
+    needs: Callable[[ResolvedRequest], Mapping[str, object]] = lambda _: {}
+    commit: Callable[[str, str | None], str | None] = lambda model, revision: None
+
+
+def run(task: Task, place: Place, console: Console) -> None:
+    """Make what is missing; raises the error that tells how it ended, if not all is done."""
+    if task.show and console.events:
+        raise InputError("--events has stderr to itself, where --show would draw.", field="show")
+    show = viewer(task.show, task.wishes.lenient, console)
+    _max_failures(task.max_failures, 0)
+    read = prompts.read(task.source, prompts.format_of(task.source, task.input_format))
+    asked, wrong = rows.expand(read.entries, task.wishes, place.backend, on_note=console.warn)
+    problems = [*read.problems, *wrong]
+    if problems and (not task.skip_invalid or not asked):
+        raise PromptsError(read.name, problems)
+
+    def composed(state: State) -> tuple[Plan, dict[Pin, str]]:
+        moved, pins = rows.pinned(asked, state.pins, place.commit)
+        found = plan.compose(moved, problems, task.folder, state, task.choice, place.needs)
+        if len(found.problems) > len(problems) and not task.skip_invalid:
+            raise PromptsError(read.name, found.problems)
+        return found, pins
+
+    if task.dry_run:
+        found, _ = composed(manifest.load(task.folder))
+        console.result_json(found.to_json()) if console.json else console.result(found.text())
+        return
+    # Names that cannot be should leave no folder behind.
+    first = None if task.folder.exists() else composed(State())
+    with folder.held(task.folder, task.choice.shard) as scratch:
+        state = manifest.load(task.folder)
+        found, pins = composed(state) if first is None or state.rows else first
+        if state.damaged:
+            console.warn(
+                f"{state.damaged} lines of the manifest cannot be read; they are left out."
+            )
+        shard = task.choice.shard
+        book = Manifest(task.folder / (shard.manifest if shard else manifest.MAIN))
+        try:
+            book.append([*_pin_lines(pins), *_invalid_lines(read, found, state)])
+            _make(task, found, place.executor, book, scratch, console, show)
+        finally:
+            book.close()
+
+
+def merge(target: Path, console: Console) -> None:
+    """Make one manifest and one gallery of what several shards made."""
+    if not manifest.files(target):
+        raise InputError(f"There is no manifest in '{target}'.")
+    with folder.held(target, None):
+        shards = manifest.merge(target)
+        page = gallery.write(target)
+    state = manifest.load(target)
+    counts = Counter(known.status for known in state.rows.values())
+    if console.json:
+        console.result_json({"folder": str(target), "shards": shards, "images": dict(counts)})
+    else:
+        console.result(str(target / manifest.MAIN))
+        told = ", ".join(f"{number:,} {status}" for status, number in sorted(counts.items()))
+        console.note(f"{shards} shards merged: {told or 'no image'}; {page}")
+
+
+def _make(
+    task: Task,
+    found: Plan,
+    executor: Executor,
+    book: Manifest,
+    scratch: Path,
+    console: Console,
+    show: Show | None,
+) -> None:
+    """Make the plan's images and tell how it went; raises if not all is done."""
+    stop = Stop()
+    limit = _max_failures(task.max_failures, len(found.jobs))
+    if console.events:
+        console.event("planned", **found.to_json())
+        console.event("started", to_make=len(found.jobs))
+    else:
+        console.note(found.text())
+        if found.disk_bytes > found.free_bytes:
+            console.warn("the disk may be too small for all of them.")
+    listener = EventLines(console, found) if console.events else Display(console, found, show)
+    keep = Saver(found, scratch)
+
+    def save(generated: GeneratedImage) -> Saved:
+        saved = keep(generated)
+        if isinstance(listener, Display) and show:
+            listener.latest = generated
+        return saved
+
+    try:
+        with console.owned_stderr(), console.owned_stdout(), on_signals(stop):
+            tally = driver.make(found, executor, save, book, listener, stop, max_failures=limit)
+    finally:
+        listener.close()
+    page = gallery.write(task.folder)
+    picture = sheet.write(found, task.folder) if task.sheet else None
+    ended = _ended(found, tally, stop)
+    summary = verdict.summary(found, tally, ended) | {
+        "manifest": str(book.path),
+        "gallery": str(page),
+        "sheet": None if picture is None else str(picture),
+    }
+    if console.events:
+        console.event("finished", **summary)
+    if console.json:
+        console.result_json(summary)
+    elif not console.events:
+        console.note(verdict.text(summary))
+    if ended:
+        raise ended
+
+
+def _ended(found: Plan, tally: Tally, stop: Stop) -> T2IError | None:
+    """The error that tells how the run ended, with what to do next."""
+    again = "Run the same command again to go on: " + shlex.join(["t2i", *sys.argv[1:]])
+    if stop.signal is None:
+        return verdict.error(found, tally, again)
+    kind = StoppedError if stop.signal == signal.SIGINT else TerminatedError
+    word = "Interrupted" if stop.signal == signal.SIGINT else "Terminated"
+    left = len(found.jobs) - tally.made
+    return kind(f"{word}; {left:,} of {len(found.rows):,} images are missing.", hint=again)
+
+
+def _max_failures(text: str | None, jobs: int) -> int | None:
+    """A number of failures, given as such or as per cent of the images to make."""
+    if text is None:
+        return None
+    number = text.removesuffix("%")
+    if not number.isdecimal() or len(number) > 9 or (number == text and int(number) < 1):
+        raise InputError(f"--max-failures {text} is neither a number nor per cent, as 10 or 5%.")
+    if number == text:
+        return int(number)
+    if int(number) > 100:
+        raise InputError(f"--max-failures {text} is more than all.")
+    return max(1, jobs * int(number) // 100)
+
+
+def _pin_lines(pins: Mapping[Pin, str]) -> list[dict[str, object]]:
+    return [
+        {"model": model, "revision": asked, "pin": commit}
+        for (model, asked), commit in pins.items()
+    ]
+
+
+def _invalid_lines(read: Prompts, found: Plan, state: State) -> Sequence[dict[str, object]]:
+    """The rows that --skip-invalid leaves out, as far as the manifest does not list them yet."""
+
+    def is_new(problem: Problem) -> bool:
+        return (problem.line, problem.field, problem.message) not in state.invalid
+
+    return [
+        {"status": "invalid", "source": read.name, **asdict(problem)}
+        for problem in found.problems
+        if is_new(problem)
+    ]

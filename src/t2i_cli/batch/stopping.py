@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM: once, and the images in hand are finished; twice, and all stops now."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event as Flag
+from types import FrameType
+
+
+class Stop:
+    """How a run is asked to end. `signal` is the one that asked, if one did.
+
+    `soon` starts nothing new and keeps what is in hand; `now` leaves that, too.
+    """
+
+    def __init__(self) -> None:
+        self.soon = Flag()
+        self.now = Flag()
+        self.signal: int | None = None
+
+    def ask(self, number: int, _frame: FrameType | None = None) -> None:
+        """Take a signal; it raises nothing, so that no write is torn."""
+        if self.soon.is_set() and self.signal is not None:
+            self.now.set()
+        self.signal = self.signal or number
+        self.soon.set()
+
+
+@contextmanager
+def on_signals(stop: Stop) -> Iterator[None]:
+    """Have SIGINT and SIGTERM ask `stop`, for as long as a run goes on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop.ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,63 @@
+"""What the command line says of all rows: defaults, repeats, and fields to vary."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from t2i_cli.errors import InputError
+from t2i_cli.prompts import Value, from_text
+from t2i_cli.request import MAX_SEED
+
+MAX_ROWS = 1_000_000
+"""Images of one batch; what is known of each has to fit in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the command line says of all rows; `defaults` are fields of a request."""
+
+    defaults: Mapping[str, Value] = field(default_factory=dict)
+    vary: Sequence[tuple[str, Sequence[Value]]] = ()
+    seed: int | None = None
+    seeds: Sequence[int] = ()
+    count: int = 1
+    lenient: bool = False
+
+
+def parse_vary(texts: Sequence[str]) -> list[tuple[str, Sequence[Value]]]:
+    """`steps=10,20` as a field and its values; quotes keep a comma. Raises InputError."""
+    found: list[tuple[str, Sequence[Value]]] = []
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        name = name.strip()
+        if not equals or not listed.strip():
+            raise InputError(f"--vary {text} is not of the form field=value,value.", field="vary")
+        if name in {"count", "name"} or name in dict(found):
+            raise InputError(f"--vary cannot vary {name}{' twice' * (name in dict(found))}.")
+        try:
+            cells = next(csv.reader([listed], skipinitialspace=True, strict=True))
+            values = [from_text(name, cell) for cell in cells]
+        except csv.Error as error:
+            raise InputError(f"--vary {text}: {error}.", field="vary") from error
+        except InputError as error:
+            raise InputError(f"--vary {name}: {error.message}", field="vary") from error
+        if len(set(values)) < len(values):
+            raise InputError(f"--vary {text} has a value twice.", field="vary")
+        found.append((name, values))
+    return found
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`1-4,9` as the seeds 1, 2, 3, 4 and 9. Raises InputError."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 24:
+            raise InputError(f"--seeds {text} is not of the form 1-4,9.", field="seeds")
+        low, high = int(first), int(last or first)
+        if not low <= high <= MAX_SEED or high - low >= MAX_ROWS:
+            raise InputError(f"--seeds {part.strip()} is no range of seeds.", field="seeds")
+        seeds.extend(range(low, high + 1))
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {text} has a seed twice.", field="seeds")
+    return seeds

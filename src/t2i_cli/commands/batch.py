@@ -1,0 +1,224 @@
+"""`t2i batch`: every image of a prompts file, on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2i_cli import options, settings
+from t2i_cli.console import console
+from t2i_cli.errors import InputError
+from t2i_cli.prompts import Value
+from t2i_cli.request import chosen_size
+
+FileArg = Annotated[
+    str | None,
+    typer.Argument(metavar="FILE", help="Prompts: .txt, .jsonl or .csv; - reads standard input."),
+]
+InputFormatOpt = Annotated[
+    str | None,
+    typer.Option("--input-format", help="txt, jsonl or csv. [default: by the name; stdin: txt]"),
+]
+SeedOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", "-s", help="The first row's; the next rows count on. [default: derived]"
+    ),
+]
+SeedsOpt = Annotated[
+    str | None, typer.Option("--seeds", help="Make every row with each of these, as 1-4,9.")
+]
+CountOpt = Annotated[
+    int, typer.Option("--count", "-n", help="Images of each row, with seeds counting up.")
+]
+VaryOpt = Annotated[
+    list[str] | None,
+    typer.Option("--vary", help="Make every row with each value, as steps=10,20; repeatable."),
+]
+FolderOpt = Annotated[Path, typer.Option("--output", "-o", help="The folder of the images.")]
+NameOpt = Annotated[
+    str | None,
+    typer.Option("--name", help="File names. [default: {index:05d}-{slug}-{seed}.{ext}]"),
+]
+SkipInvalidOpt = Annotated[
+    bool, typer.Option("--skip-invalid", help="Make the good rows, list the bad ones, exit 8.")
+]
+RetryOpt = Annotated[
+    bool, typer.Option("--retry-failed", help="Try those again that failed for their own reason.")
+]
+ForceOpt = Annotated[bool, typer.Option("--force", help="Make everything again.")]
+VerifyOpt = Annotated[
+    bool, typer.Option("--verify-files", help="Compare finished files with their sha256.")
+]
+MaxFailuresOpt = Annotated[
+    str | None, typer.Option("--max-failures", help="Stop once so many failed, as 10 or 5%.")
+]
+LimitOpt = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Make at most so many images now.")
+]
+ShardOpt = Annotated[
+    str | None,
+    typer.Option("--shard", help="Make part I of N, as 1/4, beside others in one folder."),
+]
+MergeOpt = Annotated[
+    Path | None,
+    typer.Option("--merge", help="Join the shards of this folder; makes no image."),
+]
+BatchSizeOpt = Annotated[
+    str, typer.Option("--batch-size", help="Images of one pass: a number, or auto.")
+]
+StrictOpt = Annotated[
+    bool, typer.Option("--strict", help="One image a pass: the same bits as alone.")
+]
+SheetOpt = Annotated[
+    bool, typer.Option("--sheet", help="Draw sheet.png; a grid where --vary gives two axes.")
+]
+EventsOpt = Annotated[
+    bool, typer.Option("--events", help="Write NDJSON events on stderr, and nothing else.")
+]
+
+
+def batch(
+    file: FileArg = None,
+    input_format: InputFormatOpt = None,
+    model: options.ModelOpt = None,
+    negative_prompt: options.NegativePromptOpt = None,
+    steps: options.StepsOpt = None,
+    guidance: options.GuidanceOpt = None,
+    seed: SeedOpt = None,
+    seeds: SeedsOpt = None,
+    count: CountOpt = 1,
+    vary: VaryOpt = None,
+    width: options.WidthOpt = None,
+    height: options.HeightOpt = None,
+    size: options.SizeOpt = None,
+    scheduler: options.SchedulerOpt = None,
+    output: FolderOpt = Path("t2i-out"),
+    name: NameOpt = None,
+    format: options.FormatOpt = None,
+    skip_invalid: SkipInvalidOpt = False,
+    retry_failed: RetryOpt = False,
+    force: ForceOpt = False,
+    verify_files: VerifyOpt = False,
+    max_failures: MaxFailuresOpt = None,
+    limit: LimitOpt = None,
+    shard: ShardOpt = None,
+    merge: MergeOpt = None,
+    sheet: SheetOpt = False,
+    batch_size: BatchSizeOpt = "auto",
+    strict: StrictOpt = False,
+    device: options.DeviceOpt = None,
+    dtype: options.DtypeOpt = None,
+    memory: options.MemoryOpt = None,
+    attention_slicing: options.AttentionSlicingOpt = None,
+    clear_cache: options.ClearCacheOpt = False,
+    revision: options.RevisionOpt = None,
+    trust_remote_code: options.TrustRemoteCodeOpt = False,
+    no_safety_checker: options.NoSafetyCheckerOpt = False,
+    offline: options.OfflineOpt = False,
+    show: options.ShowOpt = False,
+    dry_run: options.DryRunOpt = False,
+    lenient: options.LenientOpt = False,
+    events: EventsOpt = False,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+    verbose: options.VerboseOpt = False,
+) -> None:
+    """Make every image of a prompts file; run it again to make what is missing."""
+    console.configure(json=json, quiet=quiet, verbose=verbose, events=events)
+    from t2i_cli.backends.local import LocalBackend, LocalOptions
+    from t2i_cli.batch import session
+    from t2i_cli.batch.executor import InProcess
+    from t2i_cli.batch.folder import parse_shard
+    from t2i_cli.batch.names import DEFAULT_TEMPLATE
+    from t2i_cli.batch.plan import Choice
+    from t2i_cli.batch.wishes import Wishes, parse_seeds, parse_vary
+
+    if merge is not None:
+        if file is not None:
+            raise InputError("--merge takes no prompts file.", field="merge")
+        session.merge(merge, console)
+        return
+    if file is None:
+        raise InputError("There is no prompts file.", hint="Give one, as t2i batch prompts.txt")
+    width, height = chosen_size(width, height, size)
+    given: dict[str, Value | None] = {
+        "negative_prompt": negative_prompt,
+        "model": model or settings.get("model"),
+        "revision": revision,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "width": width,
+        "height": height,
+        "scheduler": scheduler,
+    }
+    wishes = Wishes(
+        defaults={field: value for field, value in given.items() if value is not None},
+        vary=parse_vary(vary or []),
+        seed=seed,
+        seeds=parse_seeds(seeds) if seeds else (),
+        count=count,
+        lenient=lenient,
+    )
+    choice = Choice(
+        template=name or DEFAULT_TEMPLATE,
+        format=format or settings.get("format"),
+        shard=parse_shard(shard) if shard else None,
+        limit=limit,
+        force=force,
+        retry_failed=retry_failed,
+        verify_files=verify_files,
+    )
+    task = session.Task(
+        source=file,
+        input_format=input_format,
+        folder=output,
+        wishes=wishes,
+        choice=choice,
+        skip_invalid=skip_invalid,
+        max_failures=max_failures,
+        dry_run=dry_run,
+        sheet=sheet,
+        show=show,
+    )
+    backend = LocalBackend(
+        LocalOptions(
+            device=device or settings.get("device"),
+            dtype=dtype or settings.get("dtype"),
+            memory=settings.pick("memory", memory) or "auto",
+            attention_slicing=attention_slicing,
+            clear_cache=clear_cache,
+            trust_remote_code=trust_remote_code,
+            safety_checker=not no_safety_checker,
+            offline=offline,
+            lenient=lenient,
+            batch_size=_batch_size(batch_size, strict),
+        )
+    )
+    place = session.Place(
+        backend=backend,
+        executor=InProcess(backend),
+        needs=lambda request: backend.plan(request).to_json(),
+        commit=lambda model, asked: _commit(model, asked, offline),
+    )
+    session.run(task, place, console)
+
+
+def _batch_size(text: str, strict: bool) -> int | None:
+    """Images of one pass at most, `None` for as many as the device gains by."""
+    if text == "auto":
+        return 1 if strict else None
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise InputError(f"--batch-size {text} is neither auto nor from 1 to 256.")
+    if strict and text != "1":
+        raise InputError("--strict makes one image a pass; leave --batch-size out.")
+    return int(text)
+
+
+def _commit(model: str, asked: str | None, offline: bool) -> str | None:
+    """The commit that a revision stands for now, `None` for a model that is no repository."""
+    if "/" not in model or Path(model).is_dir():
+        return None
+    from t2i_cli.hub import snapshot
+
+    return snapshot.find(model, asked, offline).commit

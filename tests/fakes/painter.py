@@ -1,0 +1,78 @@
+"""A backend that paints each image in one colour at once, and can be told to fail."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from threading import Event as Flag
+
+from PIL import Image
+
+from t2i_cli import __version__, catalog
+from t2i_cli.backends import Failure, GeneratedImage, RunLock
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import ModelError, T2IError
+from t2i_cli.events import OnEvent, Step
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+
+
+@dataclass
+class Painter:
+    """Speaks the backend protocol; `fails` gives a request's error, `pause` seconds an image."""
+
+    pause: float = 0.0
+    steps: bool = False
+    fails: Callable[[ResolvedRequest], T2IError | None] = lambda request: None
+    made: list[ResolvedRequest] = field(default_factory=list)
+    side: int = 16
+
+    def describe(self, request: GenerateRequest) -> ModelSpec:
+        """The catalogue's models, postcard by default."""
+        spec = catalog.find(request.model or "postcard", request.revision)
+        if spec is None:
+            raise ModelError(f"The model {request.model!r} is unknown.")
+        return spec
+
+    def check(self, request: ResolvedRequest) -> None:
+        """Every request can be honoured."""
+
+    def run(
+        self, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
+    ) -> Iterator[GeneratedImage | Failure]:
+        """One outcome for each request, in order."""
+        for index, request in enumerate(requests):
+            if cancel.is_set():
+                return
+            if self.steps:
+                on_event(Step(indices=(index,), step=1, steps=2))
+                time.sleep(self.pause)
+                on_event(Step(indices=(index,), step=2, steps=2))
+            else:
+                time.sleep(self.pause)
+            self.made.append(request)
+            if error := self.fails(request):
+                yield Failure(index=index, request=request, error=error)
+                continue
+            yield painted(index, request, self.side)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def painted(index: int, request: ResolvedRequest, side: int = 16) -> GeneratedImage:
+    """An image whose colour follows from the request."""
+    digest = hashlib.sha256(repr(request.to_json()).encode()).digest()
+    return GeneratedImage(
+        index=index,
+        request=request,
+        image=Image.new("RGB", (side, side), (digest[0], digest[1], digest[2])),
+        lock=RunLock(
+            backend="local",
+            model=request.model,
+            device="cpu",
+            dtype="float32",
+            batch_size=1,
+            libraries={"t2i": __version__},
+        ),
+        seconds=0.5,
+    )

@@ -1,0 +1,42 @@
+"""A process that runs a batch with a painter: `python -m tests.fakes.painting FILE FOLDER`.
+
+Its options: PAUSE seconds an image in the environment, `--events`, `--json`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from t2i_cli.batch import session
+from t2i_cli.batch.executor import InProcess
+from t2i_cli.batch.plan import Choice
+from t2i_cli.batch.wishes import Wishes
+from t2i_cli.console import console
+from t2i_cli.errors import T2IError
+from tests.fakes.painter import Painter
+
+
+def main() -> int:
+    """Run the batch; the exit code."""
+    console.configure(events="--events" in sys.argv, json="--json" in sys.argv)
+    backend = Painter(pause=float(os.environ.get("PAUSE", "0")), steps=True, side=64)
+    task = session.Task(
+        source=sys.argv[1],
+        input_format=None,
+        folder=Path(sys.argv[2]),
+        wishes=Wishes(),
+        choice=Choice(),
+    )
+    try:
+        session.run(task, session.Place(backend, InProcess(backend)), console)
+    except T2IError as error:
+        console.error(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

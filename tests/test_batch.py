@@ -1,0 +1,168 @@
+"""`t2i batch` as real processes, up to the point where weights are loaded, and once beyond."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from t2i_cli import postcard
+from tests.conftest import T2I
+from tests.fakes.hub import FakeHub, Repo
+
+SOURCE = Path(__file__).parent.parent
+
+
+def test_help_names_every_option_without_heavy_imports(t2i_env: dict[str, str]) -> None:
+    script = (
+        "import sys; from t2i_cli import cli; code = cli._run(['batch', '--help']);"
+        "heavy = {'torch', 'diffusers', 'transformers', 'PIL', 'google.auth', 'rich'};"
+        "print(sorted(heavy & set(sys.modules)), code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=t2i_env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[] 0"
+    for option in ("--vary", "--shard", "--events", "--max-failures", "--skip-invalid", "--merge"):
+        assert option in done.stdout
+
+
+def test_every_wrong_line_is_told_before_anything_is_loaded(t2i: T2I, tmp_path: Path) -> None:
+    rows = ['{"prompt": "a", "steps": 0}', '{"prompt": "b", "stepz": 1}', "{", '{"prompt": "c"}']
+    (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    done = t2i("batch", "p.jsonl", "-m", "postcard")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert [line.partition(" enclosed")[0] for line in done.stderr.splitlines()[:4]] == [
+        "error: p.jsonl is wrong in 3 lines:",
+        "  p.jsonl:1: steps: steps must be from 1 to 1000, not 0.",
+        "  p.jsonl:2: stepz: unknown field; did you mean steps?",
+        "  p.jsonl:3: this is not JSON: Expecting property name",
+    ]
+    assert not (tmp_path / "t2i-out").exists()
+    told = t2i("batch", "p.jsonl", "-m", "postcard", "--json")
+    error = json.loads(told.stderr)["error"]
+    assert [problem["line"] for problem in error["problems"]] == [1, 2, 3]
+
+
+def test_options_that_contradict_or_miss_are_refused(t2i: T2I, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red star\n")
+    for args, message in (
+        ([], "There is no prompts file"),
+        (["p.txt", "--merge", "out"], "--merge takes no prompts file"),
+        (["p.txt", "--strict", "--batch-size", "4"], "--strict makes one image a pass"),
+    ):
+        done = t2i("batch", *args, "-m", "postcard")
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_dry_run_reads_standard_input_and_prints_the_plan(t2i: T2I, tmp_path: Path) -> None:
+    done = t2i(
+        *("batch", "-", "-m", "postcard", "--dry-run", "--json", "--vary", "steps=5,10"),
+        input="a {red|blue} star\na house\n",
+    )
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert (plan["images"], plan["to_make"]) == (6, 6)
+    assert plan["models"][0]["device"] == "cpu"
+    assert plan["models"][0]["download_mib"] == 0
+    assert not (tmp_path / "t2i-out").exists()
+
+
+def test_file_in_images_out_and_again(t2i: T2I, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(
+        "prompt,steps,name\na red star,2,star.webp\na house at night,3,\n", encoding="utf-8-sig"
+    )
+    args = ("batch", "p.csv", "-m", "postcard", "-o", "out", "--sheet", "--seed", "5")
+    done = t2i(*args)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        "out/00002-a-house-at-night-6.png",
+        "out/star.webp",
+    ]
+    assert "2 of 2 images are done; 2 made in" in done.stderr
+    with Image.open(tmp_path / "out" / "star.webp") as image:
+        assert (image.format, image.size) == ("WEBP", (128, 128))
+    inspected = json.loads(t2i("inspect", "out/star.webp", "--json").stdout)
+    assert (inspected["request"]["steps"], inspected["request"]["seed"]) == (2, 5)
+    assert (tmp_path / "out" / "sheet.png").exists()
+    again = t2i(*args, "--json")
+    assert json.loads(again.stdout)["made"] == 0
+    assert again.returncode == 0
+
+
+def test_terminal_sees_one_live_line_that_goes_away(
+    t2i_env: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("\n".join(f"a red star {n}" for n in range(8)))
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes.painting", "p.txt", "out"],
+        env=t2i_env | {"PYTHONPATH": str(SOURCE), "TERM": "xterm", "PAUSE": "0.15"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=child,
+    )
+    os.close(child)
+    seen = b""
+    while select.select([parent], [], [], 20)[0]:
+        try:
+            chunk = os.read(parent, 4096)
+        except OSError:
+            # How Linux tells that the other side is gone.
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(parent)
+    assert process.wait(20) == 0
+    assert process.stdout is not None
+    assert len(process.stdout.read().splitlines()) == 8
+    process.stdout.close()
+    text = seen.decode()
+    assert "step 1 of 2" in text
+    assert " of 8, " in text
+    assert "images/s" in text
+    assert "s left" in text
+    assert "8 of 8 images are done" in text.splitlines()[-1]
+    # The line is written over, not repeated.
+    assert "\x1b[2K" in text
+
+
+def test_model_from_the_hub_stays_at_its_first_commit(
+    t2i: T2I, hub: FakeHub, tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a red star\na blue house\n")
+    hub.repos["some/postcard"] = Repo.from_folder(postcard.FOLDER)
+    first = hub.repos["some/postcard"].commit
+    args = ("batch", "p.txt", "-m", "some/postcard", "--size", "128x128", "--steps", "1", "--json")
+    plan = json.loads(t2i(*args, "--dry-run", env=hub.environment).stdout)
+    assert plan["models"][0]["download_mib"] > 1
+    assert plan["groups"][0]["revision"] == first
+    done = t2i(*args, "--limit", "1", env=hub.environment)
+    assert done.returncode == 0, done.stderr
+    hub.repos["some/postcard"].files["README.md"] = b"a new commit"
+    assert hub.repos["some/postcard"].commit != first
+    again = json.loads(t2i(*args, "--dry-run", env=hub.environment).stdout)
+    assert (again["done"], again["to_make"]) == (1, 1)
+    assert again["groups"][0]["revision"] == first
+    lines = (tmp_path / "t2i-out" / "manifest.jsonl").read_text().splitlines()
+    assert json.loads(lines[1]) == {"model": "some/postcard", "revision": None, "pin": first}
+    assert json.loads(lines[2])["lock"]["revision"] == first
+
+
+def test_show_needs_a_terminal_and_stderr_for_itself(t2i: T2I, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red star\n")
+    for args, message in (
+        (("--show",), "--show draws on a terminal"),
+        (("--show", "--events"), "--events has stderr to itself"),
+    ):
+        done = t2i("batch", "p.txt", "-m", "postcard", *args)
+        assert done.returncode == 2
+        assert message in done.stderr
+    assert not (tmp_path / "t2i-out").exists()

@@ -1,0 +1,100 @@
+"""The folder's lock: one run at a time, and none held by the dead."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from t2i_cli.batch.folder import Shard, held, parse_shard
+from t2i_cli.errors import InputError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from t2i_cli.batch.folder import held
+with held(Path(sys.argv[1]), None) as scratch:
+    (scratch / "half.png").write_bytes(b"half")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_second_run_is_refused_while_the_first_lives_and_not_after(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(InputError, match=f"at work in .*process {other.pid} on "):
+        with held(tmp_path, None):
+            pass
+    with pytest.raises(InputError, match="at work in"):
+        with held(tmp_path, Shard(1, 2)):
+            pass
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    with held(tmp_path, None) as scratch:
+        assert list(scratch.iterdir()) == [], "what the dead left is gone"
+
+
+def test_shards_run_beside_each_other_and_nothing_else(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(held(tmp_path, Shard(1, 2)))
+        (first / "mine").write_bytes(b"")
+        second = stack.enter_context(held(tmp_path, Shard(2, 2)))
+        assert first != second
+        assert (first / "mine").exists()
+        for taken in (Shard(1, 2), None):
+            with pytest.raises(InputError, match="at work in"):
+                with held(tmp_path, taken):
+                    pass
+    with held(tmp_path, None):
+        pass
+
+
+def test_an_error_inside_is_not_the_folders(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="^mine$"):
+        with held(tmp_path, None):
+            raise OSError("mine")
+
+
+def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="Cannot write to the folder"):
+        with held(tmp_path / "file", None):
+            pass
+
+
+def test_shards_split_every_row_once() -> None:
+    ids = [f"{n * 2654435761:016x}" for n in range(300)]
+    parts = [Shard(n, 3) for n in (1, 2, 3)]
+    owners = [[part for part in parts if part.has(row_id)] for row_id in ids]
+    assert all(len(owner) == 1 for owner in owners)
+    assert {owner[0] for owner in owners} == set(parts)
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "a/b", "1/2/3", "-1/2", "1/0"])
+def test_wrong_shard_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--shard"):
+        parse_shard(text)
+
+
+def test_shard_is_read() -> None:
+    assert parse_shard("2/4") == Shard(2, 4)
+    assert os.path.basename(parse_shard("2/4").manifest) == "manifest-2-of-4.jsonl"

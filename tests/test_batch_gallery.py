@@ -1,0 +1,233 @@
+"""The pages over a folder: index.html, sheet.png, and the live line."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.batch import display, gallery, manifest, sheet
+from t2i_cli.batch.display import Display, progress_text
+from t2i_cli.batch.driver import Tally
+from t2i_cli.batch.manifest import Manifest, State
+from t2i_cli.batch.plan import Choice, Plan, compose, duration
+from t2i_cli.batch.rows import expand
+from t2i_cli.batch.wishes import Wishes, parse_vary
+from t2i_cli.console import Console
+from t2i_cli.errors import ModelError
+from t2i_cli.events import Loading, Measure, Note, Step
+from t2i_cli.prompts import Entry
+from t2i_cli.sink import Saved
+from tests.fakes.painter import Painter, painted
+
+NASTY = '</script><script>alert("&amp;\u2028")</script><!-- <img src=x onerror=alert(1)>'
+
+
+class Page(HTMLParser):
+    """What a browser would take from a page: its scripts, elements and addresses."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [str(value) for name, value in attrs if name in {"src", "href"}]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] == ["script"] and data.strip():
+            self.scripts.append(data)
+
+
+def entries(page: Path) -> list[dict[str, object]]:
+    """The data of a page."""
+    (script,) = Page(page.read_text()).scripts
+    found = re.search(r"^const entries = (.*);$", script, re.MULTILINE)
+    assert found is not None
+    return json.loads(found[1])  # type: ignore[no-any-return]
+
+
+def line(number: int, prompt: str, **values: object) -> dict[str, object]:
+    """An image's line in the manifest."""
+    request = {"prompt": prompt, "seed": 3, "steps": 4, "scheduler": None}
+    return {"id": f"{number:016x}", "index": number, "request": request, **values}
+
+
+def test_page_holds_every_image_in_order_and_escapes_every_prompt(tmp_path: Path) -> None:
+    book = Manifest(tmp_path / manifest.MAIN)
+    failure = {"code": "model", "message": NASTY}
+    book.append(
+        [
+            line(2, NASTY, status="done", file="a/<b> #1?.png", seconds=1.5),
+            line(1, "first", status="failed", error=failure),
+            {"status": "invalid", "line": 7, "field": "steps", "message": "bad"},
+            line(1, "first", status="done", file="1.png", seconds=2),
+            line(3, "third", status="withheld", error=failure),
+        ]
+    )
+    book.close()
+    page = gallery.write(tmp_path)
+    told = entries(page)
+    assert [(entry["index"], entry["status"]) for entry in told] == [
+        (None, "invalid"),
+        (1, "done"),
+        (2, "done"),
+        (3, "withheld"),
+    ]
+    assert told[2]["prompt"] == NASTY
+    assert told[2]["settings"] == {"seed": 3, "steps": 4}
+    assert told[0]["prompt"] == "line 7 of the prompts file"
+    parsed = Page(page.read_text())
+    assert parsed.tags.count("script") == 1
+    assert parsed.tags.count("img") == 1
+    # Nothing comes from elsewhere.
+    assert parsed.addresses == []
+    assert "http" not in page.read_text()
+    assert [path.name for path in tmp_path.glob(".index*")] == []
+
+
+def test_page_of_an_empty_folder_is_a_page(tmp_path: Path) -> None:
+    assert entries(gallery.write(tmp_path)) == []
+
+
+def plan_of(folder: Path, *prompts: str, vary: list[str] | None = None, count: int = 1) -> Plan:
+    """A plan of prompts, whose images the manifest calls done; cells have a grey of their own."""
+    rows, _ = expand(
+        [Entry(n, {"prompt": p}) for n, p in enumerate(prompts, 1)],
+        Wishes(vary=parse_vary(vary or []), count=count),
+        Painter(),
+    )
+    plan = compose(rows, [], folder, State(), Choice())
+    book = Manifest(folder / manifest.MAIN)
+    for job in plan.jobs:
+        shade = 10 * job.row.index
+        Image.new("RGB", (128, 128), (shade, shade, shade)).save(folder / job.file)
+        book.append([{"id": job.row.id, "status": "done", "file": job.file}])
+    book.close()
+    return plan
+
+
+def greys(picture: Image.Image) -> dict[int, tuple[int, int]]:
+    """Where each grey stands: the upper left corner of its area."""
+    found: dict[int, tuple[int, int]] = {}
+    pixels = picture.convert("RGB")
+    for y in range(0, pixels.height, 4):
+        for x in range(0, pixels.width, 4):
+            red, green, blue = pixels.getpixel((x, y))  # type: ignore[misc]
+            if red == green == blue and red % 10 == 0 and 0 < red < 250:
+                area = pixels.crop((x, y, x + 100, y + 100))
+                if area.getextrema() == ((red, red),) * 3:
+                    found.setdefault(red // 10, (x, y))
+    return found
+
+
+def test_two_axes_make_a_grid(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "a", vary=["steps=10,20,30", "guidance_scale=5,7.5"])
+    (block,) = sheet.blocks(plan.rows)
+    assert list(block.across) == ["steps 10", "steps 20", "steps 30"]
+    assert list(block.down) == ["guidance_scale 5.0", "guidance_scale 7.5"]
+    assert block.title.startswith("a (seed ")
+    assert sheet.write(plan, tmp_path) == tmp_path / "sheet.png"
+    with Image.open(tmp_path / "sheet.png") as drawn:
+        corner = greys(drawn)
+    # Steps run across, guidance down: 1 3 5 over 2 4 6.
+    assert sorted(corner) == [1, 2, 3, 4, 5, 6]
+    assert corner[1][0] < corner[3][0] < corner[5][0]
+    assert corner[1][1] == corner[3][1] == corner[5][1] < corner[2][1] == corner[6][1]
+    assert corner[1][0] == corner[2][0]
+
+
+def test_each_prompt_and_seed_has_a_grid_of_its_own(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "a", "b", vary=["steps=10,20", "width=64,128"], count=2)
+    blocks = sheet.blocks(plan.rows)
+    assert len(blocks) == 4
+    assert all(len(block.cells) == 2 and len(block.cells[0]) == 2 for block in blocks)
+
+
+def test_other_batches_are_captioned_and_missing_images_crossed(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, *"abcde")
+    (block,) = sheet.blocks(plan.rows)
+    assert [len(cells) for cells in block.cells] == [2, 2, 1]
+    Manifest(tmp_path / manifest.MAIN).append([{"id": plan.rows[0].id, "status": "failed"}])
+    sheet.write(plan, tmp_path)
+    with Image.open(tmp_path / "sheet.png") as drawn:
+        assert sorted(greys(drawn)) == [2, 3, 4, 5]
+        # Under each image stands text.
+        left, top = greys(drawn)[2]
+        caption = drawn.crop((left, top + 170, left + 150, top + 210)).convert("L")
+    assert caption.getextrema()[0] < 128  # type: ignore[operator]
+
+
+def test_progress_tells_rate_time_left_and_failures() -> None:
+    tally = Tally(made=10, seconds=5.0)
+    assert progress_text(tally, 100) == "10 of 100, 2.0 images/s, 45 s left"
+    tally = Tally(made=1, seconds=20.0)
+    tally.failed["model"] = 1
+    assert (
+        progress_text(tally, 1000)
+        == "2 of 1,000, 10.0 s an image, 3 h left".replace("3 h", "2.8 h") + ", 1 failed"
+    )
+    assert progress_text(Tally(), 5) == "0 of 5"
+    assert [duration(s) for s in (5, 90, 3600, 7200)] == ["5 s", "2 min", "60 min", "2.0 h"]
+
+
+def test_plain_display_prints_paths_failures_and_notes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "PLAIN_INTERVAL", 0.0)
+    plan = plan_of(tmp_path, "a", "b" * 100)
+    shown = Display(Console(), plan)
+    for event in (
+        Note(message="a note"),
+        Measure(name="vae-tiling", reason="memory ran out"),
+        Loading(model="m", device="cpu"),
+        Step(indices=(0,), step=1, steps=2),
+    ):
+        shown.event(event)
+    request = plan.rows[1].request
+    tally = Tally(made=1, seconds=1.0)
+    tally.failed["model"] = 1
+    error = ModelError("broken")
+    shown.failed(plan.jobs[1], Failure(index=1, request=request, error=error), tally)
+    shown.close()
+    err = capsys.readouterr().err.splitlines()
+    assert err[:3] == ["a note", "memory ran out: vae-tiling", "loading m on cpu"]
+    assert err[3].startswith("warning: line 2 ('bbb")
+    assert err[3].endswith("…'): broken")
+    assert err[4] == "2 of 2, 2.0 images/s, 0 s left, 1 failed"
+
+
+def test_last_picture_is_shown_now_and_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(tmp_path, "a", "b")
+    drawn: list[int] = []
+    shown = Display(Console(), plan, lambda generated: drawn.append(generated.index))
+    for index, job in enumerate(plan.jobs):
+        shown.latest = painted(index, job.row.request)
+        shown.image(job, saved(tmp_path / job.file, shown.latest), Tally(made=1))
+    shown.close()
+    assert drawn == [0], "not every picture, or the terminal would fall behind"
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / job.file) for job in plan.jobs]
+
+
+def saved(path: Path, generated: GeneratedImage) -> Saved:
+    """An image as it would lie in its file."""
+    return Saved(
+        index=generated.index,
+        path=path,
+        format="png",
+        width=16,
+        height=16,
+        size_bytes=1,
+        sha256="0" * 64,
+        seconds=1.0,
+        request=generated.request,
+        lock=generated.lock,
+    )

@@ -1,0 +1,268 @@
+"""Rows: precedence, repeats, variations, ids and seeds that last, and all problems at once."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from t2i_cli.batch import rows, wishes
+from t2i_cli.batch.rows import Row, expand
+from t2i_cli.batch.wishes import Wishes, parse_seeds, parse_vary
+from t2i_cli.errors import InputError, ModelError, RemoteError
+from t2i_cli.prompts import Entry, Problem, Value
+from t2i_cli.request import MAX_SEED, ResolvedRequest
+from tests.fakes.painter import Painter
+
+
+def entries(*values: Mapping[str, Value] | str) -> list[Entry]:
+    """Entries on lines 1, 2, …; a text is a prompt alone."""
+    return [
+        Entry(line, {"prompt": v} if isinstance(v, str) else v) for line, v in enumerate(values, 1)
+    ]
+
+
+def good(*values: Mapping[str, Value] | str, **wished: object) -> list[Row]:
+    """The rows of entries with nothing wrong."""
+    found, problems = expand(entries(*values), Wishes(**wished), Painter())  # type: ignore[arg-type]
+    assert problems == []
+    return found
+
+
+def test_row_stands_over_command_line_over_model() -> None:
+    first, second = good(
+        {"prompt": "a", "steps": 7, "negative_prompt": "x"},
+        "b",
+        defaults={"steps": 5, "width": 64},
+    )
+    assert (first.request.steps, first.request.width, first.request.height) == (7, 64, 128)
+    assert (second.request.steps, second.request.negative_prompt) == (5, None)
+    assert second.request.guidance_scale == 4.0
+    assert first.request.user_set == {"prompt", "negative_prompt", "steps", "width"}
+
+
+def test_ids_and_derived_seeds_do_not_depend_on_order_or_neighbours() -> None:
+    alone = {row.request.prompt: row for row in good("a", "b", "c")}
+    among = {row.request.prompt: row for row in good("c", "new", "b", "a")}
+    for prompt, row in alone.items():
+        assert (among[prompt].id, among[prompt].request.seed) == (row.id, row.request.seed)
+    assert len({row.id for row in alone.values()}) == 3
+    assert len({row.request.seed for row in alone.values()}) == 3
+
+
+def test_id_is_of_the_resolved_request_not_of_how_it_was_written() -> None:
+    (written,) = good({"prompt": "a", "steps": 20, "seed": 3, "name": "x"})
+    (implied,) = good("a", seed=3)
+    assert written.id == implied.id
+    assert good("a", seed=4)[0].id != implied.id
+    assert good("a", seed=3, defaults={"steps": 21})[0].id != implied.id
+    assert good("a", seed=3, defaults={"guidance_scale": 4.5})[0].id != implied.id
+
+
+def test_ids_never_change_between_versions() -> None:
+    # A manifest of today must be known tomorrow.
+    (row,) = good("a red star", seed=1)
+    assert row.id == "8657e5540cd3e696"
+    assert good("a red star")[0].request.seed == 2321085714
+
+
+def test_the_same_row_twice_makes_two_images() -> None:
+    first, second = good("a", "a")
+    assert first.request.seed != second.request.seed
+    first, second = good({"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 1})
+    assert first.request == second.request
+    assert first.id != second.id
+    # The occurrence counts equal rows, whatever stands between them.
+    again = good({"prompt": "a", "seed": 1}, "b", {"prompt": "a", "seed": 1})
+    assert [again[0].id, again[2].id] == [first.id, second.id]
+
+
+def test_count_and_seeds_repeat() -> None:
+    assert [r.request.seed for r in good({"prompt": "a", "seed": 5}, count=3)] == [5, 6, 7]
+    assert [r.request.seed for r in good({"prompt": "a", "seed": 5, "count": 2})] == [5, 6]
+    assert [r.request.seed for r in good("a", "b", seeds=(1, 9))] == [1, 9, 1, 9]
+    derived = [r.request.seed for r in good("a", count=3)]
+    assert [s - derived[0] for s in derived] == [0, 1, 2]
+    assert derived[0] == good("a")[0].request.seed
+    assert [r.repeat for r in good("a", count=3)] == [0, 1, 2]
+
+
+def test_seed_is_the_first_rows_and_the_next_count_on() -> None:
+    found = good("a", {"prompt": "b", "seed": 99}, "c", seed=10, count=2)
+    assert [r.request.seed for r in found] == [10, 11, 99, 100, 12, 13]
+
+
+def test_vary_crosses_every_row_from_the_same_noise() -> None:
+    found = good("a", "b", vary=parse_vary(["steps=10,20", "guidance_scale=5,7.5"]))
+    assert [(r.request.steps, r.request.guidance_scale) for r in found[:4]] == [
+        (10, 5.0),
+        (10, 7.5),
+        (20, 5.0),
+        (20, 7.5),
+    ]
+    assert found[1].varied == ("steps 10", "guidance_scale 7.5")
+    assert [len({r.request.seed for r in part}) for part in (found[:4], found[4:])] == [1, 1]
+    assert len({r.id for r in found}) == 8
+    seeded = good("a", "b", vary=parse_vary(["steps=10,20"]), seed=1)
+    assert [r.request.seed for r in seeded] == [1, 1, 2, 2]
+
+
+def test_vary_takes_text_with_commas() -> None:
+    assert parse_vary(['negative_prompt="a, b",c']) == [("negative_prompt", ["a, b", "c"])]
+    assert parse_vary(["steps= 10 , 20"]) == [("steps", [10, 20])]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps", "not of the form"),
+        ("steps=", "not of the form"),
+        ("stepps=1", "--vary stepps: unknown field; did you mean steps"),
+        ("steps=a", "--vary steps: must be a whole number, not 'a'"),
+        ("count=1", "cannot vary count"),
+        ("name=a", "cannot vary name"),
+        ("steps=1,1", "a value twice"),
+        ('prompt="a', "unexpected end"),
+    ],
+)
+def test_wrong_vary_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_vary([text])
+
+
+def test_field_varied_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="steps twice"):
+        parse_vary(["steps=1", "steps=2"])
+
+
+def test_seed_ranges() -> None:
+    assert parse_seeds("1-4, 9") == [1, 2, 3, 4, 9]
+    assert parse_seeds(str(MAX_SEED)) == [MAX_SEED]
+    for text in ("", "a", "4-1", "1-", "-1", "1,1", "0-4294967295", str(MAX_SEED + 1), "9" * 30):
+        with pytest.raises(InputError, match="--seeds"):
+            parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "problems"),
+    [
+        ({"prompt": " "}, [("prompt", "The prompt is empty.")]),
+        (
+            {"prompt": "a\x00", "steps": 0, "width": 100, "scheduler": "x"},
+            [
+                ("prompt", "The prompt has the control"),
+                ("steps", "steps must be from 1"),
+                ("scheduler", "The scheduler 'x' is unknown"),
+                ("width", "width 100 is not a multiple of 8"),
+            ],
+        ),
+        ({"prompt": "a", "model": "none"}, [("model", "The model 'none' is unknown.")]),
+        ({"prompt": "a", "count": 0}, [("count", "must be at least 1")]),
+        ({"prompt": "a", "seed": MAX_SEED, "count": 2}, [("seed", "go beyond")]),
+        ({"prompt": "a", "seed": -1}, [("seed", "seed must be from 0")]),
+        (
+            {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0},
+            [("negative_prompt", "cannot act at guidance 1")],
+        ),
+    ],
+)
+def test_all_that_is_wrong_with_a_row_is_told(
+    values: Mapping[str, Value], problems: list[tuple[str, str]]
+) -> None:
+    found, told = expand(entries("good", values), Wishes(), Painter())
+    assert [row.request.prompt for row in found] == ["good"]
+    assert sorted((p.line, p.field) for p in told) == sorted((2, field) for field, _ in problems)
+    for field, message in problems:
+        (problem,) = [p for p in told if p.field == field]
+        assert message.removeprefix("The ") in problem.message
+
+
+def test_a_row_is_told_of_once_whatever_crosses_it() -> None:
+    found, told = expand(
+        entries({"prompt": "a", "width": 100}), Wishes(vary=[("steps", [1, 2])]), Painter()
+    )
+    assert found == []
+    assert [(p.line, p.field) for p in told] == [(1, "width")]
+
+
+def test_what_the_command_line_says_wrongly_is_told_once() -> None:
+    with pytest.raises(InputError, match="steps must be from 1"):
+        expand(entries("a", "b"), Wishes(defaults={"steps": 0}), Painter())
+    with pytest.raises(ModelError, match="'none' is unknown"):
+        expand(entries("a", "b"), Wishes(defaults={"model": "none"}), Painter())
+    with pytest.raises(InputError, match="count must be at least 1"):
+        expand(entries("a"), Wishes(count=0), Painter())
+    with pytest.raises(InputError, match="--seeds takes the place"):
+        expand(entries("a"), Wishes(count=2, seeds=[1]), Painter())
+    _, told = expand(entries({"prompt": "a", "count": 2}), Wishes(seeds=[1]), Painter())
+    assert told == [Problem(1, "count", "a count and --seeds exclude each other.")]
+
+
+def test_a_network_that_fails_is_no_rows_fault() -> None:
+    class Broken(Painter):
+        def check(self, request: ResolvedRequest) -> None:
+            raise RemoteError("no network")
+
+    with pytest.raises(RemoteError):
+        expand(entries("a"), Wishes(), Broken())
+
+
+def test_backend_is_asked_once_for_requests_alike() -> None:
+    asked: list[ResolvedRequest] = []
+
+    class Slow(Painter):
+        def check(self, request: ResolvedRequest) -> None:
+            asked.append(request)
+            if request.width == 64:
+                raise InputError("too small here", field="width")
+
+    small: dict[str, Value] = {"width": 64}
+    _, told = expand(
+        entries("a", "b", {"prompt": "c", **small}, {"prompt": "d", **small}), Wishes(), Slow()
+    )
+    assert [request.width for request in asked[:2]] == [128, 64]
+    assert len(asked) == 2
+    assert [(p.line, p.message) for p in told] == [(3, "too small here"), (4, "too small here")]
+
+
+def test_too_many_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_ROWS", 10)
+    with pytest.raises(InputError, match="more than 10 images"):
+        expand(entries(*"abcdefghijk"), Wishes(), Painter())
+    with pytest.raises(InputError, match="more than 10 images"):
+        expand(entries("a", {"prompt": "b", "count": 10}), Wishes(), Painter())
+    assert wishes.MAX_ROWS == 1_000_000
+
+
+def test_lenient_leaves_out_and_says_so_once() -> None:
+    notes: list[str] = []
+    values: dict[str, Value] = {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0}
+    found, told = expand(
+        entries(values, values), Wishes(lenient=True), Painter(), on_note=notes.append
+    )
+    assert told == []
+    assert [row.request.negative_prompt for row in found] == [None, None]
+    assert len(notes) == 1
+
+
+def test_groups_are_what_can_run_together_one_model_after_the_other() -> None:
+    found = good(
+        "a",
+        {"prompt": "b", "model": "sd15"},
+        {"prompt": "c", "steps": 5},
+        "d",
+        {"prompt": "e", "negative_prompt": "x"},
+        {"prompt": "f", "model": "sd15"},
+        {"prompt": "g", "steps": 5},
+    )
+    groups = [[row.request.prompt for row in group] for group in rows.grouped(found)]
+    assert groups == [["a", "d"], ["c", "g"], ["e"], ["b", "f"]]
+
+
+def test_pins_change_the_request_and_not_the_id() -> None:
+    found = good("a", {"prompt": "b", "model": "sd15"}, {"prompt": "c", "model": "sdxl"})
+    sd15, sdxl = found[1].request.model, found[2].request.model
+    moved, new = rows.pinned(
+        found, {(sdxl, None): "known"}, lambda model, _: "now" if "/" in model else None
+    )
+    assert [row.request.revision for row in moved] == [None, "now", "known"]
+    assert [row.id for row in moved] == [row.id for row in found]
+    assert new == {(sd15, None): "now"}

@@ -1,0 +1,577 @@
+"""A whole batch in this process, with a painter for a backend: what is made, kept and told."""
+
+import errno
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from t2i_cli.backends import GeneratedImage
+from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.batch import executor, manifest, session
+from t2i_cli.batch.executor import InProcess
+from t2i_cli.batch.folder import Shard
+from t2i_cli.batch.plan import Choice
+from t2i_cli.batch.session import Place, Task
+from t2i_cli.batch.stopping import Stop
+from t2i_cli.batch.wishes import Wishes
+from t2i_cli.console import Console
+from t2i_cli.errors import (
+    InputError,
+    ModelError,
+    OutOfMemoryError,
+    PartialError,
+    RemoteError,
+    StoppedError,
+    StorageError,
+    T2IError,
+    TerminatedError,
+    WithheldError,
+)
+from t2i_cli.prompts import PromptsError
+from t2i_cli.request import ResolvedRequest
+from t2i_cli.sink import FileSink, Saved
+from tests.fakes.painter import Painter
+
+PROMPTS = "".join(f"a red star number {n}\n" for n in range(1, 13))
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timings go to a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+class Batch:
+    """Runs batches on `out` with a painter."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder / "out"
+        self.prompts = folder / "prompts.txt"
+        self.prompts.write_text(PROMPTS)
+        self._capsys = capsys
+
+    def __call__(
+        self,
+        painter: Painter | None = None,
+        *,
+        choice: Choice | None = None,
+        wishes: Wishes | None = None,
+        events: bool = False,
+        needs: Callable[[ResolvedRequest], dict[str, object]] = lambda _: {},
+        commit: Callable[[str, str | None], str | None] = lambda model, asked: None,
+        **task: object,
+    ) -> tuple[Painter, T2IError | None, dict[str, object]]:
+        """The painter, how it ended, and the summary."""
+        backend = painter or Painter()
+        console = Console()
+        console.configure(json=True, events=events)
+        wanted = Task(
+            source=str(self.prompts),
+            input_format=None,
+            folder=self.folder,
+            wishes=wishes or Wishes(),
+            choice=choice or Choice(),
+            **task,  # type: ignore[arg-type]
+        )
+        place = Place(backend, InProcess(backend), needs=needs, commit=commit)
+        self._capsys.readouterr()
+        ended = None
+        try:
+            session.run(wanted, place, console)
+        except T2IError as error:
+            ended = error
+        captured = self._capsys.readouterr()
+        self.stderr = captured.err
+        return backend, ended, json.loads(captured.out) if captured.out else {}
+
+    def files(self) -> dict[str, bytes]:
+        """Images by name."""
+        return {path.name: path.read_bytes() for path in self.folder.glob("*.png")}
+
+    def lines(self) -> list[dict[str, object]]:
+        """The manifest's lines, its header aside."""
+        text = (self.folder / manifest.MAIN).read_text()
+        return [json.loads(line) for line in text.splitlines()[1:]]
+
+
+@pytest.fixture
+def batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Batch:
+    """A batch of twelve prompts."""
+    return Batch(tmp_path, capsys)
+
+
+def failing(*numbers: int, error: T2IError) -> Painter:
+    """A painter that fails for prompts of these numbers."""
+    return Painter(
+        fails=lambda request: error if int(request.prompt.split()[-1]) in numbers else None
+    )
+
+
+def test_everything_is_made_once_and_recorded(batch: Batch) -> None:
+    painter, ended, summary = batch()
+    assert ended is None
+    assert len(painter.made) == len(batch.files()) == 12
+    assert {key: summary[key] for key in ("images", "done", "made", "failed", "left", "exit")} == {
+        "images": 12,
+        "done": 12,
+        "made": 12,
+        "failed": 0,
+        "left": 0,
+        "exit": 0,
+    }
+    for line in batch.lines():
+        data = batch.files()[str(line["file"])]
+        assert line["bytes"] == len(data)
+        assert line["status"] == "done"
+        assert line["lock"]["device"] == "cpu"  # type: ignore[index]
+        assert line["request"]["prompt"].startswith("a red star")  # type: ignore[index]
+    before = batch.files()
+    painter, ended, summary = batch()
+    assert painter.made == []
+    assert (ended, summary["made"], summary["done"]) == (None, 0, 12)
+    assert batch.files() == before
+    assert len(batch.lines()) == 12
+
+
+def test_new_and_reordered_rows_leave_done_images_as_they_are(batch: Batch) -> None:
+    batch()
+    before = batch.files()
+    batch.prompts.write_text("a new one\n" + "".join(reversed(PROMPTS.splitlines(keepends=True))))
+    painter, ended, _ = batch()
+    assert ended is None
+    assert [request.prompt for request in painter.made] == ["a new one"]
+    assert {name: data for name, data in batch.files().items() if name in before} == before
+
+
+def test_name_owned_by_another_image_is_refused(batch: Batch) -> None:
+    batch(wishes=Wishes(seed=1))
+    before = batch.files()
+    painter, ended, _ = batch(wishes=Wishes(seed=1, defaults={"steps": 5}))
+    assert isinstance(ended, PromptsError)
+    assert "is another image's of this folder" in ended.message
+    assert painter.made == []
+    assert batch.files() == before
+
+
+def test_strangers_file_is_not_replaced(batch: Batch) -> None:
+    batch.folder.mkdir()
+    batch.prompts.write_text('{"prompt": "a", "name": "mine.png"}')
+    batch.prompts = batch.prompts.rename(batch.prompts.with_suffix(".jsonl"))
+    mine = batch.folder / "mine.png"
+    mine.write_bytes(b"mine")
+    painter, ended, _ = batch()
+    assert isinstance(ended, PromptsError)
+    assert "not of this batch" in ended.message
+    assert (painter.made, mine.read_bytes()) == ([], b"mine")
+
+
+def test_image_that_no_line_was_written_for_is_made_again(batch: Batch) -> None:
+    batch()
+    path = batch.folder / manifest.MAIN
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    before = batch.files()
+    painter, ended, summary = batch()
+    assert (ended, len(painter.made), summary["done"]) == (None, 1, 12)
+    assert batch.files() == before
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "extend", "folder"])
+def test_file_damaged_behind_its_back_is_made_again(batch: Batch, damage: str) -> None:
+    batch()
+    before = batch.files()
+    victim = sorted(batch.folder.glob("*.png"))[3]
+    data = victim.read_bytes()
+    if damage == "truncate":
+        victim.write_bytes(data[:-1])
+    elif damage == "extend":
+        victim.write_bytes(data + b"x")
+    else:
+        victim.unlink()
+    if damage == "folder":
+        # Not even t2i's folder of state is needed to go on.
+        (batch.folder / ".t2i" / "lock").unlink()
+        (batch.folder / ".t2i").rmdir()
+    painter, ended, _ = batch()
+    assert (ended, len(painter.made)) == (None, 1)
+    assert batch.files() == before
+
+
+def test_flipped_byte_is_found_with_verify_files(batch: Batch) -> None:
+    batch()
+    before = batch.files()
+    victim = sorted(batch.folder.glob("*.png"))[3]
+    data = bytearray(victim.read_bytes())
+    data[100] ^= 1
+    victim.write_bytes(data)
+    assert batch()[0].made == []
+    painter, ended, _ = batch(choice=Choice(verify_files=True))
+    assert (ended, len(painter.made)) == (None, 1)
+    assert batch.files() == before
+
+
+def test_failures_are_kept_until_retry_failed(batch: Batch) -> None:
+    bad = OutOfMemoryError("too large")
+    painter, ended, summary = batch(failing(2, 5, error=bad))
+    assert isinstance(ended, PartialError)
+    assert (ended.exit_code, summary["failed"], summary["failures"]) == (
+        8,
+        2,
+        {"out_of_memory": 2},
+    )
+    assert "2 of 12 images failed. too large" in ended.message
+    painter, ended, summary = batch()
+    assert painter.made == []
+    assert isinstance(ended, PartialError)
+    assert ended.hint == "--retry-failed tries those again that failed before."
+    painter, ended, summary = batch(choice=Choice(retry_failed=True))
+    assert (len(painter.made), ended, summary["done"]) == (2, None, 12)
+
+
+def test_withheld_is_told_apart_and_ends_with_8_or_10(batch: Batch) -> None:
+    _, ended, summary = batch(failing(2, error=WithheldError("withheld")))
+    assert isinstance(ended, PartialError)
+    assert (summary["withheld"], summary["failed"]) == (1, 0)
+    batch.folder = batch.folder.with_name("all")
+    _, ended, summary = batch(failing(*range(1, 13), error=WithheldError("withheld")))
+    assert isinstance(ended, WithheldError)
+    assert (summary["withheld"], summary["exit"]) == (12, 10)
+
+
+def test_all_failed_for_one_reason_has_its_code_and_for_two_8(batch: Batch) -> None:
+    _, ended, _ = batch(failing(*range(1, 13), error=ModelError("broken")))
+    assert isinstance(ended, ModelError)
+    assert "None of 12 images could be made. broken" in ended.message
+    batch.folder = batch.folder.with_name("two")
+    reasons = [ModelError("broken"), OutOfMemoryError("large")]
+    painter = Painter(fails=lambda request: reasons[int(request.prompt.split()[-1]) % 2])
+    _, ended, summary = batch(painter)
+    assert isinstance(ended, PartialError)
+    assert summary["failures"] == {"model": 6, "out_of_memory": 6}
+
+
+def test_passing_trouble_stops_the_run_and_is_tried_again_by_the_next(batch: Batch) -> None:
+    painter, ended, summary = batch(failing(*range(4, 13), error=RemoteError("down")))
+    assert isinstance(ended, PartialError)
+    assert summary["done"] == 3
+    assert "in a row failed for a reason that the next would meet" in str(summary["stopped"])
+    assert summary["left"] or summary["failed"] == 9
+    painter, ended, summary = batch()
+    assert (ended, len(painter.made), summary["done"]) == (None, 9, 12)
+
+
+@pytest.mark.parametrize(("text", "most"), [("2", 2), ("25%", 3), ("1%", 1)])
+def test_max_failures_stops_the_run(batch: Batch, text: str, most: int) -> None:
+    painter = failing(*range(1, 13), error=ModelError("broken"))
+    painter.pause = 0.05
+    _, ended, summary = batch(painter, max_failures=text)
+    assert isinstance(ended, ModelError)
+    assert most <= int(str(summary["failed"])) <= most + 2
+    assert "as many as --max-failures allows" in str(summary["stopped"])
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "101%", "5%%", "1.5"])
+def test_wrong_max_failures_is_refused(batch: Batch, text: str) -> None:
+    painter, ended, _ = batch(max_failures=text)
+    assert isinstance(ended, InputError)
+    assert painter.made == []
+    assert not batch.folder.exists()
+
+
+def test_limit_makes_the_first_and_the_next_run_goes_on(batch: Batch) -> None:
+    painter, ended, summary = batch(choice=Choice(limit=5))
+    assert ended is None
+    assert [r.prompt.split()[-1] for r in painter.made] == ["1", "2", "3", "4", "5"]
+    assert (summary["done"], summary["left"], summary["exit"]) == (5, 7, 0)
+    painter, _, summary = batch(choice=Choice(limit=5))
+    assert [r.prompt.split()[-1] for r in painter.made] == ["6", "7", "8", "9", "10"]
+
+
+def test_force_makes_everything_again_under_the_same_names(batch: Batch) -> None:
+    batch()
+    before = batch.files()
+    painter, ended, _ = batch(choice=Choice(force=True))
+    assert (len(painter.made), ended) == (12, None)
+    assert batch.files() == before
+
+
+def test_shards_make_each_row_once_and_merge(
+    batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Batch(batch.folder.parent, capsys)
+    whole.folder = batch.folder.with_name("whole")
+    whole()
+    made = [batch(choice=Choice(shard=Shard(n, 3)))[0].made for n in (1, 2, 3)]
+    assert sum(map(len, made)) == len({r.prompt for part in made for r in part}) == 12
+    assert all(made)
+    assert batch.files() == whole.files()
+    assert not (batch.folder / manifest.MAIN).exists()
+    session.merge(batch.folder, Console())
+    assert len(batch.lines()) == 12
+    painter, ended, summary = batch()
+    assert (painter.made, ended, summary["done"]) == ([], None, 12)
+
+
+def test_merge_needs_a_manifest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no manifest in"):
+        session.merge(tmp_path, Console())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_invalid_rows_stop_everything_or_are_listed(batch: Batch) -> None:
+    batch.prompts.write_text("good\n{bad\nalso good\n")
+    painter, ended, _ = batch()
+    assert isinstance(ended, PromptsError)
+    assert "prompts.txt:2: prompt: the brace" in ended.message
+    assert painter.made == []
+    assert not batch.folder.exists()
+    for _ in range(2):
+        painter, ended, summary = batch(skip_invalid=True)
+        assert isinstance(ended, PartialError)
+        assert ended.exit_code == 8
+        assert (summary["done"], summary["invalid"], summary["exit"]) == (2, 1, 8)
+    listed = [line for line in batch.lines() if line["status"] == "invalid"]
+    assert [(line["line"], line["field"]) for line in listed] == [(2, "prompt")]
+
+
+def test_bad_names_stop_everything_and_leave_no_folder(batch: Batch) -> None:
+    painter, ended, _ = batch(choice=Choice(template="../{index}.png"))
+    assert isinstance(ended, PromptsError)
+    assert painter.made == []
+    assert not batch.folder.exists()
+
+
+def test_nothing_good_is_an_error_even_with_skip_invalid(batch: Batch) -> None:
+    batch.prompts.write_text("{bad\n")
+    _, ended, _ = batch(skip_invalid=True)
+    assert isinstance(ended, PromptsError)
+
+
+def test_dry_run_tells_the_plan_and_leaves_nothing(batch: Batch) -> None:
+    def needs(request: ResolvedRequest) -> dict[str, object]:
+        return {"device": "cpu", "download_mib": 7}
+
+    painter, ended, plan = batch(
+        dry_run=True, needs=needs, wishes=Wishes(vary=[("steps", [5, 10])])
+    )
+    assert (painter.made, ended, batch.folder.exists()) == ([], None, False)
+    assert plan["images"] == plan["to_make"] == 24
+    assert [(g["steps"], g["images"]) for g in plan["groups"]] == [(5, 12), (10, 12)]  # type: ignore[attr-defined]
+    assert plan["models"] == [{"model": "postcard", "device": "cpu", "download_mib": 7}]
+    assert plan["disk_bytes"] == 24 * 128 * 128 * 2
+    assert plan["free_bytes"] > 0  # type: ignore[operator]
+    assert plan["estimated_seconds"] is None
+    batch(wishes=Wishes(vary=[("steps", [5, 10])]), choice=Choice(limit=13))
+    *_, plan = batch(dry_run=True, needs=needs, wishes=Wishes(vary=[("steps", [5, 10])]))
+    assert (plan["done"], plan["to_make"]) == (13, 11)
+    # The painter says that an image takes half a second, whose last one had ten steps.
+    assert plan["estimated_seconds"] == pytest.approx(11 * 0.5, rel=0.6)
+
+
+def test_model_is_pinned_at_the_first_run(batch: Batch) -> None:
+    commits = iter(["c" * 40, "d" * 40])
+    hub = {"wishes": Wishes(defaults={"model": "sd15", "width": 64, "height": 64})}
+    first, *_ = batch(commit=lambda model, asked: next(commits), choice=Choice(limit=6), **hub)  # type: ignore[arg-type]
+    second, ended, summary = batch(commit=lambda model, asked: next(commits), **hub)  # type: ignore[arg-type]
+    assert {r.revision for r in [*first.made, *second.made]} == {"c" * 40}
+    assert (ended, summary["done"], len(second.made)) == (None, 12, 6)
+
+
+def test_failed_save_is_that_rows_failure(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = FileSink.save
+
+    def save(self: FileSink, generated: GeneratedImage) -> Saved:
+        if generated.index == 4:
+            raise StorageError("Cannot write: Input/output error.")
+        return real(self, generated)
+
+    monkeypatch.setattr(FileSink, "save", save)
+    _, ended, summary = batch()
+    assert isinstance(ended, PartialError)
+    assert (summary["done"], summary["failures"]) == (11, {"storage": 1})
+    monkeypatch.undo()
+    painter, ended, _ = batch()
+    assert (len(painter.made), ended) == (1, None)
+
+
+def test_bug_in_saving_is_raised(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(self: FileSink, generated: GeneratedImage) -> Saved:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(FileSink, "save", save)
+    with pytest.raises(ZeroDivisionError):
+        batch()
+
+
+def test_bug_in_a_backend_is_raised_and_what_was_made_is_kept(batch: Batch) -> None:
+    def bug(request: ResolvedRequest) -> T2IError | None:
+        if request.prompt.endswith("7"):
+            raise ZeroDivisionError
+        return None
+
+    with pytest.raises(ZeroDivisionError):
+        batch(Painter(fails=bug))
+    assert len(batch.lines()) == len(batch.files()) == 6
+
+
+def test_manifest_that_cannot_be_written_ends_the_run(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = manifest.Manifest.append
+    calls = [0]
+
+    def append(self: manifest.Manifest, *args: Foreign) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise StorageError("Cannot write the manifest: No space left on device.")
+        real(self, *args)
+
+    monkeypatch.setattr(manifest.Manifest, "append", append)
+    painter = Painter(pause=0.02)
+    _, ended, _ = batch(painter)
+    assert isinstance(ended, StorageError)
+    monkeypatch.undo()
+    _, ended, summary = batch()
+    assert (ended, summary["done"]) == (None, 12)
+
+
+@contextmanager
+def asked_to_stop(number: int, times: int, after: float) -> Iterator[None]:
+    """Sends this process a signal, as often, while the body runs."""
+
+    def send() -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+            threading.Event().wait(0.3)
+
+    timer = threading.Timer(after, send)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [(signal.SIGINT, StoppedError, 130), (signal.SIGTERM, TerminatedError, 143)],
+)
+def test_signal_once_finishes_the_image_in_hand_and_says_how_to_go_on(
+    batch: Batch, number: int, kind: type[T2IError], code: int
+) -> None:
+    painter = Painter(pause=0.2, steps=True)
+    with asked_to_stop(number, 1, 0.5):
+        _, ended, summary = batch(painter)
+    assert isinstance(ended, kind)
+    assert ended.exit_code == code
+    assert "images are missing" in ended.message
+    assert ended.hint is not None
+    assert ended.hint.startswith("Run the same command again")
+    # The image whose step had come was finished, and no other was begun.
+    assert len(painter.made) == len(batch.files()) == len(batch.lines()) == summary["done"]
+    assert 0 < len(painter.made) < 12
+    before = batch.files()
+    _, ended, summary = batch()
+    assert (ended, summary["done"]) == (None, 12)
+    assert before.items() <= batch.files().items()
+
+
+def test_signal_twice_leaves_the_image_in_hand(batch: Batch) -> None:
+    painter = Painter(pause=3.0, steps=True)
+    with asked_to_stop(signal.SIGINT, 2, 0.3):
+        _, ended, summary = batch(painter)
+    assert isinstance(ended, StoppedError)
+    assert (painter.made, summary["done"]) == ([], 0)
+    (backend,) = [thread for thread in threading.enumerate() if thread.name == "backend"]
+    backend.join(10)
+    assert not backend.is_alive()
+    assert len(painter.made) == 1, "it begins no other"
+    assert batch.files() == {}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_device_does_not_wait_for_files_until_the_queue_is_full(batch: Batch) -> None:
+    release = threading.Event()
+    painter = Painter()
+    saved: list[int] = []
+
+    def save(generated: GeneratedImage) -> Saved:
+        release.wait(10)
+        saved.append(generated.index)
+        raise StorageError("not kept")
+
+    requests = [_request(n) for n in range(30)]
+    made = InProcess(painter, savers=2).run(requests, save, lambda _: None, Stop())
+    threading.Timer(0.5, release.set).start()
+    first = next(made)
+    # Two are being saved, four wait at most, and one is in the backend's hand.
+    assert len(painter.made) >= 5
+    rest = [outcome for group in made for outcome in group]
+    assert len(first) + len(rest) == 30
+    assert sorted(saved) == list(range(30))
+
+
+def test_queue_is_bounded(batch: Batch) -> None:
+    release = threading.Event()
+    painter = Painter()
+
+    def save(generated: GeneratedImage) -> Saved:
+        release.wait(10)
+        raise StorageError("not kept")
+
+    made = InProcess(painter, savers=2).run(
+        [_request(n) for n in range(30)], save, lambda _: None, Stop()
+    )
+    threading.Timer(1.0, lambda: (counts.append(len(painter.made)), release.set())).start()  # type: ignore[func-returns-value]
+    counts: list[int] = []
+    assert sum(len(group) for group in made) == 30
+    assert counts == [5]
+    assert executor.SAVERS == 4
+
+
+def _request(number: int) -> ResolvedRequest:
+    return ResolvedRequest(
+        prompt=f"number {number}",
+        negative_prompt=None,
+        model="postcard",
+        revision=None,
+        seed=number,
+        steps=1,
+        guidance_scale=4.0,
+        width=16,
+        height=16,
+        scheduler=None,
+    )
+
+
+def test_disk_full_in_the_middle_then_space_and_again(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = Batch(batch.folder.parent, batch._capsys)
+    undisturbed.folder = batch.folder.with_name("undisturbed")
+    undisturbed()
+    real = os.fsync
+    calls = [0]
+
+    def full(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] > 14:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    _, ended, _ = batch()
+    assert isinstance(ended, StorageError | PartialError)
+    assert "No space left" in ended.message
+    monkeypatch.setattr(os, "fsync", real)
+    _, ended, summary = batch()
+    assert (ended, summary["done"]) == (None, 12)
+    assert batch.files() == undisturbed.files()
+    assert list((batch.folder / ".t2i").glob("*/*")) == []

@@ -1,0 +1,213 @@
+"""Prompts files: what each format takes, and every way in which a line can be wrong."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t2i_cli import prompts
+from t2i_cli.errors import InputError
+from t2i_cli.prompts import Entry, Problem, PromptsError, alternatives
+
+
+def read(folder: Path, name: str, content: str | bytes) -> prompts.Prompts:
+    """The prompts of a file with this content."""
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return prompts.read(str(path), prompts.format_of(str(path), None))
+
+
+def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        "p.txt",
+        b"\xef\xbb\xbfa red star\r\n\r\n# no prompt\r\n  a {blue|green} house \r\n\\#1 of all\n",
+    )
+    assert found.problems == []
+    assert found.entries == [
+        Entry(1, {"prompt": "a red star"}),
+        Entry(4, {"prompt": "a blue house"}),
+        Entry(4, {"prompt": "a green house"}),
+        Entry(5, {"prompt": "#1 of all"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expanded"),
+    [
+        ("plain", ["plain"]),
+        ("{a|b} {c|d}", ["a c", "a d", "b c", "b d"]),
+        ("{very |}big", ["very big", "big"]),
+        ("{a {x|y}|b}", ["a x", "a y", "b"]),
+        ("a {single} word", ["a {single} word"]),
+        (r"a \{b\|c\} \\ {d\|e|f}", [r"a {b|c} \ d|e", r"a {b|c} \ f"]),
+        ("a|b} \\n", ["a|b} \\n"]),
+    ],
+)
+def test_alternatives_make_all_combinations(prompt: str, expanded: list[str]) -> None:
+    assert alternatives.expand(prompt) == expanded
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a {red|blue star", "the brace at character 3 is never closed"),
+        ("{a|b}" * 14, r"make 16,384 combinations; 10,000"),
+        ("{a|" * 30 + "b" + "}" * 30, "nested more than 20"),
+        ("{" * 5000, "nested more than 20"),
+    ],
+)
+def test_alternatives_that_cannot_be_expanded(prompt: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        alternatives.expand(prompt)
+
+
+def test_jsonl_sets_any_field(tmp_path: Path) -> None:
+    row: dict[str, Any] = {
+        "prompt": "{a|b}",
+        "negative_prompt": "rain",
+        "model": "postcard",
+        "seed": 7,
+        "steps": 10,
+        "guidance_scale": 5,
+        "width": 64,
+        "height": 96,
+        "scheduler": "euler",
+        "count": 2,
+        "name": "x",
+        "revision": None,
+    }
+    found = read(tmp_path, "p.jsonl", json.dumps(row) + '\n\n{"prompt": "a"}')
+    assert found.problems == []
+    del row["revision"]
+    assert found.entries == [Entry(1, row), Entry(3, {"prompt": "a"})]
+    assert isinstance(found.entries[0].values["guidance_scale"], float)
+
+
+def test_csv_has_a_header_and_empty_cells_are_not_set(tmp_path: Path) -> None:
+    text = '\ufeffprompt,steps,guidance_scale\r\n"a, ""b""\nc",10,5\r\n\r\nd,,7.5\r\n'
+    found = read(tmp_path, "p.csv", text)
+    assert found.problems == []
+    assert found.entries == [
+        Entry(2, {"prompt": 'a, "b"\nc', "steps": 10, "guidance_scale": 5.0}),
+        Entry(5, {"prompt": "d", "guidance_scale": 7.5}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "field", "message"),
+    [
+        ("p.txt", b"\xff", None, "byte 1 is not UTF-8"),
+        ("p.txt", b"a {b|c", "prompt", "never closed"),
+        ("p.txt", b'{"prompt": "a"}', None, "--input-format jsonl"),
+        ("p.jsonl", b'{"prompt": "a"', None, "this is not JSON: Expecting ',' delimiter at column"),
+        ("p.jsonl", b"[1]", None, "no object"),
+        ("p.jsonl", b'{"prompt": "a", "step": 3}', "step", "unknown field; did you mean steps?"),
+        ("p.jsonl", b'{"prompt": "a", "xyzzy": null}', "xyzzy", "unknown field; there are prompt"),
+        ("p.jsonl", b'{"prompt": "a", "steps": "10"}', "steps", "must be a whole number, not '10'"),
+        ("p.jsonl", b'{"prompt": "a", "steps": 10.0}', "steps", "must be a whole number, not 10.0"),
+        ("p.jsonl", b'{"prompt": "a", "steps": true}', "steps", "must be a whole number, not True"),
+        ("p.jsonl", b'{"prompt": 3}', "prompt", "must be text, not 3"),
+        ("p.jsonl", b'{"prompt": "a", "guidance_scale": NaN}', None, "NaN is not JSON"),
+        ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', "prompt", "twice"),
+        ("p.jsonl", b'{"steps": 3}', "prompt", "there is none"),
+        ("p.jsonl", b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}", None, "can be read"),
+        ("p.jsonl", b"[" * 100_000, None, "can be read"),
+        ("p.csv", b"prompt,steps\na,b", "steps", "must be a whole number, not 'b'"),
+        ("p.csv", b"prompt,steps\na,1e2", "steps", "must be a whole number"),
+        ("p.csv", b"prompt,guidance_scale\na,nan", "guidance_scale", "must be a number"),
+        ("p.csv", b"prompt,guidance_scale\na,1..2", "guidance_scale", "must be a number"),
+        ("p.csv", b"prompt,steps\na", None, "1 cells under a header of 2"),
+        ("p.csv", b"prompt,steps\na,1,2", None, "3 cells under a header of 2"),
+        ("p.csv", b'prompt\n"a"b', None, "this is not CSV"),
+        ("p.csv", b'prompt\n"a', None, "this is not CSV"),
+        ("p.csv", b"prompt\n" + b"a" * 200_000, None, "this is not CSV: field larger"),
+        ("p.csv", b"prompt\n\xff", None, "not UTF-8"),
+        ("p.csv", b"steps,prompt\n,x\n1,", "prompt", "there is none"),
+    ],
+)
+def test_a_wrong_line_is_named_and_the_others_are_read(
+    tmp_path: Path, name: str, line: bytes, field: str | None, message: str
+) -> None:
+    found = read(tmp_path, name, line)
+    number = line.count(b"\n") + 1
+    assert [(p.line, p.field) for p in found.problems] == [(number, field)]
+    assert message in found.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("header", "field", "message"),
+    [
+        (b"prompt,prompt", "prompt", "twice"),
+        (b"prompt,stepps", "stepps", "did you mean steps"),
+        (b"steps", "prompt", "no such column"),
+    ],
+)
+def test_a_wrong_header_is_named_once(
+    tmp_path: Path, header: bytes, field: str, message: str
+) -> None:
+    found = read(tmp_path, "p.csv", header + b"\n1,2\n3,4\n")
+    assert [(p.line, p.field) for p in found.problems] == [(1, field)]
+    assert message in found.problems[0].message
+
+
+def test_every_wrong_field_of_a_row_is_named(tmp_path: Path) -> None:
+    found = read(tmp_path, "p.jsonl", b'{"prompt": 1, "steps": "x", "cfg": 3}\n{"prompt": "a"}\n')
+    assert [p.field for p in found.problems] == ["prompt", "steps", "cfg"]
+    assert found.entries == [Entry(2, {"prompt": "a"})]
+
+
+def test_utf16_is_said_to_be_that(tmp_path: Path) -> None:
+    found = read(tmp_path, "p.txt", "a\nb".encode("utf-16"))
+    assert found.problems == [Problem(1, None, "the file is UTF-16; save it as UTF-8.")]
+
+
+def test_a_csv_row_after_a_broken_one_is_still_read(tmp_path: Path) -> None:
+    found = read(tmp_path, "p.csv", b'prompt\n"a"b\nc\n')
+    assert [p.line for p in found.problems] == [2]
+    assert found.entries == [Entry(3, {"prompt": "c"})]
+
+
+@pytest.mark.parametrize("content", [b"", b"# only\n\n", b"\xef\xbb\xbf"])
+def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(InputError, match="There is no prompt in"):
+        read(tmp_path, "p.txt", content)
+
+
+def test_standard_input_is_text_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
+    assert prompts.format_of("-", None) == "txt"
+    assert prompts.format_of("-", "csv") == "csv"
+    found = prompts.read("-", "txt")
+    assert [entry.values["prompt"] for entry in found.entries] == ["a", "b"]
+    assert found.name == "standard input"
+
+
+def test_unclear_formats_and_missing_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not clear from its name"):
+        prompts.format_of("prompts.md", None)
+    with pytest.raises(InputError, match="'xml' is unknown; use one of: txt, jsonl, csv"):
+        prompts.format_of("p.txt", "xml")
+    with pytest.raises(InputError, match="Cannot read .*No such file"):
+        prompts.read(str(tmp_path / "none.txt"), "txt")
+    with pytest.raises(InputError, match="Cannot read .*directory"):
+        prompts.read(str(tmp_path), "txt")
+
+
+def test_the_first_twenty_problems_are_told_and_the_others_counted() -> None:
+    problems = [Problem(line, "steps", "bad.") for line in range(30, 0, -1)]
+    error = PromptsError("p.csv", problems)
+    lines = error.message.splitlines()
+    assert lines[0] == "p.csv is wrong in 30 lines:"
+    assert lines[1] == "  p.csv:1: steps: bad."
+    assert lines[20:] == ["  p.csv:20: steps: bad.", "  and 10 more problems"]
+    told = error.to_json()
+    assert told["problems_total"] == 30
+    assert told["problems"][0] == {  # type: ignore[index]
+        "file": "p.csv",
+        "line": 1,
+        "field": "steps",
+        "message": "bad.",
+    }
