@@ -1,0 +1,1 @@
+"""What makes the embedded model `postcard`: its world, training, export and grading."""
