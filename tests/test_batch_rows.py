@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from t2i_cli import catalog
 from t2i_cli.batch import rows, wishes
 from t2i_cli.batch.rows import Row, expand
 from t2i_cli.batch.wishes import Wishes, parse_seeds, parse_vary
@@ -35,7 +36,7 @@ def test_row_stands_over_command_line_over_model() -> None:
     )
     assert (first.request.steps, first.request.width, first.request.height) == (7, 64, 128)
     assert (second.request.steps, second.request.negative_prompt) == (5, None)
-    assert second.request.guidance_scale == 4.0
+    assert second.request.guidance_scale == catalog.MODELS["postcard"].guidance_scale
     assert first.request.user_set == {"prompt", "negative_prompt", "steps", "width"}
 
 

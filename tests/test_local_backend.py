@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from t2i_cli import postcard
+from t2i_cli import catalog, postcard
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, imports, loading
 from t2i_cli.backends.local.imports import Foreign
@@ -83,9 +83,10 @@ def test_the_picture_is_the_pipelines_own(undisturbed: list[GeneratedImage]) -> 
     from diffusers import StableDiffusionPipeline
 
     generator = torch.Generator("cpu").manual_seed(1)
+    guidance = catalog.MODELS["postcard"].guidance_scale
     with imports.quiet():
         pipe = StableDiffusionPipeline.from_pretrained(postcard.FOLDER, dtype=torch.float32)
-        made = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=4.0, generator=generator)
+        made = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=guidance, generator=generator)
     expected = made.images[0]
     difference = pixels(undisturbed[0]) - np.asarray(expected, dtype=np.float64)
     assert np.abs(difference).max() <= 1

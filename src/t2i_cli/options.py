@@ -46,7 +46,12 @@ GuidanceOpt = Annotated[
 ]
 SeedOpt = Annotated[
     list[int] | None,
-    typer.Option("--seed", "-s", metavar="<int>", help="Seed, 0 to 4294967295; may be repeated. [default: random]"),
+    typer.Option(
+        "--seed",
+        "-s",
+        metavar="<int>",
+        help="Seed, 0 to 4294967295; may be repeated. [default: random]",
+    ),
 ]
 CountOpt = Annotated[
     int, typer.Option("--count", "-n", help="Images to make, with seeds counting up.")
