@@ -34,16 +34,15 @@ def text(report: Path, steps: int) -> str:
     """The card in Markdown; `report` is grading's JSON, if there is one, `steps` the UNet's."""
     parts = [_HEAD]
     if steps:
-        parts.append(
-            f"The UNet and the text encoder were trained for {steps:,} steps of 32 scenes.\n"
-        )
+        parts.append(f"The UNet and the text encoder were trained for {steps:,} steps.\n")
     else:
         parts.append("The weights in this folder are random: it has not been trained.\n")
     if steps and report.exists():
         graded = json.loads(report.read_text(encoding="utf-8"))
         parts.append(
-            f"## Figures\n\nOn {graded['captions']} captions of scenes that training never saw,"
-            f" judged by measuring pixels (`training/grade.py`), at {graded['steps']} steps and"
-            f" guidance {graded['guidance']:g}:\n\n{render(graded['table'])}\n"
+            f"## Figures\n\nOn {graded['captions']} captions of combinations that training never"
+            " saw, judged by measuring\npixels (`training/grade.py`), at"
+            f" {graded['steps']} steps and guidance {graded['guidance']:g}:\n\n"
+            f"{render(graded['table'])}\n"
         )
     return "\n".join(parts)

@@ -87,7 +87,7 @@ def _two(wish: ShapesWish, found: list[Found]) -> dict[str, bool]:
 def _pair(wish: ShapesWish, order: list[Found]) -> dict[str, bool]:
     matched = list(zip(wish.shapes, order, strict=True))
     colours = [want.colour in (None, seen.colour) for want, seen in matched]
-    checks = {"places": all(colours), "shape": all(_fits(*both) for both in matched)}
+    checks = {"two": True, "places": all(colours), "shape": all(_fits(*both) for both in matched)}
     sizes = [want.size == seen.size for want, seen in matched if want.size is not None]
     if sizes:
         checks["size"] = all(sizes)

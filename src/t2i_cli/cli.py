@@ -81,6 +81,11 @@ def _run(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         return EXIT_STDOUT_CLOSED
+    except SystemExit as error:
+        # Typer's own answer to a closed standard output is exit code 1.
+        if isinstance(error.__context__, BrokenPipeError):
+            return EXIT_STDOUT_CLOSED
+        raise
     except typer.TyperException as error:
         message = error.format_message()
         if message.startswith("Usage:"):  # a command group called without a command

@@ -49,11 +49,13 @@ class Transfer:
             self._cancelled = True
             pool.shutdown(wait=False, cancel_futures=True)
             # Long enough for the others to notice and to remove their unfinished files.
-            wait(pending, timeout=2)
+            wait(pending, timeout=5)
             raise
         pool.shutdown()
 
     def _get(self, path: str) -> None:
+        if self._cancelled:
+            raise _Cancelled
         count = self._count
 
         class Bar(client.NoBar):
