@@ -310,7 +310,7 @@ def test_shards_make_each_row_once_and_merge(
     whole()
     made = [batch(choice=Choice(shard=Shard(n, 3)))[0].made for n in (1, 2, 3)]
     assert sum(map(len, made)) == len({r.prompt for part in made for r in part}) == 12
-    assert all(made)
+    assert sum(map(bool, made)) > 1  # twelve rows need not reach all three
     assert batch.files() == whole.files()
     assert not (batch.folder / manifest.MAIN).exists()
     session.merge(batch.folder, Console())
