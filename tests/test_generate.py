@@ -312,7 +312,8 @@ import os, sys
 os._exit = lambda code: None
 from t2i_cli.cli import main
 main()
-heavy = {"torch", "diffusers", "transformers", "PIL", "google.auth", "huggingface_hub", "rich.console"}
+heavy = {"torch", "diffusers", "transformers", "PIL", "google.auth", "huggingface_hub"}
+heavy.add("rich.console")
 print("HEAVY", sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
     for path in command_paths():
