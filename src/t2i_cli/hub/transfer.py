@@ -49,7 +49,7 @@ class Transfer:
             self._cancelled = True
             pool.shutdown(wait=False, cancel_futures=True)
             # Long enough for the others to notice and to remove their unfinished files.
-            wait(pending, timeout=5)
+            wait([future for future in pending if not future.cancelled()], timeout=5)
             raise
         pool.shutdown()
 
