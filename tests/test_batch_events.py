@@ -18,7 +18,7 @@ from t2i_cli.batch.events import EventLines
 from t2i_cli.batch.executor import InProcess
 from t2i_cli.batch.plan import Choice, compose
 from t2i_cli.batch.rows import expand
-from t2i_cli.batch.session import Place, Task
+from t2i_cli.batch.session import Task
 from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import EVENTS_VERSION, Console
 from t2i_cli.errors import InputError, ModelError, PartialError, T2IError
@@ -72,7 +72,7 @@ def run(
     )
     ended = None
     try:
-        session.run(task, Place(painter, InProcess(painter)), console)
+        session.run(task, painter, InProcess(painter), console)
     except T2IError as error:
         console.error(error)
         ended = error

@@ -17,7 +17,7 @@ from t2i_cli.batch import executor, manifest, session
 from t2i_cli.batch.executor import InProcess
 from t2i_cli.batch.folder import Shard
 from t2i_cli.batch.plan import Choice
-from t2i_cli.batch.session import Place, Task
+from t2i_cli.batch.session import Task
 from t2i_cli.batch.stopping import Stop
 from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import Console
@@ -80,11 +80,11 @@ class Batch:
             choice=choice or Choice(),
             **task,  # type: ignore[arg-type]
         )
-        place = Place(backend, InProcess(backend), needs=needs, commit=commit)
+        backend.told, backend.commits = needs, commit
         self._capsys.readouterr()
         ended = None
         try:
-            session.run(wanted, place, console)
+            session.run(wanted, backend, InProcess(backend), console)
         except T2IError as error:
             ended = error
         captured = self._capsys.readouterr()

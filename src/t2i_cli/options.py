@@ -81,6 +81,9 @@ FormatOpt = Annotated[
     typer.Option("--format", help="png, jpeg or webp. [default: from the name, else png]"),
 ]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+BackendOpt = Annotated[
+    str | None, typer.Option("--backend", help="Where images are made. [default: local]")
+]
 DeviceOpt = Annotated[
     str | None, typer.Option("--device", help="cuda, cuda:1, xpu, mps or cpu. [default: the best]")
 ]

@@ -21,6 +21,7 @@ from t2i_cli.errors import InputError, StorageError
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
+BACKENDS = ("local",)
 DTYPES = ("float16", "bfloat16", "float32")
 MEMORY = ("auto", "fast", "low")
 CONFIG_VARIABLE = "T2I_CONFIG"
@@ -58,6 +59,12 @@ _TABLE = (
         variable="T2I_MODEL",
         takes="an alias, a repository on the Hub, or a folder",
         accepts=_is_text,
+    ),
+    Setting(
+        key="backend",
+        variable="T2I_BACKEND",
+        takes="local",
+        accepts=BACKENDS.__contains__,
     ),
     Setting(
         key="device",

@@ -25,6 +25,8 @@ class Painter:
     fails: Callable[[ResolvedRequest], T2IError | None] = lambda request: None
     made: list[ResolvedRequest] = field(default_factory=list)
     side: int = 16
+    told: Callable[[ResolvedRequest], dict[str, object]] = lambda request: {}
+    commits: Callable[[str, str | None], str | None] = lambda model, revision: None
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """The catalogue's models, postcard by default."""
@@ -35,6 +37,14 @@ class Painter:
 
     def check(self, request: ResolvedRequest) -> None:
         """Every request can be honoured."""
+
+    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+        """What it was told to need."""
+        return self.told(request)
+
+    def commit(self, model: str, revision: str | None) -> str | None:
+        """As it was told."""
+        return self.commits(model, revision)
 
     def run(
         self, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag

@@ -28,7 +28,7 @@ def main() -> int:
         choice=Choice(),
     )
     try:
-        session.run(task, session.Place(backend, InProcess(backend)), console)
+        session.run(task, backend, InProcess(backend), console)
     except T2IError as error:
         console.error(error)
         return error.exit_code

@@ -61,6 +61,14 @@ class Backend(Protocol):
         """Raise if this backend cannot honour the request; loads no weight."""
         ...
 
+    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+        """What the image takes here, for --dry-run: device, memory, download, price."""
+        ...
+
+    def commit(self, model: str, revision: str | None) -> str | None:
+        """The commit that a model's revision stands for now, `None` for a model without."""
+        ...
+
     def run(
         self, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
     ) -> Iterator[GeneratedImage | Failure]:

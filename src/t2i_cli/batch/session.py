@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from t2i_cli.console import Console
 from t2i_cli.errors import InputError, StoppedError, T2IError, TerminatedError
 from t2i_cli.oneshot import viewer
 from t2i_cli.prompts import Problem, Prompts, PromptsError
-from t2i_cli.request import ResolvedRequest
 from t2i_cli.sink import Saved
 
 
@@ -44,35 +43,21 @@ class Task:
     show: bool = False
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a batch needs of where it runs.
-
-    `needs` tells what a request takes there (device, download, price); `commit` is the one that a
-    model's revision stands for, `None` for a model without.
-    """
-
-    backend: Backend
-    executor: Executor
-    needs: Callable[[ResolvedRequest], Mapping[str, object]] = lambda _: {}
-    commit: Callable[[str, str | None], str | None] = lambda model, revision: None
-
-
-def run(task: Task, place: Place, console: Console) -> None:
+def run(task: Task, backend: Backend, executor: Executor, console: Console) -> None:
     """Make what is missing; raises the error that tells how it ended, if not all is done."""
     if task.show and console.events:
         raise InputError("--events has stderr to itself, where --show would draw.", field="show")
     show = viewer(task.show, task.wishes.lenient, console)
     _max_failures(task.max_failures, 0)
     read = prompts.read(task.source, prompts.format_of(task.source, task.input_format))
-    asked, wrong = rows.expand(read.entries, task.wishes, place.backend, on_note=console.warn)
+    asked, wrong = rows.expand(read.entries, task.wishes, backend, on_note=console.warn)
     problems = [*read.problems, *wrong]
     if problems and (not task.skip_invalid or not asked):
         raise PromptsError(read.name, problems)
 
     def composed(state: State) -> tuple[Plan, dict[Pin, str]]:
-        moved, pins = rows.pinned(asked, state.pins, place.commit)
-        found = plan.compose(moved, problems, task.folder, state, task.choice, place.needs)
+        moved, pins = rows.pinned(asked, state.pins, backend.commit)
+        found = plan.compose(moved, problems, task.folder, state, task.choice, backend.needs)
         if len(found.problems) > len(problems) and not task.skip_invalid:
             raise PromptsError(read.name, found.problems)
         return found, pins
@@ -94,7 +79,7 @@ def run(task: Task, place: Place, console: Console) -> None:
         book = Manifest(task.folder / (shard.manifest if shard else manifest.MAIN))
         try:
             book.append([*_pin_lines(pins), *_invalid_lines(read, found, state)])
-            _make(task, found, place.executor, book, scratch, console, show)
+            _make(task, found, executor, book, scratch, console, show)
         finally:
             book.close()
 

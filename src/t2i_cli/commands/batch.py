@@ -107,6 +107,7 @@ def batch(
     sheet: SheetOpt = False,
     batch_size: BatchSizeOpt = "auto",
     strict: StrictOpt = False,
+    backend: options.BackendOpt = None,
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
     memory: options.MemoryOpt = None,
@@ -126,7 +127,7 @@ def batch(
 ) -> None:
     """Make every image of a prompts file; run it again to make what is missing."""
     console.configure(json=json, quiet=quiet, verbose=verbose, events=events)
-    from t2i_cli.backends.local import LocalBackend, LocalOptions
+    from t2i_cli.backends.choice import choose
     from t2i_cli.batch import session
     from t2i_cli.batch.executor import InProcess
     from t2i_cli.batch.folder import parse_shard
@@ -181,27 +182,20 @@ def batch(
         sheet=sheet,
         show=show,
     )
-    backend = LocalBackend(
-        LocalOptions(
-            device=device or settings.get("device"),
-            dtype=dtype or settings.get("dtype"),
-            memory=settings.pick("memory", memory) or "auto",
-            attention_slicing=attention_slicing,
-            clear_cache=clear_cache,
-            trust_remote_code=trust_remote_code,
-            safety_checker=not no_safety_checker,
-            offline=offline,
-            lenient=lenient,
-            batch_size=_batch_size(batch_size, strict),
-        )
-    )
-    place = session.Place(
+    engine = choose(
         backend=backend,
-        executor=InProcess(backend),
-        needs=lambda request: backend.plan(request).to_json(),
-        commit=lambda model, asked: _commit(model, asked, offline),
+        device=device,
+        dtype=dtype,
+        memory=memory,
+        attention_slicing=attention_slicing,
+        clear_cache=clear_cache,
+        trust_remote_code=trust_remote_code,
+        no_safety_checker=no_safety_checker,
+        offline=offline,
+        lenient=lenient,
+        batch_size=_batch_size(batch_size, strict),
     )
-    session.run(task, place, console)
+    session.run(task, engine, InProcess(engine), console)
 
 
 def _batch_size(text: str, strict: bool) -> int | None:
@@ -213,12 +207,3 @@ def _batch_size(text: str, strict: bool) -> int | None:
     if strict and text != "1":
         raise InputError("--strict makes one image a pass; leave --batch-size out.")
     return int(text)
-
-
-def _commit(model: str, asked: str | None, offline: bool) -> str | None:
-    """The commit that a revision stands for now, `None` for a model that is no repository."""
-    if "/" not in model or Path(model).is_dir():
-        return None
-    from t2i_cli.hub import snapshot
-
-    return snapshot.find(model, asked, offline).commit

@@ -9,7 +9,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.request import GenerateRequest, ResolvedRequest, chosen_size, with_seeds
 
 if TYPE_CHECKING:
-    from t2i_cli.backends.local import LocalBackend
+    from t2i_cli.backends import Backend
     from t2i_cli.sink import FileSink
 
 
@@ -29,6 +29,7 @@ def generate(
     output: options.OutputOpt = None,
     format: options.FormatOpt = None,
     overwrite: options.OverwriteOpt = False,
+    backend: options.BackendOpt = None,
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
     memory: options.MemoryOpt = None,
@@ -62,20 +63,19 @@ def generate(
         height=height,
     )
     from t2i_cli import oneshot
-    from t2i_cli.backends.local import LocalBackend, LocalOptions
+    from t2i_cli.backends.choice import choose
 
-    backend = LocalBackend(
-        LocalOptions(
-            device=device or settings.get("device"),
-            dtype=dtype or settings.get("dtype"),
-            memory=settings.pick("memory", memory) or "auto",
-            attention_slicing=attention_slicing,
-            clear_cache=clear_cache,
-            trust_remote_code=trust_remote_code,
-            safety_checker=not no_safety_checker,
-            offline=offline,
-            lenient=lenient,
-        )
+    engine = choose(
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        memory=memory,
+        attention_slicing=attention_slicing,
+        clear_cache=clear_cache,
+        trust_remote_code=trust_remote_code,
+        no_safety_checker=no_safety_checker,
+        offline=offline,
+        lenient=lenient,
     )
     place = oneshot.Output(
         target=output or settings.get("output"),
@@ -85,9 +85,9 @@ def generate(
     )
     asked = with_seeds(request, seed or [], count)
     if dry_run:
-        _dry_run(*oneshot.settle(asked, backend, place, console, lenient=lenient), backend)
+        _dry_run(*oneshot.settle(asked, engine, place, console, lenient=lenient), engine)
     else:
-        oneshot.make(asked, backend, place, console, lenient=lenient)
+        oneshot.make(asked, engine, place, console, lenient=lenient)
 
 
 def _prompt(argument: str | None, option: str | None) -> str:
@@ -106,9 +106,9 @@ def _prompt(argument: str | None, option: str | None) -> str:
         raise InputError("The prompt on standard input is not UTF-8.", field="prompt") from error
 
 
-def _dry_run(requests: list[ResolvedRequest], sink: "FileSink", backend: "LocalBackend") -> None:
+def _dry_run(requests: list[ResolvedRequest], sink: "FileSink", backend: "Backend") -> None:
     """Print what would be made, with what it needs."""
-    plan = backend.plan(requests[0]).to_json()
+    plan = backend.needs(requests[0])
     files = [None if path is None else str(path) for path in sink.paths]
     if console.json:
         images = [request.to_json() for request in requests]

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,18 @@ class LocalBackend:
     def check(self, request: ResolvedRequest) -> None:
         """Raise if this machine cannot make the image; loads no weight."""
         self.plan(request)
+
+    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+        """The plan, as --dry-run prints it."""
+        return self.plan(request).to_json()
+
+    def commit(self, model: str, revision: str | None) -> str | None:
+        """The commit that a repository's revision stands for now, `None` for a local model."""
+        if "/" not in model or os.path.isdir(model):
+            return None
+        from t2i_cli.hub import snapshot
+
+        return snapshot.find(model, revision, self._options.offline).commit
 
     def plan(self, request: ResolvedRequest) -> Plan:
         """What making the image would take, and what would be done to make it fit."""
