@@ -40,7 +40,7 @@ SCHEDULE: Final[dict[str, Any]] = {
     "timestep_spacing": "trailing",
     "steps_offset": 1,
 }
-FAMILIES: Final = {"one": 0.4, "two": 0.35, "landscape": 0.25}
+FAMILIES: Final = {"one": 0.32, "two": 0.4, "landscape": 0.28}
 LATENT_CHANNELS: Final = 8
 EMPTY_CAPTIONS: Final = 0.1
 STRANGE_WORDS: Final = 0.05
@@ -49,7 +49,8 @@ LEARNING_RATE: Final = 1e-3
 WARM_UP: Final = 200  # steps
 AVERAGE: Final = 0.998
 MAX_WEIGHT: Final = 5.0
-FOREGROUND: Final = 6.0  # how much more the error weighs where a shape or an object is
+READING_SHARE: Final = 0.2  # of the learning rate, for what reading.py has taught already
+FOREGROUND: Final = 4.0  # how much more the error weighs where a shape or an object is
 # From this timestep on hardly any signal is left: only a background can be learnt there.
 NOISY: Final = 700
 NOISY_SHARE: Final = 0.12
@@ -60,9 +61,9 @@ class Options:
     """`minutes` of wall-clock time end the run, at the end of a cosine over them."""
 
     minutes: float
-    batch: int = 16
-    pool: int = 2000
-    fresh: int = 2
+    batch: int = 32
+    pool: int = 4000
+    fresh: int = 4
     seed: int = 0
     worker: int = 0
     workers: int = 1
@@ -100,6 +101,10 @@ def new_unet() -> Untyped:
         cross_attention_dim=128,
         attention_head_dim=4,
         norm_num_groups=16,
+        # A summary of the whole caption joins the timestep, and both scale and shift features.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=8,
+        resnet_time_scale_shift="scale_shift",
     )
 
 
@@ -181,22 +186,21 @@ def train(
     checkpoint: Path,
     options: Options,
     device: torch.device,
-    start: nn.Module | None = None,
+    start: nn.Module,
 ) -> None:
     """Train until the time is up; averaged weights lie in the checkpoint, written each minute.
 
-    Without a checkpoint, training begins with the weights of `start`, or with random ones.
+    Without a checkpoint, training begins with `start`: a ModuleDict of text encoder and UNet.
     """
     torch.manual_seed(options.seed)
     rng = random.Random()
-    model: Untyped = nn.ModuleDict(
-        {"text_encoder": new_text_encoder(tokenizer), "unet": new_unet()}
-    )
-    if start is not None:
-        model.load_state_dict(start.state_dict())
-    model = model.to(device, memory_format=torch.channels_last)
+    model: Untyped = start.to(device, memory_format=torch.channels_last)
     average = Average(model, AVERAGE)
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, (0.9, 0.99), weight_decay=0.01)
+    reading = [*model["text_encoder"].parameters(), *model["unet"].add_embedding.parameters()]
+    known = {id(parameter) for parameter in reading}
+    drawing = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    groups = [{"params": drawing, "share": 1.0}, {"params": reading, "share": READING_SHARE}]
+    optimizer = torch.optim.AdamW(groups, LEARNING_RATE, (0.9, 0.99), weight_decay=0.01)
     step, elapsed = 0, 0.0
     if state := load_state(checkpoint):
         model.load_state_dict(state["model"])
@@ -214,7 +218,7 @@ def train(
         share = elapsed / (options.minutes * 60)
         rate = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * max(0.01, _cosine(share))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         pool.refresh(options.fresh)
         loss = _loss(model, tokenizer, alphas, *pool.draw(options.batch))
         optimizer.zero_grad()

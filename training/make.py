@@ -1,8 +1,9 @@
 """Makes the embedded model from nothing: `python -m training.make`; started again, it goes on.
 
-Stages, in order: the autoencoder, the UNet with the text encoder, the export into the package, and
-the grading of what was exported. A stage that has had its time is passed over. With `--further` the
-exported model itself is the start, and its autoencoder stays as it is.
+Stages, in order: the autoencoder, the text encoder on captions alone, the UNet with the text
+encoder, the export into the package, and the grading of what was exported. A stage that has had its
+time is passed over. With `--further` the exported model itself is the start, and its autoencoder
+stays as it is.
 """
 
 import argparse
@@ -16,15 +17,16 @@ from typing import Final
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training import card, diffusion, grade, vae
+from training import card, diffusion, grade, reading, vae
 from training.export import export
 from training.files import MODEL, ROOT, RUNS, load_state
 from training.tokenizer import build
 from training.untyped import AutoencoderKL, UNet2DConditionModel, Untyped
 
-STAGES: Final = ("vae", "unet", "export", "grade")
+STAGES: Final = ("vae", "text", "unet", "export", "grade")
 VAE_FIRST: Final = RUNS / "vae-first.pt"
 VAE: Final = RUNS / "vae.pt"
+TEXT: Final = RUNS / "text.pt"
 UNET: Final = RUNS / "unet.pt"
 REPORT: Final = RUNS / "grade.json"
 
@@ -41,12 +43,26 @@ def make_vae(options: argparse.Namespace, device: torch.device) -> None:
     vae.train(VAE, second, device, start=VAE_FIRST)
 
 
+def make_text(options: argparse.Namespace, device: torch.device) -> None:
+    """Teach the text encoder, and the UNet's pooling of its output, to read captions."""
+    if options.further or TEXT.exists():
+        return
+    tokenizer = build()
+    text_encoder = diffusion.new_text_encoder(tokenizer).to(device)
+    pooling = diffusion.new_unet().add_embedding.to(device)
+    settings = reading.Options(minutes=reading.Options.minutes * options.pace, seed=options.seed)
+    reading.train(text_encoder, pooling, tokenizer, TEXT, settings)
+
+
 def make_unet(options: argparse.Namespace, device: torch.device) -> None:
     """Train the UNet and the text encoder on the autoencoder's latents."""
     if options.workers > 1:
         torch.set_num_threads(1)
     helpers = [] if options.worker else [_helper(options, n) for n in range(1, options.workers)]
     encoder, tokenizer, start = _parts(options)
+    if not options.further and (read := load_state(TEXT)) is not None:
+        start["text_encoder"].load_state_dict(read["text_encoder"])
+        start["unet"].add_embedding.load_state_dict(read["pooling"])
     encoder = encoder.to(device, memory_format=torch.channels_last)
     settings = diffusion.Options(
         minutes=options.unet_minutes * options.pace,
@@ -62,15 +78,20 @@ def make_unet(options: argparse.Namespace, device: torch.device) -> None:
             helper.wait()
 
 
-def _parts(
-    options: argparse.Namespace,
-) -> tuple[Untyped, CLIPTokenizer, torch.nn.Module | None]:
-    """Autoencoder, tokenizer and, to train further, text encoder and UNet to start from."""
+def _parts(options: argparse.Namespace) -> tuple[Untyped, CLIPTokenizer, Untyped]:
+    """Autoencoder, tokenizer, and text encoder and UNet: new, or with --further the exported."""
+    parts: dict[str, Untyped]
     if not options.further:
-        return vae.load_average(VAE), build(), None
+        tokenizer = build()
+        encoder = vae.new_vae() if options.untrained else vae.load_average(VAE)
+        parts = {
+            "text_encoder": diffusion.new_text_encoder(tokenizer),
+            "unet": diffusion.new_unet(),
+        }
+        return encoder, tokenizer, torch.nn.ModuleDict(parts)
     folder: Path = options.out
     encoder = AutoencoderKL.from_pretrained(folder / "vae").eval().requires_grad_(False)
-    parts: dict[str, Untyped] = {
+    parts = {
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
         "unet": UNet2DConditionModel.from_pretrained(folder / "unet"),
     }
@@ -91,20 +112,16 @@ def _helper(options: argparse.Namespace, number: int) -> subprocess.Popen[bytes]
 
 def make_export(options: argparse.Namespace, _device: torch.device) -> None:
     """Write the averaged weights into the package, with the figures of the last grading."""
-    if options.untrained:
-        decoder, tokenizer = vae.new_vae(), build()
-    else:
-        decoder, tokenizer, _ = _parts(options)
-    text_encoder, unet, steps = diffusion.new_text_encoder(tokenizer), diffusion.new_unet(), 0
+    decoder, tokenizer, parts = _parts(options)
+    steps = 0
     if not options.untrained:
         state = load_state(UNET)
         if state is None:
             raise FileNotFoundError(UNET)
-        parts: dict[str, Untyped] = {"text_encoder": text_encoder, "unet": unet}
-        weights = state["model" if options.raw else "average"]
-        torch.nn.ModuleDict(parts).load_state_dict(weights)
+        parts.load_state_dict(state["model" if options.raw else "average"])
         steps = state["step"]
-    export(decoder, text_encoder, unet, tokenizer, card.text(REPORT, steps), options.out)
+    words = card.text(REPORT, steps)
+    export(decoder, parts["text_encoder"], parts["unet"], tokenizer, words, options.out)
 
 
 def make_grade(options: argparse.Namespace, _device: torch.device) -> None:
@@ -134,6 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     makers: dict[str, Callable[[argparse.Namespace, torch.device], None]] = {
         "vae": make_vae,
+        "text": make_text,
         "unet": make_unet,
         "export": make_export,
         "grade": make_grade,
