@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from t2i_cli.backends.local.deferral import deferred
 from t2i_cli.errors import ModelError
 
 Foreign = Any
@@ -54,7 +55,7 @@ def torch() -> ModuleType:
 def diffusers() -> ModuleType:
     """The diffusers module, with its logs and transformers' at errors only."""
     torch()
-    with quiet(), without_gc():
+    with quiet(), without_gc(), deferred():
         import transformers.utils.logging as transformers_log
 
         # Before anything else of either: they log while they are imported.
@@ -70,7 +71,7 @@ def diffusers() -> ModuleType:
 def pipeline(name: str) -> Foreign:
     """A pipeline class of diffusers; only its own module is imported. Raises ModelError."""
     library = diffusers()
-    with quiet(), without_gc():
+    with quiet(), without_gc(), deferred():
         try:
             found = getattr(library, name, None)
         except (ImportError, RuntimeError) as error:  # diffusers' lazy modules raise either

@@ -1,10 +1,12 @@
 """A model's pipeline: read into memory, put on its device, and what was done to make it fit."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t2i_cli import __version__, schedulers
 from t2i_cli.backends.local import configs, imports, memory, models, weights
+from t2i_cli.backends.local.deferral import deferred
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.errors import ModelError, OutOfMemoryError
@@ -19,7 +21,8 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 class Loaded:
     """A pipeline in memory; `measures` are those taken for it so far, in order.
 
-    `batch_limit` is how many images fit one pass, once memory has run out.
+    `batch_limit` is how many images fit one pass, once memory has run out; `previews` are how many
+    are wanted of each image of the run.
     """
 
     def __init__(self, aim: "Target", pipe: Foreign, on_event: OnEvent) -> None:
@@ -29,6 +32,7 @@ class Loaded:
         self.dtype = aim.dtype
         self.pipe = pipe
         self.on_event = on_event
+        self.previews: Sequence[int] = ()
         self.measures: list[str] = []
         self.batch_limit: int | None = None
         self._placed = False
@@ -92,7 +96,8 @@ class Loaded:
     def set_scheduler(self, name: str | None) -> str | None:
         """Use the scheduler of that short name, or the model's own; returns its class's name."""
         if name is None:
-            self.pipe.scheduler = self._own_scheduler
+            if getattr(self.pipe, "scheduler", None) is not self._own_scheduler:
+                self.pipe.scheduler = self._own_scheduler
         else:
             import diffusers
 
@@ -101,7 +106,7 @@ class Loaded:
             # FlowMatchEuler's name for what the noise schedulers call flow_shift.
             shift = {"flow_shift": config["shift"]} if "shift" in config else {}
             cls = getattr(diffusers, spec.cls)
-            with imports.quiet():
+            with imports.quiet(), deferred():
                 self.pipe.scheduler = cls.from_config(config, **shift, **spec.settings)
         return type(self.pipe.scheduler).__name__ if self.pipe.scheduler is not None else None
 
@@ -157,7 +162,7 @@ def read(
         extra |= {"safety_checker": None, "requires_safety_checker": False}
     if variant := weights.variant(folder, half=aim.dtype != "float32"):
         extra["variant"] = variant
-    with imports.quiet(), imports.without_gc():
+    with imports.quiet(), imports.without_gc(), deferred():
         try:
             pipe = cls.from_pretrained(
                 str(folder),
