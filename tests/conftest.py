@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from tests.fakes.hub import FakeHub, running_hub
+from tests.fakes.vertex import FakeVertex, running_vertex
 
 settings.register_profile("t2i", deadline=None, derandomize=True)
 settings.load_profile("t2i")
@@ -57,6 +58,7 @@ def t2i_env(home: Path) -> dict[str, str]:
         "XDG_CACHE_HOME": str(home / ".cache"),
         "XDG_DATA_HOME": str(home / ".local/share"),
         "XDG_STATE_HOME": str(home / ".local/state"),
+        "XDG_RUNTIME_DIR": str(home / "run"),
         "HF_HOME": str(home / "hf"),
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HUB_DISABLE_XET": "1",
@@ -142,4 +144,11 @@ def t2i_terminal(t2i_env: dict[str, str], tmp_path: Path) -> Terminal:
 def hub() -> Iterator[FakeHub]:
     """A Hugging Face Hub on loopback; `env=hub.environment` points a process at it."""
     with running_hub() as state:
+        yield state
+
+
+@pytest.fixture
+def vertex(tmp_path: Path) -> Iterator[FakeVertex]:
+    """Google Cloud on loopback; `env=vertex.environment` points a process at it."""
+    with running_vertex(tmp_path) as state:
         yield state

@@ -22,7 +22,7 @@ from t2i_cli.batch.session import Task
 from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import EVENTS_VERSION, Console
 from t2i_cli.errors import InputError, ModelError, PartialError, T2IError
-from t2i_cli.events import Downloading, Loading, Measure, Note, OnEvent, Step
+from t2i_cli.events import Downloading, Loading, Measure, Note, OnEvent, Sent, Step
 from t2i_cli.prompts import Entry
 from t2i_cli.request import ResolvedRequest
 from tests.fakes.painter import Painter
@@ -48,6 +48,7 @@ class Chatty(Painter):
         on_event(Downloading(model="m", done=1, total=2))
         on_event(Loading(model="m", device="cpu"))
         on_event(Measure(name="vae-tiling", reason="memory ran out"))
+        on_event(Sent(indices=(0,)))
         on_event(Note(message="a note"))
         sys.stderr.write("a library's ")
         sys.stderr.write("warning\nand more\r")
@@ -96,7 +97,7 @@ def test_every_line_is_of_the_schema_and_every_event_is_told(
     assert kinds[-2:] == ["finished", "error"]
     assert set(kinds) == {
         *("planned", "started", "downloading", "loading", "measure", "note", "log"),
-        *("step", "image", "failed", "finished", "error"),
+        *("step", "sent", "image", "failed", "finished", "error"),
     }
     logs = [line["message"] for line in lines if line["event"] == "log"]
     assert logs == ["a library's warning", "and more", "a library's print"]

@@ -76,3 +76,16 @@ def test_a_wrong_file_is_refused_by_every_command_that_reads_it(t2i: T2I, home: 
     assert "`t2i config unset modell` takes it out" in listed.stderr
     assert t2i("config", "unset", "modell").returncode == 0
     assert t2i("config", "list").returncode == 0
+
+
+def test_a_secret_comes_from_standard_input_and_is_never_shown(t2i: T2I, home: Path) -> None:
+    given = t2i("config", "set", "http_api_key", "sk-verysecret")
+    assert given.returncode == 2
+    assert "t2i config set http_api_key - < FILE" in given.stderr
+    piped = t2i("config", "set", "http_api_key", "-", input="sk-verysecret\n")
+    assert piped.returncode == 0, piped.stderr
+    assert 'http_api_key = "sk-verysecret"' in (home / "t2i.toml").read_text()
+    shown = t2i("config", "get", "http_api_key")
+    listed = t2i("config", "list", "--json")
+    assert shown.stdout == "********\n"
+    assert "verysecret" not in given.stderr + piped.stderr + listed.stdout + listed.stderr

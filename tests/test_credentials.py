@@ -38,7 +38,7 @@ def test_a_service_account_key(
 ) -> None:
     key = oauth.key_file(tmp_path)
     monkeypatch.setenv(KEY, str(key))
-    assert credentials.check() == credentials.Login(
+    assert credentials.check()[1] == credentials.Login(
         account=ACCOUNT, project="gallery", source=f"{key}, named by {KEY}"
     )
     assert oauth.requests == ["/token"]
@@ -49,7 +49,7 @@ def test_the_environment_names_the_project(
 ) -> None:
     monkeypatch.setenv(KEY, str(oauth.key_file(tmp_path)))
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "museum")
-    assert credentials.check().project == "museum"
+    assert credentials.check()[1].project == "museum"
 
 
 def test_application_default_of_a_person(
@@ -61,7 +61,7 @@ def test_application_default_of_a_person(
     # A person's token always comes from Google's own address.
     monkeypatch.setattr("google.oauth2.credentials._GOOGLE_OAUTH2_TOKEN_ENDPOINT", oauth.token_uri)
     oauth.id_token = statement("ann@example.org")
-    assert credentials.check() == credentials.Login(
+    assert credentials.check()[1] == credentials.Login(
         account="ann@example.org",
         project="museum",
         source="gcloud's application default credentials",
@@ -74,7 +74,7 @@ def test_impersonation(oauth: FakeOAuth, tmp_path: Path, monkeypatch: pytest.Mon
         "google.auth.iam._IAM_ENDPOINT", oauth.url + "/accounts/{}:generateAccessToken"
     )
     target = "deployer@gallery.iam.gserviceaccount.com"
-    login = credentials.check(target)
+    _, login = credentials.check(target)
     assert login.account == target
     assert login.source.startswith(f"impersonation by {ACCOUNT} from ")
     assert oauth.requests == ["/token", f"/accounts/{target}:generateAccessToken"]

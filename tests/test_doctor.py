@@ -10,7 +10,8 @@ import pytest
 from t2i_cli import checks, postcard
 from tests.conftest import T2I
 from tests.fakes.hub import FakeHub
-from tests.fakes.oauth import ACCOUNT, running_oauth
+from tests.fakes.oauth import ACCOUNT
+from tests.fakes.vertex import FakeVertex
 
 
 def examined(t2i: T2I, code: int, env: dict[str, str]) -> dict[str, dict[str, object]]:
@@ -20,21 +21,17 @@ def examined(t2i: T2I, code: int, env: dict[str, str]) -> dict[str, dict[str, ob
     return {record["name"]: record for record in map(json.loads, done.stdout.splitlines())}
 
 
-def test_all_is_well(t2i: T2I, hub: FakeHub, tmp_path: Path) -> None:
+def test_all_is_well(t2i: T2I, hub: FakeHub, vertex: FakeVertex) -> None:
     hub.users["hf_good"] = "ann"
-    with running_oauth() as oauth:
-        env = hub.environment | {
-            "HF_TOKEN": "hf_good",
-            "T2I_MODEL": "postcard",
-            "GOOGLE_APPLICATION_CREDENTIALS": str(oauth.key_file(tmp_path)),
-        }
-        found = examined(t2i, 0, env)
+    env = hub.environment | vertex.environment
+    found = examined(t2i, 0, env | {"HF_TOKEN": "hf_good", "T2I_MODEL": "postcard"})
     assert {record["status"] for name, record in found.items() if name != "disk"} == {"ok"}
     assert f"Python {sys.version.split()[0]}" in str(found["t2i"]["detail"])
     assert "torch " in str(found["libraries"]["detail"])
     assert "cpu (CPU)" in str(found["device"]["detail"])
     assert "ann is logged in by HF_TOKEN" in str(found["hub"]["detail"])
     assert ACCOUNT in str(found["google"]["detail"])
+    assert "may: predict, deploy, upload, remove" in str(found["google"]["detail"])
     assert "postcard, the default, is on this machine" in str(found["model"]["detail"])
 
 

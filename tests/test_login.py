@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import T2I, Terminal
 from tests.fakes.hub import FakeHub
-from tests.fakes.oauth import ACCOUNT, running_oauth
+from tests.fakes.oauth import ACCOUNT
+from tests.fakes.vertex import FakeVertex, Fault, forbidden
 
 TOKEN = "hf_goodgoodgood"  # noqa: S105 - a fake hub's
 
@@ -149,17 +150,19 @@ def test_options_that_do_not_go_together(t2i: T2I) -> None:
     assert t2i("login", TOKEN).returncode == 2
 
 
-def test_vertex(t2i: T2I, tmp_path: Path) -> None:
-    with running_oauth() as oauth:
-        key = oauth.key_file(tmp_path)
-        done = t2i("login", "vertex", env={"GOOGLE_APPLICATION_CREDENTIALS": str(key)})
-        assert done.returncode == 0
-        assert done.stdout == (
-            f"account: {ACCOUNT}\nproject: gallery\n"
-            f"found: {key}, named by GOOGLE_APPLICATION_CREDENTIALS\n"
-        )
-        record = t2i("login", "vertex", "--json", env={"GOOGLE_APPLICATION_CREDENTIALS": str(key)})
-        assert json.loads(record.stdout)["project"] == "gallery"
+def test_vertex(t2i: T2I, vertex: FakeVertex) -> None:
+    done = t2i("login", "vertex", env=vertex.environment)
+    assert done.returncode == 0
+    assert done.stdout == (
+        f"account: {ACCOUNT}\nproject: gallery\n"
+        f"found: {vertex.key}, named by GOOGLE_APPLICATION_CREDENTIALS\n"
+        "may: predict, deploy, upload, remove, service account, scheduler\n"
+    )
+    vertex.granted = {"aiplatform.endpoints.predict"}
+    record = json.loads(t2i("login", "vertex", "--json", env=vertex.environment).stdout)
+    assert record["project"] == "gallery"
+    assert "predict" not in record["able"]["missing"]
+    assert record["able"]["missing"]["service account"] == ["iam.serviceAccounts.actAs"]
     assert "secret" not in done.stdout + done.stderr
 
 
@@ -167,3 +170,13 @@ def test_vertex_without_credentials(t2i: T2I) -> None:
     done = t2i("login", "vertex")
     assert done.returncode == 3
     assert "There are no Google credentials." in done.stderr
+
+
+def test_vertex_where_permissions_cannot_be_told(t2i: T2I, vertex: FakeVertex) -> None:
+    fault = forbidden("resourcemanager.projects.get")
+    vertex.faults.append(Fault(where="testIamPermissions", status=403, body=fault.body))
+    done = t2i("login", "vertex", env=vertex.environment)
+    assert done.returncode == 0
+    assert "may: cannot be told: The permission resourcemanager.projects.get is missing." in (
+        done.stdout
+    )

@@ -1,5 +1,7 @@
 """Requests: what is refused, and how a request is settled for a model."""
 
+from dataclasses import replace
+
 import pytest
 
 from t2i_cli import catalog, schedulers
@@ -109,12 +111,13 @@ def test_scheduler_must_fit_the_kind_of_model() -> None:
 
 
 def test_seeds_count_up_or_stand_each() -> None:
-    request = GenerateRequest(prompt="x")
+    request = resolve(GenerateRequest(prompt="x"), SD15)
     assert [r.seed for r in with_seeds(request, [5], 3)] == [5, 6, 7]
     assert [r.seed for r in with_seeds(request, [5, 9], 1)] == [5, 9]
     first, second = with_seeds(request, [], 2)
-    assert first.seed is not None
     assert second.seed == first.seed + 1
+    last = replace(request, seed=MAX_SEED)
+    assert [r.seed for r in with_seeds(last, [], 3)][-1] <= MAX_SEED
     for seeds, count in (([5, 6], 2), ([], 0), ([MAX_SEED], 2)):
         with pytest.raises(InputError):
             with_seeds(request, seeds, count)

@@ -20,7 +20,8 @@ class ModelSpec:
     files t2i fetches. `guidance_argument` is the pipeline argument that carries guidance, or `None`
     if the model takes none. Guidance, and with it the negative prompt, acts above `guidance_off`.
     Width and height are pixels and must be multiples of `multiple`. `flow` tells flow-matching
-    models from noise-predicting ones, which take other schedulers.
+    models from noise-predicting ones, which take other schedulers. `refuses` names fields of a
+    request that the place where the model runs cannot honour, each with a sentence that says so.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelSpec:
     height: int | None = None
     multiple: int = 8
     flow: bool | None = None
+    refuses: tuple[tuple[str, str], ...] = ()
 
 
 _GB = 10**9

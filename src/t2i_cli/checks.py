@@ -211,10 +211,10 @@ def _hub() -> Check:
 
 
 def _google() -> Check:
-    from t2i_cli.vertex import credentials
+    from t2i_cli.vertex import permissions
 
     try:
-        login = credentials.check(seconds=PATIENCE / 2)
+        login, able = permissions.look(seconds=PATIENCE / 3)
     except AccessError as error:
         return Check(
             name="google",
@@ -226,5 +226,6 @@ def _google() -> Check:
         name="google",
         status="ok",
         detail=f"{login.account or 'somebody'}, project {login.project or 'not set'}, "
-        f"by {login.source}",
+        f"by {login.source}" + (f"; may: {able.text()}" if able else ""),
+        fix="docs/remote.md names a role for each step." if able and able.missing else None,
     )

@@ -11,7 +11,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from t2i_cli import __version__
-from t2i_cli.commands import batch, config, doctor, generate, inspect, login, models
+from t2i_cli.commands import (
+    batch,
+    config,
+    doctor,
+    generate,
+    inspect,
+    login,
+    models,
+    remote,
+    serve,
+    worker,
+)
 from t2i_cli.console import console
 from t2i_cli.errors import (
     EXIT_STDOUT_CLOSED,
@@ -31,10 +42,13 @@ app = typer.Typer(
 )
 app.command()(generate.generate)
 app.command()(batch.batch)
+app.command()(serve.serve)
 app.command()(inspect.inspect)
+app.add_typer(remote.app, name="remote")
 app.add_typer(models.app, name="models")
 app.add_typer(login.app, name="login")
 app.command()(login.logout)
+app.add_typer(worker.app, name="worker")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 

@@ -101,10 +101,14 @@ class Console:
         """Go on only if the person agrees; without a terminal, or on no, raise InputError."""
         if not self.interactive:
             raise InputError(f"{question} There is no terminal to ask on.", hint="--yes agrees.")
+        if not self.ask(question):
+            raise InputError("Declined; nothing was changed.")
+
+    def ask(self, question: str) -> bool:
+        """Whether the person at the terminal agrees."""
         sys.stderr.write(f"{question} [y/N] ")
         sys.stderr.flush()
-        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-            raise InputError("Declined; nothing was changed.")
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
     @contextmanager
     def owned_stdout(self) -> Iterator[None]:

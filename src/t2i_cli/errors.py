@@ -3,6 +3,7 @@
 The exit codes are a contract with scripts; `docs/exit-codes.md` lists them.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 EXIT_STDOUT_CLOSED = 141
@@ -79,6 +80,13 @@ class OutOfMemoryError(T2IError):
     code = "out_of_memory"
 
 
+class DefectError(T2IError):
+    """A bug in a server, as its client may hear of it; the traceback is in the server's log."""
+
+    exit_code = 1
+    code = "bug"
+
+
 class PartialError(T2IError):
     """Some images of several failed."""
 
@@ -119,6 +127,18 @@ class TerminatedError(T2IError):
 
     exit_code = 143
     code = "terminated"
+
+
+def from_json(record: Mapping[str, object]) -> T2IError | None:
+    """The error that `to_json()` told of, or None for a record with another code."""
+    kind = next((k for k in T2IError.__subclasses__() if k.code == record.get("code")), None)
+    if kind is None:
+        return None
+    hint = record.get("hint")
+    error = kind(str(record.get("message")), hint=str(hint) if hint else None)
+    if isinstance(error, InputError) and record.get("field"):
+        error.field = str(record["field"])
+    return error
 
 
 class Terminated(BaseException):

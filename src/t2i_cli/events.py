@@ -2,6 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,23 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A small RGB picture of what the request at position `index` looks like after step `step`."""
+
+    index: int
+    step: int
+    steps: int
+    image: "Image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """The requests at these positions went to a server, which tells nothing until they are done."""
+
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Note:
     """One sentence that a person should read; it never means failure."""
 
@@ -45,5 +66,5 @@ class Measure:
     reason: str
 
 
-Event = Downloading | Loading | Step | Note | Measure
+Event = Downloading | Loading | Step | Preview | Sent | Note | Measure
 OnEvent = Callable[[Event], None]

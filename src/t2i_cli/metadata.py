@@ -62,10 +62,13 @@ class Record:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
-def embed(image: "Image", request: ResolvedRequest, lock: RunLock, format: Format) -> bytes:
+def embed(
+    image: "Image", request: ResolvedRequest, lock: RunLock, format: Format, *, quality: int = 95
+) -> bytes:
     """The RGB image as the bytes of a file that carries both records.
 
-    No clock value goes in: the same image, request and lock give the same bytes.
+    JPEG and WebP are encoded at `quality`, from 0 to 100. No clock value goes in: the same image,
+    request and lock give the same bytes.
     """
     text = a1111.compose(request, lock, image.size)
     # Escaped by hand: every character but these two may stand in XML.
@@ -87,10 +90,10 @@ def embed(image: "Image", request: ResolvedRequest, lock: RunLock, format: Forma
     xmp = (_PACKET % escape(record)).encode()
     if format == "jpeg":
         # Full colour resolution: half of it costs 12 dB at the edges of flat colours.
-        image.save(buffer, "JPEG", quality=95, subsampling=0, exif=exif, xmp=xmp)
+        image.save(buffer, "JPEG", quality=quality, subsampling=0, exif=exif, xmp=xmp)
     else:
         # Lossy, as for JPEG: PNG is there for exact pixels. Method 4 gains 3 % for twice the time.
-        image.save(buffer, "WEBP", quality=95, method=2, exif=exif, xmp=xmp)
+        image.save(buffer, "WEBP", quality=quality, method=2, exif=exif, xmp=xmp)
     return buffer.getvalue()
 
 

@@ -3,16 +3,25 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from t2i_cli import naming
 from t2i_cli.backends import Backend, GeneratedImage
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, PartialError, T2IError
 from t2i_cli.progress import Progress
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve, with_seeds
 from t2i_cli.run import run
 from t2i_cli.sink import FileSink, Saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A request to make with each of `seeds`, or `count` times."""
+
+    request: GenerateRequest
+    seeds: Sequence[int] = ()
+    count: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +33,15 @@ class Output:
     overwrite: bool = False
     show: bool = False
 
+    @property
+    def aim(self) -> naming.Target:
+        """The template and the format of the files; raises InputError."""
+        folder = self.target is not None and os.path.isdir(self.target)
+        return naming.target(self.target, self.format, is_folder=folder)
+
 
 def settle(
-    asked: Sequence[GenerateRequest],
+    order: Order,
     backend: Backend,
     output: Output,
     console: Console,
@@ -34,14 +49,10 @@ def settle(
     lenient: bool,
 ) -> tuple[list[ResolvedRequest], FileSink]:
     """The requests and the files they will be; raises for all that can be known to be wrong."""
-    spec = backend.describe(asked[0])
-    # What is left out is the same for all of them, and said once.
-    requests = [
-        resolve(request, spec, lenient=lenient, on_note=console.warn if n == 0 else lambda _: None)
-        for n, request in enumerate(asked)
-    ]
-    folder = output.target is not None and os.path.isdir(output.target)
-    target = naming.target(output.target, output.format, is_folder=folder)
+    asked = replace(order.request, seed=order.seeds[0]) if order.seeds else order.request
+    settled = resolve(asked, backend.describe(asked), lenient=lenient, on_note=console.warn)
+    requests = with_seeds(settled, order.seeds, order.count)
+    target = output.aim
     if target.template is None and console.json:
         raise InputError("Standard output holds the image or the JSON, not both.", field="output")
     sink = FileSink(naming.paths(target, requests), target.format, overwrite=output.overwrite)
@@ -51,7 +62,7 @@ def settle(
 
 
 def make(
-    asked: Sequence[GenerateRequest],
+    order: Order,
     backend: Backend,
     output: Output,
     console: Console,
@@ -60,7 +71,7 @@ def make(
 ) -> None:
     """Make the images and print where each went; raises if any of them failed."""
     show = viewer(output.show, lenient, console)
-    requests, sink = settle(asked, backend, output, console, lenient=lenient)
+    requests, sink = settle(order, backend, output, console, lenient=lenient)
     sink.prepare()
     failures: list[T2IError] = []
 

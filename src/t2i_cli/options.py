@@ -82,7 +82,66 @@ FormatOpt = Annotated[
 ]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 BackendOpt = Annotated[
-    str | None, typer.Option("--backend", help="Where images are made. [default: local]")
+    str | None,
+    typer.Option(
+        "--backend", help="Where images are made: local, http or vertex. [default: local]"
+    ),
+]
+UrlOpt = Annotated[
+    str | None, typer.Option("--url", help="http: the images API, as http://host:port/v1.")
+]
+DialectOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--dialect",
+        help="http: t2i, openai, sglang, vllm or localai. [default: as the server says]",
+    ),
+]
+EndpointOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint", help="vertex: number or full name. [default: the one deployed last]"
+    ),
+]
+ProjectOpt = Annotated[
+    str | None, typer.Option("--project", help="vertex: the project. [default: the credentials']")
+]
+RegionOpt = Annotated[
+    str | None, typer.Option("--region", help="vertex: the region. [default: us-central1]")
+]
+ApiEndpointOpt = Annotated[
+    str | None,
+    typer.Option("--api-endpoint", help="vertex: a URL in place of Google's own hosts."),
+]
+ServingOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--serving",
+        help="vertex: t2i, model-garden or torchserve. [default: as the endpoint's label says]",
+    ),
+]
+RetriesOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--retries", min=0, max=999, help="http, vertex: tries after the first. [default: 5]"
+    ),
+]
+TimeoutOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        min=0.001,
+        help="http, vertex: seconds for one image, retries included. [default: 600]",
+    ),
+]
+ConcurrencyOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency",
+        min=1,
+        max=256,
+        help="http, vertex: calls in flight. [default: 4; vertex: 2 for each replica]",
+    ),
 ]
 DeviceOpt = Annotated[
     str | None, typer.Option("--device", help="cuda, cuda:1, xpu, mps or cpu. [default: the best]")
@@ -104,6 +163,14 @@ AttentionSlicingOpt = Annotated[
     typer.Option(
         "--attention-slicing/--no-attention-slicing",
         help="Compute attention in slices: less memory, slower. [default: where memory is short]",
+    ),
+]
+KeepAliveOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-alive",
+        help="Keep the model warm in the background for so long after the image, as 90s or 10m;"
+        " 0 for not. [default: 0]",
     ),
 ]
 ClearCacheOpt = Annotated[

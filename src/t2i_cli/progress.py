@@ -52,6 +52,10 @@ class Progress:
             case Step(indices=indices, step=step, steps=steps):
                 self._advance(("steps", indices), self._title(indices), step, steps, "steps")
 
+    def transfer(self, title: str, done: int, total: int) -> None:
+        """Show how many bytes of something have gone over the network."""
+        self._advance(("transfer", title), title, done, total, "bytes")
+
     def pause(self) -> None:
         """Take the bar off the screen, for something else to be drawn there."""
         self._end_stage()

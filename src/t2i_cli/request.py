@@ -91,6 +91,13 @@ class ResolvedRequest:
         made: tuple[object, ...] = _settings(self)
         return made
 
+    def kind(self) -> tuple[object, ...]:
+        """What requests of one pass have in common: all but prompt, seed, the negative's words."""
+        return (
+            *(self.model, self.revision, self.width, self.height, self.steps),
+            *(self.guidance_scale, self.scheduler, bool(self.negative_prompt)),
+        )
+
     def identity(self, occurrence: int = 0, *, seed: int | None = None) -> str:
         """A short hash of the fields that make the image, and of how often they came before.
 
@@ -104,16 +111,20 @@ class ResolvedRequest:
 _settings = attrgetter(*(f.name for f in fields(ResolvedRequest) if f.compare and f.name != "seed"))
 
 
-def with_seeds(request: GenerateRequest, seeds: Sequence[int], count: int) -> list[GenerateRequest]:
-    """One request for each of `seeds`, or `count` with seeds counting up from one of them."""
+def with_seeds(request: ResolvedRequest, seeds: Sequence[int], count: int) -> list[ResolvedRequest]:
+    """One request for each of `seeds`, or `count` with seeds counting up from the request's own."""
     if count < 1:
         raise InputError(f"count must be at least 1, not {count}.", field="count")
     if count > 1 and len(seeds) > 1:
         raise InputError("Give several seeds or a count, not both.", field="count")
-    if len(seeds) > 1:
-        return [replace(request, seed=seed) for seed in seeds]
-    first = seeds[0] if seeds else secrets.randbelow(MAX_SEED + 2 - count)
-    return [replace(request, seed=first + offset) for offset in range(count)]
+    if len(seeds) < 2:
+        # A seed that was drawn leaves room for those that count up from it.
+        drawn = request.seed % (MAX_SEED + 2 - count)
+        first = seeds[0] if seeds else drawn
+        seeds = range(first, first + count)
+    for seed in (seeds[0], seeds[-1]):
+        _check_range("seed", seed, 0, MAX_SEED)
+    return [replace(request, seed=seed) for seed in seeds]
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -170,7 +181,7 @@ def resolve(
 
 def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, str]]:
     """The fields that the user set and the model cannot honour, each with a sentence."""
-    found = []
+    found = [pair for pair in spec.refuses if getattr(request, pair[0]) not in (None, "")]
     if request.guidance_scale is not None and spec.guidance_argument is None:
         found.append(("guidance_scale", f"{spec.name} is distilled and takes no guidance scale."))
     if request.negative_prompt:

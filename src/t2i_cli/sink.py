@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from t2i_cli import metadata
 from t2i_cli.backends import GeneratedImage, RunLock
 from t2i_cli.console import stdout_bytes
 from t2i_cli.errors import InputError, StorageError, T2IError
@@ -34,7 +33,8 @@ _USERS_FAULT = {
 class Saved:
     """One image as it lies in its file (`path` is `None` for standard output).
 
-    `width` and `height` are pixels; `seconds` is the time the image took to generate.
+    `width` and `height` are pixels; `seconds` is the time the image took to generate, and
+    `round_trip` the seconds of the call to a server, if one made it.
     """
 
     index: int
@@ -47,6 +47,7 @@ class Saved:
     seconds: float
     request: ResolvedRequest
     lock: RunLock
+    round_trip: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """The flat object that `--json` prints: what came out, what was asked, how it ran."""
@@ -57,12 +58,17 @@ class Saved:
             "bytes": self.size_bytes,
             "sha256": self.sha256,
             "seconds": round(self.seconds, 3),
+            **self.call(),
             **self.request.to_json(),
             "width": self.width,
             "height": self.height,
             **lock,
             "scheduler": self.request.scheduler or self.lock.scheduler,
         }
+
+    def call(self) -> dict[str, object]:
+        """How long the call to a server took, as `--json` and the manifest have it."""
+        return {} if self.round_trip is None else {"round_trip_seconds": round(self.round_trip, 3)}
 
 
 class FileSink:
@@ -112,7 +118,8 @@ class FileSink:
     def save(self, generated: GeneratedImage) -> Saved:
         """Write one image; raises InputError if its name was taken meanwhile, or StorageError."""
         path = self.paths[generated.index]
-        data = metadata.embed(generated.image, generated.request, generated.lock, self.format)
+        data = generated.encoded(self.format)
+        width, height = generated.size
         if path is None:
             _write_stdout(data)
         else:
@@ -121,13 +128,14 @@ class FileSink:
             index=generated.index,
             path=path,
             format=self.format,
-            width=generated.image.width,
-            height=generated.image.height,
+            width=width,
+            height=height,
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             seconds=generated.seconds,
             request=generated.request,
             lock=generated.lock,
+            round_trip=generated.round_trip,
         )
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,20 +30,11 @@ class FakeOAuth:
 
     def key_file(self, folder: Path) -> Path:
         """A service account's key file, of a throwaway key, that is good for this server only."""
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import rsa
-
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        pem = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
         record = {
             "type": "service_account",
             "project_id": "gallery",
             "private_key_id": "1",
-            "private_key": pem.decode(),
+            "private_key": _private_key(),
             "client_email": ACCOUNT,
             "token_uri": self.token_uri,
         }
@@ -97,6 +89,21 @@ def running_oauth() -> Iterator[FakeOAuth]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@cache
+def _private_key() -> str:
+    """A throwaway key as PEM; one does for all tests, for it takes long to make."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return pem.decode()
 
 
 def _written(file: Path, record: dict[str, str]) -> Path:

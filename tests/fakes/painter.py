@@ -12,7 +12,7 @@ from t2i_cli import __version__, catalog
 from t2i_cli.backends import Failure, GeneratedImage, RunLock
 from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import ModelError, T2IError
-from t2i_cli.events import OnEvent, Step
+from t2i_cli.events import OnEvent, Preview, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 
@@ -46,8 +46,15 @@ class Painter:
         """As it was told."""
         return self.commits(model, revision)
 
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        """Nothing takes time."""
+
     def run(
-        self, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """One outcome for each request, in order."""
         for index, request in enumerate(requests):
@@ -59,6 +66,9 @@ class Painter:
                 on_event(Step(indices=(index,), step=2, steps=2))
             else:
                 time.sleep(self.pause)
+            for step in range(1, 1 + (previews[index] if previews else 0)):
+                small = Image.new("RGB", (4, 4), (40 * step, 0, 0))
+                on_event(Preview(index=index, step=step, steps=4, image=small))
             self.made.append(request)
             if error := self.fails(request):
                 yield Failure(index=index, request=request, error=error)
@@ -67,6 +77,40 @@ class Painter:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+@dataclass
+class Held(Painter):
+    """Paints when it is told to `go`; until then every pass takes step after step.
+
+    `passes` are the requests of each; `cancelled` counts those that were.
+    """
+
+    go: Flag = field(default_factory=Flag)
+    passes: list[list[ResolvedRequest]] = field(default_factory=list)
+    cancelled: int = 0
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """One outcome for each request, in order; previews are of the first steps."""
+        self.passes.append(list(requests))
+        step = 0
+        while not cancel.is_set():
+            step += 1
+            on_event(Step(indices=tuple(range(len(requests))), step=step, steps=1000))
+            for index, wanted in enumerate(previews):
+                if step <= wanted:
+                    shown = painted(index, requests[index]).image
+                    on_event(Preview(index=index, step=step, steps=1000, image=shown))
+            if self.go.wait(0.01):
+                yield from super().run(requests, on_event, cancel)
+                return
+        self.cancelled += 1
 
 
 def painted(index: int, request: ResolvedRequest, side: int = 16) -> GeneratedImage:

@@ -13,10 +13,16 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from t2i_cli.naming import Format
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunLock:
-    """What, beside the request, made an image what it is; it is written into the image."""
+    """What, beside the request, made an image what it is; it is written into the image.
+
+    The last three are of images made elsewhere: the server's address or the endpoint's name, the
+    model deployed there, and whether the server said that it used the request's seed.
+    """
 
     backend: str
     model: str
@@ -27,18 +33,37 @@ class RunLock:
     dtype: str | None = None
     batch_size: int | None = None
     measures: tuple[str, ...] = ()
+    endpoint: str | None = None
+    deployed_model: str | None = None
+    seed_confirmed: bool | None = None
     libraries: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """One finished image: `image` is RGB, `index` the position of its request in the run."""
+    """One finished image: `image` is RGB, `index` the position of its request in the run.
+
+    `seconds` is the time it took to generate; `round_trip` the seconds that the call to a server
+    took which made it.
+    """
 
     index: int
     request: ResolvedRequest
     image: "Image"
     lock: RunLock
     seconds: float
+    round_trip: float | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.size
+
+    def encoded(self, format: "Format") -> bytes:
+        """The bytes of a file with the image and its records."""
+        from t2i_cli import metadata
+
+        return metadata.embed(self.image, self.request, self.lock, format)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +73,14 @@ class Failure:
     index: int
     request: ResolvedRequest
     error: T2IError
+
+
+class Cancel(Flag):
+    """A flag to `run` with that can also ask, by `soon`, to begin nothing more."""
+
+    def __init__(self, soon: Flag) -> None:
+        super().__init__()
+        self.soon = soon
 
 
 class Backend(Protocol):
@@ -69,10 +102,22 @@ class Backend(Protocol):
         """The commit that a model's revision stands for now, `None` for a model without."""
         ...
 
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        """Make ready for such requests, where that takes time: fetch and load the model."""
+        ...
+
     def run(
-        self, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
-        """Yield one outcome for each request, in any order; stops early once `cancel` is set."""
+        """Yield one outcome for each request, in any order; stops early once `cancel` is set.
+
+        `previews` are how many events.Preview of each image are wanted at most; a backend that
+        cannot show any leaves them out.
+        """
         ...
 
     def close(self) -> None:

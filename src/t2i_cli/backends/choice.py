@@ -1,39 +1,175 @@
 """Which backend makes the images: `choose()`, from a command's options and the settings."""
 
-from t2i_cli import settings
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from t2i_cli import durations, settings
 from t2i_cli.backends import Backend
+from t2i_cli.console import console
+from t2i_cli.errors import InputError
+from t2i_cli.naming import Format
+
+if TYPE_CHECKING:
+    from t2i_cli.backends.local import LocalOptions
+
+
+class Options(TypedDict, total=False):
+    """What the command line says of how images are made; None and False are not given.
+
+    `format` is that of the files, for what has to choose one for the way here.
+    """
+
+    device: str | None
+    dtype: str | None
+    memory: str | None
+    attention_slicing: bool | None
+    clear_cache: bool
+    keep_alive: str | None
+    trust_remote_code: bool
+    no_safety_checker: bool
+    offline: bool
+    batch_size: int | None
+    strict: bool
+    url: str | None
+    dialect: str | None
+    endpoint: str | None
+    project: str | None
+    region: str | None
+    api_endpoint: str | None
+    serving: str | None
+    retries: int | None
+    timeout: float | None
+    concurrency: int | None
+    format: Format
+
+
+_REMOTE = frozenset({"retries", "timeout", "concurrency", "format"})
+_TAKES = {
+    "http": _REMOTE | {"url", "dialect"},
+    "vertex": _REMOTE | {"endpoint", "project", "region", "api_endpoint", "serving"},
+}
+_TAKES["local"] = frozenset(Options.__annotations__) - (_TAKES["http"] | _TAKES["vertex"])
 
 
 def choose(
-    *,
     backend: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    memory: str | None = None,
-    attention_slicing: bool | None = None,
-    clear_cache: bool = False,
-    trust_remote_code: bool = False,
-    no_safety_checker: bool = False,
-    offline: bool = False,
+    *,
     lenient: bool = False,
-    batch_size: int | None = 1,
+    worker: bool = False,
+    **options: Unpack[Options],
 ) -> Backend:
-    """The backend of that name, else of the settings, else this machine. Raises InputError."""
-    match settings.pick("backend", backend):
-        case _:
-            from t2i_cli.backends.local import LocalBackend, LocalOptions
+    """The backend of that name, else of the settings, else this machine. Raises InputError.
 
-            return LocalBackend(
-                LocalOptions(
-                    device=device or settings.get("device"),
-                    dtype=dtype or settings.get("dtype"),
-                    memory=settings.pick("memory", memory) or "auto",
-                    attention_slicing=attention_slicing,
-                    clear_cache=clear_cache,
-                    trust_remote_code=trust_remote_code,
-                    safety_checker=not no_safety_checker,
-                    offline=offline,
-                    lenient=lenient,
-                    batch_size=batch_size,
-                )
+    With `worker`, this machine's images may come from the warm worker, as `keep_alive` says.
+    """
+    name = settings.pick("backend", backend) or "local"
+    _check(name, options, lenient)
+    match name:
+        case "http":
+            return _http(options)
+        case "vertex":
+            return _vertex(options)
+    return _local(options, lenient, worker)
+
+
+def default_model(backend: str | None) -> str | None:
+    """The model of the settings, which is this machine's: a server has its own."""
+    local = (settings.pick("backend", backend) or "local") == "local"
+    return settings.get("model") if local else None
+
+
+def _check(backend: str, options: Options, lenient: bool) -> None:
+    """Raise InputError, or warn, for every option that the backend cannot honour."""
+    for name, value in options.items():
+        given = value is not None and (value is not False or name == "attention_slicing")
+        # One image a call is what every server makes.
+        usual = name == "format" or (name == "batch_size" and value == 1)
+        if not given or usual or name in _TAKES[backend]:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        theirs = " or ".join(other for other, taken in _TAKES.items() if name in taken)
+        if not lenient:
+            raise InputError(
+                f"{flag} means nothing to the {backend} backend.",
+                hint=f"It is for --backend {theirs}; --lenient goes on without it.",
+                field=name,
             )
+        console.warn(f"{flag} means nothing to the {backend} backend. It is left out.")
+
+
+def _local(options: Options, lenient: bool, worker: bool) -> Backend:
+    from t2i_cli.backends.local import LocalOptions
+
+    made = LocalOptions(
+        device=options.get("device") or settings.get("device"),
+        dtype=options.get("dtype") or settings.get("dtype"),
+        memory=settings.pick("memory", options.get("memory")) or "auto",
+        attention_slicing=options.get("attention_slicing"),
+        clear_cache=options.get("clear_cache", False),
+        trust_remote_code=options.get("trust_remote_code", False),
+        safety_checker=not options.get("no_safety_checker", False),
+        offline=options.get("offline", False),
+        lenient=lenient,
+        batch_size=options.get("batch_size", 1),
+    )
+    keep_alive = durations.parse(settings.pick("keep_alive", options.get("keep_alive")) or "0s")
+    if worker and keep_alive:
+        from t2i_cli.worker.backend import WorkerBackend
+
+        return WorkerBackend(made, keep_alive, cold, options.get("format", "png"))
+    return cold(made)
+
+
+def cold(options: "LocalOptions") -> Backend:
+    from t2i_cli.backends.local import LocalBackend
+    from t2i_cli.worker.hiring import make_room
+
+    return LocalBackend(options, make_room)
+
+
+def _http(options: Options) -> Backend:
+    from t2i_cli.backends.http import HttpBackend, HttpOptions
+    from t2i_cli.backends.http import options as http
+
+    url = http.base(options.get("url") or settings.get("http_url"))
+    return HttpBackend(
+        HttpOptions(
+            url=url,
+            key=http.key(url),
+            dialect=settings.pick("http_dialect", options.get("dialect")),
+            retries=_retries(options),
+            timeout=_timeout(options),
+            concurrency=_concurrency(options),
+        )
+    )
+
+
+def _vertex(options: Options) -> Backend:
+    from t2i_cli.backends.vertex import VertexBackend, VertexOptions
+
+    return VertexBackend(
+        VertexOptions(
+            endpoint=settings.pick("vertex_endpoint", options.get("endpoint")),
+            project=options.get("project"),
+            region=options.get("region"),
+            api_endpoint=options.get("api_endpoint"),
+            serving=options.get("serving"),
+            format=options.get("format", "png"),
+            retries=_retries(options),
+            timeout=_timeout(options),
+            concurrency=_concurrency(options),
+        )
+    )
+
+
+def _retries(options: Options) -> int:
+    retries = options.get("retries")
+    return int(settings.get("retries") or 5) if retries is None else retries
+
+
+def _timeout(options: Options) -> float:
+    return options.get("timeout") or float(settings.get("timeout") or 600)
+
+
+def _concurrency(options: Options) -> int | None:
+    found = options.get("concurrency") or settings.get("concurrency")
+    return int(found) if found else None

@@ -144,6 +144,7 @@ def _line(job: Job, outcome: Outcome) -> dict[str, object]:
             "bytes": outcome.size_bytes,
             "sha256": outcome.sha256,
             "seconds": round(outcome.seconds, 3),
+            **outcome.call(),
             "lock": asdict(outcome.lock),
         }
     else:

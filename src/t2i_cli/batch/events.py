@@ -4,7 +4,7 @@ from t2i_cli.backends import Failure
 from t2i_cli.batch.driver import Tally
 from t2i_cli.batch.plan import Job, Plan
 from t2i_cli.console import Console
-from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Step
+from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Sent, Step
 from t2i_cli.sink import Saved
 
 
@@ -25,6 +25,8 @@ class EventLines:
             case Step(indices=indices, step=step, steps=steps):
                 ids = [self._jobs[index].row.id for index in indices]
                 self._console.event("step", ids=ids, step=step, steps=steps)
+            case Sent(indices=indices):
+                self._console.event("sent", ids=[self._jobs[index].row.id for index in indices])
             case Measure(name=name, reason=reason):
                 self._console.event("measure", name=name, reason=reason)
             case Loading(model=model, device=device):

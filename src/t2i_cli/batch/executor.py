@@ -5,13 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from threading import Event as Flag
 from threading import Semaphore, Thread
 from typing import Protocol, cast
 
-from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.backends import Backend, Cancel, Failure, GeneratedImage
 from t2i_cli.batch.stopping import Stop
-from t2i_cli.events import Event, OnEvent, Step
+from t2i_cli.events import Event, OnEvent, Sent, Step
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.run import Save, keep
 from t2i_cli.sink import Saved
@@ -71,7 +70,7 @@ class _Line:
     """One run: the backend's thread fills `outbox` by way of the savers, the caller empties it."""
 
     def __init__(self, backend: Backend, savers: int, save: Save, stop: Stop) -> None:
-        self.cancel = Flag()
+        self.cancel = Cancel(stop.soon)
         self._backend = backend
         self._save = save
         self._stop = stop
@@ -138,6 +137,8 @@ class _Line:
         if isinstance(event, Step):
             if event.step == 1 and self._stop.soon.is_set() and not self._in_hand:
                 self.cancel.set()
+            self._in_hand.update(event.indices)
+        elif isinstance(event, Sent):
             self._in_hand.update(event.indices)
         self._outbox.put(event)
 

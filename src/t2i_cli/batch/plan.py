@@ -31,10 +31,6 @@ PASSING = {
 }
 """Failures that say nothing of the row: they are tried again by every run."""
 
-_BYTES_A_PIXEL: dict[Format, float] = {"png": 2.0, "jpeg": 0.8, "webp": 0.5}
-"""Of detailed pictures: 1024x1024 make a PNG of 2.1 MB, a JPEG of 0.8 MB."""
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """A row to be made now: its file, relative to the folder with `/`, and its format."""
@@ -253,7 +249,7 @@ def _described(group: Sequence[Row]) -> dict[str, object]:
 
 def _size(job: Job) -> int:
     pixels = (job.row.request.width or 1024) * (job.row.request.height or 1024)
-    return int(pixels * _BYTES_A_PIXEL[job.format])
+    return int(pixels * naming.BYTES_A_PIXEL[job.format])
 
 
 def _free(folder: Path) -> int:

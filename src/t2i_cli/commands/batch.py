@@ -1,15 +1,17 @@
 """`t2i batch`: every image of a prompts file, on this machine."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from t2i_cli import options, settings
+from t2i_cli import naming, options, settings
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import Value
 from t2i_cli.request import chosen_size
+from t2i_cli.vertex import DEFAULT_TTL
 
 FileArg = Annotated[
     str | None,
@@ -76,6 +78,17 @@ SheetOpt = Annotated[
 EventsOpt = Annotated[
     bool, typer.Option("--events", help="Write NDJSON events on stderr, and nothing else.")
 ]
+EphemeralOpt = Annotated[
+    bool,
+    typer.Option("--ephemeral", help="vertex: deploy an endpoint for this batch alone."),
+]
+MaxCostOpt = Annotated[
+    float | None,
+    typer.Option("--max-cost", help="ephemeral: refuse if it could cost more USD until its TTL."),
+]
+TtlOpt = Annotated[
+    str, typer.Option("--ttl", help="ephemeral: how long the endpoint may live, as 90m.")
+]
 
 
 def batch(
@@ -108,6 +121,20 @@ def batch(
     batch_size: BatchSizeOpt = "auto",
     strict: StrictOpt = False,
     backend: options.BackendOpt = None,
+    url: options.UrlOpt = None,
+    dialect: options.DialectOpt = None,
+    endpoint: options.EndpointOpt = None,
+    project: options.ProjectOpt = None,
+    region: options.RegionOpt = None,
+    api_endpoint: options.ApiEndpointOpt = None,
+    serving: options.ServingOpt = None,
+    retries: options.RetriesOpt = None,
+    timeout: options.TimeoutOpt = None,
+    concurrency: options.ConcurrencyOpt = None,
+    ephemeral: EphemeralOpt = False,
+    ttl: TtlOpt = DEFAULT_TTL,
+    max_cost: MaxCostOpt = None,
+    yes: options.YesOpt = False,
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
     memory: options.MemoryOpt = None,
@@ -127,7 +154,7 @@ def batch(
 ) -> None:
     """Make every image of a prompts file; run it again to make what is missing."""
     console.configure(json=json, quiet=quiet, verbose=verbose, events=events)
-    from t2i_cli.backends.choice import choose
+    from t2i_cli.backends.choice import choose, default_model
     from t2i_cli.batch import session
     from t2i_cli.batch.executor import InProcess
     from t2i_cli.batch.folder import parse_shard
@@ -145,7 +172,7 @@ def batch(
     width, height = chosen_size(width, height, size)
     given: dict[str, Value | None] = {
         "negative_prompt": negative_prompt,
-        "model": model or settings.get("model"),
+        "model": model or default_model(backend),
         "revision": revision,
         "steps": steps,
         "guidance_scale": guidance,
@@ -182,20 +209,64 @@ def batch(
         sheet=sheet,
         show=show,
     )
-    engine = choose(
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        memory=memory,
-        attention_slicing=attention_slicing,
-        clear_cache=clear_cache,
-        trust_remote_code=trust_remote_code,
-        no_safety_checker=no_safety_checker,
-        offline=offline,
-        lenient=lenient,
-        batch_size=_batch_size(batch_size, strict),
-    )
-    session.run(task, engine, InProcess(engine), console)
+    deployment: AbstractContextManager[str | None] = nullcontext()
+    if ephemeral:
+        if endpoint or dry_run or backend not in (None, "vertex"):
+            raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
+        _check_file(file, input_format, skip_invalid)
+        from t2i_cli.vertex import lifetime
+        from t2i_cli.vertex.plan import Wanted
+
+        deployment = lifetime.for_one(
+            Wanted(model=model, serving=serving, ttl=ttl, max_cost=max_cost),
+            console,
+            yes=yes,
+            project=project,
+            region=region,
+            api_endpoint=api_endpoint,
+        )
+    with deployment as made:
+        engine = choose(
+            backend="vertex" if made else backend,
+            url=url,
+            dialect=dialect,
+            endpoint=made or endpoint,
+            project=project,
+            region=region,
+            api_endpoint=api_endpoint,
+            serving=serving,
+            retries=retries,
+            timeout=timeout,
+            concurrency=concurrency,
+            device=device,
+            dtype=dtype,
+            memory=memory,
+            attention_slicing=attention_slicing,
+            clear_cache=clear_cache,
+            trust_remote_code=trust_remote_code,
+            no_safety_checker=no_safety_checker,
+            offline=offline,
+            lenient=lenient,
+            batch_size=_batch_size(batch_size, strict),
+            strict=strict,
+            format=_format(choice.format or naming.suffix(choice.template)),
+        )
+        session.run(task, engine, InProcess(engine), console)
+
+
+def _check_file(file: str, input_format: str | None, skip_invalid: bool) -> None:
+    """Raise what is wrong with the rows before an endpoint costs anything; not of a pipe's."""
+    from t2i_cli import prompts
+
+    if file != "-" and not skip_invalid:
+        read = prompts.read(file, prompts.format_of(file, input_format))
+        if read.problems:
+            raise prompts.PromptsError(read.name, read.problems)
+
+
+def _format(named: str | None) -> naming.Format:
+    """The format of most images; a wrong name is told of where the plan is made."""
+    return naming.FORMATS.get((named or "").lower(), "png")
 
 
 def _batch_size(text: str, strict: bool) -> int | None:

@@ -1,11 +1,13 @@
 """`t2i config`: the settings, and the file that keeps them."""
 
+import sys
 from typing import Annotated
 
 import typer
 
 from t2i_cli import settings
 from t2i_cli.console import console
+from t2i_cli.errors import InputError
 from t2i_cli.options import JsonOpt, QuietOpt
 
 app = typer.Typer(help="Read and write the settings.", no_args_is_help=True, rich_markup_mode=None)
@@ -29,12 +31,19 @@ def get(key: KeyArg, json: JsonOpt = False) -> None:
 @app.command("set")
 def set_(
     key: KeyArg,
-    value: Annotated[str, typer.Argument(help="The value to keep.")],
+    value: Annotated[str, typer.Argument(help="The value to keep; a secret's is - (stdin).")],
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
     """Keep a setting in the file."""
     console.configure(json=json, quiet=quiet)
+    if settings.setting(key).secret:
+        if value != "-":
+            raise InputError(
+                f"{key} is a secret, and what stands on a command line can be seen by others.",
+                hint=f"Pipe it in: t2i config set {key} - < FILE",
+            )
+        value = sys.stdin.readline().strip()
     settings.set_value(key, value)
     console.note(f"{key} is {settings.shown(key, value)} in {settings.path()}.")
     found = settings.find(key)

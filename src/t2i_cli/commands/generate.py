@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from t2i_cli import options, settings
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
-from t2i_cli.request import GenerateRequest, ResolvedRequest, chosen_size, with_seeds
+from t2i_cli.request import GenerateRequest, ResolvedRequest, chosen_size
 
 if TYPE_CHECKING:
     from t2i_cli.backends import Backend
@@ -30,11 +30,22 @@ def generate(
     format: options.FormatOpt = None,
     overwrite: options.OverwriteOpt = False,
     backend: options.BackendOpt = None,
+    url: options.UrlOpt = None,
+    dialect: options.DialectOpt = None,
+    endpoint: options.EndpointOpt = None,
+    project: options.ProjectOpt = None,
+    region: options.RegionOpt = None,
+    api_endpoint: options.ApiEndpointOpt = None,
+    serving: options.ServingOpt = None,
+    retries: options.RetriesOpt = None,
+    timeout: options.TimeoutOpt = None,
+    concurrency: options.ConcurrencyOpt = None,
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
     memory: options.MemoryOpt = None,
     attention_slicing: options.AttentionSlicingOpt = None,
     clear_cache: options.ClearCacheOpt = False,
+    keep_alive: options.KeepAliveOpt = None,
     revision: options.RevisionOpt = None,
     trust_remote_code: options.TrustRemoteCodeOpt = False,
     no_safety_checker: options.NoSafetyCheckerOpt = False,
@@ -50,11 +61,14 @@ def generate(
     console.configure(json=json, quiet=quiet, verbose=verbose)
     if offline:
         settings.go_offline()
+    from t2i_cli import oneshot
+    from t2i_cli.backends.choice import choose, default_model
+
     width, height = chosen_size(width, height, size)
     request = GenerateRequest(
         prompt=_prompt(prompt, prompt_option),
         negative_prompt=negative_prompt,
-        model=model or settings.get("model"),
+        model=model or default_model(backend),
         revision=revision,
         steps=steps,
         guidance_scale=guidance,
@@ -62,32 +76,51 @@ def generate(
         width=width,
         height=height,
     )
-    from t2i_cli import oneshot
-    from t2i_cli.backends.choice import choose
-
-    engine = choose(
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        memory=memory,
-        attention_slicing=attention_slicing,
-        clear_cache=clear_cache,
-        trust_remote_code=trust_remote_code,
-        no_safety_checker=no_safety_checker,
-        offline=offline,
-        lenient=lenient,
-    )
     place = oneshot.Output(
         target=output or settings.get("output"),
         format=format or settings.get("format"),
         overwrite=overwrite,
         show=show,
     )
-    asked = with_seeds(request, seed or [], count)
+    engine = choose(
+        backend=backend,
+        url=url,
+        dialect=dialect,
+        endpoint=endpoint,
+        project=project,
+        region=region,
+        api_endpoint=api_endpoint,
+        serving=serving,
+        retries=retries,
+        timeout=timeout,
+        concurrency=concurrency,
+        device=device,
+        dtype=dtype,
+        memory=memory,
+        attention_slicing=attention_slicing,
+        clear_cache=clear_cache,
+        keep_alive=keep_alive,
+        trust_remote_code=trust_remote_code,
+        no_safety_checker=no_safety_checker,
+        offline=offline,
+        lenient=lenient,
+        worker=not dry_run,
+        format=place.aim.format,
+    )
+    order = oneshot.Order(request=request, seeds=seed or [], count=count)
     if dry_run:
-        _dry_run(*oneshot.settle(asked, engine, place, console, lenient=lenient), engine)
+        _dry_run(*oneshot.settle(order, engine, place, console, lenient=lenient), engine)
     else:
-        oneshot.make(asked, engine, place, console, lenient=lenient)
+        oneshot.make(order, engine, place, console, lenient=lenient)
+        _mention_warmth(backend, keep_alive)
+
+
+def _mention_warmth(backend: str | None, keep_alive: str | None) -> None:
+    local = settings.pick("backend", backend) in {None, "local"}
+    if local and settings.pick("keep_alive", keep_alive) is None:
+        from t2i_cli.worker import mention
+
+        mention.once(console)
 
 
 def _prompt(argument: str | None, option: str | None) -> str:

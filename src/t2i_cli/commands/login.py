@@ -59,17 +59,19 @@ def vertex(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Check the credentials for Google Cloud, and show whose they are and where they lie."""
+    """Check the credentials for Google Cloud: whose they are, where they lie, what they may do."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import credentials
+    from t2i_cli.vertex import permissions
 
-    found = credentials.check(impersonate)
+    found, able = permissions.look(impersonate)
     if json:
-        console.result_json(asdict(found))
+        console.result_json(asdict(found) | {"able": asdict(able) if able else None})
         return
     console.result(f"account: {found.account or 'not told by these credentials'}")
     console.result(f"project: {found.project or 'none; set GOOGLE_CLOUD_PROJECT'}")
     console.result(f"found: {found.source}")
+    if able:
+        console.result(f"may: {able.text()}")
 
 
 def logout(json: JsonOpt = False, quiet: QuietOpt = False) -> None:

@@ -15,6 +15,7 @@ from t2i_cli.hub.download import (  # noqa: E402 - after the variable that it re
     download_size,
     fetch,
     fetch_configs,
+    needs_token,
 )
 
-__all__ = ["DownloadSize", "download_size", "fetch", "fetch_configs"]
+__all__ = ["DownloadSize", "download_size", "fetch", "fetch_configs", "needs_token"]

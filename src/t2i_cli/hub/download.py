@@ -14,7 +14,7 @@ from huggingface_hub import constants, snapshot_download
 from t2i_cli.console import size_text
 from t2i_cli.errors import ModelError, StorageError
 from t2i_cli.events import Note, OnEvent
-from t2i_cli.hub import files
+from t2i_cli.hub import client, files
 from t2i_cli.hub import snapshot as snapshots
 from t2i_cli.hub.client import NoBar
 from t2i_cli.hub.errors import translated
@@ -44,6 +44,13 @@ def fetch_configs(repo: str, *, revision: str | None, offline: bool) -> Path:
             _refuse_if_unreachable(snapshot, missing)
             Transfer(snapshot, missing).run()
         return snapshot.folder
+
+
+def needs_token(repo: str) -> bool:
+    """Whether the Hub gives the repository to those only who log in. Raises T2IError."""
+    with translated(repo):
+        info = client.api().model_info(repo)
+        return bool(info.gated or info.private)
 
 
 def fetch(repo: str, *, revision: str | None, offline: bool, half: bool, on_event: OnEvent) -> Path:

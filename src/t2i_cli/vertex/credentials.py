@@ -7,8 +7,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from t2i_cli.errors import AccessError, InputError, RemoteError, T2IError, TimedOutError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
-_HOW = (
+HOW = (
     "Run `gcloud auth application-default login`, or set "
     f"{KEY_VARIABLE} to a service account's key file."
 )
@@ -63,20 +64,41 @@ def find(impersonate: str | None = None) -> tuple["Credentials", Login]:
     return credentials, Login(account=_account(credentials), project=project, source=source)
 
 
-def check(impersonate: str | None = None, seconds: float = 10) -> Login:
-    """Find the credentials and have Google issue a token for them, waiting `seconds` for each call.
+class Tokens:
+    """Access tokens of the credentials, renewed as they run out; threads may share it."""
 
-    Raises AccessError, RemoteError or TimedOutError.
-    """
+    def __init__(self, credentials: "Credentials", seconds: float = 10) -> None:
+        self._credentials = credentials
+        self._seconds = seconds
+        self._lock = Lock()
+
+    def __call__(self) -> str:
+        """A token that is good now. Raises AccessError, RemoteError or TimedOutError."""
+        with self._lock:
+            if not self._credentials.valid:
+                refresh(self._credentials, self._seconds)
+            return str(self._credentials.token)
+
+
+def refresh(credentials: "Credentials", seconds: float) -> None:
+    """Have Google issue a token, waiting `seconds` for each call."""
     from google.auth.transport.requests import Request
 
-    credentials, login = find(impersonate)
     with _translated():
         credentials.refresh(  # type: ignore[no-untyped-call]
             partial(Request(), timeout=seconds)
         )
+
+
+def check(impersonate: str | None = None, seconds: float = 10) -> tuple["Credentials", Login]:
+    """Find the credentials and have Google issue a token for them, waiting `seconds` for each call.
+
+    Raises AccessError, RemoteError or TimedOutError.
+    """
+    credentials, login = find(impersonate)
+    refresh(credentials, seconds)
     # Only now do a person's credentials and the metadata server tell whose they are.
-    return Login(account=_account(credentials), project=login.project, source=login.source)
+    return credentials, replace(login, account=_account(credentials))
 
 
 def _source(credentials: "Credentials") -> str:
@@ -113,9 +135,9 @@ def _translated() -> Iterator[None]:
     except exceptions.DefaultCredentialsError as error:
         if file := os.environ.get(KEY_VARIABLE):
             raise AccessError(
-                f"{KEY_VARIABLE} names {file}, which holds no usable credentials.", hint=_HOW
+                f"{KEY_VARIABLE} names {file}, which holds no usable credentials.", hint=HOW
             ) from error
-        raise AccessError("There are no Google credentials.", hint=_HOW) from error
+        raise AccessError("There are no Google credentials.", hint=HOW) from error
     except exceptions.GoogleAuthError as error:
         raise _refusal(error) from error
 
@@ -131,4 +153,4 @@ def _refusal(error: Exception) -> T2IError:
     answer = error.args[1] if len(error.args) > 1 else None
     code = answer.get("error") if isinstance(answer, dict) else None
     reason = f" ({code})" if isinstance(code, str) else ""
-    return AccessError(f"Google refuses these credentials{reason}.", hint=_HOW)
+    return AccessError(f"Google refuses these credentials{reason}.", hint=HOW)

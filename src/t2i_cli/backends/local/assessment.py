@@ -111,11 +111,14 @@ def plan(aim: Target, request: ResolvedRequest, options: LocalOptions, resident:
     """
     memory_here = device.memory(aim.device)
     free = memory_here.free + resident
+    # Looking takes a millisecond, of the few that a server may add to an image.
+    host = memory_here.free if aim.device.kind == "cpu" else device.host_memory().free
     width, height = request.width or 0, request.height or 0
     needed = _need(aim, width, height, aim.dtype)
-    measures = _measures(aim, needed, free, options)
+    measures = _measures(aim, needed, free, host, options)
     if measures is None:
-        raise _refusal(aim, (width, height), Memory(free=free, total=memory_here.total), options)
+        here = Memory(free=free, total=memory_here.total)
+        raise _refusal(aim, (width, height), here, host, options)
     if aim.slicing and memory.ATTENTION_SLICING not in measures:
         measures += (memory.ATTENTION_SLICING,)
     return Plan(
@@ -144,24 +147,26 @@ def _need(aim: Target, width: int, height: int, dtype: str) -> Need:
     return memory.need(aim.folder, sizes, width, height, _ELEMENT[dtype])
 
 
-def _measures(aim: Target, needed: Need, free: int, options: LocalOptions) -> Measures | None:
+def _measures(
+    aim: Target, needed: Need, free: int, host: int, options: LocalOptions
+) -> Measures | None:
     """What to do from the start; `None` where nothing is enough."""
     if options.memory == "fast":
         return ()
-    host = device.host_memory().free
     batch = options.batch_size or 1
     least = memory.lowest(aim.device) if options.memory == "low" else ()
     return memory.choose(needed, aim.device, free, host, batch, least=least)
 
 
 def _refusal(
-    aim: Target, size: tuple[int, int], here: Memory, options: LocalOptions
+    aim: Target, size: tuple[int, int], here: Memory, host: int, options: LocalOptions
 ) -> OutOfMemoryError:
     """The refusal, with the nearest that would work: another dtype, a smaller size or model."""
     width, height = size
 
     def fits(width: int, height: int, dtype: str) -> bool:
-        return _measures(aim, _need(aim, width, height, dtype), here.free, options) is not None
+        needed = _need(aim, width, height, dtype)
+        return _measures(aim, needed, here.free, host, options) is not None
 
     needed = _need(aim, width, height, aim.dtype)
     least = min(needed.peak(measures, 1, aim.device) for measures in memory.options(aim.device))

@@ -5,7 +5,7 @@ import itertools
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event as Flag
 
 from t2i_cli import catalog, settings
@@ -29,7 +29,7 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.local.passes import PassSize
 from t2i_cli.backends.local.pipeline import Cancelled, Picture
 from t2i_cli.catalog import ModelSpec
-from t2i_cli.errors import InputError, ModelError, T2IError, WithheldError
+from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, WithheldError
 from t2i_cli.events import Loading, Note, OnEvent
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
@@ -40,8 +40,12 @@ Member = tuple[int, ResolvedRequest]
 class LocalBackend:
     """Images from this machine's GPU or CPU. Errors leave it only as T2IError."""
 
-    def __init__(self, options: LocalOptions) -> None:
+    def __init__(
+        self, options: LocalOptions, make_room: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`make_room` has others here give back memory, and says whether any did."""
         self._options = options
+        self._make_room = make_room
         self._specs: dict[tuple[str, str | None], ModelSpec] = {}
         self._targets: dict[tuple[str, str | None], Target] = {}
         self._loaded: Loaded | None = None
@@ -62,7 +66,8 @@ class LocalBackend:
 
     def check(self, request: ResolvedRequest) -> None:
         """Raise if this machine cannot make the image; loads no weight."""
-        self.plan(request)
+        self._check_scheduler(request)
+        self._roomy_plan(self._target(request), request)
 
     def needs(self, request: ResolvedRequest) -> dict[str, object]:
         """The plan, as --dry-run prints it."""
@@ -78,16 +83,22 @@ class LocalBackend:
 
     def plan(self, request: ResolvedRequest) -> Plan:
         """What making the image would take, and what would be done to make it fit."""
-        spec = self._spec(request)
-        if request.scheduler is not None and spec.flow is None:
-            raise InputError(f"The scheduler of {spec.name} cannot be changed.", field="scheduler")
+        self._check_scheduler(request)
         return assessment.plan(self._target(request), request, self._options)
 
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        """Have the request's model on its device. Raises T2IError."""
+        self._prepare(request, on_event)
+
     def run(
-        self, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome a request; like requests that follow each other share passes."""
-        for _, members in itertools.groupby(enumerate(requests), lambda member: _kind(member[1])):
+        for _, members in itertools.groupby(enumerate(requests), lambda member: member[1].kind()):
             group = list(members)
             if cancel.is_set():
                 return
@@ -96,6 +107,7 @@ class LocalBackend:
             except T2IError as error:
                 yield from _failures(group, error)
                 continue
+            loaded.previews = previews or [0] * len(requests)
             texts = [words for _, r in group for words in (r.prompt, r.negative_prompt) if words]
             for note in text.notes(loaded, texts):
                 on_event(Note(message=note))
@@ -118,6 +130,24 @@ class LocalBackend:
             GenerateRequest(prompt=request.prompt, model=request.model, revision=request.revision)
         )
 
+    def _check_scheduler(self, request: ResolvedRequest) -> None:
+        spec = self._spec(request)
+        if request.scheduler is not None and spec.flow is None:
+            raise InputError(f"The scheduler of {spec.name} cannot be changed.", field="scheduler")
+
+    def _roomy_plan(self, aim: Target, request: ResolvedRequest, resident: int = 0) -> Plan:
+        """The plan; where memory is short, the one after others here have given theirs back."""
+        try:
+            plan = assessment.plan(aim, request, self._options, resident)
+        except OutOfMemoryError:
+            if not self._make_room():
+                raise
+        else:
+            planned = self._options.memory == "auto" and set(plan.measures)
+            if not planned or planned == {memory.ATTENTION_SLICING} or not self._make_room():
+                return plan
+        return assessment.plan(aim, request, self._options, resident)
+
     def _target(self, request: ResolvedRequest) -> Target:
         """Where the model is to run: found once, so that a model from the Hub stays the same."""
         key = (request.model, request.revision)
@@ -132,11 +162,11 @@ class LocalBackend:
             self.close()
         if self._loaded:
             self._loaded.on_event = on_event
-            plan = assessment.plan(aim, request, self._options, self._loaded.resident)
+            plan = self._roomy_plan(aim, request, self._loaded.resident)
         else:
             aim = assessment.fetch(aim, self._options, on_event)
             self._targets[request.model, request.revision] = aim
-            plan = assessment.plan(aim, request, self._options)
+            plan = self._roomy_plan(aim, request)
             on_event(Loading(model=aim.spec.name, device=aim.device.name))
             self._loaded = self._load(aim, on_event)
         self._place(self._loaded, plan.measures)
@@ -198,7 +228,7 @@ class LocalBackend:
 
     def _pass_size(self, loaded: Loaded, request: ResolvedRequest) -> PassSize:
         """What is known of the best size of passes for requests of this kind."""
-        kind = _kind(request)
+        kind = request.kind()
         if kind not in self._sizes:
             wanted = self._options.batch_size
             most = wanted or assessment.most_of_a_pass(
@@ -219,6 +249,9 @@ class LocalBackend:
             if not device.is_out_of_memory(error):
                 raise _translated(error, loaded, requests[0]) from error
         # Outside the except block, whose traceback holds the tensors that are in the way.
+        if self._make_room():
+            device.clear_cache(loaded.device)
+            return None
         ladder.descend(loaded, batch=len(batch), slicing=self._options.attention_slicing)
         return None
 
@@ -228,20 +261,6 @@ _SLICING_COST = (
     "Attention slicing is on: it can make attention three times slower, and beside a fused kernel "
     "it takes more memory than it saves."
 )
-
-
-def _kind(request: ResolvedRequest) -> tuple[object, ...]:
-    """What requests of one pass have in common: all but prompt, seed and the negative's words."""
-    return (
-        request.model,
-        request.revision,
-        request.width,
-        request.height,
-        request.steps,
-        request.guidance_scale,
-        request.scheduler,
-        bool(request.negative_prompt),
-    )
 
 
 def _failures(members: list[Member], error: T2IError) -> Iterator[Failure]:

@@ -47,13 +47,18 @@ def find(name: str, revision: str | None, *, offline: bool, trust_remote_code: b
         if spec.folder and revision:
             raise InputError(f"{name} is a folder, which has no revisions.", field="revision")
         return spec
-    if not _REPOSITORY.fullmatch(name) or name.startswith("."):
+    if not is_repository(name):
         raise _unknown(name)
     from t2i_cli import hub
 
     snapshot = hub.fetch_configs(name, revision=revision, offline=offline)
     spec = describe(snapshot, name, trust_remote_code=trust_remote_code)
     return replace(spec, repo=name, folder=None, revision=revision)
+
+
+def is_repository(name: str) -> bool:
+    """Whether the name has the form of a repository on the Hub."""
+    return bool(_REPOSITORY.fullmatch(name)) and not name.startswith(".")
 
 
 def _unknown(name: str) -> ModelError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from t2i_cli.backends.local import imports
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.backends.local.previews import Previews
 from t2i_cli.events import Step
 from t2i_cli.request import ResolvedRequest
 
@@ -41,10 +42,11 @@ def run(
     """
     import torch
 
-    loaded.pipe.progress_bar = _Steps(loaded, indices, cancel)
+    shown = Previews(loaded, requests, indices)
+    loaded.pipe.progress_bar = _Steps(loaded, indices, cancel, shown)
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     try:
-        with imports.quiet():
+        with imports.quiet(), shown:
             output = loaded.pipe(**_arguments(loaded, requests), generator=generators)
     except Exception:  # whatever it is, it goes on from here
         # As the pipeline itself does at its end: what was moved to the device goes back.
@@ -89,8 +91,11 @@ class _Steps:
     them twice a step.
     """
 
-    def __init__(self, loaded: Loaded, indices: tuple[int, ...], cancel: Flag) -> None:
+    def __init__(
+        self, loaded: Loaded, indices: tuple[int, ...], cancel: Flag, previews: Previews
+    ) -> None:
         self._loaded = loaded
+        self._previews = previews
         self._indices = indices
         self._cancel = cancel
         self._iterable: Iterable[Any] = ()
@@ -120,3 +125,4 @@ class _Steps:
         self._loaded.on_event(Step(indices=self._indices, step=self._done, steps=self._total))
         if self._cancel.is_set():
             raise Cancelled
+        self._previews.after(self._done, self._total)

@@ -1,0 +1,198 @@
+"""Images from any server of OpenAI's images API: t2i's own, SGLang, vLLM-Omni, LocalAI, OpenAI."""
+
+from collections.abc import Iterator, Sequence
+from threading import Event as Flag
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backends.http import dialects
+from t2i_cli.backends.http.options import CONCURRENCY, HttpOptions
+from t2i_cli.backends.http.refusals import refusal
+from t2i_cli.backends.http.server import Server
+from t2i_cli.backends.remote import echo, images
+from t2i_cli.backends.remote.calls import Call, outcomes
+from t2i_cli.backends.remote.patience import Again, Patience, Throttle, persist
+from t2i_cli.backends.remote.wire import Answer, Wire
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import RemoteError
+from t2i_cli.events import OnEvent
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_LOOKING = Patience(retries=1, timeout=30.0)
+"""For asking what a server has, which must not take long to fail."""
+_NO_LIST = {404, 405, 501}
+
+
+class HttpBackend:
+    """Images from the server at a URL. Errors leave it only as T2IError."""
+
+    def __init__(self, options: HttpOptions) -> None:
+        self._options = options
+        self._patience = Patience(retries=options.retries, timeout=options.timeout)
+        self._concurrency = options.concurrency or CONCURRENCY
+        self._wire = Wire(options.url, self._concurrency)
+        self._throttle = Throttle(self._concurrency)
+        self._lock = Lock()
+        self._found: Server | None = None
+        self._specs: dict[str, tuple[str, ModelSpec]] = {}
+
+    def describe(self, request: GenerateRequest) -> ModelSpec:
+        """What is known of the model that the request names; asks the server. Raises T2IError."""
+        server = self._server()
+        name = server.named(request.model)
+        spec = server.spec(name)
+        self._specs[spec.repo or spec.name] = (name, spec)
+        return spec
+
+    def check(self, request: ResolvedRequest) -> None:
+        """Raise if the request cannot be put to the server."""
+        self._body(request)
+
+    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+        """Which server is asked, in which dialect, and what it is told."""
+        server = self._server()
+        return {
+            "backend": "http",
+            "url": server.url,
+            "dialect": server.dialect.name,
+            "sends": [name for name in self._body(request) if name != "response_format"],
+            "concurrency": self._concurrency,
+        }
+
+    def commit(self, model: str, revision: str | None) -> str | None:
+        """None: the server chose the commit."""
+        return None
+
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        """Make sure that the server answers."""
+        self._server()
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """Yield one outcome a request, with several calls in flight."""
+        return outcomes(
+            requests, self._make, self._throttle, on_event, cancel, abandon=self._wire.abort
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._wire.close()
+
+    def _server(self) -> Server:
+        """The server, asked once."""
+        with self._lock:
+            self._found = self._found or self._look()
+            return self._found
+
+    def _look(self) -> Server:
+        url = self._options.url
+        answer = self._get(f"{url}/models")
+        entries = _entries(answer)
+        owners = [entry.get("owned_by") for entry in entries or []]
+        chosen = self._options.dialect
+        dialect = dialects.DIALECTS[chosen] if chosen else dialects.of(owners)
+        return Server(
+            url=url,
+            dialect=dialect,
+            models=None if entries is None else [str(entry["id"]) for entry in entries],
+            facts=self._facts() if dialect.name == "t2i" else {},
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What a t2i server tells of its model; nothing where something stands before it."""
+        answer = self._get(f"{self._options.url.removesuffix('/v1')}/t2i/v1/model")
+        facts = answer.json() if answer.status == 200 else {}
+        return facts if isinstance(facts, dict) else {}
+
+    def _get(self, url: str) -> Answer:
+        def ask(left: float) -> Answer:
+            answer = self._wire.ask("GET", url, headers=self._headers(), timeout=left)
+            if answer.status == 200 or answer.status in _NO_LIST:
+                return answer
+            raise refusal(answer, self._options.url, self._options.key)
+
+        return persist(ask, _LOOKING, self._throttle, Flag())
+
+    def _headers(self) -> dict[str, str]:
+        key = self._options.key
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def _body(self, request: ResolvedRequest) -> dict[str, object]:
+        server = self._server()
+        name, spec = self._specs.get(request.model, (request.model, None))
+        guidance = spec.guidance_argument if spec else None
+        return dialects.body(request, name, server.dialect, guidance)
+
+    def _make(self, call: Call) -> GeneratedImage:
+        body = self._body(call.request)
+
+        def ask(left: float) -> Answer:
+            answer = self._wire.ask(
+                "POST",
+                f"{self._options.url}/images/generations",
+                headers=self._headers(),
+                json=body,
+                timeout=left,
+            )
+            if answer.status != 200:
+                raise refusal(answer, self._options.url, self._options.key)
+            return answer
+
+        answer = persist(ask, self._patience, self._throttle, call.stop)
+        entry = _first(answer.json())
+        account = echo.read(entry)
+        account.check(call.request)
+        image = self._image(entry)
+        echo.note_size(call, image.size)
+        lock = account.run_lock(call.request, backend="http", endpoint=self._options.url)
+        return GeneratedImage(
+            index=call.index,
+            request=call.request,
+            image=image,
+            lock=lock,
+            seconds=answer.seconds if account.seconds is None else account.seconds,
+            round_trip=answer.seconds,
+        )
+
+    def _image(self, entry: dict[str, Any]) -> "Image":
+        if isinstance(entry.get("b64_json"), str):
+            return images.decode(entry["b64_json"])
+        link = entry.get("url")
+        if not isinstance(link, str) or not link.startswith(("http://", "https://")):
+            raise RemoteError("The server's answer holds no image.", hint="Is it an images API?")
+        # The link carries its own permission: the key stays here.
+        try:
+            answer = self._wire.ask("GET", link, timeout=self._patience.timeout)
+        except Again as again:
+            raise again.error from again
+        if answer.status != 200:
+            raise RemoteError(f"The server's link to the image fails with {answer.status}.")
+        return images.read(answer.body)
+
+
+def _entries(answer: Answer) -> list[dict[str, Any]] | None:
+    """The models that a server lists; None where it has no list."""
+    if answer.status != 200:
+        return None
+    listed = answer.json()
+    data = listed.get("data") if isinstance(listed, dict) else None
+    if not isinstance(data, list):
+        return None
+    return [entry for entry in data if isinstance(entry, dict) and "id" in entry]
+
+
+def _first(answer: object) -> dict[str, Any]:
+    """The one image that was asked for."""
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, list) or not data or not isinstance(data[0], dict):
+        raise RemoteError("The server's answer holds no image.", hint="Is it an images API?")
+    return data[0]

@@ -1,0 +1,58 @@
+"""What a user may choose about a server, checked before anything is sent."""
+
+import os
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from t2i_cli import settings
+from t2i_cli.errors import InputError
+
+OPENAI_HOST = "api.openai.com"
+CONCURRENCY = 4
+"""Calls in flight; as many as `t2i serve` puts into one pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpOptions:
+    """`url` is the API's base, as http://host:port/v1; `dialect` None is found out by asking.
+
+    `timeout` are the seconds for one image, its `retries` included.
+    """
+
+    url: str
+    key: str | None = field(default=None, repr=False)
+    dialect: str | None = None
+    retries: int = 5
+    timeout: float = 600.0
+    concurrency: int | None = None
+
+
+def base(url: str | None) -> str:
+    """The API's base URL without a slash at its end; raises InputError."""
+    if not url:
+        raise InputError(
+            "There is no server to ask.", hint="Give it as --url http://host:port/v1", field="url"
+        )
+    try:
+        parts = urlsplit(url.strip())
+        sound = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise InputError(f"--url {url} is not of the form http://host:port/v1.", field="url")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError(
+            "The URL of a server holds no name, password or query.",
+            hint="A key belongs in T2I_HTTP_API_KEY.",
+            field="url",
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def key(url: str) -> str | None:
+    """The API key for a server: t2i's own setting, and OpenAI's variable for OpenAI alone."""
+    parts = urlsplit(url)
+    of_openai = parts.scheme == "https" and parts.hostname == OPENAI_HOST
+    return settings.get("http_api_key") or (
+        os.environ.get("OPENAI_API_KEY") or None if of_openai else None
+    )

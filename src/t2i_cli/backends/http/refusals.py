@@ -1,0 +1,86 @@
+"""What a server's refusal means: an error in one sentence, and whether to ask again."""
+
+from t2i_cli.backends.remote import said
+from t2i_cli.backends.remote.patience import Again
+from t2i_cli.backends.remote.wire import Answer
+from t2i_cli.errors import (
+    AccessError,
+    InputError,
+    ModelError,
+    QuotaError,
+    RemoteError,
+    T2IError,
+    TimedOutError,
+    WithheldError,
+)
+
+FIELDS = {
+    "size": "size",
+    "num_inference_steps": "steps",
+    "step": "steps",
+    "true_cfg_scale": "guidance_scale",
+}
+"""A server's name for a field, and ours where that is another."""
+
+_MODERATED = {"content_policy_violation", "moderation_blocked"}
+_KEY = "T2I_HTTP_API_KEY holds the key; OPENAI_API_KEY is sent to api.openai.com only."
+_LOG = "Look into the server's log."
+
+
+def refusal(answer: Answer, url: str, key: str | None) -> T2IError | Again:
+    """The error for an answer that is no image; Again where it may pass."""
+    told = said.read(answer, key)
+    error = _error(answer.status, told, url)
+    if told.own is not None and answer.status not in {401, 403}:
+        error = told.own
+    if isinstance(error, InputError) and error.field:
+        error.field = FIELDS.get(error.field, error.field)
+    if isinstance(error, InputError | WithheldError | AccessError | ModelError):
+        return error
+    if answer.status == 429 and told.code != "insufficient_quota":
+        return Again(error, after=answer.after, crowded=True)
+    if answer.status == 502:
+        return Again(error, after=answer.after)
+    passing = isinstance(error, RemoteError) and told.kind != "InternalServerException"
+    if answer.status == 503 and passing:
+        return Again(error, after=answer.after, crowded=True)
+    return error
+
+
+def _error(status: int, told: said.Said, url: str) -> T2IError:
+    message = said.sentence(told.message)
+    why = f" {message}" if message else ""
+    if told.code in _MODERATED:
+        return WithheldError(f"The server withheld the image:{why}", hint="Change the prompt.")
+    match status:
+        case 400 | 413 | 422:
+            return InputError(
+                f"The server refuses the request:{why or f' status {status}.'}",
+                hint="Is the --dialect right, and does the model take this?",
+                field=told.param,
+            )
+        case 401:
+            return AccessError(f"The server at {url} refuses the API key.{why}", hint=_KEY)
+        case 403:
+            return AccessError(f"The server at {url} does not allow this.{why}", hint=_KEY)
+        case 404 if "model" in f"{told.code} {told.param} {message.lower()}":
+            return ModelError(f"The server does not have the model.{why}", hint="-m names another.")
+        case 404 | 405:
+            return RemoteError(
+                f"There is no images API at {url}.", hint="--url usually ends in /v1."
+            )
+        case 408 | 504:
+            return TimedOutError(
+                f"The server gave up on the image.{why}", hint="Fewer --steps, or a smaller --size."
+            )
+        case 429:
+            return QuotaError(
+                f"The server has too many requests.{why}", hint="A smaller --concurrency may do."
+            )
+        case 503:
+            return RemoteError(f"The server is overloaded or not ready.{why}", hint=_LOG)
+        case _ if 300 <= status < 400:
+            return RemoteError(
+                f"The server at {url} sends to another address.", hint="Give that one as --url."
+            )
+    return RemoteError(f"The server failed with status {status}.{why}", hint=_LOG)

@@ -1,0 +1,1 @@
+"""What backends share that make images elsewhere: patience, calls in flight, and answers."""

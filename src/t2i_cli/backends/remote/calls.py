@@ -1,0 +1,86 @@
+"""Several calls in flight: each in a thread of its own, outcomes as they come."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event as Flag
+from threading import Thread
+
+from t2i_cli.backends import Cancel, Failure, GeneratedImage
+from t2i_cli.backends.remote.patience import Abandoned, Throttle
+from t2i_cli.errors import T2IError
+from t2i_cli.events import Note, OnEvent, Sent
+from t2i_cli.request import ResolvedRequest
+
+LOOK = 0.1
+"""Seconds between two looks at whether to stop, or to send more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One request on its way. `stop` is set when nobody waits for it any more."""
+
+    index: int
+    request: ResolvedRequest
+    stop: Flag
+    tell: Callable[[str], None]
+    """Takes a sentence for the user."""
+
+
+def outcomes(
+    requests: Sequence[ResolvedRequest],
+    make: Callable[[Call], GeneratedImage],
+    throttle: Throttle,
+    on_event: OnEvent,
+    cancel: Flag,
+    abandon: Callable[[], None],
+) -> Iterator[GeneratedImage | Failure]:
+    """Yield one outcome for each request; `make` runs in threads and raises T2IError or Abandoned.
+
+    At most `throttle.room` calls are in flight, none is begun while the caller holds an outcome,
+    and a note is told once. Ends early once `cancel` is set; `abandon` then breaks off what is in
+    flight.
+    """
+    soon = cancel.soon if isinstance(cancel, Cancel) else Flag()
+    stop = Flag()
+    outbox: SimpleQueue[GeneratedImage | Failure | str | BaseException] = SimpleQueue()
+    begun = flying = 0
+    told: set[str] = set()
+
+    def work(call: Call) -> None:
+        try:
+            outbox.put(make(call))
+        except T2IError as error:
+            outbox.put(Failure(index=call.index, request=call.request, error=error))
+        except Abandoned:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again where the call is waited for
+            outbox.put(error)
+
+    try:
+        while not cancel.is_set():
+            while begun < len(requests) and flying < throttle.room and not soon.is_set():
+                on_event(Sent(indices=(begun,)))
+                call = Call(index=begun, request=requests[begun], stop=stop, tell=outbox.put)
+                # Daemons: a call that nobody waits for must not hold the process up.
+                Thread(target=work, args=(call,), daemon=True, name="call").start()
+                begun, flying = begun + 1, flying + 1
+            if not flying and (begun == len(requests) or soon.is_set()):
+                return
+            try:
+                item = outbox.get(timeout=LOOK)
+            except Empty:
+                continue
+            if isinstance(item, str):
+                if item not in told:
+                    told.add(item)
+                    on_event(Note(message=item))
+                continue
+            flying -= 1
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        if flying:
+            abandon()

@@ -1,0 +1,73 @@
+"""What a t2i server says of an image it made: the request as it took it, and how it ran."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from t2i_cli import __version__
+from t2i_cli.backends import RunLock
+from t2i_cli.backends.remote.calls import Call
+from t2i_cli.errors import RemoteError
+from t2i_cli.request import ResolvedRequest
+
+KEY = "t2i"
+"""Where it lies in the answer, beside the image."""
+
+_SETTINGS = ("prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "scheduler")
+_KNOWN = {f.name for f in fields(RunLock)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """An image's own account of itself; empty where the server gives none."""
+
+    request: Mapping[str, object] = field(default_factory=dict)
+    lock: Mapping[str, object] = field(default_factory=dict)
+    seconds: float | None = None
+
+    def check(self, request: ResolvedRequest) -> None:
+        """Raise RemoteError if the image is of another request than the one that was sent."""
+        for name in _SETTINGS:
+            wanted = getattr(request, name)
+            made = self.request.get(name, wanted)
+            if wanted is not None and made != wanted:
+                raise RemoteError(
+                    f"The server made the image with {name} {made!r}, not {wanted!r}.",
+                    hint="Leave the option out, or ask the server's owner.",
+                )
+
+    def seed_confirmed(self, request: ResolvedRequest) -> bool:
+        """Whether the server says that it used the request's seed."""
+        return self.request.get("seed") == request.seed
+
+    def run_lock(self, request: ResolvedRequest, **place: object) -> RunLock:
+        """The server's lock with where it was: backend, endpoint, deployed model."""
+        told = {name: value for name, value in self.lock.items() if name in _KNOWN}
+        measures = told.get("measures")
+        told["measures"] = tuple(measures) if isinstance(measures, list) else ()
+        if not isinstance(told.get("libraries"), dict):
+            told["libraries"] = {"t2i": __version__}
+        told.setdefault("model", request.model)
+        sure = {"seed_confirmed": self.seed_confirmed(request)}
+        return RunLock(**(told | sure | place))  # type: ignore[arg-type]
+
+
+def note_size(call: Call, size: tuple[int, int]) -> None:
+    """Tell where an image has another size, in pixels, than was asked for."""
+    wanted = (call.request.width or size[0], call.request.height or size[1])
+    if size != wanted:
+        call.tell(
+            f"The server makes {size[0]}x{size[1]} where {wanted[0]}x{wanted[1]} is asked for."
+        )
+
+
+def read(entry: object) -> Echo:
+    """The account beside an image in an answer, whoever sent it."""
+    record = entry.get(KEY) if isinstance(entry, dict) else None
+    if not isinstance(record, dict):
+        return Echo()
+    request, lock, seconds = (record.get(name) for name in ("request", "lock", "seconds"))
+    return Echo(
+        request=request if isinstance(request, dict) else {},
+        lock=lock if isinstance(lock, dict) else {},
+        seconds=float(seconds) if isinstance(seconds, int | float) else None,
+    )

@@ -1,0 +1,132 @@
+"""Calls that are worth another try: how often, how long, and with which pauses."""
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event as Flag
+from typing import TypeVar
+
+from t2i_cli.errors import T2IError
+
+LONGEST_PAUSE = 60.0
+"""Seconds; a server that wants a longer one says so by Retry-After."""
+_BREATH = 1.0
+"""Seconds in which several refusals count as one: they answer calls that went out together."""
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """`retries` tries after the first; `timeout` seconds for one image, its pauses included."""
+
+    retries: int
+    timeout: float
+
+
+class Again(Exception):
+    """A call failed for a reason that may pass; `error` is what to tell if it does not.
+
+    `after` are the seconds that the server asks to wait, `pause` those of the first pause if it
+    does not ask. `crowded` says that the server has too much to do.
+    """
+
+    def __init__(
+        self,
+        error: T2IError,
+        *,
+        after: float | None = None,
+        pause: float = 1.0,
+        crowded: bool = False,
+    ) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.after = after
+        self.pause = pause
+        self.crowded = crowded
+
+
+class Abandoned(Exception):
+    """Nobody waits for the call any more."""
+
+
+class Throttle:
+    """How many calls may be in flight; for several threads.
+
+    A server with too much to do halves the number, and every answer brings it back a little
+    (additive increase, multiplicative decrease; Chiu and Jain, 1989).
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._room = float(most)
+        self._lock = threading.Lock()
+        self._slowed = self._rest_until = 0.0
+
+    @property
+    def room(self) -> int:
+        """Calls that may be in flight now; 0 while the server wants a rest."""
+        with self._lock:
+            return 0 if time.monotonic() < self._rest_until else int(self._room)
+
+    def slow_down(self, after: float | None = None) -> None:
+        """The server has too much to do, and may ask for `after` seconds of rest."""
+        now = time.monotonic()
+        with self._lock:
+            self._rest_until = max(self._rest_until, now + (after or 0.0))
+            if now - self._slowed >= _BREATH:
+                self._slowed = now
+                self._room = max(1.0, self._room / 2)
+
+    def speed_up(self) -> None:
+        """The server answered."""
+        with self._lock:
+            self._room = min(float(self._most), self._room + 1 / self._room)
+
+
+def persist(
+    attempt: Callable[[float], Made], patience: Patience, throttle: Throttle, stop: Flag
+) -> Made:
+    """What `attempt(seconds left)` returns in the end.
+
+    Raises its T2IError, or that of its last Again; and Abandoned once `stop` is set.
+    """
+    end = time.monotonic() + patience.timeout
+    for tries in itertools.count(1):
+        try:
+            made = attempt(max(0.001, end - time.monotonic()))
+        except Again as again:
+            if again.crowded:
+                throttle.slow_down(again.after)
+            pause = _pause(again, tries)
+            if tries > patience.retries or time.monotonic() + pause > end:
+                raise _given_up(again, tries) from again
+            if stop.wait(pause):
+                raise Abandoned from again
+            continue
+        if stop.is_set():
+            raise Abandoned
+        throttle.speed_up()
+        return made
+    raise AssertionError("itertools.count() does not end")
+
+
+def _pause(again: Again, tries: int) -> float:
+    """Seconds to wait: as long as the server asks, or twice as long every time; with jitter."""
+    jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+    if again.after is not None:
+        return again.after + jitter * min(1.0, 0.1 + again.after / 10)
+    return min(LONGEST_PAUSE, again.pause * 2.0 ** (tries - 1)) * jitter
+
+
+def _given_up(again: Again, tries: int) -> T2IError:
+    """The error to tell, with how often it was met."""
+    error = again.error
+    often = "once" if tries == 1 else f"{tries} times"
+    wait = f" and asks to wait {again.after:.0f} s" if again.after else ""
+    told = f"It was tried {often}{wait}; --retries and --timeout set the patience."
+    error.hint = f"{error.hint} {told}" if error.hint else told
+    return error

@@ -1,0 +1,155 @@
+"""Images from an endpoint of Vertex AI, called by plain REST."""
+
+import time
+from collections.abc import Iterator, Sequence
+from threading import Event as Flag
+from threading import Lock
+
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backends.remote import echo, images, said
+from t2i_cli.backends.remote.calls import Call, outcomes
+from t2i_cli.backends.remote.patience import Again, Patience, Throttle, persist
+from t2i_cli.backends.remote.wire import Answer, Wire
+from t2i_cli.backends.vertex import payload, refusals, target
+from t2i_cli.backends.vertex.options import VertexOptions
+from t2i_cli.backends.vertex.target import Target
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.events import OnEvent
+from t2i_cli.naming import Format
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.vertex import credentials
+
+CALLS_A_REPLICA = 2
+"""One that it works on, and one on the way."""
+
+
+class VertexBackend:
+    """Images from one endpoint. Errors leave it only as T2IError."""
+
+    def __init__(self, options: VertexOptions) -> None:
+        self._options = options
+        self._patience = Patience(retries=options.retries, timeout=options.timeout)
+        self._lock = Lock()
+        self._opened: _Opened | None = None
+
+    def describe(self, request: GenerateRequest) -> ModelSpec:
+        """What is known of the model deployed at the endpoint. Raises T2IError."""
+        return self._endpoint().target.spec(request.model)
+
+    def check(self, request: ResolvedRequest) -> None:
+        """Every request can be sent that was settled for the endpoint's model."""
+
+    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+        """Which endpoint is called, where, and what it is told."""
+        opened = self._endpoint()
+        where = opened.target
+        sent: dict[str, object] = payload.body(request, where.serving, "png")["instances"][0]  # type: ignore[index]
+        return {
+            "backend": "vertex",
+            "endpoint": where.known.name,
+            "url": where.url,
+            "serving": where.serving,
+            "sends": [name for name in sent if name not in {"text", "format"}],
+            "concurrency": opened.concurrency,
+        }
+
+    def commit(self, model: str, revision: str | None) -> str | None:
+        """None: what is deployed was chosen by the deployment."""
+        return None
+
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        """Find the endpoint."""
+        self._endpoint()
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """Yield one outcome a request, with several calls in flight."""
+        opened = self._endpoint()
+        return outcomes(
+            requests, self._make, opened.throttle, on_event, cancel, abandon=opened.wire.abort
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._opened:
+            self._opened.wire.close()
+
+    def _endpoint(self) -> "_Opened":
+        """The endpoint, found once."""
+        with self._lock:
+            self._opened = self._opened or _Opened(self._options)
+            return self._opened
+
+    def _make(self, call: Call) -> GeneratedImage:
+        opened = self._endpoint()
+        where = opened.target
+        format = payload.transfer(call.request, self._options.format, where.limit)
+        body = payload.body(call.request, where.serving, format)
+
+        def ask(left: float) -> Answer:
+            try:
+                return opened.ask(body, left, call.request, format)
+            except Again as again:
+                if again.error.message == refusals.WAKING:
+                    call.tell(refusals.WAKING)
+                raise
+
+        answer = persist(ask, self._patience, opened.throttle, call.stop)
+        told = answer.json()
+        predicted = payload.predicted(told)
+        account = echo.read(predicted.entry)
+        account.check(call.request)
+        image = images.decode(predicted.text)
+        echo.note_size(call, image.size)
+        deployed = told.get("deployedModelId") if isinstance(told, dict) else None
+        lock = account.run_lock(
+            call.request,
+            backend="vertex",
+            endpoint=where.known.name,
+            deployed_model=str(deployed) if deployed else where.known.deployed_model,
+        )
+        return GeneratedImage(
+            index=call.index,
+            request=call.request,
+            image=image,
+            lock=lock,
+            seconds=answer.seconds if account.seconds is None else account.seconds,
+            round_trip=answer.seconds,
+        )
+
+
+class _Opened:
+    """An endpoint that was found, with what it takes to call it; for several threads."""
+
+    def __init__(self, options: VertexOptions) -> None:
+        found, login = credentials.find()
+        self._token = credentials.Tokens(found)
+        self.target: Target = target.find(options, self._token, login.project)
+        replicas = self.target.known.replicas or 1
+        self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas
+        self.throttle = Throttle(self.concurrency)
+        self.wire = Wire(self.target.url, self.concurrency)
+
+    def ask(self, body: object, left: float, request: ResolvedRequest, format: Format) -> Answer:
+        """One call. Raises T2IError, or Again where it may pass."""
+        started = time.monotonic()
+        headers = {"Authorization": f"Bearer {self._token()}"}
+        try:
+            answer = self.wire.ask(
+                "POST", self.target.url, headers=headers, json=body, timeout=left
+            )
+        except Again as again:
+            took = time.monotonic() - started
+            if took >= refusals.SHARED_CUT - 1 and not self.target.dedicated:
+                raise refusals.cut(self.target, took) from again
+            raise
+        if answer.status == 200:
+            return answer
+        if answer.status == 404 and said.read(answer).own is None:
+            raise target.not_there(self.target, self._token)
+        raise refusals.refusal(answer, self.target, request, format)

@@ -1,0 +1,25 @@
+"""What a user may choose about an endpoint."""
+
+from dataclasses import dataclass
+
+from t2i_cli.naming import Format
+
+
+@dataclass(frozen=True, kw_only=True)
+class VertexOptions:
+    """`None` is found out: from the settings, what is remembered, the credentials, the endpoint.
+
+    `endpoint` is a number or a full resource name. `format` is that of the files: where a PNG
+    could not pass, the images come in it. `timeout` are the seconds for one image, its `retries`
+    included.
+    """
+
+    endpoint: str | None = None
+    project: str | None = None
+    region: str | None = None
+    api_endpoint: str | None = None
+    serving: str | None = None
+    format: Format = "png"
+    retries: int = 5
+    timeout: float = 600.0
+    concurrency: int | None = None

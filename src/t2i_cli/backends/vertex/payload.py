@@ -1,0 +1,110 @@
+"""What an endpoint is sent and answers: instances, parameters, predictions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from t2i_cli import naming
+from t2i_cli.errors import RemoteError, from_json
+from t2i_cli.naming import Format
+from t2i_cli.request import ResolvedRequest
+
+SHARED_LIMIT, DEDICATED_LIMIT = 1_500_000, 10_000_000
+"""Bytes of a request and of an answer (cloud.google.com/vertex-ai/docs/quotas)."""
+
+_NAMES = {
+    "negative_prompt": "negative_prompt",
+    "seed": "seed",
+    "steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "width": "width",
+    "height": "height",
+    "scheduler": "scheduler",
+}
+"""A request's fields, and what diffusers and so most containers call them."""
+SETTINGS = (*_NAMES, "revision")
+
+TAKES: dict[str | None, frozenset[str]] = {
+    "t2i": frozenset(_NAMES),
+    "torchserve": frozenset(_NAMES) - {"scheduler"},
+    # Google's own handler draws its noise by itself.
+    "model-garden": frozenset(_NAMES) - {"seed", "scheduler"},
+    # A handler that nobody described: the article's takes the prompt and nothing else.
+    None: frozenset(),
+}
+"""What each kind of serving honours beside the prompt."""
+
+FORMATS = {"t2i", "torchserve"}
+"""The servings that answer in the format that is asked for."""
+
+_IMAGE_KEYS = ("image", "output", "b64_json", "bytesBase64Encoded", "images", "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """One image of an answer: its base64, and the prediction it came in."""
+
+    text: str
+    entry: object
+
+
+def body(request: ResolvedRequest, serving: str | None, format: Format) -> dict[str, object]:
+    """The JSON to post: only what the request sets and the serving takes.
+
+    The prompt goes by the two names that it has, the settings to both places where they are read.
+    """
+    taken = TAKES[serving]
+    settings = {
+        name: value
+        for field, name in _NAMES.items()
+        if field in taken and (value := getattr(request, field)) is not None
+    }
+    instance = {"prompt": request.prompt, "text": request.prompt} | settings
+    if serving in FORMATS:
+        instance["format"] = format
+    if serving == "t2i" and "model" in request.user_set:
+        instance["model"] = request.model
+    return {"instances": [instance]} | ({"parameters": settings} if settings else {})
+
+
+def predicted(answer: object) -> Predicted:
+    """The image in an answer; the first where there are several. Raises T2IError."""
+    predictions = answer.get("predictions") if isinstance(answer, dict) else None
+    if (first := next(_found(predictions, None), None)) is None:
+        raise RemoteError(
+            "The endpoint's prediction is no image: neither base64 nor an object that holds it.",
+            hint="Is a text-to-image model deployed there?",
+        )
+    return first
+
+
+def _found(value: object, entry: object) -> Iterator[Predicted]:
+    if isinstance(value, str):
+        yield Predicted(text=value, entry=entry)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _found(item, entry)
+    elif isinstance(value, dict):
+        error: Any = value.get("error")
+        if isinstance(error, dict) and (own := from_json(error)):
+            raise own
+        for key in _IMAGE_KEYS:
+            yield from _found(value.get(key), value)
+
+
+def transfer(request: ResolvedRequest, wanted: Format, limit: int) -> Format:
+    """The format for the way: PNG, which loses nothing, where it passes, else that of the files."""
+    return "png" if wanted == "png" or _bytes(request, "png") < limit else wanted
+
+
+def fitting(request: ResolvedRequest, than: Format, limit: int) -> Format | None:
+    """The format in which an image passes that did not in `than`, if there is one."""
+    formats = list(naming.BYTES_A_PIXEL)
+    smaller = formats[formats.index(than) + 1 :]
+    return next((format for format in smaller if _bytes(request, format) < limit), None)
+
+
+def _bytes(request: ResolvedRequest, format: Format) -> float:
+    """Bytes of a detailed picture in base64, about."""
+    pixels = (request.width or 1024) * (request.height or 1024)
+    return pixels * naming.BYTES_A_PIXEL[format] * 4 / 3

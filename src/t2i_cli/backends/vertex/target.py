@@ -1,0 +1,184 @@
+"""The endpoint to call: which one, where it answers, and what serves there."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from t2i_cli import catalog
+from t2i_cli.backends.vertex.options import VertexOptions
+from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SETTINGS, SHARED_LIMIT, TAKES
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import AccessError, InputError, ModelError, RemoteError, StorageError, T2IError
+from t2i_cli.settings import SERVINGS
+from t2i_cli.vertex import known, labels, place, rest
+from t2i_cli.vertex.known import Known
+from t2i_cli.vertex.place import Place
+
+_SHOWN = 5
+"""Endpoints that an error names."""
+
+Token = Callable[[], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """An endpoint and what is known of it; `looked_up` is False where that was not allowed."""
+
+    place: Place
+    known: Known
+    serving: str | None
+    looked_up: bool = True
+
+    @property
+    def url(self) -> str:
+        """Where predictions are asked for."""
+        host = self.place.host("aiplatform")
+        if self.known.dns and not self.place.api_endpoint:
+            host = f"https://{self.known.dns}"
+        return f"{host}/v1/{self.known.name}:predict"
+
+    @property
+    def dedicated(self) -> bool:
+        """Whether the endpoint has a host of its own."""
+        return bool(self.known.dns)
+
+    @property
+    def limit(self) -> int:
+        """Bytes of a request and of an answer."""
+        return DEDICATED_LIMIT if self.dedicated else SHARED_LIMIT
+
+    @property
+    def number(self) -> str:
+        """The last part of its name."""
+        return self.known.name.split("/")[-1]
+
+    def spec(self, wanted: str | None) -> ModelSpec:
+        """What is known of its model; raises ModelError if the user names another one."""
+        model = self.known.model
+        if wanted and model and not _same(wanted, model):
+            raise ModelError(
+                f"The endpoint {self.number} has {model}, not {wanted}.",
+                hint="-m names it, or leave -m out.",
+            )
+        name = model or wanted or f"endpoints/{self.number}"
+        spec = catalog.find(name) or ModelSpec(name=name, multiple=1)
+        defaults = {"steps", "guidance_scale", "width", "height"}
+        left: dict[str, Any] = dict.fromkeys(defaults - TAKES[self.serving])
+        return replace(spec, refuses=self._refuses(), **left)
+
+    def _refuses(self) -> tuple[tuple[str, str], ...]:
+        why = (
+            f"it is served by {self.serving}."
+            if self.serving
+            else f"nothing says what serves there; --serving {', '.join(SERVINGS)} does."
+        )
+        return tuple(
+            (field, f"The endpoint {self.number} takes no {field.replace('_', ' ')}: {why}")
+            for field in SETTINGS
+            if field not in TAKES[self.serving]
+        )
+
+
+def find(options: VertexOptions, token: Token, login_project: str | None) -> Target:
+    """The endpoint that the options name, else the settings, else the one deployed last.
+
+    What is not remembered of it is asked for once. Raises T2IError.
+    """
+    if options.serving not in (None, *SERVINGS):
+        raise InputError(f"--serving must be {', '.join(SERVINGS)}.", field="serving")
+    current = known.current()
+    named = options.endpoint or (current and current.name)
+    if not named:
+        raise InputError(
+            "There is no endpoint to call.",
+            hint="--endpoint names one; `t2i remote deploy` makes one.",
+            field="endpoint",
+        )
+    elsewhere = "/" in named or options.project or options.region
+    if not elsewhere and (remembered := known.find(named)):
+        named = remembered.name
+    where = place.find(
+        project=options.project,
+        region=options.region,
+        api_endpoint=options.api_endpoint,
+        endpoint=named,
+        login_project=login_project,
+    )
+    name = where.endpoint(named)
+    entry = known.find(name) or Known(name=name)
+    looked_up = True
+    if entry.dns is None:
+        try:
+            entry = _look_up(where, token, name)
+            with suppress(StorageError):
+                # A home that cannot be written to costs a look next time, too.
+                known.remember(entry)
+        except AccessError:
+            # To predict is allowed apart from to look; what is missing may not be needed.
+            looked_up = False
+    return Target(
+        place=where,
+        known=entry,
+        serving=options.serving or entry.serving,
+        looked_up=looked_up,
+    )
+
+
+def not_there(target: Target, token: Token) -> T2IError:
+    """The error for an endpoint that does not exist, with those that do."""
+    with suppress(StorageError):
+        known.forget(target.known.name)
+    return _missing(target.place, token, target.number)
+
+
+def _look_up(where: Place, token: Token, name: str) -> Known:
+    with rest.Rest(where, token) as google:
+        try:
+            found = google.call("GET", "aiplatform", name)
+        except rest.NotFoundError as error:
+            raise _missing(where, token, name.split("/")[-1]) from error
+    own = labels.Labels.of(found.get("labels", {}))
+    deployed: dict[str, Any] = next(iter(found.get("deployedModels", [])), {})
+    return Known(
+        name=name,
+        dns=found.get("dedicatedEndpointDns", "") if found.get("dedicatedEndpointEnabled") else "",
+        serving=own.serving if own and own.serving in SERVINGS else None,
+        model=own.model or None if own else None,
+        deployed_model=deployed.get("id"),
+        replicas=_replicas(deployed),
+        expires=own.expires if own else None,
+    )
+
+
+def _replicas(deployed: Mapping[str, Any]) -> int | None:
+    resources = deployed.get("dedicatedResources", {})
+    found = resources.get("maxReplicaCount") or resources.get("minReplicaCount")
+    return int(found) if found else None
+
+
+def _missing(where: Place, token: Token, number: str) -> T2IError:
+    there = f"in {where.project}, {where.region}"
+    try:
+        with rest.Rest(where, token) as google:
+            found = list(google.pages("aiplatform", f"{where.parent}/endpoints", "endpoints"))
+    except T2IError:
+        return RemoteError(
+            f"There is no endpoint {number} {there}.", hint="`t2i remote list` shows what there is."
+        )
+    names = [f"{e['name'].split('/')[-1]} ({e.get('displayName', '')})" for e in found[:_SHOWN]]
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    have = f"; there is {', '.join(names)}{more}" if names else ", nor any other"
+    return RemoteError(
+        f"There is no endpoint {number} {there}{have}.",
+        hint="--endpoint names one; `t2i remote deploy` makes one.",
+    )
+
+
+def _same(one: str, other: str) -> bool:
+    spec = catalog.find(one)
+    names = {one, spec.name, spec.repo or one} if spec else {one}
+    if other.endswith("…"):
+        # A label has no room for a long name, and ends it with an ellipsis.
+        return any(name.startswith(other[:-1]) for name in names)
+    return other in names

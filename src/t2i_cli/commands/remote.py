@@ -1,0 +1,260 @@
+"""`t2i remote`: a Vertex AI endpoint, from its deployment to its end."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2i_cli import options
+from t2i_cli.commands import remote_build, remote_deploy, remote_generate
+from t2i_cli.console import console
+from t2i_cli.errors import InputError, RemoteError, T2IError
+from t2i_cli.options import ApiEndpointOpt, JsonOpt, ProjectOpt, QuietOpt, RegionOpt
+
+if TYPE_CHECKING:
+    from t2i_cli.vertex.lifetime import Cloud
+    from t2i_cli.vertex.survey import Deployment, Survey
+
+app = typer.Typer(
+    help="A Vertex AI endpoint: deploy it, use it, see what it costs, take it down.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.command()(remote_deploy.deploy)
+app.command()(remote_generate.generate)
+app.command(context_settings={"allow_interspersed_args": False})(remote_deploy.run)
+app.command()(remote_build.build)
+
+_ASKING = {"deploy", "run", "list", "status", "down", "reap", "cost"}
+EndpointArg = Annotated[
+    str | None,
+    typer.Argument(metavar="ENDPOINT", help="Its name, number or full name. [default: in use]"),
+]
+BucketFlag = Annotated[bool, typer.Option("--bucket", help="Remove its weights there as well.")]
+
+
+@app.callback()
+def remote(context: typer.Context) -> None:
+    """Warn of every remembered endpoint past its TTL; some commands ask Google instead."""
+    from t2i_cli.vertex import known
+
+    if context.invoked_subcommand in _ASKING:
+        return
+    for one in known.all_known():
+        if one.expires and one.expires < time.time():
+            console.warn(
+                f"{one.name} is past its TTL and may still be paid for; "
+                "`t2i remote reap` removes it."
+            )
+
+
+@app.command("list")
+def list_(
+    project: ProjectOpt = None,
+    region: RegionOpt = None,
+    api_endpoint: ApiEndpointOpt = None,
+    json: JsonOpt = False,
+) -> None:
+    """List every endpoint that t2i made here, what it did and what it cost so far."""
+    console.configure(json=json)
+    from t2i_cli.vertex import hardware, report
+
+    with _surveyed(project, region, api_endpoint) as (cloud, found):
+        prices = hardware.prices()
+        lines = [report.line(one, cloud.rest, prices) for one in found.deployments.values()]
+    if json:
+        for line in lines:
+            console.result_json(line.to_json())
+        return
+    if not lines:
+        console.note("There is nothing of t2i's here.")
+        return
+    for row in report.table(lines):
+        console.result(row)
+    console.note(f"Prices are estimates (table: {prices.date}).")
+
+
+@app.command()
+def status(
+    endpoint: EndpointArg = None,
+    project: ProjectOpt = None,
+    region: RegionOpt = None,
+    api_endpoint: ApiEndpointOpt = None,
+    json: JsonOpt = False,
+) -> None:
+    """Tell all about one endpoint; exit 0 if a model is deployed on it."""
+    console.configure(json=json)
+    from t2i_cli.vertex import hardware, operations, report
+
+    with _surveyed(project, region, api_endpoint) as (cloud, found):
+        one = _named(found, endpoint)
+        line = report.line(one, cloud.rest, hardware.prices())
+        record = line.to_json() | {"parts": one.parts(), "under_way": False, "log": None}
+        if line.endpoint:
+            under_way = operations.pending(cloud.rest, line.endpoint)
+            record |= {
+                "under_way": under_way is not None,
+                "log": operations.log_link(cloud.rest, line.endpoint),
+            }
+    if json:
+        console.result_json(record)
+    else:
+        for key, value in record.items():
+            for each in value if isinstance(value, list) else [value]:
+                console.result(f"{key.replace('_', ' ')}: {'?' if each is None else each}")
+    if line.state != "deployed":
+        raise typer.Exit(RemoteError.exit_code)
+
+
+@app.command()
+def use(
+    endpoint: Annotated[str, typer.Argument(help="Its name, number or full name.")],
+    project: ProjectOpt = None,
+    region: RegionOpt = None,
+    api_endpoint: ApiEndpointOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Have `--backend vertex` use this endpoint from now on; it need not be of t2i's making."""
+    console.configure(json=json, quiet=quiet)
+    from t2i_cli.vertex import lifetime, using
+
+    with lifetime.connected(
+        project=project, region=region, api_endpoint=api_endpoint, endpoint=endpoint
+    ) as cloud:
+        found = using.use(endpoint, cloud.rest)
+    if json:
+        console.result_json({"endpoint": found.name, "dns": found.dns, "model": found.model})
+    else:
+        console.result(found.name)
+
+
+@app.command()
+def down(
+    endpoint: EndpointArg = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every endpoint that t2i made here.")] = False,
+    bucket: BucketFlag = False,
+    project: ProjectOpt = None,
+    region: RegionOpt = None,
+    api_endpoint: ApiEndpointOpt = None,
+    yes: options.YesOpt = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Undeploy and delete an endpoint and its model, and look whether they are gone."""
+    console.configure(json=json, quiet=quiet)
+    if all_ and endpoint:
+        raise InputError("Give an endpoint or --all, not both.")
+    with _surveyed(project, region, api_endpoint) as (cloud, found):
+        chosen = list(found.deployments.values()) if all_ else [_named(found, endpoint)]
+        if all_ and chosen and not yes:
+            console.confirm(f"Remove {', '.join(f'{c.name} (by {c.labels.by})' for c in chosen)}?")
+        _remove(cloud, found, chosen, artifacts=bucket)
+
+
+@app.command()
+def reap(
+    bucket: Annotated[
+        str | None, typer.Option("--bucket", help="Look into this bucket as well.")
+    ] = None,
+    project: ProjectOpt = None,
+    region: RegionOpt = None,
+    api_endpoint: ApiEndpointOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Remove whatever is past its TTL, weights in the bucket included; made for cron."""
+    console.configure(json=json, quiet=quiet)
+    with _surveyed(project, region, api_endpoint, bucket, warn=False) as (cloud, found):
+        _remove(cloud, found, found.overdue(cloud.rest.now()), artifacts=True, bucket=bucket)
+
+
+@app.command()
+def cost(
+    project: ProjectOpt = None,
+    region: RegionOpt = None,
+    api_endpoint: ApiEndpointOpt = None,
+    json: JsonOpt = False,
+) -> None:
+    """Estimate what t2i's endpoints cost: an hour, a day, so far."""
+    console.configure(json=json)
+    from t2i_cli.vertex import hardware, report
+
+    with _surveyed(project, region, api_endpoint) as (cloud, found):
+        prices = hardware.prices()
+        bill = report.bill(found, cloud.rest, prices)
+    if json:
+        console.result_json(bill.to_json())
+        return
+    for text in bill.text():
+        console.result(text)
+
+
+def _remove(
+    cloud: "Cloud",
+    found: "Survey",
+    chosen: "list[Deployment]",
+    *,
+    artifacts: bool,
+    bucket: str | None = None,
+) -> None:
+    """Remove these; the first failure is raised at the end."""
+    from t2i_cli.vertex import teardown
+
+    failures: list[T2IError] = []
+    for one in chosen:
+        try:
+            teardown.remove(cloud.rest, one, console.note, artifacts=artifacts, bucket=bucket)
+        except T2IError as error:
+            failures.append(error)
+            if len(chosen) > 1:
+                console.warn(error.message)
+    if artifacts:
+        teardown.empty_buckets(cloud.rest, found, console.note)
+    for sentence in found.unseen:
+        console.detail(sentence)
+    if failures:
+        raise failures[0]
+    names = [one.name for one in chosen]
+    if console.json:
+        console.result_json({"removed": names})
+    else:
+        console.note(f"Removed: {', '.join(names)}." if names else "There was nothing to remove.")
+
+
+def _named(found: "Survey", endpoint: str | None) -> "Deployment":
+    """The deployment that is meant: named, or in use, or the only one."""
+    from t2i_cli import settings
+    from t2i_cli.vertex import known, survey
+
+    current = known.current()
+    wanted = endpoint or settings.get("vertex_endpoint") or (current and current.name)
+    if wanted:
+        return survey.named(found, wanted)
+    if len(found.deployments) == 1:
+        return next(iter(found.deployments.values()))
+    raise InputError(
+        "Which endpoint is meant?",
+        hint=f"Of t2i's there is: {', '.join(found.deployments) or 'none'}.",
+    )
+
+
+@contextmanager
+def _surveyed(
+    project: str | None,
+    region: str | None,
+    api_endpoint: str | None,
+    bucket: str | None = None,
+    *,
+    warn: bool = True,
+) -> "Iterator[tuple[Cloud, Survey]]":
+    """A connection and all that t2i made there, with a warning of what is past its TTL."""
+    from t2i_cli.vertex import lifetime, survey
+
+    with lifetime.connected(project=project, region=region, api_endpoint=api_endpoint) as cloud:
+        found = survey.everything(cloud.rest, bucket)
+        if warn:
+            survey.warn_overdue(found.overdue(cloud.rest.now()), console.warn)
+        yield cloud, found

@@ -1,0 +1,50 @@
+"""`t2i remote build` and `t2i remote package`: what an endpoint can serve with."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2i_cli import options
+from t2i_cli.console import console
+from t2i_cli.options import JsonOpt, ProjectOpt, QuietOpt, RegionOpt
+
+
+def build(
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image", help="Its name. [default: REGION-docker.pkg.dev/PROJECT/t2i/t2i:VERSION]"
+        ),
+    ] = None,
+    builder: Annotated[
+        str | None,
+        typer.Option("--with", help="docker or cloud-build. [default: what is there]"),
+    ] = None,
+    bake: Annotated[
+        str | None,
+        typer.Option("--bake", help="Put this model's weights into the image.", metavar="MODEL"),
+    ] = None,
+    project: ProjectOpt = None,
+    region: RegionOpt = None,
+    dry_run: options.DryRunOpt = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Build the image of t2i's server, and push it to where Vertex AI finds it."""
+    console.configure(json=json, quiet=quiet)
+    from t2i_cli import settings
+    from t2i_cli.vertex import build as building
+
+    image = settings.pick("vertex_image", image) if image else None
+    found = building.plan(image, builder, bake, building.where(project, region))
+    if dry_run:
+        for command in found.commands(Path("CONTEXT")):
+            console.result(" ".join(command))
+        return
+    building.run(found)
+    if json:
+        console.result_json({"image": found.image, "builder": found.builder})
+    else:
+        console.result(found.image)
+        console.note(f"`t2i config set vertex_image {found.image}` has deployments use it.")

@@ -1,0 +1,216 @@
+"""`t2i serve`: the API, the page, and what Vertex runs in its container."""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2i_cli import options, settings
+from t2i_cli.console import console
+from t2i_cli.errors import InputError
+from t2i_cli.server.options import KEY_VARIABLE, Limits, ServerOptions
+
+if TYPE_CHECKING:
+    import socket
+
+    from t2i_cli.events import OnEvent
+    from t2i_cli.server.vertex import Container
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 7860
+_USUAL = Limits()
+
+
+def serve(
+    model: options.ModelOpt = None,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help=f"Address; others than loopback need a key. [{DEFAULT_HOST}]"),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, help=f"0 finds a free one. [{DEFAULT_PORT}]"),
+    ] = None,
+    uds: Annotated[
+        Path | None,
+        typer.Option("--uds", help="Unix socket, in a folder of your own, in place of a port."),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help="File with the key that clients need; or T2I_API_KEY."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", help="Host name to answer to, or *; may be repeated."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", help="Site whose pages may ask; may be repeated."),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option("--queue", min=0, help="Jobs that may wait; more get 429.")
+    ] = _USUAL.queue,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Waiting images that may share a pass.")
+    ] = _USUAL.max_batch,
+    request_timeout: Annotated[
+        float,
+        typer.Option("--request-timeout", min=0.001, help="Seconds for a job, waiting too."),
+    ] = _USUAL.timeout or 0.0,
+    max_images: Annotated[
+        int, typer.Option("--max-images", min=1, help="Images that one job may ask for.")
+    ] = _USUAL.images,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Width times height of an image, at most.")
+    ] = _USUAL.pixels,
+    max_steps: Annotated[
+        int, typer.Option("--max-steps", min=1, help="Denoising steps of an image, at most.")
+    ] = _USUAL.steps,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write every prompt to stderr.")
+    ] = False,
+    backend: options.BackendOpt = None,
+    url: options.UrlOpt = None,
+    dialect: options.DialectOpt = None,
+    endpoint: options.EndpointOpt = None,
+    project: options.ProjectOpt = None,
+    region: options.RegionOpt = None,
+    api_endpoint: options.ApiEndpointOpt = None,
+    serving: options.ServingOpt = None,
+    retries: options.RetriesOpt = None,
+    timeout: options.TimeoutOpt = None,
+    concurrency: options.ConcurrencyOpt = None,
+    device: options.DeviceOpt = None,
+    dtype: options.DtypeOpt = None,
+    memory: options.MemoryOpt = None,
+    attention_slicing: options.AttentionSlicingOpt = None,
+    clear_cache: options.ClearCacheOpt = False,
+    revision: options.RevisionOpt = None,
+    trust_remote_code: options.TrustRemoteCodeOpt = False,
+    no_safety_checker: options.NoSafetyCheckerOpt = False,
+    offline: options.OfflineOpt = False,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+    verbose: options.VerboseOpt = False,
+) -> None:
+    """Serve a model over HTTP: OpenAI's images API, a page at /, and more; see /docs."""
+    console.configure(json=json, quiet=quiet, verbose=verbose)
+    if offline:
+        settings.go_offline()
+    key = _key(api_key_file)
+    container, listening = _place(host, port, uds, key)
+    from t2i_cli.backends.choice import choose
+    from t2i_cli.server.app import create_app
+    from t2i_cli.server.engine import Engine
+    from t2i_cli.server.serving import ServerLog, serve
+
+    local = (settings.pick("backend", backend) or "local") == "local"
+    made = choose(
+        backend=backend,
+        url=url,
+        dialect=dialect,
+        endpoint=endpoint,
+        project=project,
+        region=region,
+        api_endpoint=api_endpoint,
+        serving=serving,
+        retries=retries,
+        timeout=timeout,
+        concurrency=concurrency,
+        device=device,
+        dtype=dtype,
+        memory=memory,
+        attention_slicing=attention_slicing,
+        clear_cache=clear_cache,
+        trust_remote_code=trust_remote_code,
+        no_safety_checker=no_safety_checker,
+        offline=offline,
+        # This machine finds out how many images a pass should have.
+        batch_size=None if local else 1,
+    )
+    limits = Limits(
+        queue=queue,
+        max_batch=max_batch,
+        timeout=request_timeout,
+        images=max_images,
+        pixels=max_pixels,
+        steps=max_steps,
+    )
+    access = ServerOptions(
+        api_key=key,
+        allowed_hosts=tuple(allowed_host or ()),
+        cors_origins=tuple(cors_origin or ()),
+        container=container,
+    )
+    engine = Engine(made, _model(model, container), limits, revision=revision)
+    with listening as listener, console.owned_stdout(), ServerLog(console, log_prompts) as log:
+        engine.line.observers.append(log)
+        app = create_app(engine, access)
+        serve(app, engine, listener, on_ready=lambda: _announce(listener, engine.spec.name))
+
+
+def _key(file: Path | None) -> str | None:
+    """The key from the file or the environment; raises InputError for one that cannot be sent."""
+    source = str(file) if file else KEY_VARIABLE
+    try:
+        key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(KEY_VARIABLE)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the key in '{file}': {error}.") from error
+    if key is None:
+        return None
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise InputError(f"{source} holds no key: letters, digits and signs, without spaces.")
+    return key
+
+
+def _place(
+    host: str | None, port: int | None, uds: Path | None, key: str | None
+) -> "tuple[Container | None, AbstractContextManager[socket.socket]]":
+    """What Vertex said, if it runs this, and the socket to be; raises InputError."""
+    from t2i_cli.server import serving
+    from t2i_cli.server.vertex import Container
+
+    if container := Container.find(os.environ):
+        return container, serving.listen("0.0.0.0", container.port)  # noqa: S104 - Vertex's demand
+    if uds is not None:
+        if host is not None or port is not None:
+            raise InputError("Give --uds, or --host and --port.", field="uds")
+        return None, serving.listen_unix(uds)
+    host = host or DEFAULT_HOST
+    if key is None and not serving.is_loopback(host):
+        raise InputError(
+            f"Others can reach {host}: that needs a key.",
+            hint=f"Set {KEY_VARIABLE} or give --api-key-file, or listen on {DEFAULT_HOST}.",
+            field="host",
+        )
+    return None, serving.listen(host, DEFAULT_PORT if port is None else port)
+
+
+def _model(
+    option: str | None, container: "Container | None"
+) -> "str | None | Callable[[OnEvent], str]":
+    """What to serve: the option or the setting, or what Vertex has laid there."""
+    named = option or settings.get("model")
+    uri = container.storage_uri if container else None
+    if named or uri is None:
+        return named
+    from t2i_cli.server import artifacts
+
+    return lambda on_event: str(artifacts.fetch(uri, on_event))
+
+
+def _announce(listener: "socket.socket", model: str) -> None:
+    """Say where the model is served, on standard output."""
+    address = listener.getsockname()
+    if isinstance(address, str):
+        where = f"unix:{address}"
+    else:
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        where = f"http://{host}:{address[1]}"
+    if console.json:
+        console.result_json({"url": where, "model": model})
+    else:
+        console.result(where)

@@ -1,0 +1,40 @@
+"""`t2i worker`: the process that keeps a model warm."""
+
+import typer
+
+from t2i_cli.console import console
+from t2i_cli.options import JsonOpt, QuietOpt
+
+app = typer.Typer(
+    help="See and end the process that keeps a model warm.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def status(json: JsonOpt = False) -> None:
+    """Say whether a worker runs, with which model, and how long it stays."""
+    console.configure(json=json)
+    from t2i_cli.worker import care
+
+    found = care.status()
+    if json:
+        console.result_json(found.to_json())
+    else:
+        console.result(found.sentence())
+
+
+@app.command()
+def stop(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
+    """End the worker, after the image that it is at."""
+    console.configure(json=json, quiet=quiet)
+    from t2i_cli.worker import care
+
+    pid = care.stop()
+    if json:
+        console.result_json({"stopped": pid is not None, "pid": pid})
+    elif pid is None:
+        console.note("No worker runs.")
+    else:
+        console.note(f"The worker (process {pid}) has ended.")

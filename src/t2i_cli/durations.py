@@ -1,0 +1,23 @@
+"""Durations as people write them: `90s`, `10m`, `1h30m`, `2d`; `0` needs no unit."""
+
+import re
+
+_FORM = re.compile(r"(?=\d)(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
+_UNITS = (86_400, 3_600, 60, 1)
+
+
+def parse(text: str) -> int | None:
+    """The duration in seconds, or None where the text is none: a unit is always named."""
+    match = _FORM.fullmatch("0s" if text == "0" else text)
+    if match is None:
+        return None
+    return sum(int(number or 0) * unit for number, unit in zip(match.groups(), _UNITS, strict=True))
+
+
+def spoken(seconds: float) -> str:
+    """The duration in the form that `parse` reads, in whole seconds."""
+    left, parts = round(seconds), []
+    for letter, unit in zip("dhms", _UNITS, strict=True):
+        count, left = divmod(left, unit)
+        parts.append(f"{count}{letter}" if count else "")
+    return "".join(parts) or "0s"

@@ -1,0 +1,229 @@
+"""The served model: what it takes, whether it is ready, and the jobs it works on."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from t2i_cli.backends import Backend
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import (
+    InputError,
+    ModelError,
+    OutOfMemoryError,
+    T2IError,
+    TerminatedError,
+)
+from t2i_cli.events import Event, OnEvent
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.server.jobs import Job
+from t2i_cli.server.line import Line
+from t2i_cli.server.options import Limits
+
+FORCED = 5.0
+"""Seconds that a cancelled pass has to end in, when the server stops; mostly it takes one step."""
+_REMEMBERED = 1000
+"""Kinds of requests about which the backend need not be asked again: that takes a millisecond."""
+
+
+class NotServedError(ModelError):
+    """A request names another model than the one that is served."""
+
+
+class Engine:
+    """Serves one model of a backend. All of it is on the event loop, but for the backend's work.
+
+    `model` is a name, as `--model` takes it, or a function that finds it and may take its time.
+    `spec` is there once `start()` has described it; `ready` says that it can serve. Jobs are taken
+    before that, and hear of its loading. `failure` is what kept it from starting. Without `load`
+    the first job loads the model, as its own request needs it.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: str | None | Callable[[OnEvent], str],
+        limits: Limits | None = None,
+        *,
+        revision: str | None = None,
+        load: bool = True,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.ready = self.stopping = False
+        self.failure: T2IError | None = None
+        self.spec: ModelSpec
+        self.line = Line(backend, self.limits)
+        self._backend = backend
+        self._model = model
+        self._revision = revision
+        self._load_first = load
+        self._names: set[str | None] = {None}
+        self._checked: set[tuple[object, ...]] = set()
+        self._known = asyncio.Event()
+        self._latest: Event | None = None
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Jobs of which nothing has begun."""
+        return self.line.waiting
+
+    @property
+    def running(self) -> int:
+        """Images that are being made."""
+        return self.line.running
+
+    @property
+    def idle_since(self) -> float | None:
+        """`time.monotonic()` since when nothing is asked for; `None` while something is."""
+        return self.line.idle_since
+
+    def job(self, id: str) -> Job | None:
+        """The job of that id, while it is unfinished."""
+        return self.line.jobs.get(id)
+
+    async def start(self) -> None:
+        """Describe the model, load it, and be ready. Raises T2IError, which waiting jobs get."""
+        try:
+            self.spec = await self.line.in_thread(self._describe)
+            self._names |= {self.spec.name, self.spec.repo}
+            self._known.set()
+            if self._load_first:
+                await self.line.in_thread(self._load)
+        except T2IError as error:
+            self.failure = error
+            self._known.set()
+            self._fail(list(self.line.jobs.values()), error)
+            raise
+        self.ready = not self.stopping
+        self.line.open()
+
+    async def stop(self, grace: float) -> bool:
+        """Take nothing more, refuse what waits, and give what has begun `grace` seconds.
+
+        Then it is given up; returns whether anything was. Called again, it hurries with less grace.
+        """
+        self.stopping, self.ready = True, False
+        self._known.set()
+        self._fail([job for job in self.line.jobs.values() if not job.begun], _stopping())
+        await self.line.empty(grace)
+        left = list(self.line.jobs.values())
+        self._fail(left, _stopping())
+        ended = await self.line.empty(FORCED)
+        if not self._closed:
+            self._closed = True
+            with suppress(TimeoutError):
+                if ended:
+                    await asyncio.wait_for(self.line.in_thread(self._backend.close), FORCED)
+            self.line.shut()
+        return bool(left)
+
+    async def described(self) -> ModelSpec:
+        """The model, once it is described; raises T2IError if that failed."""
+        await self._known.wait()
+        self._refuse()
+        return self.spec
+
+    def check_model(self, model: str | None, revision: str | None = None) -> None:
+        """Raise NotServedError if that is not what is served: it is a name here, never a path."""
+        if model not in self._names:
+            raise NotServedError(
+                f"This server does not serve {model!r}.",
+                hint="Leave the model away for the one that it serves.",
+            )
+        if revision not in (None, self.spec.revision):
+            raise NotServedError(f"This server does not serve the revision {revision!r}.")
+
+    async def settle(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        lenient: bool = False,
+        on_note: Callable[[str], None] = lambda _: None,
+    ) -> list[ResolvedRequest]:
+        """The requests with all settled; raises T2IError for what is wrong with any of them.
+
+        Waits until the model is described.
+        """
+        spec = await self.described()
+        if not 1 <= len(requests) <= self.limits.images:
+            raise InputError(
+                f"A job takes 1 to {self.limits.images} images, not {len(requests)}.", field="n"
+            )
+        settled = []
+        for number, request in enumerate(requests):
+            self.check_model(request.model, request.revision)
+            plain = replace(request, model=None, revision=None)
+            # What is left out is mostly the same for all of them, and said once.
+            say = on_note if number == 0 else lambda _: None
+            try:
+                settled.append(resolve(plain, spec, lenient=lenient, on_note=say))
+            except InputError as error:
+                error.hint = None  # it speaks of the command line
+                raise
+            self._check_limits(settled[-1])
+        for kind, one in {request.kind(): request for request in settled}.items():
+            if kind not in self._checked:
+                # Memory is seen to when the pass begins, which has it to itself.
+                with suppress(OutOfMemoryError):
+                    await asyncio.to_thread(self._backend.check, one)
+                self._checked.add(kind)
+        while len(self._checked) > _REMEMBERED:
+            self._checked.pop()
+        return settled
+
+    def submit(self, requests: Sequence[ResolvedRequest], *, previews: int = 0) -> Job:
+        """Have settled requests wait for their turn; `previews` are wanted of each at most.
+
+        Raises BusyError when the queue is full, TerminatedError when the server is stopping.
+        """
+        self._refuse()
+        job = Job(requests, previews, self.line.forget)
+        self.line.add(job)
+        if self.limits.timeout is not None:
+            job.expire(self.limits.timeout)
+        if not self.ready and self._latest:
+            job.tell(self._latest)
+        return job
+
+    def _refuse(self) -> None:
+        if self.failure:
+            raise self.failure
+        if self.stopping:
+            raise _stopping()
+
+    def _describe(self) -> ModelSpec:
+        """Find the model, and where it is to run."""
+        model = self._model(self._hear) if callable(self._model) else self._model
+        self._names.add(model)
+        asked = GenerateRequest(prompt="-", model=model, revision=self._revision)
+        spec = self._backend.describe(asked)
+        with suppress(OutOfMemoryError):
+            self._backend.check(resolve(asked, spec))
+        return spec
+
+    def _load(self) -> None:
+        self._backend.load(resolve(GenerateRequest(prompt="-"), self.spec), self._hear)
+
+    def _hear(self, event: Event) -> None:
+        """Tell of the model's loading: those who wait, and those who come meanwhile the latest."""
+        self._latest = event
+        self.line.tell(event)
+
+    def _fail(self, jobs: Sequence[Job], error: T2IError) -> None:
+        for job in jobs:
+            job.fail(error)
+
+    def _check_limits(self, request: ResolvedRequest) -> None:
+        if (request.width or 0) * (request.height or 0) > self.limits.pixels:
+            raise InputError(
+                f"{request.width}x{request.height} is more than the {self.limits.pixels:,} pixels "
+                "that this server makes.",
+                field="width",
+            )
+        if (request.steps or 0) > self.limits.steps:
+            raise InputError(f"This server takes at most {self.limits.steps} steps.", field="steps")
+
+
+def _stopping() -> TerminatedError:
+    return TerminatedError("The server is stopping.", hint="Try again in a moment.")

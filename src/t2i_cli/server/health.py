@@ -1,0 +1,97 @@
+"""Whether the server lives, whether it can serve, and its figures for Prometheus."""
+
+import time
+
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+from t2i_cli.server import wire
+from t2i_cli.server.engine import Engine
+from t2i_cli.server.jobs import Job, Observer
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+_IMAGES = (1, 2, 4, 8, 16, 32)
+
+
+def router(engine: Engine) -> APIRouter:
+    """GET /healthz, /readyz and /metrics."""
+    api = APIRouter(tags=["health"])
+    registry = _registry(engine)
+
+    @api.get("/healthz")
+    async def healthz() -> Response:
+        """200 while the process lives."""
+        return wire.json_response({"status": "alive"})
+
+    @api.get("/readyz", responses={503: {"description": "It loads, or it stops."}})
+    async def readyz() -> Response:
+        """200 while the model can serve."""
+        state = "ready" if engine.ready else "stopping" if engine.stopping else "loading"
+        return wire.json_response({"status": state}, 200 if engine.ready else 503)
+
+    @api.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus's text format."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return api
+
+
+class _Figures(Observer):
+    """What happens, counted."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refused = Counter(
+            "t2i_jobs_refused", "Jobs that found the queue full.", registry=registry
+        )
+        self._images = Counter(
+            "t2i_images",
+            "Images by outcome: made, or why not.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._job_seconds = Histogram(
+            "t2i_job_seconds",
+            "Seconds from a job's acceptance to its end.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._pass_images = Histogram(
+            "t2i_pass_images", "Images of a pass.", buckets=_IMAGES, registry=registry
+        )
+        self._pass_seconds = Histogram(
+            "t2i_pass_seconds", "Seconds of a pass.", buckets=_SECONDS, registry=registry
+        )
+
+    def refused(self) -> None:
+        self._refused.inc()
+
+    def ended(self, job: Job) -> None:
+        self._job_seconds.observe(time.monotonic() - job.accepted)
+        for outcome, images in job.tally.items():
+            self._images.labels(outcome).inc(images)
+
+    def passed(self, images: int, seconds: float) -> None:
+        self._pass_images.observe(images)
+        self._pass_seconds.observe(seconds)
+
+
+def _registry(engine: Engine) -> CollectorRegistry:
+    """The engine's figures, from now on."""
+    registry = CollectorRegistry()
+    for name, text, value in (
+        ("t2i_jobs_waiting", "Jobs of which nothing has begun.", lambda: engine.waiting),
+        ("t2i_images_running", "Images that are being made.", lambda: engine.running),
+        ("t2i_ready", "1 while the model can serve.", lambda: engine.ready),
+    ):
+        Gauge(name, text, registry=registry).set_function(value)
+    engine.line.observers.append(_Figures(registry))
+    return registry

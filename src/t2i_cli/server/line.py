@@ -1,0 +1,263 @@
+"""The queue before the device: waiting jobs share passes of a backend, which one thread runs."""
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from threading import Event as Flag
+from typing import Any, TypeVar, cast
+
+from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.errors import DefectError, InputError, ModelError, QuotaError, T2IError
+from t2i_cli.events import Event, Measure, Preview, Sent, Step
+from t2i_cli.server.jobs import Job, Observer
+from t2i_cli.server.options import Limits
+
+LINGER = 0.03
+"""Of a shared pass's time: how long the next one waits for as many images, to be shared as well."""
+MAX_LINGER = 0.25
+"""Seconds."""
+MAX_RETRY_AFTER = 60
+"""Seconds."""
+
+T = TypeVar("T")
+Member = tuple[Job, int]
+"""A job and a position in it."""
+log = logging.getLogger(__name__)
+
+
+class BusyError(QuotaError):
+    """The queue is full; `retry_after` is how many seconds to wait."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("The server is busy: its queue is full.", hint="Try again in a moment.")
+        self.retry_after = retry_after
+
+
+@dataclass
+class _Pass:
+    """One call of the backend; `answered` are positions among its members."""
+
+    members: list[Member]
+    cancel: Flag = field(default_factory=Flag)
+    answered: set[int] = field(default_factory=set)
+    began: float = field(default_factory=time.monotonic)
+
+
+class Line:
+    """Jobs in the order they came. All of it is on the event loop, but for the passes."""
+
+    def __init__(self, backend: Backend, limits: Limits) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.idle_since: float | None = time.monotonic()
+        self.observers: list[Observer] = []
+        self._backend = backend
+        self._limits = limits
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="backend")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opened = False
+        self._queue: deque[Job] = deque()
+        self._alone: deque[Member] = deque()
+        self._pass: _Pass | None = None
+        self._last = 0.0
+        self._linger: asyncio.TimerHandle | None = None
+        self._linger_for = 0
+
+    @property
+    def waiting(self) -> int:
+        """Jobs of which nothing has begun."""
+        return sum(not job.begun for job in self._queue)
+
+    @property
+    def running(self) -> int:
+        """Images of the pass that runs."""
+        return len(self._pass.members) if self._pass else 0
+
+    @property
+    def _free(self) -> bool:
+        """Whether the device is free, or has nothing left that anyone waits for."""
+        return self._opened and (self._pass is None or all(j.done for j, _ in self._pass.members))
+
+    def open(self) -> None:
+        """Begin to work."""
+        self._opened = True
+        self._dispatch()
+
+    def add(self, job: Job) -> None:
+        """Have a job wait for its turn; raises BusyError where no more may wait."""
+        if self.waiting >= self._limits.queue + self._free:
+            left = self._last * (1 + self._images_waiting() // self._limits.max_batch)
+            for observer in self.observers:
+                observer.refused()
+            raise BusyError(retry_after=min(max(1, math.ceil(left)), MAX_RETRY_AFTER))
+        self.jobs[job.id] = job
+        for observer in self.observers:
+            observer.taken(job)
+        self._queue.append(job)
+        self.idle_since = None
+        self._dispatch()
+
+    def forget(self, job: Job) -> None:
+        """Give up the place of a job that ended; a pass that nobody waits for any more ends."""
+        if self.jobs.pop(job.id, None):
+            for observer in self.observers:
+                observer.ended(job)
+        if job in self._queue:
+            self._queue.remove(job)
+        if self._pass and self._free:
+            self._pass.cancel.set()
+        if not self.jobs:
+            self.idle_since = time.monotonic()
+
+    def tell(self, event: Event) -> None:
+        """Tell every job and observer, from any thread."""
+        self._post(self._tell, event)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What `work` returns, when it had its turn in the backend's thread."""
+        self._loop = asyncio.get_running_loop()
+        return await self._loop.run_in_executor(self._thread, work)
+
+    async def empty(self, seconds: float) -> bool:
+        """Whether no job is left, and no pass, within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while (self.jobs or self._pass) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        return not (self.jobs or self._pass)
+
+    def shut(self) -> None:
+        """Let go of the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _dispatch(self) -> None:
+        """Begin the next pass, if none runs and it is not worth waiting for company."""
+        if self._pass or not self._opened:
+            return
+        if self._linger and self._images_waiting() < self._linger_for:
+            return
+        self._stop_lingering()
+        if members := self._next_members():
+            self._pass = _Pass(members)
+            ending = asyncio.ensure_future(self.in_thread(partial(self._run, self._pass)))
+            ending.add_done_callback(partial(self._ended, self._pass))
+
+    def _next_members(self) -> list[Member]:
+        """The image that waited longest, and those like it, as many as one pass may have."""
+        while self._alone:
+            job, index = self._alone.popleft()
+            if not job.done:
+                return [(job, index)]
+        members: list[Member] = []
+        for job in list(self._queue):
+            for index in list(job.unbegun):
+                if len(members) == self._limits.max_batch:
+                    return members
+                if not members or job.requests[index].kind() == _kind(members[0]):
+                    members.append((job, index))
+                    job.unbegun.remove(index)
+            if not job.unbegun:
+                self._queue.remove(job)
+        return members
+
+    def _run(self, work: _Pass) -> None:
+        """Run the backend, in its thread."""
+        requests = [job.requests[index] for job, index in work.members]
+        previews = [job.previews for job, _ in work.members]
+        hear = partial(self._post, self._hear, work)
+        # Backends are generators; closing one lets it tidy up.
+        with closing(cast("Any", self._backend.run(requests, hear, work.cancel, previews))) as made:
+            for outcome in made:
+                self._post(self._take, work, outcome)
+
+    def _tell(self, event: Event) -> None:
+        for observer in self.observers:
+            observer.told(event)
+        for job in self.jobs.values():
+            job.tell(event)
+
+    def _post(self, call: Callable[..., object], *arguments: object) -> None:
+        """Have the event loop make a call."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _hear(self, work: _Pass, event: Event) -> None:
+        """Hand an event to the jobs it concerns, with the positions that are theirs."""
+        if isinstance(event, Preview):
+            job, index = work.members[event.index]
+            job.tell(replace(event, index=index))
+            return
+        if not isinstance(event, Step | Sent):
+            for job in dict.fromkeys(job for job, _ in work.members):
+                job.tell(event)
+            for observer in self.observers if isinstance(event, Measure) else ():
+                observer.told(event)
+            return
+        about: dict[Job, list[int]] = {}
+        for position in event.indices:
+            job, index = work.members[position]
+            about.setdefault(job, []).append(index)
+        for job, own in about.items():
+            job.tell(replace(event, indices=tuple(own)))
+
+    def _take(self, work: _Pass, outcome: GeneratedImage | Failure) -> None:
+        job, index = work.members[outcome.index]
+        work.answered.add(outcome.index)
+        if (
+            len(work.members) > 1
+            and isinstance(outcome, Failure)
+            and isinstance(outcome.error, InputError | ModelError | DefectError)
+        ):
+            # It may be a neighbour's fault: each is tried alone.
+            self._alone.append((job, index))
+            return
+        job.settle(replace(outcome, index=index))
+
+    def _ended(self, work: _Pass, ending: "asyncio.Future[None]") -> None:
+        """Answer what the backend left open, and go on with the next pass."""
+        if ending.cancelled():  # with the event loop
+            return
+        error: T2IError = DefectError("The backend ended before its work was done.")
+        if (raised := ending.exception()) is not None:
+            error = raised if isinstance(raised, T2IError) else self._defect(raised)
+        for position, (job, index) in enumerate(work.members):
+            if position not in work.answered:
+                request = job.requests[index]
+                self._take(work, Failure(index=position, request=request, error=error))
+        self._pass = None
+        self._last = time.monotonic() - work.began
+        for observer in self.observers:
+            observer.passed(len(work.members), self._last)
+        if len({job.id for job, _ in work.members}) > 1:
+            # Clients that had their images at the same time ask again at almost the same time.
+            self._linger_for = len(work.members)
+            pause = min(LINGER * self._last, MAX_LINGER)
+            self._linger = asyncio.get_running_loop().call_later(pause, self._linger_over)
+        self._dispatch()
+
+    def _linger_over(self) -> None:
+        self._stop_lingering()
+        self._dispatch()
+
+    def _stop_lingering(self) -> None:
+        if self._linger:
+            self._linger.cancel()
+        self._linger = None
+
+    def _images_waiting(self) -> int:
+        return len(self._alone) + sum(len(job.unbegun) for job in self._queue)
+
+    @staticmethod
+    def _defect(raised: BaseException) -> DefectError:
+        log.error("The backend met a bug.", exc_info=raised)
+        return DefectError("The server met a bug; its log has the details.")
+
+
+def _kind(member: Member) -> tuple[object, ...]:
+    job, index = member
+    return job.requests[index].kind()

@@ -1,0 +1,142 @@
+"""t2i's own dialect: whole requests in, everything that happens out as server-sent events."""
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+from PIL.Image import Image
+from pydantic import Field
+
+from t2i_cli import __version__, naming, schedulers
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import InputError
+from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Preview, Sent, Step
+from t2i_cli.naming import Format
+from t2i_cli.server import wire
+from t2i_cli.server.engine import Engine
+from t2i_cli.server.fields import Asked, Strict
+from t2i_cli.server.jobs import Job
+from t2i_cli.server.options import ServerOptions
+
+_NAMES: dict[type[Event], str] = {
+    Downloading: "downloading",
+    Loading: "loading",
+    Step: "step",
+    Sent: "sent",
+    Note: "note",
+    Measure: "measure",
+}
+"""Events that are told with all their fields."""
+
+
+class Body(Strict):
+    """Images to make in one job; `previews` of each at most."""
+
+    requests: Annotated[list[Asked], Field(min_length=1)]
+    lenient: bool = False
+    previews: Annotated[int, Field(ge=0, le=100)] = 0
+    format: Format = "png"
+
+
+def router(engine: Engine, options: ServerOptions) -> APIRouter:
+    """GET /t2i/v1/model, POST /t2i/v1/generate and /t2i/v1/jobs/ID/cancel."""
+    api = APIRouter(prefix="/t2i/v1", tags=["t2i"])
+
+    @api.get("/model")
+    async def model() -> Response:
+        """The served model: its own settings, and what it takes."""
+        spec = await engine.described()
+        return wire.json_response(
+            _described(spec)
+            | {"limits": asdict(engine.limits), "auth": options.api_key is not None}
+        )
+
+    @api.post(
+        "/generate",
+        response_class=Response,
+        responses={200: {"content": {"text/event-stream": {}}}},
+    )
+    async def generate(body: Body) -> Response:
+        """Make images: `accepted`, then what happens, an `image` or `failure` each, and `done`."""
+        notes: list[str] = []
+        asked = [one.request() for one in body.requests]
+        requests = await engine.settle(asked, lenient=body.lenient, on_note=notes.append)
+        job = engine.submit(requests, previews=body.previews)
+        return wire.stream(job, _events(engine, job, notes, body.format))
+
+    @api.post("/jobs/{id}/cancel", status_code=204)
+    async def cancel(id: str) -> Response:
+        """Give up what is unfinished of a job."""
+        job = engine.job(id)
+        if job is None:
+            error = InputError(f"There is no unfinished job {id!r}.", field="job")
+            return wire.json_response({"error": error.to_json()}, 404)
+        job.cancel()
+        return Response(status_code=204)
+
+    return api
+
+
+def _described(spec: ModelSpec) -> dict[str, object]:
+    return {
+        "name": spec.name,
+        "repo": spec.repo,
+        "revision": spec.revision,
+        "steps": spec.steps,
+        "guidance_scale": spec.guidance_scale,
+        "width": spec.width,
+        "height": spec.height,
+        "multiple": spec.multiple,
+        "negative_prompt": spec.negative_prompt,
+        "guidance": spec.guidance_argument is not None,
+        "schedulers": schedulers.valid_names(spec.flow) if spec.flow is not None else [],
+        "refuses": [field for field, _ in spec.refuses],
+        "formats": list(naming.EXTENSIONS),
+        "version": __version__,
+    }
+
+
+async def _events(
+    engine: Engine, job: Job, notes: Sequence[str], format: Format
+) -> AsyncIterator[bytes]:
+    """The job as server-sent events."""
+    requests = [request.to_json() for request in job.requests]
+    yield wire.sse("accepted", {"job": job.id, "requests": requests, "waiting": engine.waiting})
+    for note in notes:
+        yield wire.sse("note", {"message": note})
+    images = 0
+    async for message in wire.beating(job):
+        match message:
+            case None:
+                yield wire.PING
+            case GeneratedImage():
+                images += 1
+                data = base64.b64encode(await wire.encode(message, format)).decode()
+                width, height = message.size
+                told = {"index": message.index, "format": format, "image": data}
+                told |= {"width": width, "height": height}
+                yield wire.sse("image", told | wire.echo(message))
+            case Failure(index=index, error=error):
+                request = requests[index]
+                yield wire.sse(
+                    "failure", {"index": index, "request": request, "error": error.to_json()}
+                )
+            case Preview(index=index, step=step, steps=steps, image=image):
+                shown = await asyncio.to_thread(_data_url, image)
+                yield wire.sse(
+                    "preview", {"index": index, "step": step, "steps": steps, "image": shown}
+                )
+            case _:
+                yield wire.sse(_NAMES[type(message)], asdict(message))
+    yield wire.sse("done", {"images": images, "failures": len(requests) - images})
+
+
+def _data_url(image: Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

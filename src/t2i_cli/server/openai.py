@@ -1,0 +1,236 @@
+"""OpenAI's dialect: /v1/images/generations and /v1/models, as its own client speaks them.
+
+The fields that open servers share (negative_prompt, num_inference_steps, guidance_scale,
+true_cfg_scale, seed) and t2i's `scheduler` are taken beside OpenAI's; every image tells under
+`t2i` what made it.
+"""
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from PIL.Image import Image
+from pydantic import Field, model_validator
+
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import InputError, T2IError
+from t2i_cli.events import Preview
+from t2i_cli.naming import Format
+from t2i_cli.request import GenerateRequest, parse_size, with_seeds
+from t2i_cli.server import wire
+from t2i_cli.server.engine import Engine
+from t2i_cli.server.fields import Strict
+from t2i_cli.server.images import ImageStore
+from t2i_cli.server.jobs import Job
+from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.predict import IMAGE
+
+_PARAMS = {"steps": "num_inference_steps", "width": "size", "height": "size", "count": "n"}
+"""OpenAI's names, and the open servers', for fields that t2i calls otherwise."""
+_NO_TOKENS = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+"""OpenAI's client expects a usage of every streamed image; here nothing is counted in tokens."""
+
+
+class GenerationBody(Strict):
+    """OpenAI's fields, in the values that can be honoured here, and the open servers'."""
+
+    prompt: str
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=10)] = 1
+    size: str = "auto"
+    quality: Literal["auto", "standard"] = "auto"
+    background: Literal["auto", "opaque"] = "auto"
+    moderation: Literal["auto"] = "auto"
+    output_format: Format = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    stream: bool = False
+    partial_images: Annotated[int, Field(ge=0, le=3)] = 0
+    user: str | None = None
+    safety_identifier: str | None = None
+    negative_prompt: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    seed: int | None = None
+    scheduler: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: object) -> object:
+        # OpenAI has null mean the default, for any field.
+        if isinstance(value, dict):
+            return {name: one for name, one in value.items() if one is not None}
+        return value
+
+    def request(self, spec: ModelSpec) -> GenerateRequest:
+        """What it asks of the model for each image; raises InputError on what it cannot have."""
+        if self.output_compression is not None and self.output_format == "png":
+            raise InputError("A PNG is exact; JPEG and WebP compress.", field="output_compression")
+        if self.partial_images and not self.stream:
+            raise InputError("Partial images need stream.", field="partial_images")
+        if self.stream and self.response_format == "url":
+            raise InputError("A stream carries images, no links.", field="response_format")
+        width, height = (None, None) if self.size == "auto" else parse_size(self.size)
+        return GenerateRequest(
+            prompt=self.prompt,
+            model=self.model,
+            negative_prompt=self.negative_prompt,
+            seed=self.seed,
+            steps=self.num_inference_steps,
+            guidance_scale=self._guidance(spec),
+            scheduler=self.scheduler,
+            width=width,
+            height=height,
+        )
+
+    def _guidance(self, spec: ModelSpec) -> float | None:
+        """The guidance by either name; the second is for models whose pipeline has it so."""
+        if self.true_cfg_scale is None:
+            return self.guidance_scale
+        if spec.guidance_argument != "true_cfg_scale":
+            raise InputError(f"{spec.name} takes no true_cfg_scale.", field="true_cfg_scale")
+        if self.guidance_scale not in {None, self.true_cfg_scale}:
+            raise InputError(
+                "guidance_scale and true_cfg_scale differ; give one.", field="guidance_scale"
+            )
+        return self.true_cfg_scale
+
+
+def error_body(error: T2IError, status: int) -> dict[str, object]:
+    """OpenAI's error object, with t2i's own code, and its hint in an extra field."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    field = getattr(error, "field", None)
+    return {
+        "error": {
+            "message": error.message,
+            "type": kind,
+            "param": _PARAMS.get(field, field) if field else None,
+            "code": error.code,
+            "hint": error.hint,
+        }
+    }
+
+
+def router(engine: Engine, options: ServerOptions) -> APIRouter:
+    """POST /v1/images/generations, GET /v1/images/files/NAME, GET /v1/models and /v1/models/ID."""
+    api = APIRouter(prefix="/v1", tags=["openai"])
+    store = ImageStore()
+    created = int(time.time())
+
+    @api.post("/images/generations", responses={200: {"content": {"text/event-stream": {}}}})
+    async def generate(body: GenerationBody, request: Request) -> Response:
+        """Make images; with `stream`, server-sent events that show them on their way."""
+        asked = body.request(await engine.described())
+        settled = await engine.settle([asked] * body.n)
+        seeds = [] if body.seed is None else [body.seed]
+        job = engine.submit(with_seeds(settled[0], seeds, body.n), previews=body.partial_images)
+        if body.stream:
+            return wire.stream(job, _events(job, body))
+        images = await wire.images(request, job)
+        return wire.json_response(
+            {
+                "created": int(time.time()),
+                "background": "opaque",
+                "output_format": body.output_format,
+                "size": _size(images[0].image),
+                "data": [await entry(image, body, request) for image in images],
+            }
+        )
+
+    async def entry(
+        generated: GeneratedImage, body: GenerationBody, request: Request
+    ) -> dict[str, object]:
+        data = await _encoded(generated, body)
+        if body.response_format == "b64_json":
+            place = {"b64_json": base64.b64encode(data).decode()}
+        else:
+            name = store.put(data, body.output_format)
+            place = {"url": str(request.url_for("image", name=name))}
+        return place | {"t2i": wire.echo(generated)}
+
+    @api.get("/images/files/{name}", response_class=Response, responses={200: IMAGE})
+    async def image(name: str) -> Response:
+        """An image that a `url` leads to, while it is kept."""
+        if (found := store.get(name)) is None:
+            raise HTTPException(404, "there is no such image, or it has expired")
+        stored, left = found
+        headers = {"Cache-Control": f"private, max-age={int(left)}"}
+        return Response(stored.data, media_type=f"image/{stored.format}", headers=headers)
+
+    @api.get("/models")
+    async def models() -> Response:
+        """The one model that is served."""
+        return wire.json_response({"object": "list", "data": [_model(await engine.described())]})
+
+    @api.get("/models/{id:path}")
+    async def model(id: str) -> Response:
+        """The model of that name."""
+        spec = await engine.described()
+        engine.check_model(id)
+        return wire.json_response(_model(spec))
+
+    def _model(spec: ModelSpec) -> dict[str, object]:
+        return {"id": spec.name, "object": "model", "created": created, "owned_by": "t2i"}
+
+    return api
+
+
+async def _events(job: Job, body: GenerationBody) -> AsyncIterator[bytes]:
+    """The job's previews and images as OpenAI's events; a failure ends them."""
+    common = {
+        "created_at": int(time.time()),
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": body.output_format,
+    }
+    shown = [0] * len(job.requests)
+    async for message in wire.beating(job):
+        match message:
+            case None:
+                yield wire.PING
+                continue
+            case Preview(index=index, image=image):
+                data = await asyncio.to_thread(_plain, image, body.output_format)
+                kind = "image_generation.partial_image"
+                place = {"index": index, "step": message.step, "steps": message.steps}
+                special = {"partial_image_index": shown[index], "t2i": place}
+                shown[index] += 1
+            case GeneratedImage(index=index, image=image):
+                data = await _encoded(message, body)
+                kind = "image_generation.completed"
+                special = {"usage": _NO_TOKENS, "t2i": {"index": index} | wire.echo(message)}
+            case Failure(error=error):
+                yield wire.sse("error", error_body(error, wire.status(error)))
+                return
+            case _:
+                continue
+        content = {"type": kind, "b64_json": base64.b64encode(data).decode()}
+        yield wire.sse(kind, content | {"size": _size(image)} | common | special)
+
+
+async def _encoded(generated: GeneratedImage, body: GenerationBody) -> bytes:
+    """The image file; OpenAI's compression is the encoder's quality, from 0 to 100."""
+    return await wire.encode(generated, body.output_format, body.output_compression)
+
+
+def _plain(image: Image, format: Format) -> bytes:
+    """A preview as a file without records."""
+    buffer = io.BytesIO()
+    image.save(buffer, format)
+    return buffer.getvalue()
+
+
+def _size(image: Image) -> str:
+    return f"{image.width}x{image.height}"

@@ -1,0 +1,158 @@
+"""Vertex AI's dialect: what a custom container must answer, when Vertex runs this server in one.
+
+The contract: cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BeforeValidator, Field
+
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.errors import InputError, T2IError
+from t2i_cli.naming import Format
+from t2i_cli.request import GenerateRequest
+from t2i_cli.server import wire
+from t2i_cli.server.engine import Engine
+from t2i_cli.server.fields import Fields, Strict
+from t2i_cli.server.options import ServerOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """What Vertex told the container by its AIP_ variables."""
+
+    port: int
+    health_route: str
+    predict_route: str
+    storage_uri: str | None
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str]) -> Self | None:
+        """The contract in the environment, if Vertex runs this; raises InputError on bad values."""
+        if not environ.get("AIP_HTTP_PORT") and not environ.get("AIP_PREDICT_ROUTE"):
+            return None
+        port = environ.get("AIP_HTTP_PORT") or "8080"
+        if not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise InputError(f"AIP_HTTP_PORT must be a port, not {port!r}.")
+        return cls(
+            port=int(port),
+            health_route=_route(environ, "AIP_HEALTH_ROUTE", "/health"),
+            predict_route=_route(environ, "AIP_PREDICT_ROUTE", "/predict"),
+            storage_uri=environ.get("AIP_STORAGE_URI") or None,
+        )
+
+
+def _route(environ: Mapping[str, str], variable: str, default: str) -> str:
+    route = environ.get(variable) or default
+    if not route.startswith("/") or "{" in route or "}" in route:
+        raise InputError(f"{variable} must be a path, not {route!r}.")
+    return route
+
+
+def _seed(value: object) -> object:
+    # As text it passes through Vertex's doubles whole.
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else value
+
+
+class Instance(Fields):
+    """One image as it is asked for, by t2i's names or those of Google's own container."""
+
+    prompt: str | None = None
+    text: str | None = None
+    seed: Annotated[int | None, BeforeValidator(_seed)] = None
+    num_inference_steps: int | None = None
+    format: Format | None = None
+
+
+class Parameters(Instance):
+    """What holds for every instance that does not say otherwise."""
+
+    lenient: bool = False
+
+
+class PredictionsBody(Strict):
+    """A request for predictions."""
+
+    instances: Annotated[list[Instance], Field(min_length=1)]
+    parameters: Parameters | None = None
+
+
+_ALIASES = {"text": "prompt", "num_inference_steps": "steps"}
+
+
+def error_body(error: T2IError, status: int) -> dict[str, object]:
+    """An error as Google's services have it, with t2i's own inside."""
+    return {"error": {"code": status, "message": error.message, "t2i": error.to_json()}}
+
+
+def router(engine: Engine, options: ServerOptions) -> APIRouter:
+    """The two routes that Vertex named."""
+    container = options.container
+    api = APIRouter(tags=["vertex"])
+    if container is None:
+        return api
+
+    @api.get(container.health_route, response_class=Response)
+    async def health() -> Response:
+        """200 once the model can serve."""
+        return Response(status_code=200 if engine.ready else 503)
+
+    @api.post(container.predict_route)
+    async def predict(body: PredictionsBody, request: Request) -> Response:
+        """An image for each instance, in their order.
+
+        Where some of several fail, theirs are `{"error": …}`; where all do, so is the answer.
+        """
+        asked, formats = _asked(body)
+        lenient = body.parameters is not None and body.parameters.lenient
+        job = engine.submit(await engine.settle(asked, lenient=lenient))
+        outcomes: dict[int, GeneratedImage | Failure] = {}
+        async with wire.attended(request, job):
+            async for message in job:
+                if isinstance(message, GeneratedImage | Failure):
+                    outcomes[message.index] = message
+        ordered = [outcomes[index] for index in range(len(asked))]
+        failures = [outcome for outcome in ordered if isinstance(outcome, Failure)]
+        if len(failures) == len(ordered):
+            raise failures[0].error
+        pairs = zip(ordered, formats, strict=True)
+        return wire.json_response({"predictions": [await _prediction(*pair) for pair in pairs]})
+
+    return api
+
+
+def _asked(body: PredictionsBody) -> tuple[list[GenerateRequest], list[Format]]:
+    """The requests, and the format of each one's image; raises InputError on bad values."""
+    shared = {"format": "jpeg"} | _given(body.parameters)
+    shared.pop("lenient", None)
+    each = [shared | _given(instance) for instance in body.instances]
+    formats = [values.pop("format") for values in each]
+    if any("prompt" not in values for values in each):
+        raise InputError("An instance has no prompt.", field="prompt")
+    return [GenerateRequest(**values) for values in each], formats
+
+
+def _given(asked: Instance | None) -> dict[str, Any]:
+    """What is set, by t2i's names; raises InputError where two names tell different things."""
+    values = asked.model_dump(exclude_none=True) if asked else {}
+    for alias, name in _ALIASES.items():
+        if alias in values:
+            value = values.pop(alias)
+            if values.setdefault(name, value) != value:
+                raise InputError(f"{alias} and {name} differ; give one of them.", field=name)
+    return values
+
+
+async def _prediction(outcome: GeneratedImage | Failure, format: Format) -> dict[str, object]:
+    if isinstance(outcome, Failure):
+        return {"error": outcome.error.to_json()}
+    data = await wire.encode(outcome, format)
+    return {
+        "image": base64.b64encode(data).decode(),
+        "format": format,
+        "t2i": wire.echo(outcome),
+    }

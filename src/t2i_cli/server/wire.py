@@ -1,0 +1,171 @@
+"""What the dialects share on the wire: statuses, error bodies, images as bytes, event streams."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from t2i_cli import metadata
+from t2i_cli.backends import GeneratedImage
+from t2i_cli.errors import (
+    AccessError,
+    DefectError,
+    InputError,
+    ModelError,
+    OutOfMemoryError,
+    QuotaError,
+    RemoteError,
+    StoppedError,
+    StorageError,
+    T2IError,
+    TerminatedError,
+    TimedOutError,
+    WithheldError,
+)
+from t2i_cli.naming import Format
+from t2i_cli.server.engine import NotServedError
+from t2i_cli.server.jobs import Job, Message
+from t2i_cli.server.line import BusyError
+
+STATUS: Mapping[type[T2IError], int] = {
+    InputError: 400,
+    # Of the server's own, with a hub or another server; its client's are told by guard.py.
+    AccessError: 502,
+    QuotaError: 429,
+    TimedOutError: 504,
+    RemoteError: 502,
+    OutOfMemoryError: 503,
+    NotServedError: 404,
+    ModelError: 500,
+    WithheldError: 422,
+    StorageError: 500,
+    DefectError: 500,
+    # As nginx has it: the client closed the request.
+    StoppedError: 499,
+    TerminatedError: 503,
+}
+"""The HTTP status of each kind of error."""
+RETRY_AFTER = 5
+"""Seconds, where nothing better is known."""
+PING = b":\n\n"
+"""A comment in an event stream: it keeps proxies awake."""
+PING_EVERY = 10.0
+"""Seconds."""
+
+
+def status(error: T2IError) -> int:
+    """The HTTP status that an error is answered with."""
+    return next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+
+
+def headers(error: T2IError) -> dict[str, str]:
+    """The headers that go with an error: when to try again."""
+    if isinstance(error, BusyError):
+        return {"Retry-After": str(error.retry_after)}
+    return {"Retry-After": str(RETRY_AFTER)} if status(error) in (429, 503) else {}
+
+
+def json_response(
+    body: object, code: int = 200, extra: Mapping[str, str] | None = None
+) -> Response:
+    """JSON in ASCII: text that no encoding can hold, as a lone surrogate, cannot make it fail."""
+    return Response(json.dumps(body), code, extra, "application/json")
+
+
+def invalid(errors: Sequence[Mapping[str, Any]]) -> InputError:
+    """What pydantic found wrong with a body, its first error, as one of ours."""
+    first = errors[0]
+    place = [part for part in first["loc"] if part != "body"]
+    field = ".".join(map(str, place)) or None
+    if first["type"] == "json_invalid":
+        return InputError(f"The body is not valid JSON: {first['ctx']['error']}.")
+    if first["type"] == "extra_forbidden":
+        return InputError(f"The field {field!r} is unknown.", field=field)
+    if first["type"] == "missing":
+        return InputError(f"The field {field!r} is missing.", field=field)
+    if field is None:
+        return InputError("The body is not a JSON object.")
+    said = first["msg"].replace("Input should", f"{field} must", 1)
+    return InputError(f"{said}." if said != first["msg"] else f"{field}: {said}.", field=field)
+
+
+@asynccontextmanager
+async def attended(request: Request, job: Job) -> AsyncIterator[Job]:
+    """The job, for as long as its client is there: if that goes away, the job is cancelled.
+
+    The request's body must have been read.
+    """
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        job.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        async with job:
+            yield job
+    finally:
+        watcher.cancel()
+
+
+async def images(request: Request, job: Job) -> list[GeneratedImage]:
+    """All images of the job. Raises the first failure's T2IError, StoppedError without a client."""
+    async with attended(request, job):
+        return await job.images()
+
+
+async def beating(job: Job) -> AsyncIterator[Message | None]:
+    """The job's messages, and `None` whenever there is none for a while: time for a PING."""
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(job), PING_EVERY)
+        except TimeoutError:
+            yield None
+        except StopAsyncIteration:
+            return
+
+
+class _JobStream(StreamingResponse):
+    media_type = "text/event-stream"
+    job: Job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with attended(Request(scope, receive), self.job):
+            await super().__call__(scope, receive, send)
+
+
+def stream(job: Job, body: AsyncIterator[bytes]) -> StreamingResponse:
+    """Server-sent events about a job, which is cancelled when the client goes away."""
+    # Without the second header nginx would keep events back.
+    found = _JobStream(body, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    found.job = job
+    return found
+
+
+async def encode(image: GeneratedImage, format: Format, quality: int | None = None) -> bytes:
+    """The bytes of the image's file, its records inside; encoded off the event loop."""
+    extra = {} if quality is None else {"quality": quality}
+    return await asyncio.to_thread(
+        metadata.embed, image.image, image.request, image.lock, format, **extra
+    )
+
+
+def echo(image: GeneratedImage) -> dict[str, object]:
+    """What made the image, as every dialect tells it."""
+    return {
+        "request": image.request.to_json(),
+        "lock": asdict(image.lock),
+        "seconds": round(image.seconds, 3),
+    }
+
+
+def sse(event: str, data: Mapping[str, object]) -> bytes:
+    """One server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    return f"event: {event}\ndata: {json.dumps(data)}\n\n".encode()

@@ -1,0 +1,162 @@
+"""The image of t2i's own server: built and pushed with docker, or by Cloud Build."""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import t2i_cli
+from t2i_cli import catalog
+from t2i_cli.errors import AccessError, InputError, RemoteError
+from t2i_cli.vertex import credentials, place
+from t2i_cli.vertex.place import Place
+
+DOCKERFILE = Path(__file__).with_name("Dockerfile")
+REPOSITORY = "t2i"
+"""The one in Artifact Registry, where no image is named."""
+BUILDERS = ("docker", "cloud-build")
+
+_PACKAGE = Path(t2i_cli.__file__).parent
+_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md")
+_BUILD_TIMEOUT = "7200s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What is built, with what, and the command lines that do it."""
+
+    image: str
+    builder: str
+    arguments: dict[str, str]
+    region: str
+    project: str
+
+    def commands(self, context: Path) -> list[list[str]]:
+        """The commands, in order; the context holds the Dockerfile."""
+        pairs = [f"{name}={value}" for name, value in self.arguments.items()]
+        if self.builder == "cloud-build":
+            return [
+                ["gcloud", "builds", "submit", str(context)]
+                + ["--config", str(context / "cloudbuild.json")]
+                + ["--project", self.project, "--region", self.region]
+            ]
+        flags = [part for pair in pairs for part in ("--build-arg", pair)]
+        return [
+            ["docker", "build", "--platform", "linux/amd64", "--tag", self.image]
+            + [*flags, str(context)],
+            ["docker", "push", self.image],
+        ]
+
+    def cloud_build(self) -> dict[str, object]:
+        """Cloud Build's configuration for the same."""
+        flags = [f"--build-arg={name}={value}" for name, value in self.arguments.items()]
+        step = {
+            "name": "gcr.io/cloud-builders/docker",
+            "args": ["build", "--tag", self.image, *flags, "."],
+        }
+        return {"steps": [step], "images": [self.image], "timeout": _BUILD_TIMEOUT}
+
+
+def plan(image: str | None, builder: str | None, bake: str | None, here: Place) -> Build:
+    """What would be built. Raises InputError."""
+    if builder not in (None, *BUILDERS):
+        raise InputError(f"--with must be {' or '.join(BUILDERS)}, not {builder}.")
+    arguments = {"T2I": _requirement()}
+    if bake:
+        spec = catalog.find(bake)
+        if (spec and spec.gated) or not (spec or bake.count("/") == 1):
+            raise InputError(
+                f"{bake} cannot be put into an image: only models that the Hub gives to anybody.",
+                hint="`t2i remote deploy` takes others through a bucket.",
+            )
+        arguments["MODEL"] = bake
+    default = (
+        f"{here.region}-docker.pkg.dev/{here.project.replace(':', '/')}/{REPOSITORY}/"
+        f"t2i:{t2i_cli.__version__}"
+    )
+    return Build(
+        image=image or default,
+        builder=builder or _found(),
+        arguments=arguments,
+        region=here.region,
+        project=here.project,
+    )
+
+
+def where(project: str | None, region: str | None) -> Place:
+    """The place to build for; credentials are looked at for their project alone."""
+    of_login = None
+    with suppress(AccessError):
+        of_login = credentials.find()[1].project
+    return place.find(project=project, region=region, login_project=of_login)
+
+
+def run(build: Build) -> None:
+    """Build the image and push it; the builder's own output goes to stderr."""
+    with tempfile.TemporaryDirectory(prefix="t2i-build-") as folder:
+        context = Path(folder)
+        _fill(context, build)
+        for command in build.commands(context):
+            _call(command, build)
+
+
+def _call(command: Sequence[str], build: Build) -> None:
+    try:
+        done = subprocess.run(command, stdout=2, check=False)  # noqa: S603 - made here
+    except OSError as error:
+        raise InputError(f"Cannot run {command[0]}: {error.strerror}.") from error
+    if done.returncode == 0:
+        return
+    if command[:2] == ["docker", "push"]:
+        host, _, _ = build.image.partition("/")
+        raise AccessError(
+            f"docker could not push {build.image}.",
+            hint=f"`gcloud auth configure-docker {host}`; the repository must exist: "
+            f"`gcloud artifacts repositories create {REPOSITORY} --repository-format=docker "
+            f"--location={build.region}`",
+        )
+    raise RemoteError(
+        f"`{' '.join(command[:2])}` ended with exit code {done.returncode}.",
+        hint="Its own words are above.",
+    )
+
+
+def _found() -> str:
+    """The builder that is there: docker with its daemon, else gcloud for Cloud Build."""
+    if shutil.which("docker"):
+        asked = ["docker", "version", "--format", "{{.Server.Version}}"]
+        if subprocess.run(asked, capture_output=True, check=False).returncode == 0:  # noqa: S603
+            return "docker"
+    if shutil.which("gcloud"):
+        return "cloud-build"
+    raise InputError(
+        "There is neither a docker daemon nor gcloud to build with.",
+        hint="Install one of them, or deploy with --serving model-garden, which needs no image.",
+    )
+
+
+def _checkout() -> Path | None:
+    """The sources that this t2i runs from, None for one that was installed."""
+    root = _PACKAGE.parent.parent
+    return root if all((root / name).is_file() for name in _SOURCES) else None
+
+
+def _requirement() -> str:
+    return "/context" if _checkout() else f"t2i-cli=={t2i_cli.__version__}"
+
+
+def _fill(context: Path, build: Build) -> None:
+    """Put into the context what the Dockerfile takes, and nothing else of this machine."""
+    shutil.copy(DOCKERFILE, context)
+    if root := _checkout():
+        for name in _SOURCES:
+            shutil.copy(root / name, context)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(_PACKAGE, context / "src" / _PACKAGE.name, ignore=ignored)
+    if build.builder == "cloud-build":
+        configuration = json.dumps(build.cloud_build(), indent=1)
+        (context / "cloudbuild.json").write_text(configuration)

@@ -1,0 +1,207 @@
+"""From a plan to an endpoint that answers; every step finds what an earlier run made."""
+
+import base64
+import json
+import time
+from typing import Any
+from urllib.parse import urlencode
+
+from t2i_cli.errors import InputError
+from t2i_cli.vertex import operations, serving, storage, survey
+from t2i_cli.vertex.credentials import SCOPE
+from t2i_cli.vertex.known import Known
+from t2i_cli.vertex.labels import decode, when
+from t2i_cli.vertex.operations import Work
+from t2i_cli.vertex.plan import Plan
+from t2i_cli.vertex.rest import ConflictError, Rest
+from t2i_cli.vertex.storage import OnBytes
+from t2i_cli.vertex.survey import Deployment
+
+INFERENCE_SECONDS = 600
+"""How long a dedicated endpoint lets one call take; a shared one cuts it at 60."""
+MINUTE = 60
+
+
+def run(plan: Plan, work: Work, on_bytes: OnBytes) -> Known:
+    """Make what is missing of the plan. Raises T2IError; what was made until then stays."""
+    there = existing(plan, work.rest)
+    if plan.source.uploads:
+        _weights(plan, work, on_bytes)
+    model = _model(plan, work, there)
+    endpoint = _endpoint(plan, work, there)
+    deployed = _deployed(plan, work, endpoint, model)
+    return Known(
+        # With the project as the user names it; Google's own answer has its number.
+        name=work.rest.place.endpoint(endpoint["name"].split("/")[-1]),
+        dns=endpoint.get("dedicatedEndpointDns", ""),
+        serving=plan.labels.serving,
+        model=plan.labels.model,
+        deployed_model=deployed["id"],
+        replicas=plan.max_replicas,
+        expires=plan.labels.expires,
+    )
+
+
+def existing(plan: Plan, rest: Rest) -> Deployment | None:
+    """What there is under the plan's name. Raises InputError if that is something else."""
+    there = survey.everything(rest, plan.bucket).deployments.get(plan.labels.name)
+    if there is None:
+        return None
+    wanted = plan.labels.encoded()
+    for label, what in (
+        ("t2i-by", "was made by"),
+        ("t2i-model", "serves"),
+        ("t2i-serving", "is served by"),
+    ):
+        here = there.written.get(label, "")
+        if here != wanted[label]:
+            raise InputError(
+                f"There is a deployment {there.name} already, and it {what} {decode(here)}, "
+                f"not {decode(wanted[label])}.",
+                hint=f"--name gives yours another name; `t2i remote down {there.name}` removes it.",
+            )
+    return there
+
+
+def _weights(plan: Plan, work: Work, on_bytes: OnBytes) -> None:
+    rest, bucket = work.rest, str(plan.bucket)
+    if storage.bucket_labels(rest, bucket) is None:
+        storage.make_bucket(rest, bucket, plan.labels.encoded())
+        work.say(f"bucket gs://{bucket}: made")
+    # Before the weights, so that whatever arrives can be found and removed.
+    storage.mark(rest, bucket, plan.labels)
+    folder = plan.source.folder
+    if folder is None:
+        from t2i_cli import hub
+        from t2i_cli.console import console
+        from t2i_cli.progress import Progress
+
+        with Progress(console, 1) as progress:
+            folder = hub.fetch(
+                str(plan.source.spec.repo),
+                revision=plan.source.spec.revision,
+                offline=False,
+                half=plan.hardware.count > 0,
+                on_event=progress,
+            )
+    prefix = storage.folder(plan.labels.name)
+    storage.upload_folder(rest, folder, bucket, prefix, on_bytes)
+    work.say(f"weights gs://{bucket}/{prefix}: there")
+
+
+def _model(plan: Plan, work: Work, there: Deployment | None) -> str:
+    """The full name of the Model resource."""
+    if there and there.models:
+        work.say(f"model {plan.title}: there already")
+        return str(there.models[0]["name"])
+    resource = serving.model_resource(
+        plan.labels.serving,
+        plan.source,
+        plan.image,
+        plan.artifacts,
+        gpu=plan.hardware.count > 0,
+    )
+    body = {"displayName": plan.title, "labels": plan.labels.encoded()} | resource
+    path = f"{work.rest.place.parent}/models:upload"
+    response = work.make(path, {"model": body}, f"model {plan.title}")
+    work.say(f"model {plan.title}: made")
+    return str(response["model"])
+
+
+def _endpoint(plan: Plan, work: Work, there: Deployment | None) -> dict[str, Any]:
+    """The Endpoint resource, with the plan's labels."""
+    labels = plan.labels.encoded()
+    if there and there.endpoints:
+        name = there.endpoints[0]["name"]
+        work.say(
+            f"endpoint {plan.title}: there already; its TTL ends {when(plan.labels.expires)} now"
+        )
+        return work.rest.call(
+            "PATCH", "aiplatform", name, json={"labels": labels}, params={"updateMask": "labels"}
+        )
+    body = {
+        "displayName": plan.title,
+        "labels": labels,
+        "dedicatedEndpointEnabled": True,
+        "clientConnectionConfig": {"inferenceTimeout": f"{INFERENCE_SECONDS}s"},
+    }
+    response = work.make(f"{work.rest.place.parent}/endpoints", body, f"endpoint {plan.title}")
+    work.say(f"endpoint {plan.title}: made")
+    return work.rest.call("GET", "aiplatform", response["name"])
+
+
+def _deployed(plan: Plan, work: Work, endpoint: dict[str, Any], model: str) -> dict[str, Any]:
+    """The DeployedModel, whether it was there, on its way, or is made now."""
+    rest, title = work.rest, f"deployment {plan.title}"
+    if under_way := operations.pending(rest, endpoint["name"]):
+        work.say(f"{title}: under way already")
+        operations.wait(rest, under_way, title, work.say)
+        endpoint = rest.call("GET", "aiplatform", endpoint["name"])
+    models: list[dict[str, Any]] = endpoint.get("deployedModels", [])
+    there = [one for one in models if one["model"] == model]
+    number = there[0]["id"] if there else str(int(rest.now()))
+    if plan.scheduler_account:
+        _schedule(plan, rest, endpoint["name"], number)
+        work.say(f"scheduler job {plan.title}: will undeploy at {when(plan.labels.expires)}")
+    if there:
+        work.say(f"{title}: there already")
+        return there[0]
+    resources: dict[str, object] = {
+        "machineSpec": plan.hardware.spec(),
+        "minReplicaCount": plan.min_replicas,
+        "maxReplicaCount": plan.max_replicas,
+    }
+    if plan.idle:
+        idle = f"{plan.idle}s"
+        resources |= {
+            "minReplicaCount": 0,
+            "scaleToZeroSpec": {"minScaleupPeriod": idle, "idleScaledownPeriod": idle},
+        }
+    body: dict[str, object] = {
+        "id": number,
+        "model": model,
+        "displayName": plan.title,
+        "dedicatedResources": resources,
+    }
+    if plan.service_account:
+        body["serviceAccount"] = plan.service_account
+    # Scaling to zero is in Preview, and known to v1beta1 only.
+    version = "v1beta1" if plan.idle else "v1"
+    work.say(f"{title}: starts; it takes 5 to 30 minutes")
+    operation = rest.call(
+        "POST",
+        "aiplatform",
+        f"/{version}/{endpoint['name']}:deployModel",
+        json={"deployedModel": body, "trafficSplit": {"0": 100}},
+    )
+    response = operations.wait(rest, operation, title, work.say)
+    work.say(f"{title}: ready")
+    deployed: dict[str, Any] = response["deployedModel"]
+    return deployed
+
+
+def _schedule(plan: Plan, rest: Rest, endpoint: str, deployed: str) -> None:
+    """Have Cloud Scheduler undeploy the model when the TTL ends: that ends what is paid for."""
+    at = time.gmtime(plan.labels.expires + MINUTE - 1)
+    body = json.dumps({"deployedModelId": deployed}).encode()
+    name = f"{rest.place.parent}/jobs/{plan.title}"
+    job = {
+        "name": name,
+        "description": urlencode(plan.labels.encoded()),
+        "schedule": f"{at.tm_min} {at.tm_hour} {at.tm_mday} {at.tm_mon} *",
+        "timeZone": "Etc/UTC",
+        "retryConfig": {"retryCount": 5, "minBackoffDuration": "300s"},
+        "httpTarget": {
+            # Google's own host: the scheduler cannot go by way of --api-endpoint.
+            "uri": f"https://{rest.place.region}-aiplatform.googleapis.com/v1/{endpoint}:undeployModel",
+            "httpMethod": "POST",
+            "headers": {"Content-Type": "application/json"},
+            "body": base64.b64encode(body).decode(),
+            "oauthToken": {"serviceAccountEmail": plan.scheduler_account, "scope": SCOPE},
+        },
+    }
+    try:
+        rest.call("POST", "cloudscheduler", f"{rest.place.parent}/jobs", json=job)
+    except ConflictError:
+        mask = {"updateMask": "description,schedule,httpTarget"}
+        rest.call("PATCH", "cloudscheduler", name, json=job, params=mask)

@@ -1,0 +1,159 @@
+"""What a replica runs on, and what that costs an hour: a dated table of estimates."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from t2i_cli import settings
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import InputError, StorageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """USD an hour: a machine with the accelerators that belong to it, or one accelerator more."""
+
+    date: str
+    machines: Mapping[str, float]
+    accelerators: Mapping[str, float]
+
+
+BUILT_IN = Prices(
+    date="November 2026, us-central1",
+    machines={
+        "n1-standard-4": 0.22,
+        "n1-standard-8": 0.44,
+        "g2-standard-4": 0.81,
+        "g2-standard-8": 0.98,
+        "g2-standard-12": 1.15,
+        "a2-highgpu-1g": 4.22,
+    },
+    accelerators={"NVIDIA_TESLA_T4": 0.40, "NVIDIA_TESLA_P100": 1.68},
+)
+"""Vertex AI's prices for online prediction as third parties list or derive them."""
+
+_INCLUDED = (
+    (r"g2-standard-(4|8|12|16|32)", "NVIDIA_L4", 1),
+    (r"g2-standard-24", "NVIDIA_L4", 2),
+    (r"a2-highgpu-1g", "NVIDIA_TESLA_A100", 1),
+    (r"a2-ultragpu-1g", "NVIDIA_A100_80GB", 1),
+    (r"a3-highgpu-1g", "NVIDIA_H100_80GB", 1),
+)
+"""Machines that always come with accelerators, and with how many."""
+_GB = 10**9
+_SMALL, _MIDDLE = 8 * _GB, 20 * _GB
+"""Bytes of weights that a 24 GB L4 holds beside 16 GB and 32 GB of the machine's own memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """One replica: a machine type with so many accelerators."""
+
+    machine: str
+    accelerator: str | None = None
+    count: int = 0
+
+    def spec(self) -> dict[str, object]:
+        """Vertex AI's MachineSpec."""
+        value: dict[str, object] = {"machineType": self.machine}
+        if self.accelerator:
+            value |= {"acceleratorType": self.accelerator, "acceleratorCount": self.count}
+        return value
+
+    def text(self) -> str:
+        """For people, as `g2-standard-4 with 1 NVIDIA_L4`."""
+        return (
+            f"{self.machine} with {self.count} {self.accelerator}" if self.count else self.machine
+        )
+
+    def price(self, prices: Prices) -> float | None:
+        """USD an hour for one replica, None where the table does not have it."""
+        machine = prices.machines.get(self.machine)
+        if machine is None or self.accelerator is None or _included(self.machine):
+            return machine
+        each = prices.accelerators.get(self.accelerator)
+        return None if each is None else machine + each * self.count
+
+
+def choose(machine: str | None, accelerator: str | None, spec: ModelSpec) -> Hardware:
+    """What the options ask for, or what holds the model's weights. Raises InputError."""
+    size = spec.download_bytes
+    if machine is None:
+        if accelerator:
+            machine = "n1-standard-8"
+        elif spec.name == "postcard":
+            machine = "n1-standard-4"
+        elif size is None or size > _SMALL:
+            machine = "g2-standard-8" if size is None or size <= _MIDDLE else "a2-highgpu-1g"
+        else:
+            machine = "g2-standard-4"
+    if not re.fullmatch(r"[a-z]\w*-[a-z]+-\w+", machine):
+        raise InputError(f"{machine} is no machine type; they look like g2-standard-4.")
+    hardware = Hardware(machine=machine)
+    included = _included(machine)
+    if included:
+        hardware = replace(hardware, accelerator=included[0], count=included[1])
+    if accelerator is None or accelerator == "none":
+        return hardware
+    named, _, count = accelerator.partition(":")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", named) or not re.fullmatch("[1-9][0-9]?|", count):
+        raise InputError(f"--accelerator {accelerator} is not of the form NVIDIA_TESLA_T4:1.")
+    kind = _full_name(named)
+    if included and (kind, int(count or included[1])) != included:
+        raise InputError(f"{machine} comes with {included[1]} {included[0]} and takes no other.")
+    return replace(hardware, accelerator=kind, count=int(count or 1))
+
+
+def of(resources: Mapping[str, object]) -> Hardware:
+    """What a deployed model's dedicatedResources say."""
+    machine = resources.get("machineSpec")
+    spec = machine if isinstance(machine, dict) else {}
+    return Hardware(
+        machine=str(spec.get("machineType", "unknown")),
+        accelerator=spec.get("acceleratorType"),
+        count=int(spec.get("acceleratorCount", 0)),
+    )
+
+
+def prices() -> Prices:
+    """The table, with what the file of the setting `vertex_prices` says over it."""
+    named = settings.get("vertex_prices")
+    if named is None:
+        return BUILT_IN
+    file = Path(named).expanduser()
+    try:
+        record = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"Cannot read {file}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid TOML: {error}.") from error
+    return Prices(
+        date=f"{record.get('date', 'no date')}, {file}",
+        machines={**BUILT_IN.machines, **_prices(record, "machines", file)},
+        accelerators={**BUILT_IN.accelerators, **_prices(record, "accelerators", file)},
+    )
+
+
+def _prices(record: Mapping[str, object], table: str, file: Path) -> dict[str, float]:
+    found = record.get(table, {})
+    good = isinstance(found, dict) and all(
+        isinstance(value, int | float) and value >= 0 for value in found.values()
+    )
+    if not isinstance(found, dict) or not good:
+        raise InputError(f"{file}: [{table}] must give USD an hour for each name.")
+    return {name: float(value) for name, value in found.items()}
+
+
+def _included(machine: str) -> tuple[str, int] | None:
+    return next((found[1:] for found in _INCLUDED if re.fullmatch(found[0], machine)), None)
+
+
+def _full_name(accelerator: str) -> str:
+    """Google's name, also from a short one as `t4`."""
+    name = accelerator.upper()
+    if name.startswith("NVIDIA_"):
+        return name
+    old = {"T4", "P4", "P100", "V100", "A100"}
+    return f"NVIDIA_TESLA_{name}" if name in old else f"NVIDIA_{name}"

@@ -1,0 +1,240 @@
+"""A deployment from its plan to its end: asked for, made, and removed whatever happens."""
+
+import os
+import secrets
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from t2i_cli.console import Console
+from t2i_cli.errors import AccessError, InputError, RemoteError, T2IError, Terminated
+from t2i_cli.progress import Progress
+from t2i_cli.vertex import (
+    credentials,
+    deploy,
+    known,
+    operations,
+    place,
+    plan,
+    serving,
+    survey,
+    teardown,
+)
+from t2i_cli.vertex.known import Known
+from t2i_cli.vertex.operations import Work
+from t2i_cli.vertex.plan import Plan, Wanted
+from t2i_cli.vertex.rest import Rest
+
+GRACE = 30.0
+"""Seconds that a command has to end after Ctrl-C or SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """A connection, and whose it is."""
+
+    rest: Rest
+    account: str | None
+
+
+@contextmanager
+def connected(
+    *,
+    project: str | None = None,
+    region: str | None = None,
+    api_endpoint: str | None = None,
+    endpoint: str | None = None,
+) -> Iterator[Cloud]:
+    """A connection with the credentials that there are. Raises AccessError and InputError."""
+    found, login = credentials.check()
+    where = place.find(
+        project=project,
+        region=region,
+        api_endpoint=api_endpoint,
+        endpoint=endpoint,
+        login_project=login.project,
+    )
+    with Rest(where, credentials.Tokens(found)) as rest:
+        yield Cloud(rest, login.account)
+
+
+def settle(wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool) -> Plan:
+    """The plan, shown and agreed to. Raises AccessError where permissions are missing."""
+    settled = plan.make(wanted, cloud.rest, cloud.account)
+    made = survey.endpoints(cloud.rest)
+    survey.warn_overdue(made.overdue(cloud.rest.now()), console.warn)
+    console.note(settled.text())
+    if settled.labels.serving == "torchserve":
+        console.warn(f"Google withdraws its PyTorch containers on {serving.TORCHSERVE_END}.")
+    if missing := settled.permissions.blocking:
+        raise AccessError(
+            f"These permissions are missing in {cloud.rest.place.project}: {', '.join(missing)}.",
+            hint="docs/remote.md names a role for each step.",
+        )
+    if not yes:
+        console.confirm("Deploy this?")
+    return settled
+
+
+def make(settled: Plan, cloud: Cloud, console: Console) -> Known:
+    """Deploy, and keep the endpoint as the one in use.
+
+    A failure, or Ctrl-C, offers to remove what was made, and says what is left.
+    """
+    work = Work(cloud.rest, console.note)
+    try:
+        found = _deploy(settled, work, console)
+    except (T2IError, KeyboardInterrupt, Terminated) as error:
+        _offer_removal(settled, work, console, ask=not isinstance(error, Terminated))
+        raise
+    known.remember(found, current=True)
+    return found
+
+
+@contextmanager
+def ephemeral(wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool) -> Iterator[Known]:
+    """An endpoint for as long as the block runs; removed whatever happens in it, and before."""
+    if wanted.name is None:
+        wanted = replace(wanted, name=f"run-{secrets.token_hex(4)}")
+    settled = settle(wanted, cloud, console, yes=yes)
+    if deploy.existing(settled, cloud.rest):
+        raise InputError(
+            f"There is a deployment {settled.labels.name} already, which would be removed at the "
+            "end.",
+            hint="Leave --name out.",
+        )
+    work = Work(cloud.rest, console.note)
+    try:
+        found = _deploy(settled, work, console)
+        known.remember(found)
+        yield found
+    finally:
+        with _deaf(console):
+            _remove_all(settled, work, console)
+
+
+@contextmanager
+def for_one(
+    wanted: Wanted,
+    console: Console,
+    *,
+    yes: bool,
+    project: str | None,
+    region: str | None,
+    api_endpoint: str | None,
+) -> Iterator[str]:
+    """The name of an endpoint for as long as the block runs."""
+    place_options = {"project": project, "region": region, "api_endpoint": api_endpoint}
+    with connected(**place_options) as cloud, ephemeral(wanted, cloud, console, yes=yes) as found:
+        yield found.name
+
+
+def run(
+    wanted: Wanted, cloud: Cloud, console: Console, command: Sequence[str], *, yes: bool
+) -> int:
+    """The exit code of a command that ran with an endpoint of its own."""
+    with ephemeral(wanted, cloud, console, yes=yes) as found:
+        environment = os.environ | variables(found, cloud.rest)
+        try:
+            child = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's command
+        except OSError as error:
+            raise InputError(f"Cannot run {command[0]}: {error.strerror}.") from error
+        try:
+            code = child.wait()
+        except BaseException as reason:
+            _end(child, reason)
+            raise
+    return code if code >= 0 else 128 - code
+
+
+def variables(found: Known, rest: Rest) -> Mapping[str, str]:
+    """What has a `t2i` in the environment use the endpoint."""
+    environment = {
+        "T2I_BACKEND": "vertex",
+        "T2I_VERTEX_ENDPOINT": found.name,
+        "T2I_VERTEX_PROJECT": rest.place.project,
+        "T2I_VERTEX_REGION": rest.place.region,
+    }
+    if rest.place.api_endpoint:
+        environment["T2I_VERTEX_API_ENDPOINT"] = rest.place.api_endpoint
+    return environment
+
+
+def _deploy(settled: Plan, work: Work, console: Console) -> Known:
+    with Progress(console, 1) as progress:
+        found = deploy.run(
+            settled,
+            work,
+            lambda done, total: progress.transfer(f"uploading {settled.labels.model}", done, total),
+        )
+    console.note(f"{found.name} is ready.")
+    return found
+
+
+def _end(child: "subprocess.Popen[bytes]", reason: BaseException) -> None:
+    """Have the command end: Ctrl-C reached it as well, SIGTERM did not."""
+    if not isinstance(reason, KeyboardInterrupt):
+        child.terminate()
+    try:
+        child.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _offer_removal(settled: Plan, work: Work, console: Console, *, ask: bool) -> None:
+    """Say what a deployment that failed left behind, and remove it if the person wants that."""
+    name = settled.labels.name
+    try:
+        work.settle()
+        there = survey.everything(work.rest, settled.bucket).deployments.get(name)
+        if there is None:
+            console.note(f"Nothing of {name} is there.")
+            return
+        parts = there.parts()
+        if any(operations.pending(work.rest, one["name"]) for one in there.endpoints):
+            parts.append("a deployment under way (it will be paid for)")
+        console.warn(f"Of {name} there is: {'; '.join(parts)}.")
+        if ask and console.interactive and console.ask("Remove all of that?"):
+            _remove_all(settled, work, console)
+            return
+    except T2IError as error:
+        console.warn(f"What is left of {name} cannot be told: {error.message}")
+    console.note(f"Run the same command again to go on, or `t2i remote down {name} --bucket`.")
+
+
+def _remove_all(settled: Plan, work: Work, console: Console) -> None:
+    """Remove a deployment with its weights, and the bucket if t2i made it and nothing is in it."""
+    name = settled.labels.name
+    work.settle()
+    try:
+        there = survey.everything(work.rest, settled.bucket)
+    except T2IError as error:
+        raise RemoteError(
+            f"Whether anything of {name} is left cannot be told: {error.message}",
+            hint=f"`t2i remote down {name} --bucket` removes it; until then it may be paid for.",
+        ) from error
+    if found := there.deployments.get(name):
+        teardown.remove(work.rest, found, console.note, artifacts=True, bucket=settled.bucket)
+    if settled.bucket in there.buckets:
+        there.buckets = {settled.bucket}
+        teardown.empty_buckets(work.rest, there, console.note)
+    console.note(f"{name} is removed; nothing of it is paid for any more.")
+
+
+@contextmanager
+def _deaf(console: Console) -> Iterator[None]:
+    """Let nothing interrupt the removal: what is left half removed is paid for."""
+
+    def refuse(number: int, _frame: FrameType | None) -> None:
+        console.warn("The endpoint is being removed; please wait. Until then it is paid for.")
+
+    before = {number: signal.signal(number, refuse) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

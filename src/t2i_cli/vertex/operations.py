@@ -1,0 +1,125 @@
+"""Long-running operations: wait for one, end those of an endpoint."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from t2i_cli.durations import spoken
+from t2i_cli.errors import ModelError, T2IError
+from t2i_cli.vertex.rest import Rest, translate
+
+Say = Callable[[str], None]
+"""Takes a sentence about how it goes on."""
+
+TOLD_EVERY = 30.0
+"""Seconds between two sentences about one operation."""
+_CODES = {
+    1: "CANCELLED",
+    3: "INVALID_ARGUMENT",
+    4: "DEADLINE_EXCEEDED",
+    5: "NOT_FOUND",
+    6: "ALREADY_EXISTS",
+    7: "PERMISSION_DENIED",
+    8: "RESOURCE_EXHAUSTED",
+    9: "FAILED_PRECONDITION",
+    10: "ABORTED",
+    16: "UNAUTHENTICATED",
+}
+"""google.rpc.Code, which an operation's error has in place of an HTTP status."""
+
+
+class Work:
+    """Runs long-running operations of Vertex AI, and knows those that still make a resource."""
+
+    def __init__(self, rest: Rest, say: Say) -> None:
+        self.rest = rest
+        self.say = say
+        self._unfinished: dict[str, dict[str, Any]] = {}
+
+    def make(self, path: str, body: object, title: str) -> dict[str, Any]:
+        """Begin an operation that makes a resource, wait for it, and return its response."""
+        with _uninterrupted():
+            operation = self.rest.call("POST", "aiplatform", path, json=body)
+            self._unfinished[operation["name"]] = operation
+        response = wait(self.rest, operation, title, self.say)
+        del self._unfinished[operation["name"]]
+        return response
+
+    def settle(self) -> None:
+        """Wait for what still makes a resource, however it ends: only then can that be found."""
+        for operation in self._unfinished.values():
+            with suppress(T2IError):
+                wait(self.rest, operation, "what is under way", self.say)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block ends: no answer that names something is lost."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def wait(rest: Rest, operation: dict[str, Any], title: str, say: Say) -> dict[str, Any]:
+    """The response of an operation once it is done; its error is raised as T2IError."""
+    started = told = time.monotonic()
+    pause = 0.1
+    while not operation.get("done"):
+        time.sleep(pause)
+        pause = min(pause * 1.5, 10.0)
+        operation = rest.call("GET", "aiplatform", operation["name"])
+        if time.monotonic() - told > TOLD_EVERY:
+            told = time.monotonic()
+            say(f"{title}: {spoken(told - started)} so far")
+    if error := operation.get("error"):
+        raise _failure(rest, operation["name"], error)
+    response: dict[str, Any] = operation.get("response", {})
+    return response
+
+
+def end_all(rest: Rest, resource: str, title: str, say: Say) -> None:
+    """Cancel what is under way on a resource, and wait until nothing is."""
+    for operation in rest.pages("aiplatform", f"{resource}/operations", "operations"):
+        if operation.get("done"):
+            continue
+        # Cancelling is a wish: what cannot be cancelled is waited for.
+        with suppress(T2IError):
+            rest.call("POST", "aiplatform", f"{operation['name']}:cancel", json={})
+        # How it ended is of no interest to what removes the resource.
+        with suppress(T2IError):
+            wait(rest, operation, title, say)
+
+
+def pending(rest: Rest, resource: str) -> dict[str, Any] | None:
+    """An operation that is under way on a resource, if there is one."""
+    found = rest.pages("aiplatform", f"{resource}/operations", "operations")
+    return next((operation for operation in found if not operation.get("done")), None)
+
+
+def log_link(rest: Rest, endpoint: str) -> str:
+    """Where the container's log can be read."""
+    number = endpoint.split("/")[-1]
+    query = (
+        "resource.type%3D%22aiplatform.googleapis.com%2FEndpoint%22%0A"
+        f"resource.labels.endpoint_id%3D%22{number}%22"
+    )
+    return f"https://console.cloud.google.com/logs/query;query={query}?project={rest.place.project}"
+
+
+def _failure(rest: Rest, name: str, error: dict[str, Any]) -> T2IError:
+    message = str(error.get("message") or "the operation failed")
+    said = message.lower()
+    if "model server" in said or "never became ready" in said or "health check" in said:
+        endpoint = name.split("/operations/")[0]
+        return ModelError(
+            "The server in the container never became ready.",
+            hint=f"Its log: {log_link(rest, endpoint)}",
+        )
+    return translate(0, _CODES.get(int(error.get("code", 0)), ""), message)

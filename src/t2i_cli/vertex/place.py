@@ -1,0 +1,69 @@
+"""Where on Google Cloud: project, region, and the hosts of its services."""
+
+import re
+from dataclasses import dataclass
+
+from t2i_cli import settings
+from t2i_cli.errors import InputError
+from t2i_cli.vertex import known
+
+DEFAULT_REGION = "us-central1"
+
+_FULL_NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/endpoints/[^/]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A project in a region; `api_endpoint` stands in for every host of Google's."""
+
+    project: str
+    region: str
+    api_endpoint: str | None = None
+
+    @property
+    def parent(self) -> str:
+        """The resource name of all that is in it."""
+        return f"projects/{self.project}/locations/{self.region}"
+
+    def host(self, service: str) -> str:
+        """The base URL of a service, as `aiplatform` or `storage`."""
+        if self.api_endpoint:
+            return self.api_endpoint.rstrip("/")
+        regional = f"{self.region}-" if service == "aiplatform" else ""
+        return f"https://{regional}{service}.googleapis.com"
+
+    def endpoint(self, named: str) -> str:
+        """An endpoint's full resource name, from that or from its number."""
+        return named if "/" in named else f"{self.parent}/endpoints/{named}"
+
+
+def find(
+    *,
+    project: str | None = None,
+    region: str | None = None,
+    api_endpoint: str | None = None,
+    endpoint: str | None = None,
+    login_project: str | None = None,
+) -> Place:
+    """The place that the options name, else the settings, the remembered endpoint, the credentials.
+
+    An `endpoint` given by its full name lies where that says. Raises InputError.
+    """
+    current = known.current()
+    named = _FULL_NAME.fullmatch(endpoint or "")
+    made = _FULL_NAME.fullmatch(current.name) if current else None
+    project = (
+        settings.pick("vertex_project", project or (named and named["project"]))
+        or (made and made["project"])
+        or login_project
+    )
+    region = settings.pick("vertex_region", region or (named and named["region"])) or (
+        made["region"] if made else DEFAULT_REGION
+    )
+    if not project:
+        raise InputError(
+            "There is no Google Cloud project: the credentials name none.",
+            hint="--project, T2I_VERTEX_PROJECT or GOOGLE_CLOUD_PROJECT names it.",
+        )
+    api_endpoint = settings.pick("vertex_api_endpoint", api_endpoint)
+    return Place(project=project, region=region, api_endpoint=api_endpoint)

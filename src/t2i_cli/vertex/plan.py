@@ -1,0 +1,256 @@
+"""What a deployment would make, cost and need: settled and shown before anything is done."""
+
+import re
+from dataclasses import dataclass
+
+from t2i_cli import settings
+from t2i_cli.console import size_text
+from t2i_cli.durations import parse, spoken
+from t2i_cli.errors import InputError
+from t2i_cli.vertex import DEFAULT_TTL, hardware, permissions, serving, storage
+from t2i_cli.vertex.hardware import Hardware, Prices
+from t2i_cli.vertex.labels import Labels, when
+from t2i_cli.vertex.rest import Rest
+from t2i_cli.vertex.serving import Source
+
+_SCALE_DOWN = range(300, 28801)
+"""Seconds, which Vertex AI takes for the idle time before it scales to zero."""
+_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.gserviceaccount\.com")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A deployment as the user asked for it; `None` means not set."""
+
+    model: str | None = None
+    machine_type: str | None = None
+    accelerator: str | None = None
+    min_replicas: int = 1
+    max_replicas: int = 1
+    ttl: str = DEFAULT_TTL
+    max_cost: float | None = None
+    scale_to_zero: str | None = None
+    serving: str | None = None
+    image: str | None = None
+    bucket: str | None = None
+    service_account: str | None = None
+    scheduler_account: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A deployment with everything settled. `idle` is in seconds, prices in USD."""
+
+    parent: str
+    labels: Labels
+    source: Source
+    upload_bytes: int
+    bucket: str | None
+    image: str | None
+    hardware: Hardware
+    min_replicas: int
+    max_replicas: int
+    idle: int | None
+    ttl: int
+    hourly: float | None
+    prices: Prices
+    service_account: str | None
+    scheduler_account: str | None
+    permissions: permissions.Tested
+
+    @property
+    def title(self) -> str:
+        """The display name of what is made."""
+        return f"t2i-{self.labels.name}"
+
+    @property
+    def artifacts(self) -> str | None:
+        """The gs:// address that the container takes its weights from, if it is one."""
+        if self.source.uploads:
+            return f"gs://{self.bucket}/{storage.folder(self.labels.name)}".rstrip("/")
+        return self.source.uri
+
+    def to_json(self) -> dict[str, object]:
+        """The plan as `--json` prints it."""
+        hours = self.ttl / 3600
+        return {
+            "name": self.labels.name,
+            "parent": self.parent,
+            "model": self.labels.model,
+            "serving": self.labels.serving,
+            "image": self.image,
+            "artifacts": self.artifacts,
+            "upload_bytes": self.upload_bytes,
+            "machine_type": self.hardware.machine,
+            "accelerator": self.hardware.accelerator,
+            "accelerator_count": self.hardware.count,
+            "min_replicas": self.min_replicas,
+            "max_replicas": self.max_replicas,
+            "scale_to_zero_seconds": self.idle,
+            "ttl_seconds": self.ttl,
+            "expires": when(self.labels.expires),
+            "enforced_by": "scheduler" if self.scheduler_account else None,
+            "estimate": {
+                "usd_per_hour": self._cost(1),
+                "usd_per_day": self._cost(24),
+                "usd_until_ttl": self._cost(hours),
+                "prices_of": self.prices.date,
+            },
+            "permissions_missing": list(self.permissions.missing),
+            "permissions_unknown": self.permissions.unknown,
+        }
+
+    def text(self) -> str:
+        """The plan for people."""
+        one = self.min_replicas == self.max_replicas
+        count = str(self.max_replicas) if one else f"{self.min_replicas} to {self.max_replicas}"
+        plural = "" if self.max_replicas == 1 else "s"
+        rows = {
+            "project": self.parent.replace("projects/", "").replace("/locations/", ", "),
+            "weights": self._weights(),
+            "model": f"{self.title}: {self.labels.model}, served by {self.labels.serving}",
+            "image": self.image or "",
+            "endpoint": f"{self.title}, dedicated",
+            "machines": f"{count} replica{plural} of {self.hardware.text()}",
+            "": f"none after {spoken(self.idle)} without a call (Preview)" if self.idle else "",
+            "price": self._price(),
+            "TTL": f"{spoken(self.ttl)}, until {when(self.labels.expires)}",
+            "enforced by": self.enforcement(),
+            "permissions": self.permissions.text(),
+        }
+        return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value)
+
+    def enforcement(self) -> str:
+        """What ends the deployment after its TTL, in words."""
+        if self.scheduler_account:
+            return (
+                f"a Cloud Scheduler job, which undeploys it as {self.scheduler_account}; "
+                "`t2i remote reap` removes the rest"
+            )
+        return (
+            "nothing but `t2i remote reap`, which you run or have cron run "
+            "(--scheduler-account makes a Cloud Scheduler job)"
+        )
+
+    def _weights(self) -> str:
+        if self.source.uploads:
+            size = f", {size_text(self.upload_bytes)} from here" if self.upload_bytes else ""
+            return f"{self.artifacts}{size}"
+        return self.source.uri or ""
+
+    def _price(self) -> str:
+        if self.hourly is None:
+            return (
+                f"unknown: the table ({self.prices.date}) has no {self.hardware.text()}; "
+                "T2I_VERTEX_PRICES names a file that may"
+            )
+        hours = self.ttl / 3600
+        most = "up to " if self.idle or self.min_replicas < self.max_replicas else ""
+        return (
+            f"{most}{self._cost(1):.2f} USD per hour, {self._cost(24):.2f} per day, "
+            f"{self._cost(hours):.2f} until the TTL; an estimate (table: {self.prices.date})"
+        )
+
+    def _cost(self, hours: float) -> float | None:
+        """USD at the most for so many hours."""
+        return None if self.hourly is None else round(self.hourly * self.max_replicas * hours, 2)
+
+
+def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
+    """Settle what is asked for; nothing is changed. Raises T2IError."""
+    kind, image = serving.choose(wanted.serving, wanted.image)
+    source = serving.find_source(wanted.model, kind)
+    ttl = _duration("--ttl", wanted.ttl)
+    idle = _duration("--scale-to-zero", wanted.scale_to_zero) if wanted.scale_to_zero else None
+    if idle is not None and idle not in _SCALE_DOWN:
+        raise InputError("--scale-to-zero must be from 5m to 8h, which Vertex AI takes.")
+    if not 1 <= wanted.min_replicas <= wanted.max_replicas:
+        raise InputError("--min-replicas must be at least 1, and no more than --max-replicas.")
+    for account_option in (wanted.service_account, wanted.scheduler_account):
+        if account_option and not _ACCOUNT.fullmatch(account_option):
+            raise InputError(
+                f"{account_option} is no service account: they end in .gserviceaccount.com."
+            )
+    machine = hardware.choose(wanted.machine_type, wanted.accelerator, source.spec)
+    prices = hardware.prices()
+    bucket = None
+    if source.uploads:
+        bucket = settings.pick("vertex_bucket", wanted.bucket) or storage.default_bucket(rest.place)
+    steps = ["predict", "deploy", "remove"]
+    steps += ["upload"] if source.uploads else []
+    steps += ["service account"] if wanted.service_account or wanted.scheduler_account else []
+    steps += ["scheduler"] if wanted.scheduler_account else []
+    tested = permissions.test(rest, steps)
+    labels = Labels(
+        name=_name(wanted.name, source),
+        expires=round(rest.now()) + ttl,
+        model=source.named,
+        serving=kind,
+        by=account or "unknown",
+    )
+    plan = Plan(
+        parent=rest.place.parent,
+        labels=labels,
+        source=source,
+        upload_bytes=_upload_bytes(source),
+        bucket=bucket,
+        image=image if kind == "t2i" else None,
+        hardware=machine,
+        min_replicas=wanted.min_replicas,
+        max_replicas=wanted.max_replicas,
+        idle=idle,
+        ttl=ttl,
+        hourly=machine.price(prices),
+        prices=prices,
+        service_account=wanted.service_account,
+        scheduler_account=wanted.scheduler_account,
+        permissions=tested,
+    )
+    if wanted.max_cost is not None:
+        _check_cost(plan, wanted.max_cost)
+    return plan
+
+
+def _check_cost(plan: Plan, limit: float) -> None:
+    if plan.hourly is None:
+        raise InputError(
+            f"--max-cost cannot be kept: the price of {plan.hardware.text()} is not known.",
+            hint="T2I_VERTEX_PRICES names a TOML file with prices.",
+        )
+    hourly = plan.hourly * plan.max_replicas
+    cost = hourly * plan.ttl / 3600
+    if cost > limit:
+        fits = int(limit / hourly * 3600) // 60 * 60
+        raise InputError(
+            f"Until its TTL of {spoken(plan.ttl)} this would cost up to {cost:.2f} USD by the "
+            f"estimate, more than --max-cost {limit:.2f}.",
+            hint=f"--ttl {spoken(fits)} would fit."
+            if fits
+            else "A cheaper --machine-type may fit.",
+        )
+
+
+def _duration(option: str, text: str) -> int:
+    seconds = parse(text)
+    if not seconds:
+        raise InputError(f"{option} {text} is no duration; write it as 90m or 2h.")
+    return seconds
+
+
+def _name(name: str | None, source: Source) -> str:
+    """What tells this deployment from others: the model's name, unless one is given."""
+    if name is None:
+        short = source.spec.name.split("/")[-1].lower()
+        name = re.sub("[^a-z0-9]+", "-", short).strip("-")[:40].rstrip("-") or "model"
+    if not re.fullmatch("[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name):
+        raise InputError(
+            f"--name {name} must be 1 to 40 lowercase letters, digits and inner hyphens."
+        )
+    return name
+
+
+def _upload_bytes(source: Source) -> int:
+    if source.folder:
+        return sum(path.stat().st_size for path in source.folder.rglob("*") if path.is_file())
+    return (source.spec.download_bytes or 0) if source.fetch else 0

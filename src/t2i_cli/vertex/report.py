@@ -1,0 +1,195 @@
+"""What endpoints do and cost: for `t2i remote list`, `status` and `cost`."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from t2i_cli.durations import spoken
+from t2i_cli.errors import T2IError
+from t2i_cli.vertex import hardware
+from t2i_cli.vertex.hardware import Prices
+from t2i_cli.vertex.labels import when
+from t2i_cli.vertex.rest import Rest
+from t2i_cli.vertex.survey import Deployment, Survey, since
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One deployment: ages in seconds, prices in USD by estimate, `None` where nobody knows."""
+
+    name: str
+    endpoint: str | None
+    state: str
+    model: str
+    serving: str
+    by: str
+    machine: str | None
+    age: float | None
+    replicas: int
+    max_replicas: int
+    requests: int | None
+    usd_per_hour: float | None
+    usd_so_far: float | None
+    expires: int
+    overdue: bool
+
+    def to_json(self) -> dict[str, object]:
+        """The line as `--json` prints it."""
+        return asdict(self) | {"expires": when(self.expires)}
+
+
+def line(found: Deployment, rest: Rest, prices: Prices) -> Line:
+    """All that is known of a deployment; asks for its number of requests."""
+    now = rest.now()
+    endpoint = found.endpoints[0] if found.endpoints else None
+    deployed = found.deployed()
+    machines = [hardware.of(one.get("dedicatedResources", {})) for one in deployed]
+    counts = [_replicas(one.get("dedicatedResources", {})) for one in deployed]
+    each = [machine.price(prices) for machine in machines]
+    known = [price * low for price, (low, _) in zip(each, counts, strict=True) if price is not None]
+    whole = len(known) == len(each)
+    hours = [max(0.0, now - since(one)) / 3600 for one in deployed]
+    spent = sum(price * hour for price, hour in zip(known, hours, strict=False))
+    state = "deployed" if deployed else "nothing deployed" if endpoint else "leftovers"
+    return Line(
+        name=found.name,
+        endpoint=endpoint["name"] if endpoint else None,
+        state=state,
+        model=found.labels.model,
+        serving=found.labels.serving,
+        by=found.labels.by,
+        machine=machines[0].text() if machines else None,
+        age=now - since(endpoint) if endpoint else None,
+        replicas=sum(low for low, _ in counts),
+        max_replicas=sum(high for _, high in counts),
+        requests=requests(rest, endpoint["name"], since(endpoint)) if endpoint else None,
+        usd_per_hour=round(sum(known), 2) if whole else None,
+        usd_so_far=round(spent, 2) if whole else None,
+        expires=found.expires,
+        overdue=found.expires < now,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bill:
+    """What all deployments in a place cost, in USD by estimate."""
+
+    lines: list[Line]
+    prices: Prices
+    project: str
+
+    def to_json(self) -> dict[str, object]:
+        """The bill as `--json` prints it."""
+        hourly, so_far = self._sums()
+        return {
+            "usd_per_hour": hourly,
+            "usd_per_day": None if hourly is None else round(hourly * 24, 2),
+            "usd_so_far": so_far,
+            "prices_of": self.prices.date,
+            "endpoints": [one.to_json() for one in self.lines],
+        }
+
+    def text(self) -> list[str]:
+        """The bill for people."""
+        hourly, so_far = self._sums()
+        daily = None if hourly is None else hourly * 24
+        return [
+            *(
+                f"{one.name}: {money(one.usd_per_hour)} USD per hour, "
+                f"{money(one.usd_so_far)} so far"
+                for one in self.lines
+            ),
+            f"all: {money(hourly)} USD per hour, {money(daily)} per day, {money(so_far)} so far",
+            f"These are estimates of what is deployed now (table: {self.prices.date}); the bill is "
+            f"at https://console.cloud.google.com/billing?project={self.project}",
+        ]
+
+    def _sums(self) -> tuple[float | None, float | None]:
+        hourly = [one.usd_per_hour for one in self.lines]
+        so_far = [one.usd_so_far for one in self.lines]
+        return _sum(hourly), _sum(so_far)
+
+
+def bill(found: Survey, rest: Rest, prices: Prices) -> Bill:
+    """What the deployments that were found cost."""
+    lines = [line(one, rest, prices) for one in found.deployments.values()]
+    return Bill(lines=lines, prices=prices, project=rest.place.project)
+
+
+def requests(rest: Rest, endpoint: str, start: float) -> int | None:
+    """How often an endpoint answered, as Cloud Monitoring counts it (minutes late), if it tells."""
+    span = max(60, round(rest.now() - start))
+    query = {
+        "filter": 'metric.type="aiplatform.googleapis.com/prediction/online/response_count" AND '
+        f'resource.labels.endpoint_id="{endpoint.split("/")[-1]}"',
+        "interval.startTime": _stamp(rest.now() - span),
+        "interval.endTime": _stamp(rest.now()),
+        "aggregation.alignmentPeriod": f"{span}s",
+        "aggregation.perSeriesAligner": "ALIGN_SUM",
+        "aggregation.crossSeriesReducer": "REDUCE_SUM",
+    }
+    path = f"/v3/projects/{rest.place.project}/timeSeries"
+    try:
+        series = list(rest.pages("monitoring", path, "timeSeries", query))
+    except T2IError:
+        # Without monitoring.timeSeries.list all the rest can still be told.
+        return None
+    points = (point for one in series for point in one.get("points", []))
+    return sum(int(point["value"].get("int64Value", 0)) for point in points)
+
+
+def table(lines: Iterable[Line]) -> list[str]:
+    """The lines for people, in columns."""
+    head = (
+        "NAME",
+        "STATE",
+        "AGE",
+        "REPLICAS",
+        "REQUESTS",
+        "USD/H",
+        "USD SO FAR",
+        "TTL ENDS",
+        "MODEL",
+    )
+    rows = [head, *(_cells(one) for one in lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def money(value: float | None) -> str:
+    """USD with cents, or that they are not known."""
+    return "?" if value is None else f"{value:.2f}"
+
+
+def _cells(one: Line) -> tuple[str, ...]:
+    same = one.replicas == one.max_replicas
+    return (
+        one.name,
+        one.state,
+        "" if one.age is None else spoken(one.age // 60 * 60),
+        str(one.replicas) if same else f"{one.replicas}-{one.max_replicas}",
+        "?" if one.requests is None else str(one.requests),
+        money(one.usd_per_hour),
+        money(one.usd_so_far),
+        when(one.expires) + (" PAST" if one.overdue else ""),
+        one.model,
+    )
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """The sum, None where a part of it is not known."""
+    there = [value for value in values if value is not None]
+    return round(sum(there), 2) if len(there) == len(values) else None
+
+
+def _replicas(resources: dict[str, object]) -> tuple[int, int]:
+    """The fewest that are paid for, and the most; one that scales to zero counts as running."""
+    low = int(str(resources.get("minReplicaCount") or 1))
+    return low, int(str(resources.get("maxReplicaCount") or low))
+
+
+def _stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

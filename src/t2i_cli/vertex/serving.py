@@ -1,0 +1,130 @@
+"""What runs in the cloud: which container, and where it takes its weights from."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from t2i_cli import catalog, settings
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.errors import InputError, ModelError
+
+GARDEN_IMAGE = (
+    "us-docker.pkg.dev/deeplearning-platform-release/vertex-model-garden/"
+    "pytorch-inference.cu125.0-4.ubuntu2204.py310"
+)
+"""Google's ready-made container for diffusers' pipelines."""
+TORCHSERVE_END = "14 January 2027"
+ARCHIVE = "model.mar"
+"""The only name under which Google's PyTorch containers look for an archive."""
+
+_TORCHSERVE_IMAGE = "us-docker.pkg.dev/vertex-ai/prediction/pytorch-{}.2-4:latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model, and its weights: of the Hub, or else at `uri`, or in a local folder to upload.
+
+    `fetch` tells that they come from the Hub through this machine: a token is needed for them, and
+    none may enter the container.
+    """
+
+    spec: ModelSpec
+    uri: str | None = None
+    folder: Path | None = None
+    fetch: bool = False
+
+    @property
+    def uploads(self) -> bool:
+        """Whether weights go from here into a bucket."""
+        return self.fetch or self.folder is not None
+
+    @property
+    def named(self) -> str:
+        """The model as labels tell it."""
+        return self.spec.repo or self.uri or self.spec.name
+
+
+def find_source(model: str | None, serving: str) -> Source:
+    """The model that is meant. Raises InputError or ModelError; asks the Hub if it must."""
+    name = model or settings.get("model") or catalog.DEFAULT_MODEL
+    if name.startswith("gs://"):
+        if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/\s]+)+/?", name):
+            raise InputError(f"{name} is not of the form gs://BUCKET/FOLDER.", field="model")
+        return Source(spec=ModelSpec(name=name.rstrip("/").split("/")[-1]), uri=name.rstrip("/"))
+    spec = catalog.find(name)
+    if spec is None and Path(name).is_dir():
+        source = Source(spec=ModelSpec(name=Path(name).resolve().name), folder=Path(name).resolve())
+    elif spec is None and name.count("/") == 1:
+        from t2i_cli import hub
+
+        source = Source(spec=ModelSpec(name=name, repo=name), fetch=hub.needs_token(name))
+    elif spec is None:
+        raise ModelError(
+            f"There is no model {name}.",
+            hint=f"Use {', '.join(catalog.MODELS)}, a repository, a folder, or gs://BUCKET/FOLDER.",
+        )
+    elif spec.folder and serving == "t2i":
+        source = Source(spec=spec)  # it is part of the image
+    else:
+        source = Source(spec=spec, folder=spec.folder, fetch=spec.gated)
+    if serving == "torchserve" and not (source.folder and (source.folder / ARCHIVE).is_file()):
+        raise InputError(
+            f"TorchServe takes a folder that holds {ARCHIVE}, or a gs:// address of one.",
+            hint="`t2i remote package` makes it.",
+        )
+    return source
+
+
+def choose(serving: str | None, image: str | None) -> tuple[str, str | None]:
+    """The way of serving and, for t2i's own, its image. Raises InputError."""
+    image = settings.pick("vertex_image", image)
+    serving = serving or ("t2i" if image else "model-garden")
+    if serving not in settings.SERVINGS:
+        raise InputError(f"--serving must be {', '.join(settings.SERVINGS)}, not {serving}.")
+    if serving == "t2i" and not image:
+        raise InputError(
+            "There is no image of t2i's server.",
+            hint="`t2i remote build` makes one; --image or T2I_VERTEX_IMAGE names it.",
+        )
+    return serving, image
+
+
+def model_resource(
+    serving: str, source: Source, image: str | None, artifacts: str | None, *, gpu: bool
+) -> dict[str, object]:
+    """The part of Vertex AI's Model that says what to run; `artifacts` is a gs:// address."""
+    repo = source.spec.repo or source.spec.name
+    if serving == "t2i":
+        return _resource(
+            str(image),
+            8080,
+            "/predict",
+            "/health",
+            {} if artifacts else {"T2I_MODEL": repo},
+            artifacts,
+        )
+    if serving == "model-garden":
+        # It fetches a gs:// address itself, and has no use for Vertex AI's copy of it.
+        environment = {"MODEL_ID": artifacts or repo, "TASK": "text-to-image"}
+        return _resource(GARDEN_IMAGE, 7080, "/predict", "/health", environment, None)
+    prebuilt = _TORCHSERVE_IMAGE.format("gpu" if gpu else "cpu")
+    return {"containerSpec": {"imageUri": prebuilt}, "artifactUri": artifacts}
+
+
+def _resource(
+    image: str,
+    port: int,
+    predict: str,
+    health: str,
+    environment: dict[str, str],
+    artifacts: str | None,
+) -> dict[str, object]:
+    spec = {
+        "imageUri": image,
+        "ports": [{"containerPort": port}],
+        "predictRoute": predict,
+        "healthRoute": health,
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "deploymentTimeout": "3600s",
+    }
+    return {"containerSpec": spec} | ({"artifactUri": artifacts} if artifacts else {})

@@ -1,0 +1,143 @@
+"""What there is in the cloud of t2i's making, found by the labels and names that it gives."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qsl
+
+from t2i_cli import settings
+from t2i_cli.errors import AccessError, InputError
+from t2i_cli.vertex import storage
+from t2i_cli.vertex.labels import MANAGED, Labels
+from t2i_cli.vertex.rest import NotFoundError, Rest
+
+
+@dataclass(kw_only=True)
+class Deployment:
+    """All that was made under one name; `expires` (unix seconds) is the latest of its parts'."""
+
+    labels: Labels
+    written: Mapping[str, str]
+    """The labels as they are."""
+    expires: int = 0
+    endpoints: list[dict[str, Any]] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
+    files: list[tuple[str, storage.Stored]] = field(default_factory=list)
+    """Each with its bucket."""
+
+    @property
+    def name(self) -> str:
+        """The name that `--name` gave, or that came of the model."""
+        return self.labels.name
+
+    def deployed(self) -> list[dict[str, Any]]:
+        """The deployed models: what is paid for."""
+        return [one for endpoint in self.endpoints for one in endpoint.get("deployedModels", [])]
+
+    def parts(self) -> list[str]:
+        """What is there, for people."""
+        found = [f"endpoint {endpoint['name']}" for endpoint in self.endpoints]
+        found += [f"deployed model {one['id']} (this is paid for)" for one in self.deployed()]
+        found += [f"model {model['name']}" for model in self.models]
+        found += [f"scheduler job {job}" for job in self.jobs]
+        for bucket in dict.fromkeys(bucket for bucket, _ in self.files):
+            count = sum(other == bucket for other, _ in self.files)
+            found.append(f"{count} files in gs://{bucket}/{storage.folder(self.name)}")
+        return found
+
+
+@dataclass(kw_only=True)
+class Survey:
+    """Every deployment in a place by name, the buckets that t2i made, and what it cannot see."""
+
+    deployments: dict[str, Deployment] = field(default_factory=dict)
+    buckets: set[str] = field(default_factory=set)
+    unseen: list[str] = field(default_factory=list)
+
+    def overdue(self, now: float) -> list[Deployment]:
+        """Those past their TTL."""
+        return [found for found in self.deployments.values() if found.expires < now]
+
+    def of(self, written: Mapping[str, str]) -> Deployment | None:
+        """The deployment that these labels belong to, None if they are not t2i's."""
+        labels = Labels.of(written)
+        if labels is None:
+            return None
+        new = Deployment(labels=labels, written=written)
+        found = self.deployments.setdefault(labels.name, new)
+        found.expires = max(found.expires, labels.expires)
+        return found
+
+
+def endpoints(rest: Rest) -> Survey:
+    """The endpoints alone, which is quick: one call."""
+    found = Survey()
+    for endpoint in rest.pages("aiplatform", f"{rest.place.parent}/endpoints", "endpoints"):
+        if one := found.of(endpoint.get("labels", {})):
+            one.endpoints.append(endpoint)
+    return found
+
+
+def everything(rest: Rest, bucket: str | None = None) -> Survey:
+    """All of it; `bucket` is looked into as well as the usual ones."""
+    found = endpoints(rest)
+    parent = rest.place.parent
+    buckets = {storage.default_bucket(rest.place), bucket, settings.get("vertex_bucket")}
+    for model in rest.pages("aiplatform", f"{parent}/models", "models"):
+        if one := found.of(model.get("labels", {})):
+            one.models.append(model)
+            uri = model.get("artifactUri", "")
+            if f"/{storage.folder(one.name)}" in f"{uri}/":
+                buckets.add(uri.removeprefix("gs://").split("/")[0])
+    # Without the permission, or with the interface never enabled, there is no job of t2i's.
+    with suppress(AccessError, NotFoundError):
+        for job in rest.pages("cloudscheduler", f"{parent}/jobs", "jobs"):
+            if one := found.of(dict(parse_qsl(job.get("description", "")))):
+                one.jobs.append(job["name"])
+    for place in sorted(bucket for bucket in buckets if bucket):
+        try:
+            _look_into(found, rest, place)
+        except AccessError as error:
+            found.unseen.append(f"gs://{place}: {error.message}")
+    return found
+
+
+def _look_into(found: Survey, rest: Rest, bucket: str) -> None:
+    files = storage.stored(rest, bucket, storage.ROOT)
+    for file in files:
+        found.of(file.labels)
+    for file in files:
+        name = file.name.removeprefix(storage.ROOT).split("/")[0].removesuffix(".labels")
+        if owner := found.deployments.get(name):
+            owner.files.append((bucket, file))
+    labels_there = storage.bucket_labels(rest, bucket)
+    if labels_there and labels_there.get(MANAGED[0]) == MANAGED[1]:
+        found.buckets.add(bucket)
+
+
+def named(survey: Survey, wanted: str) -> Deployment:
+    """The deployment of that name, or with that endpoint. Raises InputError naming those there."""
+    for found in survey.deployments.values():
+        numbers = {endpoint["name"].split("/")[-1] for endpoint in found.endpoints}
+        # Google names a project by its number, people name it by its id.
+        if wanted == found.name or wanted.split("/")[-1] in numbers:
+            return found
+    there = ", ".join(survey.deployments) or "none"
+    raise InputError(
+        f"t2i has made no endpoint {wanted} here.", hint=f"Of t2i's there is: {there}."
+    )
+
+
+def since(resource: dict[str, Any]) -> float:
+    """When a resource was made, in unix seconds."""
+    return datetime.fromisoformat(resource["createTime"]).timestamp()
+
+
+def warn_overdue(found: Iterable[Deployment], warn: Callable[[str], None]) -> None:
+    """Tell of deployments that are past their TTL."""
+    for one in found:
+        paid = " and still paid for" if one.deployed() else ""
+        warn(f"{one.name} is past its TTL{paid}; `t2i remote reap` removes it.")

@@ -1,0 +1,122 @@
+"""Back to zero cost: remove a deployment, look whether it is gone, and say what is not."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from t2i_cli.errors import QuotaError, RemoteError, T2IError, TimedOutError
+from t2i_cli.vertex import known, operations, storage, survey
+from t2i_cli.vertex.operations import Say
+from t2i_cli.vertex.rest import NotFoundError, Rest
+from t2i_cli.vertex.survey import Deployment, Survey
+
+TRIES = 5
+FIRST_WAIT = 0.5
+"""Seconds, doubled each time: what was just released can be held a little longer."""
+
+
+def remove(
+    rest: Rest, found: Deployment, say: Say, *, artifacts: bool, bucket: str | None = None
+) -> None:
+    """Remove a deployment, with its weights in the bucket if `artifacts`, and verify that.
+
+    Goes on past what fails; then raises the T2IError that names what is left.
+    """
+    failures: list[T2IError] = []
+
+    steps: list[tuple[str, Callable[[], None]]] = [
+        *(("endpoint", partial(_endpoint, rest, one["name"], say)) for one in found.endpoints),
+        *(("model", partial(_delete, rest, one["name"], say)) for one in found.models),
+        *(("scheduler job", partial(_job, rest, job)) for job in found.jobs),
+    ]
+    if artifacts and found.files:
+        steps.append(("weights", partial(_files, rest, found)))
+    for what, action in steps:
+        try:
+            _until_done(action)
+            say(f"{what} {found.name}: removed")
+        except T2IError as error:
+            failures.append(error)
+            say(f"{what} {found.name}: {error.message}")
+    for endpoint in found.endpoints:
+        known.forget(endpoint["name"])
+    verify(rest, found.name, failures, artifacts=artifacts, bucket=bucket)
+
+
+def verify(
+    rest: Rest,
+    name: str,
+    failures: list[T2IError],
+    *,
+    artifacts: bool,
+    bucket: str | None,
+) -> None:
+    """Look whether a deployment is gone; raise the T2IError that names what is left."""
+    after = survey.everything(rest, bucket)
+    left = after.deployments.get(name)
+    if left and not artifacts:
+        left.files = []
+    parts = left.parts() if left else []
+    if parts:
+        kind = type(failures[0]) if failures else RemoteError
+        reason = f" {failures[0].message}" if failures else ""
+        raise kind(
+            f"Of {name} there is still: {'; '.join(parts)}.{reason}",
+            hint=f"`t2i remote down {name}` tries again.",
+        )
+
+
+def empty_buckets(rest: Rest, found: Survey, say: Say) -> None:
+    """Delete the buckets that t2i made, where nothing is in them any more."""
+    for bucket in found.buckets:
+        if not storage.stored(rest, bucket, ""):
+            try:
+                storage.remove_bucket(rest, bucket)
+                say(f"bucket gs://{bucket}: removed")
+            except T2IError as error:
+                # An empty bucket costs nothing.
+                say(f"bucket gs://{bucket}: {error.message}")
+
+
+def _endpoint(rest: Rest, name: str, say: Say) -> None:
+    """End what is under way on an endpoint, undeploy all models, delete it."""
+    operations.end_all(rest, name, "what is under way", say)
+    endpoint = rest.call("GET", "aiplatform", name)
+    for deployed in endpoint.get("deployedModels", []):
+        operation = rest.call(
+            "POST", "aiplatform", f"{name}:undeployModel", json={"deployedModelId": deployed["id"]}
+        )
+        operations.wait(rest, operation, "undeployment", say)
+    _delete(rest, name, say)
+
+
+def _delete(rest: Rest, name: str, say: Say) -> None:
+    operations.wait(rest, rest.call("DELETE", "aiplatform", name), "deletion", say)
+
+
+def _job(rest: Rest, name: str) -> None:
+    rest.call("DELETE", "cloudscheduler", name)
+
+
+def _files(rest: Rest, found: Deployment) -> None:
+    """The weights first, and what tells whose they are at the end."""
+    marker = storage.marker(found.name)
+    for bucket, file in sorted(found.files, key=lambda entry: entry[1].name == marker):
+        try:
+            storage.remove(rest, bucket, file.name)
+        except NotFoundError:
+            continue
+
+
+def _until_done(action: Callable[[], None]) -> None:
+    """Do it, again where a refusal may be of the moment; what is not there is done."""
+    for left in reversed(range(TRIES)):
+        try:
+            action()
+            return
+        except NotFoundError:
+            return
+        except (RemoteError, TimedOutError, QuotaError):
+            if not left:
+                raise
+            time.sleep(FIRST_WAIT * 2 ** (TRIES - 1 - left))

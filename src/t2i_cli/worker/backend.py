@@ -1,0 +1,137 @@
+"""The local backend by way of the warm worker; without it, wherever no worker can be used."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from threading import Event as Flag
+
+from t2i_cli import catalog
+from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.events import Event, Note, OnEvent, Step
+from t2i_cli.naming import Format
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.worker import client
+from t2i_cli.worker.client import Exchange
+from t2i_cli.worker.hiring import MODEL_PATH, hire
+from t2i_cli.worker.identity import Wanted
+from t2i_cli.worker.place import HungError, Place, State, UnusableError
+
+SENT_AT_ONCE = 4
+"""Requests: those of other runs come in between, and the device need not wait for files."""
+
+
+class WorkerBackend:
+    """Images from a worker, which stays `keep_alive` seconds after the last one.
+
+    `without` makes the backend that stands in where no worker can be used. `format` is the one in
+    which the images are likely to be wanted.
+    """
+
+    def __init__(
+        self,
+        options: LocalOptions,
+        keep_alive: float,
+        without: Callable[[LocalOptions], Backend],
+        format: Format = "png",
+    ) -> None:
+        self._options = options
+        self._keep_alive = keep_alive
+        self._make_without = without
+        self._format: Format = format
+        self._stand_in: Backend | None = None
+
+    def describe(self, request: GenerateRequest) -> ModelSpec:
+        """What is known of the model: the worker is asked where telling takes the libraries."""
+        name = request.model or catalog.DEFAULT_MODEL
+        known = catalog.find(name, request.revision)
+        if known and not (known.folder and request.revision):
+            return known
+        from t2i_cli.backends.local import models
+
+        if not (Path(name).expanduser().is_dir() or models.is_repository(name)):
+            return self._without.describe(request)
+        try:
+            place, state = self._hire(name, request.revision)
+            with Exchange(place, state, MODEL_PATH) as exchange:
+                return client.model(exchange)
+        except UnusableError:
+            # What stands in the way is told when the image is made.
+            return self._without.describe(request)
+
+    def check(self, request: ResolvedRequest) -> None:
+        """The worker checks what it is sent."""
+
+    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+        """What the image takes here, told without a worker."""
+        return self._without.needs(request)
+
+    def commit(self, model: str, revision: str | None) -> str | None:
+        """The commit that a model's revision stands for now."""
+        return self._without.commit(model, revision)
+
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        """Have a worker there."""
+        try:
+            self._hire(request.model, request.revision)
+        except UnusableError:
+            self._without.load(request, on_event)
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """Yield one outcome a request; what a worker fails to make is made without it."""
+        left = dict(enumerate(requests))
+        try:
+            while left and not cancel.is_set():
+                members = list(islice(left.items(), SENT_AT_ONCE))
+                place, state = self._hire(members[0][1].model, members[0][1].revision)
+                asked = client.order(members, self._format)
+                keep = {client.KEEP_ALIVE_HEADER: f"{self._keep_alive:g}"}
+                with Exchange(place, state, client.GENERATE_PATH, asked, keep) as exchange:
+                    for outcome in client.outcomes(exchange, members, on_event):
+                        del left[outcome.index]
+                        yield outcome
+                        if cancel.is_set():
+                            return
+        except UnusableError as error:
+            if isinstance(error, HungError):
+                error.place.kill()
+            if left:
+                on_event(Note(message=f"{error} This run goes on without it."))
+                yield from self._run_without(left, on_event, cancel)
+
+    def close(self) -> None:
+        """Give back what the stand-in holds; the worker stays."""
+        if self._stand_in:
+            self._stand_in.close()
+
+    @property
+    def _without(self) -> Backend:
+        self._stand_in = self._stand_in or self._make_without(self._options)
+        return self._stand_in
+
+    def _hire(self, model: str, revision: str | None) -> tuple[Place, State]:
+        wanted = Wanted(model=model, revision=revision, options=self._options)
+        return hire(wanted, self._keep_alive)
+
+    def _run_without(
+        self, left: Mapping[int, ResolvedRequest], on_event: OnEvent, cancel: Flag
+    ) -> Iterator[GeneratedImage | Failure]:
+        """The requests that are left, by their positions, on the stand-in."""
+        positions = list(left)
+
+        def hear(event: Event) -> None:
+            if isinstance(event, Step):
+                event = replace(event, indices=tuple(positions[i] for i in event.indices))
+            on_event(event)
+
+        self._without.check(left[positions[0]])
+        for outcome in self._without.run(list(left.values()), hear, cancel):
+            yield replace(outcome, index=positions[outcome.index])

@@ -1,0 +1,96 @@
+"""What a user asks of the worker: how it is, and to end."""
+
+import signal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from t2i_cli import durations
+from t2i_cli.errors import InputError
+from t2i_cli.worker.client import Exchange
+from t2i_cli.worker.hiring import STATUS_PATH
+from t2i_cli.worker.place import HungError, Place, UnusableError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How the worker is; what does not fit its state is `None`. Times are seconds."""
+
+    state: Literal["none", "starting", "idle", "busy", "hung"]
+    pid: int | None = None
+    version: str | None = None
+    model: str | None = None
+    idle: float | None = None
+    keep_alive: float | None = None
+    waiting: int | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """As --json prints it."""
+        return {"running": self.state != "none", **asdict(self)}
+
+    def sentence(self) -> str:
+        """As it is told to people."""
+        who = f"The worker (process {self.pid}, {self.model})"
+        match self.state:
+            case "none":
+                return "No worker runs."
+            case "starting":
+                return f"{who} is starting."
+            case "hung":
+                return f"{who} does not answer; `t2i worker stop` ends it."
+            case "busy":
+                waiting = f", with {self.waiting} more waiting" if self.waiting else ""
+                return f"{who} is at work{waiting}."
+        left = durations.spoken(max(0, (self.keep_alive or 0) - (self.idle or 0)))
+        return f"{who} has been idle for {durations.spoken(self.idle or 0)}; it leaves in {left}."
+
+
+def status() -> Status:
+    """How the worker is. Raises InputError if its folder is not the user's own."""
+    place = _place()
+    state = place.state()
+    if state is None or not place.alive():
+        return Status(state="none")
+    known = Status(state="starting", pid=state.pid, version=state.version, model=state.model)
+    if place.hung(state):
+        return replace(known, state="hung")
+    if not state.listening:
+        return known
+    try:
+        with Exchange(place, state, STATUS_PATH) as exchange:
+            answer = exchange.json()
+    except HungError:
+        return replace(known, state="hung")
+    except UnusableError:
+        return Status(state="none")
+    idle = answer["idle"]
+    return replace(
+        known,
+        state="busy" if idle is None else "idle",
+        idle=None if idle is None else round(idle, 1),
+        keep_alive=answer["keep_alive"],
+        waiting=answer["waiting"],
+    )
+
+
+def stop() -> int | None:
+    """End the worker: at once if it is idle or hung, else after its image. Its process id, if any.
+
+    Raises InputError if its folder is not the user's own.
+    """
+    place = _place()
+    state = place.state()
+    if state is None or not place.alive():
+        return None
+    if not place.hung(state):
+        place.signal(state, signal.SIGTERM)
+        # The server gives what runs 30 seconds, and those who asked for it 5.
+        place.gone(within=40)
+    place.kill()
+    return state.pid
+
+
+def _place() -> Place:
+    try:
+        return Place.find()
+    except UnusableError as error:
+        raise InputError(str(error), hint="It must be the user's own, with mode 0700.") from error

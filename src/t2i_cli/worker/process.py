@@ -1,0 +1,158 @@
+"""The worker's process: t2i's server for one user, until nobody has asked it for long enough.
+
+Run as `python -m t2i_cli.worker.process ORDER`, by `hiring` alone.
+"""
+
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import Timeout
+
+from t2i_cli import __version__
+from t2i_cli.backends import Backend
+from t2i_cli.backends.local import LocalBackend, LocalOptions
+from t2i_cli.errors import T2IError
+from t2i_cli.request import MAX_SIDE, MAX_STEPS
+from t2i_cli.worker.client import KEEP_ALIVE_HEADER
+from t2i_cli.worker.hiring import MODEL_PATH, STATUS_PATH
+from t2i_cli.worker.place import BEAT, Place, State
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from t2i_cli.server.engine import Engine
+
+MAX_LOG = 2**20
+"""Bytes after which the log begins anew."""
+
+
+def main(make_backend: Callable[[LocalOptions], Backend] = LocalBackend) -> None:
+    """Be the worker, unless there is one; ends the process."""
+    order = json.loads(sys.argv[1])
+    place = Place(Path(order["folder"]))
+    # A client that looks whether a worker lives holds the lock for an instant.
+    with suppress(Timeout), place.life().acquire(timeout=2):
+        state = State(
+            pid=os.getpid(), identity=order["identity"], version=__version__, model=order["model"]
+        )
+        # Before the imports, for those who wait.
+        place.write(state)
+        try:
+            _serve(place, state, order, make_backend(LocalOptions(**order["options"])))
+        finally:
+            place.clear()
+    # As cli.main() does: tearing down torch takes a second, and nothing is left to save.
+    os._exit(0)
+
+
+def _serve(place: Place, state: State, order: dict[str, Any], backend: Backend) -> None:
+    from t2i_cli.server.app import create_app
+    from t2i_cli.server.engine import Engine
+    from t2i_cli.server.options import Limits, ServerOptions
+    from t2i_cli.server.serving import serve
+
+    # Whatever is asked is done as it would be without the worker: alone, however long it takes.
+    limits = Limits(max_batch=1, timeout=None, pixels=MAX_SIDE**2, steps=MAX_STEPS)
+    engine = Engine(backend, order["model"], limits, revision=order["revision"], load=False)
+    listener, state = _listen(place, state)
+    app = create_app(engine, ServerOptions(api_key=state.secret))
+    watch = _Watch(place, state, engine, app, order["keep_alive"])
+    app.add_middleware(_KeepAlive, watch=watch)
+    # Before anything is accepted: what comes meanwhile waits in the socket's backlog.
+    place.write(state)
+    # Whoever asked has heard of the model that could not be had.
+    with suppress(T2IError):
+        serve(app, engine, listener, expired=watch.expired)
+
+
+def _listen(place: Place, state: State) -> tuple[socket.socket, State]:
+    """A socket that only this user can talk to, and where it is."""
+    if path := place.socket:
+        listener = socket.socket(socket.AF_UNIX)
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        listener.listen()
+        return listener, replace(state, socket=str(path))
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    return listener, replace(state, port=port, secret=secrets.token_urlsafe(32))
+
+
+class _Watch:
+    """What a worker has beside the server: its heart, its idle time, and its status."""
+
+    def __init__(
+        self, place: Place, state: State, engine: "Engine", app: "FastAPI", keep_alive: float
+    ) -> None:
+        self._place = place
+        self._state = state
+        self._engine = engine
+        self._app = app
+        self.keep_alive = keep_alive
+        self._began = self._beat = time.monotonic()
+        app.add_api_route(STATUS_PATH, self.status)
+        app.add_api_route(MODEL_PATH, self.model)
+
+    async def status(self) -> dict[str, object]:
+        """How the worker is; `idle` seconds are `None` while it is at work, or starts."""
+        return {
+            "idle": self._idle(),
+            "keep_alive": self.keep_alive,
+            "waiting": self._engine.waiting,
+            "running": self._engine.running,
+        }
+
+    async def model(self) -> dict[str, object]:
+        """All that is known of the model, once the libraries have told."""
+        spec = await self._engine.described()
+        return asdict(spec) | {"folder": spec.folder and str(spec.folder)}
+
+    def expired(self) -> bool:
+        """Beat, keep the log short, and say whether it is time to leave; asked all the time."""
+        if time.monotonic() - self._beat > BEAT:
+            self._beat = time.monotonic()
+            if not self._place.beat():
+                return True
+            if self._engine.ready and not self._state.warm:
+                self._state = replace(self._state, warm=True)
+                self._place.write(self._state)
+            if self._place.log.stat().st_size > MAX_LOG:
+                os.truncate(self._place.log, 0)
+        idle = self._idle()
+        return idle is not None and idle > self.keep_alive
+
+    def _idle(self) -> float | None:
+        if not self._app.state.starting.done():
+            self._began = time.monotonic()
+            return None
+        since = self._engine.idle_since
+        return None if since is None else time.monotonic() - max(since, self._began)
+
+
+class _KeepAlive:
+    """A middleware that notes how long the one who asks wants the worker to stay."""
+
+    def __init__(self, app: "ASGIApp", watch: _Watch) -> None:
+        self._app = app
+        self._watch = watch
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        for name, value in scope.get("headers", ()):
+            if name == KEEP_ALIVE_HEADER.lower().encode():
+                with suppress(ValueError):
+                    self._watch.keep_alive = float(value)
+        await self._app(scope, receive, send)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The real server over any backend, on a free port: `with serving(Painter()) as server:`.
+
+As a process, `python -m tests.fakes.serving` serves a painter with a queue of 16 and prints its
+address; PAUSE seconds an image are in its environment.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from t2i_cli.backends import Backend
+from t2i_cli.server.app import create_app
+from t2i_cli.server.engine import Engine
+from t2i_cli.server.options import Limits, ServerOptions
+from t2i_cli.server.serving import listen, serve
+from tests.fakes.painter import Painter
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that can serve."""
+
+    url: str
+    engine: Engine
+    backend: Backend
+
+
+@contextmanager
+def serving(
+    backend: Backend,
+    *,
+    model: str = "postcard",
+    options: ServerOptions | None = None,
+    limits: Limits | None = None,
+) -> Iterator[Running]:
+    """The server in a thread of this process, until the block ends."""
+    engine = Engine(backend, model, limits)
+    app = create_app(engine, options or ServerOptions())
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+    listener = listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not (server.started and engine.ready):
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, backend)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def main() -> None:
+    """Serve until a signal comes."""
+    painter = Painter(pause=float(os.environ.get("PAUSE", "0")))
+    engine = Engine(painter, "postcard", Limits(queue=16))
+    app = create_app(engine, ServerOptions())
+    listener = listen("127.0.0.1", 0)
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    serve(app, engine, listener, on_ready=lambda: print(address, flush=True))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A worker whose backend paints what prompts tell it to, and `t2i` by way of such workers.
+
+`python -m tests.fakes.warm generate …` is `t2i`; `tests.fakes.warm_worker` is the worker's process.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from threading import Event as Flag
+
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.errors import InputError, T2IError
+from t2i_cli.events import OnEvent, Step
+from t2i_cli.request import ResolvedRequest
+from tests.fakes.painter import Painter
+
+WORKER = "tests.fakes.warm_worker"
+
+
+@dataclass
+class Actor(Painter):
+    """Paints; "slow …" until it is cancelled, "fail CODE" as that error, "bug" as a bug.
+
+    "unfit" is refused before it is begun.
+    """
+
+    def check(self, request: ResolvedRequest) -> None:
+        """Refuse what is unfit."""
+        if request.prompt == "unfit":
+            raise unfit()
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """Act one request."""
+        [request] = requests
+        word, _, rest = request.prompt.partition(" ")
+        if word == "bug":
+            raise RuntimeError("a bug")
+        self.fails = lambda _: failure(rest) if word == "fail" else None
+        self.steps = True
+        step = 0
+        while word == "slow" and not cancel.is_set():
+            step += 1
+            on_event(Step(indices=(0,), step=min(step, 999), steps=1000))
+            time.sleep(0.05)
+        yield from super().run(requests, on_event, cancel, previews)
+
+
+def unfit() -> InputError:
+    """The error of what is unfit."""
+    return InputError("It does not fit.", hint="Make it fit.", field="scheduler")
+
+
+def failure(code: str) -> T2IError:
+    """The error of that code."""
+    kind = next(kind for kind in T2IError.__subclasses__() if kind.code == code)
+    return kind(f"It failed by {code}.", hint="Try less.")
+
+
+if __name__ == "__main__":
+    from t2i_cli import cli
+    from t2i_cli.backends import choice
+    from t2i_cli.worker import hiring
+
+    hiring.MODULE = WORKER
+    choice.cold = lambda options: Painter(steps=True)
+    cli.main()

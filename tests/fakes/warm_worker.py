@@ -1,0 +1,7 @@
+"""The worker's process with a backend that acts."""
+
+from t2i_cli.worker.process import main
+from tests.fakes.warm import Actor
+
+if __name__ == "__main__":
+    main(lambda options: Actor())

@@ -1,0 +1,628 @@
+"""The http backend against a server of OpenAI's images API on loopback, in every dialect."""
+
+import base64
+import json
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Event as Flag
+from typing import Any
+
+import pytest
+
+from t2i_cli import metadata
+from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.backends.choice import choose
+from t2i_cli.backends.http import options as http_options
+from t2i_cli.backends.remote import patience
+from t2i_cli.batch import session
+from t2i_cli.batch.executor import InProcess
+from t2i_cli.batch.manifest import MAIN
+from t2i_cli.batch.plan import Choice
+from t2i_cli.batch.session import Task
+from t2i_cli.batch.stopping import Stop
+from t2i_cli.batch.wishes import Wishes
+from t2i_cli.console import Console
+from t2i_cli.errors import (
+    AccessError,
+    InputError,
+    ModelError,
+    OutOfMemoryError,
+    QuotaError,
+    RemoteError,
+    T2IError,
+    TimedOutError,
+    WithheldError,
+)
+from t2i_cli.events import Note
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.server.options import Limits, ServerOptions
+from t2i_cli.sink import FileSink, Saved
+from tests.conftest import T2I
+from tests.fakes.images_server import Body, FakeImages, Fault, error, running_images
+from tests.fakes.painter import Painter, painted
+from tests.fakes.serving import Running, serving
+
+KEY = "sk-verysecret-123"
+FACTS = {
+    "name": "postcard",
+    "repo": None,
+    "revision": None,
+    "steps": 20,
+    "guidance_scale": 3.0,
+    "width": 128,
+    "height": 128,
+    "multiple": 8,
+    "negative_prompt": True,
+    "guidance": True,
+}
+
+
+OPEN: list[Backend] = []
+"""The backends of the test that runs."""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeImages]:
+    """A server, and settings of the test's own."""
+    monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("T2I_HTTP_API_KEY", "OPENAI_API_KEY", "T2I_BACKEND", "T2I_HTTP_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with running_images() as state:
+        yield state
+    while OPEN:
+        OPEN.pop().close()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses a hundred times as short."""
+    pause = patience._pause
+    monkeypatch.setattr(patience, "_pause", lambda again, tries: pause(again, tries) / 100)
+
+
+def backend(server: FakeImages, **options: Any) -> Backend:  # noqa: ANN401 - any option
+    """The backend as the command line chooses it."""
+    OPEN.append(choose("http", url=server.url, **options))
+    return OPEN[-1]
+
+
+def make(
+    backend: Backend,
+    notes: list[str] | None = None,
+    *,
+    lenient: bool = False,
+    **fields: Any,  # noqa: ANN401 - any field
+) -> GeneratedImage:
+    """One image by the backend; raises its failure."""
+    told = [] if notes is None else notes
+    asked = GenerateRequest(**{"prompt": "a red star", **fields})
+    settled = resolve(asked, backend.describe(asked), lenient=lenient, on_note=told.append)
+    backend.check(settled)
+
+    def hear(event: object) -> None:
+        if isinstance(event, Note):
+            told.append(event.message)
+
+    (outcome,) = backend.run([settled], hear, Flag())
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome
+
+
+def as_t2i(server: FakeImages) -> None:
+    """Have the server be t2i's own, which says of every image what made it."""
+    server.owner, server.models, server.facts = "t2i", ["postcard"], dict(FACTS)
+
+    def echo(body: Body) -> Body:
+        width, height = map(int, body["size"].split("x"))
+        made = {
+            "prompt": body["prompt"],
+            "negative_prompt": body.get("negative_prompt"),
+            "model": "postcard",
+            "revision": None,
+            "seed": body["seed"],
+            "steps": body["num_inference_steps"],
+            "guidance_scale": body["guidance_scale"],
+            "width": width,
+            "height": height,
+            "scheduler": body.get("scheduler"),
+        }
+        lock = {
+            "backend": "local",
+            "model": "postcard",
+            "device": "cuda:0",
+            "dtype": "float16",
+            "measures": ["vae-tiling"],
+            "libraries": {"torch": "2.13.0"},
+        }
+        return {"request": made, "lock": lock, "seconds": 0.25}
+
+    server.echo = echo
+
+
+def test_a_plain_server_gets_the_prompt_and_the_size(server: FakeImages) -> None:
+    made = make(backend(server), width=32, height=24)
+    assert server.asked == [
+        {
+            "model": "painter",
+            "prompt": "a red star",
+            "n": 1,
+            "output_format": "png",
+            "size": "32x24",
+        }
+    ]
+    assert made.image.size == (32, 24)
+    assert made.image.mode == "RGB"
+    assert made.lock.backend == "http"
+    assert made.lock.endpoint == server.url
+    assert made.lock.model == "painter"
+    assert made.lock.seed_confirmed is False
+    assert made.round_trip is not None
+    assert made.seconds == made.round_trip
+    # What nobody set is not known, and said to be so.
+    assert (made.request.steps, made.request.guidance_scale) == (None, None)
+
+
+SHARED = {
+    "negative_prompt": "rain",
+    "seed": 7,
+    "num_inference_steps": 9,
+    "guidance_scale": 2.5,
+    "size": "32x32",
+}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sent"),
+    [
+        ("t2i", {**SHARED, "scheduler": "euler", "response_format": "b64_json"}),
+        ("sglang", {**SHARED, "response_format": "b64_json"}),
+        ("vllm", {**SHARED, "response_format": "b64_json"}),
+        ("localai", {"step": 9, "size": "32x32", "response_format": "b64_json"}),
+        ("openai", {"size": "32x32", "output_format": "png"}),
+    ],
+)
+def test_each_dialect_is_sent_what_it_takes(server: FakeImages, dialect: str, sent: Body) -> None:
+    notes: list[str] = []
+    make(
+        backend(server, dialect=dialect),
+        notes,
+        lenient=True,
+        **{"negative_prompt": "rain", "seed": 7, "steps": 9, "guidance_scale": 2.5},
+        **{"width": 32, "height": 32, "scheduler": "euler"},
+    )
+    assert server.asked == [{"model": "painter", "prompt": "a red star", "n": 1, **sent}]
+    left_out = 7 - len(sent)
+    assert len(notes) == left_out
+    assert all("takes no" in note and note.endswith("It is left out.") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("seed", 1), ("steps", 5), ("guidance_scale", 3.0), ("negative_prompt", "x")),
+        *(("scheduler", "euler"), ("revision", "main")),
+    ],
+)
+def test_a_field_that_the_server_does_not_know_is_an_error(
+    server: FakeImages,
+    field: str,
+    value: Any,  # noqa: ANN401
+) -> None:
+    with pytest.raises(InputError, match=rf"takes no {field.replace('_', ' ')}\.") as caught:
+        make(backend(server), **{field: value})
+    assert caught.value.field == field
+    assert caught.value.hint == "--lenient goes on without it."
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("owner", ["t2i", "sglang", "vllm", "organization"])
+def test_the_dialect_is_found_by_the_owner_of_the_models(server: FakeImages, owner: str) -> None:
+    server.owner, server.facts = owner, {**FACTS, "name": "painter"} if owner == "t2i" else None
+    chosen = backend(server)
+    asked = GenerateRequest(prompt="x")
+    told = chosen.needs(resolve(asked, chosen.describe(asked)))
+    assert told["dialect"] == {"organization": "openai"}.get(owner, owner)
+    assert ("/t2i/v1/model" in server.paths) == (owner == "t2i")
+
+
+def test_a_known_model_has_its_own_settings_sent(server: FakeImages) -> None:
+    server.owner, server.models = "vllm", ["Qwen/Qwen-Image"]
+    made = make(backend(server), model="qwen-image", width=64, height=64)
+    (sent,) = server.asked
+    assert sent["num_inference_steps"] == 50
+    assert sent["true_cfg_scale"] == 4.0
+    assert "guidance_scale" not in sent
+    assert sent["model"] == made.request.model == "Qwen/Qwen-Image"
+
+
+def test_a_server_of_t2i_settles_and_confirms(server: FakeImages) -> None:
+    as_t2i(server)
+    made = make(backend(server), seed=42, negative_prompt="rain")
+    local = resolve(
+        GenerateRequest(prompt="a red star", model="postcard", seed=42, negative_prompt="rain"),
+        choose().describe(GenerateRequest(prompt="x", model="postcard")),
+    )
+    assert made.request.to_json() == local.to_json()
+    assert made.lock.seed_confirmed is True
+    assert (made.lock.backend, made.lock.device) == ("http", "cuda:0")
+    assert made.lock.measures == ("vae-tiling",)
+    assert made.lock.libraries == {"torch": "2.13.0"}
+    assert made.seconds == 0.25
+    with pytest.raises(InputError, match="width 30 is not a multiple of 8"):
+        make(backend(server), width=30)
+
+
+def test_a_server_that_makes_something_else_is_told_of(server: FakeImages) -> None:
+    as_t2i(server)
+    echo = server.echo
+    assert echo
+    server.echo = lambda body: echo(body | {"num_inference_steps": 4})
+    with pytest.raises(RemoteError, match="with steps 4, not 20"):
+        make(backend(server))
+    server.echo = lambda body: echo(body | {"seed": 1})
+    assert make(backend(server), seed=2).lock.seed_confirmed is False
+    notes: list[str] = []
+    server.echo = None
+    server.faults = [Fault(image=server.picture({"size": "64x64"}))]
+    make(backend(server), notes)
+    assert notes == ["The server makes 64x64 where 128x128 is asked for."]
+
+
+def test_the_model_to_use(server: FakeImages) -> None:
+    server.models = ["a", "b", "stabilityai/stable-diffusion-xl-base-1.0"]
+    with pytest.raises(InputError, match="which model to use: a, b, stabilityai") as several:
+        make(backend(server))
+    assert several.value.hint == "-m names one."
+    with pytest.raises(ModelError, match="does not have c; it has a, b,"):
+        make(backend(server), model="c")
+    assert make(backend(server), model="b").lock.model == "b"
+    assert make(backend(server), model="sdxl").request.steps is None
+    assert server.asked[-1]["model"] == "stabilityai/stable-diffusion-xl-base-1.0"
+    server.models = None
+    with pytest.raises(InputError, match="which model to use"):
+        make(backend(server))
+    assert make(backend(server), model="anything").lock.model == "anything"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "sentence", "tries"),
+    [
+        (Fault(status=400, body=error("No such size.", param="size")), InputError, "No such", 1),
+        (Fault(status=422, body={"detail": "Too long"}), InputError, r"request: Too long\.", 1),
+        (Fault(status=401, body=error("No.")), AccessError, "refuses the API key", 1),
+        (Fault(status=403, body=error("No.")), AccessError, "does not allow this", 1),
+        (Fault(status=404, body=error("No such model.")), ModelError, "not have the model", 1),
+        (Fault(status=404, body="?"), RemoteError, "no images API at http", 1),
+        (Fault(status=400, body=error("x", "moderation_blocked")), WithheldError, "withheld", 1),
+        (Fault(status=500, body=error("Oh.")), RemoteError, r"with status 500\. Oh\.", 1),
+        (Fault(status=504), TimedOutError, "gave up", 1),
+        (Fault(status=307, headers={"Location": "http://x/"}), RemoteError, "another address", 1),
+        (Fault(status=429, body=error("x", "insufficient_quota")), QuotaError, "too many", 1),
+        (
+            Fault(status=503, body={"code": 503, "type": "InternalServerException"}),
+            RemoteError,
+            "overloaded or not ready",
+            1,
+        ),
+        (Fault(status=503, body=error("CUDA", "out_of_memory")), OutOfMemoryError, "CUDA", 1),
+        (Fault(status=429, body=error("Slow down.")), QuotaError, "too many requests", 3),
+        (
+            Fault(status=429, body=error("Slow."), headers={"Retry-After": "1"}),
+            QuotaError,
+            "too many requests",
+            3,
+        ),
+        (Fault(status=503, body=error("Busy.")), RemoteError, "overloaded or not ready", 3),
+        (Fault(status=503, body=error("Bye.", "terminated")), RemoteError, r"ready\. Bye\.", 3),
+        (Fault(status=502, body="<html>"), RemoteError, "status 502", 3),
+        (Fault(cut=True), RemoteError, "connection to 127.0.0.1 broke", 3),
+        (Fault(stall=0.05), RemoteError, "connection to 127.0.0.1 broke", 3),
+        (Fault(image="iVBORw0KGgo"), RemoteError, "cut off", 1),
+        (Fault(image=base64.b64encode(b"hello").decode()), RemoteError, "no PNG, JPEG", 1),
+        (Fault(entry={}), RemoteError, "holds no image", 1),
+        (Fault(raw=b'{"data": []}'), RemoteError, "holds no image", 1),
+        (Fault(raw=b"<html>"), RemoteError, "no JSON", 1),
+    ],
+)
+@pytest.mark.usefixtures("hasty")
+def test_each_failure_is_one_sentence_and_tried_again_if_that_helps(
+    server: FakeImages, fault: Fault, kind: type[T2IError], sentence: str, tries: int
+) -> None:
+    fault.times = 9
+    server.faults = [fault]
+    with pytest.raises(kind, match=sentence) as caught:
+        make(backend(server, retries=2))
+    fault.times = 9
+    assert type(caught.value) is kind
+    assert "\n" not in caught.value.message
+    assert caught.value.hint or kind is OutOfMemoryError
+    assert len(server.asked) == tries
+    if tries > 1:
+        assert "tried 3 times" in str(caught.value.hint)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("fault", [Fault(status=429), Fault(status=503), Fault(cut=True)])
+def test_what_passes_is_got_over(server: FakeImages, fault: Fault) -> None:
+    server.faults = [fault]
+    fault.times = 2
+    make(backend(server))
+    fault.times = 1
+    assert len(server.asked) == 3
+
+
+def test_the_field_at_fault_has_our_name(server: FakeImages) -> None:
+    server.faults = [Fault(status=400, body=error("Too many.", param="num_inference_steps"))]
+    with pytest.raises(InputError) as caught:
+        make(backend(server, dialect="vllm"), steps=900)
+    assert caught.value.field == "steps"
+
+
+def test_the_timeout_ends_a_stall(server: FakeImages) -> None:
+    server.faults = [Fault(stall=60)]
+    with pytest.raises(TimedOutError, match=r"did not answer within .* s"):
+        make(backend(server, timeout=0.5))
+    assert len(server.asked) == 1
+
+
+def test_no_server(server: FakeImages) -> None:
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1 cannot be reached"):
+        make(backend(replace(server, url="http://127.0.0.1:9/v1")))
+    with pytest.raises(InputError, match="no server to ask"):
+        choose("http")
+    for url in ("localhost:80", "ftp://x/v1", "http://", "http://x:y/"):
+        with pytest.raises(InputError, match="not of the form"):
+            choose("http", url=url)
+    for url in (f"http://me:{KEY}@x/v1", f"http://x/v1?key={KEY}"):
+        with pytest.raises(InputError, match="holds no name") as caught:
+            choose("http", url=url)
+        assert KEY not in caught.value.message
+
+
+def test_an_image_behind_a_link_is_fetched_without_the_key(
+    server: FakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
+    server.key = KEY
+    server.files["/file?sig=secret"] = base64.b64decode(server.picture({"size": "8x8"}))
+    link = server.url.removesuffix("/v1") + "/file?sig=secret"
+    server.faults = [Fault(entry={"url": link}), Fault(entry={"url": link + "x"})]
+    assert make(backend(server)).image.size == (8, 8)
+    assert "Authorization" not in server.headers[-1]
+    with pytest.raises(RemoteError, match="link to the image fails with 401") as caught:
+        make(backend(server))
+    assert "secret" not in f"{caught.value.message}{caught.value.hint}"
+
+
+def test_which_key_goes_where(
+    server: FakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
+    assert http_options.key("https://api.openai.com/v1") == "sk-of-openai"
+    for url in (server.url, "http://api.openai.com/v1", "https://api.openai.com.evil.org/v1"):
+        assert http_options.key(url) is None
+    (tmp_path / "t2i.toml").write_text('http_api_key = "from-file"\n')
+    assert http_options.key(server.url) == "from-file"
+    monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
+    assert http_options.key(server.url) == KEY
+    server.key = KEY
+    make(backend(server))
+    assert {h["Authorization"] for h in server.headers} == {f"Bearer {KEY}"}
+
+
+def test_the_key_is_in_no_error(server: FakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
+    server.key = "another"
+    chosen = backend(server)
+    with pytest.raises(AccessError, match="refuses the API key") as caught:
+        make(chosen)
+    assert KEY not in f"{caught.value.message} {caught.value.hint}"
+    assert KEY not in repr(vars(chosen))
+
+
+def batch(
+    tmp_path: Path, chosen: Backend, rows: int, **wishes: object
+) -> tuple[T2IError | None, list[dict[str, Any]]]:
+    """Run a batch of so many rows; how it ended, and the lines of its manifest."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"a star number {n}\n" for n in range(rows)))
+    console = Console()
+    console.configure(json=True, quiet=True)
+    task = Task(
+        source=str(prompts),
+        input_format=None,
+        folder=tmp_path / "out",
+        wishes=Wishes(**wishes),  # type: ignore[arg-type]
+        choice=Choice(),
+    )
+    ended = None
+    try:
+        session.run(task, chosen, InProcess(chosen), console)
+    except T2IError as failure:
+        ended = failure
+    lines = (tmp_path / "out" / MAIN).read_text().splitlines()[1:]
+    return ended, [json.loads(line) for line in lines]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_500_rows_of_a_server_that_fails_at_random(
+    server: FakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    as_t2i(server)
+    server.pause = 0.005
+    draw = random.Random(5)  # noqa: S311 - a test
+    ways = [
+        Fault(status=429, body=error("Slow down.")),
+        Fault(status=429, body=error("Slow down."), headers={"Retry-After": "0"}),
+        Fault(status=503, body=error("Busy.")),
+        Fault(cut=True),
+    ]
+    server.fault = lambda body: draw.choice(ways) if draw.random() < 0.2 else None
+    ended, lines = batch(tmp_path, backend(server, concurrency=8, retries=12), 500)
+    assert ended is None
+    assert Counter(line["status"] for line in lines) == {"done": 500}
+    assert sorted(line["index"] for line in lines) == list(range(1, 501))
+    assert len({line["id"] for line in lines}) == len({line["sha256"] for line in lines}) == 500
+    assert len(list((tmp_path / "out").glob("*.png"))) == 500
+    assert 2 <= server.most_in_flight <= 8
+    assert len(server.asked) > 550
+    first = min(lines, key=lambda line: int(line["index"]))
+    assert first["round_trip_seconds"] >= 0.005
+    assert first["seconds"] == 0.25
+    assert first["lock"]["endpoint"] == server.url
+    record = metadata.read(tmp_path / "out" / first["file"])
+    assert record.request == first["request"]
+    assert record.lock == first["lock"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_server_that_is_gone_stops_the_batch_and_the_next_run_goes_on(
+    server: FakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.fault = lambda body: Fault(status=401, body=error("Expired."))
+    ended, lines = batch(tmp_path, backend(server, concurrency=2), 40)
+    assert isinstance(ended, T2IError)
+    assert {line["status"] for line in lines} == {"failed"}
+    assert len(lines) < 10
+    server.fault = lambda body: None
+    ended, lines = batch(tmp_path, backend(server, concurrency=2), 40)
+    assert ended is None
+    assert sum(line["status"] == "done" for line in lines) == 40
+
+
+def test_a_stop_keeps_what_was_sent(server: FakeImages, tmp_path: Path) -> None:
+    chosen, stop = backend(server, concurrency=3), Stop()
+    server.pause = 0.3
+    spec = chosen.describe(GenerateRequest(prompt="x"))
+    requests: list[ResolvedRequest] = [
+        resolve(GenerateRequest(prompt=f"star {n}"), spec) for n in range(30)
+    ]
+    sink = FileSink([tmp_path / f"{n}.png" for n in range(30)], "png")
+    threading.Timer(0.15, lambda: stop.ask(2)).start()
+    made = [
+        outcome
+        for group in InProcess(chosen).run(requests, sink.save, lambda event: None, stop)
+        for outcome in group
+    ]
+    assert all(isinstance(outcome, Saved) for outcome in made)
+    assert sorted(o.index for o in made) == list(range(len(server.asked)))
+    assert len(made) <= 6
+
+
+def test_generate_as_a_process(server: FakeImages, t2i: T2I, tmp_path: Path) -> None:
+    as_t2i(server)
+    server.key = KEY
+    env = {"T2I_HTTP_API_KEY": KEY, "T2I_BACKEND": "http", "T2I_HTTP_URL": server.url}
+    done = t2i("generate", "a red star", "-s", "7", "-n", "2", "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, sorted(done.stdout.splitlines()))
+    assert (first["seed"], second["seed"]) == (7, 8)
+    assert first["path"].endswith("a-red-star-7.png")
+    assert (first["backend"], first["endpoint"]) == ("http", server.url)
+    assert first["seed_confirmed"] is True
+    assert first["round_trip_seconds"] > 0
+    record = metadata.read(tmp_path / first["path"])
+    assert record.request["steps"] == 20
+    assert record.lock["endpoint"] == server.url
+    everything = done.stdout + done.stderr + str((tmp_path / first["path"]).read_bytes())
+    assert KEY not in everything
+    dry = t2i("generate", "a red star", "--dry-run", "--json", env=env)
+    plan = json.loads(dry.stdout)["plan"]
+    assert (plan["backend"], plan["dialect"], plan["concurrency"]) == ("http", "t2i", 4)
+    wrong = t2i("generate", "x", "--device", "cpu", env=env)
+    assert wrong.returncode == 2
+    assert "--device means nothing to the http backend." in wrong.stderr
+    lenient = t2i("generate", "x", "-s1", "--device", "cpu", "--lenient", env=env)
+    assert lenient.returncode == 0, lenient.stderr
+    assert "warning: --device means nothing to the http backend. It is left out." in lenient.stderr
+
+
+def test_the_other_way_round(server: FakeImages) -> None:
+    for options in ({"url": server.url}, {"endpoint": "1"}, {"retries": 0}, {"serving": "t2i"}):
+        with pytest.raises(InputError, match="means nothing to the local backend") as caught:
+            choose("local", **options)
+        assert "It is for --backend" in str(caught.value.hint)
+    with pytest.raises(InputError, match="--no-safety-checker means"):
+        choose("http", url=server.url, no_safety_checker=True)
+    with pytest.raises(InputError, match="--attention-slicing means"):
+        choose("http", url=server.url, attention_slicing=False)
+    backend(server, attention_slicing=None, batch_size=1, device=None)
+
+
+def test_no_heavy_import(server: FakeImages, t2i_env: dict[str, str], tmp_path: Path) -> None:
+    import subprocess
+
+    code = (
+        "import sys; from t2i_cli.cli import _run;"
+        f"code = _run(['generate', 'x', '-q', '--backend', 'http', '--url', {server.url!r}]);"
+        "heavy = {'torch', 'diffusers', 'transformers', 'google.auth', 'huggingface_hub'};"
+        "print(code, sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=t2i_env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_calls_run_beside_each_other_and_cancel_frees_the_server(server: FakeImages) -> None:
+    chosen, cancel = backend(server), Flag()
+    server.pause = 60
+    spec = chosen.describe(GenerateRequest(prompt="x"))
+    requests = [resolve(GenerateRequest(prompt=f"star {n}"), spec) for n in range(9)]
+    threading.Timer(0.5, cancel.set).start()
+    assert list(chosen.run(requests, lambda event: None, cancel)) == []
+    assert server.most_in_flight == 4
+    time.sleep(0.1)
+    assert not [t for t in threading.enumerate() if t.name == "call" and t.is_alive()]
+
+
+@pytest.fixture
+def ours(server: FakeImages) -> Iterator[Running]:
+    """Our own server over a painter, with a key, and room for two jobs."""
+    options, limits = ServerOptions(api_key=KEY), Limits(queue=1, max_batch=1)
+    with serving(Painter(pause=0.02), options=options, limits=limits) as running:
+        yield running
+        while OPEN:
+            OPEN.pop().close()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_our_own_server(ours: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = FakeImages(url=f"{ours.url}/v1")
+    with pytest.raises(AccessError, match="refuses the API key"):
+        make(backend(there))
+    monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
+    fields: Any = {"negative_prompt": "rain", "seed": 9, "steps": 5, "guidance_scale": 2.5}
+    made = make(backend(there), **fields, width=16, height=16, scheduler="euler")
+    assert isinstance(ours.backend, Painter)
+    (arrived,) = ours.backend.made
+    assert arrived.to_json() == made.request.to_json()
+    assert (made.lock.backend, made.lock.endpoint) == ("http", there.url)
+    assert (made.lock.device, made.lock.seed_confirmed) == ("cpu", True)
+    assert made.image.tobytes() == painted(0, arrived).image.tobytes()
+    with pytest.raises(InputError) as caught:
+        make(backend(there), width=16_384, height=16_384)
+    assert caught.value.field in {"size", "width"}
+    # More calls than it has room for: it answers 429, and is asked again.
+    chosen = backend(there, concurrency=8, retries=40)
+    spec = chosen.describe(GenerateRequest(prompt="x"))
+    requests = [resolve(GenerateRequest(prompt=f"star {n}", width=16), spec) for n in range(24)]
+    found = list(chosen.run(requests, lambda event: None, Flag()))
+    assert sorted(o.index for o in found) == list(range(24))
+    assert [o for o in found if isinstance(o, Failure)] == []
+
+
+def test_the_lock_has_a_place_for_where_it_was() -> None:
+    from t2i_cli.backends import RunLock
+
+    assert asdict(RunLock(backend="local", model="m"))["endpoint"] is None

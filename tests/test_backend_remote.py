@@ -1,0 +1,395 @@
+"""What the backends share that make images elsewhere: patience, calls in flight, answers."""
+
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from threading import Event as Flag
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from t2i_cli.backends import Cancel, Failure, GeneratedImage
+from t2i_cli.backends.remote import echo, images, patience, said
+from t2i_cli.backends.remote.calls import Call, outcomes
+from t2i_cli.backends.remote.patience import Abandoned, Again, Patience, Throttle, persist
+from t2i_cli.backends.remote.wire import Answer, Wire, is_loopback
+from t2i_cli.errors import (
+    InputError,
+    OutOfMemoryError,
+    QuotaError,
+    RemoteError,
+    TimedOutError,
+)
+from t2i_cli.events import Event, Note, Sent
+from tests.fakes.images_server import running_images
+from tests.fakes.painter import painted
+from tests.made import picture, request
+
+
+class Waits(Flag):
+    """A flag that records how long it is waited for, and does not wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return self.is_set()
+
+
+def answer(body: object, status: int = 500, **headers: str) -> Answer:
+    """What a server answered, with a JSON body."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status=status, headers=named, body=json.dumps(body).encode(), seconds=0.1)
+
+
+def failing(times: int, again: Callable[[], Exception]) -> Callable[[float], str]:
+    """An attempt that fails so often, and then works."""
+    left = [times]
+
+    def attempt(_seconds: float) -> str:
+        if left[0]:
+            left[0] -= 1
+            raise again()
+        return "made"
+
+    return attempt
+
+
+def overloaded(after: float | None = None) -> Again:
+    return Again(RemoteError("It is overloaded.", hint="Wait."), after=after, crowded=True)
+
+
+def test_pauses_grow_and_vary() -> None:
+    stop, kept = Waits(), Patience(retries=8, timeout=3600)
+    assert persist(failing(8, overloaded), kept, Throttle(4), stop) == "made"
+    for tries, seconds in enumerate(stop.seconds):
+        most = min(patience.LONGEST_PAUSE, 2.0**tries)
+        assert most / 2 <= seconds <= most
+    assert len({round(s / 2.0**n, 6) for n, s in enumerate(stop.seconds[:5])}) == 5
+
+
+def test_retry_after_is_waited_for() -> None:
+    stop = Waits()
+    persist(failing(1, lambda: overloaded(7)), Patience(retries=1, timeout=60), Throttle(1), stop)
+    (waited,) = stop.seconds
+    assert 7 <= waited <= 8
+
+
+def test_retries_and_the_timeout_bound_it() -> None:
+    with pytest.raises(RemoteError, match="overloaded") as caught:
+        persist(failing(9, overloaded), Patience(retries=2, timeout=60), Throttle(1), Waits())
+    assert caught.value.hint == (
+        "Wait. It was tried 3 times; --retries and --timeout set the patience."
+    )
+    stop = Waits()
+    with pytest.raises(RemoteError) as caught:
+        persist(
+            failing(9, lambda: overloaded(90)), Patience(retries=5, timeout=60), Throttle(1), stop
+        )
+    assert "tried once and asks to wait 90 s" in str(caught.value.hint)
+    assert stop.seconds == []
+
+
+def test_what_is_no_passing_failure_is_not_tried_again() -> None:
+    calls: list[float] = []
+
+    def attempt(seconds: float) -> str:
+        calls.append(seconds)
+        raise InputError("A wrong field.")
+
+    with pytest.raises(InputError):
+        persist(attempt, Patience(retries=5, timeout=60), Throttle(1), Waits())
+    assert len(calls) == 1
+    assert 59 < calls[0] <= 60
+
+
+def test_nobody_waits_any_more() -> None:
+    stop = Waits()
+    stop.set()
+    kept = Patience(retries=5, timeout=60)
+    with pytest.raises(Abandoned):
+        persist(failing(1, overloaded), kept, Throttle(1), stop)
+    with pytest.raises(Abandoned):
+        persist(failing(0, overloaded), kept, Throttle(1), stop)
+
+
+def test_the_throttle_halves_and_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    throttle = Throttle(8)
+    for _ in range(5):  # calls that were in flight together
+        throttle.slow_down()
+    assert throttle.room == 4
+    now[0] += 2
+    throttle.slow_down(after=3.0)
+    assert throttle.room == 0
+    now[0] += 3.1
+    assert throttle.room == 2
+    for _ in range(60):
+        throttle.speed_up()
+    assert throttle.room == 8
+    for _ in range(9):
+        now[0] += 2
+        throttle.slow_down()
+    assert throttle.room == 1
+
+
+class Server:
+    """Makes pictures in `calls`, some at a time, and remembers how many those were."""
+
+    def __init__(self, seconds: float = 0.01) -> None:
+        self.seconds = seconds
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+        self.made: list[int] = []
+
+    def __call__(self, call: Call) -> GeneratedImage:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            if call.stop.wait(self.seconds):
+                raise Abandoned
+            call.tell("The server is slow.")
+            if call.index == 3:
+                raise QuotaError("No more.")
+            self.made.append(call.index)
+            return painted(call.index, call.request)
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+def run(
+    server: Callable[[Call], GeneratedImage],
+    count: int = 9,
+    room: int = 3,
+    cancel: Flag | None = None,
+    events: list[Event] | None = None,
+    abandoned: list[bool] | None = None,
+) -> Iterator[GeneratedImage | Failure]:
+    """The outcomes of several requests."""
+    return outcomes(
+        [request(seed=n) for n in range(count)],
+        server,
+        Throttle(room),
+        (events if events is not None else []).append,
+        cancel or Flag(),
+        lambda: (abandoned if abandoned is not None else []).append(True),
+    )
+
+
+def test_every_request_has_one_outcome() -> None:
+    server, events, abandoned = Server(), list[Event](), list[bool]()
+    found = list(run(server, events=events, abandoned=abandoned))
+    assert sorted(o.index for o in found) == list(range(9))
+    assert all(o.request.seed == o.index for o in found)
+    (failure,) = [o for o in found if isinstance(o, Failure)]
+    assert (failure.index, failure.error.message) == (3, "No more.")
+    assert 2 <= server.most <= 3
+    assert [e.indices for e in events if isinstance(e, Sent)] == [(n,) for n in range(9)]
+    assert [e for e in events if isinstance(e, Note)] == [Note(message="The server is slow.")]
+    assert not abandoned
+
+
+def test_cancel_ends_it_at_once() -> None:
+    server, cancel, abandoned = Server(seconds=60), Flag(), list[bool]()
+    threading.Timer(0.2, cancel.set).start()
+    assert list(run(server, cancel=cancel, abandoned=abandoned)) == []
+    assert server.made == []
+    assert abandoned == [True]
+
+
+def test_soon_begins_nothing_more_and_keeps_what_is_in_flight() -> None:
+    soon = Flag()
+    server = Server(seconds=0.2)
+    found = []
+    for outcome in run(server, cancel=Cancel(soon)):
+        soon.set()
+        found.append(outcome.index)
+    assert sorted(found) == [0, 1, 2]
+
+
+def test_a_bug_in_a_call_comes_out() -> None:
+    def broken(call: Call) -> GeneratedImage:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(run(broken))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("start", ["", "data:image/png;base64,"])
+def test_images_are_decoded(format: str, start: str) -> None:
+    stream = io.BytesIO()
+    picture().save(stream, format)
+    text = start + base64.encodebytes(stream.getvalue()).decode()
+    image = images.decode(text)
+    assert (image.mode, image.size) == ("RGB", (64, 48))
+    red, _, blue = image.getpixel((30, 4))  # type: ignore[misc]
+    assert red > 150 > blue
+
+
+def png(size: tuple[int, int] = (64, 48)) -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise(size, 90).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (base64.b64encode(png()).decode()[:-3], "cut off or no base64"),
+        ("a star!", "cut off or no base64"),
+        (base64.b64encode(png()[:900]).decode(), "cut off or damaged"),
+        (base64.b64encode(png()[:30]).decode(), "cut off or damaged"),
+        (base64.b64encode(b"hello, world").decode(), "no PNG, JPEG or WebP image"),
+        ("", "no PNG, JPEG or WebP image"),
+    ],
+)
+def test_what_is_no_image_is_told_of(text: str, sentence: str) -> None:
+    with pytest.raises(RemoteError, match=sentence) as caught:
+        images.decode(text)
+    assert caught.value.hint
+
+
+@given(st.binary(max_size=300), st.integers(0, 200))
+def test_whatever_bytes_come_only_our_error_leaves(noise: bytes, keep: int) -> None:
+    for data in (noise, png((8, 8))[:keep] + noise):
+        try:
+            images.decode(base64.b64encode(data).decode())
+        except RemoteError:
+            pass
+
+
+def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    with pytest.raises(RemoteError, match="more than 100 pixels"):
+        images.read(png())
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        ({"error": {"message": "Bad size", "param": "size"}}, "Bad size", "size"),
+        ({"detail": "Wrong\n  size"}, "Wrong size", None),
+        ({"detail": [{"loc": ["body", "n"], "msg": "too many"}]}, "too many", "n"),
+        ({"error": "no room"}, "no room", None),
+        ([{"error": {"code": 400, "message": "bad", "status": "X"}}], "bad", None),
+        ({"message": "Prediction failed"}, "Prediction failed", None),
+        ({"error": {"message": '{"error": {"message": "inner"}}'}}, "inner", None),
+        ("oh", "oh", None),
+    ],
+)
+def test_every_form_of_error_is_read(body: object, message: str, param: str | None) -> None:
+    found = said.read(answer(body))
+    assert (found.message, found.param) == (message, param)
+
+
+def test_an_error_of_t2i_comes_back_whole() -> None:
+    error = InputError("No such steps.", hint="At most 1,000.", field="steps")
+    sent = {"error": {"code": 400, "message": "No such steps.", "t2i": error.to_json()}}
+    own = said.read(answer(sent)).own
+    assert isinstance(own, InputError)
+    assert own.to_json() == error.to_json()
+    openai = {"error": {"message": "Too big.", "code": "out_of_memory", "param": None}}
+    assert isinstance(said.read(answer(openai)).own, OutOfMemoryError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Incorrect API key provided: topsecret-12",
+        "see https://storage.example/o/1?X-Signature=topsecret-12&Expires=1",
+        "got Authorization: Bearer topsecret-12",
+        "token ya29.topsecret-12, key sk-topsecret-12, hf_topsecret-12",
+    ],
+)
+def test_no_secret_is_repeated(text: str) -> None:
+    shown = said.read(answer({"error": {"message": text}}), "topsecret-12").message
+    assert "topsecret" not in shown
+    assert "topsecret" not in said.shown(text) or text.startswith("Incorrect")
+
+
+def test_a_long_text_of_many_lines_is_one_short_line() -> None:
+    shown = said.shown("a\n\x1b[31mb " * 200)
+    assert len(shown) == said.LONGEST + 1
+    assert "\n" not in shown
+    assert "\x1b" not in shown
+
+
+def test_retry_after_in_both_forms() -> None:
+    assert answer({}, retry_after="12").after == 12
+    assert 20 < (answer({}, retry_after=formatdate(time.time() + 30, usegmt=True)).after or 0) <= 30
+    assert answer({}, retry_after="soon").after is None
+    assert answer({}).after is None
+
+
+def test_an_echo_confirms_the_seed_or_contradicts() -> None:
+    wanted = request()
+    found = echo.read({"t2i": {"request": wanted.to_json() | {"seed": 42.0}, "lock": {"x": 1}}})
+    found.check(wanted)
+    assert found.seed_confirmed(wanted)
+    assert found.run_lock(wanted, backend="http").seed_confirmed
+    other = echo.read({"t2i": {"request": {"steps": 20}}})
+    assert not other.seed_confirmed(wanted)
+    with pytest.raises(RemoteError, match="with steps 20, not 30"):
+        other.check(wanted)
+    for nothing in ("text", {"t2i": "text"}, {"t2i": {"request": 1, "lock": []}}, None):
+        assert echo.read(nothing) == echo.Echo()
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def test_the_wire_tells_what_went_wrong() -> None:
+    wire = Wire("http://127.0.0.1", 1)
+    with pytest.raises(Again) as refused:
+        wire.ask("GET", f"http://127.0.0.1:{free_port()}/v1", timeout=5)
+    assert refused.value.error.message == "127.0.0.1 cannot be reached."
+    with pytest.raises(InputError):
+        wire.ask("GET", "ftp://127.0.0.1/", timeout=5)
+    with running_images() as server:
+        server.pause = 5
+        with pytest.raises(TimedOutError, match=r"did not answer within 0\.2 s"):
+            wire.ask("POST", f"{server.url}/images/generations", json={}, timeout=0.2)
+    wire.close()
+    wire.close()
+
+
+def test_a_call_can_be_broken_off() -> None:
+    with running_images() as server:
+        server.pause = 60
+        wire = Wire(server.url, 1)
+        ended = Flag()
+
+        def ask() -> None:
+            with pytest.raises(Again, match="broke"):
+                wire.ask("POST", f"{server.url}/images/generations", json={}, timeout=120)
+            ended.set()
+
+        threading.Thread(target=ask, daemon=True).start()
+        while not server.in_flight:
+            time.sleep(0.01)
+        wire.abort()
+        assert ended.wait(30)
+        wire.close()
+
+
+def test_loopback_is_known() -> None:
+    assert all(map(is_loopback, ("http://127.0.0.1:1/v1", "http://localhost", "http://[::1]:80")))
+    assert not any(
+        map(is_loopback, ("http://example.org", "http://10.0.0.1", "http://127.evil.io"))
+    )

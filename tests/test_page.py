@@ -1,0 +1,691 @@
+"""The page that `t2i serve` shows, in a real browser and from a real server."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from threading import Event as Flag
+
+import httpx2
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from t2i_cli import metadata
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.errors import WithheldError
+from t2i_cli.events import OnEvent, Preview, Step
+from t2i_cli.request import ResolvedRequest
+from t2i_cli.schedulers import FLOW, NOISE
+from t2i_cli.server.options import Limits, ServerOptions
+from tests.fakes.painter import Painter, painted
+from tests.fakes.serving import Running, serving
+
+CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE = 60_000
+"""Milliseconds, for a machine that is busy with other things."""
+KEY = "a-key-of-the-tests"
+LOCKED = ServerOptions(api_key=KEY)
+STEPS = 4
+HELD = 2
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> & \"quotes\" 'too'"
+
+
+@dataclass
+class Easel(Painter):
+    """Paints in four steps, with previews; before the third it waits for `go`."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """One outcome for each request, in order."""
+        for index, request in enumerate(requests):
+            for step in range(1, STEPS + 1):
+                while step > HELD and not self.go.wait(0.02):
+                    if cancel.is_set():
+                        return
+                on_event(Step(indices=(index,), step=step, steps=STEPS))
+                if previews and previews[index]:
+                    look = Image.new("RGB", (8, 8), (step * 60, 80, 120))
+                    on_event(Preview(index=index, step=step, steps=STEPS, image=look))
+            self.made.append(request)
+            if error := self.fails(request):
+                yield Failure(index=index, request=request, error=error)
+            else:
+                yield painted(index, request, self.side)
+
+
+@pytest.fixture
+def easel() -> Easel:
+    """What paints, and does not wait unless a test has it wait."""
+    painter = Easel(side=48)
+    painter.go.set()
+    return painter
+
+
+@pytest.fixture
+def server(easel: Easel) -> Iterator[Running]:
+    """A server of postcard's kind, without a key."""
+    with serving(easel) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium; of this module only, as Playwright holds the thread's event loop."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"There is no {CHROMIUM}; `apt-get install chromium` brings it.")
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+Tab = Callable[..., AbstractContextManager[Page]]
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Tab:
+    """Open the page of a server, in a profile of its own.
+
+    The test fails if the page complains (a breach of its security policy does), loads anything
+    from elsewhere, opens a dialog of the browser's, or gets other than `refusals` error answers.
+    """
+
+    @contextmanager
+    def opened(url: str, *, refusals: int = 0, **options: object) -> Iterator[Page]:
+        context = browser.new_context(**options)  # type: ignore[arg-type]
+        context.set_default_timeout(PATIENCE)
+        asked: list[str] = []
+        complaints: list[str] = []
+        context.on("request", lambda request: asked.append(request.url))
+        context.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        context.on("weberror", lambda error: complaints.append(str(error.error)))
+        context.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+        try:
+            page = context.new_page()
+            page.goto(url)
+            yield page
+        finally:
+            context.close()
+        failed = [text for text in complaints if "Failed to load resource" in text]
+        assert [text for text in complaints if text not in failed] == []
+        assert len(failed) == refusals
+        assert [other for other in asked if not other.startswith((url, "data:", "blob:"))] == []
+
+    return opened
+
+
+def prompt(page: Page) -> Locator:
+    return page.get_by_role("textbox", name="Prompt", exact=True)
+
+
+def submit(page: Page, text: str) -> None:
+    """Type a prompt and press Enter, once the page knows its model."""
+    page.locator("summary").wait_for()
+    prompt(page).fill(text)
+    prompt(page).press("Enter")
+
+
+def fill(page: Page, **values: str) -> None:
+    """Unfold the settings and fill in fields by their labels."""
+    page.locator("summary").click()
+    for label, value in values.items():
+        page.get_by_label(label.replace("_", " "), exact=True).fill(value)
+
+
+def tiles(page: Page) -> Locator:
+    return page.get_by_role("listitem").get_by_role("button")
+
+
+def viewer(page: Page) -> Locator:
+    return page.get_by_role("dialog")
+
+
+def said(page: Page) -> Locator:
+    """The live region, which a screen reader reads out."""
+    return page.locator("#live[role=status]")
+
+
+def overflow(page: Page) -> int:
+    """Pixels by which the page, or an open dialog, is wider than its window."""
+    found: int = page.evaluate(
+        """() => [...document.querySelectorAll("html, dialog[open]")]
+            .reduce((most, box) => Math.max(most, box.scrollWidth - box.clientWidth), 0)"""
+    )
+    return found
+
+
+def drawn(image: Locator) -> bool:
+    """Whether the browser could read the picture."""
+    found: bool = image.evaluate("(image) => image.decode().then(() => image.naturalWidth > 0)")
+    return found
+
+
+def test_generates_with_progress_and_previews(server: Running, easel: Easel, tab: Tab) -> None:
+    easel.go.clear()
+    with tab(server.url) as page:
+        expect(page.locator("#model")).to_have_text("postcard")
+        expect(prompt(page)).to_be_focused()
+        submit(page, "a red circle")
+
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        expect(page.get_by_role("progressbar", name="Progress")).to_have_attribute("value", "0.5")
+        expect(page).to_have_title("50 % · t2i")
+        preview = page.locator(".pending.begun img")
+        expect(preview).to_have_attribute("src", re.compile("^data:image/jpeg"))
+        assert drawn(preview)
+        expect(said(page)).to_have_text("50 %")
+
+        easel.go.set()
+        expect(said(page)).to_have_text("The image is ready.")
+        expect(tiles(page)).to_have_count(1)
+        seed = easel.made[0].seed
+        made = page.get_by_role("img", name=f"a red circle, seed {seed}")
+        assert drawn(made)
+        expect(page.locator("#run")).to_be_hidden()
+        expect(page.locator(".pending")).to_have_count(0)
+        expect(page).to_have_title("t2i")
+        expect(prompt(page)).to_be_focused()
+    assert easel.made[0].user_set == {"prompt"}
+
+
+def test_every_setting_reaches_the_model(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url) as page:
+        page.locator("summary").click()
+        for name, default in {"Steps": "20", "Guidance": "3", "Width": "128"}.items():
+            field = page.get_by_label(name, exact=True)
+            expect(field).to_have_attribute("placeholder", default)
+        options = page.get_by_label("Scheduler").locator("option").all_inner_texts()
+        assert options == ["Model’s own", *NOISE]
+        page.locator("summary").click()
+
+        fill(page, Negative_prompt="blue", Steps="7", Guidance="4.5", Width="64", Height="96")
+        page.get_by_label("Scheduler").select_option("ddim")
+        page.get_by_label("Seed", exact=True).fill("41")
+        page.get_by_label("Images", exact=True).fill("2")
+        page.get_by_label("Format").select_option("webp")
+        page.locator("summary").click()
+        expect(page.locator("summary")).to_contain_text("steps 7 · guidance 4.5 · width 64")
+        submit(page, "a red circle")
+        expect(tiles(page)).to_have_count(2)
+        expect(said(page)).to_have_text("All 2 images are ready.")
+
+        tiles(page).first.click()
+        with page.expect_download() as download:
+            viewer(page).get_by_role("link", name="Download").click()
+        assert re.fullmatch(r"a-red-circle-4[12]\.webp", download.value.suggested_filename)
+        expect(viewer(page)).to_contain_text("48 × 48")
+    first, second = sorted(easel.made, key=lambda request: request.seed)
+    assert (first.seed, second.seed) == (41, 42)
+    assert first.settings() == second.settings()
+    assert first.to_json() == {
+        "prompt": "a red circle",
+        "negative_prompt": "blue",
+        "model": "postcard",
+        "revision": None,
+        "seed": 41,
+        "steps": 7,
+        "guidance_scale": 4.5,
+        "width": 64,
+        "height": 96,
+        "scheduler": "ddim",
+    }
+
+
+def test_only_what_the_model_can_honour_is_offered(easel: Easel, tab: Tab) -> None:
+    with serving(easel, model="flux-schnell") as server, tab(server.url) as page:
+        page.locator("summary").click()
+        expect(page.get_by_label("Steps", exact=True)).to_be_visible()
+        expect(page.get_by_label("Negative prompt")).to_be_hidden()
+        expect(page.get_by_label("Guidance", exact=True)).to_be_hidden()
+        options = page.get_by_label("Scheduler").locator("option").all_inner_texts()
+        assert options == ["Model’s own", *FLOW]
+        submit(page, "a fox")
+        expect(tiles(page)).to_have_count(1)
+    assert easel.made[0].guidance_scale is None
+
+
+def test_what_no_model_takes_is_caught_in_the_form(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url) as page:
+        submit(page, "")
+        expect(page.locator("#prompt:invalid")).to_be_focused()
+        fill(page, Width="100")
+        page.locator("summary").click()
+        submit(page, "a red circle")
+        # It unfolds, so that the browser can say what is wrong where it is.
+        expect(page.get_by_label("Width", exact=True)).to_be_focused()
+        page.get_by_role("button", name="Back to the defaults").click()
+        submit(page, "a red circle")
+        expect(tiles(page)).to_have_count(1)
+    assert [request.width for request in easel.made] == [128]
+
+
+def test_cancel_frees_the_server(server: Running, easel: Easel, tab: Tab) -> None:
+    easel.go.clear()
+    with tab(server.url) as page:
+        submit(page, "a red circle")
+        expect(page.locator(".pending.begun")).to_be_visible()
+        expect(page.get_by_role("button", name="Generate")).to_be_disabled()
+        prompt(page).press("Enter")
+        expect(said(page)).to_have_text("Still generating; Cancel ends it.")
+        page.get_by_role("button", name="Cancel").click()
+
+        expect(said(page)).to_have_text("Cancelled.")
+        expect(page.locator(".pending")).to_have_count(0)
+        expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+        expect(prompt(page)).to_be_focused()
+
+        submit(page, "a blue square")
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        easel.go.set()
+        expect(tiles(page)).to_have_count(1)
+    assert [request.prompt for request in easel.made] == ["a blue square"]
+
+
+def test_says_who_is_ahead(server: Running, easel: Easel, tab: Tab) -> None:
+    easel.go.clear()
+    with tab(server.url) as first, tab(server.url) as second, tab(server.url) as third:
+        submit(first, "one")
+        expect(first.get_by_text("Step 2 of 4")).to_be_visible()
+        fill(second, Steps="5")
+        submit(second, "two")
+        expect(second.get_by_text("Waiting")).to_be_visible()
+        fill(third, Steps="6")
+        submit(third, "three")
+        expect(third.get_by_text("Waiting")).to_be_visible()
+        easel.go.set()
+        for page in (first, second, third):
+            expect(tiles(page)).to_have_count(1)
+
+
+def test_a_reload_keeps_the_gallery_and_the_form(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url) as page:
+        fill(page, Seed="7")
+        submit(page, "a red circle")
+        expect(tiles(page)).to_have_count(1)
+        submit(page, "a blue square")
+        expect(tiles(page)).to_have_count(2)
+        prompt(page).fill("half a thou")
+
+        page.reload()
+        expect(tiles(page)).to_have_count(2)
+        assert drawn(page.get_by_role("img", name="a red circle, seed 7"))
+        assert "blue" in tiles(page).first.inner_text()
+        expect(prompt(page)).to_have_value("half a thou")
+        expect(page.locator("summary")).to_contain_text("seed 7")
+
+        other = page.context.new_page()
+        other.goto(server.url)
+        expect(other.get_by_text("Your images appear here")).to_be_visible()
+        expect(tiles(other)).to_have_count(0)
+
+        page.get_by_role("button", name="Remove all").click()
+        expect(page.get_by_text("Your images appear here")).to_be_visible()
+        expect(prompt(page)).to_be_focused()
+        page.reload()
+        expect(page.locator("#model")).to_have_text("postcard")
+        expect(tiles(page)).to_have_count(0)
+
+
+def test_a_reload_amid_a_job_cancels_it(server: Running, easel: Easel, tab: Tab) -> None:
+    easel.go.clear()
+    with tab(server.url) as page:
+        submit(page, "a red circle")
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        page.reload()
+        submit(page, "a blue square")
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        easel.go.set()
+        expect(tiles(page)).to_have_count(1)
+    assert [request.prompt for request in easel.made] == ["a blue square"]
+
+
+def test_what_a_closed_tab_left_goes_after_a_day(server: Running, tab: Tab) -> None:
+    with tab(server.url) as page:
+        submit(page, "a red circle")
+        expect(tiles(page)).to_have_count(1)
+        for days, left in ((0.9, 1), (1.1, 0)):
+            later = page.context.new_page()
+            later.clock.set_fixed_time(datetime.now() + timedelta(days=days))
+            later.goto(server.url)
+            expect(later.locator("#model")).to_have_text("postcard")
+            page.reload()
+            expect(page.locator("#model")).to_have_text("postcard")
+            expect(tiles(page)).to_have_count(left)
+
+
+def test_without_a_database_images_last_until_a_reload(server: Running, tab: Tab) -> None:
+    with tab(server.url) as page:
+        page.add_init_script("Object.defineProperty(window, 'indexedDB', { value: undefined })")
+        page.reload()
+        expect(page.get_by_text("This browser keeps no images")).to_be_visible()
+        submit(page, "a red circle")
+        expect(tiles(page)).to_have_count(1)
+        tiles(page).click()
+        viewer(page).get_by_role("button", name="Remove").click()
+        expect(tiles(page)).to_have_count(0)
+        expect(prompt(page)).to_be_focused()
+
+
+def test_the_gallery_is_bounded(easel: Easel, tab: Tab) -> None:
+    limits = Limits(images=70, max_batch=70)
+    with serving(easel, limits=limits) as server, tab(server.url) as page:
+        fill(page, Images="63", Seed="1")
+        submit(page, "a red circle")
+        expect(said(page)).to_have_text("All 63 images are ready.")
+        expect(tiles(page)).to_have_count(60)
+        expect(page.get_by_role("img", name="seed 3", exact=False).first).to_be_attached()
+        expect(page.get_by_role("img", name="a red circle, seed 3", exact=True)).to_have_count(0)
+        page.reload()
+        expect(tiles(page)).to_have_count(60)
+
+
+def test_an_error_names_the_field_and_what_to_do(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url, refusals=1) as page:
+        fill(page, Negative_prompt="blue", Guidance="1")
+        page.locator("summary").click()
+        submit(page, "a red circle")
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text("The negative prompt cannot act at guidance 1")
+        field = page.get_by_label("Negative prompt")
+        expect(field).to_be_focused()
+        expect(field).to_have_attribute("aria-invalid", "true")
+        expect(page.locator(".pending")).to_have_count(0)
+
+        field.fill("")
+        submit(page, "a red circle")
+        expect(tiles(page)).to_have_count(1)
+        expect(alert).to_be_empty()
+        expect(field).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_one_failure_of_several_leaves_the_others(server: Running, easel: Easel, tab: Tab) -> None:
+    refused = WithheldError("The safety checker withheld it.", hint="Another seed may pass.")
+    easel.fails = lambda request: refused if request.seed == 6 else None
+    with tab(server.url) as page:
+        fill(page, Seed="5", Images="3")
+        submit(page, "a red circle")
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text("Image 2: The safety checker withheld it.")
+        expect(alert).to_contain_text("Another seed may pass.")
+        expect(tiles(page)).to_have_count(2)
+        expect(page.locator(".pending")).to_have_count(0)
+
+
+def test_a_server_that_goes_away_is_told(t2i_env: dict[str, str], tab: Tab) -> None:
+    command = [sys.executable, "-m", "tests.fakes.serving"]
+    environment = t2i_env | {"PAUSE": "600"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        with tab(process.stdout.readline().strip(), refusals=2) as page:
+            submit(page, "a red circle")
+            expect(page.get_by_text("Starting")).to_be_visible()
+            process.kill()
+            alert = page.get_by_role("alert")
+            expect(alert).to_contain_text("See whether t2i serve is still running")
+            expect(page.locator(".pending")).to_have_count(0)
+            submit(page, "a blue square")
+            expect(alert).to_contain_text("The server does not answer.")
+
+
+def test_asks_for_the_key(easel: Easel, tab: Tab) -> None:
+    with serving(easel, options=LOCKED) as server, tab(server.url, refusals=3) as page:
+        expect(viewer(page)).to_contain_text("This server asks for a key")
+        field = page.get_by_label("API key")
+        expect(field).to_be_focused()
+        expect(field).to_have_attribute("type", "password")
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("alert")).to_contain_text("key")
+
+        prompt(page).fill("a red circle")
+        page.get_by_role("button", name="Generate").click()
+        field.fill("wrong")
+        page.get_by_role("button", name="Use this key").click()
+        expect(viewer(page)).to_contain_text("That key was refused")
+        expect(field).to_have_value("")
+        field.fill(KEY)
+        field.press("Enter")
+        expect(tiles(page)).to_have_count(1)
+        expect(page.get_by_role("alert")).to_be_empty()
+
+        page.reload()
+        submit(page, "a blue square")
+        expect(tiles(page)).to_have_count(2)
+        assert KEY not in page.url
+        assert page.evaluate("Object.values(localStorage)") == []
+
+
+def test_copies_where_there_is_no_clipboard(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url) as page:
+        page.add_init_script(
+            """Object.defineProperty(navigator, "clipboard", { value: undefined });
+            addEventListener("copy", () => { window.copied = getSelection().toString(); });"""
+        )
+        page.reload()
+        submit(page, "a red circle")
+        tiles(page).click()
+        button = viewer(page).get_by_role("button", name="Copy seed")
+        button.click()
+        expect(viewer(page).get_by_role("status")).to_have_text("Seed copied.")
+        assert page.evaluate("window.copied") == str(easel.made[0].seed)
+        expect(button).to_be_focused()
+
+
+def test_a_hostile_prompt_is_text(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url) as page:
+        submit(page, HOSTILE)
+        expect(tiles(page)).to_have_count(1)
+        expect(tiles(page).first).to_contain_text(HOSTILE)
+        tiles(page).first.click()
+        expect(viewer(page)).to_contain_text(HOSTILE)
+        expect(viewer(page).get_by_role("img", name=HOSTILE)).to_be_visible()
+        assert page.locator("[onerror], body script").count() == 0
+        download = viewer(page).get_by_role("link", name="Download")
+        expect(download).to_have_attribute("download", re.compile(r"^img-src-x-[-a-z0-9]+\.png$"))
+        page.reload()
+        expect(tiles(page).first).to_contain_text(HOSTILE)
+
+
+def test_by_keyboard_alone(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url) as page:
+        page.locator("summary").wait_for()
+        press = page.keyboard.press
+        page.keyboard.type("a red")
+        press("Shift+Enter")
+        page.keyboard.type("circle")
+        press("Control+Enter")
+        expect(tiles(page)).to_have_count(1)
+        press("Tab")
+        expect(page.locator("summary")).to_be_focused()
+        press("Enter")
+        for label in ("Negative prompt", "Steps", "Guidance", "Width", "Height"):
+            press("Tab")
+            expect(page.get_by_label(label, exact=True)).to_be_focused()
+        press("Shift+Tab")
+        page.keyboard.type("64")
+        press("Enter")
+        expect(tiles(page)).to_have_count(2)
+        page.get_by_role("button", name="Generate").focus()
+        press("Space")
+        expect(tiles(page)).to_have_count(3)
+        expect(page.get_by_role("button", name="Generate")).to_be_focused()
+
+        press("Tab")
+        expect(page.get_by_role("button", name="Remove all")).to_be_focused()
+        press("Tab")
+        expect(tiles(page).nth(0)).to_be_focused()
+        press("Enter")
+        expect(viewer(page).get_by_role("button", name="Close")).to_be_focused()
+        press("ArrowRight")
+        expect(viewer(page)).to_contain_text(str(easel.made[1].seed))
+        viewer(page).get_by_role("button", name="Next image").focus()
+        press("Enter")
+        expect(viewer(page)).to_contain_text(str(easel.made[0].seed))
+        expect(viewer(page).get_by_role("button", name="Next image")).to_be_hidden()
+        expect(viewer(page).get_by_role("button", name="Close")).to_be_focused()
+        press("Escape")
+        expect(viewer(page)).to_be_hidden()
+        expect(tiles(page).nth(2)).to_be_focused()
+    assert [request.width for request in easel.made] == [128, 64, 64]
+    assert easel.made[0].prompt == "a red\ncircle"
+
+
+def test_what_can_be_done_with_an_image(
+    server: Running, easel: Easel, tab: Tab, tmp_path: Path
+) -> None:
+    with tab(server.url, permissions=["clipboard-read", "clipboard-write"]) as page:
+        fill(page, Steps="7", Images="2")
+        submit(page, "a red circle")
+        expect(tiles(page)).to_have_count(2)
+        tiles(page).last.click()
+        box = viewer(page)
+        seed = int(box.locator("dd").first.inner_text())
+        [made] = [request for request in easel.made if request.seed == seed]
+
+        def copied(button: str) -> str:
+            box.get_by_role("button", name=button).click()
+            expect(box.get_by_role("status")).to_contain_text("copied")
+            found: str = page.evaluate("navigator.clipboard.readText()")
+            return found
+
+        assert copied("Copy seed") == str(seed)
+        wanted = {name: value for name, value in made.to_json().items() if value is not None}
+        assert json.loads(copied("Copy settings")) == wanted
+
+        with page.expect_download() as download:
+            box.get_by_role("link", name="Download").click()
+        assert download.value.suggested_filename == f"a-red-circle-{seed}.png"
+        file = tmp_path / "image.png"
+        download.value.save_as(file)
+        assert metadata.read(file).request == made.to_json()
+
+        box.get_by_role("button", name="Actual size").click()
+        assert box.get_by_role("img").evaluate("(image) => image.width") == easel.side
+
+        prompt(page).evaluate("(field) => { field.value = 'something else'; }")
+        box.get_by_role("button", name="Again with this seed").click()
+        expect(prompt(page)).to_have_value("a red circle")
+        expect(prompt(page)).to_be_focused()
+        expect(page.get_by_label("Seed", exact=True)).to_have_value(str(seed))
+        expect(page.get_by_label("Steps", exact=True)).to_have_value("7")
+        for default in ("Width", "Guidance", "Images"):
+            expect(page.get_by_label(default, exact=True)).to_have_value("")
+        prompt(page).press("Enter")
+        expect(tiles(page)).to_have_count(3)
+        assert easel.made[2] == made
+
+        tiles(page).first.click()
+        box.get_by_role("button", name="Remove").click()
+        expect(tiles(page)).to_have_count(2)
+        expect(box.get_by_role("button", name="Previous image")).to_be_hidden()
+        page.reload()
+        expect(tiles(page)).to_have_count(2)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_a_phone(scheme: str, server: Running, easel: Easel, tab: Tab) -> None:
+    phone = {"width": 360, "height": 740}
+    easel.go.clear()
+    with tab(server.url, viewport=phone, color_scheme=scheme, has_touch=True) as page:
+        page.locator("summary").wait_for()
+        assert overflow(page) == 0
+        fill(page, Images="2", Negative_prompt="x" * 200, Seed="4294967294")
+        assert overflow(page) == 0
+        submit(page, "wide" * 60)
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        assert overflow(page) == 0
+        easel.go.set()
+        expect(tiles(page)).to_have_count(2)
+        assert overflow(page) == 0
+        tiles(page).first.click()
+        expect(viewer(page)).to_contain_text("Seed")
+        assert overflow(page) == 0
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        darkness = sum(map(int, re.findall(r"\d+", paper)[:3])) < 3 * 128
+        assert darkness == (scheme == "dark")
+
+
+def test_holds_still_for_those_who_ask(server: Running, easel: Easel, tab: Tab) -> None:
+    easel.go.clear()
+    with tab(server.url, reduced_motion="reduce") as page:
+        submit(page, "a red circle")
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        assert page.evaluate("document.getAnimations().length") == 0
+        easel.go.set()
+        expect(tiles(page)).to_have_count(1)
+
+
+def test_the_files_and_their_headers(easel: Easel) -> None:
+    with serving(easel, options=LOCKED) as server, httpx2.Client(base_url=server.url) as client:
+        page = client.get("/")
+        assert page.status_code == 200
+        assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+        policy = page.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none';")
+        assert "unsafe" not in policy
+        assert page.headers["X-Content-Type-Options"] == "nosniff"
+        assert page.headers["Referrer-Policy"] == "no-referrer"
+        assert page.headers["Cache-Control"] == "no-cache"
+        assert not re.search(
+            r"https?:|<style|style=|\son\w+=|<script(?! type=\"module\" src)", page.text
+        )
+
+        named = re.findall(r'(?:href|src)="(static/[^"]+)"', page.text)
+        assert len(set(named)) == 3
+        for name in named:
+            file = client.get(name)
+            assert file.status_code == 200
+            assert file.headers["Content-Security-Policy"] == policy
+            same = client.get(name, headers={"If-None-Match": file.headers["ETag"]})
+            assert (same.status_code, same.content) == (304, b"")
+            assert client.head(name).headers["ETag"] == file.headers["ETag"]
+        for missing in (
+            "static/__init__.py",
+            "static/",
+            "static/..%2f__init__.py",
+            "static/%2e%2e",
+        ):
+            assert client.get(missing).status_code == 404, missing
+        assert (
+            client.post("/", json={}, headers={"Authorization": f"Bearer {KEY}"}).status_code == 405
+        )
+
+
+def test_postcard_itself(t2i_env: dict[str, str], tab: Tab, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "t2i_cli", "serve", "-m", "postcard", "--port", "0"]
+    with subprocess.Popen(command, env=t2i_env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        with tab(process.stdout.readline().strip()) as page:
+            fill(page, Steps="40", Seed="2")
+            submit(page, "a large red circle on a white background")
+            preview = page.locator(".pending.begun img")
+            preview.wait_for()
+            expect(page.get_by_text(re.compile(r"^Step \d+ of 40$"))).to_be_visible()
+            expect(tiles(page)).to_have_count(1)
+            tiles(page).first.click()
+            with page.expect_download() as download:
+                viewer(page).get_by_role("link", name="Download").click()
+            file = tmp_path / "image.png"
+            download.value.save_as(file)
+        process.terminate()
+        assert process.wait(120) == 0
+    record = metadata.read(file)
+    assert (record.width, record.height) == (128, 128)
+    assert record.lock["pipeline"] == "StableDiffusionPipeline"
+    asked = record.request
+    assert asked["prompt"] == "a large red circle on a white background"
+    assert (asked["seed"], asked["steps"]) == (2, 40)

@@ -1,0 +1,243 @@
+"""`t2i serve` as a process, with the embedded model: what clients meet, and how it ends."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+from PIL import Image
+
+from t2i_cli import metadata, postcard
+from t2i_cli.server.options import MAX_BODY
+from tests.conftest import T2I
+
+LONG = {"requests": [{"prompt": "a red house", "steps": 200, "width": 256, "height": 256}]}
+
+
+@dataclass
+class Server:
+    """A running `t2i serve`; `said` is its stderr so far."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def client(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=120)
+
+    def connect(self) -> socket.socket:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return socket.create_connection((host, int(port)), timeout=120)
+
+    def figure(self, name: str) -> float:
+        text = httpx2.get(f"{self.url}/metrics", timeout=120).text
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
+@contextmanager
+def running(folder: Path, env: Mapping[str, str], *arguments: str) -> Iterator[Server]:
+    log = folder / "serve.log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "t2i_cli", "serve", "--device", "cpu", *arguments],
+            env=dict(env),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    try:
+        assert process.stdout
+        url = process.stdout.readline().strip()
+        assert url, log.read_text()
+        yield Server(process, url, log)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(true: Callable[[], object]) -> None:
+    limit = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("serve")
+    env = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    env |= {"HOME": str(folder), "T2I_CONFIG": str(folder / "t2i.toml")}
+    env |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    with running(folder, env, "-m", "postcard", "--port", "0", "-v") as found:
+        yield found
+
+
+def test_it_says_where_it_is_once_it_can_serve(server: Server) -> None:
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", server.url)
+    with server.client() as http:
+        assert http.get("/healthz").status_code == http.get("/readyz").status_code == 200
+        assert http.get("/").headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_the_articles_curl_line_works(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "image.jpg"
+    line = (
+        "curl -sS -X POST -H 'Content-Type: application/json' "
+        f"""-d '{{"prompt": "a red house on green hills"}}' {server.url}/predict -o {file}"""
+    )
+    subprocess.run(line, shell=True, check=True, timeout=120)  # noqa: S602 - as a person types it
+    with Image.open(file) as image:
+        assert image.format == "JPEG"
+        assert image.size == (128, 128)
+    assert metadata.read(file).request["prompt"] == "a red house on green hills"
+    assert "red house" not in server.said
+
+
+def test_previews_come_from_the_latents(server: Server) -> None:
+    body = {"requests": [{"prompt": "a red house", "steps": 6}], "previews": 2}
+    with server.client() as http:
+        text = http.post("/t2i/v1/generate", json=body).text
+    assert text.count("event: preview\n") == 2
+    assert text.count("event: step\n") == 6
+    assert text.endswith('event: done\ndata: {"images": 1, "failures": 0}\n\n')
+
+
+@pytest.mark.parametrize("how", ["close", "half-close"])
+def test_a_client_that_goes_away_frees_the_device(server: Server, how: str) -> None:
+    body = json.dumps(LONG).encode()
+    passes = server.figure("t2i_pass_seconds_count")
+    with server.connect() as gone:
+        gone.sendall(
+            b"POST /t2i/v1/generate HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        received = b""
+        while b'"step": 2,' not in received:
+            received += gone.recv(2**16)
+        assert server.figure("t2i_images_running") == 1
+        if how == "half-close":
+            gone.shutdown(socket.SHUT_WR)
+            until(lambda: server.figure("t2i_pass_seconds_count") == passes + 1)
+    until(lambda: server.figure("t2i_pass_seconds_count") == passes + 1)
+    assert server.figure("t2i_images_running") == 0
+    with server.client() as http:
+        assert http.post("/predict", json={"prompt": "next", "steps": 2}).status_code == 200
+
+
+def test_a_body_without_end_is_refused(server: Server) -> None:
+    with server.connect() as large:
+        large.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        sent = 0
+        piece = b"10000\r\n" + b" " * 2**16 + b"\r\n"
+        try:
+            while sent < 64 * MAX_BODY:
+                large.sendall(piece)
+                sent += 2**16
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert sent < 64 * MAX_BODY
+    with server.client() as http:
+        assert http.post("/predict", json={"prompt": "next", "steps": 2}).status_code == 200
+
+
+def test_sigterm_finishes_what_runs_and_refuses_the_rest(server: Server) -> None:
+    body = {"requests": [{"prompt": "a red house", "steps": 100}]}
+    with server.client() as http, server.client() as other:
+        other.get("/healthz")
+        with http.stream("POST", "/t2i/v1/generate", json=body) as answer:
+            lines = answer.iter_lines()
+            while '"step": 1,' not in next(lines):
+                pass
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: other.get("/readyz").json() == {"status": "stopping"})
+            refused = other.post("/predict", json={"prompt": "too late"})
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "terminated"
+            assert refused.headers["retry-after"]
+            rest = "\n".join(lines)
+    assert 'event: done\ndata: {"images": 1, "failures": 0}' in rest
+    assert server.process.wait(120) == 0
+    assert "Traceback" not in server.said
+
+
+def test_vertex_runs_it_and_two_signals_end_it_at_once(
+    t2i_env: dict[str, str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = t2i_env | {
+        "AIP_HTTP_PORT": str(port),
+        "AIP_PREDICT_ROUTE": "/v1/endpoints/1:predict",
+        "AIP_HEALTH_ROUTE": "/ping",
+        "AIP_STORAGE_URI": str(postcard.FOLDER),
+    }
+    with running(tmp_path, env) as server:
+        assert server.url == f"http://0.0.0.0:{port}"
+        with server.client() as http, server.client() as other:
+            assert other.get("/ping").status_code == 200
+            body = {"instances": [{"prompt": "a red house", "num_inference_steps": 2.0}]}
+            answer = other.post("/v1/endpoints/1:predict", json=body)
+            assert len(answer.json()["predictions"]) == 1
+            with http.stream("POST", "/t2i/v1/generate", json=LONG) as stream:
+                lines = stream.iter_lines()
+                while '"step": 1,' not in next(lines):
+                    pass
+                server.process.send_signal(signal.SIGTERM)
+                until(lambda: other.get("/ping").status_code == 503)
+                server.process.send_signal(signal.SIGTERM)
+                rest = "\n".join(lines)
+        assert '"code": "terminated"' in rest
+        assert server.process.wait(60) == 143
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "needs a key"),  # noqa: S104
+        (["--uds", "s", "--port", "1"], "--uds, or --host and --port"),
+        (["--api-key-file", "nothing"], "Cannot read the key"),
+        (["--api-key-file", "empty"], "holds no key"),
+        (["--backend", "http"], "url"),
+    ],
+)
+def test_what_is_not_safe_or_sound_is_refused_at_once(
+    t2i: T2I, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "empty").write_text("\n")
+    result = t2i("serve", "-m", "postcard", *arguments)
+    assert result.returncode == 2, result.stderr
+    assert said in result.stderr
+    assert not result.stdout
+
+
+def test_the_key_is_no_argument(t2i: T2I) -> None:
+    result = t2i("serve", "--api-key", "secret")
+    assert result.returncode == 2
+    assert "secret" not in result.stderr.replace("--api-key", "")
+
+
+def test_a_model_that_is_none_ends_it(t2i: T2I) -> None:
+    result = t2i("serve", "-m", "postcart", "--port", "0")
+    assert result.returncode == 9
+    assert "postcard" in result.stderr
+    assert not result.stdout

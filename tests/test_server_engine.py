@@ -1,0 +1,517 @@
+"""The engine: a bounded queue, shared passes, and an end to all that nobody waits for."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+import pytest
+
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.errors import (
+    DefectError,
+    InputError,
+    ModelError,
+    OutOfMemoryError,
+    StoppedError,
+    T2IError,
+    TerminatedError,
+    TimedOutError,
+)
+from t2i_cli.events import Loading, Measure, OnEvent, Preview, Step
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.server import line
+from t2i_cli.server.engine import Engine, NotServedError
+from t2i_cli.server.jobs import Job, Observer
+from t2i_cli.server.line import BusyError
+from t2i_cli.server.options import Limits
+from tests.fakes.painter import Held, Painter
+
+
+@asynccontextmanager
+async def started(backend: Painter, limits: Limits | None = None) -> AsyncIterator[Engine]:
+    engine = Engine(backend, "postcard", limits)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        if isinstance(backend, Held):
+            backend.go.set()
+        await engine.stop(grace=10)
+
+
+def run(test: Coroutine[object, object, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 60))
+
+
+async def until(true: Callable[[], object]) -> None:
+    while not true():
+        await asyncio.sleep(0.005)
+
+
+async def asked(engine: Engine, *prompts: str, **fields: object) -> list[ResolvedRequest]:
+    return await engine.settle(
+        [GenerateRequest(prompt=prompt, **fields) for prompt in prompts]  # type: ignore[arg-type]
+    )
+
+
+async def submit(engine: Engine, *prompts: str, previews: int = 0, **fields: object) -> Job:
+    return engine.submit(await asked(engine, *prompts, **fields), previews=previews)
+
+
+def prompts(held: Held) -> list[list[str]]:
+    return [[request.prompt for request in one] for one in held.passes]
+
+
+def test_a_job_gets_its_images_in_order() -> None:
+    async def test() -> None:
+        async with started(Painter()) as engine:
+            job = await submit(engine, "one", "two", "three")
+            made = await job.images()
+            assert [image.request.prompt for image in made] == ["one", "two", "three"]
+            assert [image.index for image in made] == [0, 1, 2]
+            assert job.done
+            assert engine.idle_since is not None
+
+    run(test())
+
+
+def test_waiting_jobs_of_one_kind_share_a_pass_and_others_keep_their_turn() -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held, Limits(max_batch=3)) as engine:
+            first = await submit(engine, "first")
+            await until(lambda: held.passes)
+            others = [
+                await submit(engine, "a"),
+                await submit(engine, "large", width=256),
+                await submit(engine, "b", "c", "d"),
+            ]
+            held.go.set()
+            made = [[i.request.prompt for i in await job.images()] for job in (first, *others)]
+            assert made == [["first"], ["a"], ["large"], ["b", "c", "d"]]
+            assert prompts(held) == [["first"], ["a", "b", "c"], ["large"], ["d"]]
+
+    run(test())
+
+
+def test_every_job_hears_of_its_own_images_only() -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held) as engine:
+            first = await submit(engine, "first")
+            await until(lambda: held.passes)
+            one = await submit(engine, "a", "b", previews=2)
+            other = await submit(engine, "c")
+            held.go.set()
+            await first.images()
+            held.go.clear()
+            heard: dict[Job, list[object]] = {one: [], other: []}
+            await until(lambda: len(held.passes) == 2)
+            for job in (one, other):
+                while not any(isinstance(m, Step) and m.step == 4 for m in heard[job]):
+                    heard[job].append(await anext(job))
+            steps = {job: {m.indices for m in heard[job] if isinstance(m, Step)} for job in heard}
+            assert steps == {one: {(0, 1)}, other: {(0,)}}
+            shown = [(m.index, m.step) for m in heard[one] if isinstance(m, Preview)]
+            assert shown == [(0, 1), (1, 1), (0, 2), (1, 2)]
+            assert not any(isinstance(m, Preview) for m in heard[other])
+
+    run(test())
+
+
+def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
+    async def test() -> None:
+        held = Held()
+        refusals = []
+
+        class Counting(Observer):
+            def refused(self) -> None:
+                refusals.append(1)
+
+        async with started(held, Limits(queue=2)) as engine:
+            engine.line.observers.append(Counting())
+            jobs = [await submit(engine, "running")]
+            await until(lambda: held.passes)
+            jobs += [await submit(engine, "waits", width=w) for w in (64, 256)]
+            assert engine.waiting == 2
+            with pytest.raises(BusyError) as caught:
+                await submit(engine, "too many")
+            assert caught.value.retry_after >= 1
+            assert refusals == [1]
+            held.go.set()
+            for job in jobs:
+                await job.images()
+            await (await submit(engine, "room again")).images()
+
+    run(test())
+
+
+def test_a_queue_of_none_still_takes_what_can_begin_at_once() -> None:
+    async def test() -> None:
+        async with started(Painter(), Limits(queue=0)) as engine:
+            for prompt in ("one", "two"):
+                await (await submit(engine, prompt)).images()
+
+    run(test())
+
+
+def test_a_job_that_is_left_frees_its_place_in_the_queue() -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held, Limits(queue=1)) as engine:
+            await submit(engine, "running")
+            await until(lambda: held.passes)
+            async with await submit(engine, "left", width=256):
+                assert engine.waiting == 1
+            assert engine.waiting == 0
+            after = await submit(engine, "after")
+            held.go.set()
+            await after.images()
+            assert prompts(held) == [["running"], ["after"]]
+
+    run(test())
+
+
+def test_a_pass_ends_only_when_nobody_waits_for_any_of_its_images() -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held) as engine:
+            first = await submit(engine, "first")
+            await until(lambda: held.passes)
+            jobs = [await submit(engine, prompt) for prompt in ("a", "b")]
+            first.cancel()
+            with pytest.raises(StoppedError):
+                await first.images()
+            await until(lambda: len(held.passes) == 2)
+            assert held.cancelled == 1
+            jobs[0].cancel()
+            await asyncio.sleep(0.1)
+            assert held.cancelled == 1
+            jobs[1].cancel()
+            await until(lambda: held.cancelled == 2)
+            held.go.set()
+            await (await submit(engine, "c")).images()
+
+    run(test())
+
+
+def test_a_timeout_cancels_the_work() -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held, Limits(timeout=0.2)) as engine:
+            job = await submit(engine, "slow")
+            waits = await submit(engine, "waits", width=256)
+            for one in (job, waits):
+                with pytest.raises(TimedOutError, match=r"0\.2 s"):
+                    await one.images()
+            await until(lambda: held.cancelled == 1)
+            assert len(held.passes) == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("error", [ModelError("broken"), InputError("wrong"), DefectError("bug")])
+def test_a_bad_request_does_not_harm_those_that_share_its_pass(error: T2IError) -> None:
+    class Fragile(Held):
+        """Fails a whole pass for one request in it, as pipelines do."""
+
+        def fails_together(self, requests: list[ResolvedRequest]) -> bool:
+            return any(request.prompt == "bad" for request in requests)
+
+    held = Fragile()
+    held.fails = lambda _: error if held.fails_together(held.passes[-1]) else None
+
+    async def test() -> None:
+        async with started(held) as engine:
+            first = await submit(engine, "first")
+            await until(lambda: held.passes)
+            jobs = {prompt: await submit(engine, prompt) for prompt in ("a", "bad", "c")}
+            held.go.set()
+            await first.images()
+            for prompt in ("a", "c"):
+                [image] = await jobs[prompt].images()
+                assert image.request.prompt == prompt
+            with pytest.raises(type(error)):
+                await jobs["bad"].images()
+            assert prompts(held) == [["first"], ["a", "bad", "c"], ["a"], ["bad"], ["c"]]
+
+    run(test())
+
+
+def test_a_bug_is_logged_and_the_next_job_is_served(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(request: ResolvedRequest) -> None:
+        if request.prompt == "bug":
+            raise ZeroDivisionError("secret detail")
+
+    async def test() -> None:
+        async with started(Painter(fails=fails)) as engine:
+            with pytest.raises(DefectError) as caught:
+                await (await submit(engine, "bug")).images()
+            assert "secret" not in str(caught.value)
+            await (await submit(engine, "fine")).images()
+
+    run(test())
+    assert "ZeroDivisionError: secret detail" in caplog.text
+
+
+def test_out_of_memory_is_told_and_the_next_job_is_served() -> None:
+    def fails(request: ResolvedRequest) -> T2IError | None:
+        return OutOfMemoryError("no memory") if request.prompt == "large" else None
+
+    async def test() -> None:
+        async with started(Painter(fails=fails)) as engine:
+            with pytest.raises(OutOfMemoryError):
+                await (await submit(engine, "large")).images()
+            await (await submit(engine, "small")).images()
+
+    run(test())
+
+
+def test_a_backend_that_ends_early_leaves_no_job_waiting() -> None:
+    class Lazy(Painter):
+        def run(self, *_: object) -> AsyncIterator[GeneratedImage | Failure]:  # type: ignore[override]
+            return (_ for _ in ())  # type: ignore[return-value]
+
+    async def test() -> None:
+        async with started(Lazy()) as engine:
+            with pytest.raises(DefectError):
+                await (await submit(engine, "never")).images()
+
+    run(test())
+
+
+def test_stopping_finishes_what_runs_and_refuses_the_rest() -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held, Limits(max_batch=2)) as engine:
+            runs = await submit(engine, "a", "b", "c")
+            await until(lambda: held.passes)
+            waits = await submit(engine, "waits", width=256)
+            stop = asyncio.create_task(engine.stop(grace=30))
+            with pytest.raises(TerminatedError):
+                await waits.images()
+            assert not engine.ready
+            with pytest.raises(TerminatedError):
+                await submit(engine, "too late")
+            held.go.set()
+            assert len(await runs.images()) == 3
+            assert not await stop
+
+    run(test())
+
+
+def test_stopping_gives_up_what_takes_too_long() -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held) as engine:
+            job = await submit(engine, "endless")
+            await until(lambda: held.passes)
+            assert await engine.stop(grace=0.1)
+            assert held.cancelled == 1
+            with pytest.raises(TerminatedError):
+                await job.images()
+
+    run(test())
+
+
+class Slow(Painter):
+    """Loads until it is told to go on; or fails to."""
+
+    def __init__(self, error: T2IError | None = None) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.error = error
+
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        on_event(Loading(model="postcard", device="cpu"))
+        assert self.go.wait(30)
+        if self.error:
+            raise self.error
+        on_event(Measure(name="vae-tiling", reason="to test"))
+
+
+def test_jobs_are_taken_while_the_model_loads_and_hear_of_it() -> None:
+    async def test() -> None:
+        slow = Slow()
+        engine = Engine(slow, "postcard", Limits(queue=2))
+        starting = asyncio.create_task(engine.start())
+        first = await submit(engine, "first")
+        assert isinstance(await anext(first), Loading)
+        second = await submit(engine, "second")
+        assert isinstance(await anext(second), Loading)
+        with pytest.raises(BusyError):
+            await submit(engine, "third")
+        assert not engine.ready
+        slow.go.set()
+        assert isinstance(await anext(second), Measure)
+        assert len(await second.images()) == len(await first.images()) == 1
+        await starting
+        assert engine.ready
+        await engine.stop(grace=0)
+
+    run(test())
+
+
+def test_a_model_that_cannot_be_loaded_is_told_to_all() -> None:
+    async def test() -> None:
+        slow = Slow(error=ModelError("The weights are torn."))
+        engine = Engine(slow, "postcard")
+        starting = asyncio.create_task(engine.start())
+        job = await submit(engine, "first")
+        slow.go.set()
+        for failing in (job.images(), starting, submit(engine, "second"), engine.described()):
+            with pytest.raises(ModelError, match="torn"):
+                await failing
+        assert not engine.ready
+        await engine.stop(grace=0)
+
+    run(test())
+
+
+def test_a_model_that_is_found_only_then_is_served_by_its_names_alone() -> None:
+    async def test() -> None:
+        engine = Engine(Painter(), lambda on_event: "sd15")
+        await engine.start()
+        assert engine.spec.name == "sd15"
+        for model in (None, "sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"):
+            [request] = await asked(engine, "x", model=model)
+            assert request.model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+        for wrong in ("postcard", "/etc", "../..", "~"):
+            with pytest.raises(NotServedError):
+                await asked(engine, "x", model=wrong)
+        with pytest.raises(NotServedError):
+            await asked(engine, "x", revision="other")
+        await engine.stop(grace=0)
+
+    run(test())
+
+
+def test_limits_are_kept() -> None:
+    limits = Limits(images=2, pixels=128 * 128, steps=30)
+
+    async def test() -> None:
+        async with started(Painter(), limits) as engine:
+            assert len(await asked(engine, "a", "b", steps=30, width=128, height=128)) == 2
+            for wrong, field in (
+                (asked(engine, "a", "b", "c"), "n"),
+                (asked(engine, width=136), "n"),
+                (asked(engine, "a", width=136, height=128), "width"),
+                (asked(engine, "a", steps=31), "steps"),
+                (asked(engine, "a", guidance_scale=1.0, negative_prompt="x"), "negative_prompt"),
+            ):
+                with pytest.raises(InputError) as caught:
+                    await wrong
+                assert caught.value.field == field
+
+    run(test())
+
+
+def test_what_cannot_be_honoured_is_left_out_where_that_is_asked_for() -> None:
+    async def test() -> None:
+        async with started(Painter()) as engine:
+            notes: list[str] = []
+            request = GenerateRequest(prompt="a", guidance_scale=1.0, negative_prompt="x")
+            settled = await engine.settle([request] * 2, lenient=True, on_note=notes.append)
+            assert [one.negative_prompt for one in settled] == [None, None]
+            assert len(notes) == 1
+
+    run(test())
+
+
+def test_nothing_is_kept_of_a_job_that_is_done() -> None:
+    async def test() -> None:
+        kept = []
+        async with started(Painter()) as engine:
+            for _ in range(20):
+                job = await submit(engine, "x")
+                await job.images()
+                kept.append(weakref.ref(job))
+            del job
+            # The thread of the last pass lets go of it a moment after its end.
+            await (await submit(engine, "last")).images()
+            gc.collect()
+            assert not [one for one in kept if one()]
+
+    run(test())
+
+
+def test_a_backend_is_asked_once_about_requests_of_one_kind() -> None:
+    class Choosy(Painter):
+        def check(self, request: ResolvedRequest) -> None:
+            checked.append(request.prompt)
+            if request.scheduler:
+                raise InputError("No scheduler here.", field="scheduler")
+            if request.width == 256:
+                raise OutOfMemoryError("Not now.")
+
+    checked: list[str] = []
+
+    async def test() -> None:
+        async with started(Choosy()) as engine:
+            checked.clear()
+            await asked(engine, "a", "b")
+            # Memory may be there again when its turn comes.
+            await asked(engine, "c", width=256)
+            for prompt in ("d", "e"):
+                with pytest.raises(InputError):
+                    await asked(engine, prompt, scheduler="euler")
+        assert checked == ["b", "c", "d", "e"]
+
+    run(test())
+
+
+def test_clients_that_shared_a_pass_share_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "LINGER", 1000)
+    monkeypatch.setattr(line, "MAX_LINGER", 0.5)
+    held = Held()
+
+    async def client(engine: Engine, name: str, pause: float) -> None:
+        for number in range(3):
+            await (await submit(engine, f"{name}{number}")).images()
+            await asyncio.sleep(pause)
+
+    async def test() -> None:
+        async with started(held) as engine:
+            first = await submit(engine, "first")
+            await until(lambda: held.passes)
+            both = asyncio.gather(client(engine, "a", 0), client(engine, "b", 0.05))
+            await until(lambda: engine.waiting == 2)
+            held.go.set()
+            await first.images()
+            await both
+            assert prompts(held) == [["first"], *([f"a{n}", f"b{n}"] for n in range(3))]
+            # One alone is not kept waiting for another that does not come.
+            await (await submit(engine, "last")).images()
+
+    run(test())
+
+
+def test_the_memory_ladder_serves_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import UNet2DConditionModel
+
+    from t2i_cli.backends.local import LocalBackend, LocalOptions
+    from tests.fakes import gpu
+
+    wish: dict[str, object] = {"steps": 2, "width": 64, "height": 64}
+
+    async def test() -> None:
+        engine = Engine(LocalBackend(LocalOptions(device="cpu", batch_size=None)), "postcard")
+        await engine.start()
+        with monkeypatch.context() as once:
+            gpu.Failing(once, UNet2DConditionModel, "forward", (2,))
+            job = await submit(engine, "a", **wish)
+            told = [message async for message in job]
+        assert [m.name for m in told if isinstance(m, Measure)] == ["vae-tiling"]
+        assert isinstance(told[-1], GeneratedImage)
+        assert told[-1].lock.measures == ("vae-tiling",)
+        with monkeypatch.context() as always, pytest.raises(OutOfMemoryError):
+            gpu.Failing(always, UNet2DConditionModel, "forward", range(1000))
+            await (await submit(engine, "b", **wish)).images()
+        assert len(await (await submit(engine, "c", "d", **wish)).images()) == 2
+        assert engine.ready
+        await engine.stop(grace=10)
+
+    run(test())

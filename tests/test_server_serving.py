@@ -1,0 +1,228 @@
+"""The running server: sockets, connections that stall, and its end; with a painter behind it."""
+
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Event as Flag
+
+import httpx2
+import pytest
+from PIL import Image
+
+from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.errors import InputError, ModelError, T2IError
+from t2i_cli.events import OnEvent
+from t2i_cli.request import ResolvedRequest
+from t2i_cli.server import serving
+from t2i_cli.server.app import create_app
+from t2i_cli.server.engine import Engine
+from t2i_cli.server.options import ServerOptions
+from tests.fakes.painter import Held, Painter
+
+BODY = json.dumps({"requests": [{"prompt": "a red house"}]}).encode()
+
+
+def post(path: str, body: bytes = BODY) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@contextmanager
+def served(backend: Backend, listener: socket.socket) -> Iterator[Engine]:
+    """The server as `t2i serve` runs it, in a thread."""
+    engine = Engine(backend, "postcard")
+    app = create_app(engine, ServerOptions())
+    end, ready = threading.Event(), threading.Event()
+    caught: list[T2IError] = []
+
+    def run() -> None:
+        try:
+            serving.serve(app, engine, listener, grace=5, on_ready=ready.set, expired=end.is_set)
+        except T2IError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield engine
+    finally:
+        end.set()
+        thread.join()
+    assert not caught
+
+
+def until(true: Callable[[], object]) -> None:
+    limit = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def url(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+class Noisy(Painter):
+    """Paints pictures that no format makes small."""
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        for outcome in super().run(requests, on_event, cancel):
+            assert isinstance(outcome, GeneratedImage)
+            yield replace(outcome, image=Image.effect_noise((2000, 2000), 90).convert("RGB"))
+
+
+def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "PATIENCE", 0.5)
+    with serving.listen("127.0.0.1", 0) as listener, served(Noisy(), listener):
+        with socket.create_connection(listener.getsockname()[:2], timeout=30) as idle:
+            idle.sendall(post("/t2i/v1/generate"))
+            received = b""
+            while b"event: image" not in received:
+                received += idle.recv(1000)
+            assert httpx2.get(f"{url(listener)}/healthz", timeout=30).status_code == 200
+            time.sleep(2)
+            with pytest.raises(ConnectionResetError):
+                while piece := idle.recv(2**20):
+                    received += piece
+                raise ConnectionResetError
+            assert b"event: done" not in received
+
+
+def test_clients_that_never_ask_are_cut_off_and_harm_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(serving.listen("127.0.0.1", 0))
+        stack.enter_context(served(Painter(), listener))
+        slow = [
+            stack.enter_context(socket.create_connection(listener.getsockname()[:2], timeout=60))
+            for _ in range(40)
+        ]
+        for number, one in enumerate(slow):
+            one.sendall(b"POST /predict HTTP/1.1\r\nHost: local"[: number + 1])
+        with httpx2.Client(base_url=url(listener), timeout=60) as client:
+            assert client.post("/predict", json={"prompt": "a"}).status_code == 200
+            monkeypatch.setattr(serving, "PATIENCE", 0.5)
+            for one in slow:
+                with pytest.raises(ConnectionResetError):
+                    assert one.recv(100) == b""
+                    raise ConnectionResetError
+            assert client.post("/predict", json={"prompt": "a"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/predict", "/t2i/v1/generate", "/v1/images/generations"])
+@pytest.mark.parametrize("half", [True, False])
+def test_a_client_that_goes_away_frees_the_device(path: str, half: bool) -> None:
+    body = BODY if "t2i" in path else b'{"prompt": "a red house"}'
+    held = Held()
+    with serving.listen("127.0.0.1", 0) as listener, served(held, listener) as engine:
+        with socket.create_connection(listener.getsockname()[:2], timeout=30) as gone:
+            gone.sendall(post(path, body))
+            until(lambda: engine.running)
+            if half:
+                # uvicorn closes what its client has closed by half.
+                gone.shutdown(socket.SHUT_WR)
+                until(lambda: held.cancelled)
+        until(lambda: held.cancelled)
+        held.go.set()
+        answer = httpx2.post(f"{url(listener)}/predict", json={"prompt": "next"}, timeout=30)
+        assert answer.status_code == 200
+        assert not engine.line.jobs
+
+
+def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
+    held = Held()
+    with serving.listen("127.0.0.1", 0) as listener, served(held, listener) as engine:
+        with socket.create_connection(listener.getsockname()[:2], timeout=30) as stays:
+            stays.sendall(post("/t2i/v1/generate"))
+            until(lambda: engine.running)
+            with socket.create_connection(listener.getsockname()[:2], timeout=30) as leaves:
+                leaves.sendall(post("/t2i/v1/generate"))
+                until(lambda: engine.waiting == 1)
+            until(lambda: engine.waiting == 0)
+            assert not held.cancelled
+            held.go.set()
+            received = b""
+            while b"event: done" not in received:
+                received += stays.recv(2**16)
+        assert len(held.passes) == 1
+
+
+def test_what_cannot_be_loaded_ends_the_server() -> None:
+    class Broken(Painter):
+        def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+            raise ModelError("The weights are torn.")
+
+    with serving.listen("127.0.0.1", 0) as listener:
+        engine = Engine(Broken(), "postcard")
+        app = create_app(engine, ServerOptions())
+        with pytest.raises(ModelError, match="torn"):
+            serving.serve(app, engine, listener)
+
+
+def test_a_port_is_taken_once() -> None:
+    with serving.listen("127.0.0.1", 0) as listener:
+        with pytest.raises(InputError, match="Cannot listen on 127.0.0.1 port"):
+            serving.listen("127.0.0.1", listener.getsockname()[1])
+    with pytest.raises(InputError, match="no address"):
+        serving.listen("nowhere.invalid", 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.8.9.1", True), ("localhost", True), ("0.0.0.0", False)],  # noqa: S104
+)
+def test_what_only_this_machine_can_reach_is_known(host: str, loopback: bool) -> None:
+    assert serving.is_loopback(host) is loopback
+
+
+def test_a_unix_socket_is_the_users_alone_and_goes_with_its_server(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "t2i.sock"
+    with serving.listen_unix(path) as listener:
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with served(Painter(), listener):
+            with httpx2.Client(
+                transport=httpx2.HTTPTransport(uds=str(path)), base_url="http://localhost"
+            ) as client:
+                assert client.post("/predict", json={"prompt": "a"}).status_code == 200
+            with (
+                pytest.raises(InputError, match="Another server uses"),
+                serving.listen_unix(path),
+            ):
+                pass
+    assert not path.exists()
+
+
+def test_a_unix_socket_left_by_a_killed_server_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "t2i.sock"
+    path.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with serving.listen_unix(path), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_a_unix_socket_that_others_could_reach_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(InputError, match="Others can reach"), serving.listen_unix(tmp_path / "s"):
+        pass
+    tmp_path.chmod(0o700)
+    long = tmp_path / ("x" * 120)
+    with pytest.raises(InputError, match="Cannot listen"), serving.listen_unix(long):
+        pass
+    assert not os.path.lexists(long)

@@ -1,0 +1,288 @@
+"""Parts of the endpoint's life in this process: labels, storage, places, errors, hardware."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t2i_cli import catalog, settings
+from t2i_cli.errors import (
+    AccessError,
+    InputError,
+    ModelError,
+    QuotaError,
+    RemoteError,
+    T2IError,
+    TimedOutError,
+)
+from t2i_cli.vertex import hardware, known, labels, permissions, place, rest, serving, storage
+from t2i_cli.vertex.labels import Labels
+from t2i_cli.vertex.place import Place
+from t2i_cli.vertex.rest import Rest
+from tests.fakes.google import refusal
+from tests.fakes.vertex import FakeVertex, Fault, denied
+
+
+@pytest.fixture
+def cloud(vertex: FakeVertex) -> Iterator[Rest]:
+    """A connection to the fake."""
+    here = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with Rest(here, lambda: "ya29.test") as connection:
+        yield connection
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings and no memory of the developer's."""
+    monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for setting in settings.SETTINGS.values():
+        monkeypatch.delenv(setting.variable, raising=False)
+
+
+@given(st.text(max_size=80))
+def test_labels_keep_any_text_in_what_labels_allow(text: str) -> None:
+    text = text.encode(errors="ignore").decode()
+    value = labels.encode(text)
+    assert len(value) <= 63
+    assert set(value) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
+    back = labels.decode(value)
+    assert back == text or (back.endswith("…") and text.startswith(back[:-1].rstrip("\ufffd")))
+
+
+def test_long_texts_with_one_beginning_differ() -> None:
+    one, other = "a" * 100 + "b", "a" * 100 + "c"
+    assert labels.encode(one) != labels.encode(other)
+
+
+def test_labels_of_others_are_not_ours() -> None:
+    mine = Labels(name="x", expires=5, model="Qwen/Qwen-Image", serving="t2i", by="ann@example.org")
+    assert Labels.of(mine.encoded()) == mine
+    assert Labels.of({"managed-by": "terraform"}) is None
+    assert Labels.of({}) is None
+
+
+def _weights(folder: Path) -> Path:
+    for name, size in (("model_index.json", 2), ("unet/a.safetensors", 700_000), ("vae/empty", 0)):
+        path = folder / "weights" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(range(256)) * (size // 256 + 1) if size else b"")
+    return folder / "weights"
+
+
+def test_upload_goes_on_after_a_break_and_skips_what_is_there(
+    vertex: FakeVertex, cloud: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PIECE", 256 * 1024)
+    weights = _weights(tmp_path)
+    storage.make_bucket(cloud, "pail", {"managed-by": "t2i"})
+    assert vertex.buckets["pail"]["iamConfiguration"]["publicAccessPrevention"] == "enforced"
+    vertex.cut_uploads = 2
+    told: list[tuple[int, int]] = []
+    storage.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *now: told.append(now))
+    for path in weights.rglob("*.*"):
+        metadata, data = vertex.objects["pail", f"t2i/x/{path.relative_to(weights).as_posix()}"]
+        assert data == path.read_bytes()
+    total = sum(path.stat().st_size for path in weights.rglob("*") if path.is_file())
+    assert told == sorted(told)
+    assert told[-1] == (total, total)
+    assert vertex.cut_uploads == 0
+    before = len(vertex.uploads)
+    (weights / "model_index.json").write_text("{ }")
+    storage.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *_: None)
+    assert len(vertex.uploads) == before + 1
+    assert vertex.objects["pail", "t2i/x/model_index.json"][1] == b"{ }"
+
+
+def test_an_upload_that_never_succeeds_gives_up(
+    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+) -> None:
+    storage.make_bucket(cloud, "pail", {})
+    body = refusal(503, "UNAVAILABLE", "Not now.")
+    vertex.faults.append(Fault(where="PUT /upload", status=503, body=body, times=99))
+    with pytest.raises(RemoteError, match="Not now"):
+        storage.upload_folder(cloud, _weights(tmp_path), "pail", "t2i/x/", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "message", "kind", "said"),
+    [
+        (401, "UNAUTHENTICATED", "x", AccessError, "refuses these credentials"),
+        (
+            403,
+            "PERMISSION_DENIED",
+            denied("aiplatform.endpoints.create", "//x"),
+            AccessError,
+            "permission aiplatform.endpoints.create is missing",
+        ),
+        (
+            403,
+            "PERMISSION_DENIED",
+            "Vertex AI API has not been used in project 1 before or it is disabled. Enable it by "
+            "visiting https://console.developers.google.com/apis/api/aiplatform.googleapis.com/",
+            AccessError,
+            "aiplatform.googleapis.com is not enabled",
+        ),
+        (
+            429,
+            "RESOURCE_EXHAUSTED",
+            "The following quotas are exceeded: CustomModelServingT4GPUsPerProjectPerRegion",
+            QuotaError,
+            "quota CustomModelServingT4GPUsPerProjectPerRegion is exceeded",
+        ),
+        (
+            429,
+            "RESOURCE_EXHAUSTED",
+            "Quota exceeded for quota metric 'Online prediction requests' and limit 'x a minute'.",
+            QuotaError,
+            "quota Online prediction requests is exceeded",
+        ),
+        (404, "NOT_FOUND", "No endpoint.", ModelError, "No endpoint."),
+        (409, "ALREADY_EXISTS", "There.", RemoteError, "There."),
+        (400, "INVALID_ARGUMENT", "Machine type z9.", InputError, "Machine type z9."),
+        (504, "DEADLINE_EXCEEDED", "Slow.", TimedOutError, "Slow."),
+        (500, "INTERNAL", "Oh.", RemoteError, "Oh."),
+    ],
+)
+def test_each_refusal_is_one_sentence(
+    status: int, name: str, message: str, kind: type[T2IError], said: str
+) -> None:
+    error = rest.refusal(status, json.dumps(refusal(status, name, message)).encode())
+    assert isinstance(error, kind)
+    assert said in error.message
+    as_list = rest.refusal(status, json.dumps([refusal(status, name, message)]).encode())
+    assert as_list.message == error.message
+
+
+def test_a_refusal_without_a_body() -> None:
+    assert rest.refusal(502, b"<html>").message == "Google says: HTTP status 502."
+
+
+def test_no_connection() -> None:
+    here = Place(project="p", region="us-central1", api_endpoint="http://127.0.0.1:9")
+    with Rest(here, lambda: "ya29.test") as cloud, pytest.raises(RemoteError, match="reached"):
+        cloud.call("POST", "aiplatform", "projects/p")
+
+
+def test_a_stall_is_a_time_out(vertex: FakeVertex) -> None:
+    vertex.faults.append(Fault(where="GET", stall=30))
+    here = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with Rest(here, lambda: "ya29.test", seconds=0.2) as cloud:
+        with pytest.raises(TimedOutError):
+            cloud.send("GET", vertex.url, tries=1)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org", "ftp://127.0.0.1", "https://u:p@host", "http://127.0.0.1:x", "x"]
+)
+def test_no_token_goes_out_in_the_open(url: str) -> None:
+    with pytest.raises(InputError, match="--api-endpoint must be a URL with https://"):
+        place.find(project="p", api_endpoint=url)
+
+
+def test_where_the_place_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no Google Cloud project"):
+        place.find()
+    assert place.find(login_project="a") == Place(project="a", region="us-central1")
+    made = "projects/b/locations/europe-west4/endpoints/5"
+    known.remember(known.Known(name=made), current=True)
+    assert place.find(login_project="a") == Place(project="b", region="europe-west4")
+    monkeypatch.setenv("T2I_VERTEX_PROJECT", "c")
+    assert place.find().project == "c"
+    assert place.find(project="d", region="us-east1") == Place(project="d", region="us-east1")
+    named = place.find(endpoint="projects/e/locations/asia-east1/endpoints/1")
+    assert named == Place(project="e", region="asia-east1")
+    assert named.host("aiplatform") == "https://asia-east1-aiplatform.googleapis.com"
+    assert named.host("storage") == "https://storage.googleapis.com"
+    known.forget("5")
+    assert known.current() is None
+
+
+def test_a_broken_memory_is_none(tmp_path: Path) -> None:
+    known.remember(known.Known(name="projects/p/locations/l/endpoints/1"), current=True)
+    assert known.path().stat().st_mode & 0o077 == 0
+    known.path().write_text('{"current": 5, "endpoints": [7]}')
+    assert known.current() is None
+    assert known.all_known() == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "accelerator", "model", "text"),
+    [
+        (None, None, "sd15", "g2-standard-4 with 1 NVIDIA_L4"),
+        (None, None, "flux2-klein", "g2-standard-8 with 1 NVIDIA_L4"),
+        (None, None, "qwen-image", "a2-highgpu-1g with 1 NVIDIA_TESLA_A100"),
+        (None, None, "postcard", "n1-standard-4"),
+        (None, "p100", "sd15", "n1-standard-8 with 1 NVIDIA_TESLA_P100"),
+        ("n1-standard-4", "NVIDIA_TESLA_T4:1", "sd15", "n1-standard-4 with 1 NVIDIA_TESLA_T4"),
+        ("g2-standard-12", "none", "sd15", "g2-standard-12 with 1 NVIDIA_L4"),
+    ],
+)
+def test_hardware(machine: str | None, accelerator: str | None, model: str, text: str) -> None:
+    chosen = hardware.choose(machine, accelerator, catalog.MODELS[model])
+    assert chosen.text() == text
+    assert chosen.price(hardware.BUILT_IN) is not None
+
+
+@pytest.mark.parametrize(
+    ("machine", "accelerator"),
+    [("huge", None), ("g2-standard-4", "t4"), (None, "t4:many"), (None, "t4:0"), (None, "t 4")],
+)
+def test_hardware_that_is_none(machine: str | None, accelerator: str | None) -> None:
+    with pytest.raises(InputError):
+        hardware.choose(machine, accelerator, catalog.MODELS["sd15"])
+
+
+def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = _weights(tmp_path)
+    assert serving.find_source(str(weights), "t2i").folder == weights
+    assert serving.find_source("gs://pail/x/", "t2i").uri == "gs://pail/x"
+    gated = serving.find_source("flux-schnell", "model-garden")
+    assert gated.fetch
+    assert gated.uploads
+    assert not serving.find_source("sd15", "model-garden").uploads
+    assert not serving.find_source("postcard", "t2i").uploads
+    assert (
+        serving.find_source("postcard", "model-garden").folder == catalog.MODELS["postcard"].folder
+    )
+    for wrong in ("gs://pail", "gs://pail/a b", "a/b/c", "nothing"):
+        with pytest.raises((InputError, ModelError)):
+            serving.find_source(wrong, "t2i")
+    with pytest.raises(InputError, match=r"model\.mar"):
+        serving.find_source(str(weights), "torchserve")
+    (weights / "model.mar").touch()
+    assert serving.find_source(str(weights), "torchserve").folder == weights
+    assert serving.find_source("gs://pail/mar", "torchserve").uri == "gs://pail/mar"
+
+
+def test_the_way_of_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert serving.choose(None, None) == ("model-garden", None)
+    image = "us-central1-docker.pkg.dev/gallery/t2i/t2i:1"
+    monkeypatch.setenv("T2I_VERTEX_IMAGE", image)
+    assert serving.choose(None, None) == ("t2i", image)
+    monkeypatch.delenv("T2I_VERTEX_IMAGE")
+    with pytest.raises(InputError, match="no image"):
+        serving.choose("t2i", None)
+    with pytest.raises(InputError, match="--serving"):
+        serving.choose("flask", None)
+    source = serving.find_source("sd15", "t2i")
+    resource = serving.model_resource("t2i", source, image, None, gpu=True)
+    spec = resource["containerSpec"]
+    assert isinstance(spec, dict)
+    assert spec["imageUri"] == image
+    assert spec["env"] == [{"name": "T2I_MODEL", "value": source.spec.repo}]
+    mar = serving.model_resource("torchserve", source, None, "gs://pail/mar", gpu=False)
+    assert mar["artifactUri"] == "gs://pail/mar"
+    assert "pytorch-cpu" in str(mar["containerSpec"])
+
+
+def test_the_documentation_names_every_permission() -> None:
+    text = (Path(__file__).parent.parent / "docs/remote.md").read_text()
+    for step, names in permissions.STEPS.items():
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {step} "))
+        assert set(re.findall(r"`((?:\w+\.){2}\w+)`", row)) == set(names), step
+    assert serving.TORCHSERVE_END in text

@@ -1,0 +1,137 @@
+"""`t2i remote run`: an endpoint for one command, gone whatever happens to either."""
+
+import os
+import random
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import T2I
+from tests.fakes.vertex import FakeVertex
+from tests.running import running, until
+
+RUN = ("remote", "run", "--yes", "--model", "sd15")
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_command_s_exit_code_and_environment(t2i: T2I, vertex: FakeVertex, code: int) -> None:
+    script = (
+        "import os, sys; print(os.environ['T2I_BACKEND'], os.environ['T2I_VERTEX_ENDPOINT']); "
+        f"sys.exit({code})"
+    )
+    done = t2i(*RUN, "--", sys.executable, "-c", script, env=vertex.environment)
+    assert done.returncode == code, done.stderr
+    backend, endpoint = done.stdout.split()
+    assert backend == "vertex"
+    assert endpoint.startswith("projects/gallery/locations/us-central1/endpoints/")
+    assert len(vertex.spans) == 1
+    assert vertex.left() == {}
+
+
+def test_a_command_that_does_not_exist(t2i: T2I, vertex: FakeVertex) -> None:
+    done = t2i(*RUN, "--", "no-such-command", env=vertex.environment)
+    assert done.returncode == 2
+    assert "Cannot run no-such-command" in done.stderr
+    assert vertex.left() == {}
+
+
+def test_a_deployment_that_half_succeeds(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model_index.json").write_text("{}")
+    vertex.operation_errors["deployModel"] = {"code": 13, "message": "Internal error."}
+    done = t2i(*RUN[:3], "-m", weights, "--", "true", env=vertex.environment)
+    assert done.returncode == 6
+    assert "Internal error." in done.stderr
+    assert vertex.left() == {}
+
+
+def test_it_never_removes_what_was_there(t2i: T2I, vertex: FakeVertex) -> None:
+    env = vertex.environment
+    assert t2i("remote", "deploy", "-m", "sd15", "--yes", env=env).returncode == 0
+    taken = t2i(*RUN, "--name", "sd15", "--", "true", env=env)
+    assert taken.returncode == 2
+    assert t2i(*RUN, "--", "true", env=env).returncode == 0
+    assert len(vertex.left()["deployed"]) == 1
+    # The endpoint in use is still the one from before.
+    assert t2i("remote", "down", env=env).returncode == 0
+    assert vertex.left() == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["deploying", "running"])
+def test_signals(
+    t2i_env: dict[str, str], vertex: FakeVertex, number: signal.Signals, stage: str
+) -> None:
+    vertex.operation_seconds = 0.3
+    with running(t2i_env, vertex, *RUN, "--", "sleep", "60") as process:
+        if stage == "deploying":
+            until(lambda: any(o.kind == "deployModel" for o in vertex.operations.values()), process)
+        else:
+            until(lambda: vertex.spans, process)
+            time.sleep(1.0)
+        if number == signal.SIGINT:
+            # A terminal sends it to the command as well.
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        time.sleep(0.05)
+        process.send_signal(number)  # an impatient second one
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert vertex.left() == {}, errors
+
+
+def arrived(vertex: FakeVertex, count: int) -> bool:
+    """Whether so many requests have reached the fake."""
+    return len(vertex.requests) >= count
+
+
+def test_killed_at_twenty_random_moments(
+    t2i: T2I, t2i_env: dict[str, str], vertex: FakeVertex, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in ("model_index.json", "a.safetensors", "b.safetensors"):
+        (weights / name).write_bytes(name.encode() * 1000)
+    vertex.operation_seconds = 0.05
+    chance = random.Random(7)  # noqa: S311 - no secret
+    with running(t2i_env, vertex, *RUN[:3], "-m", str(weights), "--", "true") as process:
+        assert process.wait(120) == 0
+    whole = len(vertex.requests)
+    assert vertex.left() == {}
+    for _ in range(20):
+        seen, wanted = len(vertex.requests), chance.randrange(whole)
+        pause = chance.uniform(0, 0.03)
+        with running(t2i_env, vertex, *RUN[:3], "-m", str(weights), "--", "true") as process:
+            until(partial(arrived, vertex, seen + wanted), process)
+            time.sleep(pause)
+    time.sleep(0.2)  # what was begun ends in the cloud
+    made = vertex.left()
+    assert {"endpoints", "models", "objects"} <= set(made)
+    vertex.advance(5 * 3600)
+    done = t2i("remote", "reap", env=vertex.environment)
+    assert done.returncode == 0, done.stderr
+    assert vertex.left() == {}, done.stderr
+
+
+def test_an_ephemeral_batch(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red star\na blue moon\n")
+    batch = ("batch", file, "-o", tmp_path / "out", "-m", "sd15", "--ephemeral", "--yes")
+    done = t2i(*batch, env=vertex.environment)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    assert len(vertex.predictions) == 2
+    assert len(vertex.spans) == 1
+    assert vertex.left() == {}
+    both = t2i(*batch, "--endpoint", "5", env=vertex.environment)
+    assert both.returncode == 2
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "steps": "many"}\n')
+    bad = t2i("batch", tmp_path / "bad.jsonl", "--ephemeral", "--yes", env=vertex.environment)
+    assert bad.returncode == 2
+    assert len(vertex.spans) == 1
