@@ -91,8 +91,10 @@ def serving(model: str) -> Iterator[Server]:
     limits = ["--queue", str(QUEUE), "--max-batch", str(max(SIZES))]
     with subprocess.Popen([*command, *limits], stdout=subprocess.PIPE, text=True) as process:
         try:
-            line = process.stdout.readline() if process.stdout else ""
-            server = Server(line.strip(), psutil.Process(process.pid))
+            url = process.stdout.readline().strip() if process.stdout else ""
+            if not url:
+                raise SystemExit("t2i serve did not start.")
+            server = Server(url, psutil.Process(process.pid))
             for clients in (1, CLIENTS):
                 server.crowd(clients, 2 * clients, num_inference_steps=1)
             yield server
@@ -110,7 +112,7 @@ def overhead(server: Server, requests: int, steps: int) -> float:
             wall = time.perf_counter() - started
             if status != 200:
                 raise SystemExit(f"The server answered {status}: {answer}")
-            beyond.append(wall - answer["data"][0]["t2i"]["seconds"])
+            beyond.append(wall - float(answer["data"][0]["t2i"]["seconds"]))
     return statistics.median(beyond)
 
 

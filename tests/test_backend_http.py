@@ -3,6 +3,8 @@
 import base64
 import json
 import random
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -395,11 +397,14 @@ def test_an_image_behind_a_link_is_fetched_without_the_key(
     server.files["/file?sig=secret"] = base64.b64decode(server.picture({"size": "8x8"}))
     link = server.url.removesuffix("/v1") + "/file?sig=secret"
     server.faults = [Fault(entry={"url": link}), Fault(entry={"url": link + "x"})]
+    server.faults.append(Fault(entry={"url": "http://[x"}))
     assert make(backend(server)).image.size == (8, 8)
     assert "Authorization" not in server.headers[-1]
     with pytest.raises(RemoteError, match="link to the image fails with 401") as caught:
         make(backend(server))
     assert "secret" not in f"{caught.value.message}{caught.value.hint}"
+    with pytest.raises(RemoteError, match="the server cannot be reached"):
+        make(backend(server))
 
 
 def test_which_key_goes_where(
@@ -475,6 +480,8 @@ def test_500_rows_of_a_server_that_fails_at_random(
     assert len(list((tmp_path / "out").glob("*.png"))) == 500
     assert 2 <= server.most_in_flight <= 8
     assert len(server.asked) > 550
+    # How long this machine takes cannot be learnt from another.
+    assert not list((tmp_path / "cache").rglob("timings.json"))
     first = min(lines, key=lambda line: int(line["index"]))
     assert first["round_trip_seconds"] >= 0.005
     assert first["seconds"] == 0.25
@@ -539,12 +546,33 @@ def test_generate_as_a_process(server: FakeImages, t2i: T2I, tmp_path: Path) -> 
     dry = t2i("generate", "a red star", "--dry-run", "--json", env=env)
     plan = json.loads(dry.stdout)["plan"]
     assert (plan["backend"], plan["dialect"], plan["concurrency"]) == ("http", "t2i", 4)
+    (tmp_path / "two.txt").write_text("a star\na moon\n")
+    batched = t2i("batch", "two.txt", "--dry-run", env=env)
+    assert f"  on {server.url}: 4 calls at a time" in batched.stdout, batched.stderr
     wrong = t2i("generate", "x", "--device", "cpu", env=env)
     assert wrong.returncode == 2
     assert "--device means nothing to the http backend." in wrong.stderr
     lenient = t2i("generate", "x", "-s1", "--device", "cpu", "--lenient", env=env)
     assert lenient.returncode == 0, lenient.stderr
     assert "warning: --device means nothing to the http backend. It is left out." in lenient.stderr
+
+
+def test_ctrl_c_breaks_the_call_off(
+    server: FakeImages, t2i_env: dict[str, str], tmp_path: Path
+) -> None:
+    server.pause = 600
+    command = [sys.executable, "-m", "t2i_cli", "generate", "x", "--backend", "http"]
+    with subprocess.Popen(
+        [*command, "--url", server.url], env=t2i_env, cwd=tmp_path, stderr=subprocess.PIPE
+    ) as process:
+        while not server.in_flight:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.decode() == "waiting for the server\nerror: Interrupted.\n"
+    assert list(tmp_path.glob("*.png")) == []
 
 
 def test_the_other_way_round(server: FakeImages) -> None:
@@ -560,8 +588,6 @@ def test_the_other_way_round(server: FakeImages) -> None:
 
 
 def test_no_heavy_import(server: FakeImages, t2i_env: dict[str, str], tmp_path: Path) -> None:
-    import subprocess
-
     code = (
         "import sys; from t2i_cli.cli import _run;"
         f"code = _run(['generate', 'x', '-q', '--backend', 'http', '--url', {server.url!r}]);"

@@ -420,6 +420,10 @@ def test_the_model_of_the_endpoint(vertex: FakeVertex) -> None:
     assert made.request.model == "stabilityai/stable-diffusion-xl-base-1.0"
     assert made.request.steps == 30
     assert vertex.predictions[-1]["instances"][0]["model"] == made.request.model
+    cut = vertex.make_endpoint(labels=labels("t2i", "stabilityai_2fstable_xabcdef01"))
+    assert make(backend(cut), model="sdxl", width=64, height=64).request.steps == 30
+    with pytest.raises(ModelError, match="has stabilityai/stable…, not sd15"):
+        make(backend(cut), model="sd15")
     vertex.predictor = predicting(picture())
     other = vertex.make_endpoint()
     made = make(backend(other, serving="model-garden"), model="sd15")
@@ -458,6 +462,12 @@ WRAPPED = {"error": {"code": 400, "message": json.dumps(T2I_ERROR), "status": "I
         (fake.bad_request(), InputError, r"refuses the request: steps must be a number\.", 1),
         (Fault(status=422, body=T2I_ERROR), WithheldError, "No!", 1),
         (Fault(status=400, body=WRAPPED), WithheldError, "No!", 1),
+        (
+            Fault(status=504, body={"error": {"t2i": TimedOutError("Over.", hint="x").to_json()}}),
+            TimedOutError,
+            r"^Over\.$",
+            1,
+        ),
         (fake.forbidden(), AccessError, r"permission aiplatform\.endpoints\.predict is", 1),
         (Fault(status=401, body={}), AccessError, "refuses these credentials", 1),
         (fake.not_found(), RemoteError, "There is no endpoint 1001", 1),

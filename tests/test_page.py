@@ -134,8 +134,9 @@ def prompt(page: Page) -> Locator:
 
 
 def submit(page: Page, text: str) -> None:
-    """Type a prompt and press Enter, once the page knows its model."""
+    """Type a prompt and press Enter, once the page knows its model and has nothing to do."""
     page.locator("summary").wait_for()
+    expect(idle(page)).to_be_visible()
     prompt(page).fill(text)
     prompt(page).press("Enter")
 
@@ -145,6 +146,11 @@ def fill(page: Page, **values: str) -> None:
     page.locator("summary").click()
     for label, value in values.items():
         page.get_by_label(label.replace("_", " "), exact=True).fill(value)
+
+
+def idle(page: Page) -> Locator:
+    """The button, while no job runs."""
+    return page.get_by_role("button", name="Generate", disabled=False)
 
 
 def tiles(page: Page) -> Locator:
@@ -503,12 +509,14 @@ def test_a_hostile_prompt_is_text(server: Running, easel: Easel, tab: Tab) -> No
 def test_by_keyboard_alone(server: Running, easel: Easel, tab: Tab) -> None:
     with tab(server.url) as page:
         page.locator("summary").wait_for()
+        expect(prompt(page)).to_be_focused()
         press = page.keyboard.press
         page.keyboard.type("a red")
         press("Shift+Enter")
         page.keyboard.type("circle")
         press("Control+Enter")
         expect(tiles(page)).to_have_count(1)
+        expect(idle(page)).to_be_visible()
         press("Tab")
         expect(page.locator("summary")).to_be_focused()
         press("Enter")
@@ -519,10 +527,10 @@ def test_by_keyboard_alone(server: Running, easel: Easel, tab: Tab) -> None:
         page.keyboard.type("64")
         press("Enter")
         expect(tiles(page)).to_have_count(2)
-        page.get_by_role("button", name="Generate").focus()
+        idle(page).focus()
         press("Space")
         expect(tiles(page)).to_have_count(3)
-        expect(page.get_by_role("button", name="Generate")).to_be_focused()
+        expect(idle(page)).to_be_focused()
 
         press("Tab")
         expect(page.get_by_role("button", name="Remove all")).to_be_focused()
@@ -584,6 +592,7 @@ def test_what_can_be_done_with_an_image(
         expect(page.get_by_label("Steps", exact=True)).to_have_value("7")
         for default in ("Width", "Guidance", "Images"):
             expect(page.get_by_label(default, exact=True)).to_have_value("")
+        expect(idle(page)).to_be_visible()
         prompt(page).press("Enter")
         expect(tiles(page)).to_have_count(3)
         assert easel.made[2] == made

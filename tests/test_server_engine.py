@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -257,6 +258,25 @@ def test_a_bug_is_logged_and_the_next_job_is_served(caplog: pytest.LogCaptureFix
     assert "ZeroDivisionError: secret detail" in caplog.text
 
 
+def test_a_failures_cause_is_for_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(request: ResolvedRequest) -> T2IError:
+        try:
+            raise ZeroDivisionError("secret detail")
+        except ZeroDivisionError as error:
+            failure = ModelError("The pipeline failed.")
+            failure.__cause__ = error
+            return failure
+
+    async def test() -> None:
+        async with started(Painter(fails=fails)) as engine:
+            [failure] = [message async for message in await submit(engine, "a")]
+            assert isinstance(failure, Failure)
+            assert failure.error.__cause__ is None
+
+    run(test())
+    assert "ZeroDivisionError: secret detail" in caplog.text
+
+
 def test_out_of_memory_is_told_and_the_next_job_is_served() -> None:
     def fails(request: ResolvedRequest) -> T2IError | None:
         return OutOfMemoryError("no memory") if request.prompt == "large" else None
@@ -495,7 +515,7 @@ def test_the_memory_ladder_serves_on_this_machine(monkeypatch: pytest.MonkeyPatc
     from t2i_cli.backends.local import LocalBackend, LocalOptions
     from tests.fakes import gpu
 
-    wish: dict[str, object] = {"steps": 2, "width": 64, "height": 64}
+    wish: dict[str, Any] = {"steps": 2, "width": 64, "height": 64}
 
     async def test() -> None:
         engine = Engine(LocalBackend(LocalOptions(device="cpu", batch_size=None)), "postcard")

@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 CLIENTS, REQUESTS, WARM_UP = 50, 1000, 300
-ROOM = 8.0
-"""MiB that the server's memory may grow by; a request that stayed would cost 5 kB, and a file."""
+ROOM = 4.0
+"""MiB that the server's memory may grow by: half of what the jobs would take if they stayed, and a
+tenth of what their images would.
+"""
 
 
 @pytest.fixture

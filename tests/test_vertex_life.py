@@ -423,3 +423,17 @@ def test_ctrl_c_says_what_is_left_and_the_same_command_goes_on(
     again = t2i(*DEPLOY, env=env)
     assert again.returncode == 0, again.stderr
     assert len(vertex.spans) == 1
+
+
+def test_any_command_warns_of_a_remembered_endpoint_past_its_ttl(
+    t2i: T2I, vertex: FakeVertex, env: dict[str, str], home: Path
+) -> None:
+    name = vertex.make_endpoint()
+    old = "projects/gallery/locations/us-central1/endpoints/4711"
+    memory = home / ".local/state/t2i/vertex.json"
+    memory.parent.mkdir(parents=True)
+    record = {"current": old, "endpoints": [{"name": old, "expires": 5}]}
+    memory.write_text(json.dumps(record))
+    done = t2i("remote", "use", name, env=env)
+    assert done.returncode == 0
+    assert f"warning: {old} is past its TTL and may still be paid for" in done.stderr

@@ -254,8 +254,6 @@ def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             serving.find_source(wrong, "t2i")
     with pytest.raises(InputError, match=r"model\.mar"):
         serving.find_source(str(weights), "torchserve")
-    (weights / "model.mar").touch()
-    assert serving.find_source(str(weights), "torchserve").folder == weights
     assert serving.find_source("gs://pail/mar", "torchserve").uri == "gs://pail/mar"
 
 

@@ -32,7 +32,8 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from t2i_cli.worker import care, hiring, identity, mention, place
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
 from t2i_cli.worker.client import _Connection
-from t2i_cli.worker.place import Place
+from t2i_cli.worker.place import Place, State
+from t2i_cli.worker.process import MAX_LOG
 from tests import tiny
 from tests.conftest import T2I
 from tests.fakes import warm
@@ -113,7 +114,7 @@ def run(
     *prompts: str,
     keep_alive: float = LONG,
     options: LocalOptions = USUAL,
-    model: str = "postcard",
+    scheduler: str | None = None,
     format: Format = "png",
     meanwhile: Callable[[Event], None] = lambda event: None,
 ) -> Run:
@@ -125,7 +126,7 @@ def run(
         done.events.append(event)
         meanwhile(event)
 
-    asked = [replace(request, model=model) for request in requests(*(prompts or (PROMPT,)))]
+    asked = [replace(one, scheduler=scheduler) for one in requests(*(prompts or (PROMPT,)))]
     done.outcomes += backend.run(asked, hear, threading.Event())
     backend.close()
     return done
@@ -174,7 +175,8 @@ def test_images_and_progress_are_those_of_a_run_without_it() -> None:
 def test_runs_share_a_worker_which_sends_the_format_that_is_wanted() -> None:
     run()
     first = worker()
-    sent = run(format="jpeg").image
+    # Lenience matters to a run's requests alone, which are settled before the worker sees them.
+    sent = run(format="jpeg", options=LocalOptions(lenient=True)).image
     assert sent.encoded("jpeg")[:2] == b"\xff\xd8"
     assert "image" not in vars(sent)
     assert sent.image.size == sent.size
@@ -197,7 +199,7 @@ def test_a_failure_is_the_same_error(code: str) -> None:
 @pytest.mark.usefixtures("runtime")
 def test_a_refusal_is_raised_as_it_came() -> None:
     with pytest.raises(InputError, match="It does not fit") as raised:
-        run("unfit")
+        run(scheduler="heun")
     assert (raised.value.hint, raised.value.field) == ("Make it fit.", "scheduler")
 
 
@@ -269,6 +271,36 @@ def test_hung_it_is_ended_and_not_waited_for(moment: str, monkeypatch: pytest.Mo
     assert hung.notes == ["The warm worker hung, and was ended. This run goes on without it."]
     assert len(hung.stand_in.made) == 1
     assert not Place.find().alive()
+
+
+@pytest.mark.usefixtures("runtime")
+def test_hung_it_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "HUNG", 3.0)
+    run()
+    until(lambda: bool((state := Place.find().state()) and state.warm))
+    pid = worker()
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: care.status().state == "hung")
+    assert care.stop() == pid
+    assert care.status().state == "none"
+
+
+@pytest.mark.usefixtures("runtime")
+def test_its_log_is_bounded() -> None:
+    run()
+    log = Place.find().log
+    log.write_bytes(b"x" * 2 * MAX_LOG)
+    until(lambda: log.stat().st_size < MAX_LOG)
+    assert worker()
+
+
+def test_what_another_version_says_of_itself_is_understood(tmp_path: Path) -> None:
+    said = {"pid": 1, "identity": "x", "version": "9", "model": "y", "mood": "sunny"}
+    (tmp_path / "worker.json").write_text(json.dumps(said))
+    state = Place(tmp_path).state()
+    assert state == State(pid=1, identity="x", version="9", model="y")
+    (tmp_path / "worker.json").write_text('{"pid": 1')
+    assert Place(tmp_path).state() is None
 
 
 HALF_STARTED = """
@@ -590,15 +622,20 @@ def test_stopping_a_run_cancels_its_image_and_not_the_worker(
 
 
 @pytest.mark.parametrize(
-    ("prompt", "code"), [("fail out_of_memory", 7), ("fail withheld", 10), ("unfit", 2)]
+    ("arguments", "error"),
+    [
+        (["fail out_of_memory"], warm.failure("out_of_memory")),
+        (["fail withheld"], warm.failure("withheld")),
+        (["x", "--scheduler", "heun"], warm.unfit()),
+    ],
+    ids=str,
 )
-def test_exit_codes_and_errors_are_the_same(prompt: str, code: int, command: Command) -> None:
-    _, errors = finished(
-        command("generate", prompt, "-m", "postcard", "-o", "x.png", "--json"), code
-    )
-    error = json.loads(errors.splitlines()[-1])["error"]
-    wanted = warm.failure(prompt.partition(" ")[2]) if code != 2 else warm.unfit()
-    assert error == wanted.to_json()
+def test_exit_codes_and_errors_are_the_same(
+    arguments: Sequence[str], error: T2IError, command: Command
+) -> None:
+    failed = command("generate", *arguments, "-m", "postcard", "-o", "x.png", "--json")
+    _, errors = finished(failed, error.exit_code)
+    assert json.loads(errors.splitlines()[-1])["error"] == error.to_json()
 
 
 SAYS_WHAT_IT_IMPORTS = """

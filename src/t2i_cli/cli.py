@@ -91,6 +91,8 @@ def _run(arguments: list[str]) -> int:
         # Options are read by the command; errors before that must know their form, too.
         console.configure(json="--json" in arguments, events="--events" in arguments)
         code = app(arguments, prog_name="t2i", standalone_mode=False)
+        if code == StoppedError.exit_code:  # Typer's own answer to Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from t2i_cli.console import Console
-from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Step
+from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Sent, Step
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -42,6 +42,8 @@ class Progress:
         match event:
             case Note(message=message):
                 self._say(message)
+            case Sent(indices=(0,)):
+                self._say("waiting for the server")
             case Measure(name=name, reason=reason):
                 self._say(f"{reason}: {name}")
             case Loading(model=model, device=device):

@@ -57,7 +57,7 @@ def serving(
 
 def main() -> None:
     """Serve until a signal comes."""
-    painter = Painter(pause=float(os.environ.get("PAUSE", "0")))
+    painter = Painter(pause=float(os.environ.get("PAUSE", "0")), side=128)
     engine = Engine(painter, "postcard", Limits(queue=16))
     app = create_app(engine, ServerOptions())
     listener = listen("127.0.0.1", 0)

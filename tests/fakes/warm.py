@@ -21,12 +21,12 @@ WORKER = "tests.fakes.warm_worker"
 class Actor(Painter):
     """Paints; "slow …" until it is cancelled, "fail CODE" as that error, "bug" as a bug.
 
-    "unfit" is refused before it is begun.
+    The scheduler `heun` is refused before anything is begun.
     """
 
     def check(self, request: ResolvedRequest) -> None:
-        """Refuse what is unfit."""
-        if request.prompt == "unfit":
+        """Refuse a scheduler."""
+        if request.scheduler == "heun":
             raise unfit()
 
     def run(
@@ -52,7 +52,7 @@ class Actor(Painter):
 
 
 def unfit() -> InputError:
-    """The error of what is unfit."""
+    """The error of what is refused."""
     return InputError("It does not fit.", hint="Make it fit.", field="scheduler")
 
 

@@ -102,8 +102,9 @@ def make(
                 if isinstance(outcome, Saved):
                     in_a_row = 0
                     tally.made += 1
-                    key = (outcome.request.model, outcome.lock.device)
-                    paces[key] = outcome.seconds / timings.cost(outcome.request)
+                    if outcome.lock.endpoint is None:
+                        key = (outcome.request.model, outcome.lock.device)
+                        paces[key] = outcome.seconds / timings.cost(outcome.request)
                     listener.image(job, outcome, tally)
                 else:
                     code = outcome.error.code

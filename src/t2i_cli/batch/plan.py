@@ -107,6 +107,8 @@ class Plan:
         for need in self.needs:
             if download := need.get("download_mib"):
                 lines.append(f"  to download: {need['model']}, {download:,} MiB")
+            if url := need.get("url"):
+                lines.append(f"  on {url}: {need['concurrency']} calls at a time")
             if price := need.get("price_usd"):
                 lines.append(f"  estimated price: {need['model']}, {price} USD")
         lines.append(

@@ -26,6 +26,7 @@ app.command()(remote_deploy.deploy)
 app.command()(remote_generate.generate)
 app.command(context_settings={"allow_interspersed_args": False})(remote_deploy.run)
 app.command()(remote_build.build)
+app.command()(remote_build.package)
 
 _ASKING = {"deploy", "run", "list", "status", "down", "reap", "cost"}
 EndpointArg = Annotated[

@@ -1,5 +1,6 @@
 """`t2i remote build` and `t2i remote package`: what an endpoint can serve with."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -48,3 +49,28 @@ def build(
     else:
         console.result(found.image)
         console.note(f"`t2i config set vertex_image {found.image}` has deployments use it.")
+
+
+def package(
+    model: options.ModelOpt = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder to put model.mar into.")
+    ] = Path("t2i-torchserve"),
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Put a model and its handler into model.mar, for `deploy --serving torchserve`."""
+    console.configure(json=json, quiet=quiet)
+    from t2i_cli.progress import Progress
+    from t2i_cli.vertex import package as packaging
+    from t2i_cli.vertex import serving
+
+    console.warn(f"Google withdraws its PyTorch containers on {serving.TORCHSERVE_END}.")
+    source = serving.find_source(model, "model-garden")
+    weights = serving.local_weights(source, half=True)
+    with Progress(console, 1) as progress:
+        file = packaging.write(source, weights, output, partial(progress.transfer, "packing"))
+    if json:
+        console.result_json({"file": str(file), "model": source.named})
+    else:
+        console.result(str(file))

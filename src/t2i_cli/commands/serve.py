@@ -174,7 +174,9 @@ def _place(
     from t2i_cli.server.vertex import Container
 
     if container := Container.find(os.environ):
-        return container, serving.listen("0.0.0.0", container.port)  # noqa: S104 - Vertex's demand
+        if (host, port, uds) != (None, None, None):
+            raise InputError("Vertex says where to listen (AIP_HTTP_PORT).", field="host")
+        return container, serving.listen("0.0.0.0", container.port)  # noqa: S104 - as Vertex demands
     if uds is not None:
         if host is not None or port is not None:
             raise InputError("Give --uds, or --host and --port.", field="uds")

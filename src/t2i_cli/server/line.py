@@ -208,6 +208,11 @@ class Line:
     def _take(self, work: _Pass, outcome: GeneratedImage | Failure) -> None:
         job, index = work.members[outcome.index]
         work.answered.add(outcome.index)
+        if isinstance(outcome, Failure) and (cause := outcome.error.__cause__):
+            log.error("An image failed: %s", outcome.error.message, exc_info=cause)
+            # The cause's frames hold what the device's memory is full of.
+            outcome.error.__cause__ = None
+            outcome.error.__traceback__ = None
         if (
             len(work.members) > 1
             and isinstance(outcome, Failure)

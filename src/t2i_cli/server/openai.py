@@ -172,16 +172,16 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     @api.get("/models")
     async def models() -> Response:
         """The one model that is served."""
-        return wire.json_response({"object": "list", "data": [_model(await engine.described())]})
+        return wire.json_response({"object": "list", "data": [listed(await engine.described())]})
 
     @api.get("/models/{id:path}")
     async def model(id: str) -> Response:
         """The model of that name."""
         spec = await engine.described()
         engine.check_model(id)
-        return wire.json_response(_model(spec))
+        return wire.json_response(listed(spec))
 
-    def _model(spec: ModelSpec) -> dict[str, object]:
+    def listed(spec: ModelSpec) -> dict[str, object]:
         return {"id": spec.name, "object": "model", "created": created, "owned_by": "t2i"}
 
     return api

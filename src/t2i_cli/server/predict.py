@@ -11,10 +11,10 @@ from t2i_cli.server.engine import Engine
 from t2i_cli.server.fields import Asked
 from t2i_cli.server.options import ServerOptions
 
-MEDIA_TYPES = [f"image/{format}" for format in naming.EXTENSIONS]
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
 IMAGE: dict[str, Any] = {
     "description": "The image.",
-    "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES},
+    "content": {f"image/{format}": _BINARY for format in naming.EXTENSIONS},
 }
 """What OpenAPI says of an answer that is an image file."""
 
@@ -30,11 +30,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     """POST /predict."""
     api = APIRouter(tags=["predict"])
 
-    @api.post(
-        "/predict",
-        response_class=Response,
-        responses={200: IMAGE},
-    )
+    @api.post("/predict", response_class=Response, responses={200: IMAGE})
     async def predict(body: PredictBody, request: Request) -> Response:
         """Make one image; the answer is the image file, a JPEG unless `format` says otherwise."""
         requests = await engine.settle([body.request()], lenient=body.lenient)

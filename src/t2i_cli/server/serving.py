@@ -50,7 +50,8 @@ def serve(
     config = uvicorn.Config(
         app,
         http="h11",
-        log_level="warning",
+        # Not what clients do wrong; anyone could fill the log with that.
+        log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,

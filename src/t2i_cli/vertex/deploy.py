@@ -70,20 +70,7 @@ def _weights(plan: Plan, work: Work, on_bytes: OnBytes) -> None:
         work.say(f"bucket gs://{bucket}: made")
     # Before the weights, so that whatever arrives can be found and removed.
     storage.mark(rest, bucket, plan.labels)
-    folder = plan.source.folder
-    if folder is None:
-        from t2i_cli import hub
-        from t2i_cli.console import console
-        from t2i_cli.progress import Progress
-
-        with Progress(console, 1) as progress:
-            folder = hub.fetch(
-                str(plan.source.spec.repo),
-                revision=plan.source.spec.revision,
-                offline=False,
-                half=plan.hardware.count > 0,
-                on_event=progress,
-            )
+    folder = serving.local_weights(plan.source, half=plan.hardware.count > 0)
     prefix = storage.folder(plan.labels.name)
     storage.upload_folder(rest, folder, bucket, prefix, on_bytes)
     work.say(f"weights gs://{bucket}/{prefix}: there")

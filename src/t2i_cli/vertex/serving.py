@@ -1,7 +1,9 @@
 """What runs in the cloud: which container, and where it takes its weights from."""
 
+import json
 import re
-from dataclasses import dataclass
+import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2i_cli import catalog, settings
@@ -16,6 +18,7 @@ GARDEN_IMAGE = (
 TORCHSERVE_END = "14 January 2027"
 ARCHIVE = "model.mar"
 """The only name under which Google's PyTorch containers look for an archive."""
+MANIFEST = "MAR-INF/MANIFEST.json"
 
 _TORCHSERVE_IMAGE = "us-docker.pkg.dev/vertex-ai/prediction/pytorch-{}.2-4:latest"
 
@@ -67,12 +70,44 @@ def find_source(model: str | None, serving: str) -> Source:
         source = Source(spec=spec)  # it is part of the image
     else:
         source = Source(spec=spec, folder=spec.folder, fetch=spec.gated)
-    if serving == "torchserve" and not (source.folder and (source.folder / ARCHIVE).is_file()):
+    return _archived(source) if serving == "torchserve" else source
+
+
+def local_weights(source: Source, *, half: bool) -> Path:
+    """The model's folder on this machine, fetched from the Hub if it must be; raises T2IError."""
+    if source.folder:
+        return source.folder
+    if source.spec.repo is None:
+        raise InputError(f"{source.named} does not lie on this machine, nor on the Hub.")
+    from t2i_cli import hub
+    from t2i_cli.console import console
+    from t2i_cli.progress import Progress
+
+    with Progress(console, 1) as progress:
+        return hub.fetch(
+            source.spec.repo,
+            revision=source.spec.revision,
+            offline=False,
+            half=half,
+            on_event=progress,
+        )
+
+
+def _archived(source: Source) -> Source:
+    """The same, with the model that the archive's manifest names. Raises InputError."""
+    folder = source.folder
+    if not folder or [path.name for path in folder.iterdir()] != [ARCHIVE]:
         raise InputError(
-            f"TorchServe takes a folder that holds {ARCHIVE}, or a gs:// address of one.",
+            f"TorchServe takes a folder with {ARCHIVE} and nothing else, or a gs:// one.",
             hint="`t2i remote package` makes it.",
         )
-    return source
+    try:
+        with zipfile.ZipFile(folder / ARCHIVE) as archive:
+            manifest = json.loads(archive.read(MANIFEST))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{folder / ARCHIVE} is no archive of TorchServe's.") from error
+    name = str(manifest.get("model", {}).get("description") or source.spec.name)
+    return replace(source, spec=catalog.find(name) or ModelSpec(name=name))
 
 
 def choose(serving: str | None, image: str | None) -> tuple[str, str | None]:

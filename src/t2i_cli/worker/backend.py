@@ -37,7 +37,9 @@ class WorkerBackend:
         without: Callable[[LocalOptions], Backend],
         format: Format = "png",
     ) -> None:
-        self._options = options
+        # Of the worker, only attention slicing asks for it; all else is settled here.
+        lenient = options.lenient and bool(options.attention_slicing)
+        self._options = replace(options, lenient=lenient)
         self._keep_alive = keep_alive
         self._make_without = without
         self._format: Format = format

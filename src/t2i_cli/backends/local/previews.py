@@ -54,6 +54,7 @@ class Previews:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._seen = None
         if "step" in vars(self._scheduler or self):
             del self._scheduler.step
 

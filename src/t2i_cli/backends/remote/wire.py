@@ -139,11 +139,11 @@ def is_loopback(url: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """The host of a URL, or the text itself where it is none."""
+    """The host of a URL, for people; the rest of it may be signed."""
     try:
-        return urlsplit(url).hostname or url
+        return urlsplit(url).hostname or "the server"
     except ValueError:
-        return url
+        return "the server"
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Target:
                 f"The endpoint {self.number} has {model}, not {wanted}.",
                 hint="-m names it, or leave -m out.",
             )
-        name = model or wanted or f"endpoints/{self.number}"
+        name = wanted or model or f"endpoints/{self.number}"
         spec = catalog.find(name) or ModelSpec(name=name, multiple=1)
         defaults = {"steps", "guidance_scale", "width", "height"}
         left: dict[str, Any] = dict.fromkeys(defaults - TAKES[self.serving])

@@ -1,0 +1,105 @@
+"""What TorchServe runs inside `model.mar`: a diffusers pipeline, an image for each instance.
+
+It stands alone: in Google's container there is no t2i. An instance is what the JSON envelope makes
+of `{"instances": [...]}`; the contract of a handler is at https://docs.pytorch.org/serve/.
+"""
+
+import base64
+import io
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+NUMBERS = {
+    "seed": ("seed", int),
+    "steps": ("num_inference_steps", int),
+    "num_inference_steps": ("num_inference_steps", int),
+    "guidance_scale": ("guidance_scale", float),
+    "width": ("width", int),
+    "height": ("height", int),
+}
+"""Field → the pipeline's argument, and its kind: numbers come as doubles, a seed also as text."""
+TEXTS = {"prompt", "text", "negative_prompt", "format"}
+FORMATS = {"png", "jpeg", "webp"}
+
+
+class Handler:
+    """One worker's pipeline; TorchServe calls `initialize` once and `handle` for each batch."""
+
+    def initialize(self, context: Any) -> None:  # noqa: ANN401 - TorchServe's own type
+        """Load the weights that lie beside this file, onto the worker's GPU if it has one."""
+        import diffusers
+        import torch
+
+        properties = context.system_properties
+        gpu = properties.get("gpu_id")
+        self.device = f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
+        dtype = torch.float32 if self.device == "cpu" else torch.float16
+        weights = Path(properties["model_dir"]) / "weights"
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(weights)
+        self.pipeline: Any = pipeline.to(self.device, dtype)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.lock = {
+            "pipeline": type(self.pipeline).__name__,
+            "device": self.device,
+            "dtype": str(dtype).removeprefix("torch."),
+            "libraries": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        }
+
+    def handle(self, data: list[dict[str, Any]], context: object) -> list[dict[str, Any]]:
+        """A prediction for each instance; one that is wrong gets an error in its place."""
+        return [self._predict(instance) for instance in data]
+
+    def _predict(self, instance: dict[str, Any]) -> dict[str, Any]:
+        try:
+            arguments, format = settled(instance)
+        except ValueError as error:
+            return {"error": {"code": "bad_input", "message": str(error), "hint": None}}
+        import torch
+
+        started = time.monotonic()
+        seed = arguments.pop("seed")
+        generator = torch.Generator("cpu").manual_seed(seed)
+        image = self.pipeline(**arguments, generator=generator).images[0]
+        seconds = time.monotonic() - started
+        stream = io.BytesIO()
+        image.convert("RGB").save(stream, format, **({} if format == "png" else {"quality": 95}))
+        made = dict(arguments) | {"seed": seed, "width": image.width, "height": image.height}
+        if "num_inference_steps" in made:
+            made["steps"] = made.pop("num_inference_steps")
+        return {
+            "image": base64.b64encode(stream.getvalue()).decode(),
+            "format": format,
+            "t2i": {"request": made, "lock": self.lock, "seconds": seconds},
+        }
+
+
+def settled(instance: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The pipeline's arguments with a seed, and the file's format; raises ValueError."""
+    if not isinstance(instance, dict):
+        raise ValueError("An instance must be an object with a prompt.")  # noqa: TRY004
+    if unknown := set(instance) - TEXTS - set(NUMBERS):
+        raise ValueError(f"This server takes no {', '.join(sorted(unknown))}.")
+    prompt = instance.get("prompt", instance.get("text"))
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("There is no prompt.")
+    arguments: dict[str, Any] = {"prompt": prompt}
+    if instance.get("negative_prompt"):
+        arguments["negative_prompt"] = str(instance["negative_prompt"])
+    for field, (argument, kind) in NUMBERS.items():
+        if instance.get(field) is None:
+            continue
+        try:
+            number = float(instance[field])
+            # Text keeps a seed whole, where a double would lose its last digits.
+            arguments[argument] = int(instance[field]) if kind is int else number
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{field} must be a number, not {instance[field]!r}.") from error
+        if kind is int and number != int(number):
+            raise ValueError(f"{field} must be a whole number, not {instance[field]!r}.")
+    arguments.setdefault("seed", random.randrange(2**32))  # noqa: S311 - no secret
+    format = str(instance.get("format") or "jpeg").lower()
+    if format not in FORMATS:
+        raise ValueError(f"format must be png, jpeg or webp, not {format}.")
+    return arguments, format

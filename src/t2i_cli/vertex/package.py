@@ -1,0 +1,72 @@
+"""`model.mar`: the archive that TorchServe in Google's PyTorch containers runs.
+
+Its form is torch-model-archiver's: a zip file with MAR-INF/MANIFEST.json.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from t2i_cli.errors import InputError, StorageError
+from t2i_cli.vertex.serving import ARCHIVE, MANIFEST, Source
+
+HANDLER = Path(__file__).with_name("handler.py")
+
+_REQUIREMENTS = "diffusers\ntransformers\naccelerate\nsafetensors\n"
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)
+"""The date of every entry: the same model makes the same bytes."""
+
+
+def write(
+    source: Source, weights: Path, folder: Path, on_bytes: Callable[[int, int], None]
+) -> Path:
+    """Put the handler and a diffusers folder into an archive, whole or not at all."""
+    if not (weights / "model_index.json").is_file():
+        raise InputError(f"{weights} is not a diffusers folder: it has no model_index.json.")
+    target = folder / ARCHIVE
+    beside = folder / f".{ARCHIVE}.{os.getpid()}"
+    files = sorted(path for path in weights.rglob("*") if path.is_file())
+    total, done = sum(path.stat().st_size for path in files), 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Weights do not get smaller by compression.
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+            texts = {
+                MANIFEST: json.dumps(_manifest(source.named), indent=1),
+                HANDLER.name: HANDLER.read_text(encoding="utf-8"),
+                "requirements.txt": _REQUIREMENTS,
+            }
+            for name, text in texts.items():
+                archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), text)
+            for path in files:
+                entry = zipfile.ZipInfo(
+                    f"weights/{path.relative_to(weights).as_posix()}", _LONG_AGO
+                )
+                entry.file_size = path.stat().st_size
+                with path.open("rb") as inside, archive.open(entry, "w") as outside:
+                    while piece := inside.read(2**20):
+                        outside.write(piece)
+                        done += len(piece)
+                        on_bytes(done, total)
+        os.replace(beside, target)
+    except OSError as error:
+        raise StorageError(f"Cannot write {target}: {error.strerror}.") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return target
+
+
+def _manifest(model: str) -> dict[str, object]:
+    return {
+        "runtime": "python",
+        "model": {
+            "modelName": "model",
+            "modelVersion": "1.0",
+            "description": model,
+            "handler": HANDLER.name,
+            "requirementsFile": "requirements.txt",
+        },
+        "archiverVersion": "0.12.0",
+    }

@@ -1,0 +1,426 @@
+"""Vertex AI's state and methods in the fake: models, endpoints, operations, predict.
+
+`tests.fakes.vertex` puts them behind a server.
+"""
+
+# ruff: noqa: ANN401 - bodies are any JSON
+
+import base64
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from tests.fakes.faults import Fault
+from tests.fakes.google import Google, Refused, painted_png
+
+PROJECT, NUMBER, REGION = "gallery", "123456789", "us-central1"
+SHARED_LIMIT, DEDICATED_LIMIT = 1_500_000, 10_000_000
+"""Bytes of a request and of an answer."""
+
+Predictor = Callable[[dict[str, Any]], tuple[int, Any]]
+"""The container: the request's body as it arrives there → its status and its body."""
+
+
+@dataclass
+class Operation:
+    """A long-running operation: at `due` (monotonic seconds) `effect` happens, or `error` shows."""
+
+    name: str
+    kind: str
+    due: float
+    effect: Callable[[], dict[str, Any]]
+    undo: Callable[[], None] = lambda: None
+    error: dict[str, Any] | None = None
+    response: dict[str, Any] | None = None
+    done: bool = False
+
+    def shown(self) -> dict[str, Any]:
+        """The operation as the protocol has it."""
+        value: dict[str, Any] = {"name": self.name, "done": self.done}
+        if self.done and self.error:
+            value["error"] = self.error
+        elif self.done:
+            value["response"] = self.response
+        return value
+
+
+@dataclass
+class Span:
+    """Replicas of one deployed model, and since when; `end` is None while it is deployed."""
+
+    replicas: int
+    start: float
+    end: float | None = None
+
+
+@dataclass
+class FakeVertex(Google):
+    """The state of one project in one region; set failures, look at what is left and was asked."""
+
+    endpoints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    operations: dict[str, Operation] = field(default_factory=dict)
+    predictor: Predictor = lambda body: (
+        200,
+        {"predictions": [painted_png(instance) for instance in body["instances"]]},
+    )
+    faults: list[Fault] = field(default_factory=list)
+    operation_seconds: float = 0.0
+    """How long an operation takes."""
+    operation_errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """deployModel, upload, … → the error that its next operation ends with."""
+    cancellable: bool = True
+    spans: list[Span] = field(default_factory=list)
+    key: Path = Path()
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    """Every body that reached the container."""
+    in_flight: int = 0
+    most_in_flight: int = 0
+    _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1001))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What points a process here: no host of Google's is called, and a key is at hand."""
+        return {
+            "T2I_VERTEX_API_ENDPOINT": self.url,
+            "T2I_VERTEX_REGION": REGION,
+            "GOOGLE_APPLICATION_CREDENTIALS": str(self.key),
+        }
+
+    @property
+    def replica_hours(self) -> float:
+        """What is paid for so far."""
+        now = self.now()
+        return sum(s.replicas * ((s.end or now) - s.start) for s in self.spans) / 3600
+
+    def left(self) -> dict[str, list[str]]:
+        """Everything that still exists, by kind; nothing costs anything once this is empty."""
+        self.settle()
+        deployed = [d["id"] for e in self.endpoints.values() for d in e["deployedModels"]]
+        found = {
+            "endpoints": list(self.endpoints),
+            "models": list(self.models),
+            "deployed": deployed,
+            **self.google_left(),
+        }
+        return {kind: names for kind, names in found.items() if names}
+
+    def settle(self) -> None:
+        """Let the operations that are due take effect."""
+        for operation in self.operations.values():
+            if not operation.done and time.monotonic() >= operation.due:
+                operation.done = True
+                if operation.error:
+                    operation.undo()
+                else:
+                    operation.response = operation.effect()
+
+    def begin(
+        self,
+        kind: str,
+        parent: str,
+        effect: Callable[[], dict[str, Any]],
+        undo: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """Start an operation on a resource."""
+        name = f"{parent}/operations/{next(self._ids)}"
+        due = time.monotonic() + self.operation_seconds
+        error = self.operation_errors.pop(kind, None)
+        self.operations[name] = Operation(name, kind, due, effect, undo, error)
+        return self.operations[name].shown()
+
+    def name(self, kind: str, number: str) -> str:
+        """A resource's full name."""
+        return f"projects/{NUMBER}/locations/{REGION}/{kind}/{number}"
+
+    def make_endpoint(
+        self, *, dedicated: bool = True, labels: Mapping[str, str] | None = None
+    ) -> str:
+        """An endpoint with a deployed model, without the way there; returns its full name."""
+        number = str(next(self._ids))
+        model = self._add_model({"displayName": "a model"}, str(next(self._ids)))
+        endpoint = {
+            "displayName": "an endpoint",
+            "labels": dict(labels or {}),
+            "dedicatedEndpointEnabled": dedicated,
+        }
+        self._add_endpoint(endpoint, number)
+        resources = {"machineSpec": {"machineType": "n1-standard-4"}, "minReplicaCount": 1}
+        self._add_deployed(number, {"id": "77", "model": model, "dedicatedResources": resources})
+        return self.name("endpoints", number)
+
+    def fire_jobs(self) -> list[int]:
+        """Do what Cloud Scheduler would: run the jobs that are due; the statuses of the answers."""
+        now = time.gmtime(self.now())
+        statuses = []
+        for job in self.jobs.values():
+            minute, hour, day, month, _ = map(int, job["schedule"].replace("*", "0").split())
+            due = (month, day, hour, minute)
+            if due > (now.tm_mon, now.tm_mday, now.tm_hour, now.tm_min):
+                continue
+            target = job["httpTarget"]
+            request = Request(  # noqa: S310 - this very server
+                self.url + urlsplit(target["uri"]).path,
+                method=target["httpMethod"],
+                headers=target["headers"] | {"Authorization": "Bearer ya29.scheduler"},
+                data=base64.b64decode(target["body"]),
+            )
+            try:
+                with urlopen(request) as answer:  # noqa: S310
+                    statuses.append(answer.status)
+            except HTTPError as error:
+                statuses.append(error.code)
+        return statuses
+
+    def _stamp(self) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.now()))
+
+    def _add_model(self, model: dict[str, Any], number: str) -> str:
+        name = self.name("models", number)
+        self.models[number] = model | {
+            "name": name,
+            "createTime": self._stamp(),
+            "versionId": "1",
+            # Without it Google's own client drops machine and accelerator.
+            "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"],
+        }
+        return name
+
+    def _add_endpoint(self, endpoint: dict[str, Any], number: str) -> str:
+        name = self.name("endpoints", number)
+        self.endpoints[number] = endpoint | {
+            "name": name,
+            "createTime": self._stamp(),
+            "deployedModels": [],
+        }
+        if endpoint.get("dedicatedEndpointEnabled"):
+            dns = f"{number}.{REGION}-{NUMBER}.prediction.vertexai.goog"
+            self.endpoints[number]["dedicatedEndpointDns"] = dns
+        return name
+
+    def _add_deployed(self, number: str, deployed: dict[str, Any]) -> dict[str, Any]:
+        resources = deployed.get("dedicatedResources", {})
+        span = Span(int(resources.get("minReplicaCount") or 0), self.now())
+        self.spans.append(span)
+        value = deployed | {"createTime": self._stamp()}
+        self.endpoints[number]["deployedModels"].append(value | {"_span": span})
+        return value
+
+    # The protocol's methods. `match` is the path's, `query` the query's first values.
+
+    def upload_model(self, _match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        number = body.get("modelId") or str(next(self._ids))
+        if number in self.models:
+            raise Refused(409, "ALREADY_EXISTS", f"Model {number} already exists.")
+        if not body["model"].get("displayName"):
+            raise Refused(400, "INVALID_ARGUMENT", "display_name is required.")
+        kind = "type.googleapis.com/google.cloud.aiplatform.v1.UploadModelResponse"
+
+        def effect() -> dict[str, Any]:
+            name = self._add_model(body["model"], number)
+            return {"@type": kind, "model": name, "modelVersionId": "1"}
+
+        return self.begin("upload", self.name("models", number), effect)
+
+    def create_endpoint(self, _match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        number = query.get("endpointId") or str(next(self._ids))
+        if number in self.endpoints:
+            raise Refused(409, "ALREADY_EXISTS", f"Endpoint {number} already exists.")
+        kind = "type.googleapis.com/google.cloud.aiplatform.v1.Endpoint"
+
+        def effect() -> dict[str, Any]:
+            self._add_endpoint(body, number)
+            return {"@type": kind} | self._shown(self.endpoints[number])
+
+        return self.begin("createEndpoint", self.name("endpoints", number), effect)
+
+    def deploy(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        resources = body["deployedModel"].get("dedicatedResources", {})
+        if "scaleToZeroSpec" in resources and match["version"] != "v1beta1":
+            raise Refused(400, "INVALID_ARGUMENT", 'Unknown name "scaleToZeroSpec".')
+        return self.begin_deployment(match["id"], body)
+
+    def begin_deployment(self, number: str, body: Any) -> Any:
+        """Start to deploy a model, as a request's body asks for it."""
+        endpoint = self._found(self.endpoints, number, "Endpoint")
+        deployed = body["deployedModel"]
+        deployed["model"] = deployed["model"].split("@")[0]
+        resources = deployed.get("dedicatedResources", {})
+        if not resources.get("machineSpec", {}).get("machineType"):
+            raise Refused(400, "INVALID_ARGUMENT", "machine_type is required.")
+        if "scaleToZeroSpec" not in resources and not resources.get("minReplicaCount"):
+            raise Refused(400, "INVALID_ARGUMENT", "min_replica_count must be at least 1.")
+        self._found(self.models, deployed["model"].split("/")[-1], "Model")
+        deployed = {"id": str(next(self._ids))} | deployed
+        endpoint["_deploying"] = endpoint.get("_deploying", 0) + 1
+        kind = "type.googleapis.com/google.cloud.aiplatform.v1.DeployModelResponse"
+
+        def undo() -> None:
+            endpoint["_deploying"] -= 1
+
+        def effect() -> dict[str, Any]:
+            undo()
+            return {"@type": kind, "deployedModel": self._add_deployed(number, deployed)}
+
+        return self.begin("deployModel", endpoint["name"], effect, undo)
+
+    def undeploy(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        endpoint = self._found(self.endpoints, match["id"], "Endpoint")
+        wanted = body["deployedModelId"]
+        here = [d for d in endpoint["deployedModels"] if d["id"] == wanted]
+        if not here:
+            raise Refused(404, "NOT_FOUND", f"Deployed model {wanted} is not found.")
+        kind = "type.googleapis.com/google.cloud.aiplatform.v1.UndeployModelResponse"
+
+        def effect() -> dict[str, Any]:
+            for deployed in here:
+                deployed["_span"].end = self.now()
+                endpoint["deployedModels"].remove(deployed)
+            return {"@type": kind}
+
+        return self.begin("undeployModel", endpoint["name"], effect)
+
+    def delete_endpoint(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        endpoint = self._found(self.endpoints, match["id"], "Endpoint")
+        if endpoint["deployedModels"] or endpoint.get("_deploying"):
+            message = "The Endpoint has deployed or being-deployed DeployedModels."
+            raise Refused(400, "FAILED_PRECONDITION", message)
+        return self._deletion("deleteEndpoint", endpoint["name"], self.endpoints)
+
+    def delete_model(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        model = self._found(self.models, match["id"], "Model")
+        users = [
+            e["name"]
+            for e in self.endpoints.values()
+            if any(d["model"].endswith(f"/{match['id']}") for d in e["deployedModels"])
+        ]
+        if users:
+            raise Refused(400, "FAILED_PRECONDITION", f"The Model is deployed at {users}.")
+        return self._deletion("deleteModel", model["name"], self.models)
+
+    def _deletion(self, kind: str, name: str, where: dict[str, dict[str, Any]]) -> Any:
+        def effect() -> dict[str, Any]:
+            where.pop(name.split("/")[-1], None)
+            return {"@type": "type.googleapis.com/google.protobuf.Empty"}
+
+        return self.begin(kind, name, effect)
+
+    def get_endpoint(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        return self._shown(self._found(self.endpoints, match["id"], "Endpoint"))
+
+    def patch_endpoint(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        endpoint = self._found(self.endpoints, match["id"], "Endpoint")
+        for name in query["updateMask"].split(","):
+            endpoint[name] = body[name]
+        return self._shown(endpoint)
+
+    def get_model(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        return self._found(self.models, match["id"], "Model")
+
+    def list_endpoints(self, _match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        return self._page("endpoints", self.endpoints, query)
+
+    def list_models(self, _match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        return self._page("models", self.models, query)
+
+    def get_operation(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        name = match["name"].replace(f"projects/{PROJECT}/", f"projects/{NUMBER}/")
+        if name not in self.operations:
+            raise Refused(404, "NOT_FOUND", f"Operation {name} is not found.")
+        return self.operations[name].shown()
+
+    def cancel_operation(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        operation = self.operations[match["name"]]
+        if not operation.done and self.cancellable:
+            operation.due = 0.0
+            operation.error = {"code": 1, "message": "The operation was cancelled."}
+        return {}
+
+    def count_requests(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        """Cloud Monitoring's count of what one endpoint answered."""
+        (number,) = re.findall(r'endpoint_id="(\w+)"', query["filter"])
+        count = sum(path.endswith(f"endpoints/{number}:predict") for _, path in self.requests)
+        point = {"value": {"int64Value": str(count)}}
+        return {"timeSeries": [{"points": [point]}] if count else []}
+
+    def list_operations(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        name = self.name(match["kind"], match["id"])
+        found = [o.shown() for o in self.operations.values() if o.name.startswith(f"{name}/")]
+        return {"operations": found}
+
+    def predict(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        """Forward to the container, as Vertex does: every number becomes a double on the way."""
+        endpoint = self._found(self.endpoints, match["id"], "Endpoint")
+        if not endpoint["deployedModels"]:
+            raise Refused(400, "FAILED_PRECONDITION", "The Endpoint has no deployed model.")
+        limit = DEDICATED_LIMIT if endpoint.get("dedicatedEndpointEnabled") else SHARED_LIMIT
+        if len(json.dumps(body)) > limit:
+            message = f"The request size exceeds the limit: {limit} bytes."
+            raise Refused(400, "FAILED_PRECONDITION", message)
+        asked = _doubles(body)
+        self.predictions.append(asked)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            status, answer = self.predictor(asked)
+        finally:
+            self.in_flight -= 1
+        if status != 200:
+            raise Refused(status, "", "", body=answer)
+        if len(json.dumps(answer)) > limit:
+            message = f"The response size exceeds the limit: {limit} bytes."
+            raise Refused(400, "FAILED_PRECONDITION", message)
+        deployed = endpoint["deployedModels"][0]
+        return answer | {
+            "deployedModelId": deployed["id"],
+            "model": deployed["model"],
+            "modelDisplayName": self.models[deployed["model"].split("/")[-1]]["displayName"],
+            "modelVersionId": "1",
+        }
+
+    def _found(self, where: dict[str, dict[str, Any]], number: str, kind: str) -> dict[str, Any]:
+        if number not in where:
+            raise Refused(404, "NOT_FOUND", f"{kind} `{number}` is not found.")
+        return where[number]
+
+    def _page(self, kind: str, where: dict[str, dict[str, Any]], query: dict[str, str]) -> Any:
+        """Two a page, so that a client must ask for the next one; filters by label equality."""
+        wanted = re.findall(r'labels\.([\w-]+)="?([\w-]+)"?', query.get("filter", ""))
+        found = [
+            self._shown(v)
+            for v in where.values()
+            if all(v.get("labels", {}).get(k) == w for k, w in wanted)
+        ]
+        start = int(query.get("pageToken") or 0)
+        page: dict[str, Any] = {kind: found[start : start + 2]}
+        if len(found) > start + 2:
+            page["nextPageToken"] = str(start + 2)
+        return page
+
+    def _shown(self, resource: dict[str, Any]) -> dict[str, Any]:
+        """The resource without the fake's own notes."""
+        value: dict[str, Any] = _public(resource)
+        return value
+
+
+def _public(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    if isinstance(value, dict):
+        return {k: _public(v) for k, v in value.items() if not k.startswith("_")}
+    return [_public(v) for v in value] if isinstance(value, list) else deepcopy(value)
+
+
+def _doubles(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    if isinstance(value, dict):
+        return {k: _doubles(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_doubles(v) for v in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
