@@ -43,7 +43,11 @@ class Chatty(Painter):
     """A painter that tells everything a backend can tell, and whose libraries print."""
 
     def run(
-        self, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         on_event(Downloading(model="m", done=1, total=2))
         on_event(Loading(model="m", device="cpu"))

@@ -19,7 +19,7 @@ from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.vertex import Container
 from tests.fakes.painter import Painter
 
-EXAMPLES = 250
+EXAMPLES = 125
 """Of each way to go wrong, for each route."""
 VALID: dict[str, dict[str, Any]] = {
     "/predict": {"prompt": "a star", "seed": 1, "steps": 3, "format": "webp"},

@@ -195,11 +195,15 @@ def test_deploy_again_moves_the_ttl(t2i: T2I, vertex: FakeVertex, env: dict[str,
     assert len(vertex.spans) == 1
 
 
-def test_a_name_that_is_taken(t2i: T2I, vertex: FakeVertex, env: dict[str, str]) -> None:
+def test_a_name_that_is_taken(
+    t2i: T2I, t2i_terminal: Terminal, vertex: FakeVertex, env: dict[str, str]
+) -> None:
     assert t2i(*DEPLOY, env=env).returncode == 0
-    other = t2i("remote", "deploy", "-m", "sdxl", "--name", "sd15", "--yes", env=env)
+    args = ("remote", "deploy", "-m", "sdxl", "--name", "sd15", "--yes")
+    other = t2i_terminal(*args, prompt="Remove", answer="y", env=env)
     assert other.returncode == 2
-    assert "it serves stable-diffusion-v1-5/stable-diffusion-v1-5, not stabilityai" in other.stderr
+    assert len(vertex.left()["deployed"]) == 1
+    assert "it serves stable-diffusion-v1-5" in other.stderr
 
 
 def test_quota_and_a_server_that_never_gets_ready(

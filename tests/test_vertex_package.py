@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.vertex import handler, package, serving
 from tests.conftest import T2I
 from tests.fakes.vertex import FakeVertex
+from training.grade import grade_image
 
 ROOT = Path(__file__).parent.parent
 TORCHSERVE = Path(os.environ.get("T2I_TORCHSERVE", ROOT / ".venv-torchserve")) / "bin/torchserve"
@@ -169,7 +169,7 @@ def torchserve(store: Path, t2i_env: dict[str, str]) -> Iterator[str]:
 @pytest.mark.torchserve
 @pytest.mark.skipif(
     not (shutil.which("java") and TORCHSERVE.exists()),
-    reason="needs Java 17 and .venv-torchserve with TorchServe (see CONTRIBUTING.md)",
+    reason="needs Java 17 and TorchServe in .venv-torchserve",
 )
 def test_a_real_torchserve(
     t2i: T2I, vertex: FakeVertex, t2i_env: dict[str, str], tmp_path: Path
@@ -196,19 +196,12 @@ def test_a_real_torchserve(
         endpoint = vertex.make_endpoint(
             labels={"managed-by": "t2i", "t2i-serving": "torchserve", "t2i-model": "postcard"}
         )
-        done = t2i(
-            "remote", "generate", PROMPT, "--endpoint", endpoint, "--seed", "7", "-o", "star.png",
-            env=vertex.environment,
-            timeout=600,
-        )  # fmt: skip
+        env = vertex.environment | {"T2I_VERTEX_ENDPOINT": endpoint}
+        done = t2i("remote", "generate", PROMPT, "-s", "3", "--json", env=env, timeout=600)
     assert done.returncode == 0, done.stderr
-    graded = subprocess.run(
-        [sys.executable, "-m", "training.grade", "--image", str(tmp_path / "star.png")]
-        + ["--prompt", PROMPT],
-        cwd=ROOT,
-        env=t2i_env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert graded.returncode == 0, graded.stdout + graded.stderr
+    made = json.loads(done.stdout)
+    assert made["seed_confirmed"] is True
+    with Image.open(tmp_path / made["path"]) as image:
+        grade = grade_image(image.convert("RGB"), PROMPT)
+    assert grade.checks["colour"], grade.seen
+    assert grade.checks["background"], grade.seen

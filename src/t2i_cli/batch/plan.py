@@ -31,6 +31,7 @@ PASSING = {
 }
 """Failures that say nothing of the row: they are tried again by every run."""
 
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A row to be made now: its file, relative to the folder with `/`, and its format."""

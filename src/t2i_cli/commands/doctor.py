@@ -2,7 +2,6 @@
 
 import typer
 
-from t2i_cli import checks
 from t2i_cli.console import console
 from t2i_cli.options import JsonOpt
 
@@ -12,6 +11,8 @@ _MARKS = {"ok": "ok  ", "note": "note", "problem": "FIX "}
 def doctor(json: JsonOpt = False) -> None:
     """Look at this installation; exit 0 if it can make a picture, else with the problem's code."""
     console.configure(json=json)
+    from t2i_cli import checks
+
     worst = 0
     for found in checks.run():
         worst = worst or found.exit_code

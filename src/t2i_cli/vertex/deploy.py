@@ -22,9 +22,11 @@ INFERENCE_SECONDS = 600
 MINUTE = 60
 
 
-def run(plan: Plan, work: Work, on_bytes: OnBytes) -> Known:
-    """Make what is missing of the plan. Raises T2IError; what was made until then stays."""
-    there = existing(plan, work.rest)
+def run(plan: Plan, there: Deployment | None, work: Work, on_bytes: OnBytes) -> Known:
+    """Make what is missing of the plan, `there` being what exists already.
+
+    Raises T2IError; what was made until then stays.
+    """
     if plan.source.uploads:
         _weights(plan, work, on_bytes)
     model = _model(plan, work, there)

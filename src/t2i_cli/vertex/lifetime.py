@@ -27,6 +27,7 @@ from t2i_cli.vertex.known import Known
 from t2i_cli.vertex.operations import Work
 from t2i_cli.vertex.plan import Plan, Wanted
 from t2i_cli.vertex.rest import Rest
+from t2i_cli.vertex.survey import Deployment
 
 GRACE = 30.0
 """Seconds that a command has to end after Ctrl-C or SIGTERM."""
@@ -75,7 +76,7 @@ def settle(wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool) -> Plan
             hint="docs/remote.md names a role for each step.",
         )
     if not yes:
-        console.confirm("Deploy this?")
+        console.confirm(settled.question())
     return settled
 
 
@@ -84,9 +85,10 @@ def make(settled: Plan, cloud: Cloud, console: Console) -> Known:
 
     A failure, or Ctrl-C, offers to remove what was made, and says what is left.
     """
+    there = deploy.existing(settled, cloud.rest)
     work = Work(cloud.rest, console.note)
     try:
-        found = _deploy(settled, work, console)
+        found = _deploy(settled, there, work, console)
     except (T2IError, KeyboardInterrupt, Terminated) as error:
         _offer_removal(settled, work, console, ask=not isinstance(error, Terminated))
         raise
@@ -108,7 +110,7 @@ def ephemeral(wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool) -> I
         )
     work = Work(cloud.rest, console.note)
     try:
-        found = _deploy(settled, work, console)
+        found = _deploy(settled, None, work, console)
         known.remember(found)
         yield found
     finally:
@@ -163,10 +165,11 @@ def variables(found: Known, rest: Rest) -> Mapping[str, str]:
     return environment
 
 
-def _deploy(settled: Plan, work: Work, console: Console) -> Known:
+def _deploy(settled: Plan, there: Deployment | None, work: Work, console: Console) -> Known:
     with Progress(console, 1) as progress:
         found = deploy.run(
             settled,
+            there,
             work,
             lambda done, total: progress.transfer(f"uploading {settled.labels.model}", done, total),
         )

@@ -121,6 +121,13 @@ class Plan:
         }
         return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value)
 
+    def question(self) -> str:
+        """What a person is asked to agree to."""
+        price = "a price that is not known"
+        if (hourly := self._cost(1)) is not None:
+            price = f"about {hourly:.2f} USD per hour"
+        return f"Deploy {self.title} for {price}?"
+
     def enforcement(self) -> str:
         """What ends the deployment after its TTL, in words."""
         if self.scheduler_account:

@@ -38,9 +38,9 @@ def remove(
         except T2IError as error:
             failures.append(error)
             say(f"{what} {found.name}: {error.message}")
+    verify(rest, found.name, failures, artifacts=artifacts, bucket=bucket)
     for endpoint in found.endpoints:
         known.forget(endpoint["name"])
-    verify(rest, found.name, failures, artifacts=artifacts, bucket=bucket)
 
 
 def verify(
