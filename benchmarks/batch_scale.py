@@ -60,8 +60,23 @@ class Constant:
     def check(self, request: ResolvedRequest) -> None:
         """Every request can be honoured."""
 
+    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+        """Nothing."""
+        return {}
+
+    def commit(self, model: str, revision: str | None) -> str | None:
+        """There is none."""
+        return None
+
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        """It is there."""
+
     def run(
-        self, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage]:
         """The same image for every request."""
         self.began = time.perf_counter()
@@ -118,7 +133,8 @@ def resume(folder: Path, rows: int) -> dict[str, float]:
             wishes=Wishes(),
             choice=Choice(),
         ),
-        session.Place(backend, InProcess(backend)),
+        backend,
+        InProcess(backend),
         _quiet(),
     )
     began = backend.began or 0.0

@@ -98,7 +98,6 @@ def test_latents_that_no_vae_knows_give_no_previews_and_an_image(
     model = str(tiny.save("flux", tmp_path / "flux"))
     from diffusers import FluxPipeline
 
-    backend.load(_request(backend, model), lambda event: None)
     unpack = FluxPipeline._unpack_latents
     calls: list[int] = []
 
@@ -113,8 +112,3 @@ def test_latents_that_no_vae_knows_give_no_previews_and_an_image(
     assert image.size == (64, 32)
     assert not shown
     assert len(calls) == 2
-
-
-def _request(backend: LocalBackend, model: str):  # type: ignore[no-untyped-def] # noqa: ANN202
-    asked = GenerateRequest(prompt="x", model=model, width=64, height=32)
-    return resolve(asked, backend.describe(asked))

@@ -186,7 +186,7 @@ def train(
     checkpoint: Path,
     options: Options,
     device: torch.device,
-    start: nn.Module,
+    start: Untyped,
 ) -> None:
     """Train until the time is up; averaged weights lie in the checkpoint, written each minute.
 

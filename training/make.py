@@ -48,7 +48,8 @@ def make_text(options: argparse.Namespace, device: torch.device) -> None:
     if options.further or TEXT.exists():
         return
     tokenizer = build()
-    text_encoder = diffusion.new_text_encoder(tokenizer).to(device)
+    text_encoder: Untyped = diffusion.new_text_encoder(tokenizer)
+    text_encoder = text_encoder.to(device)
     pooling = diffusion.new_unet().add_embedding.to(device)
     settings = reading.Options(minutes=reading.Options.minutes * options.pace, seed=options.seed)
     reading.train(text_encoder, pooling, tokenizer, TEXT, settings)

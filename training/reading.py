@@ -86,7 +86,7 @@ def answers(scene: Scene) -> list[int]:
 
 def train(
     text_encoder: CLIPTextModel,
-    pooling: nn.Module,
+    pooling: Untyped,
     tokenizer: CLIPTokenizer,
     checkpoint: Path,
     options: Options,
@@ -98,9 +98,12 @@ def train(
     torch.manual_seed(options.seed)
     rng = random.Random(options.seed)
     sizes = [len(values) + 1 for values in ASKED.values()]
-    width: Untyped = pooling.proj.out_features
     model: Untyped = nn.ModuleDict(
-        {"text_encoder": text_encoder, "pooling": pooling, "head": nn.Linear(width, sum(sizes))}
+        {
+            "text_encoder": text_encoder,
+            "pooling": pooling,
+            "head": nn.Linear(pooling.proj.out_features, sum(sizes)),
+        }
     )
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, (0.9, 0.99), weight_decay=0.01)
     begun, step, total = time.monotonic(), 0, 0.0

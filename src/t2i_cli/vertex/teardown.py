@@ -82,7 +82,10 @@ def _endpoint(rest: Rest, name: str, say: Say) -> None:
     """End what is under way on an endpoint, undeploy all models, delete it."""
     operations.end_all(rest, name, "what is under way", say)
     endpoint = rest.call("GET", "aiplatform", name)
-    for deployed in endpoint.get("deployedModels", []):
+    traffic = endpoint.get("trafficSplit", {})
+    # Only the last model may go while it has all the traffic.
+    models = sorted(endpoint.get("deployedModels", []), key=lambda one: traffic.get(one["id"], 0))
+    for deployed in models:
         operation = rest.call(
             "POST", "aiplatform", f"{name}:undeployModel", json={"deployedModelId": deployed["id"]}
         )
