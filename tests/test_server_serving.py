@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
-from t2i_cli.errors import InputError, ModelError, T2IError
+from t2i_cli.errors import InputError, ModelError, T2IError, TerminatedError
 from t2i_cli.events import OnEvent
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.server import engine as engine_module
 from t2i_cli.server import serving
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
@@ -160,6 +161,41 @@ def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
             while b"event: done" not in received:
                 received += stays.recv(2**16)
         assert len(held.passes) == 1
+
+
+def test_a_backend_that_hangs_does_not_keep_the_server_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Hung(Painter):
+        def run(self, *_: object, **__: object) -> Iterator[GeneratedImage | Failure]:
+            assert stuck.wait(120)
+            yield from ()
+
+    monkeypatch.setattr(engine_module, "FORCED", 0.2)
+    stuck, end = threading.Event(), threading.Event()
+    caught: list[T2IError] = []
+    with serving.listen("127.0.0.1", 0) as listener:
+        engine = Engine(Hung(), "postcard")
+        app = create_app(engine, ServerOptions())
+
+        def run() -> None:
+            with pytest.raises(TerminatedError) as raised:
+                serving.serve(app, engine, listener, grace=0.2, expired=end.is_set)
+            caught.append(raised.value)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        with socket.create_connection(listener.getsockname()[:2], timeout=60) as waits:
+            waits.sendall(post("/t2i/v1/generate"))
+            until(lambda: engine.running)
+            end.set()
+            received = b""
+            while piece := waits.recv(2**16):
+                received += piece
+        thread.join(60)
+    stuck.set()
+    assert caught
+    assert b'"code": "terminated"' in received
 
 
 def test_what_cannot_be_loaded_ends_the_server() -> None:

@@ -24,23 +24,22 @@ from training.tokenizer import build
 from training.untyped import AutoencoderKL, UNet2DConditionModel, Untyped
 
 STAGES: Final = ("vae", "text", "unet", "export", "grade")
-VAE_FIRST: Final = RUNS / "vae-first.pt"
 VAE: Final = RUNS / "vae.pt"
+VAE_ROUNDS: Final = (RUNS / "vae-first.pt", RUNS / "vae-second.pt", VAE)
 TEXT: Final = RUNS / "text.pt"
 UNET: Final = RUNS / "unet.pt"
 REPORT: Final = RUNS / "grade.json"
 
 
 def make_vae(options: argparse.Namespace, device: torch.device) -> None:
-    """Train the autoencoder in its two rounds."""
+    """Train the autoencoder in its rounds."""
     if options.further:
         return
-    first, second = (
-        replace(part, minutes=part.minutes * options.pace, seed=part.seed + options.seed)
-        for part in vae.ROUNDS
-    )
-    vae.train(VAE_FIRST, first, device)
-    vae.train(VAE, second, device, start=VAE_FIRST)
+    before: Path | None = None
+    for part, checkpoint in zip(vae.ROUNDS, VAE_ROUNDS, strict=True):
+        minutes, seed = part.minutes * options.pace, part.seed + options.seed
+        vae.train(checkpoint, replace(part, minutes=minutes, seed=seed), device, start=before)
+        before = checkpoint
 
 
 def make_text(options: argparse.Namespace, device: torch.device) -> None:

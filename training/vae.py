@@ -29,24 +29,29 @@ Stages = tuple[tuple[float, tuple[tuple[int, int], ...]], ...]
 class Options:
     """`minutes` of wall-clock time end the run, at the end of a cosine over them.
 
-    `edges` is how much more the error weighs where the picture is not flat.
+    `edges` is how much more the error weighs where the picture is not flat. With `noise` the
+    encoder stays as it is, and the decoder learns to see past up to so much noise in its latents,
+    which those of a diffusion model have.
     """
 
     minutes: float
     stages: Stages
     rate: float
     edges: float = 0.0
+    noise: float = 0.0
     pool: int = 6000
     seed: int = 1
 
 
 # Small crops teach most a second; whole pictures come last, since group norms see the statistics
-# of the whole. The second round then sharpens edges and small things.
+# of the whole. The second round then sharpens edges and small things; the third is the decoder's.
 FIRST: Final[Stages] = ((0.4, ((32, 32),)), (0.7, ((64, 8),)), (1.0, ((SIZE, 2),)))
+THIRD: Final[Stages] = ((1.0, ((SIZE, 4),)),)
 SECOND: Final[Stages] = ((0.75, ((64, 8), (SIZE, 2))), (1.0, ((SIZE, 2),)))
 ROUNDS: Final = (
     Options(minutes=34, stages=FIRST, rate=2e-3),
     Options(minutes=12, stages=SECOND, rate=1.2e-3, edges=4.0, seed=2),
+    Options(minutes=20, stages=THIRD, rate=8e-4, edges=4.0, noise=0.4, seed=3),
 )
 
 
@@ -99,11 +104,15 @@ def _weights(images: torch.Tensor, edges: float) -> torch.Tensor:
     return 1 + edges * (contrast.amax(1, keepdim=True) > 0.15)
 
 
-def _loss(vae: Untyped, images: torch.Tensor, edges: float) -> tuple[Untyped, float]:
+def _loss(vae: Untyped, images: torch.Tensor, options: Options) -> tuple[Untyped, float]:
     """The loss, and the mean absolute error alone (of values from -1 to 1)."""
     spread = vae.encode(images).latent_dist
-    error = vae.decode(spread.sample()).sample - images
-    weights = _weights(images, edges)
+    latents = spread.sample()
+    if options.noise:
+        strength = options.noise * torch.rand(len(images), 1, 1, 1, device=images.device)
+        latents = spread.mean + strength * torch.randn_like(spread.mean)
+    error = vae.decode(latents).sample - images
+    weights = _weights(images, options.edges)
     absolute = (weights * error.abs()).mean()
     squared = (weights * error.square()).mean()
     divergence = spread.kl().mean() / (images.shape[-1] / 8) ** 2
@@ -149,6 +158,7 @@ def train(
     if start is not None:
         vae.load_state_dict(load_average(start).state_dict())
     average = Average(vae, AVERAGE)
+    vae.encoder.requires_grad_(not options.noise)
     optimizer = torch.optim.AdamW(vae.parameters(), options.rate, (0.9, 0.99), weight_decay=0.01)
     step, elapsed = 0, 0.0
     if state := load_state(checkpoint):
@@ -168,7 +178,7 @@ def train(
         if batches == ((SIZE, 2),) and not normal:
             _normalise(vae, average, optimizer, crops.batch(SIZE, 128).to(device))
             normal = True
-        loss, absolute = _loss(vae, crops.batch(side, count).to(device), options.edges)
+        loss, absolute = _loss(vae, crops.batch(side, count).to(device), options)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
