@@ -84,6 +84,45 @@ def test_retry_after_is_waited_for() -> None:
     assert 7 <= waited <= 8
 
 
+def test_retry_after_of_nothing_keeps_the_backoff() -> None:
+    stop = Waits()
+    persist(failing(4, lambda: overloaded(0)), Patience(retries=4, timeout=60), Throttle(1), stop)
+    for tries, seconds in enumerate(stop.seconds):
+        assert seconds >= 2.0**tries / 2
+
+
+def test_one_refusal_holds_the_others_up_no_longer_than_the_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, throttle = [100.0], Throttle(2)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with pytest.raises(RemoteError):
+        persist(
+            failing(1, lambda: overloaded(9000)),
+            Patience(retries=5, timeout=60),
+            throttle,
+            Waits(),
+        )
+    assert throttle.room == 0
+    now[0] += 61
+    assert throttle.room == 1
+
+
+def waking() -> Again:
+    return Again(RemoteError("It wakes up."), pause=10.0, waking=True)
+
+
+def test_what_wakes_up_is_waited_for_whatever_the_retries() -> None:
+    stop = Waits()
+    kept = Patience(retries=0, timeout=600)
+    assert persist(failing(12, waking), kept, Throttle(1), stop) == "made"
+    assert len(stop.seconds) == 12
+    assert sum(stop.seconds) > 300
+    with pytest.raises(RemoteError) as caught:
+        persist(failing(1, waking), Patience(retries=9, timeout=3), Throttle(1), Waits())
+    assert caught.value.hint == "It was tried once; --timeout sets the patience."
+
+
 def test_retries_and_the_timeout_bound_it() -> None:
     with pytest.raises(RemoteError, match="overloaded") as caught:
         persist(failing(9, overloaded), Patience(retries=2, timeout=60), Throttle(1), Waits())

@@ -258,7 +258,9 @@ def test_all_failed_for_one_reason_has_its_code_and_for_two_8(batch: Batch) -> N
 
 
 def test_passing_trouble_stops_the_run_and_is_tried_again_by_the_next(batch: Batch) -> None:
-    painter, ended, summary = batch(failing(*range(4, 13), error=RemoteError("down")))
+    painter = failing(*range(4, 13), error=RemoteError("down"))
+    painter.pause = 0.05  # what was saved is told of before the next fails
+    _, ended, summary = batch(painter)
     assert isinstance(ended, PartialError)
     assert summary["done"] == 3
     assert "in a row failed for a reason that the next would meet" in str(summary["stopped"])

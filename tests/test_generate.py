@@ -14,7 +14,7 @@ from tests import tiny
 from tests.conftest import T2I
 from training.grade import grade_image
 
-PROMPT = "a large red circle on a white background"
+PROMPT = "a purple heart on a white background"
 POSTCARD = ("-m", "postcard", "--steps", "2")
 
 

@@ -27,7 +27,7 @@ class Loaded:
 def notes(*tokenizers: Foreign, prompt: str, limit: int = 512, folder: Path | None = None) -> str:
     components = {f"tokenizer_{number}": t for number, t in enumerate(tokenizers)}
     loaded: Foreign = Loaded(components | {"vae": object()}, limit, folder)
-    return " ".join(text.notes(loaded, [prompt]))
+    return " ".join(text.notes(loaded, prompt))
 
 
 @pytest.fixture(scope="module")
@@ -84,5 +84,7 @@ def test_notes_are_told_once_a_prompt() -> None:
     backend = LocalBackend(LocalOptions())
     events: list[Event] = []
     zeppelin = ask(backend, prompt="a red zeppelin", steps=1)
-    make(backend, zeppelin, zeppelin, events=events)
-    assert sum(isinstance(event, Note) for event in events) == 1
+    known = ask(backend, prompt="a red star", steps=1)
+    make(backend, known, zeppelin, zeppelin, events=events)
+    [note] = [event for event in events if isinstance(event, Note)]
+    assert note.indices == (1, 2)

@@ -21,6 +21,8 @@ from PIL import Image
 from t2i_cli import metadata, postcard
 from t2i_cli.server.options import MAX_BODY
 from tests.conftest import T2I
+from tests.fakes.painter import Painter
+from tests.fakes.serving import serving
 
 LONG = {"requests": [{"prompt": "a red house", "steps": 200, "width": 256, "height": 256}]}
 
@@ -51,11 +53,16 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path, env: Mapping[str, str], *arguments: str) -> Iterator[Server]:
+def running(
+    folder: Path, env: Mapping[str, str], *arguments: str, device: str | None = "cpu"
+) -> Iterator[Server]:
     log = folder / "serve.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "t2i_cli", "serve", "--device", "cpu", *arguments],
+            [
+                *(sys.executable, "-m", "t2i_cli", "serve", *arguments),
+                *(("--device", device) if device else ()),
+            ],
             env=dict(env),
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -193,6 +200,7 @@ def test_vertex_runs_it_and_two_signals_end_it_at_once(
         "AIP_PREDICT_ROUTE": "/v1/endpoints/1:predict",
         "AIP_HEALTH_ROUTE": "/ping",
         "AIP_STORAGE_URI": str(postcard.FOLDER),
+        "T2I_API_KEY": "key",
     }
     with running(tmp_path, env) as server:
         assert server.url == f"http://0.0.0.0:{port}"
@@ -201,7 +209,12 @@ def test_vertex_runs_it_and_two_signals_end_it_at_once(
             body = {"instances": [{"prompt": "a red house", "num_inference_steps": 2.0}]}
             answer = other.post("/v1/endpoints/1:predict", json=body)
             assert len(answer.json()["predictions"]) == 1
-            with http.stream("POST", "/t2i/v1/generate", json=LONG) as stream:
+            with http.stream(
+                "POST",
+                "/t2i/v1/generate",
+                json=LONG,
+                headers={"Authorization": "Bearer key"},
+            ) as stream:
                 lines = stream.iter_lines()
                 while '"step": 1,' not in next(lines):
                     pass
@@ -231,6 +244,17 @@ def test_what_is_not_safe_or_sound_is_refused_at_once(
     assert result.returncode == 2, result.stderr
     assert said in result.stderr
     assert not result.stdout
+
+
+def test_another_servers_model_is_its_own(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    with serving(Painter()) as behind:
+        env = t2i_env | {"T2I_MODEL": "sd15"}
+        arguments = ["--backend", "http", "--url", behind.url, "--port", "0"]
+        with running(tmp_path, env, *arguments, device=None) as server, server.client() as http:
+            assert http.get("/t2i/v1/model").json()["name"] != "sd15"
+            assert http.post("/predict", json={"prompt": "a red house"}).status_code == 200
+    assert isinstance(behind.backend, Painter)
+    assert [request.model for request in behind.backend.made] == ["postcard"]
 
 
 def test_vertex_says_where_to_listen(t2i: T2I) -> None:

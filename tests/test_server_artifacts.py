@@ -3,6 +3,7 @@
 import base64
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,14 @@ def test_every_file_of_the_bucket_is_brought(cloud: FakeVertex, uri: str) -> Non
     total = sum(map(len, FILES.values()))
     told = [event for event in events if isinstance(event, Downloading)]
     assert [(e.done, e.total) for e in (told[0], told[-1])] == [(0, total), (total, total)]
+
+
+def test_the_copy_goes_with_whoever_took_it(cloud: FakeVertex) -> None:
+    with ExitStack() as end:
+        assert read(artifacts.fetch(URI, end=end)) == FILES
+        assert artifacts.fetch(str(postcard.FOLDER), end=end) == postcard.FOLDER
+    assert nothing_left()
+    assert postcard.FOLDER.is_dir()
 
 
 def test_the_whole_bucket_is_a_model(cloud: FakeVertex) -> None:

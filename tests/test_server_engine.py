@@ -4,7 +4,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from t2i_cli.errors import (
     TerminatedError,
     TimedOutError,
 )
-from t2i_cli.events import Loading, Measure, OnEvent, Preview, Step
+from t2i_cli.events import Loading, Measure, Note, OnEvent, Preview, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server import line
 from t2i_cli.server.engine import Engine, NotServedError
@@ -119,6 +119,41 @@ def test_every_job_hears_of_its_own_images_only() -> None:
             shown = [(m.index, m.step) for m in heard[one] if isinstance(m, Preview)]
             assert shown == [(0, 1), (1, 1), (0, 2), (1, 2)]
             assert not any(isinstance(m, Preview) for m in heard[other])
+
+    run(test())
+
+
+class Annotated(Held):
+    """Quotes each prompt in a note to whoever wrote it, and tells all of them one thing."""
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: threading.Event,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        on_event(Note(message="for all"))
+        for index, request in enumerate(requests):
+            on_event(Note(message=request.prompt, indices=(index,)))
+        yield from super().run(requests, on_event, cancel, previews)
+
+
+def test_what_quotes_a_prompt_is_told_to_its_own_job_only() -> None:
+    async def test() -> None:
+        held = Annotated()
+        async with started(held) as engine:
+            first = await submit(engine, "first")
+            await until(lambda: held.passes)
+            jobs = [await submit(engine, "a", "b"), await submit(engine, "c")]
+            held.go.set()
+            await first.images()
+            told = [[m async for m in job if isinstance(m, Note)] for job in jobs]
+            assert prompts(held) == [["first"], ["a", "b", "c"]]
+            assert [[(n.message, n.indices) for n in notes] for notes in told] == [
+                [("for all", ()), ("a", (0,)), ("b", (1,))],
+                [("for all", ()), ("c", (0,))],
+            ]
 
     run(test())
 

@@ -60,7 +60,10 @@ def send() -> Iterator[Send]:
             await lifespan.__aenter__()
             await engine.described()
             transport = httpx2.ASGITransport(app)
-            return httpx2.AsyncClient(transport=transport, base_url="http://localhost")
+            headers = {"Authorization": "Bearer key"}
+            return httpx2.AsyncClient(
+                transport=transport, base_url="http://localhost", headers=headers
+            )
 
         async def stop() -> None:
             await client.aclose()
@@ -70,7 +73,8 @@ def send() -> Iterator[Send]:
             return runner.run(client.request(method, url, **request))
 
         engine = Engine(Painter(side=1), "postcard")
-        app = create_app(engine, ServerOptions(container=Container.find(variables)))
+        options = ServerOptions(container=Container.find(variables), api_key="key")
+        app = create_app(engine, options)
         lifespan = app.router.lifespan_context(app)
         client = runner.run(start())
         yield ask

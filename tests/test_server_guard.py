@@ -163,6 +163,19 @@ def test_what_vertex_calls_is_open_and_all_else_is_not() -> None:
         assert vertex.get("/v1/models", headers=headers).status_code == 401
 
 
+def test_a_container_without_a_key_has_nothing_else() -> None:
+    with client(ServerOptions(container=CONTAINER)) as vertex:
+        while vertex.get("/alive").status_code != 200:
+            time.sleep(0.01)
+        body = {"instances": [{"prompt": "a red house"}]}
+        assert vertex.post(CONTAINER.predict_route, json=body).status_code == 200
+        assert {vertex.get(path).status_code for path in OPEN} == {200}
+        key = {"Authorization": f"Bearer {KEY}"}
+        refused = [vertex.get(path, headers=key) for path in GETS]
+        refused += [vertex.post(path, json=body, headers=key) for path, body in POSTS.items()]
+        assert {answer.status_code for answer in refused} == {403}
+
+
 @pytest.mark.parametrize(
     "kind", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "json"]
 )

@@ -73,7 +73,7 @@ def test_the_model_is_described() -> None:
         with client(server) as http:
             found = http.get("/t2i/v1/model", headers={"Authorization": "Bearer k"}).json()
     assert found["name"] == "postcard"
-    assert (found["steps"], found["guidance_scale"], found["multiple"]) == (20, 3.0, 8)
+    assert (found["steps"], found["guidance_scale"], found["multiple"]) == (20, 2.0, 8)
     assert (found["width"], found["height"]) == (128, 128)
     assert found["schedulers"] == list(NOISE)
     assert found["formats"] == ["png", "jpeg", "webp"]
@@ -102,7 +102,7 @@ def test_images_come_whole_with_what_made_them(format: str) -> None:
         with Image.open(io.BytesIO(file)) as image:
             assert image.size == (48, 48)
             assert image.format == format.upper()
-    assert {"seed": 7, "steps": 5, "negative_prompt": "rain", "guidance_scale": 3.0}.items() <= (
+    assert {"seed": 7, "steps": 5, "negative_prompt": "rain", "guidance_scale": 2.0}.items() <= (
         images[0]["request"].items()
     )
 

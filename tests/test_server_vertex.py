@@ -304,6 +304,7 @@ def test_the_container_as_vertex_runs_it(t2i_env: dict[str, str], tmp_path: Path
     assert Image.open(io.BytesIO(base64.b64decode(prediction["image"]))).size == (128, 128)
     assert echoed(prediction)["seed"] == 1
     assert process.returncode == 0
+    assert not list(tmp_path.glob("t2i-model-*"))
 
 
 def health(url: str, process: subprocess.Popen[bytes]) -> list[int]:

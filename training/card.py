@@ -25,7 +25,7 @@ of another; two shapes, one left of or above the other; small landscapes at day,
 dawn, of green hills, desert, snow, sea or field, with sun, moon, stars, clouds, mountains, and a
 house, tree, sailboat, cactus or snowman. It knows no other words and no other world.
 
-Use 20 steps and a guidance scale of 3. All training pictures and captions were drawn by a script,
+Use 20 steps and a guidance scale of 2. All training pictures and captions were drawn by a script,
 so it holds no one's photographs, art or words.
 """
 

@@ -143,7 +143,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=240, help="held-out captions to draw")
     parser.add_argument("--seed", type=int, default=1000, help="of captions and starting noise")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=6, help="pictures drawn at once")
     parser.add_argument("--json", type=Path, default=RUNS / "grade.json", help="report to write")
     options = parser.parse_args(arguments)

@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from t2i_cli import __version__
+from t2i_cli import __version__, signals
 from t2i_cli.commands import (
     batch,
     config,
@@ -122,12 +123,14 @@ def _run(arguments: list[str]) -> int:
 
 def main() -> NoReturn:
     """Run `t2i` with the process's arguments and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in signals.ending() - {signal.SIGINT}:
+        signal.signal(number, _on_sigterm)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A file name may be any bytes: it goes out as it came in.
             stream.reconfigure(errors="surrogateescape")
     code = _run(sys.argv[1:])
     # Tearing down torch and its threads takes about a second, and nothing is left to save.
-    sys.stderr.flush()
+    with suppress(OSError):  # of a terminal that was closed
+        sys.stderr.flush()
     os._exit(code)

@@ -138,8 +138,8 @@ class Console:
             self._stderr(prefix + message)
 
     def _stderr(self, line: str) -> None:
-        # A closed stderr must not turn a finished image into a failure.
-        with suppress(BrokenPipeError):
+        # A closed stderr, or terminal, must not turn a finished image into a failure.
+        with suppress(OSError):
             stream = self._err or sys.stderr
             stream.write(printable(line) + "\n")
             stream.flush()

@@ -53,9 +53,14 @@ class Sent:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """One sentence that a person should read; it never means failure."""
+    """One sentence that a person should read; it never means failure.
+
+    It may quote the requests at `indices`, and is for those who sent them; without any it is for
+    all.
+    """
 
     message: str
+    indices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

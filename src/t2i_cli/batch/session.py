@@ -1,5 +1,6 @@
 """One `t2i batch`, from the prompts file to the exit code."""
 
+import os
 import shlex
 import signal
 import sys
@@ -43,12 +44,30 @@ class Task:
     show: bool = False
 
 
-def run(task: Task, backend: Backend, executor: Executor, console: Console) -> None:
-    """Make what is missing; raises the error that tells how it ended, if not all is done."""
+def check(task: Task, console: Console) -> None:
+    """Raise what can be told to be wrong without a backend."""
     if task.show and console.events:
         raise InputError("--events has stderr to itself, where --show would draw.", field="show")
-    show = viewer(task.show, task.wishes.lenient, console)
     _max_failures(task.max_failures, 0)
+
+
+def check_early(task: Task, console: Console) -> None:
+    """Raise what is wrong before anything that a backend needs costs money; not of a pipe's rows."""
+    check(task, console)
+    folder = task.folder
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"Cannot write to the folder {folder}.", hint="-o names another one.")
+    if task.source != "-" and not task.skip_invalid:
+        read = prompts.read(task.source, prompts.format_of(task.source, task.input_format))
+        if read.problems:
+            raise PromptsError(read.name, read.problems)
+
+
+def run(task: Task, backend: Backend, executor: Executor, console: Console) -> None:
+    """Make what is missing; raises the error that tells how it ended, if not all is done."""
+    check(task, console)
+    show = viewer(task.show, task.wishes.lenient, console)
     read = prompts.read(task.source, prompts.format_of(task.source, task.input_format))
     asked, wrong = rows.expand(read.entries, task.wishes, backend, on_note=console.warn)
     problems = [*read.problems, *wrong]

@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM: once, and the images in hand are finished; twice, and all stops now."""
+"""Ctrl-C, SIGTERM, SIGHUP: once, and the images in hand are finished; twice, all stops now."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event as Flag
 from types import FrameType
+
+from t2i_cli import signals
 
 
 class Stop:
@@ -28,8 +30,8 @@ class Stop:
 
 @contextmanager
 def on_signals(stop: Stop) -> Iterator[None]:
-    """Have SIGINT and SIGTERM ask `stop`, for as long as a run goes on."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Have the signals that end a process ask `stop`, for as long as a run goes on."""
+    before = {number: signal.getsignal(number) for number in signals.ending()}
     for number in before:
         signal.signal(number, stop.ask)
     try:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from t2i_cli import naming, options, settings
+from t2i_cli.backends import Backend
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import Value
@@ -87,7 +88,10 @@ MaxCostOpt = Annotated[
     typer.Option("--max-cost", help="ephemeral: refuse if it could cost more USD until its TTL."),
 ]
 TtlOpt = Annotated[
-    str, typer.Option("--ttl", help="ephemeral: how long the endpoint may live, as 90m.")
+    str | None,
+    typer.Option(
+        "--ttl", help=f"ephemeral: how long the endpoint may live. [default: {DEFAULT_TTL}]"
+    ),
 ]
 
 
@@ -132,7 +136,7 @@ def batch(
     timeout: options.TimeoutOpt = None,
     concurrency: options.ConcurrencyOpt = None,
     ephemeral: EphemeralOpt = False,
-    ttl: TtlOpt = DEFAULT_TTL,
+    ttl: TtlOpt = None,
     max_cost: MaxCostOpt = None,
     yes: options.YesOpt = False,
     device: options.DeviceOpt = None,
@@ -172,7 +176,8 @@ def batch(
     width, height = chosen_size(width, height, size)
     given: dict[str, Value | None] = {
         "negative_prompt": negative_prompt,
-        "model": model or default_model(backend),
+        # An endpoint made for these rows has the one model that they are for.
+        "model": None if ephemeral else model or default_model(backend),
         "revision": revision,
         "steps": steps,
         "guidance_scale": guidance,
@@ -209,25 +214,11 @@ def batch(
         sheet=sheet,
         show=show,
     )
-    deployment: AbstractContextManager[str | None] = nullcontext()
-    if ephemeral:
-        if endpoint or dry_run or backend not in (None, "vertex"):
-            raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
-        _check_file(file, input_format, skip_invalid)
-        from t2i_cli.vertex import lifetime
-        from t2i_cli.vertex.plan import Wanted
+    images = _batch_size(batch_size, strict)
 
-        deployment = lifetime.for_one(
-            Wanted(model=model, serving=serving, ttl=ttl, max_cost=max_cost),
-            console,
-            yes=yes,
-            project=project,
-            region=region,
-            api_endpoint=api_endpoint,
-        )
-    with deployment as made:
-        engine = choose(
-            backend="vertex" if made else backend,
+    def engine(made: str | None) -> Backend:
+        return choose(
+            backend="vertex" if ephemeral else backend,
             url=url,
             dialect=dialect,
             endpoint=made or endpoint,
@@ -247,21 +238,42 @@ def batch(
             no_safety_checker=no_safety_checker,
             offline=offline,
             lenient=lenient,
-            batch_size=_batch_size(batch_size, strict),
+            batch_size=images,
             strict=strict,
             format=_format(choice.format or naming.suffix(choice.template)),
         )
-        session.run(task, engine, InProcess(engine), console)
+
+    deployment: AbstractContextManager[str | None] = nullcontext()
+    if not ephemeral:
+        _refuse_without_ephemeral(ttl=ttl is not None, max_cost=max_cost is not None, yes=yes)
+    else:
+        if endpoint or dry_run or backend not in (None, "vertex"):
+            raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
+        session.check_early(task, console)
+        if not lenient:
+            engine("0")  # calls nothing yet, and refuses options that mean nothing there
+        from t2i_cli.vertex import lifetime
+        from t2i_cli.vertex.plan import Wanted
+
+        deployment = lifetime.for_one(
+            Wanted(model=model, serving=serving, ttl=ttl or DEFAULT_TTL, max_cost=max_cost),
+            console,
+            yes=yes,
+            project=project,
+            region=region,
+            api_endpoint=api_endpoint,
+        )
+    with deployment as made:
+        chosen = engine(made)
+        session.run(task, chosen, InProcess(chosen), console)
 
 
-def _check_file(file: str, input_format: str | None, skip_invalid: bool) -> None:
-    """Raise what is wrong with the rows before an endpoint costs anything; not of a pipe's."""
-    from t2i_cli import prompts
-
-    if file != "-" and not skip_invalid:
-        read = prompts.read(file, prompts.format_of(file, input_format))
-        if read.problems:
-            raise prompts.PromptsError(read.name, read.problems)
+def _refuse_without_ephemeral(**given: bool) -> None:
+    """Raise InputError for an option that only a deployment has a use for."""
+    for name in (name for name, there in given.items() if there):
+        raise InputError(
+            f"--{name.replace('_', '-')} means nothing without --ephemeral.", field=name
+        )
 
 
 def _format(named: str | None) -> naming.Format:

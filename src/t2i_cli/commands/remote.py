@@ -89,7 +89,7 @@ def status(
     console.configure(json=json)
     from t2i_cli.vertex import hardware, operations, report
 
-    with _surveyed(project, region, api_endpoint) as (cloud, found):
+    with _surveyed(project, region, api_endpoint, endpoint=endpoint) as (cloud, found):
         one = _named(found, endpoint)
         line = report.line(one, cloud.rest, hardware.prices())
         record = line.to_json() | {"parts": one.parts(), "under_way": False, "log": None}
@@ -148,7 +148,7 @@ def down(
     console.configure(json=json, quiet=quiet)
     if all_ and endpoint:
         raise InputError("Give an endpoint or --all, not both.")
-    with _surveyed(project, region, api_endpoint) as (cloud, found):
+    with _surveyed(project, region, api_endpoint, endpoint=endpoint) as (cloud, found):
         chosen = list(found.deployments.values()) if all_ else [_named(found, endpoint)]
         if all_ and chosen and not yes:
             console.confirm(f"Remove {', '.join(f'{c.name} (by {c.labels.by})' for c in chosen)}?")
@@ -214,8 +214,11 @@ def _remove(
                 console.warn(error.message)
     if artifacts:
         teardown.empty_buckets(cloud.rest, found, console.note)
-    for sentence in found.unseen:
-        console.detail(sentence)
+        for sentence in found.unseen:
+            console.warn(f"Weights may still be there: {sentence}")
+    else:
+        for stays in (text for one in chosen for text in one.weights()):
+            console.note(f"Its weights stay: {stays}; with --bucket they go as well.")
     if failures:
         raise failures[0]
     names = [one.name for one in chosen]
@@ -249,12 +252,15 @@ def _surveyed(
     api_endpoint: str | None,
     bucket: str | None = None,
     *,
+    endpoint: str | None = None,
     warn: bool = True,
 ) -> "Iterator[tuple[Cloud, Survey]]":
     """A connection and all that t2i made there, with a warning of what is past its TTL."""
     from t2i_cli.vertex import lifetime, survey
 
-    with lifetime.connected(project=project, region=region, api_endpoint=api_endpoint) as cloud:
+    with lifetime.connected(
+        project=project, region=region, api_endpoint=api_endpoint, endpoint=endpoint
+    ) as cloud:
         found = survey.everything(cloud.rest, bucket)
         if warn:
             survey.warn_overdue(found.overdue(cloud.rest.now()), console.warn)

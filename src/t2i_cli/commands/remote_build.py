@@ -67,7 +67,7 @@ def package(
 
     console.warn(f"Google withdraws its PyTorch containers on {serving.TORCHSERVE_END}.")
     source = serving.find_source(model, "model-garden")
-    weights = serving.local_weights(source, half=True)
+    weights = serving.local_weights(source, half=False)  # the handler names no variant
     with Progress(console, 1) as progress:
         file = packaging.write(source, weights, output, partial(progress.transfer, "packing"))
     if json:

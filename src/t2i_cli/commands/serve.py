@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +102,7 @@ def serve(
         settings.go_offline()
     key = _key(api_key_file)
     container, listening = _place(host, port, uds, key)
-    from t2i_cli.backends.choice import choose
+    from t2i_cli.backends.choice import choose, default_model
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.serving import ServerLog, serve
@@ -145,8 +145,16 @@ def serve(
         cors_origins=tuple(cors_origin or ()),
         container=container,
     )
-    engine = Engine(made, _model(model, container), limits, revision=revision)
-    with listening as listener, console.owned_stdout(), ServerLog(console, log_prompts) as log:
+    named = model or default_model(backend)
+    uri = container.storage_uri if container and local else None
+    with (
+        ExitStack() as end,
+        listening as listener,
+        console.owned_stdout(),
+        ServerLog(console, log_prompts) as log,
+    ):
+        found = _fetching(uri, end) if uri and not named else named
+        engine = Engine(made, found, limits, revision=revision)
         engine.line.observers.append(log)
         app = create_app(engine, access)
         serve(app, engine, listener, on_ready=lambda: _announce(listener, engine.spec.name))
@@ -191,17 +199,11 @@ def _place(
     return None, serving.listen(host, DEFAULT_PORT if port is None else port)
 
 
-def _model(
-    option: str | None, container: "Container | None"
-) -> "str | None | Callable[[OnEvent], str]":
-    """What to serve: the option or the setting, or what Vertex has laid there."""
-    named = option or settings.get("model")
-    uri = container.storage_uri if container else None
-    if named or uri is None:
-        return named
+def _fetching(uri: str, end: ExitStack) -> "Callable[[OnEvent], str]":
+    """What brings the model that Vertex has laid there; `end` removes the copy."""
     from t2i_cli.server import artifacts
 
-    return lambda on_event: str(artifacts.fetch(uri, on_event))
+    return lambda on_event: str(artifacts.fetch(uri, on_event, end))
 
 
 def _announce(listener: "socket.socket", model: str) -> None:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,16 +47,21 @@ class Item:
     crc32c: str | None
 
 
-def fetch(uri: str, on_event: OnEvent = lambda _: None) -> Path:
+def fetch(
+    uri: str, on_event: OnEvent = lambda _: None, end: ExitStack | None = None
+) -> Path:
     """The folder with the model at `uri`: gs://BUCKET/PATH, file:///PATH or a folder.
 
-    A gs:// one is downloaded into a new folder, which is removed again if that fails. Raises
-    T2IError.
+    A gs:// one is downloaded into a new folder, which is removed again if that fails, and by
+    `end`. Raises T2IError.
     """
     parts = urlsplit(uri)
     if parts.scheme == "gs":
         with closing(Bucket(parts.netloc)) as bucket:
-            return _download(uri, bucket, parts.path.strip("/"), on_event)
+            folder = _download(uri, bucket, parts.path.strip("/"), on_event)
+        if end:
+            end.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
     folder = Path(url2pathname(parts.path) if parts.scheme == "file" else uri)
     if not folder.is_dir():
         raise ModelError(f"There is no model folder {uri}.")

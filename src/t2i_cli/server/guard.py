@@ -41,7 +41,8 @@ class Guard:
     """An ASGI middleware that refuses what the options do not allow.
 
     `open_paths` need no key; one that ends in "/" stands for all below it. `trusted` paths are
-    those that Vertex calls: neither key nor Origin is asked for.
+    those that Vertex calls: neither key nor Origin is asked for. A container listens on every
+    address; without a key, nothing else of it is there.
     """
 
     def __init__(
@@ -137,8 +138,18 @@ class Guard:
 
     def _check_key(self, path: str, authorization: str) -> None:
         key = self._options.api_key
-        if key is None or path in self._open or path.startswith(self._below):
+        if path in self._open or path.startswith(self._below):
             return
+        if key is None:
+            if self._options.container is None:
+                return
+            raise _Refusal(
+                403,
+                AccessError(
+                    "In a container without a key, this server answers the container's routes.",
+                    hint=f"Give it a key, by {KEY_VARIABLE}, for all else.",
+                ),
+            )
         scheme, _, given = authorization.partition(" ")
         right = hmac.compare_digest(given.strip().encode(), key.encode())
         if not (right and scheme.casefold() == "bearer"):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.errors import DefectError, InputError, ModelError, QuotaError, T2IError
-from t2i_cli.events import Event, Measure, Preview, Sent, Step
+from t2i_cli.events import Event, Measure, Note, Preview, Sent, Step
 from t2i_cli.server.jobs import Job, Observer
 from t2i_cli.server.options import Limits
 
@@ -192,7 +192,7 @@ class Line:
             job, index = work.members[event.index]
             job.tell(replace(event, index=index))
             return
-        if not isinstance(event, Step | Sent):
+        if not isinstance(event, Step | Sent | Note) or not event.indices:
             for job in dict.fromkeys(job for job, _ in work.members):
                 job.tell(event)
             for observer in self.observers if isinstance(event, Measure) else ():

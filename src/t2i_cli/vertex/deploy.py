@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from t2i_cli.errors import InputError
-from t2i_cli.vertex import operations, serving, storage, survey
+from t2i_cli.vertex import hardware, operations, serving, storage, survey
 from t2i_cli.vertex.credentials import SCOPE
 from t2i_cli.vertex.known import Known
 from t2i_cli.vertex.labels import decode, when
@@ -31,7 +31,7 @@ def run(plan: Plan, there: Deployment | None, work: Work, on_bytes: OnBytes) -> 
         _weights(plan, work, on_bytes)
     model = _model(plan, work, there)
     endpoint = _endpoint(plan, work, there)
-    deployed = _deployed(plan, work, endpoint, model)
+    deployed = _deployed(plan, work, endpoint, model, there.jobs if there else [])
     return Known(
         # With the project as the user names it; Google's own answer has its number.
         name=work.rest.place.endpoint(endpoint["name"].split("/")[-1]),
@@ -62,7 +62,42 @@ def existing(plan: Plan, rest: Rest) -> Deployment | None:
                 f"not {decode(wanted[label])}.",
                 hint=f"--name gives yours another name; `t2i remote down {there.name}` removes it.",
             )
+    for model in there.models:
+        container = model.get("containerSpec", {})
+        if plan.image:
+            _same(plan, "image", container.get("imageUri"), plan.image)
+        weights = {plan.artifacts} if plan.artifacts else set()
+        _same(plan, "weights", survey.addresses(model), weights)
+    for deployed in there.deployed():
+        _same_resources(plan, deployed)
     return there
+
+
+def _same_resources(plan: Plan, deployed: dict[str, Any]) -> None:
+    """Raise InputError if a deployed model runs otherwise than planned."""
+    resources = deployed.get("dedicatedResources", {})
+    low = int(resources.get("minReplicaCount") or 0)
+    high = int(resources.get("maxReplicaCount") or max(low, 1))
+    wanted = 0 if plan.idle else plan.min_replicas
+    _same(plan, "machine", hardware.of(resources).text(), plan.hardware.text())
+    _same(plan, "number of replicas", f"{low} to {high}", f"{wanted} to {plan.max_replicas}")
+    # The stable interface may keep to itself what only the preview knows.
+    if idle := resources.get("scaleToZeroSpec", {}).get("idleScaledownPeriod"):
+        _same(plan, "idle time", idle, f"{plan.idle}s")
+    _same(plan, "service account", deployed.get("serviceAccount"), plan.service_account)
+
+
+def _same(plan: Plan, what: str, here: object, wanted: object) -> None:
+    if (here or None) == (wanted or None):
+        return
+    here, wanted = (
+        ", ".join(sorted(value)) if isinstance(value, set) else value for value in (here, wanted)
+    )
+    raise InputError(
+        f"{plan.labels.name} is there already with another {what}: {here or 'none'}, not "
+        f"{wanted or 'none'}.",
+        hint=f"`t2i remote down {plan.labels.name}` first, or give yours another --name.",
+    )
 
 
 def _weights(plan: Plan, work: Work, on_bytes: OnBytes) -> None:
@@ -72,7 +107,9 @@ def _weights(plan: Plan, work: Work, on_bytes: OnBytes) -> None:
         work.say(f"bucket gs://{bucket}: made")
     # Before the weights, so that whatever arrives can be found and removed.
     storage.mark(rest, bucket, plan.labels)
-    folder = serving.local_weights(plan.source, half=plan.hardware.count > 0)
+    # Only t2i's own server looks for weights by the names that fp16 ones have.
+    half = plan.labels.serving == "t2i" and plan.hardware.count > 0
+    folder = serving.local_weights(plan.source, half=half)
     prefix = storage.folder(plan.labels.name)
     storage.upload_folder(rest, folder, bucket, prefix, on_bytes)
     work.say(f"weights gs://{bucket}/{prefix}: there")
@@ -119,8 +156,13 @@ def _endpoint(plan: Plan, work: Work, there: Deployment | None) -> dict[str, Any
     return work.rest.call("GET", "aiplatform", response["name"])
 
 
-def _deployed(plan: Plan, work: Work, endpoint: dict[str, Any], model: str) -> dict[str, Any]:
-    """The DeployedModel, whether it was there, on its way, or is made now."""
+def _deployed(
+    plan: Plan, work: Work, endpoint: dict[str, Any], model: str, jobs: list[str]
+) -> dict[str, Any]:
+    """The DeployedModel, whether it was there, on its way, or is made now.
+
+    `jobs` are those of the scheduler that an earlier run made.
+    """
     rest, title = work.rest, f"deployment {plan.title}"
     if under_way := operations.pending(rest, endpoint["name"]):
         work.say(f"{title}: under way already")
@@ -128,10 +170,22 @@ def _deployed(plan: Plan, work: Work, endpoint: dict[str, Any], model: str) -> d
         endpoint = rest.call("GET", "aiplatform", endpoint["name"])
     models: list[dict[str, Any]] = endpoint.get("deployedModels", [])
     there = [one for one in models if one["model"] == model]
+    for one in there:
+        _same_resources(plan, one)
+    if rest.now() >= plan.labels.expires:
+        raise InputError(
+            f"The TTL of {plan.labels.name} ended before it was deployed.",
+            hint="A longer --ttl leaves time for the upload and the deployment.",
+        )
     number = there[0]["id"] if there else str(int(rest.now()))
     if plan.scheduler_account:
         _schedule(plan, rest, endpoint["name"], number)
         work.say(f"scheduler job {plan.title}: will undeploy at {when(plan.labels.expires)}")
+    else:
+        for job in jobs:
+            # It would undeploy at the time of the earlier run.
+            rest.call("DELETE", "cloudscheduler", job)
+            work.say(f"scheduler job {plan.title}: removed")
     if there:
         work.say(f"{title}: there already")
         return there[0]

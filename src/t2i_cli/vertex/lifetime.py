@@ -2,19 +2,28 @@
 
 import os
 import secrets
-import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
 
 from t2i_cli.console import Console
-from t2i_cli.errors import AccessError, InputError, RemoteError, T2IError, Terminated
+from t2i_cli.errors import (
+    AccessError,
+    InputError,
+    QuotaError,
+    RemoteError,
+    StorageError,
+    T2IError,
+    Terminated,
+    TimedOutError,
+)
 from t2i_cli.progress import Progress
 from t2i_cli.vertex import (
     credentials,
     deploy,
+    guard,
     known,
     operations,
     place,
@@ -31,6 +40,8 @@ from t2i_cli.vertex.survey import Deployment
 
 GRACE = 30.0
 """Seconds that a command has to end after Ctrl-C or SIGTERM."""
+REMOVAL, PAUSE = 300.0, 5.0
+"""Seconds for which a removal that fails is tried again, and between two tries."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ def make(settled: Plan, cloud: Cloud, console: Console) -> Known:
     except (T2IError, KeyboardInterrupt, Terminated) as error:
         _offer_removal(settled, work, console, ask=not isinstance(error, Terminated))
         raise
-    known.remember(found, current=True)
+    _remember(found, console, current=True)
     return found
 
 
@@ -110,11 +121,12 @@ def ephemeral(wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool) -> I
         )
     work = Work(cloud.rest, console.note)
     try:
-        found = _deploy(settled, None, work, console)
-        known.remember(found)
-        yield found
+        with guard.until(settled.labels.expires, cloud.rest, console):
+            found = _deploy(settled, None, work, console)
+            _remember(found, console)
+            yield found
     finally:
-        with _deaf(console):
+        with guard.deaf(console):
             _remove_all(settled, work, console)
 
 
@@ -165,6 +177,14 @@ def variables(found: Known, rest: Rest) -> Mapping[str, str]:
     return environment
 
 
+def _remember(found: Known, console: Console, *, current: bool = False) -> None:
+    """Keep an endpoint; where the home cannot be written to, it is there all the same."""
+    try:
+        known.remember(found, current=current)
+    except StorageError as error:
+        console.warn(f"{error.message} --endpoint {found.name} names the endpoint.")
+
+
 def _deploy(settled: Plan, there: Deployment | None, work: Work, console: Console) -> Known:
     with Progress(console, 1) as progress:
         found = deploy.run(
@@ -210,13 +230,28 @@ def _offer_removal(settled: Plan, work: Work, console: Console, *, ask: bool) ->
 
 
 def _remove_all(settled: Plan, work: Work, console: Console) -> None:
-    """Remove a deployment with its weights, and the bucket if t2i made it and nothing is in it."""
-    name = settled.labels.name
+    """Remove a deployment with its weights, trying for minutes: until then it is paid for."""
+    end = time.monotonic() + REMOVAL
     work.settle()
+    while True:
+        try:
+            _remove_once(settled, work, console)
+        except (RemoteError, TimedOutError, QuotaError) as error:
+            if time.monotonic() + PAUSE > end:
+                raise
+            console.warn(f"{error.message} The removal is tried again.")
+            time.sleep(PAUSE)
+        else:
+            return
+
+
+def _remove_once(settled: Plan, work: Work, console: Console) -> None:
+    """Remove all of it, and the bucket if t2i made it and nothing is in it."""
+    name = settled.labels.name
     try:
         there = survey.everything(work.rest, settled.bucket)
     except T2IError as error:
-        raise RemoteError(
+        raise type(error)(
             f"Whether anything of {name} is left cannot be told: {error.message}",
             hint=f"`t2i remote down {name} --bucket` removes it; until then it may be paid for.",
         ) from error
@@ -225,19 +260,8 @@ def _remove_all(settled: Plan, work: Work, console: Console) -> None:
     if settled.bucket in there.buckets:
         there.buckets = {settled.bucket}
         teardown.empty_buckets(work.rest, there, console.note)
-    console.note(f"{name} is removed; nothing of it is paid for any more.")
-
-
-@contextmanager
-def _deaf(console: Console) -> Iterator[None]:
-    """Let nothing interrupt the removal: what is left half removed is paid for."""
-
-    def refuse(number: int, _frame: FrameType | None) -> None:
-        console.warn("The endpoint is being removed; please wait. Until then it is paid for.")
-
-    before = {number: signal.signal(number, refuse) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    unseen = [where for where in there.unseen if where.startswith(f"gs://{settled.bucket}:")]
+    for sentence in unseen:
+        console.warn(f"Its weights may still be there: {sentence}")
+    paid = "" if unseen else "; nothing of it is paid for any more"
+    console.note(f"{name} is removed{paid}.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from t2i_cli import signals
 from t2i_cli.durations import spoken
 from t2i_cli.errors import ModelError, T2IError
 from t2i_cli.vertex.rest import Rest, translate
@@ -40,7 +41,7 @@ class Work:
 
     def make(self, path: str, body: object, title: str) -> dict[str, Any]:
         """Begin an operation that makes a resource, wait for it, and return its response."""
-        with _uninterrupted():
+        with uninterrupted():
             operation = self.rest.call("POST", "aiplatform", path, json=body)
             self._unfinished[operation["name"]] = operation
         response = wait(self.rest, operation, title, self.say)
@@ -55,12 +56,12 @@ class Work:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block ends: no answer that names something is lost."""
+def uninterrupted() -> Iterator[None]:
+    """Hold the signals back that end t2i: no answer that names something is lost."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.ending())
     try:
         yield
     finally:

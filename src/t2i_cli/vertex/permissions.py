@@ -38,6 +38,7 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     ),
     "remove": (
         "aiplatform.endpoints.list",
+        "aiplatform.endpoints.get",
         "aiplatform.endpoints.undeploy",
         "aiplatform.endpoints.delete",
         "aiplatform.models.list",

@@ -1,5 +1,6 @@
 """What there is in the cloud of t2i's making, found by the labels and names that it gives."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,11 @@ from t2i_cli.vertex.rest import NotFoundError, Rest
 
 @dataclass(kw_only=True)
 class Deployment:
-    """All that was made under one name; `expires` (unix seconds) is the latest of its parts'."""
+    """All that was made under one name.
+
+    `expires` (unix seconds) is the endpoint's, for only that moves with every deployment; without
+    one it is the latest of its parts'.
+    """
 
     labels: Labels
     written: Mapping[str, str]
@@ -43,10 +48,13 @@ class Deployment:
         found += [f"deployed model {one['id']} (this is paid for)" for one in self.deployed()]
         found += [f"model {model['name']}" for model in self.models]
         found += [f"scheduler job {job}" for job in self.jobs]
-        for bucket in dict.fromkeys(bucket for bucket, _ in self.files):
-            count = sum(other == bucket for other, _ in self.files)
-            found.append(f"{count} files in gs://{bucket}/{storage.folder(self.name)}")
-        return found
+        return found + self.weights()
+
+    def weights(self) -> list[str]:
+        """What there is in buckets, for people."""
+        counts = Counter(bucket for bucket, _ in self.files)
+        folder = storage.folder(self.name)
+        return [f"{count} files in gs://{bucket}/{folder}" for bucket, count in counts.items()]
 
 
 @dataclass(kw_only=True)
@@ -68,7 +76,8 @@ class Survey:
             return None
         new = Deployment(labels=labels, written=written)
         found = self.deployments.setdefault(labels.name, new)
-        found.expires = max(found.expires, labels.expires)
+        if not found.endpoints:
+            found.expires = max(found.expires, labels.expires)
         return found
 
 
@@ -81,17 +90,17 @@ def endpoints(rest: Rest) -> Survey:
     return found
 
 
-def everything(rest: Rest, bucket: str | None = None) -> Survey:
-    """All of it; `bucket` is looked into as well as the usual ones."""
+def everything(rest: Rest, *more: str | None) -> Survey:
+    """All of it; the buckets in `more` are looked into as well as the usual ones."""
     found = endpoints(rest)
     parent = rest.place.parent
-    buckets = {storage.default_bucket(rest.place), bucket, settings.get("vertex_bucket")}
+    buckets = {storage.default_bucket(rest.place), settings.get("vertex_bucket"), *more}
     for model in rest.pages("aiplatform", f"{parent}/models", "models"):
         if one := found.of(model.get("labels", {})):
             one.models.append(model)
-            uri = model.get("artifactUri", "")
-            if f"/{storage.folder(one.name)}" in f"{uri}/":
-                buckets.add(uri.removeprefix("gs://").split("/")[0])
+            for uri in addresses(model):
+                if uri.endswith(f"/{storage.folder(one.name)}".rstrip("/")):
+                    buckets.add(uri.removeprefix("gs://").split("/")[0])
     # Without the permission, or with the interface never enabled, there is no job of t2i's.
     with suppress(AccessError, NotFoundError):
         for job in rest.pages("cloudscheduler", f"{parent}/jobs", "jobs"):
@@ -105,14 +114,24 @@ def everything(rest: Rest, bucket: str | None = None) -> Survey:
     return found
 
 
+def addresses(model: Mapping[str, Any]) -> set[str]:
+    """Where in Cloud Storage a Model resource has its container take weights from."""
+    variables = model.get("containerSpec", {}).get("env", [])
+    values = [model.get("artifactUri", ""), *(one.get("value", "") for one in variables)]
+    return {value.rstrip("/") for value in values if value.startswith("gs://")}
+
+
 def _look_into(found: Survey, rest: Rest, bucket: str) -> None:
     files = storage.stored(rest, bucket, storage.ROOT)
-    for file in files:
-        found.of(file.labels)
-    for file in files:
-        name = file.name.removeprefix(storage.ROOT).split("/")[0].removesuffix(".labels")
-        if owner := found.deployments.get(name):
-            owner.files.append((bucket, file))
+    for marker in files:
+        labels = Labels.of(marker.labels)
+        # A folder that no marker claims in this very bucket may be anybody's.
+        if labels is None or marker.name != storage.marker(labels.name):
+            continue
+        if owner := found.of(marker.labels):
+            folder = storage.folder(labels.name)
+            mine = [file for file in files if file is marker or file.name.startswith(folder)]
+            owner.files += [(bucket, file) for file in mine]
     labels_there = storage.bucket_labels(rest, bucket)
     if labels_there and labels_there.get(MANAGED[0]) == MANAGED[1]:
         found.buckets.add(bucket)

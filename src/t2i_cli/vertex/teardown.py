@@ -1,10 +1,10 @@
 """Back to zero cost: remove a deployment, look whether it is gone, and say what is not."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
-from t2i_cli.errors import QuotaError, RemoteError, T2IError, TimedOutError
+from t2i_cli.errors import QuotaError, RemoteError, StorageError, T2IError, TimedOutError
 from t2i_cli.vertex import known, operations, storage, survey
 from t2i_cli.vertex.operations import Say
 from t2i_cli.vertex.rest import NotFoundError, Rest
@@ -26,11 +26,11 @@ def remove(
 
     steps: list[tuple[str, Callable[[], None]]] = [
         *(("endpoint", partial(_endpoint, rest, one["name"], say)) for one in found.endpoints),
-        *(("model", partial(_delete, rest, one["name"], say)) for one in found.models),
         *(("scheduler job", partial(_job, rest, job)) for job in found.jobs),
+        # A model names the bucket of its weights: they go first.
+        *([("weights", partial(_files, rest, found))] if artifacts and found.files else []),
+        *(("model", partial(_delete, rest, one["name"], say)) for one in found.models),
     ]
-    if artifacts and found.files:
-        steps.append(("weights", partial(_files, rest, found)))
     for what, action in steps:
         try:
             _until_done(action)
@@ -38,9 +38,13 @@ def remove(
         except T2IError as error:
             failures.append(error)
             say(f"{what} {found.name}: {error.message}")
-    verify(rest, found.name, failures, artifacts=artifacts, bucket=bucket)
+    buckets = {bucket, *(where for where, _ in found.files)}
+    verify(rest, found.name, failures, artifacts=artifacts, buckets=buckets)
     for endpoint in found.endpoints:
-        known.forget(endpoint["name"])
+        try:
+            known.forget(endpoint["name"])
+        except StorageError as error:
+            say(error.message)
 
 
 def verify(
@@ -49,10 +53,10 @@ def verify(
     failures: list[T2IError],
     *,
     artifacts: bool,
-    bucket: str | None,
+    buckets: Iterable[str | None],
 ) -> None:
     """Look whether a deployment is gone; raise the T2IError that names what is left."""
-    after = survey.everything(rest, bucket)
+    after = survey.everything(rest, *buckets)
     left = after.deployments.get(name)
     if left and not artifacts:
         left.files = []

@@ -130,7 +130,7 @@ class WorkerBackend:
         positions = list(left)
 
         def hear(event: Event) -> None:
-            if isinstance(event, Step):
+            if isinstance(event, Step | Note):
                 event = replace(event, indices=tuple(positions[i] for i in event.indices))
             on_event(event)
 

@@ -244,10 +244,9 @@ def outcomes(
         elif name == "failure":
             index, request = members[data["index"]]
             yield Failure(index=index, request=request, error=_error(data))
-        elif name == "step":
-            indices = tuple(members[position][0] for position in data["indices"])
-            on_event(Step(indices=indices, step=data["step"], steps=data["steps"]))
         elif kind := _EVENTS.get(name):
+            if "indices" in data:
+                data["indices"] = tuple(members[position][0] for position in data["indices"])
             on_event(kind(**data))
 
 
@@ -256,6 +255,7 @@ _EVENTS: dict[str, Callable[..., Event]] = {
     "loading": Loading,
     "measure": Measure,
     "note": Note,
+    "step": Step,
 }
 
 

@@ -67,7 +67,9 @@ class LocalBackend:
     def check(self, request: ResolvedRequest) -> None:
         """Raise if this machine cannot make the image; loads no weight."""
         self._check_scheduler(request)
-        self._roomy_plan(self._target(request), request)
+        aim, loaded = self._target(request), self._loaded
+        resident = loaded.resident if loaded and loaded.is_for(aim) else 0
+        self._roomy_plan(aim, request, resident)
 
     def needs(self, request: ResolvedRequest) -> dict[str, object]:
         """The plan, as --dry-run prints it."""
@@ -108,9 +110,9 @@ class LocalBackend:
                 yield from _failures(group, error)
                 continue
             loaded.previews = previews or [0] * len(requests)
-            texts = [words for _, r in group for words in (r.prompt, r.negative_prompt) if words]
-            for note in text.notes(loaded, texts):
-                on_event(Note(message=note))
+            for words, indices in text.prompts(group).items():
+                for note in text.notes(loaded, words):
+                    on_event(Note(message=note, indices=tuple(indices)))
             yield from self._make(loaded, group, cancel)
 
     def close(self) -> None:

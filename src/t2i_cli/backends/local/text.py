@@ -7,22 +7,32 @@ from collections.abc import Iterable, Iterator
 from t2i_cli import postcard
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.request import ResolvedRequest
 
 _WORD = re.compile(r"[^\W\d_]+")
 _SHOWN = 12
 """Words named at most in a note."""
 
 
-def notes(loaded: Loaded, prompts: Iterable[str]) -> Iterator[str]:
-    """Sentences on the prompts for the person who wrote them."""
-    for prompt in dict.fromkeys(prompts):
-        if cut := _cut(loaded.pipe, prompt):
-            yield f"The prompt is too long for the text encoder, which does not read: {cut}"
-        if loaded.spec.folder == postcard.FOLDER and (unknown := _unknown(prompt)):
-            yield (
-                f"postcard does not know: {unknown}; "
-                "`t2i models show postcard` has the words it knows."
-            )
+def prompts(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[str, list[int]]:
+    """Prompts and negative prompts, with the positions of the requests that have them."""
+    found: dict[str, list[int]] = {}
+    for index, request in members:
+        for words in dict.fromkeys((request.prompt, request.negative_prompt)):
+            if words:
+                found.setdefault(words, []).append(index)
+    return found
+
+
+def notes(loaded: Loaded, prompt: str) -> Iterator[str]:
+    """Sentences on the prompt for the person who wrote it."""
+    if cut := _cut(loaded.pipe, prompt):
+        yield f"The prompt is too long for the text encoder, which does not read: {cut}"
+    if loaded.spec.folder == postcard.FOLDER and (unknown := _unknown(prompt)):
+        yield (
+            f"postcard does not know: {unknown}; "
+            "`t2i models show postcard` has the words it knows."
+        )
 
 
 def _unknown(prompt: str) -> str:

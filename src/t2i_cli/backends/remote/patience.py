@@ -1,6 +1,5 @@
 """Calls that are worth another try: how often, how long, and with which pauses."""
 
-import itertools
 import random
 import threading
 import time
@@ -31,7 +30,8 @@ class Again(Exception):
     """A call failed for a reason that may pass; `error` is what to tell if it does not.
 
     `after` are the seconds that the server asks to wait, `pause` those of the first pause if it
-    does not ask. `crowded` says that the server has too much to do.
+    does not ask. `crowded` says that the server has too much to do, `waking` that it is not there
+    yet but will be: only the timeout ends that.
     """
 
     def __init__(
@@ -41,12 +41,14 @@ class Again(Exception):
         after: float | None = None,
         pause: float = 1.0,
         crowded: bool = False,
+        waking: bool = False,
     ) -> None:
         super().__init__(error.message)
         self.error = error
         self.after = after
         self.pause = pause
         self.crowded = crowded
+        self.waking = waking
 
 
 class Abandoned(Exception):
@@ -95,15 +97,22 @@ def persist(
     Raises its T2IError, or that of its last Again; and Abandoned once `stop` is set.
     """
     end = time.monotonic() + patience.timeout
-    for tries in itertools.count(1):
+    tries = wakes = 0
+    while True:
         try:
             made = attempt(max(0.001, end - time.monotonic()))
         except Again as again:
+            if again.waking:
+                wakes += 1
+            else:
+                tries += 1
             if again.crowded:
-                throttle.slow_down(again.after)
-            pause = _pause(again, tries)
-            if tries > patience.retries or time.monotonic() + pause > end:
-                raise _given_up(again, tries) from again
+                # A server must not hold all calls up for longer than one is waited for.
+                throttle.slow_down(min(again.after or 0.0, patience.timeout))
+            pause = _pause(again, wakes if again.waking else tries)
+            spent = tries > patience.retries and not again.waking
+            if spent or time.monotonic() + pause > end:
+                raise _given_up(again, tries + wakes) from again
             if stop.wait(pause):
                 raise Abandoned from again
             continue
@@ -111,15 +120,15 @@ def persist(
             raise Abandoned
         throttle.speed_up()
         return made
-    raise AssertionError("itertools.count() does not end")
 
 
 def _pause(again: Again, tries: int) -> float:
-    """Seconds to wait: as long as the server asks, or twice as long every time; with jitter."""
+    """Seconds to wait: twice as long every time, and as the server asks at least; with jitter."""
     jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-    if again.after is not None:
-        return again.after + jitter * min(1.0, 0.1 + again.after / 10)
-    return min(LONGEST_PAUSE, again.pause * 2.0 ** (tries - 1)) * jitter
+    backoff = min(LONGEST_PAUSE, again.pause * 2.0 ** (tries - 1)) * jitter
+    if again.after is None:
+        return backoff
+    return max(backoff, again.after + jitter * min(1.0, 0.1 + again.after / 10))
 
 
 def _given_up(again: Again, tries: int) -> T2IError:
@@ -127,6 +136,7 @@ def _given_up(again: Again, tries: int) -> T2IError:
     error = again.error
     often = "once" if tries == 1 else f"{tries} times"
     wait = f" and asks to wait {again.after:.0f} s" if again.after else ""
-    told = f"It was tried {often}{wait}; --retries and --timeout set the patience."
+    sets = "--timeout sets" if again.waking else "--retries and --timeout set"
+    told = f"It was tried {often}{wait}; {sets} the patience."
     error.hint = f"{error.hint} {told}" if error.hint else told
     return error

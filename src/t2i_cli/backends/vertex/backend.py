@@ -43,7 +43,7 @@ class VertexBackend:
         """Which endpoint is called, where, and what it is told."""
         opened = self._endpoint()
         where = opened.target
-        sent: dict[str, object] = payload.body(request, where.serving, "png")["instances"][0]  # type: ignore[index]
+        sent: dict[str, object] = self._body(request, "png")["instances"][0]  # type: ignore[index]
         return {
             "backend": "vertex",
             "endpoint": where.known.name,
@@ -85,17 +85,23 @@ class VertexBackend:
             self._opened = self._opened or _Opened(self._options)
             return self._opened
 
+    def _body(self, request: ResolvedRequest, format: Format) -> dict[str, object]:
+        where = self._endpoint().target
+        # A model that is known was compared with the request's already.
+        unknown = where.known.model is None
+        return payload.body(request, where.serving, format, name_model=unknown)
+
     def _make(self, call: Call) -> GeneratedImage:
         opened = self._endpoint()
         where = opened.target
         format = payload.transfer(call.request, self._options.format, where.limit)
-        body = payload.body(call.request, where.serving, format)
+        body = self._body(call.request, format)
 
         def ask(left: float) -> Answer:
             try:
                 return opened.ask(body, left, call.request, format)
             except Again as again:
-                if again.error.message == refusals.WAKING:
+                if again.waking:
                     call.tell(refusals.WAKING)
                 raise
 

@@ -48,9 +48,13 @@ class Predicted:
     entry: object
 
 
-def body(request: ResolvedRequest, serving: str | None, format: Format) -> dict[str, object]:
+def body(
+    request: ResolvedRequest, serving: str | None, format: Format, *, name_model: bool = False
+) -> dict[str, object]:
     """The JSON to post: only what the request sets and the serving takes.
 
+    With `name_model` a t2i server is told the model that the user names, and refuses another one
+    than its own; one that took its weights from a bucket knows them by no name of the user's.
     The prompt goes by the two names that it has, the settings to both places where they are read.
     """
     taken = TAKES[serving]
@@ -62,7 +66,7 @@ def body(request: ResolvedRequest, serving: str | None, format: Format) -> dict[
     instance = {"prompt": request.prompt, "text": request.prompt} | settings
     if serving in FORMATS:
         instance["format"] = format
-    if serving == "t2i" and "model" in request.user_set:
+    if name_model and serving == "t2i" and "model" in request.user_set:
         instance["model"] = request.model
     return {"instances": [instance]} | ({"parameters": settings} if settings else {})
 

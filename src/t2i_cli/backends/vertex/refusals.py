@@ -33,7 +33,7 @@ def refusal(
             return _too_large(target, request, format)
         case 429 if "not yet ready" in message:
             error = RemoteError(WAKING, hint="A longer --timeout waits for it.")
-            return Again(error, after=answer.after, pause=10.0)
+            return Again(error, after=answer.after, pause=10.0, waking=True)
         case 429:
             quota = QuotaError(
                 f"The endpoint or its quota has no room for the call. {message}",

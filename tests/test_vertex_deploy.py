@@ -1,0 +1,195 @@
+"""Deployments in this process: what a run finds of an earlier one, and what it refuses."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from t2i_cli import hub, settings
+from t2i_cli.errors import InputError
+from t2i_cli.vertex import deploy, known, plan, serving, storage, survey, teardown
+from t2i_cli.vertex.known import Known
+from t2i_cli.vertex.labels import Labels
+from t2i_cli.vertex.operations import Work
+from t2i_cli.vertex.place import Place
+from t2i_cli.vertex.plan import Wanted
+from t2i_cli.vertex.rest import Rest
+from tests.fakes.vertex import FakeVertex
+
+KEEPER = "keeper@gallery.iam.gserviceaccount.com"
+ASKED = Wanted(model="sd15")
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings and no memory of the developer's."""
+    monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for setting in settings.SETTINGS.values():
+        monkeypatch.delenv(setting.variable, raising=False)
+
+
+@pytest.fixture
+def cloud(vertex: FakeVertex) -> Iterator[Rest]:
+    """A connection to the fake."""
+    here = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with Rest(here, lambda: "ya29.test") as connection:
+        yield connection
+
+
+def deployed(cloud: Rest, wanted: Wanted = ASKED) -> Known:
+    """An endpoint as `t2i remote deploy` makes it."""
+    settled = plan.make(wanted, cloud, "ann")
+    there = deploy.existing(settled, cloud)
+    return deploy.run(settled, there, Work(cloud, lambda _: None), lambda *_: None)
+
+
+def removed(cloud: Rest, name: str) -> None:
+    """That deployment and its weights, taken down."""
+    found = survey.everything(cloud).deployments[name]
+    teardown.remove(cloud, found, lambda _: None, artifacts=True)
+
+
+def weights(tmp_path: Path) -> str:
+    """A folder to upload."""
+    folder = tmp_path / "weights"
+    folder.mkdir(exist_ok=True)
+    (folder / "model_index.json").write_text("{}")
+    return str(folder)
+
+
+def put(vertex: FakeVertex, bucket: str, *names: str) -> None:
+    """A bucket with files that t2i did not write."""
+    vertex.buckets[bucket] = {"name": bucket, "labels": {}}
+    for name in names:
+        vertex.objects[bucket, name] = ({"bucket": bucket, "name": name, "size": "1"}, b"x")
+
+
+def test_files_without_t2i_s_marker_in_their_bucket_are_somebody_else_s(
+    vertex: FakeVertex, cloud: Rest
+) -> None:
+    deployed(cloud)
+    put(vertex, "pail", "t2i/sd15/mine.png", "t2i/sd15.labels", "t2i/sd15.labels/x")
+    found = survey.everything(cloud, "pail").deployments["sd15"]
+    assert found.files == []
+    teardown.remove(cloud, found, lambda _: None, artifacts=True, bucket="pail")
+    assert len(vertex.left()["objects"]) == 3
+    storage.mark(cloud, "pail", found.labels)
+    names = [file.name for _, file in survey.everything(cloud, "pail").deployments["sd15"].files]
+    assert sorted(names) == ["t2i/sd15.labels", "t2i/sd15/mine.png"]
+
+
+def test_a_ttl_can_be_shortened(vertex: FakeVertex, cloud: Rest) -> None:
+    deployed(cloud, replace(ASKED, ttl="9h"))
+    deployed(cloud, replace(ASKED, ttl="1h"))
+    (found,) = survey.everything(cloud).deployments.values()
+    assert found.expires == pytest.approx(vertex.now() + 3600, abs=60)
+    vertex.advance(2 * 3600)
+    assert survey.everything(cloud).overdue(vertex.now())
+    vertex.endpoints.clear()
+    (left,) = survey.everything(cloud).deployments.values()
+    assert left.expires == Labels.of(left.models[0]["labels"]).expires  # type: ignore[union-attr]
+
+
+def test_a_scheduler_job_goes_with_the_ttl(vertex: FakeVertex, cloud: Rest) -> None:
+    deployed(cloud, replace(ASKED, ttl="1h", scheduler_account=KEEPER))
+    deployed(cloud, replace(ASKED, ttl="5h", scheduler_account=KEEPER))
+    vertex.advance(2 * 3600)
+    assert vertex.fire_jobs() == []
+    deployed(cloud, replace(ASKED, ttl="9h"))
+    assert vertex.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (Wanted(machine_type="g2-standard-8"), "machine"),
+        (Wanted(accelerator="t4"), "machine"),
+        (Wanted(max_replicas=2), "number of replicas"),
+        (Wanted(min_replicas=2, max_replicas=2), "number of replicas"),
+        (Wanted(scale_to_zero="15m"), "number of replicas"),
+        (Wanted(service_account=KEEPER), "service account"),
+    ],
+)
+def test_other_options_under_the_same_name_are_refused(
+    vertex: FakeVertex, cloud: Rest, other: Wanted, what: str
+) -> None:
+    deployed(cloud)
+    with pytest.raises(InputError, match=f"sd15 is there already with another {what}: ") as caught:
+        deployed(cloud, replace(other, model="sd15"))
+    assert "t2i remote down sd15" in str(caught.value.hint)
+    (endpoint,) = vertex.endpoints.values()
+    deployed(cloud)
+    assert len(endpoint["deployedModels"]) == 1
+
+
+def test_another_image_idle_time_or_bucket_is_refused(
+    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+) -> None:
+    ours = Wanted(model="sd15", image="r-docker.pkg.dev/p/t2i/t2i:1", scale_to_zero="15m")
+    deployed(cloud, ours)
+    deployed(cloud, ours)
+    with pytest.raises(InputError, match="another image: "):
+        deployed(cloud, replace(ours, image="r-docker.pkg.dev/p/t2i/t2i:2"))
+    with pytest.raises(InputError, match="another idle time: 900s, not 1200s"):
+        deployed(cloud, replace(ours, scale_to_zero="20m"))
+    mine = Wanted(model=weights(tmp_path), bucket="pail")
+    deployed(cloud, mine)
+    deployed(cloud, mine)
+    with pytest.raises(InputError, match="another weights: gs://pail/t2i/weights"):
+        deployed(cloud, replace(mine, bucket=None))
+
+
+@pytest.mark.parametrize("image", [None, "r-docker.pkg.dev/p/t2i/t2i:1"])
+def test_weights_in_a_bucket_of_the_user_s_are_found_by_their_model(
+    vertex: FakeVertex, cloud: Rest, tmp_path: Path, image: str | None
+) -> None:
+    put(vertex, "pail", "t2i/other/file", "mine")
+    deployed(cloud, Wanted(model=weights(tmp_path), bucket="pail", image=image))
+    removed(cloud, "weights")
+    assert vertex.left() == {"buckets": ["pail"], "objects": ["t2i/other/file", "mine"]}
+
+
+def test_weights_that_stay_in_a_bucket_of_the_user_s_are_told_of(
+    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+) -> None:
+    deployed(cloud, Wanted(model=weights(tmp_path), bucket="pail"))
+    vertex.granted = {
+        *("aiplatform.endpoints.list", "aiplatform.endpoints.get", "aiplatform.endpoints.undeploy"),
+        *("aiplatform.endpoints.delete", "aiplatform.models.list", "aiplatform.models.delete"),
+        *("storage.objects.list", "storage.buckets.get"),
+    }
+    with pytest.raises(Exception, match="still: 2 files in gs://pail/t2i/weights/"):
+        removed(cloud, "weights")
+
+
+def test_a_ttl_that_ends_before_the_deployment(vertex: FakeVertex, cloud: Rest) -> None:
+    settled = plan.make(replace(ASKED, ttl="1h", scheduler_account=KEEPER), cloud, "ann")
+    vertex.advance(2 * 3600)
+    with pytest.raises(InputError, match="TTL of sd15 ended before"):
+        deploy.run(settled, None, Work(cloud, lambda _: None), lambda *_: None)
+    assert set(vertex.left()) == {"endpoints", "models"}
+
+
+@pytest.mark.parametrize(("kind", "half"), [("model-garden", False), ("t2i", True)])
+def test_only_our_own_server_gets_fp16_weights(
+    vertex: FakeVertex,
+    cloud: Rest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    half: bool,
+) -> None:
+    asked: list[object] = []
+
+    def fetch(repo: str, **options: object) -> Path:
+        asked.append(options["half"])
+        return Path(weights(tmp_path))
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    image = "r-docker.pkg.dev/p/t2i/t2i:1" if kind == "t2i" else None
+    deployed(cloud, Wanted(model="flux-schnell", serving=kind, image=image))
+    assert asked == [half]
+    assert known.current() is None
+    assert serving.find_source("flux-schnell", kind).uploads
