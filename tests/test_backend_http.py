@@ -423,6 +423,28 @@ def test_which_key_goes_where(
     assert {h["Authorization"] for h in server.headers} == {f"Bearer {KEY}"}
 
 
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://192.0.2.1:7860/v1", True),
+        ("http://images.example.org/v1", True),
+        ("https://images.example.org/v1", False),
+        ("http://localhost:7860/v1", False),
+        ("http://[::1]:7860/v1", False),
+    ],
+)
+def test_a_key_that_others_could_read_is_warned_of(
+    url: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choose("http", url=url)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
+    choose("http", url=url)
+    said = capsys.readouterr().err
+    assert ("unencrypted" in said) == warned
+    assert KEY not in said
+
+
 def test_the_key_is_in_no_error(server: FakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
     server.key = "another"

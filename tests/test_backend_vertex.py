@@ -367,6 +367,16 @@ def test_the_host_of_each_kind_of_endpoint() -> None:
     assert place.host("aiplatform") == "https://r-east1-aiplatform.googleapis.com"
 
 
+def test_the_host_of_a_dedicated_endpoint_is_given_by_hand(vertex: FakeVertex) -> None:
+    host = "1234567890.us-central1-987654321.prediction.vertexai.goog"
+    name = "projects/gallery/locations/us-central1/endpoints/1234567890"
+    chosen = backend(name, api_endpoint=f"https://{host}", serving="t2i")
+    settled = resolve(GenerateRequest(prompt="x"), chosen.describe(GenerateRequest(prompt="x")))
+    assert chosen.needs(settled)["url"] == f"https://{host}/v1/{name}:predict"
+    assert known.find(name) is None
+    assert not counted(vertex)
+
+
 def test_plain_http_is_for_loopback_only(vertex: FakeVertex) -> None:
     with pytest.raises(InputError, match="--api-endpoint must be a URL with https://"):
         make(backend("1", api_endpoint="http://10.0.0.1:80"))
@@ -449,7 +459,18 @@ def test_an_endpoint_that_is_not_there(vertex: FakeVertex) -> None:
     with pytest.raises(RemoteError, match="There is no endpoint 998"):
         make(backend(name))
     assert known.find(name) is None
+    # A 404 that says nothing about the endpoint.
+    here = "projects/gallery/locations/us-central1/endpoints/" + first
+    known.remember(Known(name=here, dns=""), current=True)
+    vertex.faults = [fake.not_found()]
+    with pytest.raises(RemoteError, match=f"endpoint {first} is in .* does not know it") as odd:
+        make(backend(here))
+    assert "`t2i remote use" in str(odd.value.hint)
     vertex.granted = {"aiplatform.endpoints.predict"}
+    vertex.faults = [fake.not_found()]
+    with pytest.raises(RemoteError):
+        make(backend(here))
+    assert known.current() == Known(name=here, dns="")
     with pytest.raises(RemoteError, match=r"no endpoint 998 in gallery, us-central1\.$") as blind:
         make(backend(name))
     assert "t2i remote list" in str(blind.value.hint)
@@ -473,7 +494,7 @@ WRAPPED = {"error": {"code": 400, "message": json.dumps(T2I_ERROR), "status": "I
         ),
         (fake.forbidden(), AccessError, r"permission aiplatform\.endpoints\.predict is", 1),
         (Fault(status=401, body={}), AccessError, "refuses these credentials", 1),
-        (fake.not_found(), RemoteError, "There is no endpoint 1001", 1),
+        (fake.not_found(), RemoteError, "The endpoint 1001 is in .* does not know it", 1),
         (fake.handler_exception(), RemoteError, "handler failed: Prediction failed", 1),
         (Fault(status=500, body={"error": {"message": "Oh"}}), RemoteError, "status 500. Oh", 1),
         (fake.truncated_base64(), RemoteError, "cut off", 1),

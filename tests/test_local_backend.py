@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from t2i_cli import catalog, postcard
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, imports, loading
+from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment, imports, loading
+from t2i_cli.backends.local.assessment import Target
 from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.backends.local.memory import Plan
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, WithheldError
 from t2i_cli.events import Event, Loading, Note, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
@@ -355,6 +357,25 @@ def test_check_refuses_what_does_not_fit_and_loads_nothing(
         backend.check(large)
     assert backend._loaded is None
     assert isinstance(error(make(backend, large)), OutOfMemoryError)
+
+
+def test_a_model_that_is_loaded_is_not_counted_twice(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(make(backend, ask(backend, steps=1)))
+    assert backend._loaded
+    planned: list[int] = []
+    plan = assessment.plan
+
+    def noted(aim: Target, request: ResolvedRequest, options: LocalOptions, resident: int) -> Plan:
+        planned.append(resident)
+        return plan(aim, request, options, resident)
+
+    monkeypatch.setattr(assessment, "plan", noted)
+    backend.check(ask(backend))
+    LocalBackend(LocalOptions()).check(ask(backend))
+    assert planned == [backend._loaded.resident, 0]
+    assert planned[0] > 0
 
 
 def test_half_precision_is_planned_where_it_is_asked_for() -> None:

@@ -249,7 +249,7 @@ def test_what_is_not_safe_or_sound_is_refused_at_once(
 def test_another_servers_model_is_its_own(t2i_env: dict[str, str], tmp_path: Path) -> None:
     with serving(Painter()) as behind:
         env = t2i_env | {"T2I_MODEL": "sd15"}
-        arguments = ["--backend", "http", "--url", behind.url, "--port", "0"]
+        arguments = ["--backend", "http", "--url", f"{behind.url}/v1", "--port", "0"]
         with running(tmp_path, env, *arguments, device=None) as server, server.client() as http:
             assert http.get("/t2i/v1/model").json()["name"] != "sd15"
             assert http.post("/predict", json={"prompt": "a red house"}).status_code == 200

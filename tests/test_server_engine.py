@@ -388,6 +388,30 @@ class Slow(Painter):
         on_event(Measure(name="vae-tiling", reason="to test"))
 
 
+def test_what_stops_while_the_model_is_found_does_not_load_it() -> None:
+    found, loaded = threading.Event(), threading.Event()
+
+    def find(_: OnEvent) -> str:
+        assert found.wait(30)
+        return "postcard"
+
+    class Loader(Painter):
+        def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+            loaded.set()
+
+    async def test() -> None:
+        engine = Engine(Loader(), find)
+        starting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(engine.stop(grace=1))
+        await until(lambda: engine.stopping)
+        found.set()
+        await asyncio.gather(starting, stopping)
+        assert not (engine.ready or loaded.is_set())
+
+    run(test())
+
+
 def test_jobs_are_taken_while_the_model_loads_and_hear_of_it() -> None:
     async def test() -> None:
         slow = Slow()

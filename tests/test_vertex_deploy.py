@@ -7,10 +7,22 @@ from pathlib import Path
 import pytest
 
 from t2i_cli import hub, settings
+from t2i_cli.console import Console
 from t2i_cli.errors import InputError
-from t2i_cli.vertex import deploy, known, plan, serving, storage, survey, teardown
+from t2i_cli.vertex import (
+    deploy,
+    known,
+    lifetime,
+    permissions,
+    plan,
+    serving,
+    storage,
+    survey,
+    teardown,
+)
 from t2i_cli.vertex.known import Known
 from t2i_cli.vertex.labels import Labels
+from t2i_cli.vertex.lifetime import Cloud
 from t2i_cli.vertex.operations import Work
 from t2i_cli.vertex.place import Place
 from t2i_cli.vertex.plan import Wanted
@@ -170,6 +182,38 @@ def test_a_ttl_that_ends_before_the_deployment(vertex: FakeVertex, cloud: Rest) 
     with pytest.raises(InputError, match="TTL of sd15 ended before"):
         deploy.run(settled, None, Work(cloud, lambda _: None), lambda *_: None)
     assert set(vertex.left()) == {"endpoints", "models"}
+
+
+def test_the_permissions_of_the_steps_are_enough_for_them(
+    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+) -> None:
+    steps = permissions.STEPS
+    vertex.granted = {*steps["deploy"]}
+    deployed(cloud)
+    vertex.granted = {*steps["remove"]}
+    removed(cloud, "sd15")
+    assert vertex.left() == {}
+    vertex.granted = {*steps["deploy"], *steps["upload"], *steps["scheduler"]}
+    deployed(cloud, Wanted(model=weights(tmp_path), scheduler_account=KEEPER))
+    deployed(cloud, Wanted(model=weights(tmp_path)))
+    vertex.granted = {*steps["remove"], *steps["upload"]}
+    found = survey.everything(cloud)
+    removed(cloud, "weights")
+    teardown.empty_buckets(cloud, found, lambda _: None)
+    assert vertex.left() == {}
+
+
+def test_a_home_that_cannot_be_written_to_costs_no_endpoint(
+    vertex: FakeVertex, cloud: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    account = Cloud(cloud, "ann")
+    with lifetime.ephemeral(ASKED, account, Console(), yes=True) as found:
+        assert found.name.endswith(tuple(vertex.endpoints))
+    assert vertex.left() == {}
+    settled = plan.make(ASKED, cloud, "ann")
+    assert lifetime.make(settled, account, Console()).name.endswith(tuple(vertex.endpoints))
 
 
 @pytest.mark.parametrize(("kind", "half"), [("model-garden", False), ("t2i", True)])

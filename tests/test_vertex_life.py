@@ -235,7 +235,13 @@ def test_scale_to_zero(t2i: T2I, vertex: FakeVertex, env: dict[str, str]) -> Non
         "minScaleupPeriod": "900s",
         "idleScaledownPeriod": "900s",
     }
-    assert t2i(*DEPLOY, "--scale-to-zero", "10s", env=env).returncode == 2
+    for wrong in (
+        ("--scale-to-zero", "10s"),
+        ("--scale-to-zero", "15m", "--min-replicas", "2", "--max-replicas", "2"),
+        ("--max-cost", "nan"),
+        ("--max-cost", "-1"),
+    ):
+        assert t2i(*DEPLOY, *wrong, "--dry-run", env=env).returncode == 2
 
 
 def test_the_scheduler_enforces_the_ttl(t2i: T2I, vertex: FakeVertex, env: dict[str, str]) -> None:
@@ -399,7 +405,9 @@ def test_a_gated_model_goes_through_this_machine_and_no_token_into_the_container
     assert again.returncode == 0, again.stderr
     assert len(vertex.uploads) == uploads + 1  # the labels alone
 
-    assert t2i("remote", "down", env=env).returncode == 0
+    down = t2i("remote", "down", env=env)
+    assert down.returncode == 0
+    assert "files in gs://t2i-gallery-us-central1/t2i/secret/; with --bucket" in down.stderr
     assert set(vertex.left()) == {"buckets", "objects"}
     # The weights stay for the next deployment, until their TTL ends or --bucket takes them.
     assert "leftovers" in t2i("remote", "list", env=env).stdout
@@ -427,6 +435,50 @@ def test_ctrl_c_says_what_is_left_and_the_same_command_goes_on(
     again = t2i(*DEPLOY, env=env)
     assert again.returncode == 0, again.stderr
     assert len(vertex.spans) == 1
+
+
+def test_memory_is_compared_with_what_there_is(
+    t2i: T2I, vertex: FakeVertex, env: dict[str, str], home: Path
+) -> None:
+    there = vertex.make_endpoint().replace("123456789", "gallery")
+    gone = "projects/gallery/locations/us-central1/endpoints/4711"
+    far = "projects/gallery/locations/europe-west4/endpoints/4712"
+    memory = home / ".local/state/t2i/vertex.json"
+    memory.parent.mkdir(parents=True)
+    known = [{"name": name, "expires": 5} for name in (there, gone, far)]
+    memory.write_text(json.dumps({"current": gone, "endpoints": known}))
+    done = t2i("remote", "list", env=env)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(memory.read_text())
+    assert [one["name"] for one in record["endpoints"]] == [there, far]
+    assert record["current"] is None
+    assert f"warning: {far} is past its TTL" in done.stderr
+    assert "`t2i remote reap --project gallery --region europe-west4` removes it" in done.stderr
+    assert done.stderr.count("past its TTL") == 1
+
+
+def test_what_cannot_be_seen_is_said(t2i: T2I, vertex: FakeVertex, env: dict[str, str]) -> None:
+    vertex.granted = {"aiplatform.endpoints.list", "aiplatform.models.list"}
+    done = t2i("remote", "reap", env=env)
+    assert done.returncode == 0
+    assert "warning: Weights may still be there: gs://t2i-gallery-us-central1: The" in done.stderr
+
+
+def test_a_full_name_tells_the_region(t2i: T2I, vertex: FakeVertex, env: dict[str, str]) -> None:
+    assert t2i(*DEPLOY, env=env).returncode == 0
+    (number,) = vertex.endpoints
+    name = f"projects/gallery/locations/us-central1/endpoints/{number}"
+    # Nothing but the name says where it is.
+    env = {key: value for key, value in env.items() if key != "T2I_VERTEX_REGION"}
+    env["XDG_STATE_HOME"] = "/nowhere"
+    (Path(env["GOOGLE_APPLICATION_CREDENTIALS"]).parent / "elsewhere.toml").write_text(
+        'vertex_region = "europe-west4"\n'
+    )
+    config = Path(env["GOOGLE_APPLICATION_CREDENTIALS"]).parent / "elsewhere.toml"
+    for command in ("status", "down"):
+        done = t2i("remote", command, name, env=env | {"T2I_CONFIG": str(config)})
+        assert done.returncode == 0, done.stderr
+    assert vertex.left() == {}
 
 
 def test_any_command_warns_of_a_remembered_endpoint_past_its_ttl(

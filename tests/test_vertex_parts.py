@@ -202,6 +202,27 @@ def test_where_the_place_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known.current() is None
 
 
+def test_permissions_are_asked_for_in_the_project_that_is_used(
+    vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in vertex.environment.items():
+        monkeypatch.setenv(name, value)
+    login, _ = permissions.look()
+    assert login.project == "gallery"
+    monkeypatch.setenv("T2I_VERTEX_PROJECT", "workshop")
+    login, able = permissions.look()
+    assert login.project == "workshop"
+    assert able is not None
+    asked = [path for _, path in vertex.requests if "testIam" in path]
+    assert asked[-1] == "/v3/projects/workshop:testIamPermissions"
+
+
+def test_an_answer_that_is_no_json(vertex: FakeVertex, cloud: Rest) -> None:
+    vertex.objects["pail", "x"] = ({}, b"<html>")
+    with pytest.raises(RemoteError, match="it is no JSON"):
+        cloud.call("GET", "storage", "b/pail/o/x", params={"alt": "media"})
+
+
 def test_a_broken_memory_is_none(tmp_path: Path) -> None:
     known.remember(known.Known(name="projects/p/locations/l/endpoints/1"), current=True)
     assert known.path().stat().st_mode & 0o077 == 0
@@ -219,7 +240,7 @@ def test_a_broken_memory_is_none(tmp_path: Path) -> None:
         (None, None, "postcard", "n1-standard-4"),
         (None, "p100", "sd15", "n1-standard-8 with 1 NVIDIA_TESLA_P100"),
         ("n1-standard-4", "NVIDIA_TESLA_T4:1", "sd15", "n1-standard-4 with 1 NVIDIA_TESLA_T4"),
-        ("g2-standard-12", "none", "sd15", "g2-standard-12 with 1 NVIDIA_L4"),
+        ("n1-standard-8", "none", "sd15", "n1-standard-8"),
     ],
 )
 def test_hardware(machine: str | None, accelerator: str | None, model: str, text: str) -> None:
@@ -230,7 +251,14 @@ def test_hardware(machine: str | None, accelerator: str | None, model: str, text
 
 @pytest.mark.parametrize(
     ("machine", "accelerator"),
-    [("huge", None), ("g2-standard-4", "t4"), (None, "t4:many"), (None, "t4:0"), (None, "t 4")],
+    [
+        ("huge", None),
+        ("g2-standard-12", "none"),
+        ("g2-standard-4", "t4"),
+        (None, "t4:many"),
+        (None, "t4:0"),
+        (None, "t 4"),
+    ],
 )
 def test_hardware_that_is_none(machine: str | None, accelerator: str | None) -> None:
     with pytest.raises(InputError):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from t2i_cli.vertex import rest, teardown
 from tests.conftest import T2I
-from tests.fakes.vertex import FakeVertex
+from tests.fakes.google import refusal
+from tests.fakes.vertex import FakeVertex, Fault
 from tests.running import running, until
 
 RUN = ("remote", "run", "--yes", "--model", "sd15")
@@ -62,7 +64,25 @@ def test_it_never_removes_what_was_there(t2i: T2I, vertex: FakeVertex) -> None:
     assert vertex.left() == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_ttl_ends_the_command(t2i: T2I, vertex: FakeVertex) -> None:
+    done = t2i(*RUN, "--ttl", "6s", "--", "sleep", "100", env=vertex.environment)
+    assert done.returncode == 143
+    assert "warning: The TTL of the endpoint is over." in done.stderr
+    assert vertex.left() == {}
+
+
+def test_a_removal_that_fails_is_tried_for_minutes(t2i: T2I, vertex: FakeVertex) -> None:
+    body = refusal(503, "UNAVAILABLE", "Not now.")
+    # The tries of a call times those of a step, and one more.
+    times = rest.TRIES * teardown.TRIES + 1
+    vertex.faults = [Fault(where="DELETE .*/endpoints", status=503, body=body, times=times)]
+    done = t2i(*RUN, "--", "true", env=vertex.environment)
+    assert done.returncode == 0, done.stderr
+    assert "The removal is tried again." in done.stderr
+    assert vertex.left() == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("stage", ["deploying", "running"])
 def test_signals(
     t2i_env: dict[str, str], vertex: FakeVertex, number: signal.Signals, stage: str
@@ -82,7 +102,8 @@ def test_signals(
         time.sleep(0.05)
         process.send_signal(number)  # an impatient second one
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, errors
+    terminated = signal.SIGTERM if number == signal.SIGHUP else number
+    assert process.returncode == 128 + terminated, errors
     assert vertex.left() == {}, errors
 
 
@@ -131,7 +152,33 @@ def test_an_ephemeral_batch(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -> Non
     assert vertex.left() == {}
     both = t2i(*batch, "--endpoint", "5", env=vertex.environment)
     assert both.returncode == 2
+    for wrong in (
+        ("--batch-size", "many"),
+        ("--max-failures", "many"),
+        ("--device", "cuda"),
+        ("-o", file),
+    ):
+        early = t2i(*batch, *wrong, env=vertex.environment)
+        assert early.returncode == 2, early.stderr
+    for option in (("--ttl", "1h"), ("--max-cost", "3"), ("--yes",)):
+        alone = t2i("batch", file, "-m", "postcard", *option)
+        assert alone.returncode == 2
+        assert f"{option[0]} means nothing without --ephemeral" in alone.stderr
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "steps": "many"}\n')
     bad = t2i("batch", tmp_path / "bad.jsonl", "--ephemeral", "--yes", env=vertex.environment)
     assert bad.returncode == 2
     assert len(vertex.spans) == 1
+
+
+def test_an_ephemeral_batch_of_weights_from_here(
+    t2i: T2I, vertex: FakeVertex, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model_index.json").write_text("{}")
+    (tmp_path / "prompts.txt").write_text("a red star\n")
+    batch = ("batch", tmp_path / "prompts.txt", "-o", tmp_path / "out", "-m", weights)
+    done = t2i(*batch, "--ephemeral", "--yes", env=vertex.environment)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    assert vertex.left() == {}

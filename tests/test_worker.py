@@ -31,7 +31,7 @@ from t2i_cli.naming import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from t2i_cli.worker import care, hiring, identity, mention, place
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
-from t2i_cli.worker.client import _Connection
+from t2i_cli.worker.client import KEEP_ALIVE_HEADER, Exchange, _Connection
 from t2i_cli.worker.place import Place, State
 from t2i_cli.worker.process import MAX_LOG
 from tests import tiny
@@ -291,7 +291,28 @@ def test_its_log_is_bounded() -> None:
     log = Place.find().log
     log.write_bytes(b"x" * 2 * MAX_LOG)
     until(lambda: log.stat().st_size < MAX_LOG)
+    log.unlink()
+    time.sleep(2 * place.BEAT)
     assert worker()
+
+
+@pytest.mark.usefixtures("runtime")
+def test_only_a_time_to_stay_is_taken_for_one() -> None:
+    run()
+    place_ = Place.find()
+    state = place_.state()
+    assert state is not None
+    for value in ("nan", "inf", "-1", "soon"):
+        with Exchange(place_, state, hiring.STATUS_PATH, None, {KEEP_ALIVE_HEADER: value}) as one:
+            assert one.json()["keep_alive"] == LONG
+
+
+def test_a_process_id_that_a_dead_worker_left_gets_no_signal(tmp_path: Path) -> None:
+    place_ = Place(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        place_.signal(State(pid=other.pid, identity="", version="", model=""), signal.SIGTERM)
+        other.communicate(b"\n")
+    assert other.returncode == 0
 
 
 def test_what_another_version_says_of_itself_is_understood(tmp_path: Path) -> None:
@@ -333,6 +354,8 @@ def test_half_started_it_is_replaced(same: bool, monkeypatch: pytest.MonkeyPatch
     with stuck.stdout as said:
         assert said.readline() == b"locked\n"
     assert care.status().state == "starting"
+    assert not hiring.make_room()
+    assert stuck.poll() is None
     if same:
         # It could yet come to listen; this one has had its time.
         old = time.time() - 2 * place.STARTING
@@ -527,6 +550,13 @@ def test_without_unix_sockets_it_listens_on_loopback_and_asks_for_its_secret(
         connection.request("GET", hiring.STATUS_PATH)
         assert connection.getresponse().status == 401
         connection.close()
+        connection.request("GET", hiring.STATUS_PATH, headers={KEEP_ALIVE_HEADER: "1"})
+        assert connection.getresponse().status == 401
+        connection.close()
+        assert care.status().keep_alive == LONG
+        Place.find().write(replace(state, secret="another"))  # noqa: S106
+        assert care.status().state == "none"
+        Place.find().write(state)
     finally:
         end()
 

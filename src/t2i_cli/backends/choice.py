@@ -132,10 +132,13 @@ def _http(options: Options) -> Backend:
     from t2i_cli.backends.http import options as http
 
     url = http.base(options.get("url") or settings.get("http_url"))
+    key = http.key(url)
+    if key and http.is_readable(url):
+        console.warn(f"The API key goes to {url} unencrypted; https:// would hide it.")
     return HttpBackend(
         HttpOptions(
             url=url,
-            key=http.key(url),
+            key=key,
             dialect=settings.pick("http_dialect", options.get("dialect")),
             retries=_retries(options),
             timeout=_timeout(options),

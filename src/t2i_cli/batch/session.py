@@ -52,7 +52,7 @@ def check(task: Task, console: Console) -> None:
 
 
 def check_early(task: Task, console: Console) -> None:
-    """Raise what is wrong before anything that a backend needs costs money; not of a pipe's rows."""
+    """Raise what is wrong before a backend costs anything; of a pipe's rows that is nothing."""
     check(task, console)
     folder = task.folder
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +10,7 @@ import typer
 from t2i_cli import options
 from t2i_cli.commands import remote_build, remote_deploy, remote_generate
 from t2i_cli.console import console
-from t2i_cli.errors import InputError, RemoteError, T2IError
+from t2i_cli.errors import InputError, RemoteError, StorageError, T2IError
 from t2i_cli.options import ApiEndpointOpt, JsonOpt, ProjectOpt, QuietOpt, RegionOpt
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ def remote(context: typer.Context) -> None:
         return
     for one in known.all_known():
         if one.expires and one.expires < time.time():
-            console.warn(
-                f"{one.name} is past its TTL and may still be paid for; "
-                "`t2i remote reap` removes it."
-            )
+            _warn_past(one.name)
 
 
 @app.command("list")
@@ -228,6 +225,36 @@ def _remove(
         console.note(f"Removed: {', '.join(names)}." if names else "There was nothing to remove.")
 
 
+def _warn_elsewhere(cloud: "Cloud") -> None:
+    """Warn of what is past its TTL in other places: nobody asks Google about those now."""
+    from t2i_cli.vertex import known
+
+    for one in known.all_known():
+        elsewhere = not one.name.startswith(f"{cloud.rest.place.parent}/")
+        if elsewhere and one.expires and one.expires < cloud.rest.now():
+            _warn_past(one.name)
+
+
+def _forget_gone(cloud: "Cloud", found: "Survey") -> None:
+    """Drop what is remembered of this place and is not there."""
+    from t2i_cli.vertex import known
+
+    there = {name.split("/")[-1] for name in found.all_endpoints}
+    for one in known.all_known():
+        here = one.name.startswith(f"{cloud.rest.place.parent}/")
+        if here and one.name.split("/")[-1] not in there:
+            with suppress(StorageError):
+                known.forget(one.name)
+
+
+def _warn_past(name: str) -> None:
+    parts = name.split("/")  # projects/PROJECT/locations/REGION/endpoints/NUMBER
+    where = f" --project {parts[1]} --region {parts[3]}" if len(parts) == 6 else ""
+    console.warn(
+        f"{name} is past its TTL and may still be paid for; `t2i remote reap{where}` removes it."
+    )
+
+
 def _named(found: "Survey", endpoint: str | None) -> "Deployment":
     """The deployment that is meant: named, or in use, or the only one."""
     from t2i_cli import settings
@@ -262,6 +289,9 @@ def _surveyed(
         project=project, region=region, api_endpoint=api_endpoint, endpoint=endpoint
     ) as cloud:
         found = survey.everything(cloud.rest, bucket)
+        _warn_elsewhere(cloud)
         if warn:
             survey.warn_overdue(found.overdue(cloud.rest.now()), console.warn)
         yield cloud, found
+        # Only now: a command that means the endpoint in use must not fall back on another.
+        _forget_gone(cloud, found)

@@ -27,7 +27,7 @@ def status(json: JsonOpt = False) -> None:
 
 @app.command()
 def stop(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
-    """End the worker, after the image that it is at."""
+    """End the worker; an image that it is at has 30 seconds."""
     console.configure(json=json, quiet=quiet)
     from t2i_cli.worker import care
 

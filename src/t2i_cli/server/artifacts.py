@@ -47,9 +47,7 @@ class Item:
     crc32c: str | None
 
 
-def fetch(
-    uri: str, on_event: OnEvent = lambda _: None, end: ExitStack | None = None
-) -> Path:
+def fetch(uri: str, on_event: OnEvent = lambda _: None, end: ExitStack | None = None) -> Path:
     """The folder with the model at `uri`: gs://BUCKET/PATH, file:///PATH or a folder.
 
     A gs:// one is downloaded into a new folder, which is removed again if that fails, and by

@@ -88,7 +88,7 @@ class Engine:
             self.spec = await self.line.in_thread(self._describe)
             self._names |= {self.spec.name, self.spec.repo}
             self._known.set()
-            if self._load_first:
+            if self._load_first and not self.stopping:
                 await self.line.in_thread(self._load)
         except T2IError as error:
             self.failure = error

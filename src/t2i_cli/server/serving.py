@@ -99,7 +99,7 @@ class _Server(uvicorn.Server):
         await super().on_tick(counter)
         self._drop_stalled()
         starting: asyncio.Task[None] = self._app.state.starting
-        if starting.done() and (error := starting.exception()):
+        if starting.done() and not starting.cancelled() and (error := starting.exception()):
             self.failure = error
             return True
         if self._engine.ready and self._on_ready:

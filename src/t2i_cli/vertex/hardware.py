@@ -95,6 +95,8 @@ def choose(machine: str | None, accelerator: str | None, spec: ModelSpec) -> Har
     included = _included(machine)
     if included:
         hardware = replace(hardware, accelerator=included[0], count=included[1])
+    if accelerator == "none" and included:
+        raise InputError(f"{machine} comes with {included[1]} {included[0]}, never without.")
     if accelerator is None or accelerator == "none":
         return hardware
     named, _, count = accelerator.partition(":")

@@ -4,9 +4,9 @@ https://cloud.google.com/iam/docs/permissions-reference
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from t2i_cli.errors import T2IError
+from t2i_cli.errors import InputError, T2IError
 from t2i_cli.vertex import credentials, place
 from t2i_cli.vertex.credentials import Login
 from t2i_cli.vertex.rest import TRIES, Rest
@@ -113,14 +113,20 @@ class Able:
 
 
 def look(impersonate: str | None = None, seconds: float = 10) -> tuple[Login, Able | None]:
-    """Find the credentials, have a token issued, and ask what they may do in their project.
+    """Find the credentials, have a token issued, and ask what they may do.
+
+    The project is the one that t2i would use: of the settings, else of the credentials.
 
     Waits `seconds` for each call. Raises AccessError, RemoteError or TimedOutError.
     """
     found, login = credentials.check(impersonate, seconds)
-    if login.project is None:
+    try:
+        where = place.find(login_project=login.project)
+    except InputError:
+        if login.project:
+            raise
         return login, None
-    where = place.find(project=login.project)
+    login = replace(login, project=where.project)
     with Rest(where, credentials.Tokens(found, seconds), seconds=seconds) as rest:
         tested = test(rest, STEPS, tries=1)
     missing = {

@@ -172,6 +172,8 @@ def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
     idle = _duration("--scale-to-zero", wanted.scale_to_zero) if wanted.scale_to_zero else None
     if idle is not None and idle not in _SCALE_DOWN:
         raise InputError("--scale-to-zero must be from 5m to 8h, which Vertex AI takes.")
+    if idle is not None and wanted.min_replicas != 1:
+        raise InputError("--scale-to-zero leaves no replica running; leave --min-replicas out.")
     if not 1 <= wanted.min_replicas <= wanted.max_replicas:
         raise InputError("--min-replicas must be at least 1, and no more than --max-replicas.")
     for account_option in (wanted.service_account, wanted.scheduler_account):
@@ -214,6 +216,8 @@ def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
         scheduler_account=wanted.scheduler_account,
         permissions=tested,
     )
+    if wanted.max_cost is not None and not wanted.max_cost >= 0:
+        raise InputError("--max-cost must be USD, as 5 or 2.50.")
     if wanted.max_cost is not None:
         _check_cost(plan, wanted.max_cost)
     return plan

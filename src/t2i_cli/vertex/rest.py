@@ -94,7 +94,13 @@ class Rest:
         whole = path if path.startswith("/") else _PATHS[service] + path
         url = self.place.host(service) + whole
         response = self.send(method, url, json=json, params=dict(params or {}), tries=tries)
-        value = response.json() if response.content else {}
+        try:
+            value = response.json() if response.content else {}
+        except ValueError as error:
+            raise RemoteError(
+                "The answer makes no sense: it is no JSON.",
+                hint="Is --api-endpoint an address of Google Cloud's interfaces?",
+            ) from error
         return value if isinstance(value, dict) else {}
 
     def pages(

@@ -156,6 +156,8 @@ def _upload(rest: Rest, bucket: str, name: str, path: Path, on_sent: Callable[[i
                 answer = rest.send("PUT", session, headers={"Content-Range": f"bytes */{size}"})
             if answer.status_code != 308:
                 return
+            if _arrived(answer) > start:
+                failures = 0
             start = _arrived(answer)
             on_sent(start)
 

@@ -64,6 +64,8 @@ class Survey:
     deployments: dict[str, Deployment] = field(default_factory=dict)
     buckets: set[str] = field(default_factory=set)
     unseen: list[str] = field(default_factory=list)
+    all_endpoints: list[str] = field(default_factory=list)
+    """The full names of every endpoint there, whoever made it."""
 
     def overdue(self, now: float) -> list[Deployment]:
         """Those past their TTL."""
@@ -85,6 +87,7 @@ def endpoints(rest: Rest) -> Survey:
     """The endpoints alone, which is quick: one call."""
     found = Survey()
     for endpoint in rest.pages("aiplatform", f"{rest.place.parent}/endpoints", "endpoints"):
+        found.all_endpoints.append(endpoint["name"])
         if one := found.of(endpoint.get("labels", {})):
             one.endpoints.append(endpoint)
     return found

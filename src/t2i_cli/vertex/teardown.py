@@ -73,13 +73,13 @@ def verify(
 def empty_buckets(rest: Rest, found: Survey, say: Say) -> None:
     """Delete the buckets that t2i made, where nothing is in them any more."""
     for bucket in found.buckets:
-        if not storage.stored(rest, bucket, ""):
-            try:
+        try:
+            if not storage.stored(rest, bucket, ""):
                 storage.remove_bucket(rest, bucket)
                 say(f"bucket gs://{bucket}: removed")
-            except T2IError as error:
-                # An empty bucket costs nothing.
-                say(f"bucket gs://{bucket}: {error.message}")
+        except T2IError as error:
+            # An empty bucket costs nothing.
+            say(f"bucket gs://{bucket}: {error.message}")
 
 
 def _endpoint(rest: Rest, name: str, say: Say) -> None:

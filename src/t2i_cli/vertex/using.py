@@ -1,5 +1,6 @@
 """Choosing an endpoint that is there already, whoever made it."""
 
+from t2i_cli.settings import SERVINGS
 from t2i_cli.vertex import known, survey
 from t2i_cli.vertex.known import Known
 from t2i_cli.vertex.labels import Labels
@@ -28,8 +29,8 @@ def use(wanted: str, rest: Rest) -> Known:
     found = Known(
         name=rest.place.endpoint(endpoint["name"].split("/")[-1]),
         dns=endpoint.get("dedicatedEndpointDns", ""),
-        serving=labels.serving if labels else None,
-        model=labels.model if labels else None,
+        serving=labels.serving if labels and labels.serving in SERVINGS else None,
+        model=labels.model or None if labels else None,
         deployed_model=deployed[0]["id"] if deployed else None,
         replicas=resources.get("maxReplicaCount"),
         expires=labels.expires if labels else None,

@@ -58,6 +58,8 @@ def status() -> Status:
     try:
         with Exchange(place, state, STATUS_PATH) as exchange:
             answer = exchange.json()
+            if not exchange.ok:
+                raise UnusableError("The warm worker does not tell how it is.")
     except HungError:
         return replace(known, state="hung")
     except UnusableError:
@@ -73,7 +75,7 @@ def status() -> Status:
 
 
 def stop() -> int | None:
-    """End the worker: at once if it is idle or hung, else after its image. Its process id, if any.
+    """End the worker: at once if it is idle or hung; what runs has 30 seconds. Its process id.
 
     Raises InputError if its folder is not the user's own.
     """

@@ -71,7 +71,12 @@ def make_room() -> bool:
         place = Place.find()
     except UnusableError:
         return False
-    return place.state() is not None and place.alive() and retire(place)
+    state = place.state()
+    if state is None or not place.alive():
+        return False
+    if not state.listening and not place.hung(state):
+        return False  # another run has just started it
+    return retire(place)
 
 
 def _replaced(place: Place, wanted: Wanted, identity: str, keep_alive: float) -> State:

@@ -183,8 +183,11 @@ class Place:
 
     def signal(self, state: State, number: int) -> None:
         """Send a signal to a worker that lives: its lock says that the process id is its own."""
-        with suppress(ProcessLookupError):
-            os.kill(state.pid, number)
+        # Whoever looks whether it lives holds the lock for an instant.
+        time.sleep(0.02)
+        if self.alive():
+            with suppress(ProcessLookupError):
+                os.kill(state.pid, number)
 
     def kill(self) -> None:
         """End a worker that does not answer."""

@@ -4,6 +4,7 @@ Run as `python -m t2i_cli.worker.process ORDER`, by `hiring` alone.
 """
 
 import json
+import math
 import os
 import secrets
 import socket
@@ -56,6 +57,8 @@ def main(make_backend: Callable[[LocalOptions], Backend] = LocalBackend) -> None
 
 
 def _serve(place: Place, state: State, order: dict[str, Any], backend: Backend) -> None:
+    from starlette.middleware import Middleware
+
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.options import Limits, ServerOptions
@@ -67,7 +70,8 @@ def _serve(place: Place, state: State, order: dict[str, Any], backend: Backend) 
     listener, state = _listen(place, state)
     app = create_app(engine, ServerOptions(api_key=state.secret))
     watch = _Watch(place, state, engine, app, order["keep_alive"])
-    app.add_middleware(_KeepAlive, watch=watch)
+    # The innermost: it hears of what the guard lets through only.
+    app.user_middleware.append(Middleware(_KeepAlive, watch=watch))
     # Before anything is accepted: what comes meanwhile waits in the socket's backlog.
     place.write(state)
     # Whoever asked has heard of the model that could not be had.
@@ -123,11 +127,15 @@ class _Watch:
             self._beat = time.monotonic()
             if not self._place.beat():
                 return True
+            # Whoever empties the folder, or fills its disk, does not end the worker.
+            with suppress(OSError):
+                if self._place.log.stat().st_size > MAX_LOG:
+                    os.truncate(self._place.log, 0)
             if self._engine.ready and not self._state.warm:
-                self._state = replace(self._state, warm=True)
-                self._place.write(self._state)
-            if self._place.log.stat().st_size > MAX_LOG:
-                os.truncate(self._place.log, 0)
+                with suppress(OSError):
+                    warm = replace(self._state, warm=True)
+                    self._place.write(warm)
+                    self._state = warm
         idle = self._idle()
         return idle is not None and idle > self.keep_alive
 
@@ -150,7 +158,9 @@ class _KeepAlive:
         for name, value in scope.get("headers", ()):
             if name == KEEP_ALIVE_HEADER.lower().encode():
                 with suppress(ValueError):
-                    self._watch.keep_alive = float(value)
+                    seconds = float(value)
+                    if 0 <= seconds < math.inf:
+                        self._watch.keep_alive = seconds
         await self._app(scope, receive, send)
 
 

@@ -1,5 +1,6 @@
 """What a user may choose about a server, checked before anything is sent."""
 
+import ipaddress
 import os
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -56,3 +57,14 @@ def key(url: str) -> str | None:
     return settings.get("http_api_key") or (
         os.environ.get("OPENAI_API_KEY") or None if of_openai else None
     )
+
+
+def is_readable(url: str) -> bool:
+    """Whether others on the way can read what is sent: plain HTTP, off this machine."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return True

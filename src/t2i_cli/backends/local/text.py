@@ -30,8 +30,7 @@ def notes(loaded: Loaded, prompt: str) -> Iterator[str]:
         yield f"The prompt is too long for the text encoder, which does not read: {cut}"
     if loaded.spec.folder == postcard.FOLDER and (unknown := _unknown(prompt)):
         yield (
-            f"postcard does not know: {unknown}; "
-            "`t2i models show postcard` has the words it knows."
+            f"postcard does not know: {unknown}; `t2i models show postcard` has the words it knows."
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from t2i_cli import catalog
 from t2i_cli.backends.vertex.options import VertexOptions
@@ -15,6 +16,8 @@ from t2i_cli.vertex import known, labels, place, rest
 from t2i_cli.vertex.known import Known
 from t2i_cli.vertex.place import Place
 
+_DEDICATED = ".prediction.vertexai.goog"
+"""What the hosts of dedicated endpoints end with."""
 _SHOWN = 5
 """Endpoints that an error names."""
 
@@ -108,6 +111,10 @@ def find(options: VertexOptions, token: Token, login_project: str | None) -> Tar
     name = where.endpoint(named)
     entry = known.find(name) or Known(name=name)
     looked_up = True
+    given = urlsplit(where.api_endpoint or "").hostname or ""
+    if entry.dns is None and given.endswith(_DEDICATED):
+        # That host answers predictions and nothing else.
+        entry = replace(entry, dns=given)
     if entry.dns is None:
         try:
             entry = _look_up(where, token, name)
@@ -126,9 +133,7 @@ def find(options: VertexOptions, token: Token, login_project: str | None) -> Tar
 
 
 def not_there(target: Target, token: Token) -> T2IError:
-    """The error for an endpoint that does not exist, with those that do."""
-    with suppress(StorageError):
-        known.forget(target.known.name)
+    """The error for an endpoint that answers that it does not exist, with those that do."""
     return _missing(target.place, token, target.number)
 
 
@@ -166,6 +171,14 @@ def _missing(where: Place, token: Token, number: str) -> T2IError:
         return RemoteError(
             f"There is no endpoint {number} {there}.", hint="`t2i remote list` shows what there is."
         )
+    if any(e["name"].split("/")[-1] == number for e in found):
+        return RemoteError(
+            f"The endpoint {number} is {there}, but what answered the call does not know it.",
+            hint=f"`t2i remote use {number}` looks its host up again; --api-endpoint may lead "
+            "elsewhere.",
+        )
+    with suppress(StorageError):
+        known.forget(where.endpoint(number))
     names = [f"{e['name'].split('/')[-1]} ({e.get('displayName', '')})" for e in found[:_SHOWN]]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     have = f"; there is {', '.join(names)}{more}" if names else ", nor any other"
