@@ -8,7 +8,7 @@ import pytest
 
 from t2i_cli import hub, settings
 from t2i_cli.console import Console
-from t2i_cli.errors import InputError
+from t2i_cli.errors import AccessError, InputError
 from t2i_cli.vertex import (
     deploy,
     known,
@@ -174,6 +174,19 @@ def test_weights_that_stay_in_a_bucket_of_the_user_s_are_told_of(
     }
     with pytest.raises(Exception, match="still: 2 files in gs://pail/t2i/weights/"):
         removed(cloud, "weights")
+
+
+def test_a_bucket_of_another_project_gets_no_weights(
+    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+) -> None:
+    deployed(cloud, Wanted(model=weights(tmp_path)))
+    deployed(cloud, Wanted(model=weights(tmp_path)))
+    put(vertex, "t2i-gallery-us-central1")
+    vertex.buckets["t2i-gallery-us-central1"]["projectNumber"] = "666"
+    before = len(vertex.uploads)
+    with pytest.raises(AccessError, match="is not of the project gallery"):
+        deployed(cloud, Wanted(model=weights(tmp_path)))
+    assert len(vertex.uploads) == before
 
 
 def test_a_ttl_that_ends_before_the_deployment(vertex: FakeVertex, cloud: Rest) -> None:

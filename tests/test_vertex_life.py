@@ -350,15 +350,25 @@ def test_a_rate_limit_is_waited_for(t2i: T2I, vertex: FakeVertex, env: dict[str,
     assert counted(vertex)["POST endpoints"] == 3
 
 
-def test_no_secret_is_shown(t2i: T2I, vertex: FakeVertex, env: dict[str, str], home: Path) -> None:
+def test_no_secret_is_shown(
+    t2i: T2I, vertex: FakeVertex, env: dict[str, str], home: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model_index.json").write_text("{}")
+    body = refusal(503, "UNAVAILABLE", "Not now.")
+    vertex.faults.append(Fault(where="PUT /upload", status=503, body=body, times=99))
     vertex.operation_errors["deployModel"] = {"code": 13, "message": "Internal error."}
     outputs = [
+        t2i("remote", "deploy", "-m", weights, "--yes", env=env),
         t2i(*DEPLOY, env=env),
         t2i("remote", "list", env=env),
         t2i("remote", "down", "sd15", env=env),
     ]
     text = "".join(done.stdout + done.stderr for done in outputs)
     text += "".join(p.read_text() for p in (home / ".local/state").rglob("*") if p.is_file())
+    assert vertex.uploads
+    assert outputs[0].returncode == 6
     for secret in ("ya29", "PRIVATE KEY", "upload_id"):
         assert secret not in text
 

@@ -64,6 +64,9 @@ def test_labels_of_others_are_not_ours() -> None:
     assert Labels.of(mine.encoded()) == mine
     assert Labels.of({"managed-by": "terraform"}) is None
     assert Labels.of({}) is None
+    found = Labels.of({"managed-by": "t2i", "t2i-by": labels.encode("\x1b[2J")})
+    assert found is not None
+    assert found.by == "\\u001b[2J"
 
 
 def _weights(folder: Path) -> Path:

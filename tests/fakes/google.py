@@ -137,7 +137,7 @@ class Google:
         bucket = json.loads(content)
         if bucket["name"] in self.buckets:
             raise Refused(409, "CONFLICT", "Your previous request to create it succeeded.")
-        self.buckets[bucket["name"]] = bucket
+        self.buckets[bucket["name"]] = bucket | {"projectNumber": "123456789"}
         return _json(bucket)
 
     def _delete_bucket(self, match: re.Match[str], *_: object) -> Any:

@@ -105,6 +105,8 @@ def _weights(plan: Plan, work: Work, on_bytes: OnBytes) -> None:
     if storage.bucket_labels(rest, bucket) is None:
         storage.make_bucket(rest, bucket, plan.labels.encoded())
         work.say(f"bucket gs://{bucket}: made")
+    elif bucket == storage.default_bucket(rest.place):
+        storage.check_owner(rest, bucket)
     # Before the weights, so that whatever arrives can be found and removed.
     storage.mark(rest, bucket, plan.labels)
     # Only t2i's own server looks for weights by the names that fp16 ones have.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote_to_bytes
 
+from t2i_cli.console import printable
+
 MANAGED = ("managed-by", "t2i")
 LONGEST = 63
 """Characters of a value: Vertex AI takes 64, storage 63."""
@@ -45,9 +47,10 @@ class Labels:
             name=labels.get("t2i-name", ""),
             # What t2i made and nobody can date is past its time.
             expires=int(expires) if expires.isdecimal() else 0,
-            model=decode(labels.get("t2i-model", "")),
+            # Anybody in the project may write labels, and these are shown on terminals.
+            model=printable(decode(labels.get("t2i-model", ""))),
             serving=labels.get("t2i-serving", ""),
-            by=decode(labels.get("t2i-by", "")),
+            by=printable(decode(labels.get("t2i-by", ""))),
         )
 
 

@@ -28,6 +28,7 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "predict": ("aiplatform.endpoints.predict",),
     "deploy": _DEPLOY,
     "upload": (
+        "resourcemanager.projects.get",
         "storage.buckets.get",
         "storage.buckets.create",
         "storage.objects.list",

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from t2i_cli.errors import QuotaError, RemoteError, StorageError, TimedOutError
+from t2i_cli.errors import AccessError, QuotaError, RemoteError, StorageError, TimedOutError
 from t2i_cli.vertex import labels as labelling
 from t2i_cli.vertex.place import Place
 from t2i_cli.vertex.rest import TRIES, NotFoundError, Rest
@@ -63,6 +63,17 @@ def bucket_labels(rest: Rest, bucket: str) -> Mapping[str, str] | None:
         return None
     labels: Mapping[str, str] = found.get("labels", {})
     return labels
+
+
+def check_owner(rest: Rest, bucket: str) -> None:
+    """Raise AccessError if the bucket is another project's: its default name can be guessed."""
+    owner = rest.call("GET", "storage", f"b/{quote(bucket)}").get("projectNumber")
+    ours = rest.call("GET", "cloudresourcemanager", f"projects/{rest.place.project}")["name"]
+    if ours != f"projects/{owner}":
+        raise AccessError(
+            f"gs://{bucket} is not of the project {rest.place.project}: nothing is uploaded there.",
+            hint="--bucket names another one.",
+        )
 
 
 def make_bucket(rest: Rest, bucket: str, labels: Mapping[str, str]) -> None:
