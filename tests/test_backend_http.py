@@ -56,7 +56,7 @@ FACTS = {
     "repo": None,
     "revision": None,
     "steps": 20,
-    "guidance_scale": 3.0,
+    "guidance_scale": 2.0,
     "width": 128,
     "height": 128,
     "multiple": 8,

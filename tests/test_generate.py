@@ -32,7 +32,7 @@ def test_picture_shows_its_prompt_and_records_everything(t2i: T2I, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     path = tmp_path / result["path"]
-    assert path.name == "a-large-red-circle-on-a-white-background-3.png"
+    assert path.name == "a-purple-heart-on-a-white-background-3.png"
     with Image.open(path) as image:
         assert image.size == (128, 128)
         assert grade_image(image.convert("RGB"), PROMPT).passed

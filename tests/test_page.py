@@ -212,7 +212,7 @@ def test_generates_with_progress_and_previews(server: Running, easel: Easel, tab
 def test_every_setting_reaches_the_model(server: Running, easel: Easel, tab: Tab) -> None:
     with tab(server.url) as page:
         page.locator("summary").click()
-        for name, default in {"Steps": "20", "Guidance": "3", "Width": "128"}.items():
+        for name, default in {"Steps": "20", "Guidance": "2", "Width": "128"}.items():
             field = page.get_by_label(name, exact=True)
             expect(field).to_have_attribute("placeholder", default)
         options = page.get_by_label("Scheduler").locator("option").all_inner_texts()
