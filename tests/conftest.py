@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -16,6 +17,10 @@ from hypothesis import settings
 
 from tests.fakes.hub import FakeHub, running_hub
 from tests.fakes.vertex import FakeVertex, running_vertex
+
+# Whoever runs the tests in the background may have these ignored, and every child with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile("t2i", deadline=None, derandomize=True)
 settings.load_profile("t2i")
