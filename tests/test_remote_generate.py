@@ -20,6 +20,7 @@ from tests.conftest import T2I
 from tests.fakes.vertex import FakeVertex
 from training.grade import grade_image
 
+KEY = "the-key-of-this-test-alone-0123456789"
 PROMPT = "a red star on a white background"
 
 
@@ -32,6 +33,7 @@ def container(t2i_env: dict[str, str], tmp_path: Path) -> Iterator[str]:
         "AIP_HTTP_PORT": str(port),
         "AIP_HEALTH_ROUTE": "/health",
         "AIP_PREDICT_ROUTE": "/vertex/predict",
+        "T2I_API_KEY": KEY,
         "T2I_MODEL": "postcard",
     }
     command = [sys.executable, "-m", "t2i_cli", "serve"]
@@ -73,7 +75,8 @@ def test_a_picture_over_real_sockets(
     assert grade.checks["background"], grade.seen
     # The same server, asked as any server of OpenAI's API is: the same request, the same image.
     url = ("--backend", "http", "--url", f"{container}/v1")
-    other = t2i("generate", PROMPT, "-s", "3", *url, "-o", "http.png", timeout=600)
+    key = {"T2I_HTTP_API_KEY": KEY}
+    other = t2i("generate", PROMPT, "-s", "3", *url, "-o", "http.png", env=key, timeout=600)
     assert other.returncode == 0, other.stderr
     first, second = (metadata.read(tmp_path / file) for file in (made["path"], "http.png"))
     assert first.request == second.request
