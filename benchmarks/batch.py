@@ -125,9 +125,7 @@ def _images(pipe: Foreign, given: Given, prompts: Sequence[str]) -> Foreign:
     import torch
 
     noise = [torch.Generator("cpu").manual_seed(n) for n in range(len(prompts))]
-    # As the catalogue has it for postcard, and as the pipelines' own default is.
-    guidance = {"guidance_scale": 4.0} if given.side == models.NATIVE["postcard"] else {}
-    return pipe(list(prompts), generator=noise, **given.arguments, **guidance).images
+    return pipe(list(prompts), generator=noise, **given.arguments).images
 
 
 @contextmanager
@@ -160,7 +158,7 @@ def _t2i(given: Given, size: str) -> None:
 def _command(given: Given) -> list[str]:
     source = given.folder / "prompts.txt"
     source.write_text("\n".join(given.prompts))
-    # postcard by its name, for its catalogue's guidance.
+    # postcard by its name, as people ask for it.
     model = "postcard" if given.side == models.NATIVE["postcard"] else str(given.model)
     return [
         *("batch", str(source), "-m", model, "-o", str(given.folder / "out")),

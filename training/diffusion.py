@@ -40,7 +40,7 @@ SCHEDULE: Final[dict[str, Any]] = {
     "timestep_spacing": "trailing",
     "steps_offset": 1,
 }
-FAMILIES: Final = {"one": 0.32, "two": 0.4, "landscape": 0.28}
+FAMILIES: Final = {"one": 0.28, "two": 0.36, "landscape": 0.36}
 LATENT_CHANNELS: Final = 8
 EMPTY_CAPTIONS: Final = 0.1
 STRANGE_WORDS: Final = 0.05

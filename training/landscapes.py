@@ -2,14 +2,13 @@
 
 import math
 import random
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from training.palette import GROUNDS, MOON, RGB, SKIES, SUNS, mix
 from training.scenes import Landscape
-from training.things import DRAWERS, Pen
+from training.things import Pen, stand
 
 WHITE: RGB = (255, 255, 255)
 BLACK: RGB = (0, 0, 0)
@@ -34,7 +33,7 @@ def _glow(image: Image.Image, x: float, y: float, radius: float, colour: RGB) ->
 def _light(image: Image.Image, scene: Landscape, rng: random.Random, scale: int) -> None:
     if scene.light is None:
         return
-    side = rng.choice((rng.uniform(22, 40), rng.uniform(88, 106)))
+    side = rng.uniform(94, 108)
     if scene.light == "sun":
         height, radius = {"day": (26.0, 12.0), "sunset": (60.0, 17.0), "dawn": (66.0, 14.0)}[
             scene.time
@@ -149,7 +148,8 @@ def draw_landscape(scene: Landscape, rng: random.Random, size: int, scale: int) 
         _mountains(pen, rng, scene.time, horizon)
     _ground(pen, rng, scene, horizon)
     if scene.thing is not None:
-        spots: Sequence[float] = (40, 64, 88)
-        x = rng.choice(spots) + rng.uniform(-5, 5)
-        DRAWERS[scene.thing](pen, x, 104 + rng.uniform(-3, 3), scene)
+        # One place for the object, another for the light: a small model draws both where it may
+        # choose between places.
+        x, y = 52 + rng.uniform(-6, 6), 108 + rng.uniform(-3, 3)
+        stand(pen, scene, x, y)
     return image

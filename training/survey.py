@@ -11,7 +11,7 @@ from training.draw import SCALE, SIZE
 from training.measure import Mask, Pixels, near, patches
 from training.palette import COLOURS, GROUNDS, MOON, SKIES, SUNS
 from training.scenes import COLOURED, OBJECTS, Landscape
-from training.things import DRAWERS, Pen
+from training.things import Pen, stand
 
 HORIZON: Final = 76.0  # pixels from the top, the middle of where horizons lie
 SKY_ROWS: Final = slice(4, 46)
@@ -37,7 +37,7 @@ class View:
 class _Template:
     thing: str
     colour: str | None
-    pixels: Pixels  # (72, 60, 3); the foot's middle at row 60, column 30
+    pixels: Pixels  # (90, 76, 3); the foot's middle at row 75, column 38
     inside: Mask
     ring: Mask
     ring_pixels: Pixels
@@ -83,10 +83,10 @@ def _templates(time: str) -> tuple[_Template, ...]:
     for thing in OBJECTS:
         for colour in COLOURS if thing in COLOURED else (None,):
             scene = Landscape(time, "hills", None, False, False, False, thing, colour, 0)
-            canvas = Image.new("RGB", (60 * SCALE, 72 * SCALE), _KEY)
-            DRAWERS[thing](Pen(ImageDraw.Draw(canvas), SCALE), 30.0, 60.0, scene)
+            canvas = Image.new("RGB", (76 * SCALE, 90 * SCALE), _KEY)
+            stand(Pen(ImageDraw.Draw(canvas), SCALE), scene, 38.0, 75.0)
             # The exact colours without smoothed edges, which would be tinted by the key.
-            small = canvas.resize((60, 72), Image.Resampling.NEAREST)
+            small = canvas.resize((76, 90), Image.Resampling.NEAREST)
             pixels = np.asarray(small, np.float32)
             inside = near(pixels, _KEY) > 1
             made.append(_Template(thing, colour, pixels, inside, *_surround(pixels, inside)))
@@ -112,11 +112,11 @@ def _thing(pixels: Pixels, time: str | None) -> tuple[str | None, str | None]:
     if time is None:
         return None, None
     best: tuple[float, str | None, str | None] = (OBJECT_FAR, None, None)
-    padded = np.pad(pixels, ((0, 12), (8, 8), (0, 0)), mode="edge")
+    padded = np.pad(pixels, ((0, 15), (8, 8), (0, 0)), mode="edge")
     for template in _templates(time):
-        for y in range(96, 111, 2):
-            for x in range(28, 101, 2):
-                window = padded[y - 60 : y + 12, x - 22 : x + 38]
+        for y in range(100, 117, 2):
+            for x in range(36, 71, 2):
+                window = padded[y - 75 : y + 15, x - 30 : x + 46]
                 inside = _mean_distance(window, template.pixels, template.inside)
                 if inside >= best[0]:
                     continue

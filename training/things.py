@@ -1,4 +1,7 @@
-"""Draws what stands in a landscape, each by the middle of its foot (x, y) in pixels of 128."""
+"""Draws what stands in a landscape, each by the middle of its foot (x, y).
+
+Sizes are in pixels of a picture of 128, before `stand` enlarges them.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -23,14 +26,19 @@ from training.palette import (
 from training.scenes import Landscape
 
 NIGHT: Final[RGB] = (16, 20, 60)
+ENLARGED: Final = 1.25
 
 
 class Pen:
     """Draws in pixels of the final picture on an enlarged one."""
 
-    def __init__(self, draw: ImageDraw.ImageDraw, scale: int) -> None:
+    def __init__(self, draw: ImageDraw.ImageDraw, scale: float) -> None:
         self._draw = draw
         self._scale = scale
+
+    def times(self, factor: float) -> "Pen":
+        """A pen whose pixels are larger."""
+        return Pen(self._draw, self._scale * factor)
 
     def polygon(self, points: Sequence[tuple[float, float]], colour: RGB) -> None:
         """A filled polygon."""
@@ -126,3 +134,9 @@ DRAWERS: Final[dict[str, Callable[[Pen, float, float, Landscape], None]]] = {
     "cactus": cactus,
     "snowman": snowman,
 }
+
+
+def stand(pen: Pen, scene: Landscape, x: float, y: float) -> None:
+    """Draw the scene's object, enlarged, with the middle of its foot at (x, y)."""
+    if scene.thing is not None:
+        DRAWERS[scene.thing](pen.times(ENLARGED), x / ENLARGED, y / ENLARGED, scene)
