@@ -1,4 +1,4 @@
-# What a developer runs; `make check` is all that CI checks besides the README's two commands.
+# What a developer runs; CI runs `make lint types` after the README's two commands.
 PYTHON ?= .venv/bin/python
 
 .PHONY: check test lint types docs bench
@@ -11,6 +11,7 @@ test:
 lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) docs/generate.py --check
 
 types:
 	$(PYTHON) -m mypy

@@ -10,13 +10,16 @@ import termios
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from hypothesis import settings
 
 from tests.fakes.hub import FakeHub, running_hub
 from tests.fakes.vertex import FakeVertex, running_vertex
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Whoever runs the tests in the background may have these ignored, and every child with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,6 +30,10 @@ settings.load_profile("t2i")
 
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 """What of the developer's environment a test's process may see: nothing that steers t2i."""
+
+CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE = 60_000
+"""Milliseconds that a browser has, on a machine that is busy with other things."""
 
 
 class T2I(Protocol):
@@ -157,3 +164,17 @@ def vertex(tmp_path: Path) -> Iterator[FakeVertex]:
     """Google Cloud on loopback; `env=vertex.environment` points a process at it."""
     with running_vertex(tmp_path) as state:
         yield state
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Debian's Chromium; of one module only, as Playwright holds the thread's event loop."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"There is no {CHROMIUM}; `apt-get install chromium` brings it.")
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()

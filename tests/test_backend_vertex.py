@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ from tests.fakes.serving import serving
 from tests.fakes.vertex import FakeVertex, Fault, counted, running_vertex
 from tests.made import request
 
+HERE = "projects/gallery/locations/us-central1/endpoints/5"
 TOKEN = "ya29.secret"  # noqa: S105 - what the fake issues
 OPEN: list[Backend] = []
 """The backends of the test that runs."""
@@ -160,6 +162,47 @@ def as_t2i(body: Body) -> tuple[int, Any]:
         "t2i": {"request": made, "lock": lock, "seconds": 0.25},
     }
     return 200, {"predictions": [entry]}
+
+
+@pytest.mark.parametrize("looked_up", [False, True])
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(status=429), Fault(stall=0.05)])
+@pytest.mark.usefixtures("hasty")
+def test_a_token_that_is_not_issued_for_the_moment(
+    vertex: FakeVertex, fault: Fault, looked_up: bool
+) -> None:
+    name = vertex.make_endpoint()
+    if looked_up:
+        known.remember(Known(name=name, dns=""))
+    vertex.faults = [replace(fault, where="/token", times=2)]
+    make(backend(name, retries=2))
+    # Each try is one request: google-auth's own would not know of --retries.
+    assert counted(vertex)["POST token"] == 3
+    vertex.faults = [replace(fault, where="/token", times=9)]
+    with pytest.raises(RemoteError) as caught:
+        make(backend(name, retries=1))
+    assert "tried 2 times" in str(caught.value.hint)
+    assert counted(vertex)["POST token"] == 5
+
+
+def test_a_token_within_the_timeout(vertex: FakeVertex) -> None:
+    vertex.faults = [Fault(where="/token", stall=30, times=9)]
+    for looked_up in (False, True):
+        if looked_up:
+            known.remember(Known(name=HERE, dns=""))
+        with pytest.raises(TimedOutError, match="Google did not answer in time"):
+            make(backend(HERE, timeout=0.5))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_refused_credential_is_not_tried_again(vertex: FakeVertex, status: int) -> None:
+    body = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
+    vertex.faults = [Fault(where="/token", status=status, body=body, times=9)]
+    for looked_up in (False, True):
+        if looked_up:
+            known.remember(Known(name=HERE, dns=""))
+        with pytest.raises(AccessError, match=r"refuses these credentials \(invalid_grant\)\.$"):
+            make(backend(HERE))
+    assert counted(vertex) == {"POST token": 2}
 
 
 def test_our_own_container(vertex: FakeVertex) -> None:
@@ -280,6 +323,45 @@ def test_every_known_form_of_a_prediction(
     assert (image.mode, image.size) == ("RGB", (16, 16))
     red, green, _ = image.getpixel((8, 8))  # type: ignore[misc]
     assert red > 150 > green
+
+
+@pytest.mark.parametrize(
+    ("predictions", "more"),
+    [
+        ([picture()], 0),
+        ([{"image": picture(), "output": picture()}], 0),
+        ([picture(), picture()], 1),
+        ([{"images": [picture(), picture(), picture()]}], 2),
+        ([[picture(), picture()], {"output": picture()}], 2),
+        ([picture(), {"error": WithheldError("No!").to_json()}], 0),
+    ],
+)
+def test_images_that_nobody_asked_for_are_told_of(
+    vertex: FakeVertex, predictions: list[object], more: int
+) -> None:
+    vertex.predictor = predicting(*predictions)
+    notes: list[str] = []
+    make(backend(vertex.make_endpoint()), notes)
+    sentence = f"with {more + 1} images where one is asked for: the first is kept, {more} not."
+    assert notes == [f"The endpoint answers {sentence}"] * bool(more)
+
+
+def test_each_image_that_is_asked_for_is_an_instance_of_its_own(
+    vertex: FakeVertex, t2i: T2I, tmp_path: Path
+) -> None:
+    vertex.predictor = as_t2i
+    name = vertex.make_endpoint(labels=labels("t2i"))
+    env = vertex.environment | {"T2I_VERTEX_ENDPOINT": name}
+    done = t2i("remote", "generate", "a star", "-s", "7", "-n", "3", "--size", "16x16", env=env)
+    assert done.returncode == 0, done.stderr
+    asked = [len(body["instances"]) for body in vertex.predictions]
+    assert asked == [1, 1, 1]
+    colours = set()
+    for line in done.stdout.splitlines():
+        with Image.open(tmp_path / line) as image:
+            colours.add(image.getpixel((0, 0)))
+    assert colours == {(7, 0, 0), (8, 0, 0), (9, 0, 0)}
+    assert "where one is asked for" not in done.stderr
 
 
 def test_an_endpoint_of_the_article_s_notebook(vertex: FakeVertex) -> None:

@@ -54,11 +54,44 @@ def test_options_that_contradict_or_miss_are_refused(t2i: T2I, tmp_path: Path) -
     for args, message in (
         ([], "There is no prompts file"),
         (["p.txt", "--merge", "out"], "--merge takes no prompts file"),
+        (["--merge", "out", "--dry-run"], "--merge takes no --"),
+        (["p.txt", "--name", "{slug}.png", "--format", "jpeg"], "--format jpeg contradicts"),
+        (["p.txt", "--vary", "seed=1,2", "--seeds", "5-9"], "both set seed"),
         (["p.txt", "--strict", "--batch-size", "4"], "--strict makes one image a pass"),
     ):
         done = t2i("batch", *args, "-m", "postcard")
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_what_the_machine_is_to_blame_for_has_its_own_code(t2i: T2I, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red star\na house\n")
+    for args, code, hint in (
+        (["-m", "postcard", "--size", "16384x16384"], 7, "It would fit with --size"),
+        (["-m", "sd15", "--offline"], 9, "`t2i models pull"),
+    ):
+        done = t2i("batch", "p.txt", *args, "--json")
+        error = json.loads(done.stderr)["error"]
+        assert (done.returncode, error["exit"]) == (code, code)
+        assert hint in error["hint"]
+    assert not (tmp_path / "t2i-out").exists()
+
+
+def test_merge_with_a_dry_run_changes_nothing(t2i: T2I, tmp_path: Path) -> None:
+    shard = tmp_path / "out" / "manifest-1-of-2.jsonl"
+    shard.parent.mkdir()
+    shard.write_text('{"t2i_manifest": 1}\n')
+    assert t2i("batch", "--merge", "out", "--dry-run").returncode == 2
+    assert list(shard.parent.iterdir()) == [shard]
+    assert t2i("batch", "--merge", "out", "--json").returncode == 0
+    assert not shard.exists()
+
+
+def test_a_varied_model_needs_no_default_one(t2i: T2I, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red star\n")
+    args = ("batch", "p.txt", "--vary", "model=postcard", "--dry-run", "--json")
+    plan = json.loads(t2i(*args).stdout)
+    assert [group["model"] for group in plan["groups"]] == ["postcard"]
 
 
 def test_dry_run_reads_standard_input_and_prints_the_plan(t2i: T2I, tmp_path: Path) -> None:

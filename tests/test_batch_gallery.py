@@ -1,6 +1,7 @@
 """The pages over a folder: index.html, sheet.png, and the live line."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,6 +25,14 @@ from t2i_cli.sink import Saved
 from tests.fakes.painter import Painter, painted
 
 NASTY = '</script><script>alert("&amp;\u2028")</script><!-- <img src=x onerror=alert(1)>'
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """Where what is unfinished lies, which the next run empties."""
+    folder = tmp_path / ".t2i" / "unfinished"
+    folder.mkdir(parents=True)
+    return folder
 
 
 class Page(HTMLParser):
@@ -59,7 +68,9 @@ def line(number: int, prompt: str, **values: object) -> dict[str, object]:
     return {"id": f"{number:016x}", "index": number, "request": request, **values}
 
 
-def test_page_holds_every_image_in_order_and_escapes_every_prompt(tmp_path: Path) -> None:
+def test_page_holds_every_image_in_order_and_escapes_every_prompt(
+    tmp_path: Path, scratch: Path
+) -> None:
     book = Manifest(tmp_path / manifest.MAIN)
     failure = {"code": "model", "message": NASTY}
     book.append(
@@ -72,7 +83,7 @@ def test_page_holds_every_image_in_order_and_escapes_every_prompt(tmp_path: Path
         ]
     )
     book.close()
-    page = gallery.write(tmp_path)
+    page = gallery.write(tmp_path, scratch)
     told = entries(page)
     assert [(entry["index"], entry["status"]) for entry in told] == [
         (None, "invalid"),
@@ -89,11 +100,29 @@ def test_page_holds_every_image_in_order_and_escapes_every_prompt(tmp_path: Path
     # Nothing comes from elsewhere.
     assert parsed.addresses == []
     assert "http" not in page.read_text()
-    assert [path.name for path in tmp_path.glob(".index*")] == []
 
 
-def test_page_of_an_empty_folder_is_a_page(tmp_path: Path) -> None:
-    assert entries(gallery.write(tmp_path)) == []
+def test_page_of_an_empty_folder_is_a_page(tmp_path: Path, scratch: Path) -> None:
+    assert entries(gallery.write(tmp_path, scratch)) == []
+
+
+@pytest.mark.parametrize("what", ["page", "sheet"])
+def test_what_a_killed_run_began_is_where_the_next_one_clears(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    plan = plan_of(tmp_path, "a")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KilledError):
+        gallery.write(tmp_path, scratch) if what == "page" else sheet.write(plan, scratch)
+    assert sorted(tmp_path.iterdir()) == before
+    assert len(list(scratch.iterdir())) == 1
 
 
 def plan_of(folder: Path, *prompts: str, vary: list[str] | None = None, count: int = 1) -> Plan:
@@ -127,13 +156,13 @@ def greys(picture: Image.Image) -> dict[int, tuple[int, int]]:
     return found
 
 
-def test_two_axes_make_a_grid(tmp_path: Path) -> None:
+def test_two_axes_make_a_grid(tmp_path: Path, scratch: Path) -> None:
     plan = plan_of(tmp_path, "a", vary=["steps=10,20,30", "guidance_scale=5,7.5"])
     (block,) = sheet.blocks(plan.rows)
     assert list(block.across) == ["steps 10", "steps 20", "steps 30"]
     assert list(block.down) == ["guidance_scale 5.0", "guidance_scale 7.5"]
     assert block.title.startswith("a (seed ")
-    assert sheet.write(plan, tmp_path) == tmp_path / "sheet.png"
+    assert sheet.write(plan, scratch) == tmp_path / "sheet.png"
     with Image.open(tmp_path / "sheet.png") as drawn:
         corner = greys(drawn)
     # Steps run across, guidance down: 1 3 5 over 2 4 6.
@@ -150,12 +179,14 @@ def test_each_prompt_and_seed_has_a_grid_of_its_own(tmp_path: Path) -> None:
     assert all(len(block.cells) == 2 and len(block.cells[0]) == 2 for block in blocks)
 
 
-def test_other_batches_are_captioned_and_missing_images_crossed(tmp_path: Path) -> None:
+def test_other_batches_are_captioned_and_missing_images_crossed(
+    tmp_path: Path, scratch: Path
+) -> None:
     plan = plan_of(tmp_path, *"abcde")
     (block,) = sheet.blocks(plan.rows)
     assert [len(cells) for cells in block.cells] == [2, 2, 1]
     Manifest(tmp_path / manifest.MAIN).append([{"id": plan.rows[0].id, "status": "failed"}])
-    sheet.write(plan, tmp_path)
+    sheet.write(plan, scratch)
     with Image.open(tmp_path / "sheet.png") as drawn:
         assert sorted(greys(drawn)) == [2, 3, 4, 5]
         # Under each image stands text.

@@ -4,6 +4,7 @@ import pytest
 
 from t2i_cli.batch import names
 from t2i_cli.batch.rows import Row
+from t2i_cli.errors import InputError
 from t2i_cli.prompts import Problem
 from tests.made import request
 
@@ -94,6 +95,29 @@ def test_bad_name_is_refused_at_its_line(name: str, message: str) -> None:
     assert [(p.line, p.field) for p in problems] == [(2, "name")]
     assert message in problems[0].message
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "format", "message"),
+    [
+        ("{slug}.png", "jpeg", "--format jpeg contradicts the extension"),
+        (names.DEFAULT_TEMPLATE, "gif", "The format 'gif' is unknown"),
+        ("../{slug}", None, "leaves the folder"),
+        ("/a/{slug}", None, "absolute"),
+        ("{foo}", None, "unknown placeholder"),
+        ("sheet.png", None, "uses itself"),
+    ],
+)
+def test_template_that_no_row_is_to_blame_for_is_refused(
+    template: str, format: str | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        names.check_template(template, format)
+
+
+@pytest.mark.parametrize("template", [names.DEFAULT_TEMPLATE, "{slug}.jpg", "a/{index:03d}", "x{{"])
+def test_template_that_can_be_is_taken(template: str) -> None:
+    names.check_template(template, "jpeg")
 
 
 @pytest.mark.parametrize("second", ["a.png", "A.PNG", "a.png/b.png"])

@@ -1,6 +1,7 @@
 """Rows: precedence, repeats, variations, ids and seeds that last, and all problems at once."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -8,8 +9,8 @@ from t2i_cli import catalog
 from t2i_cli.batch import rows, wishes
 from t2i_cli.batch.rows import Row, expand
 from t2i_cli.batch.wishes import Wishes, parse_seeds, parse_vary
-from t2i_cli.errors import InputError, ModelError, RemoteError
-from t2i_cli.prompts import Entry, Problem, Value
+from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError, T2IError
+from t2i_cli.prompts import Entry, Problem, PromptsError, Value
 from t2i_cli.request import MAX_SEED, ResolvedRequest
 from tests.fakes.painter import Painter
 
@@ -195,6 +196,62 @@ def test_what_the_command_line_says_wrongly_is_told_once() -> None:
         expand(entries("a"), Wishes(count=2, seeds=[1]), Painter())
     _, told = expand(entries({"prompt": "a", "count": 2}), Wishes(seeds=[1]), Painter())
     assert told == [Problem(1, "count", "a count and --seeds exclude each other.")]
+
+
+class Small(Painter):
+    """A painter with no memory for what is wider than 128 pixels."""
+
+    def check(self, request: ResolvedRequest) -> None:
+        if request.width and request.width > 128:
+            raise OutOfMemoryError("too large", hint="A smaller size fits.")
+
+
+@pytest.mark.parametrize(
+    ("wished", "kind", "message"),
+    [
+        ({"defaults": {"width": 256}}, OutOfMemoryError, "too large"),
+        ({"vary": [("width", [128, 256])]}, OutOfMemoryError, "too large"),
+        ({"defaults": {"width": 100}}, InputError, "width 100 is not a multiple"),
+        ({"vary": [("model", ["postcard", "none"])]}, ModelError, "'none' is unknown"),
+        (
+            {"defaults": {"negative_prompt": "x", "guidance_scale": 1.0}},
+            InputError,
+            "cannot act at guidance 1",
+        ),
+    ],
+)
+def test_rows_are_not_blamed_for_the_command_line(
+    wished: dict[str, Any], kind: type[T2IError], message: str
+) -> None:
+    # A row's own fault does not hide it, and what rows set beside it does not either.
+    for plain in (["a", "b\x00"], [{"prompt": "a", "seed": 1, "count": 2, "name": "a.png"}]):
+        with pytest.raises(kind, match=message) as raised:
+            expand(entries(*plain), Wishes(**wished), Small())
+        assert not isinstance(raised.value, PromptsError)
+    with pytest.raises(kind, match=message):
+        expand(entries({"prompt": "a", "steps": 5}, {"prompt": "b"}), Wishes(**wished), Small())
+
+
+def test_rows_are_blamed_for_what_they_set() -> None:
+    wide: dict[str, Value] = {"prompt": "a", "width": 256}
+    _, told = expand(entries(wide, wide), Wishes(), Small())
+    assert [(p.line, p.message) for p in told] == [(1, "too large"), (2, "too large")]
+    # Where a good row is, the command line is good.
+    found, told = expand(
+        entries("a", {"prompt": "b", "width": 64}), Wishes(defaults={"width": 256}), Small()
+    )
+    assert ([row.line for row in found], [p.line for p in told]) == ([2], [1])
+
+
+def test_a_field_has_one_option_that_sets_it() -> None:
+    for wished in (
+        {"seeds": [5], "vary": [("seed", [1, 2])]},
+        {"seed": 5, "vary": [("seed", [1, 2])]},
+        {"defaults": {"steps": 5}, "vary": [("steps", [1, 2])]},
+    ):
+        with pytest.raises(InputError, match="--vary and another option both set (seed|steps)"):
+            expand(entries("a"), Wishes(**wished), Painter())
+    assert [r.request.seed for r in good("a", vary=[("seed", [1, 5])], count=2)] == [1, 2, 5, 6]
 
 
 def test_a_network_that_fails_is_no_rows_fault() -> None:

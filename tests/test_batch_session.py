@@ -13,7 +13,7 @@ import pytest
 
 from t2i_cli.backends import GeneratedImage
 from t2i_cli.backends.local.imports import Foreign
-from t2i_cli.batch import executor, manifest, session
+from t2i_cli.batch import executor, manifest, session, sheet
 from t2i_cli.batch.executor import InProcess
 from t2i_cli.batch.folder import Shard
 from t2i_cli.batch.plan import Choice
@@ -170,6 +170,7 @@ def test_strangers_file_is_not_replaced(batch: Batch) -> None:
     assert isinstance(ended, PromptsError)
     assert "not of this batch" in ended.message
     assert (painter.made, mine.read_bytes()) == ([], b"mine")
+    assert list(batch.folder.iterdir()) == [mine], "a refusal leaves nothing"
 
 
 def test_image_that_no_line_was_written_for_is_made_again(batch: Batch) -> None:
@@ -423,6 +424,32 @@ def test_bug_in_a_backend_is_raised_and_what_was_made_is_kept(batch: Batch) -> N
     assert len(batch.lines()) == len(batch.files()) == 6
 
 
+def test_page_that_cannot_be_written_costs_no_account(batch: Batch) -> None:
+    page = batch.folder / "index.html"
+    page.mkdir(parents=True)
+    _, ended, summary = batch(failing(2, error=ModelError("broken")))
+    assert isinstance(ended, PartialError)
+    assert (summary["done"], summary["failed"], summary["gallery"]) == (11, 1, None)
+    assert f"warning: Cannot write '{page}'" in batch.stderr
+    _, ended, summary = batch(choice=Choice(retry_failed=True))
+    assert isinstance(ended, InputError)
+    assert f"Cannot write '{page}'" in ended.message
+    assert str(ended.hint).startswith("Run the same command again")
+    assert (summary["done"], summary["exit"], summary["gallery"]) == (12, 2, None)
+    page.rmdir()
+    _, ended, summary = batch()
+    assert (ended, summary["gallery"]) == (None, str(page))
+    assert page.is_file()
+
+
+def test_sheet_of_some_images_says_so(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch(sheet=True)
+    assert "sheet.png shows" not in batch.stderr
+    monkeypatch.setattr(sheet, "MAX_IMAGES", 5)
+    batch(sheet=True)
+    assert "warning: sheet.png shows the first 5 of 12 images." in batch.stderr
+
+
 def test_manifest_that_cannot_be_written_ends_the_run(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,9 +463,14 @@ def test_manifest_that_cannot_be_written_ends_the_run(
         real(self, *args)
 
     monkeypatch.setattr(manifest.Manifest, "append", append)
-    painter = Painter(pause=0.02)
-    _, ended, _ = batch(painter)
-    assert isinstance(ended, StorageError)
+    painter = Painter(pause=0.05)
+    _, ended, summary = batch(painter)
+    assert isinstance(ended, PartialError)
+    assert "Cannot write the manifest: No space left on device." in ended.message
+    assert summary["stopped"] == "The manifest cannot be written."
+    # What no line tells of is not done, though its file may be there.
+    assert summary["done"] == len(batch.lines()) < 12
+    assert summary["failures"].keys() == {"storage"}  # type: ignore[attr-defined]
     monkeypatch.undo()
     _, ended, summary = batch()
     assert (ended, summary["done"]) == (None, 12)

@@ -17,7 +17,7 @@ from t2i_cli.backends.local.assessment import Target
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, WithheldError
-from t2i_cli.events import Event, Loading, Note, Step
+from t2i_cli.events import Event, Loading, Measure, Note, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from tests import tiny
 from tests.fakes import gpu
@@ -338,14 +338,18 @@ def test_attention_slicing_is_done_where_it_is_asked_for(
     assert image.lock.measures == ("attention-slicing",)
     assert psnr(image, undisturbed[0]) > 45
     assert any(isinstance(event, Note) and "slower" in event.message for event in events)
+    assert Measure(name="attention-slicing", reason="as asked") in events
 
 
 def test_attention_slicing_that_a_model_lacks_is_bad_input(tmp_path: Path) -> None:
     folder = tiny.save("sd3", tmp_path / "sd3")
-    backend = LocalBackend(LocalOptions(attention_slicing=True))
-    with pytest.raises(InputError, match="SD3Transformer2DModel.* no attention slicing") as caught:
-        backend.check(ask(backend, model=folder))
-    assert caught.value.field == "attention_slicing"
+    # None is a server, which has no such option to advise.
+    for lenient, hint in ((False, ", or go on without it by --lenient"), (None, "")):
+        backend = LocalBackend(LocalOptions(attention_slicing=True, lenient=lenient))
+        with pytest.raises(InputError, match="SD3Transformer2DModel.* no attention") as caught:
+            backend.check(ask(backend, model=folder))
+        assert caught.value.field == "attention_slicing"
+        assert caught.value.hint == f"Leave --attention-slicing away{hint}."
 
 
 def test_check_refuses_what_does_not_fit_and_loads_nothing(

@@ -228,8 +228,10 @@ def test_low_memory_offloads_from_the_start(
 ) -> None:
     gpu.install(monkeypatch, free=8 * GB)
     backend = LocalBackend(LocalOptions(memory="low", dtype="float32"))
-    (image,) = images(make(backend, ask(backend)))
+    events: list[Event] = []
+    (image,) = images(make(backend, ask(backend), events=events))
     assert image.lock.measures == ("vae-tiling", "model-offload")
+    assert {event.reason for event in events if isinstance(event, Measure)} == {"as asked"}
     assert psnr(image, undisturbed[0]) > 40
 
 

@@ -146,6 +146,22 @@ def test_attention_slicing_is_taken_where_it_is_asked_for(monkeypatch: pytest.Mo
     assert plan(monkeypatch, 9000, aim=asked).measures == (ATTENTION_SLICING,)
 
 
+@pytest.mark.parametrize("mode", ["auto", "low"])
+def test_attention_slicing_is_left_out_where_it_is_unwanted(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measures(free_mib: int, slicing: bool | None) -> memory.Measures:
+        options = LocalOptions(memory=mode, attention_slicing=slicing)
+        return plan(monkeypatch, free_mib, aim=target(MPS), options=options, side=512).measures
+
+    enough, short = 1200, 400
+    assert measures(enough, False) == ((VAE_TILING,) if mode == "low" else ())
+    assert measures(short, None) == (VAE_TILING, ATTENTION_SLICING)
+    with pytest.raises(OutOfMemoryError) as caught:
+        measures(short, False)
+    assert caught.value.hint == "It would fit without --no-attention-slicing."
+
+
 def test_a_refusal_names_a_smaller_size(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         OutOfMemoryError, match=r"postcard at 2048x2048 needs about [\d,]+ MiB on cpu, and 600 of"

@@ -1,15 +1,19 @@
 """Models of every kind through a real process: folders that do not do, and the Hub."""
 
 import json
+import subprocess
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from t2i_cli import postcard
 from tests import tiny
 from tests.conftest import T2I
 from tests.fakes.hub import FakeHub, Repo
+from training.grade import grade_image
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -54,6 +58,21 @@ def test_a_folder_that_does_not_do(
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_postcard_needs_no_code_of_ours(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    prompt = "a purple heart on a white background"
+    wanted = {"prompt": prompt, "num_inference_steps": 20, "guidance_scale": 2.0}
+    command = [
+        *(str(Path(sysconfig.get_path("scripts"), "diffusers-cli")), "run", "--seed", "3"),
+        *("--model", str(postcard.FOLDER), "--pipeline-kwargs", json.dumps(wanted)),
+        *("--output", "picture.png"),
+    ]
+    done = subprocess.run(command, env=t2i_env, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "picture.png") as image:
+        assert image.size == (128, 128)
+        assert grade_image(image.convert("RGB"), prompt).passed
 
 
 def test_a_model_from_the_hub(t2i: T2I, hub: FakeHub, tmp_path: Path) -> None:

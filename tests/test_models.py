@@ -207,6 +207,15 @@ def test_a_folder_of_the_users_own_stays(t2i: T2I, tmp_path: Path) -> None:
     assert folder.is_dir()
 
 
+@pytest.mark.parametrize("command", ["path", "pull"])
+def test_a_folder_has_no_revisions(t2i: T2I, tmp_path: Path, command: str) -> None:
+    (tmp_path / "mine").mkdir()
+    for model in ("postcard", "mine"):
+        done = t2i("models", command, model, "--revision", "nonsense")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{model} is a folder, which has no revisions." in done.stderr
+
+
 def test_show_postcard_prints_every_word_once(t2i: T2I) -> None:
     done = t2i("models", "show", "postcard")
     vocabulary = world.vocabulary()
@@ -230,3 +239,7 @@ def test_show_a_model_of_the_catalogue(t2i: T2I) -> None:
     assert "licence: Apache-2.0\n" in done.stdout
     assert "gated: yes\n" in done.stdout
     assert "download bytes: 33.7 GB\n" in done.stdout
+    assert "refuses" not in done.stdout
+    assert "guidance off" not in done.stdout
+    record = json.loads(t2i("models", "show", "flux-schnell", "--json").stdout)
+    assert (record["refuses"], record["guidance_off"]) == ([], 1.0)

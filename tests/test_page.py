@@ -15,7 +15,7 @@ from threading import Event as Flag
 import httpx2
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from t2i_cli import metadata
 from t2i_cli.backends import Failure, GeneratedImage
@@ -24,12 +24,10 @@ from t2i_cli.events import OnEvent, Preview, Step
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.schedulers import FLOW, NOISE
 from t2i_cli.server.options import Limits, ServerOptions
+from tests.conftest import PATIENCE
 from tests.fakes.painter import Painter, painted
 from tests.fakes.serving import Running, serving
 
-CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE = 60_000
-"""Milliseconds, for a machine that is busy with other things."""
 KEY = "a-key-of-the-tests"
 LOCKED = ServerOptions(api_key=KEY)
 STEPS = 4
@@ -80,18 +78,6 @@ def server(easel: Easel) -> Iterator[Running]:
     """A server of postcard's kind, without a key."""
     with serving(easel) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium; of this module only, as Playwright holds the thread's event loop."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"There is no {CHROMIUM}; `apt-get install chromium` brings it.")
-    expect.set_options(timeout=PATIENCE)
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 Tab = Callable[..., AbstractContextManager[Page]]
@@ -179,6 +165,27 @@ def drawn(image: Locator) -> bool:
     """Whether the browser could read the picture."""
     found: bool = image.evaluate("(image) => image.decode().then(() => image.naturalWidth > 0)")
     return found
+
+
+def colour(element: Locator, name: str) -> list[float]:
+    """A colour of an element's style: red, green and blue."""
+    style = element.evaluate("(element, name) => getComputedStyle(element)[name]", name)
+    return [int(part) for part in re.findall(r"\d+", style)[:3]]
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """How far two colours are apart, as WCAG 2.2 has it."""
+
+    def luminance(colour: list[float]) -> float:
+        shares = [value / 255 for value in colour]
+        red, green, blue = (
+            share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4
+            for share in shares
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_generates_with_progress_and_previews(server: Running, easel: Easel, tab: Tab) -> None:
@@ -302,6 +309,39 @@ def test_cancel_frees_the_server(server: Running, easel: Easel, tab: Tab) -> Non
     assert [request.prompt for request in easel.made] == ["a blue square"]
 
 
+def test_enter_before_the_model_is_known_is_one_job(
+    server: Running, easel: Easel, tab: Tab
+) -> None:
+    easel.go.clear()
+    with tab(server.url) as page:
+        page.locator("summary").wait_for()
+        held: list[Route] = []
+        page.route("**/t2i/v1/model", held.append)
+        page.reload(wait_until="commit")
+        expect(page.locator("#model")).to_have_text("Loading the model…")
+        expect(said(page)).to_have_text("Loading the model.")
+        prompt(page).fill("a red circle")
+        prompt(page).press("Enter")
+        prompt(page).press("Enter")
+        begins = page.get_by_text("It begins as soon as the model is loaded.")
+        expect(begins).to_be_visible()
+        [asked] = held
+        asked.continue_()
+
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        expect(begins).to_be_hidden()
+        expect(page.locator(".pending")).to_have_count(1)
+        easel.go.set()
+        expect(tiles(page)).to_have_count(1)
+        expect(idle(page)).to_be_visible()
+        expect(page.locator("#model")).to_have_text("postcard")
+        options = page.get_by_label("Scheduler").locator("option").all_inner_texts()
+        assert options == ["Model’s own", *NOISE]
+        options = page.get_by_label("Format").locator("option").all_inner_texts()
+        assert options == ["PNG", "JPEG", "WEBP"]
+    assert [request.prompt for request in easel.made] == ["a red circle"]
+
+
 def test_says_who_is_ahead(server: Running, easel: Easel, tab: Tab) -> None:
     easel.go.clear()
     with tab(server.url) as first, tab(server.url) as second, tab(server.url) as third:
@@ -340,11 +380,41 @@ def test_a_reload_keeps_the_gallery_and_the_form(server: Running, easel: Easel, 
         expect(tiles(other)).to_have_count(0)
 
         page.get_by_role("button", name="Remove all").click()
+        page.get_by_role("button", name="Remove 2 images?").click()
         expect(page.get_by_text("Your images appear here")).to_be_visible()
+        expect(said(page)).to_have_text("All images are removed.")
         expect(prompt(page)).to_be_focused()
         page.reload()
         expect(page.locator("#model")).to_have_text("postcard")
         expect(tiles(page)).to_have_count(0)
+
+
+def test_removing_all_is_asked_first(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url) as page:
+        fill(page, Images="2")
+        submit(page, "a red circle")
+        expect(said(page)).to_have_text("All 2 images are ready.")
+        clear = page.locator("#clear")
+        clear.dblclick()
+        expect(clear).to_have_text("Remove 2 images?")
+        expect(said(page)).to_have_text("Press again to remove 2 images.")
+        # The question ends with the focus, with time, and with what it was about.
+        prompt(page).focus()
+        expect(clear).to_have_text("Remove all")
+        page.clock.install()
+        clear.click()
+        expect(clear).to_have_text("Remove 2 images?")
+        page.clock.fast_forward(6_000)
+        expect(clear).to_have_text("Remove all")
+        page.clock.resume()
+
+        easel.go.clear()
+        submit(page, "a blue square")
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        clear.click()
+        easel.go.set()
+        expect(tiles(page)).to_have_count(4)
+        expect(clear).to_have_text("Remove all")
 
 
 def test_a_reload_amid_a_job_cancels_it(server: Running, easel: Easel, tab: Tab) -> None:
@@ -455,7 +525,10 @@ def test_asks_for_the_key(easel: Easel, tab: Tab) -> None:
         expect(field).to_be_focused()
         expect(field).to_have_attribute("type", "password")
         page.keyboard.press("Escape")
-        expect(page.get_by_role("alert")).to_contain_text("key")
+        expect(page.get_by_role("alert")).to_have_text(
+            "This server needs its key.Generate asks for it again."
+        )
+        expect(page.locator("#model")).to_be_empty()
 
         prompt(page).fill("a red circle")
         page.get_by_role("button", name="Generate").click()
@@ -626,6 +699,26 @@ def test_fits_a_phone(scheme: str, server: Running, easel: Easel, tab: Tab) -> N
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         darkness = sum(map(int, re.findall(r"\d+", paper)[:3])) < 3 * 128
         assert darkness == (scheme == "dark")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_focus_and_the_fields_can_be_seen(scheme: str, server: Running, tab: Tab) -> None:
+    with tab(server.url, color_scheme=scheme) as page:
+        form = page.locator("#form")
+        card = colour(form, "backgroundColor")
+        expect(prompt(page)).to_be_focused()
+        expect(form).to_have_css("outline-style", "solid")
+        paper = colour(page.locator("body"), "backgroundColor")
+        assert contrast(colour(form, "outlineColor"), paper) >= 3
+        assert contrast(colour(form, "borderTopColor"), paper) >= 3
+
+        page.locator("summary").click()
+        for name in ("Steps", "Scheduler", "Format"):
+            field = page.get_by_label(name, exact=True)
+            assert contrast(colour(field, "borderTopColor"), card) >= 3
+            field.focus()
+            expect(field).to_have_css("outline-style", "solid")
+            expect(form).to_have_css("outline-style", "none")
 
 
 def test_holds_still_for_those_who_ask(server: Running, easel: Easel, tab: Tab) -> None:

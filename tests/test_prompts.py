@@ -199,6 +199,10 @@ def test_unclear_formats_and_missing_files_are_refused(tmp_path: Path) -> None:
 def test_the_first_twenty_problems_are_told_and_the_others_counted() -> None:
     problems = [Problem(line, "steps", "bad.") for line in range(30, 0, -1)]
     error = PromptsError("p.csv", problems)
+    assert str(error.hint).endswith("or --skip-invalid goes on with the others.")
+    assert (
+        PromptsError("p.csv", problems, skipped=True).hint == "Nothing was made. Correct the file."
+    )
     lines = error.message.splitlines()
     assert lines[0] == "p.csv is wrong in 30 lines:"
     assert lines[1] == "  p.csv:1: steps: bad."

@@ -234,6 +234,8 @@ def test_vertex_runs_it_and_two_signals_end_it_at_once(
         (["--api-key-file", "nothing"], "Cannot read the key"),
         (["--api-key-file", "empty"], "holds no key"),
         (["--backend", "http"], "url"),
+        (["--cors-origin", "example.org"], "--cors-origin takes a site as browsers name it"),
+        (["--allowed-host", "https://example.org"], "without scheme and port"),
     ],
 )
 def test_what_is_not_safe_or_sound_is_refused_at_once(
@@ -261,6 +263,20 @@ def test_vertex_says_where_to_listen(t2i: T2I) -> None:
     result = t2i("serve", "--port", "0", env={"AIP_HTTP_PORT": "8080"})
     assert result.returncode == 2
     assert "AIP_HTTP_PORT" in result.stderr
+
+
+def test_a_container_answers_to_every_host(t2i: T2I) -> None:
+    result = t2i("serve", "--allowed-host", "a.b", env={"AIP_HTTP_PORT": "8080"})
+    assert result.returncode == 2
+    assert "answers to every host" in result.stderr
+
+
+def test_no_option_is_advised_that_it_has_not(t2i: T2I) -> None:
+    elsewhere = ("--backend", "http", "--url", "http://127.0.0.1:9/v1")
+    result = t2i("serve", "-m", "postcard", *elsewhere, "--device", "cpu")
+    assert result.returncode == 2
+    assert "hint: It is for --backend local." in result.stderr
+    assert "--lenient" not in t2i("serve", "--help").stdout
 
 
 def test_the_key_is_no_argument(t2i: T2I) -> None:

@@ -93,6 +93,21 @@ def test_the_copy_goes_with_whoever_took_it(cloud: FakeVertex) -> None:
     assert postcard.FOLDER.is_dir()
 
 
+def test_the_copys_place_is_the_same_on_every_replica_and_no_others(cloud: FakeVertex) -> None:
+    first = artifacts.fetch(URI)
+    assert first == Path(tempfile.gettempdir(), "t2i-model-models-sd-one")
+    assert first.stat().st_mode & 0o777 == 0o700
+    (first / "mine").touch()
+    with ExitStack() as end:
+        second = artifacts.fetch(URI, end=end)
+        assert second.name.startswith(f"{first.name}-")
+        assert read(second) == FILES
+    assert read(first) == FILES | {"mine": b""}
+    long = f"sd/{'é' * 300}"
+    put(cloud, f"{long}/model_index.json", b"{}")
+    assert read(artifacts.fetch(f"gs://models/{long}")) == {"model_index.json": b"{}"}
+
+
 def test_the_whole_bucket_is_a_model(cloud: FakeVertex) -> None:
     cloud.objects.clear()
     put(cloud, "model_index.json", b"{}")
@@ -107,6 +122,10 @@ def test_it_reads_with_the_credentials_of_google_auth(
     monkeypatch.setattr(artifacts, "HOST", cloud.url)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(cloud.key))
     assert read(artifacts.fetch(URI)) == FILES
+    # The next token, after one that is not issued for the moment.
+    cloud.faults.append(Fault(where="/token", status=503, body={}, times=artifacts.TRIES - 1))
+    assert read(artifacts.fetch(URI)) == FILES
+    assert cloud.faults[-1].times == 0
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])

@@ -450,6 +450,64 @@ def test_a_model_that_cannot_be_loaded_is_told_to_all() -> None:
     run(test())
 
 
+def test_no_more_wait_for_the_model_than_the_queue_holds() -> None:
+    async def test() -> None:
+        found = threading.Event()
+        refused = Refusals()
+
+        def find(on_event: OnEvent) -> str:
+            found.wait(60)
+            return "postcard"
+
+        engine = Engine(Painter(), find, Limits(queue=2))
+        engine.line.observers.append(refused)
+        starting = asyncio.create_task(engine.start())
+        waiting = [asyncio.create_task(engine.described()) for _ in range(2)]
+        await asyncio.sleep(0)
+        for _ in range(2):
+            with pytest.raises(BusyError):
+                await submit(engine, "too many")
+        assert refused.count == 2
+        waiting[0].cancel()
+        await asyncio.wait([waiting.pop(0)])
+        waiting.append(asyncio.create_task(engine.described()))
+        found.set()
+        assert {spec.name for spec in await asyncio.gather(*waiting)} == {"postcard"}
+        await starting
+        assert len(await asyncio.gather(*(engine.described() for _ in range(9)))) == 9
+        await engine.stop(grace=0)
+
+    run(test())
+
+
+def test_the_time_limit_holds_while_the_model_is_found() -> None:
+    async def test() -> None:
+        found = threading.Event()
+
+        def find(on_event: OnEvent) -> str:
+            found.wait(60)
+            return "postcard"
+
+        engine = Engine(Painter(), find, Limits(queue=1, timeout=0.1))
+        starting = asyncio.create_task(engine.start())
+        for _ in range(2):  # the place of the first is free again
+            with pytest.raises(TimedOutError, match="finding its model"):
+                await asked(engine, "too early")
+        found.set()
+        await starting
+        assert await asked(engine, "in time")
+        await engine.stop(grace=0)
+
+    run(test())
+
+
+class Refusals(Observer):
+    count = 0
+
+    def refused(self) -> None:
+        self.count += 1
+
+
 def test_a_model_that_is_found_only_then_is_served_by_its_names_alone() -> None:
     async def test() -> None:
         engine = Engine(Painter(), lambda on_event: "sd15")
@@ -459,10 +517,12 @@ def test_a_model_that_is_found_only_then_is_served_by_its_names_alone() -> None:
             [request] = await asked(engine, "x", model=model)
             assert request.model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
         for wrong in ("postcard", "/etc", "../..", "~"):
-            with pytest.raises(NotServedError):
+            with pytest.raises(NotServedError) as caught:
                 await asked(engine, "x", model=wrong)
-        with pytest.raises(NotServedError):
+            assert caught.value.field == "model"
+        with pytest.raises(NotServedError) as caught:
             await asked(engine, "x", revision="other")
+        assert caught.value.field == "revision"
         await engine.stop(grace=0)
 
     run(test())
@@ -475,8 +535,9 @@ def test_limits_are_kept() -> None:
         async with started(Painter(), limits) as engine:
             assert len(await asked(engine, "a", "b", steps=30, width=128, height=128)) == 2
             for wrong, field in (
-                (asked(engine, "a", "b", "c"), "n"),
-                (asked(engine, width=136), "n"),
+                (engine.settle([GenerateRequest(prompt="a")] * 3, counted="n"), "n"),
+                (asked(engine, "a", "b", "c"), None),
+                (asked(engine, width=136), None),
                 (asked(engine, "a", width=136, height=128), "width"),
                 (asked(engine, "a", steps=31), "steps"),
                 (asked(engine, "a", guidance_scale=1.0, negative_prompt="x"), "negative_prompt"),
@@ -491,7 +552,7 @@ def test_limits_are_kept() -> None:
 def test_what_cannot_be_honoured_is_left_out_where_that_is_asked_for() -> None:
     async def test() -> None:
         async with started(Painter()) as engine:
-            notes: list[str] = []
+            notes: list[Note] = []
             request = GenerateRequest(prompt="a", guidance_scale=1.0, negative_prompt="x")
             settled = await engine.settle([request] * 2, lenient=True, on_note=notes.append)
             assert [one.negative_prompt for one in settled] == [None, None]
@@ -564,6 +625,58 @@ def test_clients_that_shared_a_pass_share_the_next(monkeypatch: pytest.MonkeyPat
             assert prompts(held) == [["first"], *([f"a{n}", f"b{n}"] for n in range(3))]
             # One alone is not kept waiting for another that does not come.
             await (await submit(engine, "last")).images()
+
+    run(test())
+
+
+def test_one_that_waits_already_does_not_keep_another_out_of_the_next_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line, "LINGER", 1000)
+    monkeypatch.setattr(line, "MAX_LINGER", 30)
+    held = Held()
+
+    async def test() -> None:
+        async with started(held) as engine:
+            first = await submit(engine, "first")
+            await until(lambda: held.passes)
+            both = [await submit(engine, name) for name in ("a", "b")]
+            held.go.set()
+            await first.images()
+            held.go.clear()
+            await until(lambda: len(held.passes) == 2)
+            waits = await submit(engine, "c")
+            held.go.set()
+            for job in both:
+                await job.images()
+            again = [await submit(engine, name) for name in ("d", "e")]
+            for job in (waits, *again):
+                await job.images()
+            assert prompts(held) == [["first"], ["a", "b"], ["c", "d", "e"]]
+
+    run(test())
+
+
+def test_steps_that_nobody_hears_of_do_not_come_to_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[object] = []
+    hear = line.Line._hear
+
+    def counting(self: line.Line, work: Any, event: Any) -> None:  # noqa: ANN401 - as it is
+        heard.append(event)
+        hear(self, work, event)
+
+    monkeypatch.setattr(line.Line, "_hear", counting)
+
+    async def test() -> None:
+        async with started(Painter(steps=True)) as engine:
+            quiet = engine.submit(await asked(engine, "a"), previews=1, steps=False)
+            told = [type(message) async for message in quiet]
+            assert told == [Preview, GeneratedImage]
+            assert [type(event) for event in heard] == [Preview]
+            told = [type(message) async for message in await submit(engine, "b")]
+            assert told == [Step, Step, GeneratedImage]
 
     run(test())
 

@@ -1,19 +1,23 @@
 """What the server refuses, to whom, and what it shows of itself."""
 
+import asyncio
 import hmac
 import json
 import re
 import socket
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from t2i_cli.console import Console
+from t2i_cli.errors import InputError
 from t2i_cli.events import Measure
 from t2i_cli.server import guard
 from t2i_cli.server.app import create_app
@@ -67,11 +71,62 @@ def test_this_machine_and_addresses_are_answered_to(plain: TestClient, host: str
 @pytest.mark.parametrize(
     "host", ["", "rebound.example", "localhost.example:7860", "[", "a/b", "me@localhost", "::::"]
 )
-@pytest.mark.parametrize("path", ["/", "/v1/models", "/healthz"])
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/metrics"])
 def test_other_names_are_not_answered_to(plain: TestClient, path: str, host: str) -> None:
     answer = plain.get(path, headers={"Host": host})
     assert answer.status_code == 403
     assert answer.json()["error"]["code"] == "not_allowed"
+
+
+def test_probes_need_neither_a_host_nor_its_body() -> None:
+    with serving(Painter()) as server:
+        for path in ("/healthz", "/readyz"):
+            with connection(server.url) as probe:
+                probe.sendall(f"HEAD {path} HTTP/1.0\r\n\r\n".encode())
+                assert whole(probe).startswith(b"HTTP/1.1 200 ")
+        with connection(server.url) as nameless:
+            nameless.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
+            answer = whole(nameless)
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert b"names no host" in answer
+
+
+@pytest.mark.parametrize("host", ["*", "example.org", "Images.example", "my_host", "10.0.0.1"])
+def test_host_names_that_can_match(host: str) -> None:
+    guard.check_names([host], [])
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", " ", "a b", "example.org:8443", "https://example.org", "*.example.org", "bücher.example"],
+)
+def test_a_host_that_can_never_match_is_refused(host: str) -> None:
+    with pytest.raises(InputError, match="--allowed-host") as caught:
+        guard.check_names(["localhost", host], [])
+    assert caught.value.field == "allowed_host"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "https://example.org", "http://example.org:8080", "http://[::1]:1", "app-x://abc"],
+)
+def test_origins_that_can_match(origin: str) -> None:
+    guard.check_names([], [origin])
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("", "null", "example.org", "https://", "https://example.org/", "https://example.org/a"),
+        *("https://example.org:443", "http://example.org:80", "https://example.org:", "//a"),
+        *("https://Example.org", "https://me@example.org", "https://*.example.org"),
+        *("https://example.org:x", "https://[", "https://bücher.example", "https://a b"),
+    ],
+)
+def test_an_origin_that_can_never_match_is_refused(origin: str) -> None:
+    with pytest.raises(InputError, match="--cors-origin") as caught:
+        guard.check_names([], ["https://example.org", origin])
+    assert caught.value.field == "cors_origin"
 
 
 def test_hosts_can_be_allowed() -> None:
@@ -305,6 +360,47 @@ def test_prompts_are_logged_only_where_that_is_asked_for(
 def connection(url: str) -> socket.socket:
     host, _, port = url.rpartition("/")[2].partition(":")
     return socket.create_connection((host, int(port)), timeout=30)
+
+
+def whole(connection: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"Host": "other.example"}, 403), ({"Authorization": "Bearer wrong"}, 401), ({}, 401)],
+)
+def test_the_body_of_a_refused_request_is_read_and_not_held(
+    headers: dict[str, str], status: int
+) -> None:
+    """Or whoever may not ask could fill the memory, by bodies that never end."""
+    pieces, size = 32, 2**18
+    held, statuses = 0, []
+    asked = {"Host": "localhost", "Content-Type": "application/json"} | headers
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/predict", "query_string": b""},
+        "headers": [(name.lower().encode(), value.encode()) for name, value in asked.items()],
+    }
+
+    async def receive() -> Message:
+        nonlocal pieces, held
+        held = max(held, tracemalloc.get_traced_memory()[0])
+        pieces -= 1
+        return {"type": "http.request", "body": bytes(size), "more_body": pieces > 0}
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    engine = Engine(Painter(), "postcard")
+    app = create_app(engine, ServerOptions(api_key=KEY, max_body=pieces * size))
+    tracemalloc.start()
+    try:
+        asyncio.run(app(scope, receive, send))
+    finally:
+        tracemalloc.stop()
+    assert (statuses[0], pieces) == (status, 0)
+    assert held < 4 * size
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

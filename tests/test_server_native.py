@@ -178,7 +178,7 @@ def test_what_cannot_be_honoured_is_an_error_or_a_note() -> None:
         ({"requests": [{"prompt": "a", "width": 100}]}, "width"),
         ({"requests": [{"prompt": "a", "width": 16384, "height": 16384}]}, "width"),
         ({"requests": [{"prompt": "a", "steps": 201}]}, "steps"),
-        ({"requests": [{"prompt": "a"}] * 11}, "n"),
+        ({"requests": [{"prompt": "a"}] * 11}, "requests"),
         ({"requests": [{}]}, "requests.0.prompt"),
         ({"requests": []}, "requests"),
         ({}, "requests"),

@@ -161,7 +161,10 @@ def test_compression_is_honoured(format: Format) -> None:
 
         def size(compression: int) -> int:
             answer = client.images.generate(
-                prompt="a", output_format=format, output_compression=compression
+                prompt="a",
+                output_format=format,
+                output_compression=compression,
+                extra_body={"seed": 1},
             )
             return len(decoded(only(answer).b64_json))
 
@@ -250,8 +253,16 @@ def test_another_model_is_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("owner/gpt-image")
     assert (caught.value.type, caught.value.code) == ("invalid_request_error", "model")
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError) as caught:
         client.images.generate(prompt="a", model="/etc/passwd")
+    assert caught.value.param == "model"
+
+
+def test_more_images_than_this_server_makes_name_n() -> None:
+    with serving(Painter(), limits=Limits(images=2)) as server, connected(server) as client:
+        with pytest.raises(openai.BadRequestError, match="1 to 2 images") as caught:
+            client.images.generate(prompt="a", n=3)
+    assert caught.value.param == "n"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from threading import Event as Flag
 import httpx2
 import pytest
 from PIL import Image
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.errors import InputError, ModelError, T2IError, TerminatedError
@@ -101,6 +102,34 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch)
                     received += piece
                 raise ConnectionResetError
             assert b"event: done" not in received
+
+
+@pytest.mark.parametrize("path", ["/t2i/v1/generate", "/v1/images/generations"])
+def test_a_client_that_only_trickles_is_cut_off_and_its_images_are_let_go(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "SENDING", 1.0)
+    body = BODY if "t2i" in path else b'{"prompt": "a red house"}'
+    held: dict[H11Protocol, int] = {}
+    awaited = serving._awaited
+
+    def seen(connection: H11Protocol) -> int | None:
+        held[connection] = connection.transport.get_write_buffer_size()
+        return awaited(connection)
+
+    monkeypatch.setattr(serving, "_awaited", seen)
+    with serving.listen("127.0.0.1", 0) as listener, served(Noisy(), listener) as engine:
+        with socket.create_connection(listener.getsockname()[:2], timeout=60) as slow:
+            slow.sendall(post(path, body))
+            with pytest.raises(ConnectionResetError):
+                # It never stops reading for long.
+                while slow.recv(2**15):
+                    time.sleep(0.05)
+                raise ConnectionResetError
+        [(connection, before)] = held.items()
+        assert before > 0
+        assert connection.transport.get_write_buffer_size() == 0
+        until(lambda: not engine.line.jobs)
 
 
 def test_clients_that_never_ask_are_cut_off_and_harm_nobody(

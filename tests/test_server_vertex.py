@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from PIL import Image
 
 from t2i_cli import metadata, postcard
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, WithheldError
+from t2i_cli.events import OnEvent
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.options import Limits, ServerOptions
 from t2i_cli.server.vertex import Container
 from tests.fakes.painter import Painter
 from tests.fakes.serving import Running, serving
@@ -222,7 +225,8 @@ def test_a_body_that_is_none(server: Running, content: bytes) -> None:
 
 
 def test_too_many_instances(server: Running) -> None:
-    refused(predict(server, *[{"prompt": "a"}] * 11), 400, "bad_input")
+    error = refused(predict(server, *[{"prompt": "a"}] * 11), 400, "bad_input")
+    assert error["field"] == "instances"
 
 
 def test_lenient_leaves_out_what_cannot_be_honoured(server: Running) -> None:
@@ -261,6 +265,29 @@ def test_its_routes_win_over_those_of_the_same_name() -> None:
         assert httpx2.get(f"{server.url}/healthz").content == b""
 
 
+def test_while_the_model_is_fetched_few_wait_and_not_for_ever() -> None:
+    fetched = threading.Event()
+
+    def fetch(on_event: OnEvent) -> str:
+        fetched.wait(60)
+        return "postcard"
+
+    options = ServerOptions(container=Container.find(VARIABLES))
+    limits = Limits(queue=2, timeout=0.5)
+    with serving(Painter(), model=fetch, options=options, limits=limits, ready=False) as server:
+        try:
+            with ThreadPoolExecutor(8) as clients:
+                answers = list(clients.map(lambda _: predict(server, {"prompt": "a"}), range(8)))
+            late = predict(server, {"prompt": "a"})
+        finally:
+            fetched.set()
+    statuses = sorted(answer.status_code for answer in answers)
+    assert (statuses[:2], set(statuses[2:])) == ([429, 429], {429, 504})
+    assert {refused(one, 429, "quota")["message"] for one in answers if one.status_code == 429}
+    assert all(one.headers["Retry-After"] for one in answers if one.status_code == 429)
+    refused(late, 504, "timed_out")
+
+
 def test_a_key_is_not_vertexs_business() -> None:
     options = ServerOptions(container=Container.find(VARIABLES), api_key="a secret key")
     with serving(Painter(), options=options) as server:
@@ -284,6 +311,7 @@ def test_the_container_as_vertex_runs_it(t2i_env: dict[str, str], tmp_path: Path
             "AIP_STORAGE_URI": "gs://models/here",
             "STORAGE_EMULATOR_HOST": cloud.url,
             "TMPDIR": str(tmp_path),
+            "T2I_API_KEY": "key",
         }
         command = [sys.executable, "-m", "t2i_cli", "serve"]
         with subprocess.Popen(command, env=t2i_env | variables, stdout=subprocess.PIPE) as process:
@@ -292,8 +320,11 @@ def test_the_container_as_vertex_runs_it(t2i_env: dict[str, str], tmp_path: Path
                 sockets = psutil.Process(process.pid).net_connections("inet")
                 (place,) = [one.laddr for one in sockets if one.status == psutil.CONN_LISTEN]
                 instance = {"prompt": "a red star on a white background", "seed": 1.0, "steps": 2.0}
-                url = f"http://127.0.0.1:{port}{PREDICT}"
-                answer = httpx2.post(url, json={"instances": [instance]}, timeout=300)
+                with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+                    client.headers["Authorization"] = "Bearer key"
+                    answer = client.post(PREDICT, json={"instances": [instance]})
+                    wrong = client.post(PREDICT, json={"instances": [instance | {"width": 7}]})
+                    told = [client.get(f"/{path}").text for path in ("v1/models", "t2i/v1/model")]
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(60)
@@ -303,6 +334,16 @@ def test_the_container_as_vertex_runs_it(t2i_env: dict[str, str], tmp_path: Path
     (prediction,) = predictions(answer)
     assert Image.open(io.BytesIO(base64.b64decode(prediction["image"]))).size == (128, 128)
     assert echoed(prediction)["seed"] == 1
+    # The copy's own place is nobody's business, and would differ from replica to replica.
+    uri = variables["AIP_STORAGE_URI"]
+    assert echoed(prediction)["model"] == prediction["t2i"]["lock"]["model"] == uri
+    assert f"which {uri} needs" in refused(wrong, 400, "bad_input")["message"]
+    file = tmp_path / "image.jpg"
+    file.write_bytes(base64.b64decode(prediction["image"]))
+    assert metadata.read(file).request["model"] == uri
+    for text in (answer.text, wrong.text, *told):
+        assert str(tmp_path) not in text
+    assert all(f'"{uri}"' in text for text in told)
     assert process.returncode == 0
     assert not list(tmp_path.glob("t2i-model-*"))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from t2i_cli import catalog
+from t2i_cli.vertex.permissions import STEPS
 from tests.conftest import T2I, Terminal
 from tests.fakes.google import refusal
 from tests.fakes.hub import FakeHub, Repo
@@ -14,6 +15,7 @@ from tests.fakes.oauth import ACCOUNT
 from tests.fakes.vertex import FakeVertex, Fault, counted, quota
 from tests.running import running, until
 
+KEEPER = "keeper@gallery.iam.gserviceaccount.com"
 DEPLOY = ("remote", "deploy", "--model", "sd15", "--yes")
 
 
@@ -47,13 +49,15 @@ def test_deploy_list_use_and_down(t2i: T2I, vertex: FakeVertex, env: dict[str, s
         "acceleratorCount": 1,
     }
 
+    painted = t2i("remote", "generate", "a red star", "-o", "star.png", env=env)
+    assert painted.returncode == 0, painted.stderr
     vertex.advance(2 * 3600)
     listed = json.loads(t2i("remote", "list", "--json", env=env).stdout)
     assert listed["name"] == "sd15"
     assert listed["by"] == ACCOUNT
     assert listed["state"] == "deployed"
     assert listed["age"] == pytest.approx(7200, abs=120)
-    assert (listed["replicas"], listed["requests"], listed["overdue"]) == (1, 0, False)
+    assert (listed["replicas"], listed["requests"], listed["overdue"]) == (1, 1, False)
     assert listed["usd_so_far"] == pytest.approx(1.62, abs=0.05)
     assert vertex.replica_hours == pytest.approx(2, abs=0.1)
     bill = t2i("remote", "cost", env=env)
@@ -93,12 +97,76 @@ def test_the_plan_comes_first_and_is_refused_without_a_terminal(
 def test_it_asks_on_a_terminal(
     t2i_terminal: Terminal, vertex: FakeVertex, env: dict[str, str]
 ) -> None:
+    vertex.granted = {one for step, names in STEPS.items() if step != "scheduler" for one in names}
     no = t2i_terminal("remote", "deploy", "-m", "sd15", prompt="[y/N]", answer="n", env=env)
     assert no.returncode == 2
     assert vertex.left() == {}
     yes = t2i_terminal("remote", "deploy", "-m", "sd15", prompt="[y/N]", answer="y", env=env)
     assert yes.returncode == 0
     assert len(vertex.left()["deployed"]) == 1
+    # No scheduler job is offered to who could not make it.
+    assert "Have a Cloud Scheduler job" not in yes.stderr
+    assert "nothing but `t2i remote reap`" in yes.stderr
+
+
+@pytest.mark.parametrize(
+    ("own", "answers", "account"),
+    [
+        # What the credentials may do is offered for the account that they are of.
+        (True, "\ny", ACCOUNT),
+        (True, "yes\ny", ACCOUNT),
+        (True, "n\ny", None),
+        (False, "keeper@gallery.iam.gserviceaccount.com\ny", KEEPER),
+        (False, "\ny", None),
+    ],
+)
+def test_a_scheduler_job_is_offered(
+    t2i_terminal: Terminal,
+    vertex: FakeVertex,
+    env: dict[str, str],
+    own: bool,
+    answers: str,
+    account: str | None,
+) -> None:
+    if not own:
+        vertex.granted = {one for names in STEPS.values() for one in names} - {
+            "iam.serviceAccounts.actAs"
+        }
+    prompt = f"after the TTL, as {ACCOUNT}? [Y/n]" if own else "The service account for it [none]:"
+    done = t2i_terminal("remote", "deploy", "-m", "sd15", prompt=prompt, answer=answers, env=env)
+    assert done.returncode == 0, done.stderr
+    # The plan comes before the offer, and says what holds without it.
+    plan, asked, rest = done.stderr.partition("Have a Cloud Scheduler job")
+    assert asked
+    assert "enforced by  nothing but `t2i remote reap`, which you run" in plan
+    jobs = list(vertex.jobs.values())
+    assert [job["httpTarget"]["oauthToken"]["serviceAccountEmail"] for job in jobs] == (
+        [account] if account else []
+    )
+    assert (f"a Cloud Scheduler job, which undeploys it as {account}" in rest) == bool(account)
+
+
+def test_an_account_that_is_none_makes_nothing(
+    t2i_terminal: Terminal, vertex: FakeVertex, env: dict[str, str]
+) -> None:
+    vertex.granted = {one for names in STEPS.values() for one in names}
+    vertex.granted.remove("iam.serviceAccounts.actAs")
+    done = t2i_terminal(
+        "remote", "deploy", "-m", "sd15", prompt="[none]:", answer="ann@example.com", env=env
+    )
+    assert done.returncode == 2
+    assert "ann@example.com is no service account" in done.stderr
+    assert vertex.left() == {}
+
+
+def test_only_the_flag_counts_with_yes(
+    t2i_terminal: Terminal, vertex: FakeVertex, env: dict[str, str]
+) -> None:
+    done = t2i_terminal(*DEPLOY, prompt="?", answer="y", env=env)
+    assert done.returncode == 0
+    assert "Have a Cloud Scheduler job" not in done.stderr
+    assert "nothing but `t2i remote reap`" in done.stderr
+    assert vertex.jobs == {}
 
 
 def test_dry_run_prints_the_plan(t2i: T2I, vertex: FakeVertex, env: dict[str, str]) -> None:
@@ -183,6 +251,17 @@ def test_a_failure_offers_to_remove_what_was_made(
     done = t2i_terminal(*DEPLOY, prompt="Remove all of that? [y/N]", answer="y", env=env)
     assert done.returncode == 6
     assert "Of sd15 there is: endpoint projects/" in done.stderr
+    assert vertex.left() == {}
+
+
+def test_ctrl_c_offers_it_too(
+    t2i_terminal: Terminal, vertex: FakeVertex, env: dict[str, str]
+) -> None:
+    vertex.slow = {"deployModel": 10_000.0}
+    done = t2i_terminal(*DEPLOY, prompt="it takes 5 to 30 minutes", answer="\x03y", env=env)
+    assert done.returncode == 130, done.stderr
+    assert "Of sd15 there is: endpoint projects/" in done.stderr
+    assert "Remove all of that? [y/N]" in done.stderr
     assert vertex.left() == {}
 
 

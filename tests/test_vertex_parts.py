@@ -1,11 +1,18 @@
 """Parts of the endpoint's life in this process: labels, storage, places, errors, hardware."""
 
+import fcntl
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from google.auth import compute_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,12 +26,24 @@ from t2i_cli.errors import (
     T2IError,
     TimedOutError,
 )
-from t2i_cli.vertex import hardware, known, labels, permissions, place, rest, serving, storage
+from t2i_cli.vertex import (
+    credentials,
+    hardware,
+    known,
+    labels,
+    lifetime,
+    permissions,
+    place,
+    rest,
+    serving,
+    storage,
+)
 from t2i_cli.vertex.labels import Labels
 from t2i_cli.vertex.place import Place
 from t2i_cli.vertex.rest import Rest
 from tests.fakes.google import refusal
-from tests.fakes.vertex import FakeVertex, Fault, denied
+from tests.fakes.oauth import ACCOUNT
+from tests.fakes.vertex import FakeVertex, Fault, counted, denied
 
 
 @pytest.fixture
@@ -220,10 +239,100 @@ def test_permissions_are_asked_for_in_the_project_that_is_used(
     assert asked[-1] == "/v3/projects/workshop:testIamPermissions"
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the tries after which a pause was due; there is none."""
+    seen: list[int] = []
+
+    def none(tried: int) -> float:
+        seen.append(tried)
+        return 0.0
+
+    monkeypatch.setattr(rest, "_pause", none)
+    return seen
+
+
+def test_a_connection_gets_its_token_in_the_end(
+    vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch, waits: list[int]
+) -> None:
+    for name, value in vertex.environment.items():
+        monkeypatch.setenv(name, value)
+    vertex.faults = [Fault(where="/token", status=500, times=2)]
+    with lifetime.connected() as there:
+        assert there.account == ACCOUNT
+        assert waits == [1, 2]
+        assert list(there.rest.pages("aiplatform", f"{there.rest.place.parent}/models", "m")) == []
+    assert counted(vertex)["POST token"] == 3
+    body = {"error": "invalid_grant"}
+    vertex.faults = [Fault(where="/token", status=400, body=body, times=9)]
+    with pytest.raises(AccessError, match=r"\(invalid_grant\)"), lifetime.connected():
+        raise AssertionError
+    assert counted(vertex)["POST token"] == 4
+
+
+def test_the_metadata_server_is_asked_again(
+    vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch, waits: list[int]
+) -> None:
+    host = vertex.url.removeprefix("http://")
+    monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", host)
+    tokens = credentials.Tokens(compute_engine.Credentials())  # type: ignore[no-untyped-call]
+    place = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with rest.Rest(place, tokens) as connection:
+        vertex.faults = [Fault(where="computeMetadata", status=503, times=9)]
+        with pytest.raises(RemoteError, match="answers with status 503"):
+            connection.token(tries=3)
+        # Not google-auth's five tries in each of ours.
+        assert len(vertex.requests) == 3
+        vertex.faults = [Fault(where="computeMetadata", stall=0.05, times=2)]
+        assert connection.token(tries=3) == "ya29.secret"
+    assert waits == [1, 2, 1, 2]
+
+
 def test_an_answer_that_is_no_json(vertex: FakeVertex, cloud: Rest) -> None:
     vertex.objects["pail", "x"] = ({}, b"<html>")
     with pytest.raises(RemoteError, match="it is no JSON"):
         cloud.call("GET", "storage", "b/pail/o/x", params={"alt": "media"})
+
+
+def test_several_runs_at_once_lose_no_endpoint(tmp_path: Path) -> None:
+    def name(number: int) -> str:
+        return f"projects/p/locations/l/endpoints/{number}"
+
+    for number in range(100, 104):
+        known.remember(known.Known(name=name(number)))
+
+    def work(first: int) -> None:
+        for number in range(first, first + 10):
+            known.remember(known.Known(name=name(number)), current=number == 31)
+        known.forget(name(100 + first // 10))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, [0, 10, 20, 30]))
+    assert {one.name for one in known.all_known()} == {name(number) for number in range(40)}
+    assert (current := known.current()) and current.name == name(31)
+    assert sorted(path.name for path in known.path().parent.iterdir()) == [
+        "vertex.json",
+        "vertex.json.lock",
+    ]
+
+
+def test_a_run_waits_for_another_one_s_writing(t2i_env: dict[str, str]) -> None:
+    known.remember(known.Known(name="projects/p/locations/l/endpoints/1"))
+    code = (
+        "from t2i_cli.vertex import known; print('on', flush=True);"
+        "known.remember(known.Known(name='projects/p/locations/l/endpoints/2')); print('done')"
+    )
+    env = t2i_env | {"XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
+    with open(f"{known.path()}.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, "-c", code]
+        other = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "on\n"
+        time.sleep(0.3)
+        assert len(known.all_known()) == 1
+    assert other.communicate(timeout=60)[0] == "done\n"
+    assert len(known.all_known()) == 2
 
 
 def test_a_broken_memory_is_none(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`t2i remote run`: an endpoint for one command, gone whatever happens to either."""
 
+import json
 import os
 import random
 import signal
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from t2i_cli.batch import folder
 from t2i_cli.vertex import rest, teardown
 from tests.conftest import T2I
 from tests.fakes.google import refusal
-from tests.fakes.vertex import FakeVertex, Fault
+from tests.fakes.vertex import FakeVertex, Fault, counted
 from tests.running import running, until
 
 RUN = ("remote", "run", "--yes", "--model", "sd15")
@@ -34,10 +36,18 @@ def test_the_command_s_exit_code_and_environment(t2i: T2I, vertex: FakeVertex, c
     assert vertex.left() == {}
 
 
-def test_a_command_that_does_not_exist(t2i: T2I, vertex: FakeVertex) -> None:
+def test_a_command_that_does_not_exist(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -> None:
     done = t2i(*RUN, "--", "no-such-command", env=vertex.environment)
     assert done.returncode == 2
-    assert "Cannot run no-such-command" in done.stderr
+    assert "Cannot run no-such-command: there is no such command." in done.stderr
+    assert vertex.left() == {}
+    assert counted(vertex).keys() <= {"POST token"}
+    # One that is found, and is no program.
+    (tmp_path / "script").write_bytes(b"\x00")
+    (tmp_path / "script").chmod(0o755)
+    odd = t2i(*RUN, "--", tmp_path / "script", env=vertex.environment)
+    assert odd.returncode == 2
+    assert "Cannot run" in odd.stderr
     assert vertex.left() == {}
 
 
@@ -168,6 +178,59 @@ def test_an_ephemeral_batch(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -> Non
     bad = t2i("batch", tmp_path / "bad.jsonl", "--ephemeral", "--yes", env=vertex.environment)
     assert bad.returncode == 2
     assert len(vertex.spans) == 1
+
+
+def test_an_ephemeral_batch_is_checked_before_anything_is_made(
+    t2i: T2I, vertex: FakeVertex, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red star"}\n')
+    batch = ("batch", "prompts.jsonl", "-o", "out", "-m", "sd15", "--ephemeral", "--yes")
+    for wrong, sentence in {
+        ("--name", "{nope}"): "nope",
+        ("--name", "../{index}"): "leaves the folder",
+        ("--name", "same", "-n", "2"): "is taken by line 1 already",
+        ("--format", "bmp"): "bmp",
+        ("--scheduler", "ddim"): "The endpoint to be made takes no scheduler",
+        ("--seeds", "4-1"): "no range of seeds",
+        ("--width", "100000000"): "width",
+        ("--count", "0"): "count must be at least 1",
+        ("--timeout", "0"): "--timeout",
+        ("--serving", "flask"): "--serving must be",
+        ("-m", "no-such-model"): "There is no model no-such-model",
+        ("--show",): "terminal",
+    }.items():
+        early = t2i(*batch, *wrong, env=vertex.environment)
+        assert (early.returncode, sentence in early.stderr) == (
+            9 if "no-such-model" in wrong else 2,
+            True,
+        ), (wrong, early.stderr)
+    rows = '{"prompt": "a"}\n{"prompt": "b", "model": "sdxl"}\n'
+    piped = t2i("batch", "-", *batch[2:], "--input-format", "jsonl", input=rows,
+                env=vertex.environment)  # fmt: skip
+    assert piped.returncode == 2
+    assert "standard input:2: model" in piped.stderr
+    assert "The endpoint to be made has" in piped.stderr
+    assert vertex.requests == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ephemeral_batch_from_a_pipe_and_one_with_nothing_to_make(
+    t2i: T2I, vertex: FakeVertex, tmp_path: Path
+) -> None:
+    batch = ("batch", "-", "-o", tmp_path / "out", "-m", "sd15", "--ephemeral", "--yes")
+    done = t2i(*batch, input="a red star\na blue moon\n", env=vertex.environment)
+    assert done.returncode == 0, done.stderr
+    assert len(vertex.predictions) == 2
+    assert counted(vertex)["POST deployModel"] == 1
+    with folder.held(tmp_path / "out", None):
+        busy = t2i(*batch, input="a green tree\n", env=vertex.environment)
+    assert busy.returncode == 2
+    assert "Another run is at work" in busy.stderr
+    again = t2i(*batch, "--json", input="a red star\na blue moon\n", env=vertex.environment)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["made"] == 0
+    assert counted(vertex)["POST deployModel"] == 1
+    assert vertex.left() == {}
 
 
 def test_an_ephemeral_batch_of_weights_from_here(

@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,14 +23,14 @@ import pytest
 
 from t2i_cli import catalog, cli
 from t2i_cli.backends import Failure, GeneratedImage, choice
-from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment
+from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment, models
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError
 from t2i_cli.events import Event, Note, Step
 from t2i_cli.naming import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
-from t2i_cli.worker import care, hiring, identity, mention, place
+from t2i_cli.worker import backend, care, hiring, identity, mention, place
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER, Exchange, _Connection
 from t2i_cli.worker.place import Place, State
@@ -120,15 +121,15 @@ def run(
 ) -> Run:
     """Make images; `meanwhile` hears of what happens."""
     done = Run(Painter(steps=True))
-    backend = WorkerBackend(options, keep_alive, lambda _: done.stand_in, format)
+    asks = WorkerBackend(options, keep_alive, lambda _: done.stand_in, format)
 
     def hear(event: Event) -> None:
         done.events.append(event)
         meanwhile(event)
 
     asked = [replace(one, scheduler=scheduler) for one in requests(*(prompts or (PROMPT,)))]
-    done.outcomes += backend.run(asked, hear, threading.Event())
-    backend.close()
+    done.outcomes += asks.run(asked, hear, threading.Event())
+    asks.close()
     return done
 
 
@@ -322,6 +323,110 @@ def test_what_another_version_says_of_itself_is_understood(tmp_path: Path) -> No
     assert state == State(pid=1, identity="x", version="9", model="y")
     (tmp_path / "worker.json").write_text('{"pid": 1')
     assert Place(tmp_path).state() is None
+
+
+def refused(code: str) -> bytes:
+    """What a worker's server answers that is stopping, or has met another error."""
+    body = json.dumps({"error": {"code": code, "message": "The server is stopping."}}).encode()
+    return b"HTTP/1.1 503 -\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+GIVEN_UP = (
+    b'HTTP/1.1 200 OK\r\n\r\nevent: accepted\ndata: {"job": "x"}\n\nevent: failure\ndata: {"index":'
+    b' 0, "error": {"code": "terminated", "message": "The server is stopping."}}\n\n'
+)
+
+
+@contextmanager
+def leaving(answer: bytes, *, stays: bool = False) -> Iterator[None]:
+    """A worker that is about to leave, and gives the first who asks this answer.
+
+    It is gone then, or at the end of the block.
+    """
+    ready, over = threading.Event(), threading.Event()
+    identity_ = identity.Wanted(model="postcard", revision=None, options=USUAL).identity()
+    place_ = Place.find()
+
+    def act() -> None:
+        with place_.life(), socket.socket(socket.AF_UNIX) as listener:
+            place_.clear()  # what a killed one left
+            path = place_.folder / "worker.sock"
+            listener.bind(str(path))
+            listener.listen()
+            place_.write(
+                State(pid=0, identity=identity_, version="0", model="postcard", socket=str(path))
+            )
+            ready.set()
+            asked = b""
+            while not asked:  # some only look whether anyone is there
+                connection, _ = listener.accept()
+                with connection:
+                    if asked := connection.recv(2**16):
+                        connection.sendall(answer)
+            if stays:
+                over.wait(PATIENCE)
+            place_.clear()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    assert ready.wait(PATIENCE)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+LEAVES = [refused("terminated"), GIVEN_UP, b""]
+
+
+@pytest.mark.usefixtures("runtime")
+@pytest.mark.parametrize("answer", LEAVES, ids=["refuses", "gives up", "hangs up"])
+def test_one_that_leaves_just_as_it_is_asked_has_another_hired_in_its_place(answer: bytes) -> None:
+    end()
+    with leaving(answer):
+        made = run()
+    assert made.notes == []
+    assert made.stand_in.made == []
+    assert made.image
+    assert worker()
+
+
+@pytest.mark.usefixtures("runtime")
+def test_the_model_is_asked_for_again_where_the_worker_leaves_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    end()
+    asks = WorkerBackend(USUAL, LONG, lambda _: pytest.fail("It went on without a worker."))
+    monkeypatch.setattr(catalog, "find", lambda *_: None)
+    monkeypatch.setattr(models, "is_repository", lambda _: True)
+    with leaving(refused("terminated")):
+        asked = GenerateRequest(prompt=PROMPT, model="postcard")
+        assert asks.describe(asked) == catalog.MODELS["postcard"]
+
+
+@pytest.mark.usefixtures("runtime")
+@pytest.mark.parametrize("stays", [True, False])
+def test_one_that_leaves_is_not_waited_for_for_long_nor_twice(
+    stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end()
+    monkeypatch.setattr(backend, "LEAVING", 0.3 if stays else PATIENCE)
+    hired: list[str] = []
+    again = ExitStack()
+
+    def hire(wanted_: identity.Wanted, keep_alive: float) -> tuple[Place, State]:
+        hired.append(wanted_.model)
+        if len(hired) == 2:
+            again.enter_context(leaving(LEAVES[0]))
+        return hiring.hire(wanted_, keep_alive)
+
+    monkeypatch.setattr(backend, "hire", hire)
+    with leaving(LEAVES[0], stays=stays), again:
+        made = run()
+    assert made.notes == ["The warm worker has ended. This run goes on without it."]
+    assert len(made.stand_in.made) == 1
+    assert len(hired) == (1 if stays else 2)
 
 
 HALF_STARTED = """
@@ -791,12 +896,12 @@ def test_a_local_run_asks_for_room_only_where_memory_is_short(
         asked.append("room")
         return True
 
-    backend = LocalBackend(LocalOptions(), make_room)
+    local = LocalBackend(LocalOptions(), make_room)
     [request] = requests(PROMPT)
-    backend.check(request)
+    local.check(request)
     assert asked == []
     tight = True
-    backend.check(request)
+    local.check(request)
     assert asked == ["room"]
     asked.clear()
     alone = LocalBackend(LocalOptions())

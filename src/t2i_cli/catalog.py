@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from t2i_cli import postcard
+from t2i_cli.errors import InputError
 
 DEFAULT_MODEL = "sd15"
 
@@ -171,3 +172,9 @@ def find(name: str, revision: str | None = None) -> ModelSpec | None:
     """The catalogue's entry for an alias or for the repository behind one, if there is one."""
     spec = MODELS.get(name) or next((s for s in _MODELS if s.repo == name), None)
     return replace(spec, revision=revision) if spec and revision else spec
+
+
+def check_revision(spec: ModelSpec, revision: str | None) -> None:
+    """Raise InputError for a revision of a model that has none."""
+    if spec.folder and revision:
+        raise InputError(f"{spec.name} is a folder, which has no revisions.", field="revision")

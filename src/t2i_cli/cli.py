@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
+from typer.core import TyperOption
 
 from t2i_cli import __version__, signals
 from t2i_cli.commands import (
@@ -34,9 +36,12 @@ from t2i_cli.errors import (
     TerminatedError,
 )
 
+_MAY_BE_EMPTY = {"negative_prompt"}
+"""Options whose empty value says something: there is nothing that the image should not show."""
+
 app = typer.Typer(
     name="t2i",
-    help="Text to images: on this machine's GPU or CPU, from any diffusers model.",
+    help="Text to images: on this machine, on Vertex AI, or on any OpenAI-compatible server.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -71,15 +76,38 @@ def root(
 
 def command_paths() -> list[tuple[str, ...]]:
     """Every command as the words that call it, `()` being t2i itself; for docs and benchmarks."""
-    found: list[tuple[str, ...]] = []
+    return [path for path, _ in _walk((), typer.main.get_command(app))]
 
-    def visit(path: tuple[str, ...], command: object) -> None:
-        found.append(path)
-        for name, child in getattr(command, "commands", {}).items():
-            visit((*path, name), child)
 
-    visit((), typer.main.get_command(app))
-    return found
+def _walk(path: tuple[str, ...], command: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """A command and all those below it, each with the words that call it."""
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from _walk((*path, name), child)
+
+
+def _refuse_empty_values(parameters: Iterable[object]) -> None:
+    """Have options refuse an empty value: a variable that is not set must not mean a default."""
+    for parameter in parameters:
+        if isinstance(parameter, TyperOption) and parameter.name not in _MAY_BE_EMPTY:
+            _refuse_empty(parameter)
+
+
+def _refuse_empty(option: TyperOption) -> None:
+    handle = option.handle_parse_result
+
+    def handle_given(
+        context: typer.Context, given: Mapping[str, object], arguments: list[str]
+    ) -> tuple[object, list[str]]:
+        value = given.get(option.name)
+        if "" in (value if isinstance(value, list) else [value]) and not context.resilient_parsing:
+            flag = max(option.opts, key=len)
+            raise InputError(
+                f"{flag} is empty.", hint="Give it a value, or leave it away.", field=option.name
+            )
+        return handle(context, given, arguments)
+
+    option.handle_parse_result = handle_given  # type: ignore[method-assign, assignment]
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -91,7 +119,10 @@ def _run(arguments: list[str]) -> int:
     try:
         # Options are read by the command; errors before that must know their form, too.
         console.configure(json="--json" in arguments, events="--events" in arguments)
-        code = app(arguments, prog_name="t2i", standalone_mode=False)
+        command = typer.main.get_command(app)
+        for _, part in _walk((), command):
+            _refuse_empty_values(getattr(part, "params", ()))
+        code = command(arguments, prog_name="t2i", standalone_mode=False)
         if code == StoppedError.exit_code:  # Typer's own answer to Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()

@@ -104,11 +104,17 @@ class Console:
         if not self.ask(question):
             raise InputError("Declined; nothing was changed.")
 
-    def ask(self, question: str) -> bool:
-        """Whether the person at the terminal agrees."""
-        sys.stderr.write(f"{question} [y/N] ")
+    def ask(self, question: str, *, default: bool = False) -> bool:
+        """Whether the person at the terminal agrees; Enter alone is the default."""
+        line = self.answer(f"{question} [{'Y/n' if default else 'y/N'}]")
+        # An input that is at its end has not even Enter.
+        return default if line.strip() == "" != line else line.strip().lower() in {"y", "yes"}
+
+    def answer(self, question: str) -> str:
+        """The line that the person at the terminal types."""
+        sys.stderr.write(f"{question} ")
         sys.stderr.flush()
-        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+        return sys.stdin.readline()
 
     @contextmanager
     def owned_stdout(self) -> Iterator[None]:

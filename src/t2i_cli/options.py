@@ -4,6 +4,18 @@ from typing import Annotated
 
 import typer
 
+from t2i_cli.backends.remote import CALLS_A_REPLICA, CONCURRENCY, RETRIES, TIMEOUT
+from t2i_cli.catalog import DEFAULT_MODEL
+from t2i_cli.request import MAX_SEED
+from t2i_cli.setting_table import SERVINGS, SETTINGS, one_of
+from t2i_cli.vertex.place import DEFAULT_REGION
+
+
+def _takes(key: str) -> str:
+    """What the setting of the same name takes."""
+    return SETTINGS[key].takes
+
+
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON Lines, errors included.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result.")]
 VerboseOpt = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more on stderr.")]
@@ -17,7 +29,11 @@ OfflineOpt = Annotated[
 
 ModelOpt = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Alias, repository on the Hub, or folder. [default: sd15]"),
+    typer.Option(
+        "--model",
+        "-m",
+        help=f"Alias, repository on the Hub, or folder. [default: {DEFAULT_MODEL}]",
+    ),
 ]
 RevisionOpt = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of the repository.")
@@ -50,7 +66,7 @@ SeedOpt = Annotated[
         "--seed",
         "-s",
         metavar="<int>",
-        help="Seed, 0 to 4294967295; may be repeated. [default: random]",
+        help=f"Seed, 0 to {MAX_SEED}; may be repeated. [default: random]",
     ),
 ]
 CountOpt = Annotated[
@@ -78,14 +94,12 @@ OutputOpt = Annotated[
 ]
 FormatOpt = Annotated[
     str | None,
-    typer.Option("--format", help="png, jpeg or webp. [default: from the name, else png]"),
+    typer.Option("--format", help=f"{_takes('format')}. [default: from the name, else png]"),
 ]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 BackendOpt = Annotated[
     str | None,
-    typer.Option(
-        "--backend", help="Where images are made: local, http or vertex. [default: local]"
-    ),
+    typer.Option("--backend", help=f"Where images are made: {_takes('backend')}. [default: local]"),
 ]
 UrlOpt = Annotated[
     str | None, typer.Option("--url", help="http: the images API, as http://host:port/v1.")
@@ -94,7 +108,7 @@ DialectOpt = Annotated[
     str | None,
     typer.Option(
         "--dialect",
-        help="http: t2i, openai, sglang, vllm or localai. [default: as the server says]",
+        help=f"http: {_takes('http_dialect')}. [default: as the server says]",
     ),
 ]
 EndpointOpt = Annotated[
@@ -107,7 +121,7 @@ ProjectOpt = Annotated[
     str | None, typer.Option("--project", help="vertex: the project. [default: the credentials']")
 ]
 RegionOpt = Annotated[
-    str | None, typer.Option("--region", help="vertex: the region. [default: us-central1]")
+    str | None, typer.Option("--region", help=f"vertex: the region. [default: {DEFAULT_REGION}]")
 ]
 ApiEndpointOpt = Annotated[
     str | None,
@@ -117,13 +131,16 @@ ServingOpt = Annotated[
     str | None,
     typer.Option(
         "--serving",
-        help="vertex: t2i, model-garden or torchserve. [default: as the endpoint's label says]",
+        help=f"vertex: {one_of(SERVINGS)}. [default: as the endpoint's label says]",
     ),
 ]
 RetriesOpt = Annotated[
     int | None,
     typer.Option(
-        "--retries", min=0, max=999, help="http, vertex: tries after the first. [default: 5]"
+        "--retries",
+        min=0,
+        max=999,
+        help=f"http, vertex: tries after the first. [default: {RETRIES}]",
     ),
 ]
 TimeoutOpt = Annotated[
@@ -131,7 +148,7 @@ TimeoutOpt = Annotated[
     typer.Option(
         "--timeout",
         min=0.001,
-        help="http, vertex: seconds for one image, retries included. [default: 600]",
+        help=f"http, vertex: seconds for one image, retries included. [default: {TIMEOUT}]",
     ),
 ]
 ConcurrencyOpt = Annotated[
@@ -140,7 +157,8 @@ ConcurrencyOpt = Annotated[
         "--concurrency",
         min=1,
         max=256,
-        help="http, vertex: calls in flight. [default: 4; vertex: 2 for each replica]",
+        help=f"http, vertex: calls in flight. [default: {CONCURRENCY};"
+        f" vertex: {CALLS_A_REPLICA} for each replica]",
     ),
 ]
 DeviceOpt = Annotated[
@@ -148,7 +166,7 @@ DeviceOpt = Annotated[
 ]
 DtypeOpt = Annotated[
     str | None,
-    typer.Option("--dtype", help="float16, bfloat16 or float32. [default: what suits the device]"),
+    typer.Option("--dtype", help=f"{_takes('dtype')}. [default: what suits the device]"),
 ]
 MemoryOpt = Annotated[
     str | None,

@@ -76,6 +76,8 @@ class FakeVertex(Google):
     faults: list[Fault] = field(default_factory=list)
     operation_seconds: float = 0.0
     """How long an operation takes."""
+    slow: dict[str, float] = field(default_factory=dict)
+    """deployModel, upload, … → how long its operations take in place of that."""
     operation_errors: dict[str, dict[str, Any]] = field(default_factory=dict)
     """deployModel, upload, … → the error that its next operation ends with."""
     cancellable: bool = True
@@ -133,7 +135,7 @@ class FakeVertex(Google):
     ) -> dict[str, Any]:
         """Start an operation on a resource."""
         name = f"{parent}/operations/{next(self._ids)}"
-        due = time.monotonic() + self.operation_seconds
+        due = time.monotonic() + self.slow.get(kind, self.operation_seconds)
         error = self.operation_errors.pop(kind, None)
         self.operations[name] = Operation(name, kind, due, effect, undo, error)
         return self.operations[name].shown()

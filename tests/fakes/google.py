@@ -99,7 +99,7 @@ class Google:
         for method, pattern, name, permission in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and method == handler.command:
-                if name != "token":
+                if name not in {"token", "metadata"}:
                     self.allow(handler, permission, path)
                 with self.lock:
                     status, headers, body = getattr(self, f"_{name}")(
@@ -111,6 +111,12 @@ class Google:
 
     def _token(self, *_: object) -> tuple[int, dict[str, str], bytes]:
         return _json({"access_token": "ya29.secret", "expires_in": 3600, "token_type": "Bearer"})
+
+    def _metadata(self, match: re.Match[str], *_: object) -> Any:
+        """What the metadata server of a machine of Google's tells of its account."""
+        if match["what"] == "token":
+            return self._token()
+        return _json({"email": "machine@gallery.iam.gserviceaccount.com", "scopes": []})
 
     def _test_permissions(self, _match: Any, _query: Any, content: bytes, _headers: Any) -> Any:
         asked = json.loads(content)["permissions"]
@@ -286,6 +292,7 @@ _OBJECTS = "/upload" + _BUCKET + "/o"
 _OBJECT = _BUCKET + "/o/(?P<name>.+)"
 _ROUTES: tuple[tuple[str, str, str, str], ...] = (
     ("POST", "/token", "token", ""),
+    ("GET", "/computeMetadata/v1/instance/service-accounts/[^/]+/(?P<what>.*)", "metadata", ""),
     ("POST", r"/v3/projects/[^/]+:testIamPermissions", "test_permissions", ""),
     ("POST", r"/v1/projects/-/serviceAccounts/[^/]+:testIamPermissions", "test_permissions", ""),
     ("GET", r"/v3/projects/[^/:]+", "project", "resourcemanager.projects.get"),

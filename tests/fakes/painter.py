@@ -12,7 +12,7 @@ from t2i_cli import __version__, catalog
 from t2i_cli.backends import Failure, GeneratedImage, RunLock
 from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import ModelError, T2IError
-from t2i_cli.events import OnEvent, Preview, Step
+from t2i_cli.events import Note, OnEvent, Preview, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 
@@ -77,6 +77,26 @@ class Painter:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class Noting(Painter):
+    """Notes one thing of all requests, and of each what its prompt is."""
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """One outcome for each request, in order."""
+        on_event(Note(message="It is for all."))
+        alike: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            alike.setdefault(request.prompt, []).append(index)
+        for prompt, indices in alike.items():
+            on_event(Note(message=f"It is: {prompt}", indices=tuple(indices)))
+        yield from super().run(requests, on_event, cancel, previews)
 
 
 @dataclass

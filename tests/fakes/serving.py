@@ -7,13 +7,14 @@ address; PAUSE seconds an image are in its environment.
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvicorn
 
 from t2i_cli.backends import Backend
+from t2i_cli.events import OnEvent
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import Limits, ServerOptions
@@ -23,7 +24,7 @@ from tests.fakes.painter import Painter
 
 @dataclass(frozen=True)
 class Running:
-    """A server that can serve."""
+    """A server, which can serve unless that was not waited for."""
 
     url: str
     engine: Engine
@@ -34,11 +35,12 @@ class Running:
 def serving(
     backend: Backend,
     *,
-    model: str = "postcard",
+    model: str | Callable[[OnEvent], str] = "postcard",
     options: ServerOptions | None = None,
     limits: Limits | None = None,
+    ready: bool = True,
 ) -> Iterator[Running]:
-    """The server in a thread of this process, until the block ends."""
+    """The server in a thread of this process, until the block ends; from when it is `ready`."""
     engine = Engine(backend, model, limits)
     app = create_app(engine, options or ServerOptions())
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
@@ -46,7 +48,7 @@ def serving(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        while not (server.started and engine.ready):
+        while not (server.started and (engine.ready or not ready)):
             assert thread.is_alive()
             time.sleep(0.01)
         yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, backend)

@@ -95,7 +95,7 @@ class Backend(Protocol):
         ...
 
     def needs(self, request: ResolvedRequest) -> dict[str, object]:
-        """What the image takes here, for --dry-run: device, memory, download, price."""
+        """What the image takes here, for --dry-run: device, memory, download."""
         ...
 
     def commit(self, model: str, revision: str | None) -> str | None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from t2i_cli import durations, settings
 from t2i_cli.backends import Backend
+from t2i_cli.backends.remote import RETRIES, TIMEOUT
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.naming import Format
@@ -53,13 +54,14 @@ _TAKES["local"] = frozenset(Options.__annotations__) - (_TAKES["http"] | _TAKES[
 def choose(
     backend: str | None = None,
     *,
-    lenient: bool = False,
+    lenient: bool | None = False,
     worker: bool = False,
     **options: Unpack[Options],
 ) -> Backend:
     """The backend of that name, else of the settings, else this machine. Raises InputError.
 
-    With `worker`, this machine's images may come from the warm worker, as `keep_alive` says.
+    `lenient` is `None` where the command has no such option. With `worker`, this machine's images
+    may come from the warm worker, as `keep_alive` says.
     """
     name = settings.pick("backend", backend) or "local"
     _check(name, options, lenient)
@@ -77,7 +79,7 @@ def default_model(backend: str | None) -> str | None:
     return settings.get("model") if local else None
 
 
-def _check(backend: str, options: Options, lenient: bool) -> None:
+def _check(backend: str, options: Options, lenient: bool | None) -> None:
     """Raise InputError, or warn, for every option that the backend cannot honour."""
     for name, value in options.items():
         given = value is not None and (value is not False or name == "attention_slicing")
@@ -88,15 +90,16 @@ def _check(backend: str, options: Options, lenient: bool) -> None:
         flag = f"--{name.replace('_', '-')}"
         theirs = " or ".join(other for other, taken in _TAKES.items() if name in taken)
         if not lenient:
+            without = "" if lenient is None else "; --lenient goes on without it"
             raise InputError(
                 f"{flag} means nothing to the {backend} backend.",
-                hint=f"It is for --backend {theirs}; --lenient goes on without it.",
+                hint=f"It is for --backend {theirs}{without}.",
                 field=name,
             )
         console.warn(f"{flag} means nothing to the {backend} backend. It is left out.")
 
 
-def _local(options: Options, lenient: bool, worker: bool) -> Backend:
+def _local(options: Options, lenient: bool | None, worker: bool) -> Backend:
     from t2i_cli.backends.local import LocalOptions
 
     made = LocalOptions(
@@ -167,11 +170,11 @@ def _vertex(options: Options) -> Backend:
 
 def _retries(options: Options) -> int:
     retries = options.get("retries")
-    return int(settings.get("retries") or 5) if retries is None else retries
+    return int(settings.get("retries") or RETRIES) if retries is None else retries
 
 
 def _timeout(options: Options) -> float:
-    return options.get("timeout") or float(settings.get("timeout") or 600)
+    return options.get("timeout") or float(settings.get("timeout") or TIMEOUT)
 
 
 def _concurrency(options: Options) -> int | None:

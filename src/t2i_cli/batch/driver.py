@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,7 +53,7 @@ class Listener(Protocol):
         ...
 
     def failed(self, job: Job, failure: Failure, tally: Tally) -> None:
-        """An image could not be made, and the manifest says so."""
+        """An image could not be made or recorded."""
         ...
 
 
@@ -86,7 +87,7 @@ def make(
     *,
     max_failures: int | None = None,
 ) -> Tally:
-    """Make the plan's images; returns how it went. Raises StorageError if the account is lost."""
+    """Make the plan's images; returns how it went."""
     tally = Tally()
     paces: dict[tuple[str, str | None], float] = {}
     started = time.monotonic()
@@ -94,8 +95,8 @@ def make(
     requests = [job.row.request for job in plan.jobs]
     try:
         for outcomes in executor.run(requests, save, listener.event, stop):
-            folders = {o.path.parent for o in outcomes if isinstance(o, Saved) and o.path}
-            book.append([_line(plan.jobs[o.index], o) for o in outcomes], folders)
+            outcomes, lost = _recorded(outcomes, plan, book)
+            tally.stopped = tally.stopped or lost
             for outcome in outcomes:
                 tally.seconds = time.monotonic() - started
                 job = plan.jobs[outcome.index]
@@ -123,6 +124,20 @@ def make(
     for (model, device), pace in paces.items():
         timings.learn(model, device, pace)
     return tally
+
+
+def _recorded(
+    outcomes: Sequence[Outcome], plan: Plan, book: Manifest
+) -> tuple[Sequence[Outcome], str | None]:
+    """The outcomes once the manifest has them; else failures, and why."""
+    folders = {o.path.parent for o in outcomes if isinstance(o, Saved) and o.path}
+    try:
+        book.append([_line(plan.jobs[o.index], o) for o in outcomes], folders)
+    except StorageError as error:
+        # The next run knows nothing of them, and makes them again.
+        lost = [Failure(index=o.index, request=o.request, error=error) for o in outcomes]
+        return lost, "The manifest cannot be written."
+    return outcomes, None
 
 
 def _reason(tally: Tally, in_a_row: int, max_failures: int | None) -> str | None:

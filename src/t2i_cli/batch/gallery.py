@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +16,11 @@ _SETTINGS = (
 )
 
 
-def write(folder: Path) -> Path:
-    """Write the page over all of the folder's manifests. Raises StorageError."""
+def write(folder: Path, scratch: Path) -> Path:
+    """Write the page over all of the folder's manifests; `scratch` takes it while unfinished.
+
+    Raises StorageError.
+    """
     latest: dict[str, dict[str, object]] = {}
     for path in manifest.files(folder):
         for record in manifest.records(path):
@@ -29,14 +31,14 @@ def write(folder: Path) -> Path:
     # No prompt can end the script: "<" is written as JSON's escape for it.
     data = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    page = folder / PAGE
-    beside = folder / f".{PAGE}.{secrets.token_hex(8)}"
+    page, unfinished = folder / PAGE, scratch / PAGE
+    text = template.replace("/*ENTRIES*/[]", data)
     try:
-        beside.write_text(template.replace("/*ENTRIES*/[]", data), encoding="utf-8", newline="\n")
-        os.replace(beside, page)
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(unfinished, page)
     except OSError as error:
         with suppress(OSError):
-            beside.unlink()
+            unfinished.unlink()
         raise translated(error, "write", page) from error
     return page
 

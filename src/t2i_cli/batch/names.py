@@ -18,20 +18,28 @@ OWN = {"index.html", "sheet.png", ".t2i"}
 MAX_LENGTH = 200
 """Characters of a whole name: Windows takes 260, the folder's path included."""
 
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 _FORBIDDEN = re.compile(r'[<>:"|?*\\]')
 """What Windows takes in no name, and its separator, which other systems would take for a letter."""
 
 
+def check_template(template: str, format: str | None) -> None:
+    """Raise InputError for options that no image can be called by: --name and --format."""
+    naming.target(_with_ending(template), format)
+    check(_PLACEHOLDER.sub("x", template))
+
+
 @lru_cache(maxsize=4096)
 def target(template: str, format: str | None) -> Target:
-    """A template with its format; without an extension it gets one. Raises InputError."""
+    """A template with its format; its own extension stands over that. Raises InputError."""
+    whole = _with_ending(template)
+    return naming.target(whole, format if naming.suffix(whole) is None else None)
+
+
+def _with_ending(template: str) -> str:
     if not template:
-        raise InputError("the name is empty.", field="name")
-    ending = naming.suffix(template)
-    if ending == "":
-        template += ".{ext}"
-    # An extension in the row's own name stands over the command line's format.
-    return naming.target(template, None if ending else format)
+        raise InputError("The name is empty.", field="name")
+    return template if naming.suffix(template) != "" else template + ".{ext}"
 
 
 def name(row: Row, template: str, format: str | None) -> tuple[str, naming.Format]:

@@ -110,8 +110,6 @@ class Plan:
                 lines.append(f"  to download: {need['model']}, {download:,} MiB")
             if url := need.get("url"):
                 lines.append(f"  on {url}: {need['concurrency']} calls at a time")
-            if price := need.get("price_usd"):
-                lines.append(f"  estimated price: {need['model']}, {price} USD")
         lines.append(
             f"  disk: about {size_text(self.disk_bytes)}; {size_text(self.free_bytes)} are free"
         )

@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from t2i_cli.backends import Backend
 from t2i_cli.batch.models import ROW_FAULTS, Models
 from t2i_cli.batch.wishes import MAX_ROWS, Wishes
-from t2i_cli.errors import InputError, ModelError
+from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.prompts import Entry, Problem, Value
 from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest, resolve
 
 Pin = tuple[str, str | None]
 """A model and the revision asked for."""
+
+_ROWS_OWN = frozenset({"prompt", "seed", "count", "name"})
+"""What rows say of themselves; with no more than that, all else is the command line's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,10 @@ class _Expansion:
             raise InputError(f"count must be at least 1, not {wishes.count}.", field="count")
         if wishes.seeds and (wishes.count > 1 or wishes.seed is not None):
             raise InputError("--seeds takes the place of --seed and --count.", field="seeds")
+        seeded = {"seed"} if wishes.seeds or wishes.seed is not None else set()
+        for field, _ in wishes.vary:
+            if field in wishes.defaults or field in seeded:
+                raise InputError(f"--vary and another option both set {field}.", field="vary")
         self._wishes = wishes
         self._models = Models(backend)
         self._on_note = on_note
@@ -99,10 +106,13 @@ class _Expansion:
 
     def run(self, entries: Sequence[Entry]) -> tuple[list[Row], list[Problem]]:
         # What the command line says is wrong for every row, and said once.
-        GenerateRequest(**{"prompt": "-", **self._wishes.defaults, "seed": self._wishes.seed})  # type: ignore[arg-type]
-        if self._wishes.defaults.get("model") or not any("model" in e.values for e in entries):
-            default = self._wishes.defaults
+        default = self._wishes.defaults
+        GenerateRequest(**{"prompt": "-", **default, "seed": self._wishes.seed})  # type: ignore[arg-type]
+        named = {field for entry in entries for field in entry.values}
+        if "model" in default or "model" not in named.union(name for name, _ in self._wishes.vary):
             self._models.describe(default.get("model"), default.get("revision"))
+        if named <= _ROWS_OWN:
+            self._check_command_line()
         problems: list[Problem] = []
         for entry in entries:
             found: list[Problem] = []
@@ -117,7 +127,30 @@ class _Expansion:
                 problems.extend(dict.fromkeys(found))
             if len(self._rows) > MAX_ROWS:
                 raise InputError(f"These are more than {MAX_ROWS:,} images.", field="count")
+        if not self._rows and len({problem.message for problem in problems}) == 1:
+            self._blame_command_line(problems[0].message)
         return self._rows, problems
+
+    def _check_command_line(self) -> None:
+        """Raise T2IError for what is wrong with a row that sets nothing."""
+        for combination in self._combinations:
+            values = {"prompt": "-", **self._wishes.defaults, **combination}
+            self._settled(GenerateRequest(**values))  # type: ignore[arg-type]
+
+    def _blame_command_line(self, message: str) -> None:
+        """Raise the error of that message if rows that set nothing would meet it, too."""
+        try:
+            self._check_command_line()
+        except T2IError as error:
+            if error.message == message:
+                raise
+
+    def _settled(self, request: GenerateRequest) -> ResolvedRequest:
+        """The request as its model makes it, checked. Raises T2IError."""
+        spec = self._models.describe(request.model, request.revision)
+        settled = resolve(request, spec, lenient=self._wishes.lenient, on_note=self._note_once)
+        self._models.check(settled)
+        return settled
 
     def _add(
         self,
@@ -167,12 +200,7 @@ class _Expansion:
         found: list[Problem] = []
         while True:
             try:
-                request = GenerateRequest(**values)  # type: ignore[arg-type]
-                spec = self._models.describe(request.model, request.revision)
-                settled = resolve(
-                    request, spec, lenient=self._wishes.lenient, on_note=self._note_once
-                )
-                self._models.check(settled)
+                settled = self._settled(GenerateRequest(**values))  # type: ignore[arg-type]
             except ROW_FAULTS as error:
                 at_fault = getattr(error, "field", None)
                 if isinstance(error, ModelError) and "model" in values:

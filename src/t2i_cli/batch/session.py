@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,28 +51,44 @@ def check(task: Task, console: Console) -> None:
     _max_failures(task.max_failures, 0)
 
 
-def check_early(task: Task, console: Console) -> None:
-    """Raise what is wrong before a backend costs anything; of a pipe's rows that is nothing."""
+def rehearse(task: Task, backend: Backend, console: Console) -> tuple[Prompts, bool]:
+    """Raise whatever can be told to be wrong before the backend that is meant costs anything.
+
+    Returns the prompts, which may come from a pipe and be gone, and whether an image is missing.
+    """
     check(task, console)
-    folder = task.folder
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    viewer(task.show, task.wishes.lenient, console)
+    target = task.folder
+    there = next(path for path in (target, *target.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"Cannot write to the folder {folder}.", hint="-o names another one.")
-    if task.source != "-" and not task.skip_invalid:
-        read = prompts.read(task.source, prompts.format_of(task.source, task.input_format))
-        if read.problems:
-            raise PromptsError(read.name, read.problems)
+        raise InputError(f"Cannot write to the folder {target}.", hint="-o names another one.")
+    read = _read(task)
+    composed = _composer(task, read, backend, lambda _: None)
+    found, _ = composed(manifest.load(target))
+    if (target / folder.STATE).exists():
+        with folder.held(target, task.choice.shard):
+            pass  # nobody else is at work there
+    _warn_of_disk(found, console)
+    return read, bool(found.jobs)
 
 
-def run(task: Task, backend: Backend, executor: Executor, console: Console) -> None:
-    """Make what is missing; raises the error that tells how it ended, if not all is done."""
-    check(task, console)
-    show = viewer(task.show, task.wishes.lenient, console)
-    read = prompts.read(task.source, prompts.format_of(task.source, task.input_format))
-    asked, wrong = rows.expand(read.entries, task.wishes, backend, on_note=console.warn)
+def _read(task: Task) -> Prompts:
+    return prompts.read(task.source, prompts.format_of(task.source, task.input_format))
+
+
+def _warn_of_disk(found: Plan, console: Console) -> None:
+    if found.disk_bytes > found.free_bytes:
+        console.warn("the disk may be too small for all of them.")
+
+
+def _composer(
+    task: Task, read: Prompts, backend: Backend, on_note: Callable[[str], None]
+) -> Callable[[State], tuple[Plan, dict[Pin, str]]]:
+    """What plans the rows for a state of the folder, with new pins. Both raise PromptsError."""
+    asked, wrong = rows.expand(read.entries, task.wishes, backend, on_note=on_note)
     problems = [*read.problems, *wrong]
     if problems and (not task.skip_invalid or not asked):
-        raise PromptsError(read.name, problems)
+        raise PromptsError(read.name, problems, skipped=task.skip_invalid)
 
     def composed(state: State) -> tuple[Plan, dict[Pin, str]]:
         moved, pins = rows.pinned(asked, state.pins, backend.commit)
@@ -81,12 +97,31 @@ def run(task: Task, backend: Backend, executor: Executor, console: Console) -> N
             raise PromptsError(read.name, found.problems)
         return found, pins
 
+    return composed
+
+
+def run(
+    task: Task,
+    backend: Backend,
+    executor: Executor,
+    console: Console,
+    read: Prompts | None = None,
+) -> None:
+    """Make what is missing of the rows, `read` before or now.
+
+    Raises the error that tells how it ended, if not all is done.
+    """
+    check(task, console)
+    show = viewer(task.show, task.wishes.lenient, console)
+    read = read or _read(task)
+    composed = _composer(task, read, backend, console.warn)
     if task.dry_run:
         found, _ = composed(manifest.load(task.folder))
         console.result_json(found.to_json()) if console.json else console.result(found.text())
         return
-    # Names that cannot be should leave no folder behind.
-    first = None if task.folder.exists() else composed(State())
+    # A refusal should leave nothing where there was no batch.
+    known = (task.folder / folder.STATE).exists()
+    first = None if known else composed(manifest.load(task.folder))
     with folder.held(task.folder, task.choice.shard) as scratch:
         state = manifest.load(task.folder)
         found, pins = composed(state) if first is None or state.rows else first
@@ -107,9 +142,9 @@ def merge(target: Path, console: Console) -> None:
     """Make one manifest and one gallery of what several shards made."""
     if not manifest.files(target):
         raise InputError(f"There is no manifest in '{target}'.")
-    with folder.held(target, None):
+    with folder.held(target, None) as scratch:
         shards = manifest.merge(target)
-        page = gallery.write(target)
+        page = gallery.write(target, scratch)
     state = manifest.load(target)
     counts = Counter(known.status for known in state.rows.values())
     if console.json:
@@ -137,8 +172,7 @@ def _make(
         console.event("started", to_make=len(found.jobs))
     else:
         console.note(found.text())
-        if found.disk_bytes > found.free_bytes:
-            console.warn("the disk may be too small for all of them.")
+        _warn_of_disk(found, console)
     listener = EventLines(console, found) if console.events else Display(console, found, show)
     keep = Saver(found, scratch)
 
@@ -153,12 +187,20 @@ def _make(
             tally = driver.make(found, executor, save, book, listener, stop, max_failures=limit)
     finally:
         listener.close()
-    page = gallery.write(task.folder)
-    picture = sheet.write(found, task.folder) if task.sheet else None
     ended = _ended(found, tally, stop)
+    page = picture = None
+    try:
+        page = gallery.write(task.folder, scratch)
+        picture = _sheet(found, scratch, console) if task.sheet else None
+    except T2IError as error:
+        # The images count, and the next run draws both anew.
+        if ended:
+            console.warn(error.message)
+        else:
+            ended = type(error)(error.message, hint=_again())
     summary = verdict.summary(found, tally, ended) | {
         "manifest": str(book.path),
-        "gallery": str(page),
+        "gallery": None if page is None else str(page),
         "sheet": None if picture is None else str(picture),
     }
     if console.events:
@@ -171,15 +213,25 @@ def _make(
         raise ended
 
 
+def _sheet(found: Plan, scratch: Path, console: Console) -> Path:
+    if len(found.rows) > sheet.MAX_IMAGES:
+        shown = f"the first {sheet.MAX_IMAGES:,} of {len(found.rows):,} images"
+        console.warn(f"{sheet.NAME} shows {shown}.")
+    return sheet.write(found, scratch)
+
+
+def _again() -> str:
+    return "Run the same command again to go on: " + shlex.join(["t2i", *sys.argv[1:]])
+
+
 def _ended(found: Plan, tally: Tally, stop: Stop) -> T2IError | None:
     """The error that tells how the run ended, with what to do next."""
-    again = "Run the same command again to go on: " + shlex.join(["t2i", *sys.argv[1:]])
     if stop.signal is None:
-        return verdict.error(found, tally, again)
+        return verdict.error(found, tally, _again())
     kind = StoppedError if stop.signal == signal.SIGINT else TerminatedError
     word = "Interrupted" if stop.signal == signal.SIGINT else "Terminated"
     left = len(found.jobs) - tally.made
-    return kind(f"{word}; {left:,} of {len(found.rows):,} images are missing.", hint=again)
+    return kind(f"{word}; {left:,} of {len(found.rows):,} images are missing.", hint=_again())
 
 
 def _max_failures(text: str | None, jobs: int) -> int | None:

@@ -1,7 +1,6 @@
 """sheet.png: a plan's images on one picture; two fields that --vary set make it a grid."""
 
 import os
-import secrets
 import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,21 +38,25 @@ class Block:
     captions: bool
 
 
-def write(plan: Plan, folder: Path) -> Path:
-    """Draw the first MAX_IMAGES images of the plan that are done. Raises StorageError."""
+def write(plan: Plan, scratch: Path) -> Path:
+    """Draw the first MAX_IMAGES images of the plan, in `scratch` while unfinished.
+
+    Raises StorageError.
+    """
+    folder = plan.folder
     files = {
         row_id: folder / known.file
         for row_id, known in manifest.load(folder).rows.items()
         if known.status == "done" and known.file
     }
     drawn = _draw(blocks(plan.rows[:MAX_IMAGES]), files)
-    beside = folder / f".{NAME}.{secrets.token_hex(8)}"
+    unfinished = scratch / NAME
     try:
-        drawn.save(beside, "PNG")
-        os.replace(beside, folder / NAME)
+        drawn.save(unfinished, "PNG")
+        os.replace(unfinished, folder / NAME)
     except OSError as error:
         with suppress(OSError):
-            beside.unlink()
+            unfinished.unlink()
         raise _failed(error, folder) from error
     return folder / NAME
 

@@ -40,7 +40,7 @@ def text(account: Mapping[str, object]) -> str:
     line = ", ".join(parts)
     if account["made"]:
         line += f"; {account['made']:,} made in {duration(float(str(account['seconds'])))}"
-    return f"{line}; {account['gallery']}"
+    return f"{line}; {account['gallery']}" if account["gallery"] else line
 
 
 def error(plan: Plan, tally: Tally, again: str) -> T2IError | None:

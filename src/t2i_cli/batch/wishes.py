@@ -61,3 +61,14 @@ def parse_seeds(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text} has a seed twice.", field="seeds")
     return seeds
+
+
+def parse_batch_size(text: str, *, strict: bool) -> int | None:
+    """Images of one pass at most, `None` for as many as the device gains by. Raises InputError."""
+    if text == "auto":
+        return 1 if strict else None
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= 256:
+        raise InputError(f"--batch-size {text} is neither auto nor from 1 to 256.")
+    if strict and text != "1":
+        raise InputError("--strict makes one image a pass; leave --batch-size out.")
+    return int(text)

@@ -1,4 +1,4 @@
-"""`t2i batch`: every image of a prompts file, on this machine."""
+"""`t2i batch`: every image of a prompts file, by any backend."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli import naming, options, settings
+from t2i_cli import options, settings
 from t2i_cli.backends import Backend
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
@@ -94,8 +94,11 @@ TtlOpt = Annotated[
     ),
 ]
 
+_BESIDE_MERGE = {"merge", "json", "quiet", "verbose", "events"}
+
 
 def batch(
+    context: typer.Context,
     file: FileArg = None,
     input_format: InputFormatOpt = None,
     model: options.ModelOpt = None,
@@ -162,22 +165,26 @@ def batch(
     from t2i_cli.batch import session
     from t2i_cli.batch.executor import InProcess
     from t2i_cli.batch.folder import parse_shard
-    from t2i_cli.batch.names import DEFAULT_TEMPLATE
+    from t2i_cli.batch.names import DEFAULT_TEMPLATE, check_template, target
     from t2i_cli.batch.plan import Choice
-    from t2i_cli.batch.wishes import Wishes, parse_seeds, parse_vary
+    from t2i_cli.batch.wishes import Wishes, parse_batch_size, parse_seeds, parse_vary
 
     if merge is not None:
-        if file is not None:
-            raise InputError("--merge takes no prompts file.", field="merge")
+        _refuse_beside_merge(context)
         session.merge(merge, console)
         return
     if file is None:
         raise InputError("There is no prompts file.", hint="Give one, as t2i batch prompts.txt")
     width, height = chosen_size(width, height, size)
+    varied = parse_vary(vary or [])
+    if model is None and not ephemeral and "model" not in dict(varied):
+        model = default_model(backend)
+    template = name or DEFAULT_TEMPLATE
+    check_template(template, format)
     given: dict[str, Value | None] = {
         "negative_prompt": negative_prompt,
         # An endpoint made for these rows has the one model that they are for.
-        "model": None if ephemeral else model or default_model(backend),
+        "model": None if ephemeral else model,
         "revision": revision,
         "steps": steps,
         "guidance_scale": guidance,
@@ -187,14 +194,14 @@ def batch(
     }
     wishes = Wishes(
         defaults={field: value for field, value in given.items() if value is not None},
-        vary=parse_vary(vary or []),
+        vary=varied,
         seed=seed,
         seeds=parse_seeds(seeds) if seeds else (),
         count=count,
         lenient=lenient,
     )
     choice = Choice(
-        template=name or DEFAULT_TEMPLATE,
+        template=template,
         format=format or settings.get("format"),
         shard=parse_shard(shard) if shard else None,
         limit=limit,
@@ -214,7 +221,7 @@ def batch(
         sheet=sheet,
         show=show,
     )
-    images = _batch_size(batch_size, strict)
+    images = parse_batch_size(batch_size, strict=strict)
 
     def engine(made: str | None) -> Backend:
         return choose(
@@ -240,32 +247,46 @@ def batch(
             lenient=lenient,
             batch_size=images,
             strict=strict,
-            format=_format(choice.format or naming.suffix(choice.template)),
+            format=target(template, choice.format).format,
         )
 
     deployment: AbstractContextManager[str | None] = nullcontext()
+    stand_in, read = None, None
     if not ephemeral:
         _refuse_without_ephemeral(ttl=ttl is not None, max_cost=max_cost is not None, yes=yes)
     else:
         if endpoint or dry_run or backend not in (None, "vertex"):
             raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
-        session.check_early(task, console)
-        if not lenient:
-            engine("0")  # calls nothing yet, and refuses options that mean nothing there
+        from t2i_cli.backends.vertex.expected import ExpectedEndpoint
         from t2i_cli.vertex import lifetime
         from t2i_cli.vertex.plan import Wanted
 
-        deployment = lifetime.for_one(
-            Wanted(model=model, serving=serving, ttl=ttl or DEFAULT_TTL, max_cost=max_cost),
-            console,
-            yes=yes,
-            project=project,
-            region=region,
-            api_endpoint=api_endpoint,
-        )
+        if not lenient:
+            engine("0")  # calls nothing yet, and refuses options that mean nothing there
+        stand_in = ExpectedEndpoint(model, serving)
+        read, missing = session.rehearse(task, stand_in, console)
+        if missing:
+            deployment = lifetime.for_one(
+                Wanted(model=model, serving=serving, ttl=ttl or DEFAULT_TTL, max_cost=max_cost),
+                console,
+                yes=yes,
+                project=project,
+                region=region,
+                api_endpoint=api_endpoint,
+            )
     with deployment as made:
-        chosen = engine(made)
-        session.run(task, chosen, InProcess(chosen), console)
+        chosen = stand_in if stand_in and made is None else engine(made)
+        session.run(task, chosen, InProcess(chosen), console, read)
+
+
+def _refuse_beside_merge(context: typer.Context) -> None:
+    """Raise InputError for what a merge has no use for."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE" and name not in _BESIDE_MERGE:
+            what = "prompts file" if name == "file" else parameter.opts[0]
+            raise InputError(f"--merge takes no {what}.", field="merge")
 
 
 def _refuse_without_ephemeral(**given: bool) -> None:
@@ -274,19 +295,3 @@ def _refuse_without_ephemeral(**given: bool) -> None:
         raise InputError(
             f"--{name.replace('_', '-')} means nothing without --ephemeral.", field=name
         )
-
-
-def _format(named: str | None) -> naming.Format:
-    """The format of most images; a wrong name is told of where the plan is made."""
-    return naming.FORMATS.get((named or "").lower(), "png")
-
-
-def _batch_size(text: str, strict: bool) -> int | None:
-    """Images of one pass at most, `None` for as many as the device gains by."""
-    if text == "auto":
-        return 1 if strict else None
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
-        raise InputError(f"--batch-size {text} is neither auto nor from 1 to 256.")
-    if strict and text != "1":
-        raise InputError("--strict makes one image a pass; leave --batch-size out.")
-    return int(text)

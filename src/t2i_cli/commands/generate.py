@@ -1,4 +1,4 @@
-"""`t2i generate`: one prompt, a few images, on this machine."""
+"""`t2i generate`: one prompt, a few images, by any backend."""
 
 import sys
 from typing import TYPE_CHECKING

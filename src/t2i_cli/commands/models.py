@@ -21,6 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_FOR_SCRIPTS = {"refuses", "guidance_off", "words", "examples"}
+"""What of a model's record a person is not shown, or not as one of its lines."""
+
 ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, or folder.")]
 
 
@@ -64,7 +67,7 @@ def show(model: ModelArg, json: JsonOpt = False) -> None:
         console.result_json(record)
         return
     for key, value in record.items():
-        if value is not None and key not in {"words", "examples"}:
+        if value is not None and key not in _FOR_SCRIPTS:
             text = size_text(value) if key.endswith("bytes") and isinstance(value, int) else value
             console.result(f"{key.replace('_', ' ')}: {_plain(text)}")
     if spec.name == "postcard":
@@ -80,7 +83,7 @@ def show(model: ModelArg, json: JsonOpt = False) -> None:
 def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -> None:
     """Print the folder where a model lies on this machine."""
     console.configure(json=json)
-    spec = _named(model)
+    spec = _named(model, revision)
     folder = spec.folder or _fetch(spec, revision, offline=True)
     if json:
         console.result_json({"model": spec.name, "path": str(folder)})
@@ -92,9 +95,9 @@ def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -
 def pull(
     model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False, quiet: QuietOpt = False
 ) -> None:
-    """Download a model, and print its folder; a broken download goes on where it was."""
+    """Download a model, and print its folder; a broken download keeps its finished files."""
     console.configure(json=json, quiet=quiet)
-    spec = _named(model)
+    spec = _named(model, revision)
     if spec.folder:
         console.note(f"{spec.name} is on this machine already.")
     folder = spec.folder or _fetch(spec, revision, offline=False)
@@ -128,12 +131,14 @@ def remove(
         console.note(f"Removed {spec.repo}; {size_text(freed)} are free again.")
 
 
-def _named(name: str) -> ModelSpec:
+def _named(name: str, revision: str | None = None) -> ModelSpec:
     """The model of that name: in the catalogue, a folder, or a repository."""
-    if spec := catalog.find(name):
+    spec = catalog.find(name)
+    if spec is None and Path(name).is_dir():
+        spec = ModelSpec(name=name, folder=Path(name).resolve())
+    if spec is not None:
+        catalog.check_revision(spec, revision)
         return spec
-    if Path(name).is_dir():
-        return ModelSpec(name=name, folder=Path(name).resolve())
     if name.count("/") == 1:
         return ModelSpec(name=name, repo=name)
     raise ModelError(

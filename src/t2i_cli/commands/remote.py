@@ -89,19 +89,18 @@ def status(
     with _surveyed(project, region, api_endpoint, endpoint=endpoint) as (cloud, found):
         one = _named(found, endpoint)
         line = report.line(one, cloud.rest, hardware.prices())
-        record = line.to_json() | {"parts": one.parts(), "under_way": False, "log": None}
+        more = {"parts": one.parts(), "under_way": False, "log": None}
         if line.endpoint:
             under_way = operations.pending(cloud.rest, line.endpoint)
-            record |= {
+            more |= {
                 "under_way": under_way is not None,
                 "log": operations.log_link(cloud.rest, line.endpoint),
             }
     if json:
-        console.result_json(record)
+        console.result_json(line.to_json() | more)
     else:
-        for key, value in record.items():
-            for each in value if isinstance(value, list) else [value]:
-                console.result(f"{key.replace('_', ' ')}: {'?' if each is None else each}")
+        for fact in report.facts(line, more):
+            console.result(fact)
     if line.state != "deployed":
         raise typer.Exit(RemoteError.exit_code)
 

@@ -116,7 +116,7 @@ def deploy(
             else:
                 console.result(settled.text())
             return
-        settled = lifetime.settle(wanted, cloud, console, yes=yes)
+        settled = lifetime.settle(wanted, cloud, console, yes=yes, offer=True)
         found = lifetime.make(settled, cloud, console)
     if json:
         console.result_json({"endpoint": found.name, "dns": found.dns} | settled.to_json())

@@ -16,6 +16,7 @@ from t2i_cli.server.options import KEY_VARIABLE, Limits, ServerOptions
 if TYPE_CHECKING:
     import socket
 
+    from t2i_cli.backends import Backend
     from t2i_cli.events import OnEvent
     from t2i_cli.server.vertex import Container
 
@@ -101,7 +102,8 @@ def serve(
     if offline:
         settings.go_offline()
     key = _key(api_key_file)
-    container, listening = _place(host, port, uds, key)
+    hosts, origins = tuple(allowed_host or ()), tuple(cors_origin or ())
+    container, listening = _place(host, port, uds, key, hosts, origins)
     from t2i_cli.backends.choice import choose, default_model
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
@@ -128,6 +130,7 @@ def serve(
         trust_remote_code=trust_remote_code,
         no_safety_checker=no_safety_checker,
         offline=offline,
+        lenient=None,
         # This machine finds out how many images a pass should have.
         batch_size=None if local else 1,
     )
@@ -141,19 +144,19 @@ def serve(
     )
     access = ServerOptions(
         api_key=key,
-        allowed_hosts=tuple(allowed_host or ()),
-        cors_origins=tuple(cors_origin or ()),
+        allowed_hosts=hosts,
+        cors_origins=origins,
         container=container,
     )
     named = model or default_model(backend)
-    uri = container.storage_uri if container and local else None
+    uri = container.storage_uri if container and local and not named else None
     with (
         ExitStack() as end,
         listening as listener,
         console.owned_stdout(),
         ServerLog(console, log_prompts) as log,
     ):
-        found = _fetching(uri, end) if uri and not named else named
+        found = _fetching(uri, made, end) if uri else named
         engine = Engine(made, found, limits, revision=revision)
         engine.line.observers.append(log)
         app = create_app(engine, access)
@@ -175,13 +178,26 @@ def _key(file: Path | None) -> str | None:
 
 
 def _place(
-    host: str | None, port: int | None, uds: Path | None, key: str | None
+    host: str | None,
+    port: int | None,
+    uds: Path | None,
+    key: str | None,
+    hosts: tuple[str, ...],
+    origins: tuple[str, ...],
 ) -> "tuple[Container | None, AbstractContextManager[socket.socket]]":
-    """What Vertex said, if it runs this, and the socket to be; raises InputError."""
-    from t2i_cli.server import serving
+    """What Vertex said, if it runs this, and the socket to be; raises InputError.
+
+    `hosts` and `origins` are those that may be named in a request.
+    """
+    from t2i_cli.server import guard, serving
     from t2i_cli.server.vertex import Container
 
+    guard.check_names(hosts, origins)
     if container := Container.find(os.environ):
+        if hosts:
+            raise InputError(
+                "What Vertex runs (AIP_HTTP_PORT) answers to every host.", field="allowed_host"
+            )
         if (host, port, uds) != (None, None, None):
             raise InputError("Vertex says where to listen (AIP_HTTP_PORT).", field="host")
         return container, serving.listen("0.0.0.0", container.port)  # noqa: S104 - as Vertex demands
@@ -199,11 +215,20 @@ def _place(
     return None, serving.listen(host, DEFAULT_PORT if port is None else port)
 
 
-def _fetching(uri: str, end: ExitStack) -> "Callable[[OnEvent], str]":
-    """What brings the model that Vertex has laid there; `end` removes the copy."""
+def _fetching(uri: str, backend: "Backend", end: ExitStack) -> "Callable[[OnEvent], str]":
+    """What brings the model that Vertex has laid there, and names it; `end` removes the copy."""
+    from t2i_cli.backends.local import LocalBackend
     from t2i_cli.server import artifacts
 
-    return lambda on_event: str(artifacts.fetch(uri, on_event, end))
+    def find(on_event: "OnEvent") -> str:
+        folder = artifacts.fetch(uri, on_event, end)
+        if isinstance(backend, LocalBackend) and artifacts.is_bucket(uri):
+            # The copy's own place would differ from replica to replica, and be in every image.
+            backend.adopt(uri, folder)
+            return uri
+        return str(folder)
+
+    return find
 
 
 def _announce(listener: "socket.socket", model: str) -> None:

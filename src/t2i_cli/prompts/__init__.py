@@ -61,9 +61,12 @@ class Prompts:
 
 
 class PromptsError(InputError):
-    """Rows of a prompts file are wrong, all of them named at once."""
+    """Rows of a prompts file are wrong, all of them named at once.
 
-    def __init__(self, name: str, problems: Sequence[Problem]) -> None:
+    `skipped` says that good rows would have been made, had there been any.
+    """
+
+    def __init__(self, name: str, problems: Sequence[Problem], *, skipped: bool = False) -> None:
         lines = sorted({problem.line for problem in problems})
         shown = sorted(problems, key=lambda problem: problem.line)[:MAX_SHOWN]
         text = [f"{name} is wrong in {len(lines):,} line{'s' * (len(lines) > 1)}:"]
@@ -72,7 +75,8 @@ class PromptsError(InputError):
             text.append(f"  and {len(problems) - len(shown):,} more problems")
         super().__init__(
             "\n".join(text),
-            hint="Nothing was made. Correct the file, or --skip-invalid goes on with the others.",
+            hint="Nothing was made. Correct the file"
+            + ("." if skipped else ", or --skip-invalid goes on with the others."),
         )
         self._listed = [{"file": name, **asdict(problem)} for problem in shown]
         self._total = len(problems)

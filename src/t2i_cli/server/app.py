@@ -17,7 +17,9 @@ from t2i_cli.server.engine import Engine
 from t2i_cli.server.guard import Guard, Render
 from t2i_cli.server.options import ServerOptions
 
-OPEN_PATHS = ("/", "/static/", "/healthz", "/readyz")
+PROBES = ("/healthz", "/readyz")
+"""What tells no more than a state."""
+OPEN_PATHS = ("/", "/static/", *PROBES)
 """What needs no key."""
 _ERROR = {
     "type": "object",
@@ -73,7 +75,12 @@ def _middleware(options: ServerOptions, render: Render) -> list[Middleware]:
     container = options.container
     trusted = {container.health_route, container.predict_route} if container else set()
     guard = Middleware(
-        Guard, options=options, open_paths=OPEN_PATHS, trusted=trusted, render=render
+        Guard,
+        options=options,
+        open_paths=OPEN_PATHS,
+        probes=PROBES,
+        trusted=trusted,
+        render=render,
     )
     if not options.cors_origins:
         return [guard]

@@ -7,6 +7,7 @@ without any, as Google's own client does.
 
 import base64
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -22,7 +23,7 @@ from urllib.request import url2pathname
 import httpx2
 from google_crc32c import Checksum
 
-from t2i_cli.errors import AccessError, ModelError, RemoteError, StorageError
+from t2i_cli.errors import AccessError, ModelError, RemoteError, StorageError, TimedOutError
 from t2i_cli.events import Downloading, OnEvent
 
 TRIES = 5
@@ -33,6 +34,8 @@ HOST = "https://storage.googleapis.com"
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
 
 _CHUNK = 2**20
+_LONGEST = 150
+"""Characters of an address in its folder's name; file systems take 255."""
 _ROLE = "The container's service account needs storage.objects.list and storage.objects.get on it."
 _T = TypeVar("_T")
 
@@ -50,11 +53,11 @@ class Item:
 def fetch(uri: str, on_event: OnEvent = lambda _: None, end: ExitStack | None = None) -> Path:
     """The folder with the model at `uri`: gs://BUCKET/PATH, file:///PATH or a folder.
 
-    A gs:// one is downloaded into a new folder, which is removed again if that fails, and by
-    `end`. Raises T2IError.
+    A gs:// one is downloaded into a new folder, named for it, which is removed again if that fails,
+    and by `end`. Raises T2IError.
     """
     parts = urlsplit(uri)
-    if parts.scheme == "gs":
+    if is_bucket(uri):
         with closing(Bucket(parts.netloc)) as bucket:
             folder = _download(uri, bucket, parts.path.strip("/"), on_event)
         if end:
@@ -66,12 +69,17 @@ def fetch(uri: str, on_event: OnEvent = lambda _: None, end: ExitStack | None = 
     return folder
 
 
+def is_bucket(uri: str) -> bool:
+    """Whether that is an address in Cloud Storage."""
+    return uri.startswith("gs://")
+
+
 def _download(uri: str, bucket: "Bucket", prefix: str, on_event: OnEvent) -> Path:
     items = bucket.items(prefix)
     if not items:
         raise ModelError(f"There are no files at {uri}.")
     total, done = sum(item.size for item in items), 0
-    folder = Path(tempfile.mkdtemp(prefix="t2i-model-"))
+    folder = _new_folder(uri)
     try:
         for item in items:
             on_event(Downloading(model=uri, done=done, total=total))
@@ -81,6 +89,17 @@ def _download(uri: str, bucket: "Bucket", prefix: str, on_event: OnEvent) -> Pat
         shutil.rmtree(folder, ignore_errors=True)
         raise
     on_event(Downloading(model=uri, done=done, total=total))
+    return folder
+
+
+def _new_folder(uri: str) -> Path:
+    """A folder of this process alone, of the same name on every replica where nobody has it."""
+    name = "t2i-model-" + re.sub(r"[^A-Za-z0-9._]+", "-", uri.removeprefix("gs://"))[:_LONGEST]
+    folder = Path(tempfile.gettempdir(), name.rstrip("-"))
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:  # another server's, or what one that was killed left behind
+        return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
     return folder
 
 
@@ -163,7 +182,12 @@ class Bucket:
             raise _Again(f"{item.name} arrived damaged")
 
     def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token()}"} if self._token else {}
+        if not self._token:
+            return {}
+        try:
+            return {"Authorization": f"Bearer {self._token()}"}
+        except (RemoteError, TimedOutError) as error:
+            raise _Again(error.message.rstrip(".")) from error
 
     def _check(self, answer: httpx2.Response) -> None:
         match answer.status_code:

@@ -13,8 +13,9 @@ from t2i_cli.errors import (
     OutOfMemoryError,
     T2IError,
     TerminatedError,
+    TimedOutError,
 )
-from t2i_cli.events import Event, OnEvent
+from t2i_cli.events import Event, Note, OnEvent
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from t2i_cli.server.jobs import Job
 from t2i_cli.server.line import Line
@@ -27,15 +28,19 @@ _REMEMBERED = 1000
 
 
 class NotServedError(ModelError):
-    """A request names another model than the one that is served."""
+    """A request names another model than the one that is served; `field` is where."""
+
+    def __init__(self, message: str, *, field: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
 
 
 class Engine:
     """Serves one model of a backend. All of it is on the event loop, but for the backend's work.
 
     `model` is a name, as `--model` takes it, or a function that finds it and may take its time.
-    `spec` is there once `start()` has described it; `ready` says that it can serve. Jobs are taken
-    before that, and hear of its loading. `failure` is what kept it from starting. Without `load`
+    `spec` is there once `start()` has described it; `ready` says that it can serve. Between the two
+    jobs are taken, and hear of its loading. `failure` is what kept it from starting. Without `load`
     the first job loads the model, as its own request needs it.
     """
 
@@ -60,6 +65,7 @@ class Engine:
         self._names: set[str | None] = {None}
         self._checked: set[tuple[object, ...]] = set()
         self._known = asyncio.Event()
+        self._asking = 0
         self._latest: Event | None = None
         self._closed = False
 
@@ -119,8 +125,24 @@ class Engine:
         return bool(left)
 
     async def described(self) -> ModelSpec:
-        """The model, once it is described; raises T2IError if that failed."""
-        await self._known.wait()
+        """The model, once it is described; raises T2IError if that failed.
+
+        As many may wait as the queue has places, and no longer than a job may take: else it raises
+        BusyError or TimedOutError.
+        """
+        if not self._known.is_set():
+            if self._asking >= self.limits.queue:
+                raise self.line.busy()
+            self._asking += 1
+            try:
+                await asyncio.wait_for(self._known.wait(), self.limits.timeout)
+            except TimeoutError:
+                raise TimedOutError(
+                    "The time limit ran out while the server was finding its model.",
+                    hint="Try again in a moment.",
+                ) from None
+            finally:
+                self._asking -= 1
         self._refuse()
         return self.spec
 
@@ -130,38 +152,45 @@ class Engine:
             raise NotServedError(
                 f"This server does not serve {model!r}.",
                 hint="Leave the model away for the one that it serves.",
+                field="model",
             )
         if revision not in (None, self.spec.revision):
-            raise NotServedError(f"This server does not serve the revision {revision!r}.")
+            raise NotServedError(
+                f"This server does not serve the revision {revision!r}.", field="revision"
+            )
 
     async def settle(
         self,
         requests: Sequence[GenerateRequest],
         *,
+        counted: str | None = None,
         lenient: bool = False,
-        on_note: Callable[[str], None] = lambda _: None,
+        on_note: Callable[[Note], None] = lambda _: None,
     ) -> list[ResolvedRequest]:
         """The requests with all settled; raises T2IError for what is wrong with any of them.
 
-        Waits until the model is described.
+        Waits until the model is described. `counted` is the caller's field that says how many they
+        are. `on_note` hears of what `lenient` leaves out.
         """
         spec = await self.described()
         if not 1 <= len(requests) <= self.limits.images:
             raise InputError(
-                f"A job takes 1 to {self.limits.images} images, not {len(requests)}.", field="n"
+                f"A job takes 1 to {self.limits.images} images, not {len(requests)}.", field=counted
             )
         settled = []
+        left_out: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             self.check_model(request.model, request.revision)
             plain = replace(request, model=None, revision=None)
-            # What is left out is mostly the same for all of them, and said once.
-            say = on_note if number == 0 else lambda _: None
+            said: list[str] = []
             try:
-                settled.append(resolve(plain, spec, lenient=lenient, on_note=say))
+                settled.append(resolve(plain, spec, lenient=lenient, on_note=said.append))
             except InputError as error:
                 error.hint = None  # it speaks of the command line
                 raise
             self._check_limits(settled[-1])
+            for message in said:
+                left_out.setdefault(message, []).append(number)
         for kind, one in {request.kind(): request for request in settled}.items():
             if kind not in self._checked:
                 # Memory is seen to when the pass begins, which has it to itself.
@@ -170,16 +199,28 @@ class Engine:
                 self._checked.add(kind)
         while len(self._checked) > _REMEMBERED:
             self._checked.pop()
+        for message, about in left_out.items():
+            on_note(Note(message=message, indices=tuple(about)))
         return settled
 
-    def submit(self, requests: Sequence[ResolvedRequest], *, previews: int = 0) -> Job:
+    def submit(
+        self,
+        requests: Sequence[ResolvedRequest],
+        *,
+        previews: int = 0,
+        steps: bool = True,
+        notes: Sequence[Note] = (),
+    ) -> Job:
         """Have settled requests wait for their turn; `previews` are wanted of each at most.
 
-        Raises BusyError when the queue is full, TerminatedError when the server is stopping.
+        The job tells of `steps`, if wanted, and of the `notes` that are there already. Raises
+        BusyError when the queue is full, TerminatedError when the server is stopping.
         """
         self._refuse()
-        job = Job(requests, previews, self.line.forget)
+        job = Job(requests, previews, self.line.forget, steps=steps)
         self.line.add(job)
+        for note in notes:
+            job.tell(note)
         if self.limits.timeout is not None:
             job.expire(self.limits.timeout)
         if not self.ready and self._latest:

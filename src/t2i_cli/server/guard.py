@@ -40,8 +40,9 @@ class _Refusal(Exception):  # noqa: N818 - no error, but the way to an answer
 class Guard:
     """An ASGI middleware that refuses what the options do not allow.
 
-    `open_paths` need no key; one that ends in "/" stands for all below it. `trusted` paths are
-    those that Vertex calls: neither key nor Origin is asked for. A container listens on every
+    `open_paths` need no key; one that ends in "/" stands for all below it. `probes` answer to any
+    Host: they tell nothing but a state. `trusted` paths are those that Vertex calls: neither key
+    nor Origin is asked for. A container listens on every
     address; without a key, nothing else of it is there.
     """
 
@@ -51,6 +52,7 @@ class Guard:
         options: ServerOptions,
         *,
         open_paths: Collection[str],
+        probes: Collection[str],
         trusted: Collection[str],
         render: Render,
     ) -> None:
@@ -58,6 +60,7 @@ class Guard:
         self._options = options
         self._open = {path for path in open_paths if path == "/" or not path.endswith("/")}
         self._below = tuple(path for path in open_paths if path != "/" and path.endswith("/"))
+        self._probes = probes
         self._trusted = trusted
         self._render = render
         self._origins = {origin.casefold() for origin in options.cors_origins}
@@ -69,10 +72,17 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         send = _with_headers(send)
+        headers = Headers(scope=scope)
+        refused: _Refusal | None = None
         try:
-            # First: a client that is still sending when it is refused may not see the answer.
-            body = await self._read(Headers(scope=scope), receive)
-            self._check(scope, Headers(scope=scope))
+            self._check(scope, headers)
+        except _Refusal as refusal:
+            refused = refusal
+        try:
+            # Read all the same: who is still sending when it is refused may not see the answer.
+            body = await self._read(headers, receive, keep=refused is None)
+            if refused:
+                raise refused
         except _Refusal as refusal:
             answer = self._render(scope["path"], refusal.error, refusal.status)
             if refusal.status == 401:
@@ -95,7 +105,7 @@ class Guard:
         await self._app(scope, replay, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        if self._options.container is None:
+        if self._options.container is None and scope["path"] not in self._probes:
             self._check_host(headers.get("host", ""))
         if scope["path"] not in self._trusted:
             if scope["method"] not in _SAFE_METHODS:
@@ -110,15 +120,17 @@ class Guard:
 
     def _check_host(self, host: str) -> None:
         """Names that could be another site's, rebound to this address, are not answered to."""
-        name = _name(host)
+        name = host_name(host)
         allowed = {"localhost", *(name.casefold() for name in self._options.allowed_hosts)}
         if name in allowed or "*" in allowed or _is_address(name):
             return
+        if not name:
+            raise _Refusal(403, AccessError("The request names no host."))
         raise _Refusal(
             403,
             AccessError(
                 f"This server does not answer to the host {name!r}.",
-                hint=f"--allowed-host {name} lets it." if name else None,
+                hint=f"--allowed-host {name} lets it.",
             ),
         )
 
@@ -157,29 +169,65 @@ class Guard:
                 401,
                 AccessError(
                     "This server needs its key.",
-                    hint=f"Send it as Authorization: Bearer KEY; its {KEY_VARIABLE} has it.",
+                    hint="Send it as Authorization: Bearer KEY; the server's owner has it.",
                 ),
             )
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body; `None` if the client went away meanwhile."""
+    async def _read(self, headers: Headers, receive: Receive, *, keep: bool) -> bytes | None:
+        """The whole body, without `keep` an empty one; `None` if the client went away meanwhile."""
         limit = self._options.max_body
         error = InputError(f"The body has more than {limit:,} bytes.")
         length = headers.get("content-length", "0")
         if length.isdecimal() and (len(length) > 15 or int(length) > limit):
             raise _Refusal(413, error)
-        body = bytearray()
+        body, size = bytearray(), 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while (message := await receive())["type"] == "http.request":
-                    body += message.get("body", b"")
-                    if len(body) > limit:
+                    piece = message.get("body", b"")
+                    size += len(piece)
+                    if size > limit:
                         raise _Refusal(413, error)
+                    if keep:
+                        body += piece
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
             raise _Refusal(408, TimedOutError("The body took too long.")) from None
         return None
+
+
+def check_names(hosts: Collection[str], origins: Collection[str]) -> None:
+    """Raise InputError for a name that no request's Host or Origin can ever match."""
+    for host in hosts:
+        plain = host.isascii() and "*" not in host and host.split() == [host]
+        if host != "*" and not (plain and host_name(host) == host.casefold()):
+            raise InputError(
+                f"--allowed-host takes a host's name without scheme and port, or *, not {host!r}.",
+                field="allowed_host",
+            )
+    for origin in origins:
+        if origin != "*" and not _is_origin(origin):
+            raise InputError(
+                f"--cors-origin takes a site as browsers name it, or *, not {origin!r}.",
+                hint="Write https://example.org: a scheme and a host, a port where it is unusual.",
+                field="cors_origin",
+            )
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser may send that as Origin (https://fetch.spec.whatwg.org/#origin-header)."""
+    try:
+        found = urlsplit(text)
+        port = found.port
+    except ValueError:
+        return False
+    host = found.hostname or ""
+    name = f"[{host}]" if ":" in host else host
+    usual = port is None or port == {"http": 80, "https": 443}.get(found.scheme)
+    whole = f"{found.scheme}://{name}" + ("" if usual else f":{port}")
+    plain = bool(host) and text.isascii() and "*" not in host and text.split() == [text]
+    return plain and text == whole
 
 
 def _with_headers(send: Send) -> Send:
@@ -193,7 +241,7 @@ def _with_headers(send: Send) -> Send:
     return added
 
 
-def _name(host: str) -> str:
+def host_name(host: str) -> str:
     """The name or address in a Host header, without its port; "" for what is no host."""
     try:
         found = urlsplit(f"//{host}")

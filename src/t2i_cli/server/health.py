@@ -26,11 +26,13 @@ def router(engine: Engine) -> APIRouter:
     api = APIRouter(tags=["health"])
     registry = _registry(engine)
 
+    @api.head("/healthz", include_in_schema=False)
     @api.get("/healthz")
     async def healthz() -> Response:
         """200 while the process lives."""
         return wire.json_response({"status": "alive"})
 
+    @api.head("/readyz", include_in_schema=False)
     @api.get("/readyz", responses={503: {"description": "It loads, or it stops."}})
     async def readyz() -> Response:
         """200 while the model can serve."""

@@ -10,7 +10,7 @@ from typing import Self
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import StoppedError, T2IError, TimedOutError
-from t2i_cli.events import Event
+from t2i_cli.events import Event, Note, Step
 from t2i_cli.request import ResolvedRequest
 
 Message = Event | GeneratedImage | Failure
@@ -20,7 +20,8 @@ class Job:
     """Images on their way: an asynchronous iterator over what happens, to its end.
 
     Indices are positions within `requests`; `unbegun` are those that still wait. `tally` counts the
-    outcomes: "made", or an error's code. Leaving it as a context cancels what is unfinished.
+    outcomes: "made", or an error's code. With `steps` it tells of each step. Leaving it as a
+    context cancels what is unfinished.
     """
 
     def __init__(
@@ -28,14 +29,18 @@ class Job:
         requests: Sequence[ResolvedRequest],
         previews: int,
         on_end: Callable[["Job"], None],
+        *,
+        steps: bool = True,
     ) -> None:
         self.id = secrets.token_urlsafe(12)
         self.requests = tuple(requests)
         self.previews = previews
+        self.steps = steps
         self.accepted = time.monotonic()
         self.tally: Counter[str] = Counter()
         self.unbegun = deque(range(len(requests)))
         self._open = set(self.unbegun)
+        self._notes: list[Note] = []
         self._unread = len(requests)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._on_end = on_end
@@ -84,6 +89,11 @@ class Job:
                 made[message.index] = message
         return [made[index] for index in sorted(made)]
 
+    def notes(self, index: int) -> list[str]:
+        """What was noted so far of one of its images, or of all of them."""
+        about = (note.message for note in self._notes if index in (note.indices or (index,)))
+        return list(dict.fromkeys(about))
+
     def cancel(self) -> None:
         """Give up what has no outcome yet; nothing if all have one."""
         self.fail(StoppedError("The job was cancelled."))
@@ -100,8 +110,11 @@ class Job:
 
     def tell(self, event: Event) -> None:
         """Pass on an event, while anything is open."""
-        if self._open:
-            self._inbox.put_nowait(event)
+        if not self._open or (isinstance(event, Step) and not self.steps):
+            return
+        if isinstance(event, Note):
+            self._notes.append(event)
+        self._inbox.put_nowait(event)
 
     def settle(self, outcome: GeneratedImage | Failure) -> None:
         """Take a request's outcome; a second one is dropped."""
@@ -126,7 +139,7 @@ class Observer:
         """A job begins to wait."""
 
     def refused(self) -> None:
-        """A job found the queue full."""
+        """A job found the queue full, or a request too many that wait for the model."""
 
     def ended(self, job: Job) -> None:
         """Every request of a job has its outcome."""

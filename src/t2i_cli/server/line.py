@@ -19,10 +19,13 @@ from t2i_cli.events import Event, Measure, Note, Preview, Sent, Step
 from t2i_cli.server.jobs import Job, Observer
 from t2i_cli.server.options import Limits
 
-LINGER = 0.03
-"""Of a shared pass's time: how long the next one waits for as many images, to be shared as well."""
+LINGER = 0.05
+"""Of a shared pass's time: how long the next one waits for the same clients, beside those that wait
+already."""
 MAX_LINGER = 0.25
 """Seconds."""
+RETRY_AFTER = 5
+"""Seconds, where nothing better is known."""
 MAX_RETRY_AFTER = 60
 """Seconds."""
 
@@ -93,15 +96,19 @@ class Line:
         """Have a job wait for its turn; raises BusyError where no more may wait."""
         if self.waiting >= self._limits.queue + self._free:
             left = self._last * (1 + self._images_waiting() // self._limits.max_batch)
-            for observer in self.observers:
-                observer.refused()
-            raise BusyError(retry_after=min(max(1, math.ceil(left)), MAX_RETRY_AFTER))
+            raise self.busy(min(max(1, math.ceil(left)), MAX_RETRY_AFTER))
         self.jobs[job.id] = job
         for observer in self.observers:
             observer.taken(job)
         self._queue.append(job)
         self.idle_since = None
         self._dispatch()
+
+    def busy(self, retry_after: int = RETRY_AFTER) -> BusyError:
+        """The error for what finds no place, which observers hear of."""
+        for observer in self.observers:
+            observer.refused()
+        return BusyError(retry_after)
 
     def forget(self, job: Job) -> None:
         """Give up the place of a job that ended; a pass that nobody waits for any more ends."""
@@ -169,7 +176,13 @@ class Line:
         """Run the backend, in its thread."""
         requests = [job.requests[index] for job, index in work.members]
         previews = [job.previews for job, _ in work.members]
-        hear = partial(self._post, self._hear, work)
+        watched = any(job.steps for job, _ in work.members)
+
+        def hear(event: Event) -> None:
+            # A step that nobody hears of must not wake the event loop, which holds the pass up.
+            if watched or not isinstance(event, Step):
+                self._post(self._hear, work, event)
+
         # Backends are generators; closing one lets it tidy up.
         with closing(cast("Any", self._backend.run(requests, hear, work.cancel, previews))) as made:
             for outcome in made:
@@ -240,7 +253,9 @@ class Line:
             observer.passed(len(work.members), self._last)
         if len({job.id for job, _ in work.members}) > 1:
             # Clients that had their images at the same time ask again at almost the same time.
-            self._linger_for = len(work.members)
+            self._linger_for = min(
+                len(work.members) + self._images_waiting(), self._limits.max_batch
+            )
             pause = min(LINGER * self._last, MAX_LINGER)
             self._linger = asyncio.get_running_loop().call_later(pause, self._linger_over)
         self._dispatch()

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Annotated
 
@@ -63,11 +63,13 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     )
     async def generate(body: Body) -> Response:
         """Make images: `accepted`, then what happens, an `image` or `failure` each, and `done`."""
-        notes: list[str] = []
+        notes: list[Note] = []
         asked = [one.request() for one in body.requests]
-        requests = await engine.settle(asked, lenient=body.lenient, on_note=notes.append)
-        job = engine.submit(requests, previews=body.previews)
-        return wire.stream(job, _events(engine, job, notes, body.format))
+        requests = await engine.settle(
+            asked, counted="requests", lenient=body.lenient, on_note=notes.append
+        )
+        job = engine.submit(requests, previews=body.previews, notes=notes)
+        return wire.stream(job, _events(engine, job, body.format))
 
     @api.post("/jobs/{id}/cancel", status_code=204)
     async def cancel(id: str) -> Response:
@@ -101,14 +103,10 @@ def _described(spec: ModelSpec) -> dict[str, object]:
     }
 
 
-async def _events(
-    engine: Engine, job: Job, notes: Sequence[str], format: Format
-) -> AsyncIterator[bytes]:
+async def _events(engine: Engine, job: Job, format: Format) -> AsyncIterator[bytes]:
     """The job as server-sent events."""
     requests = [request.to_json() for request in job.requests]
     yield wire.sse("accepted", {"job": job.id, "requests": requests, "waiting": engine.waiting})
-    for note in notes:
-        yield wire.sse("note", {"message": note})
     images = 0
     async for message in wire.beating(job):
         match message:
@@ -116,11 +114,10 @@ async def _events(
                 yield wire.PING
             case GeneratedImage():
                 images += 1
-                data = base64.b64encode(await wire.encode(message, format)).decode()
+                data = await wire.encode_text(message, format)
                 width, height = message.size
-                told = {"index": message.index, "format": format, "image": data}
-                told |= {"width": width, "height": height}
-                yield wire.sse("image", told | wire.echo(message))
+                told = {"index": message.index, "format": format, "width": width, "height": height}
+                yield wire.sse("image", told | wire.echo(message), image=data)
             case Failure(index=index, error=error):
                 request = requests[index]
                 yield wire.sse(

@@ -2,11 +2,10 @@
 
 The fields that open servers share (negative_prompt, num_inference_steps, guidance_scale,
 true_cfg_scale, seed) and t2i's `scheduler` are taken beside OpenAI's; every image tells under
-`t2i` what made it.
+`t2i` what made it, and beside it the notes on its request.
 """
 
 import asyncio
-import base64
 import io
 import time
 from collections.abc import AsyncIterator
@@ -133,32 +132,32 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     async def generate(body: GenerationBody, request: Request) -> Response:
         """Make images; with `stream`, server-sent events that show them on their way."""
         asked = body.request(await engine.described())
-        settled = await engine.settle([asked] * body.n)
+        settled = await engine.settle([asked] * body.n, counted="n")
         seeds = [] if body.seed is None else [body.seed]
-        job = engine.submit(with_seeds(settled[0], seeds, body.n), previews=body.partial_images)
+        requests = with_seeds(settled[0], seeds, body.n)
+        job = engine.submit(requests, previews=body.partial_images, steps=False)
         if body.stream:
             return wire.stream(job, _events(job, body))
         images = await wire.images(request, job)
-        return wire.json_response(
-            {
-                "created": int(time.time()),
-                "background": "opaque",
-                "output_format": body.output_format,
-                "size": _size(images[0].image),
-                "data": [await entry(image, body, request) for image in images],
-            }
-        )
+        answer = {
+            "created": int(time.time()),
+            "background": "opaque",
+            "output_format": body.output_format,
+            "size": _size(images[0].image),
+        }
+        data = await asyncio.gather(*(entry(image, job, body, request) for image in images))
+        return wire.json_response(wire.made(answer, data=wire.listed(data)))
 
     async def entry(
-        generated: GeneratedImage, body: GenerationBody, request: Request
-    ) -> dict[str, object]:
-        data = await _encoded(generated, body)
+        generated: GeneratedImage, job: Job, body: GenerationBody, request: Request
+    ) -> wire.Made:
+        account = wire.account(job, generated)
+        # OpenAI's compression is the encoder's quality, from 0 to 100.
+        encoding = body.output_format, body.output_compression
         if body.response_format == "b64_json":
-            place = {"b64_json": base64.b64encode(data).decode()}
-        else:
-            name = store.put(data, body.output_format)
-            place = {"url": str(request.url_for("image", name=name))}
-        return place | {"t2i": wire.echo(generated)}
+            return wire.made(account, b64_json=await wire.encode_text(generated, *encoding))
+        name = store.put(await wire.encode(generated, *encoding), body.output_format)
+        return wire.made({"url": str(request.url_for("image", name=name))} | account)
 
     @api.get("/images/files/{name}", response_class=Response, responses={200: IMAGE})
     async def image(name: str) -> Response:
@@ -208,28 +207,23 @@ async def _events(job: Job, body: GenerationBody) -> AsyncIterator[bytes]:
                 special = {"partial_image_index": shown[index], "t2i": place}
                 shown[index] += 1
             case GeneratedImage(index=index, image=image):
-                data = await _encoded(message, body)
+                data = await wire.encode_text(message, body.output_format, body.output_compression)
                 kind = "image_generation.completed"
-                special = {"usage": _NO_TOKENS, "t2i": {"index": index} | wire.echo(message)}
+                special = {"usage": _NO_TOKENS} | wire.account(job, message, index=index)
             case Failure(error=error):
                 yield wire.sse("error", error_body(error, wire.status(error)))
                 return
             case _:
                 continue
-        content = {"type": kind, "b64_json": base64.b64encode(data).decode()}
-        yield wire.sse(kind, content | {"size": _size(image)} | common | special)
+        content = {"type": kind, "size": _size(image)} | common | special
+        yield wire.sse(kind, content, b64_json=data)
 
 
-async def _encoded(generated: GeneratedImage, body: GenerationBody) -> bytes:
-    """The image file; OpenAI's compression is the encoder's quality, from 0 to 100."""
-    return await wire.encode(generated, body.output_format, body.output_compression)
-
-
-def _plain(image: Image, format: Format) -> bytes:
-    """A preview as a file without records."""
+def _plain(image: Image, format: Format) -> wire.Made:
+    """A preview as a file without records, in base64."""
     buffer = io.BytesIO()
     image.save(buffer, format)
-    return buffer.getvalue()
+    return wire.in_base64(buffer.getvalue())
 
 
 def _size(image: Image) -> str:

@@ -1,10 +1,13 @@
 """The article's dialect: POST /predict with a prompt answers with the image itself."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from t2i_cli import naming
+from t2i_cli.events import Note
 from t2i_cli.naming import Format
 from t2i_cli.server import wire
 from t2i_cli.server.engine import Engine
@@ -17,6 +20,11 @@ IMAGE: dict[str, Any] = {
     "content": {f"image/{format}": _BINARY for format in naming.EXTENSIONS},
 }
 """What OpenAPI says of an answer that is an image file."""
+
+
+NOTES_HEADER = "T2I-Notes"
+LONGEST_NOTE = 300
+"""Characters of a note in a header: proxies take a few KB of them."""
 
 
 class PredictBody(Asked):
@@ -33,9 +41,18 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     @api.post("/predict", response_class=Response, responses={200: IMAGE})
     async def predict(body: PredictBody, request: Request) -> Response:
         """Make one image; the answer is the image file, a JPEG unless `format` says otherwise."""
-        requests = await engine.settle([body.request()], lenient=body.lenient)
-        [image] = await wire.images(request, engine.submit(requests))
+        notes: list[Note] = []
+        requests = await engine.settle([body.request()], lenient=body.lenient, on_note=notes.append)
+        job = engine.submit(requests, steps=False, notes=notes)
+        [image] = await wire.images(request, job)
         data = await wire.encode(image, body.format)
-        return Response(data, media_type=f"image/{body.format}")
+        headers = _noted(job.notes(image.index))
+        return Response(data, headers=headers, media_type=f"image/{body.format}")
 
     return api
+
+
+def _noted(notes: Sequence[str]) -> dict[str, str]:
+    """The header that tells notes: a list in JSON, whose ASCII is fit for one."""
+    shown = [n if len(n) <= LONGEST_NOTE else f"{n[:LONGEST_NOTE]}…" for n in notes]
+    return {NOTES_HEADER: json.dumps(shown).replace("\x7f", "")} if notes else {}

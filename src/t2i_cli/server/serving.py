@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import NamedTuple, Self
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,6 +26,8 @@ from t2i_cli.server.jobs import Job, Observer
 
 PATIENCE = 60.0
 """Seconds that a client may take over a request's head, or leave unread what it was sent."""
+SENDING = 300.0
+"""Seconds that a client may take over an answer that it reads a little at a time."""
 GRACE = 30.0
 """Seconds that what runs has to end in, after the first signal."""
 _LAST_WORDS = 5
@@ -88,7 +90,7 @@ class _Server(uvicorn.Server):
         self._expired = expired
         self._signals = 0
         self._stops: list[asyncio.Task[bool]] = []
-        self._waits: dict[H11Protocol, tuple[int, float]] = {}
+        self._waits: dict[H11Protocol, _Wait] = {}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Count a signal; the next tick acts on it."""
@@ -118,18 +120,30 @@ class _Server(uvicorn.Server):
     def _drop_stalled(self) -> None:
         """Cut connections that only keep us waiting; uvicorn itself would wait for ever."""
         now = time.monotonic()
-        waits: dict[H11Protocol, tuple[int, float]] = {}
+        waits: dict[H11Protocol, _Wait] = {}
         for connection in self.server_state.connections:
             if (
                 isinstance(connection, H11Protocol)
                 and (awaited := _awaited(connection)) is not None
             ):
-                before, since = self._waits.get(connection, (awaited, now))
-                waits[connection] = awaited, since if before == awaited else now
-        for connection, (_, since) in waits.items():
-            if now - since > PATIENCE:
+                before = self._waits.get(connection)
+                if before is None or bool(before.awaited) != bool(awaited):
+                    before = _Wait(awaited, moved=now, began=now)
+                moved = before.moved if before.awaited == awaited else now
+                waits[connection] = _Wait(awaited, moved, before.began)
+        for connection, wait in waits.items():
+            if now - wait.moved > PATIENCE or (wait.awaited and now - wait.began > SENDING):
+                # What it has not taken is dropped with it.
                 connection.transport.abort()
         self._waits = waits
+
+
+class _Wait(NamedTuple):
+    """For a client: the bytes it has to take, when that last changed, and when it began."""
+
+    awaited: int
+    moved: float
+    began: float
 
 
 def _awaited(connection: H11Protocol) -> int | None:

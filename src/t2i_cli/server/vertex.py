@@ -3,7 +3,7 @@
 The contract: cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements.
 """
 
-import base64
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
@@ -13,11 +13,13 @@ from pydantic import BeforeValidator, Field
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
+from t2i_cli.events import Note
 from t2i_cli.naming import Format
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server import wire
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.fields import Fields, Strict
+from t2i_cli.server.jobs import Job
 from t2i_cli.server.options import ServerOptions
 
 
@@ -109,7 +111,11 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         """
         asked, formats = _asked(body)
         lenient = body.parameters is not None and body.parameters.lenient
-        job = engine.submit(await engine.settle(asked, lenient=lenient))
+        notes: list[Note] = []
+        requests = await engine.settle(
+            asked, counted="instances", lenient=lenient, on_note=notes.append
+        )
+        job = engine.submit(requests, steps=False, notes=notes)
         outcomes: dict[int, GeneratedImage | Failure] = {}
         async with wire.attended(request, job):
             async for message in job:
@@ -120,7 +126,8 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         if len(failures) == len(ordered):
             raise failures[0].error
         pairs = zip(ordered, formats, strict=True)
-        return wire.json_response({"predictions": [await _prediction(*pair) for pair in pairs]})
+        told = await asyncio.gather(*(_prediction(job, *pair) for pair in pairs))
+        return wire.json_response(wire.Made(f'{{"predictions": {wire.listed(told).text}}}'))
 
     return api
 
@@ -147,12 +154,8 @@ def _given(asked: Instance | None) -> dict[str, Any]:
     return values
 
 
-async def _prediction(outcome: GeneratedImage | Failure, format: Format) -> dict[str, object]:
+async def _prediction(job: Job, outcome: GeneratedImage | Failure, format: Format) -> wire.Made:
     if isinstance(outcome, Failure):
-        return {"error": outcome.error.to_json()}
-    data = await wire.encode(outcome, format)
-    return {
-        "image": base64.b64encode(data).decode(),
-        "format": format,
-        "t2i": wire.echo(outcome),
-    }
+        return wire.made({"error": outcome.error.to_json()})
+    data = await wire.encode_text(outcome, format)
+    return wire.made({"format": format} | wire.account(job, outcome), image=data)

@@ -1,10 +1,11 @@
 """What the dialects share on the wire: statuses, error bodies, images as bytes, event streams."""
 
 import asyncio
+import base64
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import Request, Response
@@ -31,7 +32,7 @@ from t2i_cli.errors import (
 from t2i_cli.naming import Format
 from t2i_cli.server.engine import NotServedError
 from t2i_cli.server.jobs import Job, Message
-from t2i_cli.server.line import BusyError
+from t2i_cli.server.line import RETRY_AFTER, BusyError
 
 STATUS: Mapping[type[T2IError], int] = {
     InputError: 400,
@@ -51,12 +52,12 @@ STATUS: Mapping[type[T2IError], int] = {
     TerminatedError: 503,
 }
 """The HTTP status of each kind of error."""
-RETRY_AFTER = 5
-"""Seconds, where nothing better is known."""
 PING = b":\n\n"
 """A comment in an event stream: it keeps proxies awake."""
 PING_EVERY = 10.0
 """Seconds."""
+_PIECE = 3 * 2**16
+"""Bytes; base64 makes four of three."""
 
 
 def status(error: T2IError) -> int:
@@ -75,7 +76,28 @@ def json_response(
     body: object, code: int = 200, extra: Mapping[str, str] | None = None
 ) -> Response:
     """JSON in ASCII: text that no encoding can hold, as a lone surrogate, cannot make it fail."""
-    return Response(json.dumps(body), code, extra, "application/json")
+    text = body.text if isinstance(body, Made) else json.dumps(body)
+    return Response(text, code, extra, "application/json")
+
+
+@dataclass(frozen=True)
+class Made:
+    """JSON that is made already. To look for what is to be escaped in an image's base64 takes
+    longer than all else, and holds Python's lock, which the pipeline waits for.
+    """
+
+    text: str
+
+
+def made(fields: Mapping[str, object], **ready: Made) -> Made:
+    """The object of these fields, of which there must be some, and of those that are `ready`."""
+    parts = [json.dumps(fields)[:-1], *(f'"{name}": {one.text}' for name, one in ready.items())]
+    return Made(f"{', '.join(parts)}}}")
+
+
+def listed(items: Iterable[Made]) -> Made:
+    """The array of what is made already."""
+    return Made(f"[{', '.join(item.text for item in items)}]")
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> InputError:
@@ -151,10 +173,24 @@ def stream(job: Job, body: AsyncIterator[bytes]) -> StreamingResponse:
 
 async def encode(image: GeneratedImage, format: Format, quality: int | None = None) -> bytes:
     """The bytes of the image's file, its records inside; encoded off the event loop."""
+    return await asyncio.to_thread(_encoded, image, format, quality)
+
+
+async def encode_text(image: GeneratedImage, format: Format, quality: int | None = None) -> Made:
+    """The same in base64."""
+    return await asyncio.to_thread(lambda: in_base64(_encoded(image, format, quality)))
+
+
+def in_base64(data: bytes) -> Made:
+    """Bytes as a JSON string of base64; by pieces, between which other threads have their turn."""
+    pieces = range(0, len(data), _PIECE)
+    text = b"".join(base64.b64encode(data[at : at + _PIECE]) for at in pieces)
+    return Made(f'"{text.decode()}"')
+
+
+def _encoded(image: GeneratedImage, format: Format, quality: int | None) -> bytes:
     extra = {} if quality is None else {"quality": quality}
-    return await asyncio.to_thread(
-        metadata.embed, image.image, image.request, image.lock, format, **extra
-    )
+    return metadata.embed(image.image, image.request, image.lock, format, **extra)
 
 
 def echo(image: GeneratedImage) -> dict[str, object]:
@@ -166,6 +202,12 @@ def echo(image: GeneratedImage) -> dict[str, object]:
     }
 
 
-def sse(event: str, data: Mapping[str, object]) -> bytes:
+def account(job: Job, image: GeneratedImage, **place: object) -> dict[str, object]:
+    """What stands beside an image: its echo, with its `place`, and the notes, if there are any."""
+    notes = job.notes(image.index)
+    return {"t2i": place | echo(image)} | ({"notes": notes} if notes else {})
+
+
+def sse(event: str, data: Mapping[str, object], **ready: Made) -> bytes:
     """One server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-    return f"event: {event}\ndata: {json.dumps(data)}\n\n".encode()
+    return f"event: {event}\ndata: {made(data, **ready).text}\n\n".encode()

@@ -57,37 +57,61 @@ def find(impersonate: str | None = None) -> tuple["Credentials", Login]:
                 )
             from google.auth import impersonated_credentials
 
-            source = f"impersonation by {_account(credentials) or 'the credentials'} from {source}"
+            source = f"impersonation by {account(credentials) or 'the credentials'} from {source}"
             credentials = impersonated_credentials.Credentials(  # type: ignore[no-untyped-call]
                 source_credentials=credentials, target_principal=impersonate, target_scopes=[SCOPE]
             )
-    return credentials, Login(account=_account(credentials), project=project, source=source)
+    return credentials, Login(account=account(credentials), project=project, source=source)
 
 
 class Tokens:
-    """Access tokens of the credentials, renewed as they run out; threads may share it."""
+    """Access tokens of the credentials, renewed as they run out; threads may share it.
+
+    One that is asked for is asked for once: who needs it has retries and a time of its own.
+    """
 
     def __init__(self, credentials: "Credentials", seconds: float = 10) -> None:
         self._credentials = credentials
         self._seconds = seconds
         self._lock = Lock()
 
-    def __call__(self) -> str:
-        """A token that is good now. Raises AccessError, RemoteError or TimedOutError."""
-        with self._lock:
+    def __call__(self, seconds: float | None = None) -> str:
+        """A token that is good now, waiting at most `seconds` for each call.
+
+        Raises AccessError; or RemoteError or TimedOutError, where another try may help.
+        """
+        most = self._seconds if seconds is None else min(seconds, self._seconds)
+        if not self._lock.acquire(timeout=most):
+            raise _late()
+        try:
             if not self._credentials.valid:
-                refresh(self._credentials, self._seconds)
+                refresh(self._credentials, most)
             return str(self._credentials.token)
+        finally:
+            self._lock.release()
 
 
 def refresh(credentials: "Credentials", seconds: float) -> None:
     """Have Google issue a token, waiting `seconds` for each call."""
+    with _translated():
+        credentials.refresh(partial(_once, seconds))  # type: ignore[no-untyped-call]
+
+
+def _once(seconds: float, *args: Any, **request: Any) -> Any:  # noqa: ANN401 - google-auth's
+    """A call of google-auth's; what may pass is raised past the tries that it makes by itself."""
+    from google.auth import exceptions
     from google.auth.transport.requests import Request
 
-    with _translated():
-        credentials.refresh(  # type: ignore[no-untyped-call]
-            partial(Request(), timeout=seconds)
+    try:
+        answer = Request()(*args, **({"timeout": seconds} | request))
+    except exceptions.TransportError as error:
+        raise _refusal(error) from error
+    if answer.status in {408, 429} or answer.status >= 500:
+        raise RemoteError(
+            f"Google issues no token now: its server answers with status {answer.status}.",
+            hint="Try again.",
         )
+    return answer
 
 
 def check(impersonate: str | None = None, seconds: float = 10) -> tuple["Credentials", Login]:
@@ -98,7 +122,7 @@ def check(impersonate: str | None = None, seconds: float = 10) -> tuple["Credent
     credentials, login = find(impersonate)
     refresh(credentials, seconds)
     # Only now do a person's credentials and the metadata server tell whose they are.
-    return credentials, replace(login, account=_account(credentials))
+    return credentials, replace(login, account=account(credentials))
 
 
 def _source(credentials: "Credentials") -> str:
@@ -109,8 +133,8 @@ def _source(credentials: "Credentials") -> str:
     return "gcloud's application default credentials"
 
 
-def _account(credentials: Any) -> str | None:  # noqa: ANN401 - each kind has fields of its own
-    """Whose they are, from whichever field this kind of credentials tells it by."""
+def account(credentials: Any) -> str | None:  # noqa: ANN401 - each kind has fields of its own
+    """Whose they are, as far as is known; some tell it with their first token only."""
     named = getattr(credentials, "service_account_email", None) or getattr(
         credentials, "account", None
     )
@@ -147,10 +171,14 @@ def _refusal(error: Exception) -> T2IError:
     from requests.exceptions import Timeout
 
     if isinstance(error.__cause__, Timeout) or isinstance(error.__context__, Timeout):
-        return TimedOutError("Google did not answer in time.", hint="Check the network.")
+        return _late()
     if isinstance(error, exceptions.TransportError) or getattr(error, "retryable", False):
         return RemoteError("Google cannot be reached.", hint="Check the network and try again.")
     answer = error.args[1] if len(error.args) > 1 else None
     code = answer.get("error") if isinstance(answer, dict) else None
     reason = f" ({code})" if isinstance(code, str) else ""
     return AccessError(f"Google refuses these credentials{reason}.", hint=HOW)
+
+
+def _late() -> TimedOutError:
+    return TimedOutError("Google did not answer in time.", hint="Check the network.")

@@ -1,25 +1,19 @@
 """From a plan to an endpoint that answers; every step finds what an earlier run made."""
 
-import base64
-import json
-import time
 from typing import Any
-from urllib.parse import urlencode
 
 from t2i_cli.errors import InputError
-from t2i_cli.vertex import hardware, operations, serving, storage, survey
-from t2i_cli.vertex.credentials import SCOPE
+from t2i_cli.vertex import hardware, operations, scheduler, serving, storage, survey
 from t2i_cli.vertex.known import Known
 from t2i_cli.vertex.labels import decode, when
 from t2i_cli.vertex.operations import Work
 from t2i_cli.vertex.plan import Plan
-from t2i_cli.vertex.rest import ConflictError, Rest
+from t2i_cli.vertex.rest import Rest
 from t2i_cli.vertex.storage import OnBytes
 from t2i_cli.vertex.survey import Deployment
 
 INFERENCE_SECONDS = 600
 """How long a dedicated endpoint lets one call take; a shared one cuts it at 60."""
-MINUTE = 60
 
 
 def run(plan: Plan, there: Deployment | None, work: Work, on_bytes: OnBytes) -> Known:
@@ -168,7 +162,7 @@ def _deployed(
     rest, title = work.rest, f"deployment {plan.title}"
     if under_way := operations.pending(rest, endpoint["name"]):
         work.say(f"{title}: under way already")
-        operations.wait(rest, under_way, title, work.say)
+        operations.wait(rest, under_way, title, work.say, seconds=operations.DEPLOYMENT)
         endpoint = rest.call("GET", "aiplatform", endpoint["name"])
     models: list[dict[str, Any]] = endpoint.get("deployedModels", [])
     there = [one for one in models if one["model"] == model]
@@ -181,7 +175,7 @@ def _deployed(
         )
     number = there[0]["id"] if there else str(int(rest.now()))
     if plan.scheduler_account:
-        _schedule(plan, rest, endpoint["name"], number)
+        scheduler.make(plan, rest, endpoint["name"], number)
         work.say(f"scheduler job {plan.title}: will undeploy at {when(plan.labels.expires)}")
     else:
         for job in jobs:
@@ -219,34 +213,7 @@ def _deployed(
         f"/{version}/{endpoint['name']}:deployModel",
         json={"deployedModel": body, "trafficSplit": {"0": 100}},
     )
-    response = operations.wait(rest, operation, title, work.say)
+    response = operations.wait(rest, operation, title, work.say, seconds=operations.DEPLOYMENT)
     work.say(f"{title}: ready")
     deployed: dict[str, Any] = response["deployedModel"]
     return deployed
-
-
-def _schedule(plan: Plan, rest: Rest, endpoint: str, deployed: str) -> None:
-    """Have Cloud Scheduler undeploy the model when the TTL ends: that ends what is paid for."""
-    at = time.gmtime(plan.labels.expires + MINUTE - 1)
-    body = json.dumps({"deployedModelId": deployed}).encode()
-    name = f"{rest.place.parent}/jobs/{plan.title}"
-    job = {
-        "name": name,
-        "description": urlencode(plan.labels.encoded()),
-        "schedule": f"{at.tm_min} {at.tm_hour} {at.tm_mday} {at.tm_mon} *",
-        "timeZone": "Etc/UTC",
-        "retryConfig": {"retryCount": 5, "minBackoffDuration": "300s"},
-        "httpTarget": {
-            # Google's own host: the scheduler cannot go by way of --api-endpoint.
-            "uri": f"https://{rest.place.region}-aiplatform.googleapis.com/v1/{endpoint}:undeployModel",
-            "httpMethod": "POST",
-            "headers": {"Content-Type": "application/json"},
-            "body": base64.b64encode(body).decode(),
-            "oauthToken": {"serviceAccountEmail": plan.scheduler_account, "scope": SCOPE},
-        },
-    }
-    try:
-        rest.call("POST", "cloudscheduler", f"{rest.place.parent}/jobs", json=job)
-    except ConflictError:
-        mask = {"updateMask": "description,schedule,httpTarget"}
-        rest.call("PATCH", "cloudscheduler", name, json=job, params=mask)

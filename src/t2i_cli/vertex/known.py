@@ -6,7 +6,8 @@ With the DNS name at hand, a call needs no permission but to predict.
 import json
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -51,21 +52,42 @@ def find(named: str) -> Known | None:
 
 def remember(known: Known, *, current: bool = False) -> None:
     """Keep an endpoint, as the one in use if `current`."""
-    name, endpoints = _read()
-    _write(known.name if current else name, endpoints | {known.name: known})
+    with _held():
+        name, endpoints = _read()
+        _write(known.name if current else name, endpoints | {known.name: known})
 
 
 def forget(named: str) -> None:
     """Drop an endpoint that is gone, by its full name or number."""
-    gone = find(named.split("/")[-1])
-    used, endpoints = _read()
-    if gone and endpoints.pop(gone.name, None):
-        _write(None if used == gone.name else used, endpoints)
+    with _held():
+        gone = find(named.split("/")[-1])
+        used, endpoints = _read()
+        if gone and endpoints.pop(gone.name, None):
+            _write(None if used == gone.name else used, endpoints)
 
 
 def all_known() -> list[Known]:
     """Every endpoint that is remembered."""
     return list(_read()[1].values())
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """Keep other processes and threads from writing the file until the block ends."""
+    import fcntl
+
+    file = path()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Not the file itself, which is replaced; the system drops the lock of who dies.
+        lock = os.open(f"{file}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise StorageError(f"Cannot write {file}: {error.strerror}.") from error
 
 
 def _read() -> tuple[str | None, dict[str, Known]]:
@@ -80,17 +102,14 @@ def _read() -> tuple[str | None, dict[str, Known]]:
 
 
 def _write(name: str | None, endpoints: dict[str, Known]) -> None:
+    """Replace the file whole; raises OSError."""
     file = path()
     record = {"current": name, "endpoints": [asdict(known) for known in endpoints.values()]}
+    descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                json.dump(record, stream, indent=1)
-            os.replace(beside, file)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(beside)
-    except OSError as error:
-        raise StorageError(f"Cannot write {file}: {error.strerror}.") from error
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(record, stream, indent=1)
+        os.replace(beside, file)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(beside)

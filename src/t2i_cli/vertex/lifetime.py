@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from t2i_cli.vertex import (
     operations,
     place,
     plan,
+    scheduler,
     serving,
     survey,
     teardown,
@@ -61,7 +63,7 @@ def connected(
     endpoint: str | None = None,
 ) -> Iterator[Cloud]:
     """A connection with the credentials that there are. Raises AccessError and InputError."""
-    found, login = credentials.check()
+    found, login = credentials.find()
     where = place.find(
         project=project,
         region=region,
@@ -70,11 +72,18 @@ def connected(
         login_project=login.project,
     )
     with Rest(where, credentials.Tokens(found)) as rest:
-        yield Cloud(rest, login.account)
+        rest.token()
+        # Only now do a person's credentials tell whose they are.
+        yield Cloud(rest, credentials.account(found))
 
 
-def settle(wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool) -> Plan:
-    """The plan, shown and agreed to. Raises AccessError where permissions are missing."""
+def settle(
+    wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool, offer: bool = False
+) -> Plan:
+    """The plan, shown and agreed to. Raises AccessError where permissions are missing.
+
+    With `offer`, a person is asked whether to make the scheduler job that was not asked for.
+    """
     settled = plan.make(wanted, cloud.rest, cloud.account)
     made = survey.endpoints(cloud.rest)
     survey.warn_overdue(made.overdue(cloud.rest.now()), console.warn)
@@ -86,8 +95,14 @@ def settle(wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool) -> Plan
             f"These permissions are missing in {cloud.rest.place.project}: {', '.join(missing)}.",
             hint="docs/remote.md names a role for each step.",
         )
-    if not yes:
-        console.confirm(settled.question())
+    if yes:
+        return settled
+    if offer and console.interactive and not wanted.scheduler_account:
+        if account := scheduler.offer(cloud.rest, cloud.account, console):
+            wanted = replace(wanted, scheduler_account=account)
+            settled = plan.make(wanted, cloud.rest, cloud.account)
+            console.note(f"enforced by  {settled.enforcement()}")
+    console.confirm(settled.question())
     return settled
 
 
@@ -150,6 +165,8 @@ def run(
     wanted: Wanted, cloud: Cloud, console: Console, command: Sequence[str], *, yes: bool
 ) -> int:
     """The exit code of a command that ran with an endpoint of its own."""
+    if shutil.which(command[0]) is None:
+        raise InputError(f"Cannot run {command[0]}: there is no such command.")
     with ephemeral(wanted, cloud, console, yes=yes) as found:
         environment = os.environ | variables(found, cloud.rest)
         try:

@@ -8,14 +8,19 @@ from typing import Any
 
 from t2i_cli import signals
 from t2i_cli.durations import spoken
-from t2i_cli.errors import ModelError, T2IError
-from t2i_cli.vertex.rest import Rest, translate
+from t2i_cli.errors import ModelError, RemoteError, T2IError, TimedOutError
+from t2i_cli.vertex.rest import NotFoundError, Rest, translate
 
 Say = Callable[[str], None]
 """Takes a sentence about how it goes on."""
 
 TOLD_EVERY = 30.0
 """Seconds between two sentences about one operation."""
+DEPLOYMENT, OTHERS = 5400.0, 1800.0
+"""Seconds after which an operation is waited for no more: a deployment may take an hour, in which
+its container has to get ready, and a while before for a machine; others take minutes.
+"""
+AGAIN = "The same command, run again, finds what is there by then and goes on."
 _CODES = {
     1: "CANCELLED",
     3: "INVALID_ARGUMENT",
@@ -68,14 +73,30 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def wait(rest: Rest, operation: dict[str, Any], title: str, say: Say) -> dict[str, Any]:
-    """The response of an operation once it is done; its error is raised as T2IError."""
+def wait(
+    rest: Rest, operation: dict[str, Any], title: str, say: Say, *, seconds: float | None = None
+) -> dict[str, Any]:
+    """The response of an operation once it is done; its error is raised as T2IError.
+
+    Raises TimedOutError after `seconds`, by default OTHERS, and RemoteError if it is gone.
+    """
+    most = OTHERS if seconds is None else seconds
     started = told = time.monotonic()
     pause = 0.1
     while not operation.get("done"):
+        if time.monotonic() - started > most:
+            raise TimedOutError(
+                f"{title}: not done after {spoken(most)}; it goes on at Google.", hint=AGAIN
+            )
         time.sleep(pause)
         pause = min(pause * 1.5, 10.0)
-        operation = rest.call("GET", "aiplatform", operation["name"])
+        try:
+            operation = rest.call("GET", "aiplatform", operation["name"])
+        except NotFoundError as gone:
+            raise RemoteError(
+                f"{title}: Google knows nothing of this operation any more, nor how it ended.",
+                hint=AGAIN,
+            ) from gone
         if time.monotonic() - told > TOLD_EVERY:
             told = time.monotonic()
             say(f"{title}: {spoken(told - started)} so far")

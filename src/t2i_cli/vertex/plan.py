@@ -177,7 +177,7 @@ def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
     if not 1 <= wanted.min_replicas <= wanted.max_replicas:
         raise InputError("--min-replicas must be at least 1, and no more than --max-replicas.")
     for account_option in (wanted.service_account, wanted.scheduler_account):
-        if account_option and not _ACCOUNT.fullmatch(account_option):
+        if account_option and not is_service_account(account_option):
             raise InputError(
                 f"{account_option} is no service account: they end in .gserviceaccount.com."
             )
@@ -221,6 +221,11 @@ def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
     if wanted.max_cost is not None:
         _check_cost(plan, wanted.max_cost)
     return plan
+
+
+def is_service_account(account: str) -> bool:
+    """Whether it has a service account's form, a person's being an ordinary address."""
+    return _ACCOUNT.fullmatch(account) is not None
 
 
 def _check_cost(plan: Plan, limit: float) -> None:

@@ -1,12 +1,12 @@
 """What endpoints do and cost: for `t2i remote list`, `status` and `cost`."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from t2i_cli.durations import spoken
 from t2i_cli.errors import T2IError
-from t2i_cli.vertex import hardware
+from t2i_cli.vertex import hardware, operations
 from t2i_cli.vertex.hardware import Prices
 from t2i_cli.vertex.labels import when
 from t2i_cli.vertex.rest import Rest
@@ -15,7 +15,10 @@ from t2i_cli.vertex.survey import Deployment, Survey, since
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One deployment: ages in seconds, prices in USD by estimate, `None` where nobody knows."""
+    """One deployment: ages in seconds, prices in USD by estimate, `None` where nobody knows.
+
+    The prices are of its fewest replicas, but for `usd_per_hour_at_most`.
+    """
 
     name: str
     endpoint: str | None
@@ -29,9 +32,21 @@ class Line:
     max_replicas: int
     requests: int | None
     usd_per_hour: float | None
+    usd_per_hour_at_most: float | None
     usd_so_far: float | None
     expires: int
     overdue: bool
+
+    @property
+    def hourly(self) -> str:
+        """USD per hour for people."""
+        return money(self.usd_per_hour, self.usd_per_hour_at_most)
+
+    @property
+    def so_far(self) -> str:
+        """USD until now for people; how many replicas there were, nobody tells."""
+        grows = self.usd_per_hour != self.usd_per_hour_at_most
+        return f"{'at least ' if grows else ''}{money(self.usd_so_far)}"
 
     def to_json(self) -> dict[str, object]:
         """The line as `--json` prints it."""
@@ -46,25 +61,24 @@ def line(found: Deployment, rest: Rest, prices: Prices) -> Line:
     machines = [hardware.of(one.get("dedicatedResources", {})) for one in deployed]
     counts = [_replicas(one.get("dedicatedResources", {})) for one in deployed]
     each = [machine.price(prices) for machine in machines]
-    known = [price * low for price, (low, _) in zip(each, counts, strict=True) if price is not None]
-    whole = len(known) == len(each)
+    fewest, most = [low for low, _ in counts], [high for _, high in counts]
     hours = [max(0.0, now - since(one)) / 3600 for one in deployed]
-    spent = sum(price * hour for price, hour in zip(known, hours, strict=False))
-    state = "deployed" if deployed else "nothing deployed" if endpoint else "leftovers"
+    spent = [low * hour for low, hour in zip(fewest, hours, strict=True)]
     return Line(
         name=found.name,
         endpoint=endpoint["name"] if endpoint else None,
-        state=state,
+        state=_state(found, rest),
         model=found.labels.model,
         serving=found.labels.serving,
         by=found.labels.by,
         machine=machines[0].text() if machines else None,
         age=now - since(endpoint) if endpoint else None,
-        replicas=sum(low for low, _ in counts),
-        max_replicas=sum(high for _, high in counts),
+        replicas=sum(fewest),
+        max_replicas=sum(most),
         requests=requests(rest, endpoint["name"], since(endpoint)) if endpoint else None,
-        usd_per_hour=round(sum(known), 2) if whole else None,
-        usd_so_far=round(spent, 2) if whole else None,
+        usd_per_hour=_total(each, fewest),
+        usd_per_hour_at_most=_total(each, most),
+        usd_so_far=_total(each, spent),
         expires=found.expires,
         overdue=found.expires < now,
     )
@@ -80,9 +94,10 @@ class Bill:
 
     def to_json(self) -> dict[str, object]:
         """The bill as `--json` prints it."""
-        hourly, so_far = self._sums()
+        hourly, most, so_far = self._sums()
         return {
             "usd_per_hour": hourly,
+            "usd_per_hour_at_most": most,
             "usd_per_day": None if hourly is None else round(hourly * 24, 2),
             "usd_so_far": so_far,
             "prices_of": self.prices.date,
@@ -91,23 +106,26 @@ class Bill:
 
     def text(self) -> list[str]:
         """The bill for people."""
-        hourly, so_far = self._sums()
-        daily = None if hourly is None else hourly * 24
+        hourly, most, so_far = self._sums()
+        daily = [None if value is None else value * 24 for value in (hourly, most)]
+        least = "at least " if hourly != most else ""
         return [
             *(
-                f"{one.name}: {money(one.usd_per_hour)} USD per hour, "
-                f"{money(one.usd_so_far)} so far"
+                f"{one.name}: {'' if one.state == 'deployed' else f'{one.state}, '}"
+                f"{one.hourly} USD per hour, {one.so_far} so far"
                 for one in self.lines
             ),
-            f"all: {money(hourly)} USD per hour, {money(daily)} per day, {money(so_far)} so far",
+            f"all: {money(hourly, most)} USD per hour, {money(*daily)} per day, "
+            f"{least}{money(so_far)} so far",
             f"These are estimates of what is deployed now (table: {self.prices.date}); the bill is "
             f"at https://console.cloud.google.com/billing?project={self.project}",
         ]
 
-    def _sums(self) -> tuple[float | None, float | None]:
+    def _sums(self) -> tuple[float | None, float | None, float | None]:
         hourly = [one.usd_per_hour for one in self.lines]
+        most = [one.usd_per_hour_at_most for one in self.lines]
         so_far = [one.usd_so_far for one in self.lines]
-        return _sum(hourly), _sum(so_far)
+        return _sum(hourly), _sum(most), _sum(so_far)
 
 
 def bill(found: Survey, rest: Rest, prices: Prices) -> Bill:
@@ -159,9 +177,27 @@ def table(lines: Iterable[Line]) -> list[str]:
     ]
 
 
-def money(value: float | None) -> str:
-    """USD with cents, or that they are not known."""
-    return "?" if value is None else f"{value:.2f}"
+def facts(line: Line, more: Mapping[str, object]) -> list[str]:
+    """All about one deployment for people, a fact a line."""
+    record = line.to_json() | {
+        "age": None if line.age is None else spoken(line.age),
+        "requests": "?" if line.requests is None else line.requests,
+        "usd_per_hour": line.hourly,
+        "usd_so_far": line.so_far,
+    }
+    del record["usd_per_hour_at_most"]
+    return [
+        f"{key.replace('_', ' ').replace('usd', 'USD')}: {_word(each)}"
+        for key, value in (record | dict(more)).items()
+        for each in (value if isinstance(value, list) else [value])
+    ]
+
+
+def money(least: float | None, most: float | None = None) -> str:
+    """USD with cents, as a range where it is one, or that they are not known."""
+    if least is None:
+        return "?"
+    return f"{least:.2f}" if most in {None, least} else f"{least:.2f}-{most:.2f}"
 
 
 def _cells(one: Line) -> tuple[str, ...]:
@@ -172,11 +208,32 @@ def _cells(one: Line) -> tuple[str, ...]:
         "" if one.age is None else spoken(one.age // 60 * 60),
         str(one.replicas) if same else f"{one.replicas}-{one.max_replicas}",
         "?" if one.requests is None else str(one.requests),
-        money(one.usd_per_hour),
-        money(one.usd_so_far),
+        one.hourly,
+        one.so_far,
         when(one.expires) + (" PAST" if one.overdue else ""),
         one.model,
     )
+
+
+def _state(found: Deployment, rest: Rest) -> str:
+    """How far it is; what is being deployed is about to be paid for."""
+    if found.deployed():
+        return "deployed"
+    if any(operations.pending(rest, endpoint["name"]) for endpoint in found.endpoints):
+        return "deploying"
+    return "nothing deployed" if found.endpoints else "leftovers"
+
+
+def _total(prices: Sequence[float | None], times: Sequence[float]) -> float | None:
+    """The sum of the prices, each so many times."""
+    both = zip(prices, times, strict=True)
+    return _sum([None if price is None else price * count for price, count in both])
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

@@ -80,6 +80,15 @@ class Rest:
         """Unix seconds by Google's clock: this machine's may be wrong, and a bill depends on it."""
         return time.time() + self._ahead
 
+    def token(self, tries: int = TRIES) -> str:
+        """An access token, asked for again where the failure is of the moment."""
+        for tried in range(1, tries):
+            try:
+                return self._token()
+            except (RemoteError, TimedOutError):
+                time.sleep(_pause(tried))
+        return self._token()
+
     def call(
         self,
         method: str,
@@ -125,9 +134,9 @@ class Rest:
         **request: Any,  # noqa: ANN401 - handed on to httpx2
     ) -> httpx2.Response:
         """One answer with a good status (308 counts, too)."""
-        headers = {"Authorization": f"Bearer {self._token()}"} | dict(headers or {})
+        headers = {"Authorization": f"Bearer {self.token(tries)}"} | dict(headers or {})
         for left in reversed(range(tries)):
-            wait = random.uniform(0.1, 0.2) * 2 ** (tries - left)  # noqa: S311 - no secret
+            wait = _pause(tries - left)
             try:
                 response = self.http.request(method, url, headers=headers, **request)
             except httpx2.HTTPError as error:
@@ -147,6 +156,11 @@ class Rest:
                 continue
             break
         raise refusal(response.status_code, response.content)
+
+
+def _pause(tried: int) -> float:
+    """Seconds after so many tries: twice as long every time, with jitter."""
+    return random.uniform(0.1, 0.2) * 2.0**tried  # noqa: S311 - no secret
 
 
 def unreachable(error: httpx2.HTTPError) -> T2IError:
@@ -218,9 +232,7 @@ def _forbidden(message: str) -> AccessError:
 
 
 def _exhausted(message: str) -> QuotaError:
-    found = re.search(
-        r"quotas? (?:metric |are exceeded: |exceeded: )'?([\w./, -]+?)'?(?:[.;]|$| and)", message
-    )
+    found = _QUOTA.search(message)
     if not found:
         return QuotaError(f"Google says: {message.rstrip('.')}.")
     return QuotaError(

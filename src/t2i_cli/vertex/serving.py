@@ -9,6 +9,7 @@ from pathlib import Path
 from t2i_cli import catalog, settings
 from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.setting_table import SERVINGS
 
 GARDEN_IMAGE = (
     "us-docker.pkg.dev/deeplearning-platform-release/vertex-model-garden/"
@@ -114,8 +115,8 @@ def choose(serving: str | None, image: str | None) -> tuple[str, str | None]:
     """The way of serving and, for t2i's own, its image. Raises InputError."""
     image = settings.pick("vertex_image", image)
     serving = serving or ("t2i" if image else "model-garden")
-    if serving not in settings.SERVINGS:
-        raise InputError(f"--serving must be {', '.join(settings.SERVINGS)}, not {serving}.")
+    if serving not in SERVINGS:
+        raise InputError(f"--serving must be {', '.join(SERVINGS)}, not {serving}.")
     if serving == "t2i" and not image:
         raise InputError(
             "There is no image of t2i's server.",

@@ -1,6 +1,6 @@
 """Choosing an endpoint that is there already, whoever made it."""
 
-from t2i_cli.settings import SERVINGS
+from t2i_cli.setting_table import SERVINGS
 from t2i_cli.vertex import known, survey
 from t2i_cli.vertex.known import Known
 from t2i_cli.vertex.labels import Labels

@@ -17,7 +17,14 @@ from t2i_cli.worker import client
 from t2i_cli.worker.client import Exchange
 from t2i_cli.worker.hiring import MODEL_PATH, hire
 from t2i_cli.worker.identity import Wanted
-from t2i_cli.worker.place import HungError, Place, State, UnusableError
+from t2i_cli.worker.place import (
+    LEAVING,
+    HungError,
+    LeavingError,
+    Place,
+    State,
+    UnusableError,
+)
 
 SENT_AT_ONCE = 4
 """Requests: those of other runs come in between, and the device need not wait for files."""
@@ -56,9 +63,12 @@ class WorkerBackend:
         if not (Path(name).expanduser().is_dir() or models.is_repository(name)):
             return self._without.describe(request)
         try:
-            place, state = self._hire(name, request.revision)
-            with Exchange(place, state, MODEL_PATH) as exchange:
-                return client.model(exchange)
+            try:
+                return self._asked(name, request.revision)
+            except LeavingError as error:
+                if not error.place.gone(within=LEAVING):
+                    raise
+                return self._asked(name, request.revision)
         except UnusableError:
             # What stands in the way is told when the image is made.
             return self._without.describe(request)
@@ -88,20 +98,22 @@ class WorkerBackend:
         cancel: Flag,
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
-        """Yield one outcome a request; what a worker fails to make is made without it."""
+        """Yield one outcome a request; what a worker fails to make is made without it.
+
+        Where one leaves just as it is asked, the next is hired, once.
+        """
         left = dict(enumerate(requests))
+        patient = True
         try:
             while left and not cancel.is_set():
-                members = list(islice(left.items(), SENT_AT_ONCE))
-                place, state = self._hire(members[0][1].model, members[0][1].revision)
-                asked = client.order(members, self._format)
-                keep = {client.KEEP_ALIVE_HEADER: f"{self._keep_alive:g}"}
-                with Exchange(place, state, client.GENERATE_PATH, asked, keep) as exchange:
-                    for outcome in client.outcomes(exchange, members, on_event):
-                        del left[outcome.index]
-                        yield outcome
-                        if cancel.is_set():
-                            return
+                before = len(left)
+                try:
+                    yield from self._made(left, on_event, cancel)
+                except LeavingError as error:
+                    made = len(left) < before
+                    if made or not patient or not error.place.gone(within=LEAVING):
+                        raise
+                    patient = False
         except UnusableError as error:
             if isinstance(error, HungError):
                 error.place.kill()
@@ -118,6 +130,27 @@ class WorkerBackend:
     def _without(self) -> Backend:
         self._stand_in = self._stand_in or self._make_without(self._options)
         return self._stand_in
+
+    def _asked(self, model: str, revision: str | None) -> ModelSpec:
+        """What a worker says of the model."""
+        place, state = self._hire(model, revision)
+        with Exchange(place, state, MODEL_PATH) as exchange:
+            return client.model(exchange)
+
+    def _made(
+        self, left: dict[int, ResolvedRequest], on_event: OnEvent, cancel: Flag
+    ) -> Iterator[GeneratedImage | Failure]:
+        """What a worker makes of the next requests, which then are no longer left."""
+        members = list(islice(left.items(), SENT_AT_ONCE))
+        place, state = self._hire(members[0][1].model, members[0][1].revision)
+        asked = client.order(members, self._format)
+        keep = {client.KEEP_ALIVE_HEADER: f"{self._keep_alive:g}"}
+        with Exchange(place, state, client.GENERATE_PATH, asked, keep) as exchange:
+            for outcome in client.outcomes(exchange, members, on_event):
+                del left[outcome.index]
+                yield outcome
+                if cancel.is_set():
+                    return
 
     def _hire(self, model: str, revision: str | None) -> tuple[Place, State]:
         wanted = Wanted(model=model, revision=revision, options=self._options)

@@ -21,7 +21,7 @@ from t2i_cli.errors import T2IError
 from t2i_cli.events import Downloading, Event, Loading, Measure, Note, OnEvent, Step
 from t2i_cli.naming import Format
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.worker.place import BEAT, HungError, Place, State, UnusableError
+from t2i_cli.worker.place import BEAT, HungError, LeavingError, Place, State, UnusableError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,9 +31,10 @@ KEEP_ALIVE_HEADER = "T2I-Keep-Alive"
 """Seconds that the worker is to stay after its last image; the newest run's word counts."""
 _CONNECT = 2.0
 """Seconds; to a process on this machine, a connection takes none unless it is stopped."""
-_OWN = ("terminated", "bug")
-"""Errors of the worker's own: its end, and bugs, which a run without it meets again, with their
-traceback."""
+_LEAVING = "terminated"
+"""What it says where it is leaving."""
+_OWN = ("bug",)
+"""Errors of the worker's own: bugs, which a run without it meets again, with their traceback."""
 _BUSY = "quota"
 """What the worker says where its queue is full."""
 
@@ -72,7 +73,8 @@ class SentImage(GeneratedImage):
 class Exchange:
     """One request to a worker and its answer. Leaving it early cancels what was asked.
 
-    Raises UnusableError wherever the worker fails, and HungError as soon as its heart stops.
+    Raises UnusableError wherever the worker fails, LeavingError where it has not answered yet, and
+    HungError as soon as its heart stops.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Exchange:
         body: object = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._place = place
+        self.place = place
         self._state = state
         self._over = threading.Event()
         self._heard = time.monotonic()
@@ -96,12 +98,12 @@ class Exchange:
         )
 
     def __enter__(self) -> Self:
-        with self._reading():
+        with self._reading(LeavingError(self.place)):
             self._connection.connect()
         watch = threading.Thread(target=self._watch, args=[self._connection.sock], daemon=True)
         watch.start()
         try:
-            with self._reading():
+            with self._reading(LeavingError(self.place)):
                 self._connection.request(*self._request)
                 self._response = self._connection.getresponse()
         except BaseException:
@@ -153,19 +155,19 @@ class Exchange:
     def _watch(self, connected: socket.socket) -> None:
         """Cut off a worker that is silent and whose heart has stopped."""
         while not self._over.wait(BEAT):
-            if time.monotonic() - self._heard > 2 * BEAT and self._place.hung(self._state):
+            if time.monotonic() - self._heard > 2 * BEAT and self.place.hung(self._state):
                 with suppress(OSError):
                     connected.shutdown(socket.SHUT_RDWR)
                 return
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, ended: UnusableError | None = None) -> Iterator[None]:
         try:
             yield
         except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
-            if self._place.hung(self._state):
-                raise HungError(self._place) from error
-            raise UnusableError("The warm worker has ended.") from error
+            if self.place.hung(self._state):
+                raise HungError(self.place) from error
+            raise ended or UnusableError("The warm worker has ended.") from error
 
 
 def reachable(state: State) -> bool:
@@ -207,7 +209,7 @@ def model(exchange: Exchange) -> ModelSpec:
     """The model that the worker holds. Raises T2IError where there is none such."""
     answer = exchange.json()
     if not exchange.ok:
-        raise _error(answer)
+        raise _error(exchange, answer)
     folder = answer.pop("folder")
     refuses = tuple((name, why) for name, why in answer.pop("refuses"))
     return ModelSpec(**answer, folder=folder and Path(folder), refuses=refuses)
@@ -228,7 +230,7 @@ def outcomes(
 ) -> Iterator[GeneratedImage | Failure]:
     """What becomes of the requests that were sent; raises T2IError if they were refused."""
     if not exchange.ok:
-        raise _error(exchange.json(), (*_OWN, _BUSY))
+        raise _error(exchange, exchange.json(), (*_OWN, _BUSY))
     for name, data in exchange.events():
         if name == "image":
             index, request = members[data["index"]]
@@ -243,7 +245,7 @@ def outcomes(
             )
         elif name == "failure":
             index, request = members[data["index"]]
-            yield Failure(index=index, request=request, error=_error(data))
+            yield Failure(index=index, request=request, error=_error(exchange, data))
         elif kind := _EVENTS.get(name):
             if "indices" in data:
                 data["indices"] = tuple(members[position][0] for position in data["indices"])
@@ -259,10 +261,12 @@ _EVENTS: dict[str, Callable[..., Event]] = {
 }
 
 
-def _error(answer: Mapping[str, Any], own: Collection[str] = _OWN) -> T2IError:
+def _error(exchange: Exchange, answer: Mapping[str, Any], own: Collection[str] = _OWN) -> T2IError:
     """The error in an answer, where a run without the worker would meet it as well."""
     record = answer.get("error")
     error = errors.from_json(record) if isinstance(record, dict) else None
+    if error is not None and error.code == _LEAVING:
+        raise LeavingError(exchange.place)
     if error is None or error.code in own:
         raise UnusableError("The warm worker cannot take this run.")
     return error

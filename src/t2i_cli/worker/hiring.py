@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from t2i_cli.worker.client import Exchange, reachable
 from t2i_cli.worker.identity import Wanted
-from t2i_cli.worker.place import STARTING, HungError, Place, State, UnusableError
+from t2i_cli.worker.place import LEAVING, STARTING, HungError, Place, State, UnusableError
 
 if TYPE_CHECKING:
     import subprocess
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 STATUS_PATH = "/t2i/v1/worker"
 MODEL_PATH = f"{STATUS_PATH}/model"
 """Where a worker tells how it is, and what its model is: of its own, beside the native dialect."""
-_LEAVING = 5.0
-"""Seconds in which an idle worker is gone."""
 MODULE = "t2i_cli.worker.process"
 """What a worker's process runs."""
 
@@ -57,10 +55,10 @@ def retire(place: Place) -> bool:
             return not place.alive()
         except UnusableError:
             # It is on its way out.
-            return place.gone(within=_LEAVING)
+            return place.gone(within=LEAVING)
     if state:
         place.signal(state, signal.SIGTERM)
-    if not place.gone(within=_LEAVING):
+    if not place.gone(within=LEAVING):
         place.kill()
     return not place.alive()
 

@@ -25,6 +25,8 @@ HUNG = 10.0
 """Seconds without a beat after which a silent worker counts as hung."""
 STARTING = 30.0
 """The same of one that is not warm yet; and what it may take until it listens, mostly one."""
+LEAVING = 5.0
+"""Seconds in which a worker that is leaving is gone."""
 _MAX_SOCKET = 103
 """Bytes of a Unix socket's path on macOS; Linux has 107 (sun_path in sys/un.h)."""
 
@@ -38,6 +40,14 @@ class HungError(UnusableError):
 
     def __init__(self, place: "Place") -> None:
         super().__init__("The warm worker hung, and was ended.")
+        self.place = place
+
+
+class LeavingError(UnusableError):
+    """The worker at `place` left just as it was asked, before it made anything."""
+
+    def __init__(self, place: "Place") -> None:
+        super().__init__("The warm worker has ended.")
         self.place = place
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.http import dialects
-from t2i_cli.backends.http.options import CONCURRENCY, HttpOptions
+from t2i_cli.backends.http.options import HttpOptions
 from t2i_cli.backends.http.refusals import refusal
 from t2i_cli.backends.http.server import Server
-from t2i_cli.backends.remote import echo, images
+from t2i_cli.backends.remote import CONCURRENCY, echo, images
 from t2i_cli.backends.remote.calls import Call, outcomes
 from t2i_cli.backends.remote.patience import Again, Patience, Throttle, persist
 from t2i_cli.backends.remote.wire import Answer, Wire
@@ -151,6 +151,7 @@ class HttpBackend:
         entry = _first(answer.json())
         account = echo.read(entry)
         account.check(call.request)
+        account.tell(call)
         image = self._image(entry)
         echo.note_size(call, image.size)
         lock = account.run_lock(call.request, backend="http", endpoint=self._options.url)

@@ -37,7 +37,7 @@ class Dialect:
     true_cfg: bool = False
 
 
-DIALECTS = {  # settings.DIALECTS has the same names
+DIALECTS = {  # setting_table.DIALECTS has the same names
     dialect.name: dialect
     for dialect in (
         Dialect(name="t2i", owner="t2i", takes=_SHARED | {"scheduler"}),

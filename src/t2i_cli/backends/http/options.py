@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from t2i_cli import settings
+from t2i_cli.backends.remote import RETRIES, TIMEOUT
 from t2i_cli.errors import InputError
 
 OPENAI_HOST = "api.openai.com"
-CONCURRENCY = 4
-"""Calls in flight; as many as `t2i serve` puts into one pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,8 @@ class HttpOptions:
     url: str
     key: str | None = field(default=None, repr=False)
     dialect: str | None = None
-    retries: int = 5
-    timeout: float = 600.0
+    retries: int = RETRIES
+    timeout: float = TIMEOUT
     concurrency: int | None = None
 
 

@@ -90,9 +90,10 @@ def _can_slice(folder: Path, options: LocalOptions) -> bool:
         return True
     if options.lenient:
         return False
+    without = "" if options.lenient is None else ", or go on without it by --lenient"
     raise InputError(
         f"The model's {name} ({cls}) has no attention slicing; its attention is fused.",
-        hint="Leave --attention-slicing away, or go on without it by --lenient.",
+        hint=f"Leave --attention-slicing away{without}.",
         field="attention_slicing",
     )
 
@@ -153,9 +154,9 @@ def _measures(
     """What to do from the start; `None` where nothing is enough."""
     if options.memory == "fast":
         return ()
-    batch = options.batch_size or 1
-    least = memory.lowest(aim.device) if options.memory == "low" else ()
-    return memory.choose(needed, aim.device, free, host, batch, least=least)
+    batch, slicing = options.batch_size or 1, options.attention_slicing is not False
+    least = memory.lowest(aim.device, slicing=slicing) if options.memory == "low" else ()
+    return memory.choose(needed, aim.device, free, host, batch, least=least, slicing=slicing)
 
 
 def _refusal(
@@ -169,11 +170,16 @@ def _refusal(
         return _measures(aim, needed, here.free, host, options) is not None
 
     needed = _need(aim, width, height, aim.dtype)
-    least = min(needed.peak(measures, 1, aim.device) for measures in memory.options(aim.device))
+    slicing = options.attention_slicing is not False
+    possible = memory.options(aim.device, slicing=slicing)
+    least = min(needed.peak(measures, 1, aim.device) for measures in possible)
     message = (
         f"{aim.spec.name} at {width}x{height} needs about {least // MIB:,} MiB on "
         f"{aim.device.name}, and {here.free // MIB:,} of {here.total // MIB:,} MiB are free."
     )
+    sliced = replace(options, attention_slicing=None)
+    if not slicing and _measures(aim, needed, here.free, host, sliced) is not None:
+        return OutOfMemoryError(message, hint="It would fit without --no-attention-slicing.")
     if aim.dtype == "float32" and aim.device.kind != "cpu" and fits(width, height, "float16"):
         return OutOfMemoryError(message, hint="It would fit with --dtype float16.")
     for eighths in range(7, 0, -1):

@@ -6,6 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from threading import Event as Flag
 
 from t2i_cli import catalog, settings
@@ -48,18 +49,25 @@ class LocalBackend:
         self._make_room = make_room
         self._specs: dict[tuple[str, str | None], ModelSpec] = {}
         self._targets: dict[tuple[str, str | None], Target] = {}
+        self._folders: dict[str, Path] = {}
         self._loaded: Loaded | None = None
         self._sizes: dict[tuple[object, ...], PassSize] = {}
         if options.offline:
             settings.go_offline()
 
+    def adopt(self, name: str, folder: Path) -> None:
+        """Have a model in a folder by another name: the address that it came from."""
+        self._folders[name] = folder
+
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """What is known of the model that the request names; raises T2IError."""
+        name = request.model or catalog.DEFAULT_MODEL
         spec = models.find(
-            request.model or catalog.DEFAULT_MODEL,
+            name,
             request.revision,
             offline=self._options.offline,
             trust_remote_code=self._options.trust_remote_code,
+            folder=self._folders.get(name),
         )
         self._specs[spec.repo or spec.name, spec.revision] = spec
         return spec
@@ -164,6 +172,8 @@ class LocalBackend:
             self.close()
         if self._loaded:
             self._loaded.on_event = on_event
+            if self._loaded.fitted(request):
+                return self._loaded
             plan = self._roomy_plan(aim, request, self._loaded.resident)
         else:
             aim = assessment.fetch(aim, self._options, on_event)
@@ -189,8 +199,11 @@ class LocalBackend:
 
     def _place(self, loaded: Loaded, measures: memory.Measures) -> None:
         """Put a pipeline on its device with the planned measures, and more if memory runs out."""
+        asked = measures if self._options.memory == "low" else ()
+        if self._options.attention_slicing:
+            asked += (memory.ATTENTION_SLICING,)
         try:
-            loaded.place(measures, "to fit the memory that is free")
+            loaded.place(measures, "to fit the memory that is free", asked)
         except Exception as error:  # only memory is dealt with here
             if not device.is_out_of_memory(error):
                 raise
@@ -218,6 +231,7 @@ class LocalBackend:
                 continue
             if pictures is None:
                 continue
+            loaded.made(batch[0][1])
             group = group[size:]
             lock = _lock(loaded, scheduler, len(batch))
             took = time.monotonic() - started

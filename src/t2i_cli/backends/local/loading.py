@@ -1,6 +1,7 @@
 """A model's pipeline: read into memory, put on its device, and what was done to make it fit."""
 
 import re
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,14 @@ from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.errors import ModelError, OutOfMemoryError
 from t2i_cli.events import Measure, OnEvent
+from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:
     from t2i_cli.backends.local.assessment import Target
 
 _COMMIT = re.compile("[0-9a-f]{40}")
+_MOMENT = 5.0
+"""Seconds."""
 
 
 class Loaded:
@@ -36,12 +40,22 @@ class Loaded:
         self.measures: list[str] = []
         self.batch_limit: int | None = None
         self._placed = False
+        self._made: tuple[tuple[object, ...], float] | None = None
         self._bytes = sum(aim.sizes.values())
         self._own_scheduler: Foreign = getattr(pipe, "scheduler", None)
 
     def is_for(self, aim: "Target") -> bool:
         """Whether this is what the target asks for."""
         return (self.folder, self.dtype) == (aim.folder, aim.dtype)
+
+    def made(self, request: ResolvedRequest) -> None:
+        """Remember that an image of the request's kind was just made."""
+        self._made = request.kind(), time.monotonic()
+
+    def fitted(self, request: ResolvedRequest) -> bool:
+        """Whether one was made a moment ago, so that memory need not be looked at again."""
+        kind, when = self._made or ((), 0.0)
+        return kind == request.kind() and time.monotonic() - when < _MOMENT
 
     @property
     def revision(self) -> str | None:
@@ -73,13 +87,18 @@ class Loaded:
         self.measures.append(measure)
         self.on_event(Measure(name=measure, reason=reason))
 
-    def place(self, measures: memory.Measures = (), reason: str = "") -> None:
-        """Take measures and put the pipeline where it runs. Out of memory is raised as it comes."""
+    def place(
+        self, measures: memory.Measures = (), reason: str = "", asked: memory.Measures = ()
+    ) -> None:
+        """Take measures and put the pipeline where it runs. Out of memory is raised as it comes.
+
+        `reason` is told of every measure that the user has not `asked` for.
+        """
         new = [measure for measure in measures if measure not in self.measures]
         if memory.MODEL_OFFLOAD in new and self.pipe.model_cpu_offload_seq is None:
             new = [memory.GROUP_OFFLOAD if m == memory.MODEL_OFFLOAD else m for m in new]
         for measure in new:
-            self.note(measure, reason)
+            self.note(measure, "as asked" if measure in asked else reason)
         if memory.VAE_TILING in new:
             tile_vae(self.pipe)
         if memory.ATTENTION_SLICING in new:

@@ -111,22 +111,23 @@ def need(folder: Path, weights: Mapping[str, int], width: int, height: int, elem
     )
 
 
-def options(device: Device) -> Iterator[Measures]:
-    """The measures that a plan may take, the cheapest first."""
+def options(device: Device, *, slicing: bool = True) -> Iterator[Measures]:
+    """The measures that a plan may take, the cheapest first; attention is cut if `slicing`."""
     yield ()
     yield (VAE_TILING,)
-    if not device.fused_attention:
+    if slicing and not device.fused_attention:
         yield (VAE_TILING, ATTENTION_SLICING)
     if device.own_memory:
         yield (VAE_TILING, MODEL_OFFLOAD)
         yield (VAE_TILING, GROUP_OFFLOAD)
 
 
-def lowest(device: Device) -> Measures:
+def lowest(device: Device, *, slicing: bool = True) -> Measures:
     """What `--memory low` takes from the start: all that costs little time."""
     if device.own_memory:
         return (VAE_TILING, MODEL_OFFLOAD)
-    return (VAE_TILING,) if device.fused_attention else (VAE_TILING, ATTENTION_SLICING)
+    sliced = slicing and not device.fused_attention
+    return (VAE_TILING, ATTENTION_SLICING) if sliced else (VAE_TILING,)
 
 
 def choose(
@@ -137,12 +138,13 @@ def choose(
     batch: int,
     *,
     least: Measures = (),
+    slicing: bool = True,
 ) -> Measures | None:
     """The cheapest measures, `least` among them, with which the request fits; `None` if none do.
 
     `free` bytes on the device; `host` bytes where offloaded weights would rest.
     """
-    for measures in options(device):
+    for measures in options(device, slicing=slicing):
         if not _includes(measures, least):
             continue
         offloads = {MODEL_OFFLOAD, GROUP_OFFLOAD} & set(measures)

@@ -12,7 +12,7 @@ from t2i_cli import catalog, schedulers
 from t2i_cli.backends.local import configs, imports
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.catalog import GuidanceArgument, ModelSpec
-from t2i_cli.errors import InputError, ModelError
+from t2i_cli.errors import ModelError
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _DEFAULT_SIDE = 1024
@@ -33,19 +33,25 @@ _GUIDED_FROM_ZERO = re.compile("ZImage|Krea2")
 """Pipelines whose guidance acts above 0; with all others it acts above 1."""
 
 
-def find(name: str, revision: str | None, *, offline: bool, trust_remote_code: bool) -> ModelSpec:
+def find(
+    name: str,
+    revision: str | None,
+    *,
+    offline: bool,
+    trust_remote_code: bool,
+    folder: Path | None = None,
+) -> ModelSpec:
     """The model of that name: an alias, a folder, or a repository on the Hub.
 
-    Raises ModelError if there is none, or it is not text-to-image; InputError on a revision of
-    what has none.
+    `folder` is where it lies, if its name does not tell. Raises ModelError if there is none, or it
+    is not text-to-image; InputError on a revision of what has none.
     """
-    spec = catalog.find(name, revision)
-    folder = Path(name).expanduser()
+    spec = None if folder else catalog.find(name, revision)
+    folder = folder or Path(name).expanduser()
     if spec is None and folder.is_dir():
         spec = describe(folder, name, trust_remote_code=trust_remote_code)
     if spec is not None:
-        if spec.folder and revision:
-            raise InputError(f"{name} is a folder, which has no revisions.", field="revision")
+        catalog.check_revision(spec, revision)
         return spec
     if not is_repository(name):
         raise _unknown(name)

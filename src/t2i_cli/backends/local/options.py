@@ -10,7 +10,8 @@ class LocalOptions:
     `device` and `dtype` are found by themselves where they are `None`. `memory` is "auto" (a plan
     from what is free), "fast" (no plan: everything on the device, measures only once memory runs
     out) or "low" (every measure that costs little, from the start). `attention_slicing` `None`
-    leaves it to the plan. `lenient` leaves out what a model cannot do. `batch_size` counts the
+    leaves it to the plan. `lenient` leaves out what a model cannot do; it is `None` where nobody is
+    offered that. `batch_size` counts the
     images of one pass at most; `None` finds what the device gains most by.
     """
 
@@ -22,5 +23,5 @@ class LocalOptions:
     trust_remote_code: bool = False
     safety_checker: bool = True
     offline: bool = False
-    lenient: bool = False
+    lenient: bool | None = False
     batch_size: int | None = 1

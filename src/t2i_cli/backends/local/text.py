@@ -65,10 +65,14 @@ def _cut_start(tokenizer: Foreign, prompt: str, limit: int | None) -> int:
     longest = tokenizer.model_max_length
     if limit is not None and not type(tokenizer).__name__.startswith("CLIP"):
         longest = min(longest, limit)
+    room = longest - tokenizer.num_special_tokens_to_add()
+    if prompt.isascii() and len(prompt) < room:
+        return len(
+            prompt
+        )  # a token is a character at least; to count them takes half a millisecond
     encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
     if len(encoded["input_ids"]) <= longest:
         return len(prompt)
-    room = longest - tokenizer.num_special_tokens_to_add()
     spans = [span for span in encoded["offset_mapping"] if span[1] > span[0]]
     return int(spans[room][0])
 

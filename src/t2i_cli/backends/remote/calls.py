@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event as Flag
 from threading import Thread
@@ -25,6 +26,8 @@ class Call:
     stop: Flag
     tell: Callable[[str], None]
     """Takes a sentence for the user."""
+    quote: Callable[[str], None]
+    """The same, of this request and of those that differ from it in seed alone."""
 
 
 def outcomes(
@@ -43,9 +46,15 @@ def outcomes(
     """
     soon = cancel.soon if isinstance(cancel, Cancel) else Flag()
     stop = Flag()
-    outbox: SimpleQueue[GeneratedImage | Failure | str | BaseException] = SimpleQueue()
+    outbox: SimpleQueue[GeneratedImage | Failure | Note | BaseException] = SimpleQueue()
     begun = flying = 0
-    told: set[str] = set()
+    told: set[Note] = set()
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        alike.setdefault(request.settings(), []).append(index)
+
+    def note(indices: Sequence[int], message: str) -> None:
+        outbox.put(Note(message=message, indices=tuple(indices)))
 
     def work(call: Call) -> None:
         try:
@@ -61,7 +70,14 @@ def outcomes(
         while not cancel.is_set():
             while begun < len(requests) and flying < throttle.room and not soon.is_set():
                 on_event(Sent(indices=(begun,)))
-                call = Call(index=begun, request=requests[begun], stop=stop, tell=outbox.put)
+                request = requests[begun]
+                call = Call(
+                    index=begun,
+                    request=request,
+                    stop=stop,
+                    tell=partial(note, ()),
+                    quote=partial(note, alike[request.settings()]),
+                )
                 # Daemons: a call that nobody waits for must not hold the process up.
                 Thread(target=work, args=(call,), daemon=True, name="call").start()
                 begun, flying = begun + 1, flying + 1
@@ -71,10 +87,10 @@ def outcomes(
                 item = outbox.get(timeout=LOOK)
             except Empty:
                 continue
-            if isinstance(item, str):
+            if isinstance(item, Note):
                 if item not in told:
                     told.add(item)
-                    on_event(Note(message=item))
+                    on_event(item)
                 continue
             flying -= 1
             if isinstance(item, BaseException):

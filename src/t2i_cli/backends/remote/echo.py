@@ -1,16 +1,19 @@
 """What a t2i server says of an image it made: the request as it took it, and how it ran."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from t2i_cli import __version__
 from t2i_cli.backends import RunLock
+from t2i_cli.backends.remote import said
 from t2i_cli.backends.remote.calls import Call
 from t2i_cli.errors import RemoteError
 from t2i_cli.request import ResolvedRequest
 
 KEY = "t2i"
 """Where it lies in the answer, beside the image."""
+NOTES = "notes"
+"""Where its notes lie, beside both."""
 
 _SETTINGS = ("prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "scheduler")
 _KNOWN = {f.name for f in fields(RunLock)}
@@ -23,6 +26,12 @@ class Echo:
     request: Mapping[str, object] = field(default_factory=dict)
     lock: Mapping[str, object] = field(default_factory=dict)
     seconds: float | None = None
+    notes: Sequence[str] = ()
+
+    def tell(self, call: Call) -> None:
+        """Tell what the server noted of the request, as a run on this machine would."""
+        for note in self.notes:
+            call.quote(note)
 
     def check(self, request: ResolvedRequest) -> None:
         """Raise RemoteError if the image is of another request than the one that was sent."""
@@ -63,11 +72,13 @@ def note_size(call: Call, size: tuple[int, int]) -> None:
 def read(entry: object) -> Echo:
     """The account beside an image in an answer, whoever sent it."""
     record = entry.get(KEY) if isinstance(entry, dict) else None
-    if not isinstance(record, dict):
+    if not isinstance(entry, dict) or not isinstance(record, dict):
         return Echo()
+    notes = entry.get(NOTES)
     request, lock, seconds = (record.get(name) for name in ("request", "lock", "seconds"))
     return Echo(
         request=request if isinstance(request, dict) else {},
         lock=lock if isinstance(lock, dict) else {},
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
+        notes=[said.shown(str(note)) for note in notes] if isinstance(notes, list) else (),
     )

@@ -3,12 +3,13 @@
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event as Flag
 from typing import TypeVar
 
-from t2i_cli.errors import T2IError
+from t2i_cli.errors import QuotaError, RemoteError, T2IError, TimedOutError
 
 LONGEST_PAUSE = 60.0
 """Seconds; a server that wants a longer one says so by Retry-After."""
@@ -49,6 +50,15 @@ class Again(Exception):
         self.pause = pause
         self.crowded = crowded
         self.waking = waking
+
+
+@contextmanager
+def worth_another() -> Iterator[None]:
+    """What a connection, a server, a limit or a time-out raises in the block may pass."""
+    try:
+        yield
+    except (RemoteError, TimedOutError, QuotaError) as error:
+        raise Again(error) from error
 
 
 class Abandoned(Exception):

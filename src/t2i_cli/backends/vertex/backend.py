@@ -6,9 +6,9 @@ from threading import Event as Flag
 from threading import Lock
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.remote import echo, images, said
+from t2i_cli.backends.remote import CALLS_A_REPLICA, echo, images, said
 from t2i_cli.backends.remote.calls import Call, outcomes
-from t2i_cli.backends.remote.patience import Again, Patience, Throttle, persist
+from t2i_cli.backends.remote.patience import Again, Throttle, persist, worth_another
 from t2i_cli.backends.remote.wire import Answer, Wire
 from t2i_cli.backends.vertex import payload, refusals, target
 from t2i_cli.backends.vertex.options import VertexOptions
@@ -19,16 +19,12 @@ from t2i_cli.naming import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.vertex import credentials
 
-CALLS_A_REPLICA = 2
-"""One that it works on, and one on the way."""
-
 
 class VertexBackend:
     """Images from one endpoint. Errors leave it only as T2IError."""
 
     def __init__(self, options: VertexOptions) -> None:
         self._options = options
-        self._patience = Patience(retries=options.retries, timeout=options.timeout)
         self._lock = Lock()
         self._opened: _Opened | None = None
 
@@ -105,11 +101,17 @@ class VertexBackend:
                     call.tell(refusals.WAKING)
                 raise
 
-        answer = persist(ask, self._patience, opened.throttle, call.stop)
+        answer = persist(ask, self._options.patience, opened.throttle, call.stop)
         told = answer.json()
         predicted = payload.predicted(told)
+        if predicted.more:
+            call.tell(
+                f"The endpoint answers with {predicted.more + 1} images where one is asked for: "
+                f"the first is kept, {predicted.more} not."
+            )
         account = echo.read(predicted.entry)
         account.check(call.request)
+        account.tell(call)
         image = images.decode(predicted.text)
         echo.note_size(call, image.size)
         deployed = told.get("deployedModelId") if isinstance(told, dict) else None
@@ -143,11 +145,17 @@ class _Opened:
 
     def ask(self, body: object, left: float, request: ResolvedRequest, format: Format) -> Answer:
         """One call. Raises T2IError, or Again where it may pass."""
+        end = time.monotonic() + left
+        with worth_another():
+            headers = {"Authorization": f"Bearer {self._token(left)}"}
         started = time.monotonic()
-        headers = {"Authorization": f"Bearer {self._token()}"}
         try:
             answer = self.wire.ask(
-                "POST", self.target.url, headers=headers, json=body, timeout=left
+                "POST",
+                self.target.url,
+                headers=headers,
+                json=body,
+                timeout=max(0.001, end - started),
             )
         except Again as again:
             took = time.monotonic() - started

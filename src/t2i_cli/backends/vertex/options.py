@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from t2i_cli.backends.remote import RETRIES, TIMEOUT
+from t2i_cli.backends.remote.patience import Patience
 from t2i_cli.naming import Format
 
 
@@ -20,6 +22,11 @@ class VertexOptions:
     api_endpoint: str | None = None
     serving: str | None = None
     format: Format = "png"
-    retries: int = 5
-    timeout: float = 600.0
+    retries: int = RETRIES
+    timeout: float = TIMEOUT
     concurrency: int | None = None
+
+    @property
+    def patience(self) -> Patience:
+        """How long and how often one image, or what is needed first, is tried."""
+        return Patience(retries=self.retries, timeout=self.timeout)

@@ -1,11 +1,12 @@
 """What an endpoint is sent and answers: instances, parameters, predictions."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from t2i_cli import naming
-from t2i_cli.errors import RemoteError, from_json
+from t2i_cli.errors import RemoteError, T2IError, from_json
 from t2i_cli.naming import Format
 from t2i_cli.request import ResolvedRequest
 
@@ -42,10 +43,11 @@ _IMAGE_KEYS = ("image", "output", "b64_json", "bytesBase64Encoded", "images", "d
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """One image of an answer: its base64, and the prediction it came in."""
+    """One image of an answer: its base64, the prediction it came in, how many came beside it."""
 
     text: str
     entry: object
+    more: int = 0
 
 
 def body(
@@ -72,14 +74,20 @@ def body(
 
 
 def predicted(answer: object) -> Predicted:
-    """The image in an answer; the first where there are several. Raises T2IError."""
+    """The image in an answer to one instance; the first where there are more. Raises T2IError."""
     predictions = answer.get("predictions") if isinstance(answer, dict) else None
-    if (first := next(_found(predictions, None), None)) is None:
+    images = _found(predictions, None)
+    if (first := next(images, None)) is None:
         raise RemoteError(
             "The endpoint's prediction is no image: neither base64 nor an object that holds it.",
             hint="Is a text-to-image model deployed there?",
         )
-    return first
+    more = 0
+    # An error in place of an image that was not asked for is none of the first one's.
+    with suppress(T2IError):
+        for _ in images:
+            more += 1
+    return replace(first, more=more)
 
 
 def _found(value: object, entry: object) -> Iterator[Predicted]:
@@ -92,8 +100,9 @@ def _found(value: object, entry: object) -> Iterator[Predicted]:
         error: Any = value.get("error")
         if isinstance(error, dict) and (own := from_json(error)):
             raise own
-        for key in _IMAGE_KEYS:
-            yield from _found(value.get(key), value)
+        # Some handlers give one image under two names.
+        named = (list(_found(value.get(key), value)) for key in _IMAGE_KEYS)
+        yield from next((found for found in named if found), [])
 
 
 def transfer(request: ResolvedRequest, wanted: Format, limit: int) -> Format:

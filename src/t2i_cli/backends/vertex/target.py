@@ -1,18 +1,22 @@
 """The endpoint to call: which one, where it answers, and what serves there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from threading import Event as Flag
 from typing import Any
 from urllib.parse import urlsplit
 
 from t2i_cli import catalog
+from t2i_cli.backends.remote.patience import Patience, Throttle, persist, worth_another
 from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SETTINGS, SHARED_LIMIT, TAKES
 from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import AccessError, InputError, ModelError, RemoteError, StorageError, T2IError
-from t2i_cli.settings import SERVINGS
+from t2i_cli.setting_table import SERVINGS
 from t2i_cli.vertex import known, labels, place, rest
+from t2i_cli.vertex.credentials import Tokens
 from t2i_cli.vertex.known import Known
 from t2i_cli.vertex.place import Place
 
@@ -20,8 +24,8 @@ _DEDICATED = ".prediction.vertexai.goog"
 """What the hosts of dedicated endpoints end with."""
 _SHOWN = 5
 """Endpoints that an error names."""
-
-Token = Callable[[], str]
+CALL = 60.0
+"""Seconds for one look at an endpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ class Target:
         )
 
 
-def find(options: VertexOptions, token: Token, login_project: str | None) -> Target:
+def find(options: VertexOptions, token: Tokens, login_project: str | None) -> Target:
     """The endpoint that the options name, else the settings, else the one deployed last.
 
     What is not remembered of it is asked for once. Raises T2IError.
@@ -116,8 +120,9 @@ def find(options: VertexOptions, token: Token, login_project: str | None) -> Tar
         # That host answers predictions and nothing else.
         entry = replace(entry, dns=given)
     if entry.dns is None:
+        _authorise(token, options.patience)
         try:
-            entry = _look_up(where, token, name)
+            entry = _look_up(where, token, name, options.patience)
             with suppress(StorageError):
                 # A home that cannot be written to costs a look next time, too.
                 known.remember(entry)
@@ -132,17 +137,31 @@ def find(options: VertexOptions, token: Token, login_project: str | None) -> Tar
     )
 
 
-def not_there(target: Target, token: Token) -> T2IError:
+def not_there(target: Target, token: Tokens) -> T2IError:
     """The error for an endpoint that answers that it does not exist, with those that do."""
     return _missing(target.place, token, target.number)
 
 
-def _look_up(where: Place, token: Token, name: str) -> Known:
-    with rest.Rest(where, token) as google:
-        try:
-            found = google.call("GET", "aiplatform", name)
-        except rest.NotFoundError as error:
-            raise _missing(where, token, name.split("/")[-1]) from error
+def _authorise(token: Tokens, patience: Patience) -> None:
+    """Have a token at hand: credentials that are refused are not what may look and what may not."""
+
+    def ask(left: float) -> str:
+        with worth_another():
+            return token(left)
+
+    persist(ask, patience, Throttle(1), Flag())
+
+
+def _look_up(where: Place, token: Tokens, name: str, patience: Patience) -> Known:
+    def ask(left: float) -> dict[str, Any]:
+        seconds = min(left, CALL)
+        with worth_another(), rest.Rest(where, partial(token, left), seconds=seconds) as google:
+            return google.call("GET", "aiplatform", name, tries=1)
+
+    try:
+        found = persist(ask, patience, Throttle(1), Flag())
+    except rest.NotFoundError as error:
+        raise _missing(where, token, name.split("/")[-1]) from error
     own = labels.Labels.of(found.get("labels", {}))
     deployed: dict[str, Any] = next(iter(found.get("deployedModels", [])), {})
     return Known(
@@ -162,7 +181,7 @@ def _replicas(deployed: Mapping[str, Any]) -> int | None:
     return int(found) if found else None
 
 
-def _missing(where: Place, token: Token, number: str) -> T2IError:
+def _missing(where: Place, token: Tokens, number: str) -> T2IError:
     there = f"in {where.project}, {where.region}"
     try:
         with rest.Rest(where, token) as google:

@@ -25,7 +25,9 @@ export async function call(path, options, askKey) {
     const problem = await told(response);
     if (response.status !== 401) throw problem;
     const given = await askKey(key !== null);
-    if (!given) throw problem;
+    if (!given) {
+      throw new Problem({ message: problem.message, hint: "Generate asks for it again." });
+    }
     sessionStorage.setItem(KEY, given);
   }
 }

@@ -4,6 +4,8 @@ import { Album } from "./album.js";
 import { say } from "./notices.js";
 import { Viewer } from "./viewer.js";
 
+const ASKED = 5000;
+
 const $ = (id) => document.getElementById(id);
 
 export class Gallery {
@@ -16,11 +18,13 @@ export class Gallery {
       this.#tidy();
     });
     this.viewer = new Viewer(this.album, { again, focus: (picture) => this.#focus(picture) });
-    $("clear").addEventListener("click", () => {
-      for (const picture of [...this.album.pictures]) this.album.remove(picture);
-      $("prompt").focus();
-      say("All images are removed.");
+    $("clear").addEventListener("click", ({ detail }) => {
+      // The second half of a double click is no answer.
+      if (detail > 1) return;
+      if (this.asked) this.#clear();
+      else this.#ask(true);
     });
+    $("clear").addEventListener("blur", () => this.#ask(false));
   }
 
   /** Show what a page before this one kept; whether the browser keeps pictures at all. */
@@ -66,6 +70,23 @@ export class Gallery {
     return item;
   }
 
+  /** Have the button ask whether all may go, for some seconds: nothing brings them back. */
+  #ask(asked) {
+    const count = this.album.pictures.length;
+    const images = count === 1 ? "1 image" : `${count} images`;
+    clearTimeout(this.asked);
+    this.asked = asked && setTimeout(() => this.#ask(false), ASKED);
+    $("clear").textContent = asked ? `Remove ${images}?` : "Remove all";
+    $("clear").classList.toggle("grave", asked);
+    if (asked) say(`Press again to remove ${images}.`);
+  }
+
+  #clear() {
+    for (const picture of [...this.album.pictures]) this.album.remove(picture);
+    $("prompt").focus();
+    say("All images are removed.");
+  }
+
   #focus(picture) {
     (this.tiles.get(picture)?.firstElementChild ?? $("prompt")).focus();
   }
@@ -73,6 +94,7 @@ export class Gallery {
   #tidy() {
     $("empty").hidden = $("gallery").childElementCount > 0;
     $("clear").hidden = this.album.pictures.length === 0;
+    this.#ask(false);
   }
 }
 

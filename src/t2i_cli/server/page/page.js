@@ -15,18 +15,31 @@ const named = [...fields].filter((field) => field.name);
 const settings = named.filter((field) => field.closest("details"));
 const gallery = new Gallery(again);
 
+let connecting = null;
 let model = null;
 let running = null;
 
-/** Ask which model this is, and offer what it can honour. */
-async function connect() {
+/** Ask which model this is, and offer what it can honour; again only if that failed. */
+function connect() {
+  connecting ??= meet();
+  return connecting;
+}
+
+async function meet() {
   hush();
+  // A server that still fetches its model answers once it is there.
+  $("model").textContent = "Loading the model…";
+  say("Loading the model.");
   try {
     model = await (await call("t2i/v1/model", {}, askKey)).json();
   } catch (error) {
+    connecting = null;
+    $("model").textContent = "";
+    hush();
     complain(error);
     return;
   }
+  say(`The model is ${model.name}.`);
   offer();
   restore();
 }
@@ -70,9 +83,16 @@ function read(field) {
 
 async function generate() {
   if (running) return say("Still generating; Cancel ends it.");
-  if (!model) await connect();
-  if (!model || !form.reportValidity()) return;
+  if (!model) {
+    const met = connect();
+    hush();
+    note("It begins as soon as the model is loaded.");
+    await met;
+    // Enter may have been pressed again meanwhile: one job is meant.
+    if (running || !model) return;
+  }
   hush();
+  if (!form.reportValidity()) return;
   running = new AbortController();
   $("generate").ariaDisabled = "true";
   const wish = wishes();

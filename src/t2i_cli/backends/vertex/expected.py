@@ -1,0 +1,60 @@
+"""An endpoint that is still to be made: what it will take is known before it costs anything."""
+
+from collections.abc import Iterator, Sequence
+from threading import Event as Flag
+
+from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backends.vertex.target import Target
+from t2i_cli.catalog import ModelSpec
+from t2i_cli.events import OnEvent
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.vertex import serving
+from t2i_cli.vertex.known import Known
+from t2i_cli.vertex.place import Place
+
+
+class ExpectedEndpoint:
+    """Stands for the endpoint of a model in the planning of requests, and makes no image.
+
+    Raises InputError or ModelError where that cannot be served.
+    """
+
+    def __init__(self, model: str | None, kind: str | None) -> None:
+        kind, _ = serving.choose(kind, None)
+        source = serving.find_source(model, kind)
+        self._target = Target(
+            place=Place(project="", region=""),
+            known=Known(name="to be made", model=source.named),
+            serving=kind,
+        )
+
+    def describe(self, request: GenerateRequest) -> ModelSpec:
+        """What is known of the model that is to be deployed."""
+        return self._target.spec(request.model)
+
+    def check(self, request: ResolvedRequest) -> None:
+        """Every request can be sent that was settled for the endpoint's model."""
+
+    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+        """Nothing that is known yet."""
+        return {}
+
+    def commit(self, model: str, revision: str | None) -> str | None:
+        """None: the deployment chooses."""
+        return None
+
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        """There is nothing to load."""
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """No outcome: it is for batches in which nothing is left to be made."""
+        yield from ()
+
+    def close(self) -> None:
+        """There is nothing to close."""

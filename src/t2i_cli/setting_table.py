@@ -1,0 +1,188 @@
+"""The table of settings: what each is called, and what it takes."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from t2i_cli import durations, naming
+
+BACKENDS = ("local", "http", "vertex")
+DIALECTS = ("t2i", "openai", "sglang", "vllm", "localai")
+SERVINGS = ("t2i", "model-garden", "torchserve")
+DTYPES = ("float16", "bfloat16", "float32")
+MEMORY = ("auto", "fast", "low")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting: its key in the file, its variable, what it takes, and a check for that."""
+
+    key: str
+    variable: str
+    takes: str
+    accepts: Callable[[str], object]
+    secret: bool = False
+
+
+def one_of(names: Iterable[str]) -> str:
+    """The names as a sentence lists them."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
+
+
+def _is_text(value: str) -> bool:
+    return bool(value.strip()) and value.isprintable()
+
+
+def is_safe_url(value: str) -> bool:
+    """Whether a token may be sent there: https, or http on a loopback address."""
+    try:
+        url = urlsplit(value)
+        host, _ = url.hostname, url.port
+    except ValueError:  # a port or an address that is none
+        return False
+    if not host or url.username or url.password or url.query or url.fragment:
+        return False
+    if url.scheme != "http":
+        return url.scheme == "https"
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_TABLE = (
+    Setting(
+        key="model",
+        variable="T2I_MODEL",
+        takes="an alias, a repository on the Hub, or a folder",
+        accepts=_is_text,
+    ),
+    Setting(
+        key="backend",
+        variable="T2I_BACKEND",
+        takes=one_of(BACKENDS),
+        accepts=BACKENDS.__contains__,
+    ),
+    Setting(
+        key="device",
+        variable="T2I_DEVICE",
+        takes="cuda, cuda:1, rocm, xpu, mps or cpu",
+        accepts=re.compile(r"cpu|mps|rocm|(cuda|xpu)(:\d+)?").fullmatch,
+    ),
+    Setting(
+        key="dtype",
+        variable="T2I_DTYPE",
+        takes=one_of(DTYPES),
+        accepts=DTYPES.__contains__,
+    ),
+    Setting(
+        key="memory",
+        variable="T2I_MEMORY",
+        takes=one_of(MEMORY),
+        accepts=MEMORY.__contains__,
+    ),
+    Setting(
+        key="keep_alive",
+        variable="T2I_KEEP_ALIVE",
+        takes="a duration as 90s, 10m or 1h30m, or 0 for off",
+        accepts=lambda value: durations.parse(value) is not None,
+    ),
+    Setting(
+        key="format",
+        variable="T2I_FORMAT",
+        takes=one_of(naming.EXTENSIONS),
+        accepts=lambda value: value.lower() in naming.FORMATS,
+    ),
+    Setting(
+        key="output",
+        variable="T2I_OUTPUT",
+        takes="a file, a folder/ or a template",
+        accepts=_is_text,
+    ),
+    Setting(
+        key="retries",
+        variable="T2I_RETRIES",
+        takes="how often a call to a server is tried again, as 5",
+        accepts=re.compile(r"\d{1,3}").fullmatch,
+    ),
+    Setting(
+        key="timeout",
+        variable="T2I_TIMEOUT",
+        takes="the seconds that a server has for an image, as 600",
+        accepts=re.compile(r"(?=.*[1-9])\d{1,6}(\.\d{1,3})?").fullmatch,
+    ),
+    Setting(
+        key="concurrency",
+        variable="T2I_CONCURRENCY",
+        takes="how many calls to a server are in flight, 1 to 256",
+        accepts=re.compile(r"[1-9]\d?|1\d\d|2[0-4]\d|25[0-6]").fullmatch,
+    ),
+    Setting(
+        key="http_url",
+        variable="T2I_HTTP_URL",
+        takes="the base of an images API, as http://host:port/v1",
+        accepts=re.compile(r"https?://[^\s@?#]+").fullmatch,
+    ),
+    Setting(
+        key="http_dialect",
+        variable="T2I_HTTP_DIALECT",
+        takes=one_of(DIALECTS),
+        accepts=DIALECTS.__contains__,
+    ),
+    Setting(
+        key="http_api_key",
+        variable="T2I_HTTP_API_KEY",
+        takes="the key of the server at http_url, in letters, digits and signs",
+        accepts=re.compile(r"[!-~]+").fullmatch,
+        secret=True,
+    ),
+    Setting(
+        key="vertex_endpoint",
+        variable="T2I_VERTEX_ENDPOINT",
+        takes="an endpoint's number or full resource name",
+        accepts=re.compile(r"(projects/[\w.:-]+/locations/[\w-]+/endpoints/)?[\w-]+").fullmatch,
+    ),
+    Setting(
+        key="vertex_project",
+        variable="T2I_VERTEX_PROJECT",
+        takes="a Google Cloud project's id or number",
+        accepts=re.compile(r"[a-z0-9][a-z0-9.:-]*").fullmatch,
+    ),
+    Setting(
+        key="vertex_region",
+        variable="T2I_VERTEX_REGION",
+        takes="a region of Google Cloud, as us-central1",
+        accepts=re.compile(r"[a-z]+-[a-z]+\d+").fullmatch,
+    ),
+    Setting(
+        key="vertex_api_endpoint",
+        variable="T2I_VERTEX_API_ENDPOINT",
+        takes="a URL with https://, or with http:// on this machine",
+        accepts=is_safe_url,
+    ),
+    Setting(
+        key="vertex_image",
+        variable="T2I_VERTEX_IMAGE",
+        takes="a container image, as us-central1-docker.pkg.dev/PROJECT/REPOSITORY/t2i:TAG",
+        accepts=re.compile(
+            r"[\w.-]+(:\d+)?(/[\w.-]+)+(:[\w.-]+)?(@sha256:[0-9a-f]{64})?"
+        ).fullmatch,
+    ),
+    Setting(
+        key="vertex_bucket",
+        variable="T2I_VERTEX_BUCKET",
+        takes="a bucket's name",
+        accepts=re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]").fullmatch,
+    ),
+    Setting(
+        key="vertex_prices",
+        variable="T2I_VERTEX_PRICES",
+        takes="a TOML file with a date and USD an hour under [machines] and [accelerators]",
+        accepts=_is_text,
+    ),
+)
+
+SETTINGS: dict[str, Setting] = {setting.key: setting for setting in _TABLE}

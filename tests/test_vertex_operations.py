@@ -1,0 +1,133 @@
+"""Long-running operations that do not end, or that nobody knows of any more."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from t2i_cli import settings
+from t2i_cli.console import Console
+from t2i_cli.errors import RemoteError, TimedOutError
+from t2i_cli.vertex import known, lifetime, operations, plan
+from t2i_cli.vertex.lifetime import Cloud
+from t2i_cli.vertex.place import Place
+from t2i_cli.vertex.plan import Wanted
+from t2i_cli.vertex.rest import Rest
+from tests.fakes.google import refusal
+from tests.fakes.vertex import FakeVertex, Fault, counted
+
+ASKED = Wanted(model="sd15", name="slow")
+
+
+@pytest.fixture
+def cloud(vertex: FakeVertex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """A connection to the fake, with no settings and no memory of the developer's."""
+    monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for setting in settings.SETTINGS.values():
+        monkeypatch.delenv(setting.variable, raising=False)
+    here = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with Rest(here, lambda: "ya29.test") as connection:
+        yield Cloud(connection, "ann")
+
+
+@pytest.fixture
+def endless(vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deployments that do not end by themselves, and little patience with them."""
+    vertex.slow = {"deployModel": 10_000.0}
+    monkeypatch.setattr(operations, "DEPLOYMENT", 0.3)
+
+
+def deploy(cloud: Cloud) -> known.Known:
+    """What `t2i remote deploy` does once its plan is agreed to."""
+    return lifetime.make(plan.make(ASKED, cloud.rest, cloud.account), cloud, Console())
+
+
+def gone(where: str = "GET .*/operations/[0-9]+$") -> Fault:
+    """One look at an operation that Google knows nothing of."""
+    return Fault(where=where, status=404, body=refusal(404, "NOT_FOUND", "Not found."))
+
+
+def test_a_deployment_has_an_hour_and_a_half() -> None:
+    assert operations.DEPLOYMENT == 90 * 60
+    assert operations.OTHERS == 30 * 60
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_deployment_that_does_not_end_can_be_gone_on_with(
+    vertex: FakeVertex, cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        with pytest.raises(TimedOutError, match="^deployment t2i-slow: not done after") as caught:
+            deploy(cloud)
+        assert "run again" in str(caught.value.hint)
+        said = capsys.readouterr().err
+        assert "model projects/" in said
+        assert "a deployment under way (it will be paid for)" in said
+        assert "Run the same command again to go on, or `t2i remote down slow --bucket`" in said
+    (operation,) = (o for o in vertex.operations.values() if o.kind == "deployModel")
+    operation.due = 0.0
+    assert deploy(cloud) == known.current()
+    assert counted(vertex)["POST deployModel"] == 1
+    assert len(vertex.left()["deployed"]) == 1
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_deployment_that_does_not_end_is_taken_down(vertex: FakeVertex, cloud: Cloud) -> None:
+    with (
+        pytest.raises(TimedOutError, match="not done after"),
+        lifetime.ephemeral(ASKED, cloud, Console(), yes=True),
+    ):
+        raise AssertionError
+    assert counted(vertex)["POST cancel"] == 1
+    assert vertex.left() == {}
+    assert vertex.spans == []
+
+
+def test_what_is_being_made_is_waited_for_no_longer_either(
+    vertex: FakeVertex, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vertex.slow = {"createEndpoint": 10_000.0}
+    monkeypatch.setattr(operations, "OTHERS", 0.3)
+    with pytest.raises(TimedOutError, match="^endpoint t2i-slow: not done after"):
+        deploy(cloud)
+
+
+def test_an_operation_that_vanished(
+    vertex: FakeVertex, cloud: Cloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vertex.slow = {"deployModel": 0.5}
+    vertex.faults = [gone("GET .*/endpoints/.*/operations/[0-9]+$")]
+    with pytest.raises(RemoteError, match="Google knows nothing of this operation") as caught:
+        deploy(cloud)
+    assert type(caught.value) is RemoteError
+    assert "run again" in str(caught.value.hint)
+    assert "Of slow there is: endpoint projects/" in capsys.readouterr().err
+    deploy(cloud)
+    assert counted(vertex)["POST deployModel"] == 1
+    assert len(vertex.left()["deployed"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["undeployModel", "deleteEndpoint", "deleteModel"])
+def test_one_that_vanished_in_a_removal_is_looked_after(
+    vertex: FakeVertex, cloud: Cloud, kind: str
+) -> None:
+    with lifetime.ephemeral(ASKED, cloud, Console(), yes=True):
+        vertex.slow = {kind: 0.3}
+        vertex.faults = [gone()]
+    assert vertex.faults[0].times == 0
+    assert vertex.left() == {}
+
+
+def test_only_what_is_long_is_told_of_in_between(
+    vertex: FakeVertex, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "TOLD_EVERY", 0.1)
+    vertex.operation_seconds = 0.5
+    said: list[str] = []
+    name = vertex.make_endpoint()
+    operation = vertex.begin("something", name, dict)
+    assert operations.wait(cloud.rest, operation, "thing", said.append) == {}
+    assert said
+    assert all(re.fullmatch(r"thing: \ds so far", sentence) for sentence in said)
