@@ -316,7 +316,7 @@ def test_enter_before_the_model_is_known_is_one_job(
     with tab(server.url) as page:
         page.locator("summary").wait_for()
         held: list[Route] = []
-        page.route("**/t2i/v1/model", held.append)
+        page.route("**/t2i/v1/model", lambda route: held.append(route))
         page.reload(wait_until="commit")
         expect(page.locator("#model")).to_have_text("Loading the model…")
         expect(said(page)).to_have_text("Loading the model.")
@@ -335,9 +335,9 @@ def test_enter_before_the_model_is_known_is_one_job(
         expect(tiles(page)).to_have_count(1)
         expect(idle(page)).to_be_visible()
         expect(page.locator("#model")).to_have_text("postcard")
-        options = page.get_by_label("Scheduler").locator("option").all_inner_texts()
+        options = page.get_by_label("Scheduler").locator("option").all_text_contents()
         assert options == ["Model’s own", *NOISE]
-        options = page.get_by_label("Format").locator("option").all_inner_texts()
+        options = page.get_by_label("Format").locator("option").all_text_contents()
         assert options == ["PNG", "JPEG", "WEBP"]
     assert [request.prompt for request in easel.made] == ["a red circle"]
 
@@ -713,8 +713,8 @@ def test_the_focus_and_the_fields_can_be_seen(scheme: str, server: Running, tab:
         assert contrast(colour(form, "borderTopColor"), paper) >= 3
 
         page.locator("summary").click()
-        for name in ("Steps", "Scheduler", "Format"):
-            field = page.get_by_label(name, exact=True)
+        for name in ("steps", "scheduler", "format"):
+            field = page.locator(f"[name={name}]")
             assert contrast(colour(field, "borderTopColor"), card) >= 3
             field.focus()
             expect(field).to_have_css("outline-style", "solid")

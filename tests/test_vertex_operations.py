@@ -9,7 +9,7 @@ import pytest
 from t2i_cli import settings
 from t2i_cli.console import Console
 from t2i_cli.errors import RemoteError, TimedOutError
-from t2i_cli.vertex import known, lifetime, operations, plan
+from t2i_cli.vertex import hardware, known, lifetime, operations, plan, report, survey
 from t2i_cli.vertex.lifetime import Cloud
 from t2i_cli.vertex.place import Place
 from t2i_cli.vertex.plan import Wanted
@@ -71,6 +71,52 @@ def test_a_deployment_that_does_not_end_can_be_gone_on_with(
     assert deploy(cloud) == known.current()
     assert counted(vertex)["POST deployModel"] == 1
     assert len(vertex.left()["deployed"]) == 1
+
+
+@pytest.mark.usefixtures("endless")
+def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: Cloud) -> None:
+    with pytest.raises(TimedOutError):
+        deploy(cloud)
+    prices = hardware.prices()
+
+    def bill() -> report.Bill:
+        return report.bill(survey.everything(cloud.rest), cloud.rest, prices)
+
+    (line,) = bill().lines
+    assert line.state == "deploying"
+    assert report.table([line])[1].split()[:2] == ["slow", "deploying"]
+    assert bill().text()[0] == "slow: deploying, 0.00 USD per hour, 0.00 so far"
+    (operation,) = (o for o in vertex.operations.values() if o.kind == "deployModel")
+    operation.due = 0.0
+    deploy(cloud)
+    assert [one.state for one in bill().lines] == ["deployed"]
+
+
+def test_replicas_that_may_grow_cost_a_range(vertex: FakeVertex, cloud: Cloud) -> None:
+    asked = Wanted(model="sd15", name="grows", max_replicas=3)
+    lifetime.make(plan.make(asked, cloud.rest, cloud.account), cloud, Console())
+    vertex.advance(2 * 3600)
+    bill = report.bill(survey.everything(cloud.rest), cloud.rest, hardware.prices())
+    (line,) = bill.lines
+    assert (line.usd_per_hour, line.usd_per_hour_at_most) == (0.81, 2.43)
+    told = bill.to_json()
+    assert (told["usd_per_hour"], told["usd_per_hour_at_most"]) == (0.81, 2.43)
+    assert "0.81-2.43" in report.table([line])[1]
+    one, together, _ = bill.text()
+    assert one == "grows: 0.81-2.43 USD per hour, at least 1.62 so far"
+    assert together == ("all: 0.81-2.43 USD per hour, 19.44-58.32 per day, at least 1.62 so far")
+
+    facts = report.facts(line, {"under_way": False, "log": None, "parts": ["a", "b"]})
+    assert {
+        "age: 2h",
+        "USD per hour: 0.81-2.43",
+        "USD so far: at least 1.62",
+        "overdue: no",
+        "under way: no",
+        "log: none",
+        "parts: a",
+        "parts: b",
+    } <= {re.sub(r"^age: 2h\d+s$", "age: 2h", fact) for fact in facts}
 
 
 @pytest.mark.usefixtures("endless")

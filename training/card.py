@@ -34,7 +34,7 @@ def text(report: Path, steps: int) -> str:
     """The card in Markdown; `report` is grading's JSON, if there is one, `steps` the UNet's."""
     parts = [_HEAD]
     if steps:
-        parts.append(f"The UNet and the text encoder were trained for {steps:,} steps.\n")
+        parts.append(f"The UNet and the text encoder were last trained for {steps:,} steps.\n")
     else:
         parts.append("The weights in this folder are random: it has not been trained.\n")
     if steps and report.exists():

@@ -39,7 +39,10 @@ def export(
     fresh = folder.with_name("model.new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.save_pretrained(fresh, safe_serialization=True)
-    _load_as_float32(fresh / "text_encoder" / "config.json")
+    # transformers loads as float32 what diffusers loads so only if told.
+    _edit(fresh / "text_encoder" / "config.json", {"dtype": "float32"})
+    for name, config in (("unet", "config"), ("vae", "config"), ("tokenizer", "tokenizer_config")):
+        _edit(fresh / name / f"{config}.json", {})
     (fresh / "README.md").write_text(card, encoding="utf-8")
     for path in fresh.rglob("*.safetensors"):
         path.chmod(0o644)  # written through a private temporary file
@@ -54,8 +57,9 @@ def export(
     WORDS.write_text("\n".join(sorted(w for w in caption_words() if w.isalpha())) + "\n", "utf-8")
 
 
-def _load_as_float32(config: Path) -> None:
-    """Make transformers load what diffusers loads as float32 as float32, too."""
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    settings["dtype"] = "float32"
-    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+def _edit(config: Path, settings: dict[str, str]) -> None:
+    """Add settings, and drop where the part was loaded from."""
+    kept = json.loads(config.read_text(encoding="utf-8")) | settings
+    for key in ("_name_or_path", "is_local", "local_files_only"):
+        kept.pop(key, None)
+    config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
