@@ -499,7 +499,7 @@ def test_a_home_that_cannot_be_written_to_is_no_failure(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    make(backend(vertex.make_endpoint()))
+    assert make(backend(vertex.make_endpoint())).image.size
 
 
 def test_the_model_of_the_endpoint(vertex: FakeVertex) -> None:

@@ -189,7 +189,7 @@ def test_a_queue_of_none_still_takes_what_can_begin_at_once() -> None:
     async def test() -> None:
         async with started(Painter(), Limits(queue=0)) as engine:
             for prompt in ("one", "two"):
-                await (await submit(engine, prompt)).images()
+                assert len(await (await submit(engine, prompt)).images()) == 1
 
     run(test())
 
