@@ -38,6 +38,8 @@ SIZES = (1, 2, 4, 8)
 CLIENTS = 8
 MANY_CLIENTS = 50
 QUEUE = 16
+PAUSE = 1.0
+"""Seconds that a refused client waits before it asks again."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Server:
         return HTTPConnection(str(address.hostname), address.port, timeout=600)
 
     def crowd(self, clients: int, requests: int, **body: object) -> Counter[int]:
-        """The statuses of so many requests, by clients that ask again as soon as they hear."""
+        """The statuses of so many requests, by clients that ask again and again."""
         left = iter(range(requests))
         lock = threading.Lock()
         statuses: Counter[int] = Counter()
@@ -75,6 +77,8 @@ class Server:
                     status, _ = self.ask(connection, **body)
                     with lock:
                         statuses[status] += 1
+                    if status == 429:
+                        time.sleep(PAUSE)
 
         threads = [threading.Thread(target=client) for _ in range(clients)]
         for thread in threads:

@@ -1,5 +1,6 @@
 """The local backend on real pipelines: pictures, batches, schedulers, cancelling, withholding."""
 
+import os
 import socket
 import threading
 import weakref
@@ -41,6 +42,15 @@ def make(
     told: list[Event] = [] if events is None else events
     outcomes = backend.run(requests, told.append, threading.Event())
     return sorted(outcomes, key=lambda outcome: outcome.index)
+
+
+@pytest.mark.parametrize(("given", "turns"), [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_threads_wait_awake_for_a_moment_unless_told_otherwise(
+    given: dict[str, str], turns: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    imports.torch()
+    assert os.environ.get("GOMP_SPINCOUNT") == turns
 
 
 def images(outcomes: Sequence[GeneratedImage | Failure]) -> list[GeneratedImage]:

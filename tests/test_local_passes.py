@@ -46,6 +46,15 @@ def test_the_size_that_makes_most_images_a_second_is_found(
     assert set(steady) == {found}
 
 
+def test_one_slow_pass_ends_no_search() -> None:
+    sizes, slow = PassSize(None), {4, 16}
+    for _ in range(12):
+        size = sizes.next(99, None)
+        sizes.took(size, 99.0 if size in slow else 1.0)
+        slow.discard(size)
+    assert sizes.next(99, None) == MOST
+
+
 def test_memory_and_wishes_bound_the_size() -> None:
     fast = {n: float(n) for n in (1, 2, 4, 8, 16, 32)}
     assert max(explore(fast, most=4)) == 4

@@ -6,13 +6,16 @@ MOST = 32
 """Images of a pass at most; no device gains more from more."""
 _GAIN = 1.04
 """A size has to be quicker by this to be preferred: less is noise."""
+_LOOKS = 2
+"""Passes that two sizes are compared by before the larger is given up."""
 
 
 class PassSize:
     """The size of a pass: `wanted`, or found by measuring, at most `most`.
 
     The search doubles the size as long as that makes more images a second, and tries one image
-    alone where not even the first doubling does. The first pass warms up and is not counted.
+    alone where not even the first doubling does. Other programs can only slow a pass down, so a
+    size is known by its quickest one. The first pass warms up and is not counted.
     """
 
     def __init__(self, wanted: int | None, most: int = MOST) -> None:
@@ -20,7 +23,7 @@ class PassSize:
         self._next = wanted or min(START, self._most)
         self._found = wanted is not None or self._most == 1
         self._warm = False
-        self._rates: dict[int, float] = {}
+        self._rates: dict[int, list[float]] = {}
 
     def next(self, left: int, limit: int | None) -> int:
         """The size of the next pass, of `left` images, at most `limit` since memory ran out."""
@@ -33,14 +36,26 @@ class PassSize:
         if not self._warm:
             self._warm = True
             return
-        self._rates[size] = size / max(seconds, 1e-9)
-        best = max(self._rates, key=lambda known: self._rates[known])
-        smaller = [known for known in self._rates if known < best]
-        if smaller and self._rates[best] < _GAIN * max(self._rates[known] for known in smaller):
-            best = min(smaller)
-        if size == best and size > 1 and 2 * size <= self._most:
-            self._next = 2 * size
+        self._rates.setdefault(size, []).append(size / max(seconds, 1e-9))
+        best = self._best()
+        if 2 * best <= self._most and (unsure := self._unsure(best)):
+            self._next = unsure
         elif best == START and 1 not in self._rates:
             self._next = 1
         else:
             self._next, self._found = best, True
+
+    def _unsure(self, best: int) -> int | None:
+        """The size to look at again before the double of the best is given up."""
+        larger = 2 * best
+        if larger not in self._rates:
+            return larger
+        return next((size for size in (best, larger) if len(self._rates[size]) < _LOOKS), None)
+
+    def _best(self) -> int:
+        """The smallest size that no larger one clearly beats."""
+        best = 0
+        for size in sorted(self._rates):
+            if not best or max(self._rates[size]) >= _GAIN * max(self._rates[best]):
+                best = size
+        return best
