@@ -699,6 +699,8 @@ def test_concurrency_comes_from_the_replicas(vertex: FakeVertex) -> None:
         "serving": None,
         "sends": ["prompt"],
         "concurrency": 6,
+        "usd_per_hour_at_most": 0.66,
+        "prices_of": "November 2026, us-central1",
     }
     vertex.predictor = lambda body: (threading.Event().wait(0.1), predicting(picture())(body))[1]
     list(chosen.run([settled] * 20, lambda event: None, threading.Event()))
@@ -796,3 +798,22 @@ def test_no_heavy_import(vertex: FakeVertex, t2i_env: dict[str, str], tmp_path: 
         text=True,
     )
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_the_plan_of_a_batch_tells_the_price(vertex: FakeVertex, t2i: T2I, tmp_path: Path) -> None:
+    name = vertex.make_endpoint(labels=labels("t2i"))
+    env = vertex.environment | {"T2I_VERTEX_ENDPOINT": name, "T2I_BACKEND": "vertex"}
+    (tmp_path / "two.txt").write_text("a star\na moon\n")
+    told = t2i("batch", "two.txt", "--dry-run", env=env)
+    line = "  price: at most 0.22 USD per hour, while the endpoint is up (table: November 2026, "
+    assert line + "us-central1)\n" in told.stdout, told.stderr
+    (tmp_path / "prices.toml").write_text('date = "May"\n[machines]\nn1-standard-4 = 0.5\n')
+    env["T2I_VERTEX_PRICES"] = "prices.toml"
+    told = t2i("batch", "two.txt", "--dry-run", "--json", env=env)
+    (planned,) = json.loads(told.stdout)["models"]
+    assert (planned["usd_per_hour_at_most"], planned["prices_of"]) == (0.5, "May, prices.toml")
+    other = vertex.make_endpoint(labels=labels("t2i"))
+    (deployed,) = vertex.endpoints[other.split("/")[-1]]["deployedModels"]
+    deployed["dedicatedResources"]["machineSpec"] = {"machineType": "z9-giant-1"}
+    unknown = t2i("batch", "two.txt", "--dry-run", "--endpoint", other, env=env)
+    assert "  price: not known, while the endpoint is up (table: May" in unknown.stdout

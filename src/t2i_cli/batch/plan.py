@@ -110,6 +110,10 @@ class Plan:
                 lines.append(f"  to download: {need['model']}, {download:,} MiB")
             if url := need.get("url"):
                 lines.append(f"  on {url}: {need['concurrency']} calls at a time")
+            if date := need.get("prices_of"):
+                price = need["usd_per_hour_at_most"]
+                cost = "not known" if price is None else f"at most {price:.2f} USD per hour"
+                lines.append(f"  price: {cost}, while the endpoint is up (table: {date})")
         lines.append(
             f"  disk: about {size_text(self.disk_bytes)}; {size_text(self.free_bytes)} are free"
         )

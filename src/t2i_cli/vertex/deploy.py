@@ -34,6 +34,7 @@ def run(plan: Plan, there: Deployment | None, work: Work, on_bytes: OnBytes) -> 
         model=plan.labels.model,
         deployed_model=deployed["id"],
         replicas=plan.max_replicas,
+        machine=plan.hardware.spec(),
         expires=plan.labels.expires,
     )
 

@@ -6,12 +6,15 @@ With the DNS name at hand, a call needs no permission but to predict.
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from t2i_cli.errors import StorageError
+from t2i_cli.setting_table import SERVINGS
+from t2i_cli.vertex.labels import Labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,8 @@ class Known:
     """An endpoint by its full resource name; `None` is what was not learnt.
 
     `dns` is the dedicated host, "" for a shared endpoint; `model` a repository, alias or path;
-    `replicas` the most there can be; `expires` in unix seconds.
+    `replicas` the most there can be; `machine` Vertex AI's MachineSpec of each; `expires` in unix
+    seconds.
     """
 
     name: str
@@ -28,7 +32,27 @@ class Known:
     model: str | None = None
     deployed_model: str | None = None
     replicas: int | None = None
+    machine: Mapping[str, object] | None = None
     expires: float | None = None
+
+
+def of(name: str, endpoint: Mapping[str, Any]) -> Known:
+    """What Vertex AI's answer says of an endpoint, under the name that the user gives it."""
+    labels = Labels.of(endpoint.get("labels", {}))
+    deployed: Mapping[str, Any] = next(iter(endpoint.get("deployedModels", [])), {})
+    resources = deployed.get("dedicatedResources", {})
+    replicas = resources.get("maxReplicaCount") or resources.get("minReplicaCount")
+    dedicated = endpoint.get("dedicatedEndpointEnabled")
+    return Known(
+        name=name,
+        dns=endpoint.get("dedicatedEndpointDns", "") if dedicated else "",
+        serving=labels.serving if labels and labels.serving in SERVINGS else None,
+        model=labels.model or None if labels else None,
+        deployed_model=deployed.get("id"),
+        replicas=int(replicas) if replicas else None,
+        machine=resources.get("machineSpec"),
+        expires=labels.expires if labels else None,
+    )
 
 
 def path() -> Path:

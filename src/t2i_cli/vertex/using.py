@@ -1,9 +1,7 @@
 """Choosing an endpoint that is there already, whoever made it."""
 
-from t2i_cli.setting_table import SERVINGS
 from t2i_cli.vertex import known, survey
 from t2i_cli.vertex.known import Known
-from t2i_cli.vertex.labels import Labels
 from t2i_cli.vertex.rest import NotFoundError, Rest
 
 
@@ -23,17 +21,6 @@ def use(wanted: str, rest: Rest) -> Known:
             f"There is no endpoint {wanted} in {rest.place.region}.",
             hint=f"There is: {', '.join(there) or 'none'}.",
         ) from error
-    labels = Labels.of(endpoint.get("labels", {}))
-    deployed = endpoint.get("deployedModels", [])
-    resources = deployed[0].get("dedicatedResources", {}) if deployed else {}
-    found = Known(
-        name=rest.place.endpoint(endpoint["name"].split("/")[-1]),
-        dns=endpoint.get("dedicatedEndpointDns", ""),
-        serving=labels.serving if labels and labels.serving in SERVINGS else None,
-        model=labels.model or None if labels else None,
-        deployed_model=deployed[0]["id"] if deployed else None,
-        replicas=resources.get("maxReplicaCount"),
-        expires=labels.expires if labels else None,
-    )
+    found = known.of(rest.place.endpoint(endpoint["name"].split("/")[-1]), endpoint)
     known.remember(found, current=True)
     return found

@@ -17,7 +17,7 @@ from t2i_cli.catalog import ModelSpec
 from t2i_cli.events import OnEvent
 from t2i_cli.naming import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.vertex import credentials
+from t2i_cli.vertex import credentials, hardware
 
 
 class VertexBackend:
@@ -36,9 +36,9 @@ class VertexBackend:
         """Every request can be sent that was settled for the endpoint's model."""
 
     def needs(self, request: ResolvedRequest) -> dict[str, object]:
-        """Which endpoint is called, where, and what it is told."""
+        """Which endpoint is called, where, what it is told, and what it costs while it is up."""
         opened = self._endpoint()
-        where = opened.target
+        where, prices = opened.target, hardware.prices()
         sent: dict[str, object] = self._body(request, "png")["instances"][0]  # type: ignore[index]
         return {
             "backend": "vertex",
@@ -47,6 +47,8 @@ class VertexBackend:
             "serving": where.serving,
             "sends": [name for name in sent if name not in {"text", "format"}],
             "concurrency": opened.concurrency,
+            "usd_per_hour_at_most": where.price(prices),
+            "prices_of": prices.date,
         }
 
     def commit(self, model: str, revision: str | None) -> str | None:

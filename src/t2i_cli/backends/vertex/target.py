@@ -1,6 +1,5 @@
 """The endpoint to call: which one, where it answers, and what serves there."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SETTINGS, SHARED_LI
 from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import AccessError, InputError, ModelError, RemoteError, StorageError, T2IError
 from t2i_cli.setting_table import SERVINGS
-from t2i_cli.vertex import known, labels, place, rest
+from t2i_cli.vertex import hardware, known, place, rest
 from t2i_cli.vertex.credentials import Tokens
 from t2i_cli.vertex.known import Known
 from t2i_cli.vertex.place import Place
@@ -59,6 +58,13 @@ class Target:
     def number(self) -> str:
         """The last part of its name."""
         return self.known.name.split("/")[-1]
+
+    def price(self, prices: hardware.Prices) -> float | None:
+        """USD an hour for all replicas that there may be, `None` where nobody knows."""
+        if self.known.machine is None:
+            return None
+        each = hardware.of({"machineSpec": self.known.machine}).price(prices)
+        return None if each is None else round(each * (self.known.replicas or 1), 2)
 
     def spec(self, wanted: str | None) -> ModelSpec:
         """What is known of its model; raises ModelError if the user names another one."""
@@ -162,23 +168,7 @@ def _look_up(where: Place, token: Tokens, name: str, patience: Patience) -> Know
         found = persist(ask, patience, Throttle(1), Flag())
     except rest.NotFoundError as error:
         raise _missing(where, token, name.split("/")[-1]) from error
-    own = labels.Labels.of(found.get("labels", {}))
-    deployed: dict[str, Any] = next(iter(found.get("deployedModels", [])), {})
-    return Known(
-        name=name,
-        dns=found.get("dedicatedEndpointDns", "") if found.get("dedicatedEndpointEnabled") else "",
-        serving=own.serving if own and own.serving in SERVINGS else None,
-        model=own.model or None if own else None,
-        deployed_model=deployed.get("id"),
-        replicas=_replicas(deployed),
-        expires=own.expires if own else None,
-    )
-
-
-def _replicas(deployed: Mapping[str, Any]) -> int | None:
-    resources = deployed.get("dedicatedResources", {})
-    found = resources.get("maxReplicaCount") or resources.get("minReplicaCount")
-    return int(found) if found else None
+    return known.of(name, found)
 
 
 def _missing(where: Place, token: Tokens, number: str) -> T2IError:
