@@ -77,7 +77,7 @@ ROOF: Final[RGB] = (92, 52, 48)
 DARK: Final[RGB] = (40, 36, 48)
 LIT: Final[RGB] = (255, 220, 110)
 GLASS: Final[RGB] = (206, 232, 246)
-CARROT: Final[RGB] = (240, 130, 40)
+RIM: Final[RGB] = (96, 124, 190)
 SNOWBALL: Final[RGB] = (252, 252, 255)
 HULL: Final[RGB] = (112, 70, 46)
 

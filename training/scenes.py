@@ -17,7 +17,7 @@ COLOUR_NAMES: Final = tuple(COLOURS)
 
 # Which objects stand on which ground, with their weights; None leaves the landscape empty.
 STANDS_ON: Final[dict[str, tuple[tuple[str | None, float], ...]]] = {
-    "hills": (("house", 5), ("tree", 4), ("cactus", 0.5), ("snowman", 0.5), (None, 1.5)),
+    "hills": (("house", 5), ("tree", 4), ("cactus", 0.5), ("snowman", 1.5), (None, 1.5)),
     "desert": (("cactus", 5), ("house", 2), ("tree", 1), (None, 1.5)),
     "snow": (("snowman", 4), ("house", 3), ("tree", 2), (None, 1.5)),
     "sea": (("sailboat", 8), (None, 1.5)),

@@ -10,13 +10,13 @@ from PIL import ImageDraw
 
 from training.palette import (
     CACTUS,
-    CARROT,
     COLOURS,
     DARK,
     GLASS,
     HULL,
     LIT,
     RGB,
+    RIM,
     ROOF,
     SNOWBALL,
     TREE,
@@ -111,20 +111,15 @@ def cactus(pen: Pen, x: float, y: float, scene: Landscape) -> None:
 
 
 def snowman(pen: Pen, x: float, y: float, scene: Landscape) -> None:
-    """A snowman 48 pixels high with hat, carrot and scarf."""
+    """A snowman 48 pixels high with hat and scarf; a face is more than the latents hold."""
     body = mix(SNOWBALL, NIGHT, 0.12) if scene.time == "night" else SNOWBALL
-    edge = mix(body, (96, 124, 190), 0.55)
     for dy, radius in ((-12, 13), (-30, 9.5)):
-        pen.disc(x, y + dy, radius + 1.2, edge)
+        if scene.time != "night":
+            pen.disc(x, y + dy, radius + 1.4, mix(body, RIM, 0.65))
         pen.disc(x, y + dy, radius, body)
-    pen.box(x - 8.5, y - 25, x + 8.5, y - 21, COLOURS["red"])
-    pen.box(x - 10, y - 38.5, x + 10, y - 36, DARK)
-    pen.box(x - 6.5, y - 48, x + 6.5, y - 37, DARK)
-    pen.disc(x - 3.6, y - 32, 1.3, DARK)
-    pen.disc(x + 3.6, y - 32, 1.3, DARK)
-    pen.polygon([(x - 0.5, y - 30.5), (x + 8, y - 28.5), (x - 0.5, y - 27)], CARROT)
-    pen.disc(x, y - 14, 1.4, DARK)
-    pen.disc(x, y - 8, 1.4, DARK)
+    pen.box(x - 8.5, y - 25.5, x + 8.5, y - 20, COLOURS["red"])
+    pen.box(x - 10.5, y - 39.5, x + 10.5, y - 36, DARK)
+    pen.box(x - 7, y - 48, x + 7, y - 37, DARK)
 
 
 DRAWERS: Final[dict[str, Callable[[Pen, float, float, Landscape], None]]] = {
