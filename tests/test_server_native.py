@@ -18,7 +18,7 @@ from PIL import Image
 from t2i_cli import metadata
 from t2i_cli.errors import ModelError, OutOfMemoryError, T2IError, WithheldError
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.schedulers import NOISE
+from t2i_cli.schedulers import usable_names
 from t2i_cli.server import wire
 from t2i_cli.server.options import Limits, ServerOptions
 from tests.fakes.painter import Held, Painter
@@ -75,7 +75,7 @@ def test_the_model_is_described() -> None:
     assert found["name"] == "postcard"
     assert (found["steps"], found["guidance_scale"], found["multiple"]) == (20, 2.0, 8)
     assert (found["width"], found["height"]) == (128, 128)
-    assert found["schedulers"] == list(NOISE)
+    assert found["schedulers"] == list(usable_names(False))
     assert found["formats"] == ["png", "jpeg", "webp"]
     assert found["limits"]["images"] == 3
     assert found["limits"]["steps"] == 77

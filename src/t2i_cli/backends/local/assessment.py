@@ -102,7 +102,9 @@ def _measured(aim: Target, options: LocalOptions) -> Target:
     """The target with the true sizes of its weights; raises ModelError if they are not sound."""
     skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
     found = weights.read(aim.folder, half=aim.dtype != "float32", skip=skip)
-    return replace(aim, sizes={name: w.size(aim.dtype) for name, w in found.items()})
+    exact = configs.float32_decoder(aim.folder, aim.dtype)
+    sizes = {name: w.size("float32" if name == exact else aim.dtype) for name, w in found.items()}
+    return replace(aim, sizes=sizes)
 
 
 def plan(aim: Target, request: ResolvedRequest, options: LocalOptions, resident: int = 0) -> Plan:
@@ -143,9 +145,17 @@ def most_of_a_pass(aim: Target, request: ResolvedRequest, measures: Measures, re
 
 
 def _need(aim: Target, width: int, height: int, dtype: str) -> Need:
-    factor = _ELEMENT[dtype] / _ELEMENT[aim.dtype]
-    sizes = {name: int(size * factor) for name, size in aim.sizes.items()}
-    return memory.need(aim.folder, sizes, width, height, _ELEMENT[dtype])
+    now, then = (configs.float32_decoder(aim.folder, kind) for kind in (aim.dtype, dtype))
+
+    def element(name: str, kind: str, exact: str | None) -> int:
+        return _ELEMENT["float32" if name == exact else kind]
+
+    sizes = {
+        name: size * element(name, dtype, then) // element(name, aim.dtype, now)
+        for name, size in aim.sizes.items()
+    }
+    vae_element = element("vae", dtype, then)
+    return memory.need(aim.folder, sizes, width, height, _ELEMENT[dtype], vae_element=vae_element)
 
 
 def _measures(

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event as Flag
 
-from t2i_cli import catalog, settings
+from t2i_cli import catalog, schedulers, settings
 from t2i_cli.backends import Failure, GeneratedImage, RunLock
 from t2i_cli.backends.local import (
     assessment,
+    configs,
     decode,
     device,
     encoding,
@@ -141,9 +142,14 @@ class LocalBackend:
         )
 
     def _check_scheduler(self, request: ResolvedRequest) -> None:
+        """Raise InputError where the request's scheduler cannot be used; reads configs only."""
+        if request.scheduler is None:
+            return
         spec = self._spec(request)
-        if request.scheduler is not None and spec.flow is None:
+        if spec.flow is None:
             raise InputError(f"The scheduler of {spec.name} cannot be changed.", field="scheduler")
+        own = configs.component(self._target(request).folder, "scheduler")
+        schedulers.check(request.scheduler, spec.flow, own, spec.name)
 
     def _roomy_plan(self, aim: Target, request: ResolvedRequest, resident: int = 0) -> Plan:
         """The plan; where memory is short, the one after others here have given theirs back."""
@@ -167,6 +173,7 @@ class LocalBackend:
 
     def _prepare(self, request: ResolvedRequest, on_event: OnEvent) -> Loaded:
         """The request's model on its device, fitted to its memory. Raises T2IError."""
+        self._check_scheduler(request)
         aim = self._target(request)
         if self._loaded and not self._loaded.is_for(aim):
             self.close()

@@ -9,6 +9,8 @@ from t2i_cli.errors import ModelError
 
 Config = dict[str, Any]
 DENOISERS = ("transformer", "unet", "decoder")
+_UPCASTS = re.compile("StableDiffusionXL|Kolors|AuraFlow|Amused")
+"""Pipelines of diffusers that cast their decoder to float32 where its config has `force_upcast`."""
 _WITHOUT_WEIGHTS = re.compile("Tokenizer|Scheduler$|Processor$|Extractor$")
 
 
@@ -72,6 +74,27 @@ def denoiser(folder: Path) -> tuple[str, Config]:
     """The name and config of the network that denoises."""
     name = next((n for n in DENOISERS if (folder / n / "config.json").is_file()), "unet")
     return name, component(folder, name)
+
+
+def float32_decoder(folder: Path, dtype: str) -> str | None:
+    """The component that decodes in float32 though the model runs in `dtype`; `None` if none does.
+
+    Some pipelines cast it in the middle of a run, where it overflows in float16, and Bria's when it
+    is made. Cast under hooks that move weights it would mix precisions, so it is read in float32.
+    """
+    named = index(folder).get("_class_name")
+    pipeline = str(named[-1] if isinstance(named, list) and named else named)
+    name = "vqvae" if pipeline.startswith("Amused") else "vae"
+    config = component(folder, name)
+    if not config:
+        return None
+    if pipeline == "BriaPipeline":
+        cast = dtype != "float32" and config.get("shift_factor") is None
+    else:
+        # Where the config lacks it, the class's default holds.
+        forced = config.get("force_upcast", config.get("_class_name") == "AutoencoderKL")
+        cast = dtype == "float16" and bool(_UPCASTS.search(pipeline)) and bool(forced)
+    return name if cast else None
 
 
 def vae_scale(folder: Path) -> int:

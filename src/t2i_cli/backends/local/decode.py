@@ -26,7 +26,12 @@ class _Decode:
         self._on_cpu: Foreign = None
 
     def __call__(self, latents: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
-        """Decode latents (batch x channels x height x width) as the VAE itself would."""
+        """Decode latents (batch x channels x height x width) as the VAE itself would.
+
+        They come in the precision of the denoiser, which may not be the VAE's.
+        """
+        if latents.is_floating_point():
+            latents = latents.to(self._vae.dtype)
         while True:
             if self._on_cpu is not None:
                 return self._decode_on_cpu(latents, *args, **kwargs)

@@ -10,7 +10,7 @@ from t2i_cli.backends.local import configs, imports, memory, models, weights
 from t2i_cli.backends.local.deferral import deferred
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.backends.local.imports import Foreign
-from t2i_cli.errors import ModelError, OutOfMemoryError
+from t2i_cli.errors import InputError, ModelError, OutOfMemoryError
 from t2i_cli.events import Measure, OnEvent
 from t2i_cli.request import ResolvedRequest
 
@@ -39,7 +39,7 @@ class Loaded:
         self.previews: Sequence[int] = ()
         self.measures: list[str] = []
         self.batch_limit: int | None = None
-        self._placed = False
+        self._placed: str | None = None
         self._made: tuple[tuple[object, ...], float] | None = None
         self._bytes = sum(aim.sizes.values())
         self._own_scheduler: Foreign = getattr(pipe, "scheduler", None)
@@ -103,14 +103,12 @@ class Loaded:
             tile_vae(self.pipe)
         if memory.ATTENTION_SLICING in new:
             self.pipe.enable_attention_slicing()
-        if memory.GROUP_OFFLOAD in new:
-            self._offload_groups()
-        elif memory.MODEL_OFFLOAD in new:
-            self.pipe.enable_model_cpu_offload(device=self.device.name)
-        elif not self._placed:
-            self.pipe.to(self.device.name)
-            _order_channels_last(self.pipe)
-        self._placed = True
+        offloads = [m for m in (memory.GROUP_OFFLOAD, memory.MODEL_OFFLOAD) if m in self.measures]
+        offload = offloads[0] if offloads else ""
+        if offload != self._placed:
+            self._placed = None
+            self._move(offload)
+            self._placed = offload
 
     def set_scheduler(self, name: str | None) -> str | None:
         """Use the scheduler of that short name, or the model's own; returns its class's name."""
@@ -121,18 +119,36 @@ class Loaded:
             import diffusers
 
             spec = schedulers.find(name, self.spec.flow)
-            config = dict(self._own_scheduler.config)
-            # FlowMatchEuler's name for what the noise schedulers call flow_shift.
-            shift = {"flow_shift": config["shift"]} if "shift" in config else {}
-            cls = getattr(diffusers, spec.cls)
+            latent = not {"vae", "movq", "vqvae", "vqgan"}.isdisjoint(self.pipe.components)
+            config = schedulers.config(spec, self._own_scheduler.config, latent=latent)
             with imports.quiet(), deferred():
-                self.pipe.scheduler = cls.from_config(config, **shift, **spec.settings)
+                try:
+                    self.pipe.scheduler = getattr(diffusers, spec.cls).from_config(config)
+                except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
+                    raise InputError(
+                        f"The scheduler {name!r} does not fit {self.spec.name}: {reason(error)}",
+                        hint="Leave --scheduler away for the model's own.",
+                        field="scheduler",
+                    ) from error
         return type(self.pipe.scheduler).__name__ if self.pipe.scheduler is not None else None
+
+    def _move(self, offload: str) -> None:
+        """Put the weights where they rest: hooks off, then moved, then hooks on.
+
+        Their precision was settled when they were read: under hooks, nothing may be cast.
+        """
+        _remove_hooks(self.pipe)
+        if offload == memory.GROUP_OFFLOAD:
+            self._offload_groups()
+        elif offload == memory.MODEL_OFFLOAD:
+            self.pipe.enable_model_cpu_offload(device=self.device.name)
+        else:
+            self.pipe.to(self.device.name)
+            _order_channels_last(self.pipe)
 
     def _offload_groups(self) -> None:
         import torch
 
-        self.pipe.remove_all_hooks()
         self.pipe.to("cpu", silence_dtype_warnings=True)
         # Streams hide the copies behind the computation, where the device has them.
         stream = self.device.kind in {"cuda", "rocm"}
@@ -142,6 +158,19 @@ class Loaded:
             use_stream=stream,
             low_cpu_mem_usage=stream,
         )
+
+
+def _remove_hooks(pipe: Foreign) -> None:
+    """Free a pipeline's networks of what moves them, also where putting it on failed midway."""
+    import torch
+
+    pipe.remove_all_hooks()  # accelerate's
+    for network in pipe.components.values():
+        for module in network.modules() if isinstance(network, torch.nn.Module) else ():
+            # diffusers' own
+            if (registry := getattr(module, "_diffusers_hook", None)) is not None:
+                for name in list(registry.hooks):
+                    registry.remove_hook(name, recurse=False)
 
 
 def _order_channels_last(pipe: Foreign) -> None:
@@ -177,6 +206,11 @@ def read(
     cls = models.pipeline_class(folder, trust_remote_code=trust_remote_code)
     # Some pipelines go without a component only where they are told so (SD 3 without T5).
     extra: dict[str, Any] = dict.fromkeys(configs.left_out(folder))
+    dtype: Any = getattr(torch, aim.dtype)
+    exact = configs.float32_decoder(folder, aim.dtype)
+    # Where there is MPS, the pipelines themselves cast it to half precision and back.
+    if exact and not torch.backends.mps.is_available():
+        dtype = {"default": dtype, exact: torch.float32}
     if not safety_checker and any(p.name == "safety_checker" for p in configs.parts(folder)):
         extra |= {"safety_checker": None, "requires_safety_checker": False}
     if variant := weights.variant(folder, half=aim.dtype != "float32"):
@@ -185,7 +219,7 @@ def read(
         try:
             pipe = cls.from_pretrained(
                 str(folder),
-                dtype=getattr(torch, aim.dtype),
+                dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,

@@ -82,8 +82,20 @@ class Plan:
         return asdict(self) | {"measures": list(self.measures)}
 
 
-def need(folder: Path, weights: Mapping[str, int], width: int, height: int, element: int) -> Need:
-    """What images of `width` x `height` pixels need, at `element` bytes a number, with guidance."""
+def need(
+    folder: Path,
+    weights: Mapping[str, int],
+    width: int,
+    height: int,
+    element: int,
+    *,
+    vae_element: int | None = None,
+) -> Need:
+    """What images of `width` x `height` pixels need, at `element` bytes a number, with guidance.
+
+    `vae_element` are the bytes of a number of the VAE, where they differ.
+    """
+    at_decode = vae_element or element
     name, config = configs.denoiser(folder)
     vae = configs.component(folder, "vae") or configs.component(folder, "movq")
     scale = configs.vae_scale(folder)
@@ -106,8 +118,8 @@ def need(folder: Path, weights: Mapping[str, int], width: int, height: int, elem
         weights=dict(weights),
         denoise=passes * denoise * element,
         attention=passes * attention * element,
-        decode=_DECODE * width * height * wide * element + image,
-        tile=_DECODE * min(width * height, side**2) * wide * element + 2 * image,
+        decode=_DECODE * width * height * wide * at_decode + image,
+        tile=_DECODE * min(width * height, side**2) * wide * at_decode + 2 * image,
     )
 
 

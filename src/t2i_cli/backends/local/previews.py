@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import wraps
 from typing import Self
 
-from t2i_cli.backends.local import imports, memory
+from t2i_cli.backends.local import configs, imports, memory
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.loading import Loaded, decoder
 from t2i_cli.events import Preview
@@ -91,7 +91,9 @@ class Previews:
         # Some families work at a size of their own, and fit the picture in the end.
         side = max(latents.shape[-2:]) * getattr(pipe, "vae_scale_factor", 8)
         latents = _unscaled(vae, _shrunk(latents, side))
-        upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+        # Only where its pipeline casts it as well (on MPS): it was read in float32 elsewhere.
+        exact = configs.float32_decoder(self._loaded.folder, self._loaded.dtype)
+        upcast = exact is not None and vae.dtype == torch.float16
         with torch.no_grad(), imports.quiet():
             if upcast:
                 vae.to(torch.float32)
