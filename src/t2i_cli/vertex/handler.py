@@ -31,13 +31,18 @@ class Handler:
         """Load the weights that lie beside this file, onto the worker's GPU if it has one."""
         import diffusers
         import torch
+        import transformers.dynamic_module_utils as remote_code
 
         properties = context.system_properties
         gpu = properties.get("gpu_id")
         self.device = f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
         dtype = torch.float32 if self.device == "cpu" else torch.float16
         weights = Path(properties["model_dir"]) / "weights"
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(weights)
+        # At 0 transformers refuses to run a model's own code where it would ask for leave.
+        remote_code.TIME_OUT_REMOTE_CODE = 0
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            weights, use_safetensors=True, trust_remote_code=False
+        )
         self.pipeline: Any = pipeline.to(self.device, dtype)
         self.pipeline.set_progress_bar_config(disable=True)
         self.lock = {

@@ -1,6 +1,7 @@
 """Bringing in torch, transformers and diffusers: only what is needed, fast, and without noise."""
 
 import gc
+import inspect
 import os
 import warnings
 from collections.abc import Iterator
@@ -67,6 +68,10 @@ def diffusers() -> ModuleType:
 
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+        import transformers.dynamic_module_utils as transformers_code
+
+        # At 0 it refuses to run a model's own code where it would ask the terminal for leave.
+        transformers_code.TIME_OUT_REMOTE_CODE = 0
     return library
 
 
@@ -86,6 +91,8 @@ def pipeline(name: str) -> Foreign:
         )
     if missing := getattr(found, "_backends", None):  # diffusers' stand-in for what it lacks
         raise ModelError(f"The pipeline class {name} needs {', '.join(missing)} installed.")
+    if not inspect.isclass(found) or not issubclass(found, library.DiffusionPipeline):
+        raise ModelError(f"The model names {name} as its pipeline class, which is none.")
     return found
 
 

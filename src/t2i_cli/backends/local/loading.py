@@ -1,12 +1,13 @@
 """A model's pipeline: read into memory, put on its device, and what was done to make it fit."""
 
+import inspect
 import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t2i_cli import __version__, schedulers
-from t2i_cli.backends.local import configs, imports, memory, models, weights
+from t2i_cli.backends.local import components, configs, imports, memory, models, weights
 from t2i_cli.backends.local.deferral import deferred
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.backends.local.imports import Foreign
@@ -215,8 +216,10 @@ def read(
         extra |= {"safety_checker": None, "requires_safety_checker": False}
     if variant := weights.variant(folder, half=aim.dtype != "float32"):
         extra["variant"] = variant
+    wanted = set(inspect.signature(cls.__init__).parameters) - extra.keys()
     with imports.quiet(), imports.without_gc(), deferred():
         try:
+            extra |= components.tokenizers(folder, wanted, trust_remote_code=trust_remote_code)
             pipe = cls.from_pretrained(
                 str(folder),
                 dtype=dtype,
@@ -230,6 +233,8 @@ def read(
                 raise OutOfMemoryError(
                     f"Memory ran out while {name} was read.", hint="Use a smaller model."
                 ) from error
+            if "trust_remote_code" in str(error) and not trust_remote_code:
+                raise components.own_code(folder, "a component's auto_map") from error
             raise ModelError(
                 f"{name} cannot be loaded: {reason(error)}",
                 hint="The model may be damaged, or need other versions of diffusers or "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i_cli import catalog, schedulers
-from t2i_cli.backends.local import configs, imports
+from t2i_cli.backends.local import components, configs, imports
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.catalog import GuidanceArgument, ModelSpec
 from t2i_cli.errors import ModelError
@@ -112,16 +112,13 @@ def describe(folder: Path, name: str, *, trust_remote_code: bool) -> ModelSpec:
 def pipeline_class(folder: Path, *, trust_remote_code: bool) -> Foreign:
     """The pipeline's class, from diffusers or, if that is trusted, the model's own code."""
     named = configs.index(folder).get("_class_name")
-    if isinstance(named, str):
-        return imports.pipeline(named)
-    if not (isinstance(named, list) and len(named) == 2):
+    own = named if isinstance(named, list) and len(named) == 2 else [named]
+    if not all(isinstance(name, str) and name.isidentifier() for name in own):
         raise ModelError(f"{folder / 'model_index.json'} names no pipeline class.")
-    if not trust_remote_code:
-        raise ModelError(
-            f"The model in {folder} runs code of its own ({named[0]}.py).",
-            hint="If you trust it, --trust-remote-code lets it.",
-        )
-    return imports.own_pipeline(folder, *named)
+    if len(own) == 2 and not trust_remote_code:
+        raise components.own_code(folder, f"{own[0]}.py")
+    components.check(folder, trust_remote_code=trust_remote_code)
+    return imports.own_pipeline(folder, *own) if len(own) == 2 else imports.pipeline(*own)
 
 
 def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) -> bool:
