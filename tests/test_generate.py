@@ -110,6 +110,10 @@ BAD = [
     (("x", "--no-such-option"), 2, "--no-such-option"),
     (("x", "--steps", "many"), 2, "--steps"),
     (("x", "-m", "no/such-folder-or-alias/here"), 9, "no/such-folder-or-alias/here"),
+    (("x", "-m", "foo"), 9, "hint: `t2i models list`"),
+    (("x", "-m", "SD15"), 9, "hint: Did you mean sd15?"),
+    (("x", "-m", "civitai:4384"), 9, "hint: `t2i models list`"),
+    (("x", "-m", "m" * 300), 9, "hint: `t2i models list`"),
 ]
 
 
@@ -333,3 +337,25 @@ def test_environment_and_config_choose_the_model(t2i: T2I) -> None:
     assert t2i("config", "set", "model", "sdxl").returncode == 0
     plan = t2i("generate", "x", "--dry-run", "--json", env={"T2I_MODEL": "postcard"})
     assert json.loads(plan.stdout)["requests"][0]["model"] == "postcard"
+
+
+def test_a_bug_shows_its_traceback(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    program = """
+from t2i_cli.backends.local import outcomes
+def bug(*args): raise ZeroDivisionError("it broke")
+outcomes.lock = bug
+from t2i_cli.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "generate", PROMPT, *POSTCARD, "-q"],
+        env=t2i_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.rstrip().endswith("ZeroDivisionError: it broke")
+    assert files(tmp_path) == []

@@ -182,6 +182,13 @@ def test_a_refusal_names_half_precision(monkeypatch: pytest.MonkeyPatch) -> None
     assert plan(monkeypatch, 1000, aim=target(MPS, "float16")).dtype == "float16"
 
 
+def test_a_refusal_where_no_memory_is_left_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for free in (0, -5):  # more may be reserved than is there
+        with pytest.raises(OutOfMemoryError) as caught:
+            plan(monkeypatch, free, aim=target(CPU))
+        assert caught.value.hint == "No model fits; end what else takes the memory."
+
+
 def test_a_refusal_names_a_smaller_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     large = replace(target(CPU), sizes={"unet": 30_000 * MIB})
     with pytest.raises(OutOfMemoryError) as caught:

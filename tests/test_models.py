@@ -186,8 +186,8 @@ def test_a_full_disk(
 def test_an_unknown_name(t2i: T2I, command: str) -> None:
     done = t2i("models", command, "nothing")
     assert done.returncode == 9
-    assert "There is no model nothing." in done.stderr
-    assert "postcard" in done.stderr
+    assert "The model 'nothing' is unknown." in done.stderr
+    assert "`t2i models list` shows the short names" in done.stderr
 
 
 def test_postcard_is_here_and_stays(t2i: T2I) -> None:

@@ -196,7 +196,7 @@ def test_an_ephemeral_batch_is_checked_before_anything_is_made(
         ("--count", "0"): "count must be at least 1",
         ("--timeout", "0"): "--timeout",
         ("--serving", "flask"): "--serving must be",
-        ("-m", "no-such-model"): "There is no model no-such-model",
+        ("-m", "no-such-model"): "The model 'no-such-model' is unknown",
         ("--show",): "terminal",
     }.items():
         early = t2i(*batch, *wrong, env=vertex.environment)

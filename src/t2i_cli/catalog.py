@@ -1,11 +1,13 @@
 """The models t2i knows by a short name: the only place that holds facts about them."""
 
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from t2i_cli import postcard
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, ModelError
 
 DEFAULT_MODEL = "sd15"
 
@@ -46,6 +48,7 @@ class ModelSpec:
     refuses: tuple[tuple[str, str], ...] = ()
 
 
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _GB = 10**9
 
 _MODELS = (
@@ -172,6 +175,33 @@ def find(name: str, revision: str | None = None) -> ModelSpec | None:
     """The catalogue's entry for an alias or for the repository behind one, if there is one."""
     spec = MODELS.get(name) or next((s for s in _MODELS if s.repo == name), None)
     return replace(spec, revision=revision) if spec and revision else spec
+
+
+def folder(name: str) -> Path | None:
+    """The folder that a model's name means, if there is one; `~` is the user's own."""
+    path = os.path.expanduser(name)
+    return Path(path) if os.path.isdir(path) else None
+
+
+def is_repository(name: str) -> bool:
+    """Whether the name has the form of a repository on the Hub."""
+    return bool(_REPOSITORY.fullmatch(name)) and not name.startswith(".")
+
+
+def unknown(name: str, others: str = "a folder and owner/name on the Hub do as well") -> ModelError:
+    """The error for what is no alias, and none of the `others` that are taken."""
+    if name.startswith((".", "~")) or "/" in name or "\\" in name:
+        return ModelError(f"There is no model folder {name}.")
+    import difflib
+
+    called = {spec.repo.rpartition("/")[2].lower(): spec.name for spec in _MODELS if spec.repo}
+    called |= {spec.name: spec.name for spec in _MODELS}
+    near = difflib.get_close_matches(name.lower(), called, n=1)
+    meant = f"Did you mean {called[near[0]]}? " if near else ""
+    return ModelError(
+        f"The model {name!r} is unknown.",
+        hint=f"{meant}`t2i models list` shows the short names; {others}.",
+    )
 
 
 def check_revision(spec: ModelSpec, revision: str | None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from t2i_cli import __version__, catalog, postcard, settings
+from t2i_cli import __version__, catalog, naming, postcard, settings
 from t2i_cli.console import size_text
 from t2i_cli.errors import AccessError, ModelError, T2IError
 
@@ -164,8 +164,7 @@ def _disk() -> Check:
     from t2i_cli.hub import cache
 
     folder = cache.folder()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(naming.standing(folder)).free
     detail = f"{size_text(free)} free for models in {folder}"
     if free < SMALL_DISK:
         return Check(
@@ -179,9 +178,11 @@ def _model() -> Check:
 
     name = settings.get("model") or catalog.DEFAULT_MODEL
     spec = catalog.find(name)
+    if spec is None and not (catalog.folder(name) or catalog.is_repository(name)):
+        raise catalog.unknown(name)
     repo = spec.repo if spec else name
     here = cache.cached().get(repo or "")
-    if (spec and spec.folder) or Path(name).is_dir() or (here and here.whole):
+    if (spec and spec.folder) or catalog.folder(name) or (here and here.whole):
         return Check(name="model", status="ok", detail=f"{name}, the default, is on this machine")
     size = f" ({size_text(spec.download_bytes)})" if spec and spec.download_bytes else ""
     return Check(

@@ -81,7 +81,10 @@ class OutOfMemoryError(T2IError):
 
 
 class DefectError(T2IError):
-    """A bug in a server, as its client may hear of it; the traceback is in the server's log."""
+    """A bug, as the failure of one image; `__cause__` is what was raised, if it was raised here.
+
+    A server's client hears that there was one; the traceback is in the server's log.
+    """
 
     exit_code = 1
     code = "bug"
@@ -99,6 +102,10 @@ class ModelError(T2IError):
 
     exit_code = 9
     code = "model"
+
+
+class PipelineError(ModelError):
+    """A model's pipeline failed, and nothing is known of why; `__cause__` is what it raised."""
 
 
 class WithheldError(T2IError):
@@ -139,6 +146,27 @@ def from_json(record: Mapping[str, object]) -> T2IError | None:
     if isinstance(error, InputError) and record.get("field"):
         error.field = str(record["field"])
     return error
+
+
+def defect(raised: Exception) -> DefectError:
+    """An exception that nobody expected, as the failure of the images it came of."""
+    error = DefectError(
+        f"An unexpected {type(raised).__name__}: {one_line(raised)}",
+        hint="-v shows the traceback; please report it.",
+    )
+    error.__cause__ = raised
+    return error
+
+
+def one_line(raised: Exception) -> str:
+    """What an exception says, on one line and not too long; its name if it says nothing."""
+    text = " ".join(str(raised).split()) or type(raised).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def os_reason(error: OSError) -> str:
+    """The system's reason; an OSError that a library made has none, but may say something."""
+    return error.strerror or one_line(error)
 
 
 class Terminated(BaseException):

@@ -167,6 +167,12 @@ def slug(prompt: str) -> str:
     return short
 
 
+def standing(path: Path) -> Path:
+    """The path, or else the nearest folder above it that is there and may be looked at."""
+    whole = Path(os.path.abspath(path))
+    return next((p for p in (whole, *whole.parents) if os.path.exists(p)), Path(whole.anchor))
+
+
 def same_name(path: str) -> str:
     """What two paths have in common that some file systems hold to be one file.
 
@@ -219,7 +225,10 @@ def _segments(template: str) -> tuple[tuple[str, str | None, str], ...]:
                 f"use any of: {' '.join(f'{{{p}}}' for p in PLACEHOLDERS)}.",
                 hint="A brace that belongs to the name is written twice: {{ or }}.",
             )
-        if any(int(number) > MAX_NAME_BYTES for number in re.findall(r"\d+", spec or "")):
+        if any(
+            len(number) > 9 or int(number) > MAX_NAME_BYTES
+            for number in re.findall(r"\d+", spec or "")
+        ):
             raise InputError(f"The placeholder {{{name}:{spec}}} is wider than any file name.")
     return tuple((text, name, spec or "") for text, name, spec, _ in parsed)
 

@@ -65,7 +65,8 @@ class Progress:
     def _title(self, indices: tuple[int, ...]) -> str:
         if self._images == 1:
             return "denoising"
-        numbers = "-".join(str(index + 1) for index in dict.fromkeys((indices[0], indices[-1])))
+        ends = dict.fromkeys((*indices[:1], *indices[-1:]))
+        numbers = "-".join(str(index + 1) for index in ends)
         return f"image {numbers} of {self._images}"
 
     def _advance(self, stage: object, title: str, done: int, total: int, unit: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i_cli.errors import InputError, StorageError
+from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.setting_table import SETTINGS as SETTINGS
 from t2i_cli.setting_table import Setting
 
@@ -145,7 +145,7 @@ def _text(file: Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8.") from error
     except OSError as error:
-        raise StorageError(f"Cannot read {file}: {error.strerror}.") from error
+        raise StorageError(f"Cannot read {file}: {os_reason(error)}.") from error
 
 
 def _parse(text: str, file: Path) -> Mapping[str, object]:
@@ -182,4 +182,4 @@ def _write(document: "TOMLDocument") -> None:
             with suppress(FileNotFoundError):
                 os.unlink(beside)
     except OSError as error:
-        raise StorageError(f"Cannot write {file}: {error.strerror}.") from error
+        raise StorageError(f"Cannot write {file}: {os_reason(error)}.") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from t2i_cli.backends import GeneratedImage, RunLock
 from t2i_cli.console import stdout_bytes
-from t2i_cli.errors import InputError, StorageError, T2IError
+from t2i_cli.errors import InputError, StorageError, T2IError, os_reason
 from t2i_cli.naming import Format
 from t2i_cli.request import ResolvedRequest
 
@@ -236,7 +236,7 @@ def _write_stdout(data: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StorageError(f"Cannot write to standard output: {error.strerror}.") from error
+        raise StorageError(f"Cannot write to standard output: {os_reason(error)}.") from error
 
 
 def _taken(path: Path) -> InputError:
@@ -247,6 +247,6 @@ def translated(error: OSError, action: str, path: Path) -> T2IError:
     """A file system's error: InputError where the place was chosen wrongly, or StorageError."""
     kind = InputError if error.errno in _USERS_FAULT else StorageError
     return kind(
-        f"Cannot {action} '{path}': {error.strerror or error}.",
+        f"Cannot {action} '{path}': {os_reason(error)}.",
         hint="-o takes another place.",
     )

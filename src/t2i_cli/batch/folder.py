@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_cli.batch import manifest
-from t2i_cli.errors import InputError, StorageError
+from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.sink import translated
 
 STATE = ".t2i"
@@ -82,7 +82,7 @@ def _locked(path: Path, folder: Path, *, shared: bool = False) -> int:
     except OSError as error:
         os.close(handle)
         raise StorageError(
-            f"The folder '{folder}' cannot be locked: {error.strerror}.",
+            f"The folder '{folder}' cannot be locked: {os_reason(error)}.",
             hint="-o takes a folder on a file system with locks.",
         ) from error
     os.ftruncate(handle, 0)

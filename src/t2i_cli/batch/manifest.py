@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from t2i_cli import naming
-from t2i_cli.errors import InputError, StorageError
+from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.sink import translated
 
 SCHEMA = 1
@@ -126,7 +126,7 @@ class Manifest:
             self._write(data.encode())
         except OSError as error:
             raise StorageError(
-                f"Cannot write '{self.path}': {error.strerror or error}.",
+                f"Cannot write '{self.path}': {os_reason(error)}.",
                 hint="Free some space, then run the same command again: what is done stays done.",
             ) from error
 

@@ -99,7 +99,7 @@ def assign(
 
 def check(path: str) -> None:
     """Raise InputError for what leaves the folder, or is no file name everywhere."""
-    if path[0] in "/\\" or path[1:2] == ":":
+    if path.startswith(("/", "\\")) or path[1:2] == ":":
         raise InputError(f"{path!r} is an absolute path; names are inside the folder.")
     if len(path) > MAX_LENGTH:
         raise InputError(f"{path[:40]!r}… has {len(path)} characters; at most {MAX_LENGTH} do.")

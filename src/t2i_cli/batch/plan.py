@@ -258,8 +258,7 @@ def _size(job: Job) -> int:
 
 
 def _free(folder: Path) -> int:
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(naming.standing(folder)).free
 
 
 def _text(value: object) -> str | None:

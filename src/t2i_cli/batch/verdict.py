@@ -58,7 +58,7 @@ def error(plan: Plan, tally: Tally, again: str) -> T2IError | None:
         reasons = f"{tally.stopped} {reasons}"
     if not invalid and len(failed) == 1 and plan.done + tally.made == 0:
         (code,) = failed
-        kind = _BY_CODE[code]
+        kind = _BY_CODE.get(code, PartialError)  # another version's manifest may have others
         return kind(f"None of {total:,} images could be made. {reasons}".strip(), hint=hint)
     parts = [f"{failed.total():,} of {total:,} images failed"] * bool(failed)
     parts += [f"{invalid:,} line{'s' * (invalid > 1)} of the prompts file were left out"] * bool(

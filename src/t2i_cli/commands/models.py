@@ -134,17 +134,14 @@ def remove(
 def _named(name: str, revision: str | None = None) -> ModelSpec:
     """The model of that name: in the catalogue, a folder, or a repository."""
     spec = catalog.find(name)
-    if spec is None and Path(name).is_dir():
-        spec = ModelSpec(name=name, folder=Path(name).resolve())
+    if spec is None and (folder := catalog.folder(name)):
+        spec = ModelSpec(name=name, folder=folder.resolve())
     if spec is not None:
         catalog.check_revision(spec, revision)
         return spec
-    if name.count("/") == 1:
+    if catalog.is_repository(name):
         return ModelSpec(name=name, repo=name)
-    raise ModelError(
-        f"There is no model {name}.",
-        hint=f"Use {', '.join(catalog.MODELS)}, a repository as owner/name, or a folder.",
-    )
+    raise catalog.unknown(name)
 
 
 def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:

@@ -16,6 +16,7 @@ from t2i_cli.errors import (
     StorageError,
     T2IError,
     TimedOutError,
+    os_reason,
 )
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -68,7 +69,7 @@ def _find(error: BaseException, repo: str) -> T2IError:
             case hf.HFValidationError():
                 return ModelError(f"{repo} is not the name of a repository.", hint=_MODELS)
             case OSError(errno=int() as number):
-                why = "the disk is full" if number in _FULL else cause.strerror
+                why = "the disk is full" if number in _FULL else os_reason(cause)
                 return StorageError(f"Cannot write {cause.filename or repo}: {why}.")
     return RemoteError(f"The download of {repo} broke off.")
 

@@ -23,7 +23,14 @@ from urllib.request import url2pathname
 import httpx2
 from google_crc32c import Checksum
 
-from t2i_cli.errors import AccessError, ModelError, RemoteError, StorageError, TimedOutError
+from t2i_cli.errors import (
+    AccessError,
+    ModelError,
+    RemoteError,
+    StorageError,
+    TimedOutError,
+    os_reason,
+)
 from t2i_cli.events import Downloading, OnEvent
 
 TRIES = 5
@@ -144,7 +151,7 @@ class Bucket:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._tried(partial(self._bring, item, target))
         except OSError as error:
-            raise StorageError(f"Cannot write '{target}': {error.strerror or error}.") from error
+            raise StorageError(f"Cannot write '{target}': {os_reason(error)}.") from error
 
     def _item(self, entry: dict[str, Any], under: str) -> Item:
         path = entry["name"].removeprefix(under)

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from t2i_cli.console import Console
-from t2i_cli.errors import InputError, TerminatedError
+from t2i_cli.errors import InputError, TerminatedError, os_reason
 from t2i_cli.events import Event
 from t2i_cli.progress import Progress
 from t2i_cli.server.engine import Engine
@@ -203,7 +203,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((address, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise InputError(
-            f"Cannot listen on {host} port {port}: {error.strerror}.",
+            f"Cannot listen on {host} port {port}: {os_reason(error)}.",
             hint="--port takes another port; --port 0 finds a free one.",
         ) from error
     # Connections inherit it; asyncio sets it only on sockets made with their protocol's number.
@@ -217,7 +217,9 @@ def _addresses(host: str) -> list[tuple[int, str]]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise InputError(f"There is no address {host}: {error.strerror}.", field="host") from error
+        raise InputError(
+            f"There is no address {host}: {os_reason(error)}.", field="host"
+        ) from error
     return [(family, str(address[0])) for family, _, _, _, address in found]
 
 
@@ -260,7 +262,7 @@ def _check_folder(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except OSError as error:
-        raise InputError(f"Cannot use '{folder}': {error.strerror}.", field="uds") from error
+        raise InputError(f"Cannot use '{folder}': {os_reason(error)}.", field="uds") from error
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise InputError(
             f"Others can reach '{folder}', and so could a socket in it.",

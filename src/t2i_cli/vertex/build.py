@@ -11,7 +11,7 @@ from pathlib import Path
 
 import t2i_cli
 from t2i_cli import catalog
-from t2i_cli.errors import AccessError, InputError, RemoteError
+from t2i_cli.errors import AccessError, InputError, RemoteError, os_reason
 from t2i_cli.vertex import credentials, place
 from t2i_cli.vertex.place import Place
 
@@ -108,7 +108,7 @@ def _call(command: Sequence[str], build: Build) -> None:
     try:
         done = subprocess.run(command, stdout=2, check=False)  # noqa: S603 - made here
     except OSError as error:
-        raise InputError(f"Cannot run {command[0]}: {error.strerror}.") from error
+        raise InputError(f"Cannot run {command[0]}: {os_reason(error)}.") from error
     if done.returncode == 0:
         return
     if command[:2] == ["docker", "push"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from t2i_cli import settings
 from t2i_cli.catalog import ModelSpec
-from t2i_cli.errors import InputError, StorageError
+from t2i_cli.errors import InputError, StorageError, os_reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def prices() -> Prices:
     try:
         record = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StorageError(f"Cannot read {file}: {error.strerror}.") from error
+        raise StorageError(f"Cannot read {file}: {os_reason(error)}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid TOML: {error}.") from error
     return Prices(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from t2i_cli.errors import StorageError
+from t2i_cli.errors import StorageError, os_reason
 from t2i_cli.setting_table import SERVINGS
 from t2i_cli.vertex.labels import Labels
 
@@ -111,7 +111,7 @@ def _held() -> Iterator[None]:
         finally:
             os.close(lock)
     except OSError as error:
-        raise StorageError(f"Cannot write {file}: {error.strerror}.") from error
+        raise StorageError(f"Cannot write {file}: {os_reason(error)}.") from error
 
 
 def _read() -> tuple[str | None, dict[str, Known]]:

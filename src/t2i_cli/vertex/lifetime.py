@@ -19,6 +19,7 @@ from t2i_cli.errors import (
     T2IError,
     Terminated,
     TimedOutError,
+    os_reason,
 )
 from t2i_cli.progress import Progress
 from t2i_cli.vertex import (
@@ -172,7 +173,7 @@ def run(
         try:
             child = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's command
         except OSError as error:
-            raise InputError(f"Cannot run {command[0]}: {error.strerror}.") from error
+            raise InputError(f"Cannot run {command[0]}: {os_reason(error)}.") from error
         try:
             code = child.wait()
         except BaseException as reason:

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from t2i_cli.errors import InputError, StorageError
+from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.vertex.serving import ARCHIVE, MANIFEST, Source
 
 HANDLER = Path(__file__).with_name("handler.py")
@@ -52,7 +52,7 @@ def write(
                         on_bytes(done, total)
         os.replace(beside, target)
     except OSError as error:
-        raise StorageError(f"Cannot write {target}: {error.strerror}.") from error
+        raise StorageError(f"Cannot write {target}: {os_reason(error)}.") from error
     finally:
         beside.unlink(missing_ok=True)
     return target

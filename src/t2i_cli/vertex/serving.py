@@ -8,7 +8,7 @@ from pathlib import Path
 
 from t2i_cli import catalog, settings
 from t2i_cli.catalog import ModelSpec
-from t2i_cli.errors import InputError, ModelError
+from t2i_cli.errors import InputError
 from t2i_cli.setting_table import SERVINGS
 
 GARDEN_IMAGE = (
@@ -56,17 +56,16 @@ def find_source(model: str | None, serving: str) -> Source:
             raise InputError(f"{name} is not of the form gs://BUCKET/FOLDER.", field="model")
         return Source(spec=ModelSpec(name=name.rstrip("/").split("/")[-1]), uri=name.rstrip("/"))
     spec = catalog.find(name)
-    if spec is None and Path(name).is_dir():
-        source = Source(spec=ModelSpec(name=Path(name).resolve().name), folder=Path(name).resolve())
-    elif spec is None and name.count("/") == 1:
+    if spec is None and (folder := catalog.folder(name)):
+        whole = folder.resolve()
+        source = Source(spec=ModelSpec(name=whole.name), folder=whole)
+    elif spec is None and catalog.is_repository(name):
         from t2i_cli import hub
 
         source = Source(spec=ModelSpec(name=name, repo=name), fetch=hub.needs_token(name))
     elif spec is None:
-        raise ModelError(
-            f"There is no model {name}.",
-            hint=f"Use {', '.join(catalog.MODELS)}, a repository, a folder, or gs://BUCKET/FOLDER.",
-        )
+        others = "a folder, owner/name on the Hub and gs://BUCKET/FOLDER do as well"
+        raise catalog.unknown(name, others)
     elif spec.folder and serving == "t2i":
         source = Source(spec=spec)  # it is part of the image
     else:

@@ -16,7 +16,14 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-from t2i_cli.errors import AccessError, QuotaError, RemoteError, StorageError, TimedOutError
+from t2i_cli.errors import (
+    AccessError,
+    QuotaError,
+    RemoteError,
+    StorageError,
+    TimedOutError,
+    os_reason,
+)
 from t2i_cli.vertex import labels as labelling
 from t2i_cli.vertex.place import Place
 from t2i_cli.vertex.rest import TRIES, NotFoundError, Rest
@@ -207,4 +214,4 @@ def _md5(path: Path) -> str:
         with path.open("rb") as stream:
             return base64.b64encode(hashlib.file_digest(stream, plain).digest()).decode()
     except OSError as error:
-        raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
+        raise StorageError(f"Cannot read {path}: {os_reason(error)}.") from error

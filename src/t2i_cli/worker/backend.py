@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from threading import Event as Flag
 
 from t2i_cli import catalog
@@ -58,9 +57,7 @@ class WorkerBackend:
         known = catalog.find(name, request.revision)
         if known and not (known.folder and request.revision):
             return known
-        from t2i_cli.backends.local import models
-
-        if not (Path(name).expanduser().is_dir() or models.is_repository(name)):
+        if not (catalog.folder(name) or catalog.is_repository(name)):
             return self._without.describe(request)
         try:
             try:

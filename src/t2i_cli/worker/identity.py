@@ -38,8 +38,7 @@ class Wanted:
         """The model's folder, if it is in one."""
         if known := catalog.find(self.model):
             return known.folder
-        path = Path(self.model).expanduser()
-        return path if path.is_dir() else None
+        return catalog.folder(self.model)
 
     def identity(self) -> str:
         """A hash of everything that the images of a warm worker could depend on.

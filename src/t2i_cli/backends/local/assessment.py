@@ -205,5 +205,7 @@ def _refusal(
         # Downloads in half precision double on a CPU; the other half is to work in.
         if (model.download_bytes or 0) * 2 < here.free
     ]
-    best = max(models, key=lambda model: model.download_bytes or 0)
+    best = max(models, key=lambda model: model.download_bytes or 0, default=None)
+    if best is None:
+        return OutOfMemoryError(message, hint="No model fits; end what else takes the memory.")
     return OutOfMemoryError(message, hint=f"No size of it fits; -m {best.name} would.")

@@ -54,9 +54,9 @@ class Need:
         """Bytes on the device at the worst moment."""
         resident = sum(self.weights.values())
         if GROUP_OFFLOAD in measures:
-            resident = 2 * max(self.weights.values()) // _GROUP_SHARE
+            resident = 2 * max(self.weights.values(), default=0) // _GROUP_SHARE
         elif MODEL_OFFLOAD in measures:
-            resident = max(self.weights.values())
+            resident = max(self.weights.values(), default=0)
         return resident + self.working(measures, batch, device)
 
 

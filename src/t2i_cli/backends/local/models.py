@@ -1,6 +1,5 @@
 """Models outside the catalogue: what a diffusers folder says of itself."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.catalog import GuidanceArgument, ModelSpec
 from t2i_cli.errors import ModelError
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _DEFAULT_SIDE = 1024
 """Pixels; what the pipelines of transformers without a sample size (Flux, Qwen) use."""
 
@@ -47,35 +45,19 @@ def find(
     is not text-to-image; InputError on a revision of what has none.
     """
     spec = None if folder else catalog.find(name, revision)
-    folder = folder or Path(name).expanduser()
-    if spec is None and folder.is_dir():
+    folder = folder or catalog.folder(name)
+    if spec is None and folder:
         spec = describe(folder, name, trust_remote_code=trust_remote_code)
     if spec is not None:
         catalog.check_revision(spec, revision)
         return spec
-    if not is_repository(name):
-        raise _unknown(name)
+    if not catalog.is_repository(name):
+        raise catalog.unknown(name)
     from t2i_cli import hub
 
     snapshot = hub.fetch_configs(name, revision=revision, offline=offline)
     spec = describe(snapshot, name, trust_remote_code=trust_remote_code)
     return replace(spec, repo=name, folder=None, revision=revision)
-
-
-def is_repository(name: str) -> bool:
-    """Whether the name has the form of a repository on the Hub."""
-    return bool(_REPOSITORY.fullmatch(name)) and not name.startswith(".")
-
-
-def _unknown(name: str) -> ModelError:
-    if name.startswith((".", "~")) or "/" in name or "\\" in name:
-        return ModelError(f"There is no model folder {name}.")
-    near = difflib.get_close_matches(name, catalog.MODELS, n=1)
-    return ModelError(
-        f"The model {name!r} is unknown.",
-        hint=f"Did you mean {near[0]}? " * bool(near)
-        + "`t2i models list` shows the short names; a folder and owner/name on the Hub do as well.",
-    )
 
 
 def describe(folder: Path, name: str, *, trust_remote_code: bool) -> ModelSpec:

@@ -74,7 +74,7 @@ def _cut_start(tokenizer: Foreign, prompt: str, limit: int | None) -> int:
     if len(encoded["input_ids"]) <= longest:
         return len(prompt)
     spans = [span for span in encoded["offset_mapping"] if span[1] > span[0]]
-    return int(spans[room][0])
+    return int(spans[room][0]) if len(spans) > room else len(prompt)
 
 
 def _listed(words: list[str]) -> str:

@@ -1,0 +1,140 @@
+"""Errors that are built of what may be missing: none of them fails itself."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from t2i_cli import catalog, naming, prompts
+from t2i_cli.backends.local import models
+from t2i_cli.backends.local.device import Device
+from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, Need
+from t2i_cli.batch import names, wishes
+from t2i_cli.commands import models as models_command
+from t2i_cli.console import Console
+from t2i_cli.errors import (
+    InputError,
+    ModelError,
+    T2IError,
+    defect,
+    one_line,
+    os_reason,
+)
+from t2i_cli.events import Sent, Step
+from t2i_cli.progress import Progress
+from t2i_cli.sink import translated
+from t2i_cli.vertex import serving
+
+GPU = Device(name="cuda:0", kind="cuda", label="GPU")
+NOTHING = Need(weights={}, denoise=0, attention=0, decode=0, tile=0)
+
+NAMED: dict[str, Callable[[str], object]] = {
+    "local": lambda n: models.find(n, None, offline=True, trust_remote_code=False),
+    "models": models_command._named,
+    "vertex": lambda n: serving.find_source(n, "t2i"),
+}
+"""Everything that looks for a model by its name."""
+
+
+@pytest.mark.parametrize("find", NAMED.values(), ids=NAMED)
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("foo", None),
+        ("civitai:4384", None),
+        ("x" * 300, None),
+        ("ünïcode", None),
+        ("SD15", "sd15"),
+        ("Sdxll", "sdxl"),
+        ("FLUX.1-Schnell", "flux-schnell"),
+    ],
+)
+def test_a_name_that_is_none_has_one_sentence_and_a_hint(
+    find: Callable[[str], object], name: str, near: str | None
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        find(name)
+    assert caught.value.message == f"The model {name!r} is unknown."
+    hint = str(caught.value.hint)
+    assert hint.removeprefix(f"Did you mean {near}? ").startswith("`t2i models list` shows")
+    assert ("Did you mean" in hint) == (near is not None)
+
+
+@pytest.mark.parametrize("find", NAMED.values(), ids=NAMED)
+@pytest.mark.parametrize("name", ["./none", "~none/none", "a/b/c", "c:\\none", "y" * 300 + "/z/"])
+def test_a_folder_that_is_none_has_the_same_sentence_everywhere(
+    find: Callable[[str], object], name: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        find(name)
+    assert caught.value.message == f"There is no model folder {name}."
+
+
+FAILED = [
+    (OSError(), "OSError"),
+    (OSError("of a library"), "of a library"),
+    (OSError(errno.ENOSPC, None), "[Errno 28] None"),
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), FAILED)
+def test_a_system_error_without_a_reason_is_told_all_the_same(error: OSError, said: str) -> None:
+    assert os_reason(error) == said
+    assert translated(error, "write", Path("x")).message == f"Cannot write 'x': {said}."
+
+
+def test_what_nobody_expected_is_one_line_whatever_it_says() -> None:
+    assert one_line(ValueError()) == "ValueError"
+    assert one_line(ValueError("a\n  b")) == "a b"
+    assert len(one_line(ValueError("x" * 10_000))) == 200
+    error = defect(ValueError("a\nb"))
+    assert (error.message, error.exit_code) == ("An unexpected ValueError: a b", 1)
+    assert isinstance(error.__cause__, ValueError)
+
+
+def test_weights_that_are_none_have_a_peak() -> None:
+    for measures in ((), (MODEL_OFFLOAD,), (GROUP_OFFLOAD,)):
+        assert NOTHING.peak(measures, 1, GPU) == 0
+
+
+@pytest.mark.parametrize("event", [Step(indices=(), step=1, steps=2), Sent(indices=())])
+def test_an_event_about_no_image_is_shown(event: Step | Sent) -> None:
+    with Progress(Console(), 2) as progress:
+        progress(event)
+
+
+EMPTY: dict[str, tuple[Callable[[], object], type[T2IError]]] = {
+    "name": (lambda: names.check(""), InputError),
+    "template": (lambda: names.check_template("", None), InputError),
+    "output": (lambda: naming.target("", None, is_folder=False), InputError),
+    "width": (lambda: naming.target("{seed:" + "9" * 5000 + "}.png", None), InputError),
+    "field": (lambda: prompts.checked("", 1), InputError),
+    "far field": (lambda: prompts.checked("zzz", 1), InputError),
+    "format": (lambda: prompts.format_of("", None), InputError),
+    "vary": (lambda: wishes.parse_vary([""]), InputError),
+    "varied field": (lambda: wishes.parse_vary(["=1"]), InputError),
+    "varied values": (lambda: wishes.parse_vary(["steps=,"]), InputError),
+    "seeds": (lambda: wishes.parse_seeds(""), InputError),
+}
+
+
+@pytest.mark.parametrize(("build", "kind"), EMPTY.values(), ids=EMPTY)
+def test_what_is_empty_is_refused_in_words(
+    build: Callable[[], object], kind: type[T2IError]
+) -> None:
+    with pytest.raises(kind) as caught:
+        build()
+    assert caught.value.message.rstrip().endswith((".", "?"))
+
+
+def test_the_nearest_folder_that_stands(tmp_path: Path) -> None:
+    assert naming.standing(tmp_path / "a" / "b") == tmp_path
+    assert naming.standing(tmp_path / ("x" * 300) / "b") == tmp_path
+    assert naming.standing(Path("nowhere at all")) == Path.cwd()
+
+
+def test_every_alias_is_near_itself_in_capitals() -> None:
+    for name in catalog.MODELS:
+        assert f"Did you mean {name}?" in str(catalog.unknown(name.upper()).hint)
