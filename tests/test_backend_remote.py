@@ -21,6 +21,7 @@ from t2i_cli.backends.remote.calls import Call, outcomes
 from t2i_cli.backends.remote.patience import Abandoned, Again, Patience, Throttle, persist
 from t2i_cli.backends.remote.wire import Answer, Wire, is_loopback
 from t2i_cli.errors import (
+    DefectError,
     InputError,
     OutOfMemoryError,
     QuotaError,
@@ -258,11 +259,28 @@ def test_soon_begins_nothing_more_and_keeps_what_is_in_flight() -> None:
     assert sorted(found) == [0, 1, 2]
 
 
-def test_a_bug_in_a_call_comes_out() -> None:
-    def broken(call: Call) -> GeneratedImage:
-        raise ZeroDivisionError
+def test_a_bug_in_a_call_is_that_images_failure() -> None:
+    server = Server()
 
-    with pytest.raises(ZeroDivisionError):
+    def broken(call: Call) -> GeneratedImage:
+        if call.index == 1:
+            raise ZeroDivisionError("it broke")
+        return server(call)
+
+    found = {outcome.index: outcome for outcome in run(broken)}
+    failure = found.pop(1)
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.error, DefectError)
+    assert isinstance(failure.error.__cause__, ZeroDivisionError)
+    assert failure.error.message == "An unexpected ZeroDivisionError: it broke"
+    assert sorted(found) == [0, *range(2, 9)]
+
+
+def test_memory_that_runs_out_in_a_call_comes_out() -> None:
+    def broken(call: Call) -> GeneratedImage:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
         list(run(broken))
 
 

@@ -199,3 +199,81 @@ def test_show_needs_a_terminal_and_stderr_for_itself(t2i: T2I, tmp_path: Path) -
         assert done.returncode == 2
         assert message in done.stderr
     assert not (tmp_path / "t2i-out").exists()
+
+
+def painted(
+    t2i_env: dict[str, str], folder: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
+    """A batch of p.txt into out, made by a process with a painter."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.fakes.painting", "p.txt", "out", *options],
+        env=t2i_env | {"PYTHONPATH": str(SOURCE)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_one_rows_bug_is_that_rows(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    prompts = [f"a red star {n}" for n in range(6)]
+    (tmp_path / "p.txt").write_text("\n".join([*prompts[:3], "a bug", *prompts[3:], "one bug"]))
+    done = painted(t2i_env, tmp_path, "--json", "-v")
+    assert done.returncode == 8, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["done"], summary["failures"], summary["stopped"]) == (6, {"bug": 2}, None)
+    assert (tmp_path / "out" / "index.html").exists()
+    assert len(list((tmp_path / "out").glob("*.png"))) == 6
+    lines = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[1:]
+    failed = [line for line in map(json.loads, lines) if line["status"] == "failed"]
+    assert [line["line"] for line in failed] == [4, 8]
+    assert failed[0]["error"]["message"] == "An unexpected RuntimeError: the painter broke"
+    assert done.stderr.count("Traceback (most recent call last)") == 2
+    # It stays failed until it is asked for, and nothing else is made again.
+    again = painted(t2i_env, tmp_path, "--json")
+    assert (again.returncode, json.loads(again.stdout)["made"]) == (8, 0)
+    assert "Traceback" not in again.stderr
+    again = painted(t2i_env, tmp_path, "--json", "--retry-failed")
+    assert (again.returncode, json.loads(again.stdout)["failures"]) == (8, {"bug": 2})
+
+
+def test_a_bug_in_every_row_ends_the_run_early(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("\n".join(f"bug {n}" for n in range(500)))
+    done = painted(t2i_env, tmp_path, "--json")
+    assert done.returncode == 1
+    summary = json.loads(done.stdout)
+    assert (summary["failed"], summary["left"], summary["exit"]) == (3, 497, 1)
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert "The first 3 images failed alike and unexpectedly" in error["message"]
+    assert "RuntimeError: the painter broke" in error["message"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rows_model_that_is_none_is_named_and_can_be_left_out(t2i: T2I, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "model": "postcard"},
+        {"prompt": "b", "model": "Postcart"},
+        {"prompt": "c", "model": "a\0b"},
+        {"prompt": "d", "model": ""},
+        {"prompt": "e", "model": True},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    # The hub of these processes refuses every connection: to ask it would end the run with 6.
+    done = t2i("batch", "p.jsonl", "--dry-run")
+    assert done.returncode == 2, done.stderr
+    told = [line.partition(" `t2i")[0] for line in done.stderr.splitlines()]
+    assert told[:5] == [
+        "error: p.jsonl is wrong in 4 lines:",
+        "  p.jsonl:2: model: The model 'Postcart' is unknown. Did you mean postcard?",
+        "  p.jsonl:3: model: model has the control character U+0000 at position 2.",
+        "  p.jsonl:4: model: The model is empty.",
+        "  p.jsonl:5: model: must be text, not True.",
+    ]
+    plan = json.loads(t2i("batch", "p.jsonl", "--skip-invalid", "--dry-run", "--json").stdout)
+    assert (plan["images"], plan["invalid"]) == (1, 4)
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows[2:])))
+    for prompts in ("p.jsonl", "p2.jsonl"):
+        (tmp_path / "p2.jsonl").write_text(json.dumps(rows[4]))
+        alone = t2i("batch", prompts, "--skip-invalid")
+        assert alone.returncode == 2
+        assert f"{prompts} is wrong in" in alone.stderr

@@ -5,13 +5,14 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from t2i_cli.backends import GeneratedImage
+from t2i_cli import naming
+from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.batch import executor, manifest, session, sheet
 from t2i_cli.batch.executor import InProcess
@@ -22,6 +23,7 @@ from t2i_cli.batch.stopping import Stop
 from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import Console
 from t2i_cli.errors import (
+    DefectError,
     InputError,
     ModelError,
     OutOfMemoryError,
@@ -33,10 +35,11 @@ from t2i_cli.errors import (
     TerminatedError,
     WithheldError,
 )
+from t2i_cli.events import OnEvent, Step
 from t2i_cli.prompts import PromptsError
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.sink import FileSink, Saved
-from tests.fakes.painter import Painter
+from tests.fakes.painter import Painter, painted
 
 PROMPTS = "".join(f"a red star number {n}\n" for n in range(1, 13))
 
@@ -404,24 +407,137 @@ def test_failed_save_is_that_rows_failure(batch: Batch, monkeypatch: pytest.Monk
     assert (len(painter.made), ended) == (1, None)
 
 
-def test_bug_in_saving_is_raised(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save(self: FileSink, generated: GeneratedImage) -> Saved:
-        raise ZeroDivisionError
+def broken(*numbers: int, error: type[Exception] = ZeroDivisionError) -> Painter:
+    """A painter that raises what nobody expects for prompts of these numbers."""
 
-    monkeypatch.setattr(FileSink, "save", save)
-    with pytest.raises(ZeroDivisionError):
-        batch()
-
-
-def test_bug_in_a_backend_is_raised_and_what_was_made_is_kept(batch: Batch) -> None:
-    def bug(request: ResolvedRequest) -> T2IError | None:
-        if request.prompt.endswith("7"):
-            raise ZeroDivisionError
+    def fails(request: ResolvedRequest) -> T2IError | None:
+        if (number := int(request.prompt.split()[-1])) in numbers:
+            raise error(f"it broke\nat number {number if error is OSError else 'n'}")
         return None
 
-    with pytest.raises(ZeroDivisionError):
-        batch(Painter(fails=bug))
+    return Painter(fails=fails)
+
+
+def bugs(batch: Batch) -> dict[str, object]:
+    """The errors that the manifest has of failed rows, by prompt."""
+    lines = [line for line in batch.lines() if line["status"] == "failed"]
+    return {line["request"]["prompt"]: line["error"] for line in lines}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("steps", [False, True])
+def test_what_a_backend_raises_is_that_rows_failure(batch: Batch, steps: bool) -> None:
+    painter = broken(1, 7, 12)
+    painter.steps = steps
+    _, ended, summary = batch(painter)
+    assert isinstance(ended, PartialError)
+    assert (summary["done"], summary["failures"], summary["stopped"]) == (9, {"bug": 3}, None)
+    assert len(batch.files()) == 9
+    assert (batch.folder / "index.html").exists()
+    assert bugs(batch) == dict.fromkeys(
+        (f"a red star number {n}" for n in (1, 7, 12)),
+        {
+            "code": "bug",
+            "exit": 1,
+            "message": "An unexpected ZeroDivisionError: it broke at number n",
+            "hint": "-v shows the traceback; please report it.",
+        },
+    )
+    painter, ended, summary = batch()
+    assert (painter.made, summary["failed"], type(ended)) == ([], 3, PartialError)
+    painter, ended, summary = batch(choice=Choice(retry_failed=True))
+    assert (len(painter.made), ended, summary["done"]) == (3, None, 12)
+
+
+def test_what_fails_for_every_row_at_once_ends_the_run_after_three(batch: Batch) -> None:
+    painter, ended, summary = batch(broken(*range(1, 13)))
+    assert isinstance(ended, DefectError)
+    assert ended.exit_code == 1
+    assert len(painter.made) == summary["failed"] == 3
+    assert (summary["left"], summary["exit"]) == (9, 1)
+    assert "The first 3 images failed alike and unexpectedly" in str(summary["stopped"])
+    assert "An unexpected ZeroDivisionError: it broke at number n" in ended.message
+    # The next run begins with those that were left.
+    painter, _, summary = batch()
+    assert (len(painter.made), summary["failed"]) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    "painter",
+    [broken(*range(1, 13), error=OSError), broken(*range(2, 13)), broken(1, 2, *range(4, 13))],
+    ids=["of several kinds", "not the first", "not in a row"],
+)
+def test_unexpected_failures_that_may_be_the_rows_do_not_end_the_run(
+    batch: Batch, painter: Painter
+) -> None:
+    made = set(range(12))
+    _, ended, summary = batch(painter)
+    assert summary["stopped"] is None
+    assert int(str(summary["done"])) + int(str(summary["failed"])) == len(made)
+    assert ended
+
+
+def test_a_pass_that_raises_fails_those_in_hand_and_no_other(batch: Batch) -> None:
+    class Passes(Painter):
+        """Makes three at a time, and raises in the middle of those with number 5."""
+
+        def run(
+            self,
+            requests: Sequence[ResolvedRequest],
+            on_event: OnEvent,
+            cancel: threading.Event,
+            previews: Sequence[int] = (),
+        ) -> Iterator[GeneratedImage | Failure]:
+            for start in range(0, len(requests), 3):
+                members = [*enumerate(requests)][start : start + 3]
+                on_event(Step(indices=tuple(index for index, _ in members), step=1, steps=1))
+                if any(request.prompt.endswith(" 5") for _, request in members):
+                    raise ZeroDivisionError
+                for index, request in members:
+                    self.made.append(request)
+                    yield painted(index, request)
+
+    painter, _, summary = batch(Passes())
+    assert (len(painter.made), summary["done"], summary["failed"]) == (9, 9, 3)
+    assert bugs(batch).keys() == {f"a red star number {n}" for n in (4, 5, 6)}
+    assert len({str(line["id"]) for line in batch.lines()}) == 12
+
+
+def test_what_saving_raises_is_that_rows_failure(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = GeneratedImage.encoded
+
+    def encoded(self: GeneratedImage, format: naming.Format) -> bytes:
+        if self.index == 4:
+            raise ZeroDivisionError
+        return real(self, format)
+
+    monkeypatch.setattr(GeneratedImage, "encoded", encoded)
+    _, ended, summary = batch()
+    assert isinstance(ended, PartialError)
+    assert (summary["done"], summary["failures"]) == (11, {"bug": 1})
+    assert list((batch.folder / ".t2i").glob("*/*")) == []
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_is_no_rows_failure_ends_the_run(batch: Batch, error: type[BaseException]) -> None:
+    def fails(request: ResolvedRequest) -> T2IError | None:
+        if request.prompt.endswith("7"):
+            raise error
+        return None
+
+    with pytest.raises(error):
+        batch(Painter(fails=fails))
     assert len(batch.lines()) == len(batch.files()) == 6
+
+
+def test_failures_of_an_unknown_kind_are_still_told(batch: Batch) -> None:
+    batch(failing(*range(1, 13), error=ModelError("broken")))
+    path = batch.folder / manifest.MAIN
+    path.write_text(path.read_text().replace('"code": "model"', '"code": "of a later version"'))
+    _, ended, summary = batch()
+    assert isinstance(ended, PartialError)
+    assert summary["failures"] == {"of a later version": 12}
 
 
 def test_page_that_cannot_be_written_costs_no_account(batch: Batch) -> None:

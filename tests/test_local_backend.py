@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,28 @@ from numpy.typing import NDArray
 
 from t2i_cli import catalog, postcard
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment, imports, loading
+from t2i_cli.backends.local import (
+    LocalBackend,
+    LocalOptions,
+    assessment,
+    imports,
+    loading,
+    pipeline,
+    text,
+)
+from t2i_cli.backends.local import outcomes as local_outcomes
 from t2i_cli.backends.local.assessment import Target
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.memory import Plan
-from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, WithheldError
+from t2i_cli.errors import (
+    DefectError,
+    InputError,
+    ModelError,
+    OutOfMemoryError,
+    PipelineError,
+    T2IError,
+    WithheldError,
+)
 from t2i_cli.events import Event, Loading, Measure, Note, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from tests import tiny
@@ -316,6 +333,99 @@ def test_a_pipelines_own_failure_is_a_model_error(
     failure = error(make(backend, ask(backend)))
     assert isinstance(failure, ModelError)
     assert failure.message == "StableDiffusionPipeline failed: index 5 is out of range"
+
+
+def test_a_scheduler_that_cannot_be_used_fails_its_images_only(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loading.Loaded.set_scheduler
+
+    def set_scheduler(self: loading.Loaded, name: str | None) -> str | None:
+        if name == "lms":
+            raise ImportError("It requires the scipy library\nbut it was not found.")
+        return real(self, name)
+
+    monkeypatch.setattr(loading.Loaded, "set_scheduler", set_scheduler)
+    asked = [ask(backend, scheduler=name) for name in ("euler", "lms", "lms", "ddim")]
+    first, *failed, last = make(backend, *asked)
+    assert isinstance(first, GeneratedImage)
+    assert isinstance(last, GeneratedImage)
+    for failure in failed:
+        assert isinstance(failure, Failure)
+        assert isinstance(failure.error, InputError)
+        assert failure.error.field == "scheduler"
+        assert failure.error.message == (
+            "The scheduler 'lms' cannot be used here: "
+            "It requires the scipy library but it was not found."
+        )
+
+
+def test_what_one_image_raises_does_not_fail_those_of_its_pass(
+    backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pipeline.run
+    passes: list[int] = []
+
+    def run(loaded: loading.Loaded, requests: Sequence[ResolvedRequest], *rest: Foreign) -> Foreign:
+        passes.append(len(requests))
+        if any(request.prompt == "a bad one" for request in requests):
+            raise RuntimeError("it broke")
+        return real(loaded, list(requests), *rest)
+
+    monkeypatch.setattr(pipeline, "run", run)
+    prompts = (PROMPT, "a bad one", PROMPT, PROMPT)
+    outcomes = make(backend, *(ask(backend, prompt=prompt) for prompt in prompts))
+    assert [isinstance(outcome, Failure) for outcome in outcomes] == [False, True, False, False]
+    assert isinstance(outcomes[1], Failure)
+    assert isinstance(outcomes[1].error, PipelineError)
+    assert passes == [2, 1, 1, 2]
+
+
+@pytest.mark.parametrize("where", ["prepare", "notes", "pass"])
+def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = LocalBackend(LocalOptions(batch_size=2))
+    asked = [ask(backend), ask(backend, steps=1), ask(backend, prompt="a star", steps=2)]
+
+    def bug(*_: object, **__: object) -> Foreign:
+        raise ZeroDivisionError("it broke")
+
+    broken: dict[str, tuple[object, str, Callable[..., bool]]] = {
+        "prepare": (backend, "_roomy_plan", lambda aim, request, *_: request.steps == 1),
+        "notes": (text, "notes", lambda loaded, prompt: prompt == "a star"),
+        "pass": (local_outcomes, "outcome", lambda index, *_: index == 1),
+    }
+    place, name, concerns = broken[where]
+    real = getattr(place, name)
+
+    def replaced(*args: Foreign) -> Foreign:
+        return bug() if concerns(*args) else real(*args)
+
+    monkeypatch.setattr(place, name, replaced)
+    if where == "prepare":
+        monkeypatch.setattr(loading.Loaded, "fitted", lambda self, request: False)
+    outcomes = make(backend, *asked)
+    failed = {"prepare": 1, "notes": 2, "pass": 1}[where]
+    assert [o.index for o in outcomes if isinstance(o, Failure)] == [failed]
+    failure = outcomes[failed]
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.error, DefectError)
+    assert isinstance(failure.error.__cause__, ZeroDivisionError)
+
+
+def test_memory_that_runs_out_where_nothing_can_be_done_comes_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = LocalBackend(LocalOptions())
+    request = ask(backend)
+
+    def full(*_: object) -> Foreign:
+        raise MemoryError
+
+    monkeypatch.setattr(text, "notes", full)
+    with pytest.raises(MemoryError):
+        make(backend, request)
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_requests_only(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from t2i_cli.errors import (
     T2IError,
     TerminatedError,
     TimedOutError,
+    defect,
 )
 from t2i_cli.events import Loading, Measure, Note, OnEvent, Preview, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -288,6 +289,27 @@ def test_a_bug_is_logged_and_the_next_job_is_served(caplog: pytest.LogCaptureFix
                 await (await submit(engine, "bug")).images()
             assert "secret" not in str(caught.value)
             await (await submit(engine, "fine")).images()
+
+    run(test())
+    assert "ZeroDivisionError: secret detail" in caplog.text
+
+
+def test_a_bug_that_a_backend_tells_is_for_the_log_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(request: ResolvedRequest) -> T2IError | None:
+        return defect(ZeroDivisionError("secret detail")) if request.prompt == "bug" else None
+
+    async def test() -> None:
+        async with started(Painter(fails=fails)) as engine:
+            jobs = [await submit(engine, prompt) for prompt in ("a", "bug", "c")]
+            for job, kind in zip(jobs, (GeneratedImage, Failure, GeneratedImage), strict=True):
+                *_, outcome = [message async for message in job]
+                assert isinstance(outcome, kind)
+                if isinstance(outcome, Failure):
+                    assert isinstance(outcome.error, DefectError)
+                    assert outcome.error.message == "The server met a bug; its log has the details."
+                    assert outcome.error.__cause__ is None
 
     run(test())
     assert "ZeroDivisionError: secret detail" in caplog.text

@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import FrameType
@@ -142,8 +141,7 @@ def _run(arguments: list[str]) -> int:
         failure: T2IError = InputError(message, hint="--help lists what is taken.")
     except T2IError as error:
         failure = error
-        if error.__cause__ is not None:
-            console.detail("".join(traceback.format_exception(error.__cause__)).rstrip())
+        console.cause(error)
     except (KeyboardInterrupt, typer.Abort):
         failure = StoppedError("Interrupted.")
     except Terminated:

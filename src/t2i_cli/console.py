@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, TextIO
@@ -79,6 +80,11 @@ class Console:
         """A line that only --verbose shows."""
         if self.verbose:
             self._say("note", message)
+
+    def cause(self, error: BaseException) -> None:
+        """The traceback of what an error came of, which only --verbose shows."""
+        if self.verbose and error.__cause__ is not None:
+            self.detail("".join(traceback.format_exception(error.__cause__)).rstrip())
 
     def event(self, kind: str, **values: object) -> None:
         """A line for scripts that follow a run: an object on stderr, with --events."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from t2i_cli import naming
 from t2i_cli.backends import Backend, GeneratedImage
 from t2i_cli.console import Console
-from t2i_cli.errors import InputError, PartialError, T2IError
+from t2i_cli.errors import DefectError, InputError, PartialError, T2IError
 from t2i_cli.progress import Progress
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve, with_seeds
 from t2i_cli.run import run
@@ -88,9 +88,12 @@ def make(
                 if isinstance(outcome, Saved):
                     _report(outcome, console)
                     continue
+                if isinstance(outcome.error, DefectError) and outcome.error.__cause__:
+                    raise outcome.error.__cause__  # a bug shows its traceback
                 failures.append(outcome.error)
                 if len(requests) > 1:
                     console.error(outcome.error)
+                    console.cause(outcome.error)
     finally:
         sink.close()
         backend.close()

@@ -1,11 +1,14 @@
 """The loop: requests go to a backend, its images to a sink, and every outcome comes out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from threading import Event as Flag
+from typing import Protocol, cast
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
-from t2i_cli.errors import T2IError
-from t2i_cli.events import OnEvent
+from t2i_cli.errors import T2IError, defect
+from t2i_cli.events import Event, Note, OnEvent, Preview, Sent, Step
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.sink import Saved
 
@@ -32,3 +35,60 @@ def keep(outcome: GeneratedImage | Failure, save: Save) -> Saved | Failure:
         return save(outcome)
     except T2IError as error:
         return Failure(index=outcome.index, request=outcome.request, error=error)
+
+
+def outcomes(
+    backend: Backend, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
+) -> Generator[GeneratedImage | Failure]:
+    """Yield what became of each request; what the backend raises is the failure of those in hand.
+
+    In hand are those of a Step or Sent that have no outcome yet, or else the first without one. A
+    generator that raised has ended: the backend is called again with the others.
+    """
+    left = dict(enumerate(requests))
+    while left and not cancel.is_set():
+        in_hand: set[int] = set()
+        try:
+            yield from _once(backend, left, in_hand, on_event, cancel)
+            return
+        except MemoryError:
+            raise
+        except Exception as raised:  # noqa: BLE001 - told as the failure of the requests in hand
+            error = raised if isinstance(raised, T2IError) else defect(raised)
+        blamed = [index for index in left if index in in_hand] or list(left)[:1]
+        for index in blamed:
+            yield Failure(index=index, request=left.pop(index), error=error)
+        if not blamed:
+            on_event(Note(message=f"After the last image: {error.message}"))
+
+
+def _once(
+    backend: Backend,
+    left: dict[int, ResolvedRequest],
+    in_hand: set[int],
+    on_event: OnEvent,
+    cancel: Flag,
+) -> Iterator[GeneratedImage | Failure]:
+    """One call of the backend with what is left, by its positions; takes out what got one."""
+    positions = list(left)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Preview):
+            event = replace(event, index=positions[event.index])
+        elif isinstance(event, Step | Sent | Note):
+            event = replace(event, indices=tuple(positions[index] for index in event.indices))
+        if isinstance(event, Step | Sent):
+            in_hand.update(event.indices)
+        on_event(event)
+
+    # Backends are generators; closing one lets it tidy up.
+    made = backend.run(list(left.values()), hear, cancel)
+    with closing(cast("_Closable", made)):
+        for outcome in made:
+            index = positions[outcome.index]
+            left.pop(index, None)
+            yield replace(outcome, index=index)
+
+
+class _Closable(Protocol):
+    close: Callable[[], None]

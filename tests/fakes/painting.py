@@ -1,6 +1,7 @@
 """A process that runs a batch with a painter: `python -m tests.fakes.painting FILE FOLDER`.
 
-Its options: PAUSE seconds an image in the environment, `--events`, `--json`.
+Its options: PAUSE seconds an image in the environment, `--events`, `--json`, `-v`,
+`--retry-failed`. A prompt with the word "bug" raises what nobody expects.
 """
 
 import os
@@ -13,19 +14,29 @@ from t2i_cli.batch.plan import Choice
 from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import console
 from t2i_cli.errors import T2IError
+from t2i_cli.request import ResolvedRequest
 from tests.fakes.painter import Painter
+
+
+def bug(request: ResolvedRequest) -> T2IError | None:
+    """Raise for a prompt that asks for it."""
+    if "bug" in request.prompt.split():
+        raise RuntimeError("the painter broke")
+    return None
 
 
 def main() -> int:
     """Run the batch; the exit code."""
-    console.configure(events="--events" in sys.argv, json="--json" in sys.argv)
-    backend = Painter(pause=float(os.environ.get("PAUSE", "0")), steps=True, side=64)
+    console.configure(
+        events="--events" in sys.argv, json="--json" in sys.argv, verbose="-v" in sys.argv
+    )
+    backend = Painter(pause=float(os.environ.get("PAUSE", "0")), steps=True, side=64, fails=bug)
     task = session.Task(
         source=sys.argv[1],
         input_format=None,
         folder=Path(sys.argv[2]),
         wishes=Wishes(),
-        choice=Choice(),
+        choice=Choice(retry_failed="--retry-failed" in sys.argv),
     )
     try:
         session.run(task, backend, InProcess(backend), console)

@@ -116,7 +116,8 @@ class Backend(Protocol):
         """Yield one outcome for each request, in any order; stops early once `cancel` is set.
 
         `previews` are how many events.Preview of each image are wanted at most; a backend that
-        cannot show any leaves them out.
+        cannot show any leaves them out. What it raises is the failure of the requests in hand:
+        those of a Step or Sent without an outcome, or else the first without one.
         """
         ...
 

@@ -80,6 +80,7 @@ class Display:
         short = prompt if len(prompt) <= 60 else f"{prompt[:60]}…"
         self._clear(True)
         self._console.warn(f"line {job.row.line} ({short!r}): {failure.error.message}")
+        self._console.cause(failure.error)
         self._count(tally)
 
     def _count(self, tally: Tally) -> None:

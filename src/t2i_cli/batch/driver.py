@@ -14,7 +14,7 @@ from t2i_cli.batch.executor import Executor, Outcome
 from t2i_cli.batch.manifest import Manifest
 from t2i_cli.batch.plan import PASSING, Job, Plan
 from t2i_cli.batch.stopping import Stop
-from t2i_cli.errors import InputError, StorageError, WithheldError
+from t2i_cli.errors import DefectError, InputError, PipelineError, StorageError, WithheldError
 from t2i_cli.events import Event
 from t2i_cli.naming import Format
 from t2i_cli.run import Save
@@ -22,6 +22,8 @@ from t2i_cli.sink import FileSink, Saved
 
 IN_A_ROW = 3
 """Failures one after the other that no row is to blame for: the next would fail as well."""
+OPENING = 3
+"""Outcomes at the start that are one unexpected failure: it is no row's, and ends the run."""
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Tally:
     stopped: str | None = None
     first: dict[str, str] = field(default_factory=dict)
     """The first message of each code."""
+    opening: list[str | None] = field(default_factory=list)
+    """What the first outcomes raised unexpectedly, `None` for any other outcome."""
 
     @property
     def tried(self) -> int:
@@ -100,6 +104,8 @@ def make(
             for outcome in outcomes:
                 tally.seconds = time.monotonic() - started
                 job = plan.jobs[outcome.index]
+                if len(tally.opening) < OPENING:
+                    tally.opening.append(_unexpected(outcome))
                 if isinstance(outcome, Saved):
                     in_a_row = 0
                     tally.made += 1
@@ -146,6 +152,15 @@ def _reason(tally: Tally, in_a_row: int, max_failures: int | None) -> str | None
         return f"{tally.failed.total()} images failed, as many as --max-failures allows."
     if in_a_row >= IN_A_ROW:
         return f"{in_a_row} images in a row failed for a reason that the next would meet, too."
+    if len(tally.opening) == OPENING and tally.opening[0] and len(set(tally.opening)) == 1:
+        return f"The first {OPENING} images failed alike and unexpectedly: so would the others."
+    return None
+
+
+def _unexpected(outcome: Outcome) -> str | None:
+    """The type and the text of an exception that nobody expected, if the outcome is one."""
+    if isinstance(outcome, Failure) and isinstance(outcome.error, DefectError | PipelineError):
+        return f"{type(outcome.error.__cause__).__name__}: {outcome.error.message}"
     return None
 
 

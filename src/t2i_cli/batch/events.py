@@ -51,6 +51,7 @@ class EventLines:
     def failed(self, job: Job, failure: Failure, tally: Tally) -> None:
         """An image could not be made, and the manifest says so."""
         self._console.event("failed", **self._place(job, tally), error=failure.error.to_json())
+        self._console.cause(failure.error)
 
     def _place(self, job: Job, tally: Tally) -> dict[str, object]:
         row = job.row

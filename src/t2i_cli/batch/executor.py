@@ -1,15 +1,19 @@
 """What makes a batch's images: an executor, and the one that works in this process."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from threading import Event as Flag
 from threading import Semaphore, Thread
-from typing import Protocol, cast
+from typing import Protocol
 
+from t2i_cli import run
 from t2i_cli.backends import Backend, Cancel, Failure, GeneratedImage
 from t2i_cli.batch.stopping import Stop
+from t2i_cli.errors import defect
 from t2i_cli.events import Event, OnEvent, Sent, Step
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.run import Save, keep
@@ -78,14 +82,16 @@ class _Line:
         self._pool = ThreadPoolExecutor(savers, thread_name_prefix="saver")
         self._room = Semaphore(2 * savers)
         self._in_hand: set[int] = set()
+        # As many as there is room for: those before them are done.
+        self._saves: deque[Future[None]] = deque(maxlen=2 * savers)
+        self._unheard: dict[int, Flag] = {}
 
     def produce(self, requests: Sequence[ResolvedRequest]) -> None:
         """Run the backend to its end, or to that of the images in hand."""
         ended = _Ended()
         try:
-            # Backends are generators; closing one lets it tidy up.
-            made = self._backend.run(requests, self._hear, self.cancel)
-            with closing(cast("_Closable", made)):
+            made = run.outcomes(self._backend, requests, self._hear, self.cancel)
+            with closing(made):
                 for outcome in made:
                     if self._stop.now.is_set():
                         break
@@ -122,6 +128,9 @@ class _Line:
                     on_event(item)
             if found:
                 yield found
+                for outcome in found:
+                    if heard := self._unheard.pop(outcome.index, None):
+                        heard.set()
 
     def _waiting(self, seconds: float | None = None) -> Iterator[Event | Outcome | _Ended]:
         """What lies in the outbox; with `seconds`, waiting that long for the first."""
@@ -144,20 +153,32 @@ class _Line:
 
     def _take(self, outcome: GeneratedImage | Failure) -> None:
         if isinstance(outcome, Failure):
+            self._in_hand.discard(outcome.index)
+            # Whoever hears of it may want no more, and counts what was made before it: what fails
+            # at once must not run ahead.
+            while wait(self._saves, _LOOK).not_done and not self.cancel.is_set():
+                pass
+            heard = self._unheard[outcome.index] = Flag()
             self._outbox.put(outcome)
-        else:
-            self._room.acquire()
-            self._pool.submit(self._keep, outcome)
+            while not (heard.wait(_LOOK) or self.cancel.is_set()):
+                pass
+            return
+        self._room.acquire()
+        self._saves.append(self._pool.submit(self._keep, outcome))
         self._in_hand.discard(outcome.index)
 
     def _keep(self, generated: GeneratedImage) -> None:
         try:
-            self._outbox.put(keep(generated, self._save))
+            self._outbox.put(self._kept(generated))
         except BaseException as error:  # noqa: BLE001 - raised again where the run is waited for
             self._outbox.put(_Ended(error))
         finally:
             self._room.release()
 
-
-class _Closable(Protocol):
-    close: Callable[[], None]
+    def _kept(self, generated: GeneratedImage) -> Outcome:
+        try:
+            return keep(generated, self._save)
+        except MemoryError:
+            raise
+        except Exception as raised:  # noqa: BLE001 - told as this image's failure
+            return Failure(index=generated.index, request=generated.request, error=defect(raised))

@@ -222,7 +222,10 @@ class Line:
         job, index = work.members[outcome.index]
         work.answered.add(outcome.index)
         if isinstance(outcome, Failure) and (cause := outcome.error.__cause__):
-            log.error("An image failed: %s", outcome.error.message, exc_info=cause)
+            if isinstance(outcome.error, DefectError):
+                outcome = replace(outcome, error=self._defect(cause))
+            else:
+                log.error("An image failed: %s", outcome.error.message, exc_info=cause)
             # The cause's frames hold what the device's memory is full of.
             outcome.error.__cause__ = None
             outcome.error.__traceback__ = None

@@ -4,13 +4,12 @@ import gc
 import itertools
 import os
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event as Flag
 
 from t2i_cli import catalog, schedulers, settings
-from t2i_cli.backends import Failure, GeneratedImage, RunLock
+from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.local import (
     assessment,
     configs,
@@ -21,22 +20,25 @@ from t2i_cli.backends.local import (
     loading,
     memory,
     models,
+    outcomes,
     pipeline,
-    text,
 )
 from t2i_cli.backends.local.assessment import Target
 from t2i_cli.backends.local.loading import Loaded
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.backends.local.outcomes import Member
 from t2i_cli.backends.local.passes import PassSize
 from t2i_cli.backends.local.pipeline import Cancelled, Picture
 from t2i_cli.catalog import ModelSpec
-from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, WithheldError
+from t2i_cli.errors import (
+    InputError,
+    OutOfMemoryError,
+    T2IError,
+    defect,
+)
 from t2i_cli.events import Loading, Note, OnEvent
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-
-Member = tuple[int, ResolvedRequest]
-"""A request and its position in the run."""
 
 
 class LocalBackend:
@@ -115,14 +117,23 @@ class LocalBackend:
                 return
             try:
                 loaded = self._prepare(group[0][1], on_event)
+                sizes = self._pass_size(loaded, group[0][1])
             except T2IError as error:
-                yield from _failures(group, error)
+                yield from outcomes.failures(group, error)
+                continue
+            except MemoryError:
+                raise
+            except Exception as raised:  # noqa: BLE001 - told as the failure of those it is for
+                # Nobody knows what is loaded by now.
+                self.close()
+                yield from outcomes.failures(group, defect(raised))
                 continue
             loaded.previews = previews or [0] * len(requests)
-            for words, indices in text.prompts(group).items():
-                for note in text.notes(loaded, words):
-                    on_event(Note(message=note, indices=tuple(indices)))
-            yield from self._make(loaded, group, cancel)
+            unread = outcomes.tell_notes(loaded, group, on_event)
+            yield from unread
+            failed = {failure.index for failure in unread}
+            readable = [member for member in group if member[0] not in failed]
+            yield from self._make(loaded, sizes, readable, cancel)
 
     def close(self) -> None:
         """Drop the model and give its memory back."""
@@ -219,35 +230,53 @@ class LocalBackend:
         ladder.descend(loaded, batch=1, slicing=self._options.attention_slicing)
 
     def _make(
-        self, loaded: Loaded, group: list[Member], cancel: Flag
+        self, loaded: Loaded, sizes: PassSize, group: list[Member], cancel: Flag
     ) -> Iterator[GeneratedImage | Failure]:
         """Make the pictures of requests of one kind, as many in a pass as memory allows."""
-        sizes = self._pass_size(loaded, group[0][1])
+        alone = 0
         while group and not cancel.is_set():
-            size = sizes.next(len(group), loaded.batch_limit)
+            size = 1 if alone else sizes.next(len(group), loaded.batch_limit)
             batch = group[:size]
-            started = time.monotonic()
+            made: Sequence[GeneratedImage | Failure] | None
             try:
-                scheduler = loaded.set_scheduler(batch[0][1].scheduler)
-                pictures = self._attempt(loaded, batch, cancel)
+                made = self._pass(loaded, sizes, batch, cancel)
             except Cancelled:
                 return
-            except T2IError as error:
-                yield from _failures(batch, error)
-                group = group[size:]
+            except MemoryError:
+                raise
+            except Exception as raised:  # noqa: BLE001 - told as the failure of those it is for
+                error = raised if isinstance(raised, T2IError) else defect(raised)
+                if size > 1 and not isinstance(error, InputError | OutOfMemoryError):
+                    # It may be the fault of one of them: each is tried alone.
+                    alone = size
+                    continue
+                made = list(outcomes.failures(batch, error))
+            if made is None:
                 continue
-            if pictures is None:
-                continue
-            loaded.made(batch[0][1])
             group = group[size:]
-            lock = _lock(loaded, scheduler, len(batch))
-            took = time.monotonic() - started
-            sizes.took(size, took)
-            seconds = took / len(batch)
-            for (index, request), picture in zip(batch, pictures, strict=True):
-                yield _outcome(index, request, picture, lock, seconds)
+            alone = max(0, alone - size)
+            yield from made
             if self._options.clear_cache:
                 device.clear_cache(loaded.device)
+
+    def _pass(
+        self, loaded: Loaded, sizes: PassSize, batch: list[Member], cancel: Flag
+    ) -> list[GeneratedImage | Failure] | None:
+        """The outcomes of one pass, or None if memory ran out and a measure was taken."""
+        started = time.monotonic()
+        made = self._attempt(loaded, batch, cancel)
+        if made is None:
+            return None
+        scheduler, pictures = made
+        loaded.made(batch[0][1])
+        lock = outcomes.lock(loaded, scheduler, len(batch))
+        took = time.monotonic() - started
+        sizes.took(len(batch), took)
+        seconds = took / len(batch)
+        return [
+            outcomes.outcome(index, request, picture, lock, seconds)
+            for (index, request), picture in zip(batch, pictures, strict=True)
+        ]
 
     def _pass_size(self, loaded: Loaded, request: ResolvedRequest) -> PassSize:
         """What is known of the best size of passes for requests of this kind."""
@@ -260,17 +289,20 @@ class LocalBackend:
             self._sizes[kind] = PassSize(wanted, most)
         return self._sizes[kind]
 
-    def _attempt(self, loaded: Loaded, batch: list[Member], cancel: Flag) -> list[Picture] | None:
-        """The pictures, or None if memory ran out and a measure was taken: try again."""
+    def _attempt(
+        self, loaded: Loaded, batch: list[Member], cancel: Flag
+    ) -> tuple[str | None, list[Picture]] | None:
+        """The scheduler and the pictures; None if memory ran out and a measure was taken."""
         indices = tuple(index for index, _ in batch)
         requests = [request for _, request in batch]
         try:
-            return pipeline.run(loaded, requests, indices, cancel)
+            scheduler = loaded.set_scheduler(requests[0].scheduler)
+            return scheduler, pipeline.run(loaded, requests, indices, cancel)
         except (T2IError, Cancelled):
             raise
         except Exception as error:  # what a pipeline of any family may raise
             if not device.is_out_of_memory(error):
-                raise _translated(error, loaded, requests[0]) from error
+                raise outcomes.translated(error, loaded, requests[0]) from error
         # Outside the except block, whose traceback holds the tensors that are in the way.
         if self._make_room():
             device.clear_cache(loaded.device)
@@ -284,49 +316,3 @@ _SLICING_COST = (
     "Attention slicing is on: it can make attention three times slower, and beside a fused kernel "
     "it takes more memory than it saves."
 )
-
-
-def _failures(members: list[Member], error: T2IError) -> Iterator[Failure]:
-    return (Failure(index=index, request=request, error=error) for index, request in members)
-
-
-def _lock(loaded: Loaded, scheduler: str | None, batch_size: int) -> RunLock:
-    return RunLock(
-        backend="local",
-        model=loaded.spec.repo or loaded.spec.name,
-        revision=loaded.revision,
-        pipeline=type(loaded.pipe).__name__,
-        scheduler=scheduler,
-        device=loaded.device.name,
-        dtype=loaded.dtype,
-        batch_size=batch_size,
-        measures=tuple(loaded.measures),
-        libraries=loaded.libraries,
-    )
-
-
-def _outcome(
-    index: int, request: ResolvedRequest, picture: Picture, lock: RunLock, seconds: float
-) -> GeneratedImage | Failure:
-    if picture.withheld:
-        error = WithheldError(
-            "The model's safety checker withheld the image.",
-            hint="Another seed or wording may pass; --no-safety-checker leaves the checker out.",
-        )
-        return Failure(index=index, request=request, error=error)
-    return GeneratedImage(
-        index=index, request=request, image=picture.image, lock=lock, seconds=seconds
-    )
-
-
-def _translated(error: Exception, loaded: Loaded, request: ResolvedRequest) -> T2IError:
-    """A pipeline's error as one of ours."""
-    name = type(loaded.pipe).__name__
-    places = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    if request.scheduler is not None and places & {"retrieve_timesteps", "set_timesteps"}:
-        return InputError(
-            f"The scheduler {request.scheduler!r} does not fit {name}.",
-            hint="Leave --scheduler away for the model's own.",
-            field="scheduler",
-        )
-    return ModelError(f"{name} failed: {loading.reason(error)}")

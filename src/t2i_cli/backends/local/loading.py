@@ -11,7 +11,7 @@ from t2i_cli.backends.local import components, configs, imports, memory, models,
 from t2i_cli.backends.local.deferral import deferred
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.backends.local.imports import Foreign
-from t2i_cli.errors import InputError, ModelError, OutOfMemoryError
+from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, one_line
 from t2i_cli.events import Measure, OnEvent
 from t2i_cli.request import ResolvedRequest
 
@@ -236,14 +236,8 @@ def read(
             if "trust_remote_code" in str(error) and not trust_remote_code:
                 raise components.own_code(folder, "a component's auto_map") from error
             raise ModelError(
-                f"{name} cannot be loaded: {reason(error)}",
+                f"{name} cannot be loaded: {one_line(error)}",
                 hint="The model may be damaged, or need other versions of diffusers or "
                 "transformers.",
             ) from error
     return Loaded(aim, pipe, on_event)
-
-
-def reason(error: Exception) -> str:
-    """The library's reason, on one line and not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"

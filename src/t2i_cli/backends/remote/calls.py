@@ -9,7 +9,7 @@ from threading import Thread
 
 from t2i_cli.backends import Cancel, Failure, GeneratedImage
 from t2i_cli.backends.remote.patience import Abandoned, Throttle
-from t2i_cli.errors import T2IError
+from t2i_cli.errors import T2IError, defect
 from t2i_cli.events import Note, OnEvent, Sent
 from t2i_cli.request import ResolvedRequest
 
@@ -63,6 +63,10 @@ def outcomes(
             outbox.put(Failure(index=call.index, request=call.request, error=error))
         except Abandoned:
             pass
+        except MemoryError as error:
+            outbox.put(error)
+        except Exception as error:  # noqa: BLE001 - told as this image's failure
+            outbox.put(Failure(index=call.index, request=call.request, error=defect(error)))
         except BaseException as error:  # noqa: BLE001 - raised again where the call is waited for
             outbox.put(error)
 

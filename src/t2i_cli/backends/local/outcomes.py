@@ -1,0 +1,95 @@
+"""What a pass comes to: images with their record, or failures in t2i's own words."""
+
+import traceback
+from collections.abc import Iterator
+
+from t2i_cli.backends import Failure, GeneratedImage, RunLock
+from t2i_cli.backends.local import text
+from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.backends.local.pipeline import Picture
+from t2i_cli.errors import (
+    InputError,
+    PipelineError,
+    T2IError,
+    WithheldError,
+    defect,
+    one_line,
+)
+from t2i_cli.events import Note, OnEvent
+from t2i_cli.request import ResolvedRequest
+
+Member = tuple[int, ResolvedRequest]
+"""A request and its position in the run."""
+
+
+def tell_notes(loaded: Loaded, group: list[Member], on_event: OnEvent) -> list[Failure]:
+    """Tell what the model will not understand; the failures of what cannot be looked at."""
+    failures: dict[int, Failure] = {}
+    requests = dict(group)
+    for words, indices in text.prompts(group).items():
+        try:
+            for note in text.notes(loaded, words):
+                on_event(Note(message=note, indices=tuple(indices)))
+        except MemoryError:
+            raise
+        except Exception as raised:  # noqa: BLE001 - told as the failure of those it is for
+            for index in indices:
+                failures[index] = Failure(
+                    index=index, request=requests[index], error=defect(raised)
+                )
+    return list(failures.values())
+
+
+def failures(members: list[Member], error: T2IError) -> Iterator[Failure]:
+    """The same failure for each of these."""
+    return (Failure(index=index, request=request, error=error) for index, request in members)
+
+
+def lock(loaded: Loaded, scheduler: str | None, batch_size: int) -> RunLock:
+    """What made the images of a pass what they are."""
+    return RunLock(
+        backend="local",
+        model=loaded.spec.repo or loaded.spec.name,
+        revision=loaded.revision,
+        pipeline=type(loaded.pipe).__name__,
+        scheduler=scheduler,
+        device=loaded.device.name,
+        dtype=loaded.dtype,
+        batch_size=batch_size,
+        measures=tuple(loaded.measures),
+        libraries=loaded.libraries,
+    )
+
+
+def outcome(
+    index: int, request: ResolvedRequest, picture: Picture, lock: RunLock, seconds: float
+) -> GeneratedImage | Failure:
+    """The image, unless the model's safety checker withheld it."""
+    if picture.withheld:
+        error = WithheldError(
+            "The model's safety checker withheld the image.",
+            hint="Another seed or wording may pass; --no-safety-checker leaves the checker out.",
+        )
+        return Failure(index=index, request=request, error=error)
+    return GeneratedImage(
+        index=index, request=request, image=picture.image, lock=lock, seconds=seconds
+    )
+
+
+def translated(error: Exception, loaded: Loaded, request: ResolvedRequest) -> T2IError:
+    """A pipeline's error as one of ours."""
+    name = type(loaded.pipe).__name__
+    places = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    if "set_scheduler" in places:
+        return InputError(
+            f"The scheduler {request.scheduler!r} cannot be used here: {one_line(error)}",
+            hint="Leave --scheduler away for the model's own.",
+            field="scheduler",
+        )
+    if request.scheduler is not None and places & {"retrieve_timesteps", "set_timesteps"}:
+        return InputError(
+            f"The scheduler {request.scheduler!r} does not fit {name}.",
+            hint="Leave --scheduler away for the model's own.",
+            field="scheduler",
+        )
+    return PipelineError(f"{name} failed: {one_line(error)}")
