@@ -9,9 +9,10 @@ from t2i_cli import catalog
 from t2i_cli.batch import rows, wishes
 from t2i_cli.batch.rows import Row, expand
 from t2i_cli.batch.wishes import Wishes, parse_seeds, parse_vary
+from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError, T2IError
 from t2i_cli.prompts import Entry, Problem, PromptsError, Value
-from t2i_cli.request import MAX_SEED, ResolvedRequest
+from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest
 from tests.fakes.painter import Painter
 
 
@@ -324,3 +325,58 @@ def test_pins_change_the_request_and_not_the_id() -> None:
     assert [row.request.revision for row in moved] == [None, "now", "known"]
     assert [row.id for row in moved] == [row.id for row in found]
     assert new == {(sd15, None): "now"}
+
+
+class Watched(Painter):
+    """Notes every model that it is asked about, and every request that it checks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str | None] = []
+
+    def describe(self, request: GenerateRequest) -> ModelSpec:
+        self.asked.append(request.model)
+        return super().describe(request)
+
+    def check(self, request: ResolvedRequest) -> None:
+        self.asked.append(f"check {request.model}")
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"model": "a\x00b"}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": " "}, "model"),
+        ({"model": "a\x00b", "steps": 0}, "model"),
+        ({"model": "sd15", "revision": "\x07"}, "revision"),
+        ({"model": "sd15", "revision": ""}, "revision"),
+        ({"model": "sd15", "width": 10**9}, "width"),
+        ({"model": "sd15", "prompt": "\x00", "seed": -1}, "prompt"),
+        ({"model": "sd15", "steps": 0, "scheduler": "x", "guidance_scale": -1.0}, "steps"),
+    ],
+)
+def test_a_bad_value_asks_nothing_of_any_backend(values: dict[str, Value], field: str) -> None:
+    watched = Watched()
+    found, told = expand(entries({"prompt": "a", **values}), Wishes(), watched)
+    assert (found, watched.asked) == ([], [])
+    assert field in [problem.field for problem in told]
+    assert {problem.field for problem in told} <= values.keys()
+    assert {problem.line for problem in told} == {1}
+
+
+def test_what_else_is_wrong_is_told_by_a_model_that_is_known() -> None:
+    watched = Watched()
+    good: dict[str, Value] = {"prompt": "a", "model": "sd15"}
+    bad: dict[str, Value] = {**good, "steps": 0, "width": 100}
+    _, told = expand(entries(good, bad), Wishes(), watched)
+    assert [(p.line, p.field) for p in told] == [(2, "steps"), (2, "width")]
+    assert watched.asked == ["sd15", f"check {catalog.MODELS['sd15'].repo}"]
+
+
+def test_a_row_that_names_its_model_is_not_settled_with_the_default_one() -> None:
+    watched = Watched()
+    row: dict[str, Value] = {"prompt": "a", "model": "none"}
+    found, told = expand(entries(row, row), Wishes(), watched)
+    assert (found, watched.asked) == ([], ["none"])
+    assert [(p.line, p.field) for p in told] == [(1, "model"), (2, "model")]

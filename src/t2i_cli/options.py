@@ -1,14 +1,23 @@
 """The options that commands share, each declared once."""
 
+import math
 from typing import Annotated
 
 import typer
 
 from t2i_cli.backends.remote import CALLS_A_REPLICA, CONCURRENCY, RETRIES, TIMEOUT
 from t2i_cli.catalog import DEFAULT_MODEL
+from t2i_cli.errors import InputError
 from t2i_cli.request import MAX_SEED
 from t2i_cli.setting_table import SERVINGS, SETTINGS, one_of
 from t2i_cli.vertex.place import DEFAULT_REGION
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse what no range of numbers keeps out: nan, and infinity where there is no upper end."""
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"{value} is not a number of seconds.")
+    return value
 
 
 def _takes(key: str) -> str:
@@ -148,6 +157,7 @@ TimeoutOpt = Annotated[
     typer.Option(
         "--timeout",
         min=0.001,
+        callback=finite,
         help=f"http, vertex: seconds for one image, retries included. [default: {TIMEOUT}]",
     ),
 ]

@@ -49,6 +49,8 @@ class GenerateRequest:
         for name in ("negative_prompt", "model", "revision"):
             if (text := getattr(self, name)) is not None:
                 _check_text(name, text)
+                if not text.strip() and name != "negative_prompt":
+                    raise InputError(f"The {name} is empty.", field=name)
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_range("steps", self.steps, 1, MAX_STEPS)
         _check_range("width", self.width, 1, MAX_SIDE)

@@ -34,6 +34,11 @@ class Models:
             raise found
         return found
 
+    def known(self, model: object, revision: object) -> ModelSpec | None:
+        """What `describe` has found of a model before, if it has."""
+        found = self._specs.get((model, revision))
+        return found if isinstance(found, ModelSpec) else None
+
     def check(self, request: ResolvedRequest) -> None:
         """Raise if the backend cannot make the request; it is asked once for those alike."""
         key = (

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli.backends import Backend
@@ -128,7 +128,9 @@ class _Expansion:
             if len(self._rows) > MAX_ROWS:
                 raise InputError(f"These are more than {MAX_ROWS:,} images.", field="count")
         if not self._rows and len({problem.message for problem in problems}) == 1:
-            self._blame_command_line(problems[0].message)
+            # What rows say themselves is theirs, and their model says nothing of another one.
+            if not named & {"model", "revision", problems[0].field}:
+                self._blame_command_line(problems[0].message)
         return self._rows, problems
 
     def _check_command_line(self) -> None:
@@ -142,7 +144,7 @@ class _Expansion:
         try:
             self._check_command_line()
         except T2IError as error:
-            if error.message == message:
+            if _told(error) == message:
                 raise
 
     def _settled(self, request: GenerateRequest) -> ResolvedRequest:
@@ -195,18 +197,24 @@ class _Expansion:
     def _resolved(
         self, line: int, values: dict[str, Value], problems: list[Problem]
     ) -> ResolvedRequest | None:
-        """The request settled, its seed aside; else `None`, and every field at fault named."""
+        """The request settled, its seed aside; else `None`, and every field at fault named.
+
+        Once one is, nothing is asked of a backend any more: what else is wrong shows without the
+        fields at fault, as far as the model that the row names is known by then.
+        """
         values = dict(values)
         found: list[Problem] = []
         while True:
             try:
-                settled = self._settled(GenerateRequest(**values))  # type: ignore[arg-type]
+                request = GenerateRequest(**values)  # type: ignore[arg-type]
+                if not found:
+                    return self._settled(request)
+                self._check_on(request, {problem.field for problem in found})
             except ROW_FAULTS as error:
                 at_fault = getattr(error, "field", None)
                 if isinstance(error, ModelError) and "model" in values:
                     at_fault = "model"
-                found.append(Problem(line, at_fault, error.message))
-                # Without the field at fault, what else is wrong shows.
+                found.append(Problem(line, at_fault, _told(error)))
                 if at_fault not in values or isinstance(error, ModelError):
                     break
                 if at_fault == "prompt":
@@ -218,7 +226,14 @@ class _Expansion:
                 continue
             break
         problems.extend(found)
-        return None if found else settled
+        return None
+
+    def _check_on(self, request: GenerateRequest, at_fault: Container[str | None]) -> None:
+        """Raise for what else is wrong with a row; another model says nothing of its own."""
+        if "model" in at_fault or "revision" in at_fault:
+            return
+        if spec := self._models.known(request.model, request.revision):
+            resolve(request, spec, lenient=self._wishes.lenient)
 
     def _note_once(self, note: str) -> None:
         if note not in self._notes:
@@ -258,6 +273,12 @@ class _Expansion:
         self._asked[key] += 1
         text = f"{occurrence} {request.prompt}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _told(error: T2IError) -> str:
+    """What a row is told of an error: of a model, what to do as well."""
+    hint = error.hint if isinstance(error, ModelError) else None
+    return f"{error.message} {hint}" if hint else error.message
 
 
 def grouped(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from t2i_cli import prompts
+from t2i_cli import naming, prompts
 from t2i_cli.backends import Backend, GeneratedImage
 from t2i_cli.batch import driver, folder, gallery, manifest, plan, rows, sheet, verdict
 from t2i_cli.batch.display import Display, Show
@@ -59,7 +59,7 @@ def rehearse(task: Task, backend: Backend, console: Console) -> tuple[Prompts, b
     check(task, console)
     viewer(task.show, task.wishes.lenient, console)
     target = task.folder
-    there = next(path for path in (target, *target.absolute().parents) if path.exists())
+    there = naming.standing(target)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"Cannot write to the folder {target}.", hint="-o names another one.")
     read = _read(task)
@@ -85,6 +85,8 @@ def _composer(
     task: Task, read: Prompts, backend: Backend, on_note: Callable[[str], None]
 ) -> Callable[[State], tuple[Plan, dict[Pin, str]]]:
     """What plans the rows for a state of the folder, with new pins. Both raise PromptsError."""
+    if not read.entries:
+        raise PromptsError(read.name, read.problems, skipped=task.skip_invalid)
     asked, wrong = rows.expand(read.entries, task.wishes, backend, on_note=on_note)
     problems = [*read.problems, *wrong]
     if problems and (not task.skip_invalid or not asked):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from t2i_cli.request import ResolvedRequest
 
+_SLOWEST = 1e9
+"""Seconds for each unit of cost; what is more than 30 years is no measurement."""
 _WEIGHT = 0.5
 """How much a new run counts against what was known."""
 
@@ -62,4 +64,9 @@ def _read() -> dict[str, float]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: float(v) for key, v in found.items() if isinstance(v, int | float)}
+    return {key: float(v) for key, v in found.items() if _is_pace(v)}
+
+
+def _is_pace(value: object) -> bool:
+    """Whether it is a number of seconds that a later estimate can go by."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _SLOWEST

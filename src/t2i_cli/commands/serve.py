@@ -59,7 +59,12 @@ def serve(
     ] = _USUAL.max_batch,
     request_timeout: Annotated[
         float,
-        typer.Option("--request-timeout", min=0.001, help="Seconds for a job, waiting too."),
+        typer.Option(
+            "--request-timeout",
+            min=0.001,
+            callback=options.finite,
+            help="Seconds for a job, waiting too.",
+        ),
     ] = _USUAL.timeout or 0.0,
     max_images: Annotated[
         int, typer.Option("--max-images", min=1, help="Images that one job may ask for.")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, os_reason
 
 InputFormat = Literal["txt", "jsonl", "csv"]
 Value = str | int | float
@@ -117,7 +117,7 @@ def read(source: str, format: InputFormat) -> Prompts:
         with open(source, "rb") as file:
             return _parse(source, file, format)
     except OSError as error:
-        raise InputError(f"Cannot read {source!r}: {error.strerror or error}.") from error
+        raise InputError(f"Cannot read {source!r}: {os_reason(error)}.") from error
 
 
 def checked(field: str, value: object) -> Value:
@@ -128,7 +128,10 @@ def checked(field: str, value: object) -> Value:
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}."
         raise InputError(f"unknown field; {meant}", field=field)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise InputError(f"{_shown(value)} is too large.", field=field) from error
     if not isinstance(value, kind) or isinstance(value, bool):
         raise InputError(f"must be {_KIND[kind]}, not {_shown(value)}.", field=field)
     return value

@@ -38,7 +38,7 @@ class Container:
         if not environ.get("AIP_HTTP_PORT") and not environ.get("AIP_PREDICT_ROUTE"):
             return None
         port = environ.get("AIP_HTTP_PORT") or "8080"
-        if not port.isdecimal() or not 0 < int(port) < 2**16:
+        if not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16:
             raise InputError(f"AIP_HTTP_PORT must be a port, not {port!r}.")
         return cls(
             port=int(port),

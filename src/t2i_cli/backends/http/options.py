@@ -53,9 +53,14 @@ def key(url: str) -> str | None:
     """The API key for a server: t2i's own setting, and OpenAI's variable for OpenAI alone."""
     parts = urlsplit(url)
     of_openai = parts.scheme == "https" and parts.hostname == OPENAI_HOST
-    return settings.get("http_api_key") or (
-        os.environ.get("OPENAI_API_KEY") or None if of_openai else None
-    )
+    own = settings.get("http_api_key")
+    if own or not of_openai:
+        return own
+    key = os.environ.get("OPENAI_API_KEY") or None
+    kind = settings.setting("http_api_key")
+    if key and not kind.accepts(key):
+        raise InputError(f"OPENAI_API_KEY must be {kind.takes}, not {settings.MASK}.")
+    return key
 
 
 def is_readable(url: str) -> bool:

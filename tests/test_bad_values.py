@@ -1,0 +1,188 @@
+"""A bad value is an error wherever it comes from, and never the default in its place."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from t2i_cli import settings
+from t2i_cli.backends.http import options as http
+from t2i_cli.batch import timings
+from t2i_cli.batch.folder import parse_shard
+from t2i_cli.errors import InputError
+from t2i_cli.prompts import FIELDS, Problem, read
+from t2i_cli.request import GenerateRequest
+from t2i_cli.server.fields import Asked
+from t2i_cli.server.native import Body
+from t2i_cli.server.openai import GenerationBody
+from t2i_cli.server.predict import PredictBody
+from t2i_cli.server.vertex import Container, Instance, PredictionsBody
+from tests.conftest import T2I
+
+SETTINGS = {
+    "model": " ",
+    "backend": "Local",
+    "device": "gpu",
+    "dtype": "fp16",
+    "memory": "lots",
+    "keep_alive": "10",
+    "format": "gif",
+    "output": "a\nb",
+    "retries": "-1",
+    "timeout": "0",
+    "concurrency": "0",
+    "http_url": "host/v1",
+    "http_dialect": "OpenAI",
+    "http_api_key": "a b",
+    "vertex_endpoint": "a/b",
+    "vertex_project": "My Project",
+    "vertex_region": "europe",
+    "vertex_api_endpoint": "http://example.com",
+    "vertex_image": "image",
+    "vertex_bucket": "B",
+    "vertex_prices": " ",
+}
+
+
+@pytest.mark.parametrize("key", settings.SETTINGS)
+def test_settings(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.toml"
+    monkeypatch.setenv("T2I_CONFIG", str(file))
+    bad = SETTINGS[key]
+    monkeypatch.setenv(settings.setting(key).variable, bad)
+    with pytest.raises(InputError, match=settings.setting(key).variable):
+        settings.get(key)
+    monkeypatch.delenv(settings.setting(key).variable)
+    for value in (bad, "", True, 5, 1.5, ["postcard"], {"a": 1}):
+        text = "{a = 1}" if isinstance(value, dict) else json.dumps(value)
+        file.write_text(f"{key} = {text}\n")
+        with pytest.raises(InputError, match=f"{key} must be"):
+            settings.get(key)
+
+
+WRONG: dict[type, list[object]] = {
+    str: [True, 5, 1.5, [], {}, ["a"]],
+    int: [True, False, "5", "", 1.5, [], {}, 10**30],
+    float: [True, False, "5", "", [], {}, 10**400],
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_rows(field: str, tmp_path: Path) -> None:
+    kind = FIELDS[field]
+    values = [v for v in WRONG[kind] if not (v == 10**30 and kind is int)]
+    file = tmp_path / "p.jsonl"
+    rows = [{"prompt": "a", field: value} for value in values]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = read(str(file), "jsonl")
+    assert found.entries == []
+    assert [(p.line, p.field) for p in found.problems] == [
+        (line, field) for line in range(1, len(values) + 1)
+    ]
+    assert all(isinstance(problem, Problem) and problem.message for problem in found.problems)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": ""},
+        {"model": " \t"},
+        {"revision": ""},
+        {"scheduler": ""},
+        {"seed": 10**30},
+        {"steps": 10**30},
+        {"guidance_scale": float("nan")},
+        {"guidance_scale": float("inf")},
+    ],
+)
+def test_requests(values: dict[str, object]) -> None:
+    with pytest.raises(InputError) as caught:
+        GenerateRequest(prompt="a", **values)  # type: ignore[arg-type]
+    assert caught.value.field in values
+
+
+BODIES: list[tuple[type[BaseModel], dict[str, object]]] = [
+    (Asked, {"prompt": "a"}),
+    (PredictBody, {"prompt": "a"}),
+    (GenerationBody, {"prompt": "a"}),
+    (Instance, {"prompt": "a"}),
+]
+
+
+@pytest.mark.parametrize(("body", "sound"), BODIES, ids=[body.__name__ for body, _ in BODIES])
+def test_bodies(body: type[BaseModel], sound: dict[str, object]) -> None:
+    body.model_validate(sound)
+    wrong: tuple[object, ...] = (True, [], {}, [1], 1.5, "x y z")
+    for name, field in body.model_fields.items():
+        kind = str(field.annotation)
+        for value in wrong:
+            fits = (
+                (isinstance(value, bool) and "bool" in kind)
+                or (isinstance(value, str) and "str" in kind)
+                or (isinstance(value, float) and "float" in kind)
+            )
+            if fits:
+                continue
+            with pytest.raises(ValidationError):
+                body.model_validate(sound | {name: value})
+    for name in ("previews", "nothing"):
+        with pytest.raises(ValidationError):
+            body.model_validate(sound | {name: 1})
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (Body, {"requests": []}),
+        (Body, {"requests": [{"prompt": "a"}], "previews": True}),
+        (Body, {"requests": [{"prompt": "a"}], "lenient": 1}),
+        (Body, {"requests": [{"prompt": "a"}], "format": ""}),
+        (PredictionsBody, {"instances": []}),
+        (PredictionsBody, {"instances": [{"prompt": "a"}], "parameters": []}),
+        (PredictionsBody, {"instances": [{"prompt": "a", "seed": True}]}),
+    ],
+)
+def test_bodies_of_several(body: type[BaseModel], value: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        body.model_validate(value)
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "a/b", "1/2/3", "-1/2", "1/²", "1.0/2"])
+def test_shards(text: str) -> None:
+    with pytest.raises(InputError, match="--shard"):
+        parse_shard(text)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "9" * 5000])
+def test_ports_of_vertex(port: str) -> None:
+    with pytest.raises(InputError, match="AIP_HTTP_PORT"):
+        Container.find({"AIP_HTTP_PORT": port})
+
+
+def test_keys_of_openai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\nkey")
+    with pytest.raises(InputError, match="OPENAI_API_KEY") as caught:
+        http.key("https://api.openai.com/v1")
+    assert "secret" not in caught.value.message
+    assert http.key("https://example.com/v1") is None
+
+
+def test_timings_that_are_none_make_no_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = timings._path()
+    file.parent.mkdir(parents=True)
+    for text in ("NaN", "Infinity", "-1", "0", "true", '"1"', "null", "1" + "0" * 400):
+        file.write_text(f'{{"postcard on cpu": {text}, "sd15 on cpu": 2}}')
+        assert timings.known("postcard", "cpu") is None, text
+        assert timings.known("sd15", "cpu") == 2
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "x"])
+def test_seconds_on_the_command_line(t2i: T2I, value: str) -> None:
+    done = t2i("generate", "x", "--backend", "http", f"--timeout={value}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
