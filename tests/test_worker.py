@@ -23,7 +23,7 @@ import pytest
 
 from t2i_cli import catalog, cli
 from t2i_cli.backends import Failure, GeneratedImage, choice
-from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment, models
+from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError
@@ -399,7 +399,7 @@ def test_the_model_is_asked_for_again_where_the_worker_leaves_meanwhile(
     end()
     asks = WorkerBackend(USUAL, LONG, lambda _: pytest.fail("It went on without a worker."))
     monkeypatch.setattr(catalog, "find", lambda *_: None)
-    monkeypatch.setattr(models, "is_repository", lambda _: True)
+    monkeypatch.setattr(catalog, "is_repository", lambda _: True)
     with leaving(refused("terminated")):
         asked = GenerateRequest(prompt=PROMPT, model="postcard")
         assert asks.describe(asked) == catalog.MODELS["postcard"]
