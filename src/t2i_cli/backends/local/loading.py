@@ -127,7 +127,7 @@ class Loaded:
                     self.pipe.scheduler = getattr(diffusers, spec.cls).from_config(config)
                 except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
                     raise InputError(
-                        f"The scheduler {name!r} does not fit {self.spec.name}: {reason(error)}",
+                        f"The scheduler {name!r} does not fit {self.spec.name}: {one_line(error)}",
                         hint="Leave --scheduler away for the model's own.",
                         field="scheduler",
                     ) from error
