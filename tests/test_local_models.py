@@ -1,15 +1,21 @@
 """Models outside the catalogue: what is read from a folder, and which folders are refused."""
 
+import inspect
+import json
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from t2i_cli import catalog, hub
-from t2i_cli.backends.local import models
+from t2i_cli.backends.local import configs, models
 from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.request import GenerateRequest, resolve
 from tests import tiny
 
 Family = Callable[[str], Path]
@@ -73,12 +79,60 @@ def test_flux_takes_guidance_and_no_negative_prompt(family: Family) -> None:
     assert (spec.width, spec.height) == (1024, 1024)
 
 
-def test_a_distilled_flux_takes_no_guidance(family: Family, tmp_path: Path) -> None:
-    folder = shutil.copytree(family("flux"), tmp_path / "schnell")
-    tiny.edit_json(folder / "transformer/config.json", guidance_embeds=False)
+@pytest.mark.parametrize("name", ["flux", "flux-kontext", "sana-sprint"])
+def test_a_scale_that_a_network_does_not_take_in_is_no_guidance(
+    family: Family, tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(family(name), tmp_path / "schnell")
+    config = folder / "transformer/config.json"
+    assert describe(folder).guidance_argument == "guidance_scale"
+    tiny.edit_json(config, guidance_embeds=False)
     spec = describe(folder)
     assert (spec.guidance_argument, spec.guidance_scale) == (None, None)
     assert not spec.negative_prompt
+    with pytest.raises(InputError, match="it takes no guidance scale"):
+        resolve(GenerateRequest(prompt="a star", guidance_scale=3.0), spec)
+    # A config that does not say so has its class's own default.
+    kept = json.loads(config.read_text())
+    del kept["guidance_embeds"]
+    config.write_text(json.dumps(kept))
+    assert describe(folder).guidance_argument is None
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "scale"),
+    [
+        ("sana", "guidance_scale", 4.5),
+        ("bria", "guidance_scale", 5),
+        ("qwen-image", "true_cfg_scale", 4.0),
+        ("flux2-klein", "guidance_scale", 4.0),
+        ("flux2-klein-distilled", None, None),
+    ],
+)
+def test_a_network_without_an_embedding_is_guided_all_the_same(
+    family: Family, name: str, argument: str | None, scale: float | None
+) -> None:
+    folder = family(name)
+    assert configs.component(folder, "transformer")["guidance_embeds"] is False
+    spec = describe(folder)
+    assert (spec.guidance_argument, spec.guidance_scale) == (argument, scale)
+
+
+def test_guidance_acts_from_where_the_pipelines_say() -> None:
+    import diffusers
+
+    said = {}
+    for name in filter(re.compile(r"\w+Pipeline").fullmatch, dir(diffusers)):
+        # Some need libraries that are not here; some look at their networks as well.
+        with suppress(ImportError, AttributeError):
+            cls = getattr(diffusers, name)
+            guided = cls.do_classifier_free_guidance
+            if models._is_text_to_image(name, inspect.signature(cls.__call__).parameters):
+                said[name] = guided.fget(SimpleNamespace(_guidance_scale=0.5))
+    assert len(said) > 20
+    assert {name for name, acts in said.items() if acts} == {
+        name for name in said if models._GUIDED_FROM_ZERO.match(name)
+    }
 
 
 def test_a_pixart_folder(family: Family) -> None:

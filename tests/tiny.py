@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from t2i_cli import postcard
@@ -14,14 +15,30 @@ from t2i_cli.backends.local.imports import Foreign
 
 
 def save(family: str, folder: Path) -> Path:
-    """Save the family's tiny pipeline ("sdxl", "sd3", "flux", "pixart") to a new folder."""
+    """Save the tiny pipeline of a family to a new folder."""
     import torch
 
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _FAMILIES[family]().save_pretrained(folder)
+        pipe = families()[family]()
+        _enliven(pipe)
+        pipe.save_pretrained(folder)
     return folder
+
+
+def _enliven(pipe: Foreign) -> None:
+    """Give networks weights with which the prompt shows in the picture: usual ones are small."""
+    import torch
+
+    for name, module in pipe.components.items():
+        if not isinstance(module, torch.nn.Module) or name == "vae":
+            continue
+        for part in module.modules():
+            if isinstance(part, torch.nn.Embedding):
+                part.weight.data.normal_()
+            elif isinstance(part, torch.nn.Linear):
+                part.weight.data.normal_(std=1.2 * part.in_features**-0.5)
 
 
 def copy_postcard(folder: Path) -> Path:
@@ -74,7 +91,7 @@ def clip_tokenizer() -> Foreign:
     return CLIPTokenizer.from_pretrained(postcard.FOLDER / "tokenizer")
 
 
-def _clip(cls: str) -> Foreign:
+def clip(cls: str, positions: int | None = None) -> Foreign:
     import transformers
 
     tokenizer = clip_tokenizer()
@@ -83,7 +100,7 @@ def _clip(cls: str) -> Foreign:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        max_position_embeddings=tokenizer.model_max_length,
+        max_position_embeddings=positions or tokenizer.model_max_length,
         hidden_size=32,
         intermediate_size=37,
         num_attention_heads=4,
@@ -115,7 +132,7 @@ def t5_tokenizer() -> Foreign:
     )
 
 
-def _t5() -> Foreign:
+def t5() -> Foreign:
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(
@@ -123,7 +140,7 @@ def _t5() -> Foreign:
     )
 
 
-def _vae(latent_channels: int, stages: int = 2) -> Foreign:
+def vae(latent_channels: int, stages: int = 2) -> Foreign:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -156,14 +173,43 @@ def _sdxl() -> Foreign:
         norm_num_groups=8,
     )
     return StableDiffusionXLPipeline(
-        vae=_vae(4),
-        text_encoder=_clip("CLIPTextModel"),
-        text_encoder_2=_clip("CLIPTextModelWithProjection"),
+        vae=vae(4),
+        text_encoder=clip("CLIPTextModel"),
+        text_encoder_2=clip("CLIPTextModelWithProjection"),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         unet=unet,
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
         add_watermarker=False,
+    )
+
+
+def _lcm() -> Foreign:
+    from diffusers import (
+        LatentConsistencyModelPipeline,
+        LCMScheduler,
+        UNet2DConditionModel,
+    )
+
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        norm_num_groups=2,
+        time_cond_proj_dim=32,
+    )
+    return LatentConsistencyModelPipeline(
+        vae=vae(4),
+        text_encoder=clip("CLIPTextModel"),
+        tokenizer=clip_tokenizer(),
+        unet=unet,
+        scheduler=LCMScheduler(beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -190,18 +236,19 @@ def _sd3() -> Foreign:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(4),
-        text_encoder=_clip(encoder),
+        vae=vae(4),
+        text_encoder=clip(encoder),
         tokenizer=clip_tokenizer(),
-        text_encoder_2=_clip(encoder),
+        text_encoder_2=clip(encoder),
         tokenizer_2=clip_tokenizer(),
         text_encoder_3=None,
         tokenizer_3=None,
     )
 
 
-def _flux() -> Foreign:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+def _flux(cls: str = "FluxPipeline") -> Foreign:
+    import diffusers
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
         in_channels=4,
@@ -214,19 +261,20 @@ def _flux() -> Foreign:
         axes_dims_rope=(4, 4, 8),
         guidance_embeds=True,
     )
-    return FluxPipeline(
+    return getattr(diffusers, cls)(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(1),
-        text_encoder=_clip("CLIPTextModel"),
+        vae=vae(1),
+        text_encoder=clip("CLIPTextModel"),
         tokenizer=clip_tokenizer(),
-        text_encoder_2=_t5(),
+        text_encoder_2=t5(),
         tokenizer_2=t5_tokenizer(),
         transformer=transformer,
     )
 
 
-def _pixart() -> Foreign:
-    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+def _pixart(cls: str = "PixArtAlphaPipeline") -> Foreign:
+    import diffusers
+    from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
     transformer = PixArtTransformer2DModel(
         sample_size=32,
@@ -240,18 +288,40 @@ def _pixart() -> Foreign:
         caption_channels=32,
         use_additional_conditions=False,
     )
-    return PixArtAlphaPipeline(
+    return getattr(diffusers, cls)(
         tokenizer=t5_tokenizer(),
-        text_encoder=_t5(),
-        vae=_vae(4, stages=4),
+        text_encoder=t5(),
+        vae=vae(4, stages=4),
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(),
     )
 
 
-_FAMILIES: dict[str, Callable[[], Foreign]] = {
-    "sdxl": _sdxl,
-    "sd3": _sd3,
-    "flux": _flux,
-    "pixart": _pixart,
-}
+def families() -> dict[str, Callable[[], Foreign]]:
+    """What makes each family's pipeline."""
+    from tests import tiny_encoders as encoders
+    from tests import tiny_language as language
+
+    return {
+        "sdxl": _sdxl,
+        "sd3": _sd3,
+        "flux": _flux,
+        "pixart": _pixart,
+        "pixart-sigma": partial(_pixart, "PixArtSigmaPipeline"),
+        "hunyuan-dit": encoders.hunyuan_dit,
+        "aura-flow": encoders.aura_flow,
+        "chroma": encoders.chroma,
+        "bria": encoders.bria,
+        "flux-kontext": partial(_flux, "FluxKontextPipeline"),
+        "hidream": encoders.hidream,
+        "lcm": _lcm,
+        "qwen-image": language.qwen_image,
+        "longcat": language.longcat,
+        "cogview4": language.cogview4,
+        "lumina2": language.lumina2,
+        "sana": language.sana,
+        "sana-sprint": language.sana_sprint,
+        "z-image": language.z_image,
+        "flux2-klein": language.flux2_klein,
+        "flux2-klein-distilled": partial(language.flux2_klein, distilled=True),
+    }

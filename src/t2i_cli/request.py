@@ -185,7 +185,7 @@ def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, s
     """The fields that the user set and the model cannot honour, each with a sentence."""
     found = [pair for pair in spec.refuses if getattr(request, pair[0]) not in (None, "")]
     if request.guidance_scale is not None and spec.guidance_argument is None:
-        found.append(("guidance_scale", f"{spec.name} is distilled and takes no guidance scale."))
+        found.append(("guidance_scale", f"{spec.name} takes no guidance scale."))
     if request.negative_prompt:
         guidance = request.guidance_scale
         if guidance is None:

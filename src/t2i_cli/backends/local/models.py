@@ -73,7 +73,7 @@ def describe(folder: Path, name: str, *, trust_remote_code: bool) -> ModelSpec:
             hint="`t2i models list` shows models that do.",
         )
     defaults = {key: parameter.default for key, parameter in parameters.items()}
-    argument = _guidance_argument(folder, defaults)
+    argument = _guidance_argument(cls, folder, defaults)
     width, height = _native_size(folder, defaults)
     return ModelSpec(
         name=name,
@@ -120,14 +120,34 @@ def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) ->
     )
 
 
-def _guidance_argument(folder: Path, defaults: Mapping[str, Any]) -> GuidanceArgument | None:
-    """The argument that carries guidance, unless the weights were distilled to need none."""
-    _, config = configs.denoiser(folder)
-    if configs.index(folder).get("is_distilled") or config.get("guidance_embeds") is False:
+def _guidance_argument(
+    cls: Foreign, folder: Path, defaults: Mapping[str, Any]
+) -> GuidanceArgument | None:
+    """The argument that carries guidance, unless the model was made to need none.
+
+    Distilled models say so in their index. Where a pipeline has `true_cfg_scale` too, or neither
+    that nor a negative prompt, its `guidance_scale` is a number that the network is told, and acts
+    on no network without an embedding for it.
+    """
+    distilled = inspect.signature(cls.__init__).parameters.get("is_distilled")
+    if configs.index(folder).get("is_distilled", distilled and distilled.default):
         return None
-    if (_number(defaults.get("true_cfg_scale")) or 0) > 1 or "guidance_scale" not in defaults:
+    if "guidance_scale" not in defaults:
         return "true_cfg_scale" if "true_cfg_scale" in defaults else None
-    return "guidance_scale"
+    told = "true_cfg_scale" in defaults or ("negative_prompt" not in defaults and not distilled)
+    _, config = configs.denoiser(folder)
+    if (_number(defaults.get("true_cfg_scale")) or 0) > 1 and not config.get("guidance_embeds"):
+        return "true_cfg_scale"
+    return "guidance_scale" if not told or _embeds_guidance(folder) else None
+
+
+def _embeds_guidance(folder: Path) -> bool:
+    """Whether the network takes the guidance scale in; one that has no word on it does."""
+    name, config = configs.denoiser(folder)
+    cls = next((part.cls for part in configs.parts(folder) if part.name == name), "")
+    parameters = inspect.signature(getattr(imports.diffusers(), cls, object)).parameters
+    usual = parameters.get("guidance_embeds")
+    return bool(config.get("guidance_embeds", usual is None or usual.default))
 
 
 def _takes_negative_prompt(

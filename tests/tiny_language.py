@@ -1,0 +1,308 @@
+"""Tiny pipelines whose text encoder is a language model, with random weights.
+
+Shapes follow diffusers' own fast tests; the tokenizer is tiny.t5_tokenizer with a chat template.
+"""
+
+from t2i_cli.backends.local.imports import Foreign
+from tests.tiny import t5_tokenizer, vae
+
+_CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+_SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+_TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+
+
+def _tokenizer(side: str = "right", length: int = 512) -> Foreign:
+    tokenizer = t5_tokenizer()
+    tokenizer.chat_template = _CHAT
+    tokenizer.padding_side = side
+    tokenizer.model_max_length = length
+    return tokenizer
+
+
+def _model(cls: str, **more: object) -> Foreign:
+    """A language model of that class; its configuration's class is named after it."""
+    import transformers
+
+    model = getattr(transformers, cls)
+    return model(model.config_class(**(_SHAPE | _TOKENS | {"head_dim": 8} | more))).eval()
+
+
+def _qwen_vl() -> Foreign:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    configure: Foreign = Qwen2_5_VLForConditionalGeneration.config_class
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
+    config = configure(
+        text_config=_SHAPE | _TOKENS | {"rope_scaling": rope, "rope_theta": 1e6},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+        },
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+        image_token_id=60,
+        video_token_id=61,
+        vision_start_token_id=62,
+        vision_end_token_id=63,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def _flow(**more: object) -> Foreign:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**more)
+
+
+def _qwen_vae() -> Foreign:
+    from diffusers import AutoencoderKLQwenImage
+
+    return AutoencoderKLQwenImage(
+        base_dim=24,
+        z_dim=4,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+
+
+def qwen_image() -> Foreign:
+    from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
+    )
+    return QwenImagePipeline(
+        scheduler=_flow(),
+        vae=_qwen_vae(),
+        text_encoder=_qwen_vl(),
+        tokenizer=_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def longcat() -> Foreign:
+    from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
+
+    transformer = LongCatImageTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=[4, 4, 8],
+    )
+    return LongCatImagePipeline(
+        scheduler=_flow(),
+        vae=vae(16),
+        text_encoder=_qwen_vl(),
+        tokenizer=_tokenizer(),
+        text_processor=_tokenizer("left"),
+        transformer=transformer,
+    )
+
+
+def cogview4() -> Foreign:
+    from diffusers import CogView4Pipeline, CogView4Transformer2DModel
+
+    transformer = CogView4Transformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=4,
+        num_attention_heads=4,
+        out_channels=4,
+        text_embed_dim=16,
+        time_embed_dim=8,
+        condition_dim=4,
+        sample_size=16,
+    )
+    return CogView4Pipeline(
+        tokenizer=_tokenizer("left"),
+        text_encoder=_model("GlmModel"),
+        vae=vae(4),
+        transformer=transformer,
+        scheduler=_flow(base_shift=0.25, max_shift=0.75, base_image_seq_len=256),
+    )
+
+
+def lumina2() -> Foreign:
+    from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+
+    transformer = Lumina2Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=8,
+        num_layers=2,
+        num_attention_heads=1,
+        num_kv_heads=1,
+        multiple_of=16,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(512, 128, 128),
+        cap_feat_dim=16,
+    )
+    return Lumina2Pipeline(
+        transformer=transformer,
+        scheduler=_flow(),
+        vae=vae(4, stages=4),
+        text_encoder=_model("Gemma2Model"),
+        tokenizer=_tokenizer(),
+    )
+
+
+def _sana_transformer(**more: object) -> Foreign:
+    from diffusers import SanaTransformer2DModel
+
+    return SanaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
+        caption_channels=16,
+        sample_size=32,
+        **more,
+    )
+
+
+def _deep_compression() -> Foreign:
+    from diffusers import AutoencoderDC
+
+    return AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        upsample_block_type="interpolate",
+        downsample_block_type="stride_conv",
+        decoder_norm_types="rms_norm",
+        scaling_factor=0.41407,
+    )
+
+
+def sana() -> Foreign:
+    from diffusers import SanaPipeline
+
+    return SanaPipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=_model("Gemma2Model"),
+        vae=_deep_compression(),
+        transformer=_sana_transformer(),
+        scheduler=_flow(shift=7.0),
+    )
+
+
+def sana_sprint() -> Foreign:
+    from diffusers import SanaSprintPipeline, SCMScheduler
+
+    return SanaSprintPipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=_model("Gemma2Model"),
+        vae=_deep_compression(),
+        transformer=_sana_transformer(guidance_embeds=True, qk_norm="rms_norm_across_heads"),
+        scheduler=SCMScheduler(),
+    )
+
+
+def z_image() -> Foreign:
+    from diffusers import ZImagePipeline, ZImageTransformer2DModel
+
+    transformer: Foreign = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[1024, 64, 64],
+    )
+    # The network leaves these uninitialised.
+    for name, token in transformer.named_parameters():
+        if name.endswith("_pad_token"):
+            token.data.normal_(std=0.02)
+    return ZImagePipeline(
+        scheduler=_flow(shift=3.0),
+        vae=vae(4),
+        text_encoder=_model("Qwen3Model"),
+        tokenizer=_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def flux2_klein(*, distilled: bool = False) -> Foreign:
+    from diffusers import Flux2KleinPipeline
+
+    return Flux2KleinPipeline(
+        scheduler=_flow(),
+        vae=_flux2_vae(),
+        text_encoder=_model("Qwen3ForCausalLM", num_hidden_layers=28, hidden_size=8, head_dim=4),
+        tokenizer=_tokenizer(),
+        transformer=_flux2_transformer(24, guidance_embeds=False),
+        is_distilled=distilled,
+    )
+
+
+def _flux2_transformer(joint: int, **more: object) -> Foreign:
+    from diffusers import Flux2Transformer2DModel
+
+    return Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=joint,
+        timestep_guidance_channels=256,
+        axes_dims_rope=(4, 4, 4, 4),
+        **more,
+    )
+
+
+def _flux2_vae() -> Foreign:
+    from diffusers import AutoencoderKLFlux2
+
+    return AutoencoderKLFlux2(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
