@@ -274,8 +274,25 @@ def test_a_server_that_makes_something_else_is_told_of(server: FakeImages) -> No
     notes: list[str] = []
     server.echo = None
     server.faults = [Fault(image=server.picture({"size": "64x64"}))]
-    make(backend(server), notes)
-    assert notes == ["The server makes 64x64 where 128x128 is asked for."]
+    sentence = "The server makes 64x64 where 128x128 is asked for."
+    made = make(backend(server), notes)
+    assert notes == [sentence]
+    assert (made.request.width, made.request.height) == made.image.size == (64, 64)
+    server.faults = [Fault(image=server.picture({"size": "64x64"}))]
+    with pytest.raises(RemoteError, match=sentence) as caught:
+        make(backend(server), width=128)
+    assert caught.value.hint == "Ask for 64x64, or leave the size out."
+
+
+def test_a_server_that_makes_more_than_one_is_told_of(server: FakeImages) -> None:
+    notes: list[str] = []
+    pictures = [{"b64_json": server.picture({"size": size})} for size in ("16x16", "8x8")]
+    server.faults = [Fault(raw=json.dumps({"data": pictures}).encode())]
+    made = make(backend(server), notes)
+    assert notes == [
+        "The server answers with 2 images where one is asked for: the first is kept, 1 not."
+    ]
+    assert made.image.size == (16, 16)
 
 
 def test_the_model_to_use(server: FakeImages) -> None:

@@ -291,6 +291,7 @@ def test_what_each_serving_honours(
         assert caught.value.field == field
         assert ("--serving t2i, model-garden" in caught.value.message) == (serving is None)
     notes: list[str] = []
+    vertex.predictor = predicting(picture(size=(64, 32)))
     made = make(backend(name, **options), notes, lenient=True, **fields)
     (sent,) = vertex.predictions
     honoured = {payload._NAMES[field] for field in fields.keys() - refused}
@@ -300,6 +301,14 @@ def test_what_each_serving_honours(
     assert made.lock.seed_confirmed is False
     for field in ("steps", "guidance_scale", "width", "height", "scheduler"):
         assert (getattr(made.request, field) is None) == (field in refused)
+
+
+def test_an_image_of_another_size_is_not_recorded_as_asked(vertex: FakeVertex) -> None:
+    vertex.predictor = predicting(picture(size=(48, 32)))
+    name = vertex.make_endpoint(labels=labels("t2i"))
+    with pytest.raises(RemoteError, match="makes 48x32 where 64x32 is asked for") as caught:
+        make(backend(name), width=64, height=32)
+    assert caught.value.hint == "Ask for 48x32, or leave the size out."
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])

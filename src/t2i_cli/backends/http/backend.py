@@ -148,16 +148,21 @@ class HttpBackend:
             return answer
 
         answer = persist(ask, self._patience, self._throttle, call.stop)
-        entry = _first(answer.json())
+        entry, more = _first(answer.json())
+        if more:
+            call.tell(
+                f"The server answers with {more + 1} images where one is asked for: the first is "
+                f"kept, {more} not."
+            )
         account = echo.read(entry)
         account.check(call.request)
         account.tell(call)
         image = self._image(entry)
-        echo.note_size(call, image.size)
+        request = echo.true_size(call, image.size)
         lock = account.run_lock(call.request, backend="http", endpoint=self._options.url)
         return GeneratedImage(
             index=call.index,
-            request=call.request,
+            request=request,
             image=image,
             lock=lock,
             seconds=answer.seconds if account.seconds is None else account.seconds,
@@ -191,9 +196,9 @@ def _entries(answer: Answer) -> list[dict[str, Any]] | None:
     return [entry for entry in data if isinstance(entry, dict) and "id" in entry]
 
 
-def _first(answer: object) -> dict[str, Any]:
-    """The one image that was asked for."""
+def _first(answer: object) -> tuple[dict[str, Any], int]:
+    """The one image that was asked for, and how many came beside it."""
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list) or not data or not isinstance(data[0], dict):
         raise RemoteError("The server's answer holds no image.", hint="Is it an images API?")
-    return data[0]
+    return data[0], len(data) - 1

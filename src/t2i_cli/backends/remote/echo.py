@@ -1,7 +1,7 @@
 """What a t2i server says of an image it made: the request as it took it, and how it ran."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from t2i_cli import __version__
 from t2i_cli.backends import RunLock
@@ -60,13 +60,21 @@ class Echo:
         return RunLock(**(told | sure | place))  # type: ignore[arg-type]
 
 
-def note_size(call: Call, size: tuple[int, int]) -> None:
-    """Tell where an image has another size, in pixels, than was asked for."""
-    wanted = (call.request.width or size[0], call.request.height or size[1])
-    if size != wanted:
-        call.tell(
-            f"The server makes {size[0]}x{size[1]} where {wanted[0]}x{wanted[1]} is asked for."
-        )
+def true_size(call: Call, size: tuple[int, int]) -> ResolvedRequest:
+    """The request with the size, in pixels, that its image has, and a note where it is another.
+
+    Raises RemoteError where the user asked for a size that the image does not have.
+    """
+    request, made = call.request, {"width": size[0], "height": size[1]}
+    other = {name for name in made if getattr(request, name) not in (None, made[name])}
+    if not other:
+        return request
+    wanted = f"{request.width or size[0]}x{request.height or size[1]}"
+    message = f"The server makes {size[0]}x{size[1]} where {wanted} is asked for."
+    if other & request.user_set:
+        raise RemoteError(message, hint=f"Ask for {size[0]}x{size[1]}, or leave the size out.")
+    call.tell(message)
+    return replace(request, width=size[0], height=size[1])
 
 
 def read(entry: object) -> Echo:

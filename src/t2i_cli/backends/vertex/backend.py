@@ -115,7 +115,7 @@ class VertexBackend:
         account.check(call.request)
         account.tell(call)
         image = images.decode(predicted.text)
-        echo.note_size(call, image.size)
+        request = echo.true_size(call, image.size)
         deployed = told.get("deployedModelId") if isinstance(told, dict) else None
         lock = account.run_lock(
             call.request,
@@ -125,7 +125,7 @@ class VertexBackend:
         )
         return GeneratedImage(
             index=call.index,
-            request=call.request,
+            request=request,
             image=image,
             lock=lock,
             seconds=answer.seconds if account.seconds is None else account.seconds,
