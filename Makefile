@@ -1,12 +1,15 @@
 # What a developer runs; CI runs `make lint types` after the README's two commands.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check test lint types docs bench
+.PHONY: check test full lint types docs bench
 
 check: lint types test
 
 test:
 	$(PYTHON) -m pytest
+
+full:
+	$(PYTHON) -m pytest -m "full and not gpu and not network"
 
 lint:
 	$(PYTHON) -m ruff check .

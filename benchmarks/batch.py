@@ -28,6 +28,8 @@ from benchmarks import models
 from benchmarks.measure import run
 from t2i_cli.backends.local import device, pipeline
 from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.backends.local.pictures import Picture
+from t2i_cli.errors import ModelError
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 RUNS = 5
@@ -133,7 +135,7 @@ def _timed(passes: list[tuple[float, float]], then: Callable[[], None]) -> Itera
     """Note when each pass of t2i's pipeline began and ended."""
     real = pipeline.run
 
-    def timed(*args: Foreign) -> list[pipeline.Picture]:
+    def timed(*args: Foreign) -> list[Picture | ModelError]:
         started = time.perf_counter()
         pictures = real(*args)
         passes.append((started, time.perf_counter()))

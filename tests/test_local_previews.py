@@ -77,18 +77,13 @@ def test_large_images_have_small_previews(
     assert [one.image.size for one in shown] == [(64, 48)]
 
 
-@pytest.mark.parametrize(
-    ("family", "size"),
-    # PixArt works at a size that it was trained for.
-    [("sdxl", (64, 32)), ("sd3", (64, 32)), ("flux", (64, 32)), ("pixart", (256, 128))],
-)
-def test_every_family_has_previews(family: str, size: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart"])
+def test_every_family_has_previews(family: str, tmp_path: Path) -> None:
     backend = LocalBackend(LocalOptions(device="cpu"))
     model = str(tiny.save(family, tmp_path / family))
     [image], shown = made(backend, [2], model=model, steps=3, width=64, height=32)
     assert [one.step for one in shown] == [1, 2]
-    assert {one.image.size for one in shown} == {size}
-    assert image.size == (64, 32)
+    assert {one.image.size for one in shown} == {image.size} == {(64, 32)}
 
 
 def test_latents_that_no_vae_knows_give_no_previews_and_an_image(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2i_cli import catalog
-from t2i_cli.backends.local import configs, device, imports, memory, weights
+from t2i_cli.backends.local import configs, device, imports, memory, models, passes, weights
 from t2i_cli.backends.local.device import Device, Memory
 from t2i_cli.backends.local.memory import MIB, Measures, Need, Plan
 from t2i_cli.backends.local.options import LocalOptions
@@ -46,6 +46,8 @@ def target(spec: ModelSpec, options: LocalOptions) -> Target:
     transformer = configs.denoiser(folder)[0] == "transformer"
     dtype = device.choose_dtype(place, options.dtype, transformer=transformer)
     slicing = bool(options.attention_slicing) and _can_slice(folder, options)
+    if (options.batch_size or 1) > 1:
+        _check_batch_size(folder, options)
     if spec.folder is None:
         half = dtype != "float32"
         size = hub.download_size(repo, revision=spec.revision, offline=options.offline, half=half)
@@ -95,6 +97,18 @@ def _can_slice(folder: Path, options: LocalOptions) -> bool:
         f"The model's {name} ({cls}) has no attention slicing; its attention is fused.",
         hint=f"Leave --attention-slicing away{without}.",
         field="attention_slicing",
+    )
+
+
+def _check_batch_size(folder: Path, options: LocalOptions) -> None:
+    """Raise InputError, unless lenient, where the model's images cannot share a pass."""
+    cls = models.pipeline_class(folder, trust_remote_code=options.trust_remote_code)
+    if options.lenient or passes.are_independent(cls):
+        return
+    raise InputError(
+        passes.dependence(cls),
+        hint="Leave --batch-size away, or go on with one image a pass by --lenient.",
+        field="batch_size",
     )
 
 

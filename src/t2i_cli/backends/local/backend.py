@@ -28,15 +28,11 @@ from t2i_cli.backends.local.loading import Loaded
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.local.outcomes import Member
-from t2i_cli.backends.local.passes import PassSize
-from t2i_cli.backends.local.pipeline import Cancelled, Picture
+from t2i_cli.backends.local.passes import PassSize, are_independent, dependence
+from t2i_cli.backends.local.pictures import Picture
+from t2i_cli.backends.local.pipeline import Cancelled
 from t2i_cli.catalog import ModelSpec
-from t2i_cli.errors import (
-    InputError,
-    OutOfMemoryError,
-    T2IError,
-    defect,
-)
+from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, defect
 from t2i_cli.events import Loading, Note, OnEvent
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
@@ -213,6 +209,8 @@ class LocalBackend:
         decode.rescue(loaded)
         if self._options.attention_slicing:
             on_event(Note(message=_SLICING_COST if aim.slicing else _NO_SLICING))
+        if (self._options.batch_size or 1) > 1 and not are_independent(type(loaded.pipe)):
+            on_event(Note(message=dependence(type(loaded.pipe))))
         return loaded
 
     def _place(self, loaded: Loaded, measures: memory.Measures) -> None:
@@ -282,7 +280,7 @@ class LocalBackend:
         """What is known of the best size of passes for requests of this kind."""
         kind = request.kind()
         if kind not in self._sizes:
-            wanted = self._options.batch_size
+            wanted = self._options.batch_size if are_independent(type(loaded.pipe)) else 1
             most = wanted or assessment.most_of_a_pass(
                 self._target(request), request, tuple(loaded.measures), loaded.resident
             )
@@ -291,7 +289,7 @@ class LocalBackend:
 
     def _attempt(
         self, loaded: Loaded, batch: list[Member], cancel: Flag
-    ) -> tuple[str | None, list[Picture]] | None:
+    ) -> tuple[str | None, list[Picture | ModelError]] | None:
         """The scheduler and the pictures; None if memory ran out and a measure was taken."""
         indices = tuple(index for index, _ in batch)
         requests = [request for _, request in batch]

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from t2i_cli.backends import Failure, GeneratedImage, RunLock
 from t2i_cli.backends.local import text
 from t2i_cli.backends.local.loading import Loaded
-from t2i_cli.backends.local.pipeline import Picture
+from t2i_cli.backends.local.pictures import Picture
 from t2i_cli.errors import (
     InputError,
+    ModelError,
     PipelineError,
     T2IError,
     WithheldError,
@@ -62,9 +63,15 @@ def lock(loaded: Loaded, scheduler: str | None, batch_size: int) -> RunLock:
 
 
 def outcome(
-    index: int, request: ResolvedRequest, picture: Picture, lock: RunLock, seconds: float
+    index: int,
+    request: ResolvedRequest,
+    picture: Picture | ModelError,
+    lock: RunLock,
+    seconds: float,
 ) -> GeneratedImage | Failure:
-    """The image, unless the model's safety checker withheld it."""
+    """The image, unless it is none or the model's safety checker withheld it."""
+    if isinstance(picture, ModelError):
+        return Failure(index=index, request=request, error=picture)
     if picture.withheld:
         error = WithheldError(
             "The model's safety checker withheld the image.",

@@ -1,4 +1,36 @@
-"""How many images one pass makes: as many as memory takes, if the device gains by them."""
+"""How many images one pass makes: as many as memory takes, if the device gains by them.
+
+Only images that do not change each other share a pass.
+"""
+
+INDEPENDENT = frozenset(
+    {
+        "AuraFlowPipeline",
+        "BriaPipeline",
+        "ChromaPipeline",
+        "Flux2KleinPipeline",
+        "FluxKontextPipeline",
+        "FluxPipeline",
+        "HiDreamImagePipeline",
+        "HunyuanDiTPipeline",
+        "LatentConsistencyModelPipeline",
+        "Lumina2Pipeline",
+        "PixArtAlphaPipeline",
+        "PixArtSigmaPipeline",
+        "QwenImagePipeline",
+        "SanaPipeline",
+        "SanaSprintPipeline",
+        "StableDiffusion3Pipeline",
+        "StableDiffusionPipeline",
+        "StableDiffusionXLPipeline",
+    }
+)
+"""diffusers' pipelines whose images are, with others in a pass, what they are alone.
+
+Others pad the shorter prompts of a pass and read the padding, or have a language model rewrite them
+all at once. tests/test_local_families.py shows it for each of these; what it does not show stays
+out.
+"""
 
 START = 2
 """Images of the first pass: what one alone would teach is learnt from two as well."""
@@ -8,6 +40,16 @@ _GAIN = 1.04
 """A size has to be quicker by this to be preferred: less is noise."""
 _LOOKS = 2
 """Passes that two sizes are compared by before the larger is given up."""
+
+
+def are_independent(cls: type) -> bool:
+    """Whether the images of a pipeline of this class may share a pass."""
+    return cls.__name__ in INDEPENDENT and cls.__module__.startswith("diffusers.")
+
+
+def dependence(cls: type) -> str:
+    """The sentence that tells why images of a pipeline of this class share no pass."""
+    return f"Images of a {cls.__name__} may change each other in a pass, so each is made alone."
 
 
 class PassSize:

@@ -1,32 +1,22 @@
 """One pass of a pipeline: requests of one kind in, pictures out, step by step."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import Event as Flag
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from t2i_cli.backends.local import imports
+from t2i_cli.backends.local import imports, pictures
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.backends.local.pictures import Picture
 from t2i_cli.backends.local.previews import Previews
+from t2i_cli.errors import ModelError
 from t2i_cli.events import Step
 from t2i_cli.request import ResolvedRequest
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class Cancelled(Exception):  # noqa: N818 - no error, but the way out of a pipeline's loop
     """The run was cancelled between two steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """What a pipeline made of one request: `image` is RGB, black where it was withheld."""
-
-    image: "Image"
-    withheld: bool
 
 
 def run(
@@ -34,16 +24,19 @@ def run(
     requests: Sequence[ResolvedRequest],
     indices: tuple[int, ...],
     cancel: Flag,
-) -> list[Picture]:
+) -> list[Picture | ModelError]:
     """Make the pictures of requests that differ in prompt and seed only.
 
     Each image's noise comes from a CPU generator of its own, so that it depends on the seed alone.
-    Raises Cancelled, and whatever the pipeline raises.
+    An error stands in the place of a picture that is not what was asked for. Raises Cancelled, and
+    whatever the pipeline raises.
     """
     import torch
 
     shown = Previews(loaded, requests, indices)
     loaded.pipe.progress_bar = _Steps(loaded, indices, cancel, shown)
+    # Language models that rewrite prompts or draw an image's plan take no generator.
+    torch.manual_seed(requests[0].seed)
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     try:
         with imports.quiet(), shown:
@@ -52,11 +45,7 @@ def run(
         # As the pipeline itself does at its end: what was moved to the device goes back.
         loaded.pipe.maybe_free_model_hooks()
         raise
-    flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
-    return [
-        Picture(image=image.convert("RGB"), withheld=bool(flag))
-        for image, flag in zip(output.images, flagged, strict=True)
-    ]
+    return pictures.read(loaded, requests, output)
 
 
 def _arguments(loaded: Loaded, requests: Sequence[ResolvedRequest]) -> dict[str, Any]:
@@ -71,7 +60,7 @@ def _arguments(loaded: Loaded, requests: Sequence[ResolvedRequest]) -> dict[str,
     }
     argument = loaded.spec.guidance_argument
     if argument is None:
-        # Left away, the pipeline's own default would guide a model distilled to need none.
+        # Left away, the pipeline's own default would guide a model that was made to need none.
         off = {"guidance_scale": 0.0, "true_cfg_scale": 1.0}
         arguments |= {name: value for name, value in off.items() if name in taken}
     else:
@@ -81,7 +70,21 @@ def _arguments(loaded: Loaded, requests: Sequence[ResolvedRequest]) -> dict[str,
     elif argument == "true_cfg_scale" and loaded.spec.negative_prompt:
         # These pipelines leave guidance out, silently, where there is no negative prompt.
         arguments["negative_prompt"] = [" "] * len(requests)
+    arguments |= _size_kept(taken, first)
+    if "output_type" in taken and pictures.takes_arrays(loaded.pipe):
+        arguments["output_type"] = "np"
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _size_kept(taken: Mapping[str, object], request: ResolvedRequest) -> dict[str, Any]:
+    """The arguments that have a pipeline work at the size that is asked for.
+
+    Left alone, some take the nearest of a list of sizes, and may or may not fit the image in the
+    end; FluxKontext scales to an area.
+    """
+    area = (request.width or 0) * (request.height or 0)
+    kept = {"use_resolution_binning": False, "max_area": area or None}
+    return {name: value for name, value in kept.items() if name in taken}
 
 
 class _Steps:
