@@ -341,12 +341,12 @@ def test_a_scheduler_that_cannot_be_used_fails_its_images_only(
     real = loading.Loaded.set_scheduler
 
     def set_scheduler(self: loading.Loaded, name: str | None) -> str | None:
-        if name == "lms":
-            raise ImportError("It requires the scipy library\nbut it was not found.")
+        if name == "deis":
+            raise ImportError("It requires the other library\nbut it was not found.")
         return real(self, name)
 
     monkeypatch.setattr(loading.Loaded, "set_scheduler", set_scheduler)
-    asked = [ask(backend, scheduler=name) for name in ("euler", "lms", "lms", "ddim")]
+    asked = [ask(backend, scheduler=name) for name in ("euler", "deis", "deis", "ddim")]
     first, *failed, last = make(backend, *asked)
     assert isinstance(first, GeneratedImage)
     assert isinstance(last, GeneratedImage)
@@ -355,8 +355,8 @@ def test_a_scheduler_that_cannot_be_used_fails_its_images_only(
         assert isinstance(failure.error, InputError)
         assert failure.error.field == "scheduler"
         assert failure.error.message == (
-            "The scheduler 'lms' cannot be used here: "
-            "It requires the scipy library but it was not found."
+            "The scheduler 'deis' cannot be used here: "
+            "It requires the other library but it was not found."
         )
 
 
