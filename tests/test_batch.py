@@ -277,3 +277,50 @@ def test_a_rows_model_that_is_none_is_named_and_can_be_left_out(t2i: T2I, tmp_pa
         alone = t2i("batch", prompts, "--skip-invalid")
         assert alone.returncode == 2
         assert f"{prompts} is wrong in" in alone.stderr
+
+
+def test_anothers_page_and_picture_stay(t2i: T2I, tmp_path: Path) -> None:
+    """With the embedded model, and then without any."""
+    (tmp_path / "p.txt").write_text("a red star\n")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "index.html").write_text("<title>My site</title>")
+    (site / "sheet.png").write_bytes(b"my sheet")
+    done = t2i("batch", "p.txt", "-m", "postcard", "--steps", "1", "-o", "site", "--sheet")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "'site/index.html' is not t2i's and stays as it is; see 'site/gallery.html'" in done.stderr
+    )
+    assert (
+        "'site/sheet.png' is not t2i's and stays as it is; see 'site/t2i-sheet.png'" in done.stderr
+    )
+    (site / "manifest.jsonl").rename(site / "manifest-1-of-1.jsonl")
+    with (site / "manifest-1-of-1.jsonl").open("ab") as book:
+        book.write(b'{"id": "x", "status": []}\n' + b"[" * 100_000 + b"\n")
+    done = t2i("batch", "--merge", "site")
+    assert done.returncode == 0, done.stderr
+    assert "warning: 2 lines of the manifest cannot be read" in done.stderr
+    assert "see 'site/gallery.html'" in done.stderr
+    assert "1 shards merged: 1 done; site/gallery.html" in done.stderr
+    assert (site / "index.html").read_text() == "<title>My site</title>"
+    assert (site / "sheet.png").read_bytes() == b"my sheet"
+    (site / "gallery.html").write_text("mine, too")
+    done = t2i("batch", "--merge", "site")
+    assert done.returncode == 2
+    assert "Neither index.html nor gallery.html in 'site' is t2i's" in done.stderr
+
+
+def test_planted_state_is_one_sentence(t2i: T2I, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red star\n")
+    (tmp_path / "notes.txt").write_text("precious")
+    for name in (".t2i/lock", "manifest.jsonl"):
+        for plant in (lambda path: path.symlink_to(tmp_path / "notes.txt"), os.mkfifo):
+            path = tmp_path / "out" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plant(path)
+            done = t2i("batch", "p.txt", "-m", "postcard", "-o", "out", timeout=60)
+            assert done.returncode == 2, done.stderr
+            assert done.stderr.startswith("error: ")
+            assert name in done.stderr
+            assert (tmp_path / "notes.txt").read_text() == "precious"
+            path.unlink()

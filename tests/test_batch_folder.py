@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -98,3 +98,93 @@ def test_wrong_shard_is_refused(text: str) -> None:
 def test_shard_is_read() -> None:
     assert parse_shard("2/4") == Shard(2, 4)
     assert os.path.basename(parse_shard("2/4").manifest) == "manifest-2-of-4.jsonl"
+
+
+def state_is_a_link(folder: Path, others: Path) -> None:
+    (folder / ".t2i").symlink_to(others)
+
+
+def state_is_a_dangling_link(folder: Path, others: Path) -> None:
+    (folder / ".t2i").symlink_to(others / "nowhere")
+
+
+def lock_is_a_link(folder: Path, others: Path) -> None:
+    (folder / ".t2i").mkdir()
+    (folder / ".t2i/lock").symlink_to(others / "unfinished/precious.txt")
+
+
+def lock_is_anothers(folder: Path, others: Path) -> None:
+    (folder / ".t2i").mkdir()
+    os.link(others / "unfinished/precious.txt", folder / ".t2i/lock")
+
+
+def lock_is_a_pipe(folder: Path, others: Path) -> None:
+    (folder / ".t2i").mkdir()
+    os.mkfifo(folder / ".t2i/lock")
+
+
+def scratch_is_a_link(folder: Path, others: Path) -> None:
+    with held(folder, None):
+        pass
+    (folder / ".t2i/unfinished").symlink_to(others / "unfinished")
+
+
+def scratch_was_there_before(folder: Path, others: Path) -> None:
+    (others / "unfinished").rename(folder / "moved")
+    (folder / ".t2i").mkdir()
+    (folder / "moved").rename(folder / ".t2i/unfinished")
+    (others / "unfinished").symlink_to(folder / ".t2i/unfinished")
+
+
+def scratch_holds_a_folder(folder: Path, others: Path) -> None:
+    with held(folder, None):
+        pass
+    (folder / ".t2i/unfinished").mkdir()
+    (others / "unfinished").rename(folder / ".t2i/unfinished/deep")
+    (others / "unfinished").symlink_to(folder / ".t2i/unfinished/deep")
+
+
+PLANTED = [
+    *(state_is_a_link, state_is_a_dangling_link, lock_is_a_link, lock_is_anothers, lock_is_a_pipe),
+    *(scratch_is_a_link, scratch_was_there_before, scratch_holds_a_folder),
+]
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_what_t2i_did_not_make_is_refused_and_stays(
+    plant: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    folder, others = tmp_path / "out", tmp_path / "others"
+    folder.mkdir()
+    (others / "unfinished").mkdir(parents=True)
+    precious = others / "unfinished/precious.txt"
+    precious.write_text("precious")
+    plant(folder, others)
+    with pytest.raises(InputError, match=r"\.t2i"):
+        with held(folder, None):
+            pass
+    assert precious.read_text() == "precious"
+    assert sorted(path.name for path in precious.parent.iterdir()) == ["precious.txt"]
+    assert not (others / "nowhere").exists()
+
+
+def test_a_folder_of_an_earlier_version_is_held(tmp_path: Path) -> None:
+    state = tmp_path / ".t2i"
+    (state / "unfinished").mkdir(parents=True)
+    (state / "unfinished/.t2i-0123456789abcdef.tmp").write_bytes(b"half")
+    (state / "lock").write_text("process 12345 on some.host-name\n")
+    with held(tmp_path, None) as scratch:
+        assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "said", [b"process 7 on \x1b[31mred", b"process 7 on \xff\xfe" + b"x" * 99]
+)
+def test_who_holds_the_folder_is_told_without_what_steers_a_terminal(
+    tmp_path: Path, other: subprocess.Popen[str], said: bytes
+) -> None:
+    (tmp_path / ".t2i/lock").write_bytes(said)
+    with pytest.raises(InputError, match="at work in .*process 7 on ") as raised:
+        with held(tmp_path, None):
+            pass
+    assert raised.value.message.isprintable()

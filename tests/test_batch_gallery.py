@@ -18,7 +18,7 @@ from t2i_cli.batch.plan import Choice, Plan, compose, duration
 from t2i_cli.batch.rows import expand
 from t2i_cli.batch.wishes import Wishes, parse_vary
 from t2i_cli.console import Console
-from t2i_cli.errors import ModelError
+from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Loading, Measure, Note, Step
 from t2i_cli.prompts import Entry
 from t2i_cli.sink import Saved
@@ -262,3 +262,95 @@ def saved(path: Path, generated: GeneratedImage) -> Saved:
         request=generated.request,
         lock=generated.lock,
     )
+
+
+STRANGERS = [
+    "<!doctype html><title>My holiday</title><p>precious",
+    '<!doctype html><title>t2i batch</title><meta name="generator" content="Hugo"><p>how to use it',
+    "",
+]
+
+
+@pytest.mark.parametrize("page", STRANGERS)
+def test_a_strangers_page_stays(tmp_path: Path, scratch: Path, page: str) -> None:
+    (tmp_path / "index.html").write_text(page)
+    assert gallery.write(tmp_path, scratch) == tmp_path / "gallery.html"
+    assert (tmp_path / "index.html").read_text() == page
+    # Its own one is replaced, there as well.
+    Manifest(tmp_path / manifest.MAIN).append([line(1, "a", status="failed")])
+    assert len(entries(gallery.write(tmp_path, scratch))) == 1
+    (tmp_path / "gallery.html").write_text(page)
+    with pytest.raises(InputError, match=r"Neither index\.html nor gallery\.html in .* is t2i's"):
+        gallery.write(tmp_path, scratch)
+    assert (tmp_path / "gallery.html").read_text() == page
+
+
+def test_a_link_for_a_page_stays_a_link(tmp_path: Path, scratch: Path) -> None:
+    gallery.write(tmp_path, scratch).rename(tmp_path / "elsewhere.html")
+    (tmp_path / "index.html").symlink_to("elsewhere.html")
+    before = (tmp_path / "elsewhere.html").stat()
+    assert gallery.write(tmp_path, scratch) == tmp_path / "gallery.html"
+    assert (tmp_path / "index.html").is_symlink()
+    assert (tmp_path / "elsewhere.html").stat() == before
+
+
+def test_an_earlier_versions_page_is_replaced(tmp_path: Path, scratch: Path) -> None:
+    page = gallery.write(tmp_path, scratch)
+    text = page.read_text().replace('<meta name="generator" content="t2i">\n', "")
+    assert "generator" not in text
+    page.write_text(text)
+    assert gallery.write(tmp_path, scratch) == page
+    assert 'content="t2i"' in page.read_text()
+
+
+def pictured(folder: Path, *arguments: str, vary: list[str] | None = None) -> Plan:
+    """A plan whose images are more than one colour."""
+    plan = plan_of(folder, *arguments, vary=vary)
+    for job in plan.jobs:
+        slope = Image.linear_gradient("L").rotate(9 * job.row.index)
+        Image.merge("RGB", [slope, slope.rotate(90), slope]).save(folder / job.file)
+    return plan
+
+
+VARIED = [None, ["steps=10,20,30", "guidance_scale=5,7.5"]]
+
+
+@pytest.mark.parametrize("vary", VARIED)
+def test_an_earlier_versions_sheet_is_replaced(
+    tmp_path: Path, scratch: Path, vary: list[str] | None
+) -> None:
+    plan = pictured(tmp_path, "a", "b", "c", vary=vary)
+    drawn = sheet.write(plan, scratch)
+    with Image.open(drawn) as picture:
+        assert picture.info["Software"] == "t2i"
+        picture.load()
+    bare = Image.frombytes("RGB", picture.size, picture.tobytes())
+    bare.save(drawn)
+    assert sheet.write(plan, scratch) == drawn
+    with Image.open(drawn) as picture:
+        assert picture.info["Software"] == "t2i"
+
+
+@pytest.mark.parametrize("what", ["size of a sheet", "another size", "white", "text", "link"])
+def test_a_strangers_picture_stays(tmp_path: Path, scratch: Path, what: str) -> None:
+    plan = pictured(tmp_path, "a", "b", "c") if what != "white" else plan_of(tmp_path, "a")
+    target = tmp_path / "sheet.png"
+    side = {"another size": (640, 480), "white": (208, 250)}.get(what, (408, 492))
+    if what == "white":
+        Image.new("RGB", (128, 128), "white").save(tmp_path / plan.jobs[0].file)
+    if what == "text":
+        target.write_text("precious")
+    elif what == "link":
+        sheet.write(plan, scratch).rename(tmp_path / "elsewhere.png")
+        target.symlink_to("elsewhere.png")
+    elif what == "white":
+        Image.new("RGB", side, "white").save(target)
+    else:
+        Image.radial_gradient("L").resize(side).convert("RGB").save(target)
+    before = target.read_bytes()
+    assert sheet.write(plan, scratch) == tmp_path / "t2i-sheet.png"
+    assert target.read_bytes() == before
+    assert target.is_symlink() == (what == "link")
+    (tmp_path / "t2i-sheet.png").write_text("precious")
+    with pytest.raises(InputError, match=r"Neither sheet\.png nor t2i-sheet\.png in .* is t2i's"):
+        sheet.write(plan, scratch)

@@ -3,13 +3,18 @@
 import errno
 import json
 import os
+import stat
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from t2i_cli.batch import manifest
+from t2i_cli.batch import gallery, lines, manifest
 from t2i_cli.batch.manifest import HEADER, MAIN, Known, Manifest, State
-from t2i_cli.errors import InputError, StorageError
+from t2i_cli.errors import InputError, StorageError, T2IError
 
 
 def line(number: int, status: str = "done", **values: object) -> dict[str, object]:
@@ -184,3 +189,204 @@ def test_shard_that_is_still_writing_can_be_read(tmp_path: Path) -> None:
 
 def test_folder_without_manifest_says_nothing(tmp_path: Path) -> None:
     assert manifest.load(tmp_path / "none") == State()
+
+
+FULL: dict[str, object] = {
+    **line(1),
+    "index": 1,
+    "line": 1,
+    "seconds": 1.5,
+    "request": {"prompt": "a red star", "seed": 3, "steps": 4},
+    "error": {"code": "model", "message": "m"},
+    "lock": {"device": "cpu"},
+    "time": "2026-01-01T00:00:00+00:00",
+}
+PIN: dict[str, object] = {"model": "a/b", "revision": None, "pin": "c" * 40}
+INVALID: dict[str, object] = {"status": "invalid", "line": 7, "field": "steps", "message": "bad"}
+
+WRONG: list[object] = [
+    [],
+    {},
+    True,
+    -1,
+    1.5,
+    float("nan"),
+    float("inf"),
+    10**400,
+    "x" * 5000,
+    "a\0b",
+    "\ud800",
+    "../../x",
+    "/etc/passwd",
+    "C:\\x",
+    "",
+]
+
+
+def spoilt() -> list[dict[str, object]]:
+    """Lines with one value that is not what t2i writes there, or that does not matter."""
+    found = []
+    for whole in (FULL, PIN, INVALID):
+        for name in whole:
+            found += [whole | {name: wrong} for wrong in WRONG]
+            found.append({key: value for key, value in whole.items() if key != name})
+    for name, inner in (("request", "prompt"), ("request", "steps"), ("error", "code")):
+        for wrong in WRONG:
+            deep = deepcopy(FULL)
+            deep[name][inner] = wrong  # type: ignore[index]
+            found.append(deep)
+    return found
+
+
+def readers(folder: Path) -> None:
+    """Whoever reads manifests; only T2IError may leave them."""
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    for read in (
+        lambda: manifest.load(folder),
+        lambda: gallery.write(folder, scratch),
+        lambda: manifest.merge(folder, scratch),
+    ):
+        try:
+            read()
+        except T2IError as error:
+            assert error.message
+
+
+def test_no_line_of_any_kind_is_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / manifest.shard_name(1, 2)
+    for record in spoilt():
+        path.write_bytes(HEADER + json.dumps(record).encode() + b"\n" + json.dumps(FULL).encode())
+        with path.open("ab") as file:
+            file.write(b"\n")
+        readers(tmp_path)
+        assert not path.exists()
+        assert f"{1:016x}" in manifest.load(tmp_path).rows, "the sound line counts all the same"
+        (tmp_path / MAIN).unlink()
+
+
+DAMAGED: list[dict[str, object]] = [
+    FULL | {"status": []},
+    FULL | {"status": {}},
+    FULL | {"index": "x"},
+    FULL | {"index": True},
+    FULL | {"bytes": "12"},
+    FULL | {"seconds": "1"},
+    FULL | {"seconds": float("nan")},
+    FULL | {"file": None},
+    FULL | {"file": "../x.png"},
+    FULL | {"file": "a\0.png"},
+    FULL | {"request": []},
+    FULL | {"request": {"prompt": ["a"]}},
+    FULL | {"error": "bad"},
+    FULL | {"request": {"prompt": "\ud800"}},
+    FULL | {"id": 1},
+    INVALID | {"line": []},
+    {"pin": "c" * 40},
+    PIN | {"pin": "../../x"},
+    PIN | {"revision": []},
+]
+
+
+@pytest.mark.parametrize("record", DAMAGED)
+def test_a_line_that_t2i_did_not_write_is_damaged(
+    record: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / MAIN).write_bytes(HEADER + json.dumps(record).encode() + b"\n")
+    assert manifest.load(tmp_path) == State(damaged=1)
+
+
+@pytest.mark.parametrize("depth", [40, 900, 100_000])
+@pytest.mark.parametrize("bracket", ["[", '{"a":'])
+def test_deep_lines_are_damaged(depth: int, bracket: str, tmp_path: Path) -> None:
+    end = {"[": "]", '{"a":': "}"}[bracket]
+    deep = f'{{"id": "1", "status": "failed", "lock": {bracket * depth}1{end * depth}}}\n'
+    (tmp_path / MAIN).write_bytes(HEADER + deep.encode())
+    assert manifest.load(tmp_path) == State(damaged=1)
+    readers(tmp_path)
+
+
+def test_lines_that_never_end_are_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE", 1000)
+    long = json.dumps(FULL | {"request": {"prompt": "x" * 5000}}).encode()
+    (tmp_path / MAIN).write_bytes(HEADER + long + b"\n" + json.dumps(line(2)).encode() + b"\n")
+    state = manifest.load(tmp_path)
+    assert (list(state.rows), state.damaged) == ([f"{2:016x}"], 1)
+    (tmp_path / MAIN).write_bytes(b"\0" * 100_000)
+    with pytest.raises(InputError, match="is no manifest"):
+        manifest.load(tmp_path)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from([*FULL, "pin", "model", "field"]), VALUES)))
+def test_whatever_lines_say_is_read_or_left_out(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, object]]
+) -> None:
+    folder = tmp_path_factory.mktemp("batch")
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / manifest.shard_name(1, 2)).write_bytes(HEADER + text.encode())
+    readers(folder)
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_whatever_bytes_a_manifest_has_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, headed: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("batch")
+    (folder / MAIN).write_bytes(HEADER * headed + data)
+    readers(folder)
+
+
+def a_link(path: Path) -> None:
+    write(path.with_name("elsewhere"), line(1))
+    path.symlink_to("elsewhere")
+
+
+def a_dangling_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("plant", [a_link, a_dangling_link, os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("name", [MAIN, manifest.shard_name(1, 2)])
+def test_what_is_no_file_is_neither_read_nor_written(
+    plant: Callable[[Path], None], name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    plant(path)
+    elsewhere = tmp_path / "elsewhere"
+    before = elsewhere.read_bytes() if elsewhere.exists() else None
+    kind = stat.S_IFMT(path.lstat().st_mode)
+    for act in (manifest.load, manifest.merge):
+        with pytest.raises(InputError, match="Cannot read .*: it is "):
+            act(tmp_path)
+    with pytest.raises(InputError, match="Cannot write .*: it is "):
+        Manifest(path)
+    assert (elsewhere.read_bytes() if elsewhere.exists() else None) == before
+    assert not (tmp_path / "nowhere").exists()
+    assert stat.S_IFMT(path.lstat().st_mode) == kind
+
+
+def test_a_torn_line_behind_a_link_is_not_cut_off(tmp_path: Path) -> None:
+    a_link(tmp_path / MAIN)
+    with (tmp_path / "elsewhere").open("ab") as file:
+        file.write(b"torn")
+    with pytest.raises(InputError, match="it is a link"):
+        Manifest(tmp_path / MAIN)
+    assert (tmp_path / "elsewhere").read_bytes().endswith(b"torn")
+
+
+def test_only_what_is_called_as_a_shards_is_one(tmp_path: Path) -> None:
+    (tmp_path / "manifest-old-of-mine.jsonl").write_text("precious")
+    write(tmp_path / manifest.shard_name(1, 1), line(1))
+    assert manifest.merge(tmp_path) == 1
+    assert (tmp_path / "manifest-old-of-mine.jsonl").read_text() == "precious"

@@ -725,3 +725,43 @@ def test_disk_full_in_the_middle_then_space_and_again(
     assert (ended, summary["done"]) == (None, 12)
     assert batch.files() == undisturbed.files()
     assert list((batch.folder / ".t2i").glob("*/*")) == []
+
+
+def test_a_failure_that_a_newer_version_recorded_is_told(batch: Batch) -> None:
+    batch(failing(*range(1, 13), error=ModelError("broken")))
+    path = batch.folder / manifest.MAIN
+    path.write_text(path.read_text().replace('"code": "model"', '"code": "melted"'))
+    _, ended, summary = batch()
+    assert isinstance(ended, PartialError)
+    assert summary["failures"] == {"melted": 12}
+
+
+def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(batch: Batch) -> None:
+    batch(choice=Choice(limit=1))
+    [image] = batch.folder.glob("*.png")
+    line = batch.lines()[0] | {"bytes": 0}
+    path = batch.folder / manifest.MAIN
+    path.write_bytes(manifest.HEADER + json.dumps(line).encode() + b"\n")
+    image.unlink()
+    os.mkfifo(image)
+    _, ended, summary = batch(choice=Choice(verify_files=True))
+    assert ended is None
+    assert summary["made"] == 12
+    [other] = [job for job in batch.folder.glob("00012-*.png")]
+    other.unlink()
+    path.unlink()
+    os.mkfifo(other)
+    _, ended, _ = batch()
+    assert isinstance(ended, InputError)
+    assert "not of this batch" in ended.message
+
+
+def test_a_sheet_of_what_is_no_image_is_one_sentence(batch: Batch) -> None:
+    batch()
+    image = min(batch.folder.glob("*.png"))
+    image.write_bytes(b"x" * image.stat().st_size)
+    _, ended, summary = batch(sheet=True)
+    assert isinstance(ended, StorageError)
+    assert f"Cannot read '{image}'" in ended.message
+    assert summary["gallery"]
+    assert not summary["sheet"]

@@ -2,19 +2,25 @@
 
 import fcntl
 import os
+import re
 import secrets
-import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_cli.batch import manifest
+from t2i_cli.console import printable
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.sink import translated
+from t2i_cli.state_files import check_regular, open_regular
 
 STATE = ".t2i"
 """The folder's own, with locks and unfinished files."""
+_LOCK = "lock"
+_HELD_BY = re.compile(rb"(?:process \d+ on [^\0]{1,300})?")
+"""What t2i writes into a lock; nothing, for a moment."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +55,20 @@ def held(folder: Path, shard: Shard | None) -> Iterator[Path]:
     """Hold the folder, or a shard's part of it, made if it is missing; gives a scratch folder.
 
     The system drops the lock when this process dies, however it does. Raises InputError while
-    another run holds it, or where it cannot be written to.
+    another run holds it, where it cannot be written to, or where t2i's own place is another's.
     """
     state = folder / STATE
     with ExitStack() as stack:
         try:
-            state.mkdir(parents=True, exist_ok=True)
-            names = [("lock", shard is not None)]
+            _make(state)
+            # Whatever lies in the state's folder is t2i's if this does.
+            known = os.path.lexists(state / _LOCK)
+            names = [(_LOCK, shard is not None)]
             if shard:
                 names.append((f"lock-{shard.number}-of-{shard.total}", False))
             for name, shared in names:
                 stack.callback(os.close, _locked(state / name, folder, shared=shared))
-            scratch = _scratch(state, shard)
+            scratch = _scratch(state, shard, known)
         except OSError as error:
             raise translated(error, "write to the folder", folder) from error
         yield scratch
@@ -68,12 +76,35 @@ def held(folder: Path, shard: Shard | None) -> Iterator[Path]:
             scratch.rmdir()
 
 
+def _make(folder: Path) -> None:
+    """Make a folder if it is missing; raises InputError for a link or anything else."""
+    with suppress(FileExistsError):
+        folder.mkdir(parents=True)
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise _strange(folder, "is no folder")
+
+
+def _strange(path: Path, what: str) -> InputError:
+    return InputError(
+        f"'{path}' {what} of t2i's, and is left as it is.",
+        hint="Move it away, or use another folder with -o.",
+    )
+
+
 def _locked(path: Path, folder: Path, *, shared: bool = False) -> int:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise _strange(path, "is no lock") from error
+    handle = open_regular(path, os.O_RDWR | os.O_CREAT)
+    if not _HELD_BY.fullmatch(os.pread(handle, 1000, 0)):
+        os.close(handle)
+        raise _strange(path, "is no lock")
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        owner = os.pread(handle, 100, 0).decode(errors="replace").strip() or "another process"
+        owner = os.pread(handle, 100, 0).decode(errors="replace")
+        owner = printable(" ".join(owner.split())) or "another process"
         os.close(handle)
         raise InputError(
             f"Another run is at work in '{folder}' ({owner}).",
@@ -90,12 +121,21 @@ def _locked(path: Path, folder: Path, *, shared: bool = False) -> int:
     return handle
 
 
-def _scratch(state: Path, shard: Shard | None) -> Path:
-    """A folder for unfinished files, without those that a dead run left; tried by writing."""
+def _scratch(state: Path, shard: Shard | None, known: bool) -> Path:
+    """A folder for unfinished files, without those that a dead run left; tried by writing.
+
+    One that was there before t2i was is another's, and so is one that holds a folder.
+    """
     scratch = state / (f"unfinished-{shard.number}-of-{shard.total}" if shard else "unfinished")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(exist_ok=True)
+    if os.path.lexists(scratch) and not known:
+        raise _strange(scratch, "is no folder")
+    _make(scratch)
+    left = list(scratch.iterdir())
+    if any(stat.S_ISDIR(os.lstat(path).st_mode) for path in left):
+        raise _strange(scratch, "holds a folder that is none")
+    for path in left:
+        path.unlink()
     probe = scratch / secrets.token_hex(8)
-    probe.write_bytes(b"")
+    os.close(open_regular(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     probe.unlink()
     return scratch

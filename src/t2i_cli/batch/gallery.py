@@ -1,4 +1,7 @@
-"""index.html: every image of a folder on one page, which needs nothing but the folder."""
+"""index.html: every image of a folder on one page, which needs nothing but the folder.
+
+An index.html that is not t2i's stays; the page is gallery.html then.
+"""
 
 import json
 import os
@@ -7,9 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from t2i_cli.batch import manifest
+from t2i_cli.errors import InputError
 from t2i_cli.sink import translated
+from t2i_cli.state_files import beginning, place_for
 
 PAGE = "index.html"
+PAGES = (PAGE, "gallery.html")
+_MARKER = b'<meta name="generator" content="t2i">'
+_EARLIER = (b"<title>t2i batch</title>", b"\nconst entries = [")
+"""What a page of a version without the marker is known by."""
+_HEAD = 16_384
+"""Bytes in which they stand."""
 _SETTINGS = (
     *("model", "seed", "steps", "guidance_scale", "width", "height", "scheduler"),
     "negative_prompt",
@@ -19,8 +30,13 @@ _SETTINGS = (
 def write(folder: Path, scratch: Path) -> Path:
     """Write the page over all of the folder's manifests; `scratch` takes it while unfinished.
 
-    Raises StorageError.
+    Raises StorageError, and InputError where others' pages have both names.
     """
+    page = place_for((folder / name for name in PAGES), is_ours)
+    if page is None:
+        raise InputError(
+            f"Neither {' nor '.join(PAGES)} in '{folder}' is t2i's: no gallery without a place."
+        )
     latest: dict[str, dict[str, object]] = {}
     for path in manifest.files(folder):
         for record in manifest.records(path):
@@ -31,7 +47,7 @@ def write(folder: Path, scratch: Path) -> Path:
     # No prompt can end the script: "<" is written as JSON's escape for it.
     data = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    page, unfinished = folder / PAGE, scratch / PAGE
+    unfinished = scratch / PAGE
     text = template.replace("/*ENTRIES*/[]", data)
     try:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
@@ -41,6 +57,12 @@ def write(folder: Path, scratch: Path) -> Path:
             unfinished.unlink()
         raise translated(error, "write", page) from error
     return page
+
+
+def is_ours(page: Path) -> bool:
+    """Whether a page is a gallery that t2i made. Raises OSError."""
+    head = beginning(page, _HEAD)
+    return _MARKER in head or all(sign in head for sign in _EARLIER)
 
 
 def _entry(record: Mapping[str, object]) -> dict[str, object]:
@@ -54,7 +76,7 @@ def _entry(record: Mapping[str, object]) -> dict[str, object]:
         "status": record["status"],
         "file": record.get("file"),
         "prompt": asked.get("prompt") or f"line {record.get('line')} of the prompts file",
-        "settings": {n: asked[n] for n in _SETTINGS if asked.get(n) is not None},
+        "settings": {n: asked[n] for n in _SETTINGS if isinstance(asked.get(n), str | int | float)},
         "seconds": record.get("seconds"),
         "message": message,
     }

@@ -1,11 +1,14 @@
 """The manifest: one JSON line an image, durable before it is told of; what is done is read here.
 
 Every file begins with HEADER. A line with a `status` is an image's or an invalid row's; the last
-one of an id holds. A line with a `pin` keeps the commit of a model from the first run on.
+one of an id holds. A line with a `pin` keeps the commit of a model from the first run on. What is
+not as t2i writes it (see `lines`) is damaged, and counts for nothing.
 """
 
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,12 +16,17 @@ from pathlib import Path
 from typing import Literal
 
 from t2i_cli import naming
+from t2i_cli.batch import lines
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.sink import translated
+from t2i_cli.state_files import open_regular, parsed
 
 SCHEMA = 1
 HEADER = json.dumps({"t2i_manifest": SCHEMA}).encode() + b"\n"
 MAIN = "manifest.jsonl"
+_SHARD = re.compile(r"manifest-\d+-of-\d+\.jsonl")
+_MAX_HEADER = 1024
+"""Bytes."""
 
 Status = Literal["done", "failed", "withheld"]
 
@@ -56,7 +64,8 @@ def shard_name(number: int, total: int) -> str:
 def files(folder: Path) -> list[Path]:
     """Every manifest of a folder, the main one first."""
     main = folder / MAIN
-    return [main] * main.exists() + sorted(folder.glob("manifest-*-of-*.jsonl"))
+    shards = [path for path in folder.glob("manifest-*-of-*.jsonl") if _SHARD.fullmatch(path.name)]
+    return [main] * os.path.lexists(main) + sorted(shards)
 
 
 def load(folder: Path) -> State:
@@ -76,22 +85,22 @@ def load(folder: Path) -> State:
 
 
 def records(path: Path) -> Iterator[dict[str, object] | None]:
-    """The lines of a manifest, `None` for one that cannot be read.
+    """The lines of a manifest, `None` for a damaged one.
 
     A last line that was never finished is left out: it may still be being written. Raises
     InputError if the file is no manifest that this t2i can read.
     """
     try:
-        with path.open("rb") as file:
-            _check_header(file.readline(), path)
-            for line in file:
-                if not line.endswith(b"\n"):
+        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+            _check_header(file.readline(_MAX_HEADER), path)
+            while line := file.readline(lines.MAX_LINE):
+                whole = True
+                while line and not line.endswith(b"\n"):
+                    whole = False
+                    line = file.readline(lines.MAX_LINE)
+                if not line:
                     return
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    record = None
-                yield record if isinstance(record, dict) else None
+                yield lines.read(line) if whole else None
     except OSError as error:
         raise translated(error, "read", path) from error
 
@@ -106,11 +115,15 @@ class Manifest:
         self.path = path
         self.durable = durable
         try:
-            _repair(path)
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            if os.fstat(self._file).st_size == 0:
-                self._write(HEADER)
-                sync_folder(path.parent)
+            self._file = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            try:
+                _repair(self._file, path)
+                if os.fstat(self._file).st_size == 0:
+                    self._write(HEADER)
+                    sync_folder(path.parent)
+            except BaseException:
+                os.close(self._file)
+                raise
         except OSError as error:
             raise translated(error, "write", path) from error
 
@@ -160,27 +173,27 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def merge(folder: Path) -> int:
+def merge(folder: Path, scratch: Path | None = None) -> int:
     """Put every shard's lines into the main manifest; returns how many shards there were.
 
-    A shard's file goes only once its lines are safe, so that a merge can be broken off anywhere.
+    `scratch`, or else the folder, takes the new one while it is unfinished. Damaged lines are left
+    out. A shard's file goes only once its lines are safe, so that a merge can be broken off
+    anywhere.
     """
     parts = [path for path in files(folder) if path.name != MAIN]
     latest: dict[str, dict[str, object]] = {}
     pins: dict[str, dict[str, object]] = {}
     for record in _all(files(folder)):
         if "pin" in record:
-            pins.setdefault(json.dumps([record["model"], record["revision"]]), record)
+            pins.setdefault(json.dumps([record["model"], record.get("revision")]), record)
             continue
         key = str(record.get("id") or json.dumps(record))
-        if latest.get(key, {}).get("status") != "done" or record["status"] == "done":
+        if latest.get(key, {}).get("status") != "done" or record.get("status") == "done":
             latest[key] = record
     if not parts:
         return 0
-    new = folder / ".t2i" / "merged.jsonl"
+    new = (scratch or folder) / f".merged-{secrets.token_hex(8)}.jsonl"
     try:
-        new.parent.mkdir(exist_ok=True)
-        new.unlink(missing_ok=True)
         merged = Manifest(new)
         merged.append([*pins.values(), *latest.values()])
         merged.close()
@@ -203,12 +216,13 @@ def _take_row(state: State, record: Mapping[str, object]) -> None:
     if status not in {"done", "failed", "withheld"}:
         return
     row_id = str(record["id"])
+    code = error.get("code") if isinstance(error, dict) else None
     state.rows[row_id] = Known(
         status,
         str(file) if file else None,
         _number(record.get("bytes")),
         str(record.get("sha256")),
-        str(error.get("code")) if isinstance(error, dict) else None,
+        str(code) if code else None,
     )
     if file:
         state.owners[naming.same_name(str(file))] = row_id
@@ -228,10 +242,11 @@ def _check_header(line: bytes, path: Path) -> None:
     if HEADER.startswith(line):
         return
     try:
-        version = json.loads(line)["t2i_manifest"]
-    except (ValueError, LookupError, TypeError):
-        version = None
-    if not isinstance(version, int):
+        header = parsed(line)
+    except ValueError:
+        header = None
+    version = header.get("t2i_manifest") if isinstance(header, dict) else None
+    if type(version) is not int or version < SCHEMA:
         raise InputError(f"'{path}' is no manifest of t2i.", hint="-o takes another folder.")
     if version > SCHEMA:
         raise InputError(
@@ -239,23 +254,19 @@ def _check_header(line: bytes, path: Path) -> None:
         )
 
 
-def _repair(path: Path) -> None:
+def _repair(handle: int, path: Path) -> None:
     """Cut off a last line that was never finished. Raises InputError if it is no manifest."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        _check_header(file.readline(), path)
-        end = file.seek(0, os.SEEK_END)
-        kept = end
-        while kept:
-            # A line may be longer than one look back.
-            start = max(0, kept - 65_536)
-            file.seek(start)
-            found = file.read(kept - start).rfind(b"\n")
-            if found >= 0:
-                kept = start + found + 1
-                break
-            kept = start
-        if kept < end:
-            file.truncate(kept)
-            os.fsync(file.fileno())
+    header, newline, _ = os.pread(handle, _MAX_HEADER, 0).partition(b"\n")
+    _check_header(header + newline, path)
+    end = kept = os.fstat(handle).st_size
+    while kept:
+        # A line may be longer than one look back.
+        start = max(0, kept - 65_536)
+        found = os.pread(handle, kept - start, start).rfind(b"\n")
+        if found >= 0:
+            kept = start + found + 1
+            break
+        kept = start
+    if kept < end:
+        os.ftruncate(handle, kept)
+        os.fsync(handle)

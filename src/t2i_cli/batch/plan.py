@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -190,7 +191,8 @@ def _standing(row: Row, state: State, folder: Path, choice: Choice) -> str | Non
 def _is_whole(known: Known, folder: Path, verify: bool) -> bool:
     path = os.path.join(folder, known.file or "")
     try:
-        if os.stat(path).st_size != known.bytes:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != known.bytes:
             return False
         if verify:
             with open(path, "rb") as file:
@@ -238,6 +240,8 @@ def _is_of(row: Row, path: Path) -> bool:
     """Whether a file that no manifest has is the row's: a run died before it could say so."""
     from t2i_cli import metadata
 
+    if path.is_symlink() or not path.is_file():
+        return False
     try:
         record = metadata.read(path)
     except InputError:

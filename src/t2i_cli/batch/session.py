@@ -27,6 +27,8 @@ from t2i_cli.oneshot import viewer
 from t2i_cli.prompts import Problem, Prompts, PromptsError
 from t2i_cli.sink import Saved
 
+_NAMES = {"gallery": gallery.PAGE, "sheet": sheet.NAME}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -65,7 +67,7 @@ def rehearse(task: Task, backend: Backend, console: Console) -> tuple[Prompts, b
     read = _read(task)
     composed = _composer(task, read, backend, lambda _: None)
     found, _ = composed(manifest.load(target))
-    if (target / folder.STATE).exists():
+    if os.path.lexists(target / folder.STATE):
         with folder.held(target, task.choice.shard):
             pass  # nobody else is at work there
     _warn_of_disk(found, console)
@@ -122,15 +124,12 @@ def run(
         console.result_json(found.to_json()) if console.json else console.result(found.text())
         return
     # A refusal should leave nothing where there was no batch.
-    known = (task.folder / folder.STATE).exists()
+    known = os.path.lexists(task.folder / folder.STATE)
     first = None if known else composed(manifest.load(task.folder))
     with folder.held(task.folder, task.choice.shard) as scratch:
         state = manifest.load(task.folder)
         found, pins = composed(state) if first is None or state.rows else first
-        if state.damaged:
-            console.warn(
-                f"{state.damaged} lines of the manifest cannot be read; they are left out."
-            )
+        _warn_of_damage(state, console)
         shard = task.choice.shard
         book = Manifest(task.folder / (shard.manifest if shard else manifest.MAIN))
         try:
@@ -145,8 +144,10 @@ def merge(target: Path, console: Console) -> None:
     if not manifest.files(target):
         raise InputError(f"There is no manifest in '{target}'.")
     with folder.held(target, None) as scratch:
-        shards = manifest.merge(target)
+        _warn_of_damage(manifest.load(target), console)
+        shards = manifest.merge(target, scratch)
         page = gallery.write(target, scratch)
+        _tell_of_name(page, gallery.PAGE, console)
     state = manifest.load(target)
     counts = Counter(known.status for known in state.rows.values())
     if console.json:
@@ -190,21 +191,8 @@ def _make(
     finally:
         listener.close()
     ended = _ended(found, tally, stop)
-    page = picture = None
-    try:
-        page = gallery.write(task.folder, scratch)
-        picture = _sheet(found, scratch, console) if task.sheet else None
-    except T2IError as error:
-        # The images count, and the next run draws both anew.
-        if ended:
-            console.warn(error.message)
-        else:
-            ended = type(error)(error.message, hint=_again())
-    summary = verdict.summary(found, tally, ended) | {
-        "manifest": str(book.path),
-        "gallery": None if page is None else str(page),
-        "sheet": None if picture is None else str(picture),
-    }
+    drawn, ended = _drawn(task, found, scratch, console, ended)
+    summary = verdict.summary(found, tally, ended) | {"manifest": str(book.path), **drawn}
     if console.events:
         console.event("finished", **summary)
     if console.json:
@@ -215,11 +203,43 @@ def _make(
         raise ended
 
 
+def _drawn(
+    task: Task, found: Plan, scratch: Path, console: Console, ended: T2IError | None
+) -> tuple[dict[str, str | None], T2IError | None]:
+    """Where gallery and sheet are, and the error of one that is not there, if no other came."""
+    drawn: dict[str, str | None] = {"gallery": None, "sheet": None}
+    for kind in ("gallery", "sheet") if task.sheet else ("gallery",):
+        try:
+            page = kind == "gallery"
+            path = gallery.write(task.folder, scratch) if page else _sheet(found, scratch, console)
+        except T2IError as error:
+            # The images count, and the next run draws both anew.
+            if ended:
+                console.warn(error.message)
+            else:
+                ended = type(error)(error.message, hint=_again())
+        else:
+            drawn[kind] = str(path)
+            _tell_of_name(path, _NAMES[kind], console)
+    return drawn, ended
+
+
 def _sheet(found: Plan, scratch: Path, console: Console) -> Path:
     if len(found.rows) > sheet.MAX_IMAGES:
         shown = f"the first {sheet.MAX_IMAGES:,} of {len(found.rows):,} images"
         console.warn(f"{sheet.NAME} shows {shown}.")
     return sheet.write(found, scratch)
+
+
+def _warn_of_damage(state: State, console: Console) -> None:
+    if state.damaged:
+        console.warn(f"{state.damaged} lines of the manifest cannot be read; they are left out.")
+
+
+def _tell_of_name(path: Path, usual: str, console: Console) -> None:
+    """Say where a gallery or sheet is that could not have its usual name."""
+    if path.name != usual:
+        console.note(f"'{path.with_name(usual)}' is not t2i's and stays as it is; see '{path}'.")
 
 
 def _again() -> str:

@@ -1,4 +1,7 @@
-"""sheet.png: a plan's images on one picture; two fields that --vary set make it a grid."""
+"""sheet.png: a plan's images on one picture; two fields that --vary set make it a grid.
+
+A sheet.png that is not t2i's stays; the sheet is t2i-sheet.png then.
+"""
 
 import os
 import textwrap
@@ -11,13 +14,15 @@ from typing import TYPE_CHECKING
 from t2i_cli.batch import manifest
 from t2i_cli.batch.plan import Plan
 from t2i_cli.batch.rows import Row
-from t2i_cli.errors import T2IError
+from t2i_cli.errors import InputError, StorageError, T2IError
 from t2i_cli.sink import translated
+from t2i_cli.state_files import place_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 NAME = "sheet.png"
+NAMES = (NAME, "t2i-sheet.png")
 MAX_IMAGES = 1_000
 CELL = 192
 """Pixels of the side that an image is made to fit."""
@@ -25,6 +30,12 @@ _GAP = 8
 _LINE = 14
 _CAPTION_LINES = 3
 _MAX_COLUMNS = 8
+_MARKER = ("Software", "t2i")
+"""A text chunk of the PNG file: its images have none of that name."""
+_COMPARED = 8
+"""Images of the folder that a sheet without the marker is looked through for."""
+_ALIKE = 3.0
+"""Mean difference in levels of 255 that another version's scaling may make."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +52,88 @@ class Block:
 def write(plan: Plan, scratch: Path) -> Path:
     """Draw the first MAX_IMAGES images of the plan, in `scratch` while unfinished.
 
-    Raises StorageError.
+    Raises StorageError, and InputError where others' pictures have both names.
     """
+    from PIL.PngImagePlugin import PngInfo
+
     folder = plan.folder
     files = {
         row_id: folder / known.file
         for row_id, known in manifest.load(folder).rows.items()
         if known.status == "done" and known.file
     }
+    images = list(files.values())
+    target = place_for((folder / name for name in NAMES), lambda path: is_ours(path, images))
+    if target is None:
+        raise InputError(
+            f"Neither {' nor '.join(NAMES)} in '{folder}' is t2i's: no sheet without a place."
+        )
     drawn = _draw(blocks(plan.rows[:MAX_IMAGES]), files)
     unfinished = scratch / NAME
+    info = PngInfo()
+    info.add_text(*_MARKER)
     try:
-        drawn.save(unfinished, "PNG")
-        os.replace(unfinished, folder / NAME)
+        drawn.save(unfinished, "PNG", pnginfo=info)
+        os.replace(unfinished, target)
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink()
         raise _failed(error, folder) from error
-    return folder / NAME
+    return target
+
+
+def is_ours(path: Path, images: Sequence[Path]) -> bool:
+    """Whether a picture is a sheet that t2i made: by its marker, or by what it shows.
+
+    Versions before the marker left none: theirs has the size of a sheet, and one of the folder's
+    images in one of the cells.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as found:
+            name, value = _MARKER
+            if found.info.get(name) == value:
+                return True
+            sheet = found.convert("RGB") if _corners(*found.size) else None
+        return sheet is not None and any(_shows(sheet, image) for image in images[:_COMPARED])
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, T2IError):
+        return False
+
+
+def _corners(width: int, height: int) -> list[tuple[int, int]]:
+    """The corners of the cells in a sheet of that size, none if no sheet has it.
+
+    For a grid they are those of the first one, whatever comes below.
+    """
+    columns, margin = divmod(width - _GAP, CELL + _GAP)
+    if columns < 1 or margin not in {0, CELL // 2}:
+        return []
+    head = 2 * (_LINE + _GAP) if margin else 0
+    row = CELL + _GAP + (0 if margin else _LINE * _CAPTION_LINES)
+    lines, rest = divmod(height - _GAP - head, row)
+    if lines < 1 or (rest and not margin):
+        return []
+    return [
+        (_left(margin, column), _GAP + head + line * row)
+        for line in range(lines)
+        for column in range(columns)
+    ]
+
+
+def _shows(sheet: "Image", file: Path) -> bool:
+    """Whether one of a sheet's cells shows the image; one of a single colour proves nothing."""
+    from PIL import ImageChops, ImageStat
+
+    small = _small(file)
+    if all(low == high for low, high in small.getextrema()):  # type: ignore[misc]
+        return False
+    for corner in _corners(*sheet.size):
+        x, y = _middle(corner, small)
+        cell = sheet.crop((x, y, x + small.width, y + small.height))
+        if max(ImageStat.Stat(ImageChops.difference(cell, small)).mean) < _ALIKE:
+            return True
+    return False
 
 
 def blocks(rows: Sequence[Row]) -> list[Block]:
@@ -121,22 +196,40 @@ def _draw(grids: Sequence[Block], files: dict[str, Path]) -> "Image":
 
 def _place(sheet: "Image", corner: tuple[int, int], file: Path | None) -> None:
     """Put an image into its cell, or a cross where there is none."""
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
-    x, y = corner
     if file is None:
+        x, y = corner
         pen = ImageDraw.Draw(sheet)
         pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), outline="grey")
         pen.line((x, y, x + CELL - 1, y + CELL - 1), fill="grey")
         return
+    small = _small(file)
+    sheet.paste(small, _middle(corner, small))
+
+
+def _small(file: Path) -> "Image":
+    """An image as a cell holds it. Raises T2IError where it cannot be read."""
+    from PIL import Image
+
     try:
+        if not file.is_file():
+            raise OSError("it is no file")
         with Image.open(file) as image:
             image.draft("RGB", (CELL, CELL))
             small = image.convert("RGB")
-    except OSError as error:
-        raise _failed(error, file.parent) from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise StorageError(
+            f"Cannot read '{file}': {error}.", hint="Remove it: the same command makes it again."
+        ) from error
     small.thumbnail((CELL, CELL))
-    sheet.paste(small, (x + (CELL - small.width) // 2, y + (CELL - small.height) // 2))
+    return small
+
+
+def _middle(corner: tuple[int, int], small: "Image") -> tuple[int, int]:
+    """Where an image stands in its cell."""
+    x, y = corner
+    return x + (CELL - small.width) // 2, y + (CELL - small.height) // 2
 
 
 def _caption(row: Row) -> str:

@@ -1,13 +1,12 @@
 """How long images took on this machine, by model and device: what a plan's estimate comes from."""
 
 import json
-import os
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.state_files import is_amount, read_json, write_whole
 
 _SLOWEST = 1e9
 """Seconds for each unit of cost; what is more than 30 years is no measurement."""
@@ -44,11 +43,9 @@ def learn(model: str, device: str | None, pace: float) -> None:
     key = f"{model} on {device}"
     paces[key] = pace if key not in paces else (1 - _WEIGHT) * paces[key] + _WEIGHT * pace
     file = _path()
-    beside = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(paces, indent=1), encoding="utf-8")
-        os.replace(beside, file)
+        write_whole(file, json.dumps(paces, indent=1), mode=0o666)
 
 
 def _path() -> Path:
@@ -58,15 +55,11 @@ def _path() -> Path:
 
 
 def _read() -> dict[str, float]:
+    """What is known; a damaged file or value counts as none."""
     try:
-        found = json.loads(_path().read_text(encoding="utf-8"))
+        found = read_json(_path())
     except (OSError, ValueError):
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: float(v) for key, v in found.items() if _is_pace(v)}
-
-
-def _is_pace(value: object) -> bool:
-    """Whether it is a number of seconds that a later estimate can go by."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _SLOWEST
+    return {key: float(v) for key, v in found.items() if is_amount(v) and v < _SLOWEST}
