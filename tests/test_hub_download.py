@@ -419,3 +419,20 @@ def test_stale_unfinished_files_are_removed(hub: FakeHub, cache: Path) -> None:
     assert not stale.exists()
     assert fresh.exists()
     assert locked.exists()
+
+
+def test_only_files_that_the_hubs_library_leaves_are_removed(hub: FakeHub, cache: Path) -> None:
+    (fetch() / FULL).unlink()
+    [storage] = cache.glob("models--*")
+    for blob in storage.glob("blobs/*"):
+        if blob.stat().st_size == len(repository()[FULL]):
+            blob.unlink()
+    others, link = storage / "blobs/thesis.incomplete", storage / f"blobs/{'d' * 64}.incomplete"
+    link.symlink_to(others.name)
+    others.write_text("precious")
+    os.utime(others, (0, 0))
+    [reference] = storage.glob("refs/*")
+    (reference.parent / f"{reference.name}.{os.getpid()}.tmp").symlink_to(others)
+    fetch()
+    assert others.read_text() == "precious"
+    assert link.is_symlink()

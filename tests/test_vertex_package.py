@@ -64,6 +64,23 @@ def test_the_archive(t2i: T2I, tmp_path: Path) -> None:
         serving.find_source(str(broken), "torchserve")
 
 
+def test_anothers_archive_stays(t2i: T2I, tmp_path: Path) -> None:
+    own = archive(tmp_path)
+    assert archive(tmp_path) == own, "its own one is replaced"
+    with zipfile.ZipFile(own, "w") as others:
+        manifest = {"model": {"modelName": "mine", "handler": "handler.py"}}
+        others.writestr(serving.MANIFEST, json.dumps(manifest))
+    for plant in (lambda: None, lambda: own.write_text("precious"), lambda: own.write_bytes(b"")):
+        plant()
+        before = own.read_bytes()
+        with pytest.raises(InputError, match="is there, and none that t2i packed"):
+            archive(tmp_path)
+        assert own.read_bytes() == before
+    done = t2i("remote", "package", "-m", "postcard", "-o", tmp_path)
+    assert done.returncode == 2
+    assert "none that t2i packed" in done.stderr
+
+
 def test_the_archive_is_deployed(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -> None:
     archive(tmp_path / "mar")
     done = t2i(

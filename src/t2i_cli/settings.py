@@ -7,10 +7,8 @@ and the model's default fills what none of them sets.
 import os
 import re
 import sys
-import tempfile
 import tomllib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.setting_table import SETTINGS as SETTINGS
 from t2i_cli.setting_table import Setting
+from t2i_cli.state_files import write_whole
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -165,21 +164,12 @@ def _document() -> "TOMLDocument":
 
 
 def _write(document: "TOMLDocument") -> None:
-    """Replace the file in one step, readable by its owner only (as mkstemp makes it)."""
+    """Replace the file in one step, readable by its owner only."""
     file = path()
     try:
         # A file kept elsewhere through a link stays there.
         file = file.resolve()
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(document.as_string())
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(beside, file)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(beside)
+        write_whole(file, document.as_string(), sync=True)
     except OSError as error:
         raise StorageError(f"Cannot write {file}: {os_reason(error)}.") from error

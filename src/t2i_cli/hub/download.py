@@ -1,8 +1,9 @@
 """Models from the Hub into huggingface_hub's cache, with nothing that a pipeline does not need."""
 
 import glob
-import os
+import re
 import shutil
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from t2i_cli.hub.client import NoBar
 from t2i_cli.hub.errors import translated
 from t2i_cli.hub.snapshot import Snapshot
 from t2i_cli.hub.transfer import Transfer
+from t2i_cli.state_files import write_whole
 
 _STALE_SECONDS = 60
+_UNFINISHED = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:\.[0-9a-f]{8})?\.incomplete")
+"""As huggingface_hub calls them: by the hash that the file is to have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,16 +151,20 @@ def _remember(snapshot: Snapshot, revision: str) -> None:
     """
     reference = snapshot.folder.parent.parent / "refs" / revision
     reference.parent.mkdir(parents=True, exist_ok=True)
-    beside = reference.with_name(f"{reference.name}.{os.getpid()}.tmp")
-    beside.write_text(snapshot.commit)
-    beside.replace(reference)
+    write_whole(reference, snapshot.commit, mode=0o666)
 
 
 def _remove_stale(storage: Path) -> None:
     """Remove unfinished files that no process holds the lock of; they are never resumed."""
     locks = storage.parent / ".locks" / storage.name
     for unfinished in storage.glob("blobs/*.incomplete"):
-        if time.time() - unfinished.stat().st_mtime < _STALE_SECONDS:
+        try:
+            found = unfinished.lstat()
+        except FileNotFoundError:
+            continue
+        if not _UNFINISHED.fullmatch(unfinished.name) or not stat.S_ISREG(found.st_mode):
+            continue
+        if time.time() - found.st_mtime < _STALE_SECONDS:
             continue
         lock = locks / f"{unfinished.name.split('.')[0]}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)

@@ -5,16 +5,19 @@ With the DNS name at hand, a call needs no permission but to predict.
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from t2i_cli.errors import StorageError, os_reason
 from t2i_cli.setting_table import SERVINGS
+from t2i_cli.state_files import is_amount, is_count, is_text, open_regular, read_json, write_whole
 from t2i_cli.vertex.labels import Labels
+
+_HOST = re.compile(r"(?:[A-Za-z0-9.-]+(?::[0-9]{1,5})?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ def _held() -> Iterator[None]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # Not the file itself, which is replaced; the system drops the lock of who dies.
-        lock = os.open(f"{file}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock = open_regular(Path(f"{file}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -115,25 +118,54 @@ def _held() -> Iterator[None]:
 
 
 def _read() -> tuple[str | None, dict[str, Known]]:
-    """The name in use, and what is known by full name; a broken file counts as none."""
+    """The name in use, and what is known by full name; a damaged file or entry counts as none."""
     try:
-        record = json.loads(path().read_text(encoding="utf-8"))
-        names = {field.name for field in fields(Known)}
-        found = [Known(**{k: v for k, v in r.items() if k in names}) for r in record["endpoints"]]
-        return record["current"], {known.name: known for known in found}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        record = read_json(path())
+    except (OSError, ValueError):
         return None, {}
+    if not isinstance(record, dict) or not isinstance(record.get("endpoints"), list):
+        return None, {}
+    found = [known for entry in record["endpoints"] if (known := _known(entry))]
+    name = record.get("current")
+    return name if is_text(name) else None, {known.name: known for known in found}
+
+
+def _known(entry: object) -> Known | None:
+    """An endpoint as the file has it, `None` for a damaged entry; a newer t2i's may say more."""
+    if not isinstance(entry, dict) or not is_text(entry.get("name")):
+        return None
+    values = {field.name: entry[field.name] for field in fields(Known) if field.name in entry}
+    whole = all(
+        value is None or name == "name" or _VALID[name](value) for name, value in values.items()
+    )
+    return Known(**values) if whole else None
+
+
+def _is_machine(value: object) -> bool:
+    """Whether it is a MachineSpec as far as it is read here."""
+    if not isinstance(value, dict):
+        return False
+    kind, accelerator, count = (
+        value.get(name) for name in ("machineType", "acceleratorType", "acceleratorCount")
+    )
+    return all(one is None or is_text(one) for one in (kind, accelerator)) and (
+        "acceleratorCount" not in value or is_count(count)
+    )
+
+
+_VALID: Mapping[str, Callable[[object], bool]] = {
+    # It comes into an address that is sent a token.
+    "dns": lambda value: isinstance(value, str) and bool(_HOST.fullmatch(value)),
+    "serving": lambda value: isinstance(value, str) and value in SERVINGS,
+    "model": is_text,
+    "deployed_model": is_text,
+    "replicas": is_count,
+    "machine": _is_machine,
+    "expires": is_amount,
+}
 
 
 def _write(name: str | None, endpoints: dict[str, Known]) -> None:
     """Replace the file whole; raises OSError."""
-    file = path()
     record = {"current": name, "endpoints": [asdict(known) for known in endpoints.values()]}
-    descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(record, stream, indent=1)
-        os.replace(beside, file)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(beside)
+    write_whole(path(), json.dumps(record, indent=1))

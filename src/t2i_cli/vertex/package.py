@@ -5,11 +5,14 @@ Its form is torch-model-archiver's: a zip file with MAR-INF/MANIFEST.json.
 
 import json
 import os
+import secrets
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
+from t2i_cli.state_files import MAX_STATE, parsed, place_for
 from t2i_cli.vertex.serving import ARCHIVE, MANIFEST, Source
 
 HANDLER = Path(__file__).with_name("handler.py")
@@ -22,17 +25,25 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 def write(
     source: Source, weights: Path, folder: Path, on_bytes: Callable[[int, int], None]
 ) -> Path:
-    """Put the handler and a diffusers folder into an archive, whole or not at all."""
+    """Put the handler and a diffusers folder into an archive, whole or not at all.
+
+    Raises InputError where another's archive has its name, and StorageError.
+    """
     if not (weights / "model_index.json").is_file():
         raise InputError(f"{weights} is not a diffusers folder: it has no model_index.json.")
     target = folder / ARCHIVE
-    beside = folder / f".{ARCHIVE}.{os.getpid()}"
+    if place_for([target], is_ours) is None:
+        raise InputError(
+            f"'{target}' is there, and none that t2i packed.",
+            hint="Move it away, or give another folder with -o.",
+        )
+    beside = folder / f".{ARCHIVE}.{secrets.token_hex(8)}"
     files = sorted(path for path in weights.rglob("*") if path.is_file())
     total, done = sum(path.stat().st_size for path in files), 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Weights do not get smaller by compression.
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+        with zipfile.ZipFile(beside, "x", zipfile.ZIP_STORED) as archive:
             texts = {
                 MANIFEST: json.dumps(_manifest(source.named), indent=1),
                 HANDLER.name: HANDLER.read_text(encoding="utf-8"),
@@ -56,6 +67,19 @@ def write(
     finally:
         beside.unlink(missing_ok=True)
     return target
+
+
+def is_ours(archive: Path) -> bool:
+    """Whether an archive is one that t2i packed, whichever model it holds."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            if packed.getinfo(MANIFEST).file_size > MAX_STATE:
+                return False
+            found = parsed(packed.read(MANIFEST))
+    except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return False
+    model = found.get("model") if isinstance(found, dict) else None
+    return isinstance(model, dict) and found == _manifest(str(model.get("description")))
 
 
 def _manifest(model: str) -> dict[str, object]:
