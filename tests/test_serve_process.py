@@ -248,6 +248,18 @@ def test_what_is_not_safe_or_sound_is_refused_at_once(
     assert not result.stdout
 
 
+def test_a_file_in_the_place_of_the_socket_stays(t2i: T2I, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir(mode=0o700)
+    (folder / "notes.txt").write_text("precious")
+    result = t2i("serve", "-m", "postcard", "--uds", folder / "notes.txt")
+    assert result.returncode == 2
+    assert "notes.txt' is there, and no socket that t2i left." in result.stderr
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [
+        ("notes.txt", "precious")
+    ]
+
+
 def test_another_servers_model_is_its_own(t2i_env: dict[str, str], tmp_path: Path) -> None:
     with serving(Painter()) as behind:
         env = t2i_env | {"T2I_MODEL": "sd15"}

@@ -4,6 +4,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -273,13 +275,105 @@ def test_a_unix_socket_is_the_users_alone_and_goes_with_its_server(tmp_path: Pat
     assert not path.exists()
 
 
-def test_a_unix_socket_left_by_a_killed_server_is_replaced(tmp_path: Path) -> None:
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    """The socket of a t2i that was killed."""
     path = tmp_path / "run" / "t2i.sock"
-    path.parent.mkdir(mode=0o700)
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(str(path))
+    code = (
+        "import os, sys; from pathlib import Path; from t2i_cli.server import serving\n"
+        "with serving.listen_unix(Path(sys.argv[1])): os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=True)
+    assert path.is_socket()
+    return path
+
+
+@pytest.mark.parametrize("version", ["this", "an earlier one"])
+def test_a_unix_socket_left_by_a_killed_server_is_replaced(left: Path, version: str) -> None:
+    path = left
+    if version != "this":
+        Path(f"{path}.lock").write_bytes(b"")
     with serving.listen_unix(path), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
+
+
+def a_file(path: Path) -> None:
+    path.write_text("precious")
+
+
+def a_link(path: Path) -> None:
+    path.symlink_to(path.with_name("others"))
+
+
+def anothers_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+
+
+def anothers_socket_and_lock(path: Path) -> None:
+    Path(f"{path}.lock").write_bytes(b"")
+    anothers_socket(path)
+
+
+def anothers_lock(path: Path) -> None:
+    Path(f"{path}.lock").write_text("precious")
+    anothers_socket(path)
+
+
+PLANTED = [a_file, a_link, anothers_socket, anothers_socket_and_lock, anothers_lock]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["t2i was there", "t2i was not"])
+@pytest.mark.parametrize("plant", [*PLANTED, os.mkfifo, os.mkdir])
+def test_what_is_no_socket_that_t2i_left_stays(
+    tmp_path: Path, plant: Callable[[Path], None], before: bool
+) -> None:
+    path = tmp_path / "run" / "t2i.sock"
+    path.parent.mkdir(mode=0o700)
+    (path.parent / "others").write_text("precious")
+    if before and "anothers" not in plant.__name__:
+        with serving.listen_unix(path):
+            pass
+    plant(path)
+    kind = stat.S_IFMT(path.lstat().st_mode)
+    lock = Path(f"{path}.lock")
+    locked = lock.read_bytes() if lock.exists() else None
+    for _ in range(2):
+        with pytest.raises(InputError, match="no socket that t2i left"), serving.listen_unix(path):
+            pass
+    assert stat.S_IFMT(path.lstat().st_mode) == kind
+    assert kind not in {stat.S_IFREG, stat.S_IFLNK} or path.read_text() == "precious"
+    assert (lock.read_bytes() if lock.exists() else None) == locked
+
+
+def test_a_unix_socket_that_someone_listens_on_stays(left: Path) -> None:
+    left.unlink()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(left))
+        listener.listen()
+        with pytest.raises(InputError, match="Another program listens"), serving.listen_unix(left):
+            pass
+        client.connect(str(left))
+
+
+@pytest.mark.parametrize("plant", [a_link, os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, plant: Callable[[Path], None]) -> None:
+    path = tmp_path / "run" / "t2i.sock"
+    path.parent.mkdir(mode=0o700)
+    (path.parent / "others").write_text("precious")
+    plant(Path(f"{path}.lock"))
+    with pytest.raises(InputError, match="Cannot use .*: it is "), serving.listen_unix(path):
+        pass
+    assert (path.parent / "others").read_text() == "precious"
+    assert not os.path.lexists(path)
+
+
+def test_a_server_that_ends_leaves_the_socket_of_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "t2i.sock"
+    with serving.listen_unix(path):
+        path.rename(path.with_name("first"))  # keeps its inode from being used again
+        path.write_text("precious")
+    assert path.read_text() == "precious"
 
 
 def test_a_unix_socket_that_others_could_reach_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from t2i_cli.events import Event
 from t2i_cli.progress import Progress
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import Job, Observer
+from t2i_cli.state_files import open_regular
 
 PATIENCE = 60.0
 """Seconds that a client may take over a request's head, or leave unread what it was sent."""
@@ -33,6 +34,8 @@ GRACE = 30.0
 _LAST_WORDS = 5
 """Seconds that clients then have to take their answers in."""
 _BACKLOG = 2048
+_LOCK = b"t2i serve\n"
+"""What the lock beside a Unix socket says; those of earlier versions are empty."""
 
 
 def serve(
@@ -228,33 +231,78 @@ def listen_unix(path: Path) -> Iterator[socket.socket]:
     """A Unix socket at that path, which only this user can reach; it goes with its server.
 
     Its folder must be the user's alone: it is made so if it is missing. Of two servers on one path,
-    the second is refused. Raises InputError.
+    the second is refused; so is a path where anything lies but a socket that a killed t2i left.
+    Raises InputError.
     """
     if sys.platform == "win32":
         raise InputError("There are no Unix sockets on this system.", field="uds")
     import fcntl
 
     _check_folder(path.parent)
-    lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    beside = Path(f"{path}.lock")
+    # t2i makes it before its first socket there, and leaves it.
+    known = os.path.lexists(beside)
+    if os.path.lexists(path) and not known:
+        raise _taken(path)
+    try:
+        lock = open_regular(beside, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise InputError(f"Cannot use '{beside}': {error.strerror}.", field="uds") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"Another server uses '{path}'.", field="uds") from None
-        with suppress(FileNotFoundError):
-            path.unlink()  # what a killed server left; nobody else can hold it now
+        if not known:
+            os.pwrite(lock, _LOCK, 0)
+        if os.path.lexists(path):
+            _remove_left(path, os.pread(lock, 100, 0))
         with socket.socket(socket.AF_UNIX) as listener:
             try:
                 listener.bind(str(path))
             except OSError as error:  # a path of more than 107 bytes, above all
                 raise InputError(f"Cannot listen on '{path}': {error}.", field="uds") from error
-            path.chmod(0o600)
-            listener.listen(_BACKLOG)
-            yield listener
-        with suppress(FileNotFoundError):
-            path.unlink()
+            own = path.lstat()
+            try:
+                path.chmod(0o600)
+                listener.listen(_BACKLOG)
+                yield listener
+            finally:
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(path.lstat(), own):
+                        path.unlink()
     finally:
         os.close(lock)
+
+
+def _remove_left(path: Path, lock: bytes) -> None:
+    """Remove the socket that a killed server left; raises InputError for anything else.
+
+    `lock` is what the lock beside it says.
+    """
+    found = path.lstat()
+    ours = stat.S_ISSOCK(found.st_mode) and found.st_uid == os.getuid()
+    # Other programs have empty locks as well, but leave their sockets open to more than the user.
+    if not ours or not (lock == _LOCK or (lock == b"" and stat.S_IMODE(found.st_mode) == 0o600)):
+        raise _taken(path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:  # nobody listens
+            path.unlink()
+            return
+        except OSError as error:
+            raise InputError(f"Cannot listen on '{path}': {error}.", field="uds") from error
+    raise InputError(f"Another program listens on '{path}'.", field="uds")
+
+
+def _taken(path: Path) -> InputError:
+    return InputError(
+        f"'{path}' is there, and no socket that t2i left.",
+        hint="Move it away, or name another path.",
+        field="uds",
+    )
 
 
 def _check_folder(folder: Path) -> None:
