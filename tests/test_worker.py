@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import pytest
 
 from t2i_cli import catalog, cli
@@ -26,11 +27,11 @@ from t2i_cli.backends import Failure, GeneratedImage, choice
 from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.console import Console
-from t2i_cli.errors import InputError, OutOfMemoryError, T2IError
+from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.events import Event, Note, Step
 from t2i_cli.naming import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
-from t2i_cli.worker import backend, care, hiring, identity, mention, place
+from t2i_cli.worker import backend, care, hiring, identity, mention, place, processes
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER, Exchange, _Connection
 from t2i_cli.worker.place import Place, State
@@ -286,6 +287,68 @@ def test_hung_it_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert care.status().state == "none"
 
 
+def spoil() -> None:
+    """Damage what a worker says of itself, once it says no more."""
+    until(lambda: bool((state := Place.find().state()) and state.warm))
+    (Place.find().folder / "worker.json").write_text("{")
+
+
+@pytest.mark.usefixtures("runtime")
+def test_one_that_cannot_be_read_of_is_replaced() -> None:
+    run()
+    first = worker()
+    spoil()
+    with pytest.raises(InputError, match="cannot be read"):
+        care.status()
+    assert not hiring.make_room(), "nobody knows whether it is at work"
+    assert run().notes == []
+    assert worker() != first
+
+
+@pytest.mark.usefixtures("runtime")
+def test_one_that_cannot_be_read_of_can_be_stopped() -> None:
+    run()
+    spoil()
+    assert care.stop() == 0
+    assert care.stop() is None
+
+
+@pytest.mark.usefixtures("runtime")
+def test_a_hung_one_that_cannot_be_told_from_others_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(place, "HUNG", 3.0)
+    run()
+    first = worker()
+    until(lambda: bool((state := Place.find().state()) and state.warm))
+    os.kill(first, signal.SIGSTOP)
+    state = Place.find().state()
+    assert state is not None
+    Place.find().write(replace(state, token="another"))  # noqa: S106
+    until(lambda: care.status().state == "hung")
+    notes = ["The warm worker hangs, and cannot be ended. This run goes on without it."]
+    assert run().notes == notes
+    with pytest.raises(TimedOutError, match="does not end"):
+        care.stop()
+    assert Place.find().alive()
+    Place.find().write(state)
+    os.kill(first, signal.SIGCONT)
+    assert care.stop() == first
+
+
+@pytest.mark.usefixtures("runtime")
+def test_its_token_is_known_to_nobody_else() -> None:
+    run()
+    state = Place.find().state()
+    assert state is not None
+    assert state.token
+    assert state.token not in repr(state)
+    command = psutil.Process(state.pid).cmdline()
+    assert not any(state.token in word for word in command)
+    assert any(processes.proof(state.token) in word for word in command)
+    assert (Place.find().folder / "worker.json").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.usefixtures("runtime")
 def test_its_log_is_bounded() -> None:
     run()
@@ -317,10 +380,10 @@ def test_a_process_id_that_a_dead_worker_left_gets_no_signal(tmp_path: Path) -> 
 
 
 def test_what_another_version_says_of_itself_is_understood(tmp_path: Path) -> None:
-    said = {"pid": 1, "identity": "x", "version": "9", "model": "y", "mood": "sunny"}
+    said = {"pid": 2, "identity": "x", "version": "9", "model": "y", "mood": "sunny"}
     (tmp_path / "worker.json").write_text(json.dumps(said))
     state = Place(tmp_path).state()
-    assert state == State(pid=1, identity="x", version="9", model="y")
+    assert state == State(pid=2, identity="x", version="9", model="y")
     (tmp_path / "worker.json").write_text('{"pid": 1')
     assert Place(tmp_path).state() is None
 
@@ -353,8 +416,10 @@ def leaving(answer: bytes, *, stays: bool = False) -> Iterator[None]:
             path = place_.folder / "worker.sock"
             listener.bind(str(path))
             listener.listen()
+            # No process gives itself a signal, whatever it reads.
+            pid = os.getpid()
             place_.write(
-                State(pid=0, identity=identity_, version="0", model="postcard", socket=str(path))
+                State(pid=pid, identity=identity_, version="0", model="postcard", socket=str(path))
             )
             ready.set()
             asked = b""

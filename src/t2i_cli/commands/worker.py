@@ -33,8 +33,8 @@ def stop(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 
     pid = care.stop()
     if json:
-        console.result_json({"stopped": pid is not None, "pid": pid})
+        console.result_json({"stopped": pid is not None, "pid": pid or None})
     elif pid is None:
         console.note("No worker runs.")
     else:
-        console.note(f"The worker (process {pid}) has ended.")
+        console.note(f"The worker{f' (process {pid})' if pid else ''} has ended.")

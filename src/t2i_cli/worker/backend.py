@@ -112,10 +112,11 @@ class WorkerBackend:
                         raise
                     patient = False
         except UnusableError as error:
-            if isinstance(error, HungError):
-                error.place.kill()
+            reason = str(error)
+            if isinstance(error, HungError) and not error.place.kill():
+                reason = "The warm worker hangs, and cannot be ended."
             if left:
-                on_event(Note(message=f"{error} This run goes on without it."))
+                on_event(Note(message=f"{reason} This run goes on without it."))
                 yield from self._run_without(left, on_event, cancel)
 
     def close(self) -> None:

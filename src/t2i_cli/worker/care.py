@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from t2i_cli import durations
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, TimedOutError
 from t2i_cli.worker.client import Exchange
 from t2i_cli.worker.hiring import STATUS_PATH
 from t2i_cli.worker.place import HungError, Place, UnusableError
@@ -45,10 +45,20 @@ class Status:
 
 
 def status() -> Status:
-    """How the worker is. Raises InputError if its folder is not the user's own."""
+    """How the worker is.
+
+    Raises InputError if its folder is not the user's own, or what it says of itself is damaged.
+    """
     place = _place()
     state = place.state()
-    if state is None or not place.alive():
+    if not place.alive():
+        return Status(state="none")
+    if state is None:
+        if place.damaged:
+            raise InputError(
+                f"What the worker says of itself in '{place.folder}' cannot be read.",
+                hint="`t2i worker stop` ends it.",
+            )
         return Status(state="none")
     known = Status(state="starting", pid=state.pid, version=state.version, model=state.model)
     if place.hung(state):
@@ -75,20 +85,27 @@ def status() -> Status:
 
 
 def stop() -> int | None:
-    """End the worker: at once if it is idle or hung; what runs has 30 seconds. Its process id.
+    """End the worker: at once if it is idle or hung; what runs has 30 seconds.
 
-    Raises InputError if its folder is not the user's own.
+    Its process id, 0 if it did not tell, None where there is no worker. Raises InputError if its
+    folder is not the user's own, and TimedOutError if it does not end.
     """
     place = _place()
     state = place.state()
-    if state is None or not place.alive():
+    if not place.alive():
         return None
-    if not place.hung(state):
-        place.signal(state, signal.SIGTERM)
+    if state is None or not place.hung(state):
+        if state is None or not place.signal(state, signal.SIGTERM):
+            # Not the process that is named there; a worker that cannot be found leaves by itself.
+            place.forget()
         # The server gives what runs 30 seconds, and those who asked for it 5.
         place.gone(within=40)
-    place.kill()
-    return state.pid
+    if not place.kill():
+        raise TimedOutError(
+            "The worker does not end, and does not tell which process it is.",
+            hint=f"It holds the lock '{place.life().lock_file}'.",
+        )
+    return state.pid if state else 0
 
 
 def _place() -> Place:

@@ -2,12 +2,15 @@
 
 import json
 import os
+import secrets
 import signal
 import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from t2i_cli.state_files import open_regular
+from t2i_cli.worker import processes
 from t2i_cli.worker.client import Exchange, reachable
 from t2i_cli.worker.identity import Wanted
 from t2i_cli.worker.place import LEAVING, STARTING, HungError, Place, State, UnusableError
@@ -51,16 +54,13 @@ def retire(place: Place) -> bool:
                 if exchange.ok and exchange.json()["idle"] is None:
                     return False
         except HungError:
-            place.kill()
-            return not place.alive()
+            return place.kill()
         except UnusableError:
             # It is on its way out.
             return place.gone(within=LEAVING)
-    if state:
-        place.signal(state, signal.SIGTERM)
-    if not place.gone(within=LEAVING):
-        place.kill()
-    return not place.alive()
+    if state is None or not place.signal(state, signal.SIGTERM):
+        place.forget()
+    return place.gone(within=LEAVING) or place.kill()
 
 
 def make_room() -> bool:
@@ -95,6 +95,7 @@ def _start(
     """Start a worker that outlives this process and its terminal."""
     import subprocess
 
+    token = secrets.token_urlsafe(32)
     order = {
         "folder": str(place.folder),
         "identity": identity,
@@ -102,16 +103,22 @@ def _start(
         "revision": wanted.revision,
         "options": asdict(wanted.options),
         "keep_alive": keep_alive,
+        "proof": processes.proof(token),
     }
     relative = wanted.folder is not None and not wanted.folder.is_absolute()
     detached = getattr(subprocess, "DETACHED_PROCESS", 0)
-    log = os.open(place.log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND, 0o600)
     try:
+        log = open_regular(place.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise UnusableError(f"The warm worker has no log: {error}.") from error
+    try:
+        os.ftruncate(log, 0)
         return subprocess.Popen(  # noqa: S603
             # Without -P, modules in the folder it runs in would come before the libraries'.
             [sys.executable, "-P", "-m", MODULE, json.dumps(order)],
             # Elsewhere than in the user's folder, which may lie on a disk to be taken out.
             cwd=None if relative else place.folder,
+            env=os.environ | {processes.TOKEN_VARIABLE: token},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -11,10 +11,13 @@ import stat
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from t2i_cli.state_files import is_amount, is_count, is_text, read_json, remove_socket, write_whole
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -27,6 +30,9 @@ STARTING = 30.0
 """The same of one that is not warm yet; and what it may take until it listens, mostly one."""
 LEAVING = 5.0
 """Seconds in which a worker that is leaving is gone."""
+_LOCKS = ("worker.lock", "start.lock")
+_SOCKET = "worker.sock"
+_MAX_PID = 2**31 - 1
 _MAX_SOCKET = 103
 """Bytes of a Unix socket's path on macOS; Linux has 107 (sun_path in sys/un.h)."""
 
@@ -56,7 +62,8 @@ class State:
     """What a worker says of itself; it listens on `socket`, or on loopback's `port` with `secret`.
 
     Neither is there before it listens. `warm` says that it is past its libraries' imports, which
-    can keep its heart from beating for a while.
+    can keep its heart from beating for a while. `started` (see `processes`) and `token` tell it
+    from any other process of that id; earlier versions wrote neither.
     """
 
     pid: int
@@ -67,6 +74,8 @@ class State:
     port: int | None = None
     secret: str | None = field(default=None, repr=False)
     warm: bool = False
+    started: float | None = None
+    token: str | None = field(default=None, repr=False)
 
     @property
     def listening(self) -> bool:
@@ -110,44 +119,61 @@ class Place:
                 f"The warm worker's folder '{folder}' is open to others "
                 f"(mode {stat.S_IMODE(found.st_mode):04o})."
             )
-        return cls(folder)
+        place = cls(folder)
+        place._check_contents()
+        return place
+
+    def _check_contents(self) -> None:
+        """Raise UnusableError for a link, or anything else that no worker leaves."""
+        kinds = dict.fromkeys((*_LOCKS, self.log.name, self._state.name), stat.S_IFREG)
+        for name, kind in (kinds | {_SOCKET: stat.S_IFSOCK}).items():
+            with suppress(FileNotFoundError):
+                found = os.lstat(self.folder / name)
+                if stat.S_IFMT(found.st_mode) != kind:
+                    raise UnusableError(
+                        f"'{self.folder / name}' is not what a warm worker leaves there."
+                    )
 
     @property
     def socket(self) -> Path | None:
         """Where to listen, if this system has Unix sockets and the path is not too long."""
         import socket
 
-        path = self.folder / "worker.sock"
+        path = self.folder / _SOCKET
         short = len(os.fsencode(path)) <= _MAX_SOCKET
         return path if hasattr(socket, "AF_UNIX") and short else None
 
     def state(self) -> State | None:
-        """What the worker last said of itself, dead or alive."""
+        """What the worker last said of itself, dead or alive; None if it cannot be read."""
         try:
-            found = json.loads(self._state.read_text(encoding="utf-8"))
-            # Another version's may say more.
-            return State(**{f.name: found[f.name] for f in fields(State) if f.name in found})
-        except (OSError, ValueError, TypeError):
+            found = read_json(self._state)
+        except (OSError, ValueError):
             return None
+        return _state(found, self.folder) if isinstance(found, dict) else None
+
+    @property
+    def damaged(self) -> bool:
+        """Whether what a worker said of itself cannot be read."""
+        return self.state() is None and os.path.lexists(self._state)
 
     def write(self, state: State) -> None:
         """Say something of oneself, whole or not at all."""
-        beside = self._state.with_suffix(".new")
-        descriptor = os.open(beside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(state), file)
-        os.replace(beside, self._state)
+        write_whole(self._state, json.dumps(asdict(state)))
 
     def clear(self) -> None:
         """Remove what a worker leaves behind."""
-        for path in (self._state, self.folder / "worker.sock"):
-            with suppress(FileNotFoundError):
-                path.unlink()
+        self.forget()
+        remove_socket(self.folder / _SOCKET)
+
+    def forget(self) -> None:
+        """Remove what a worker said of itself: one whose event loop runs leaves then."""
+        with suppress(FileNotFoundError):
+            self._state.unlink()
 
     def beat(self) -> bool:
         """Show that the worker's event loop runs; whether it can still be found here."""
         try:
-            os.utime(self._state)
+            os.utime(self._state, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return True
@@ -155,7 +181,7 @@ class Place:
     def hung(self, state: State) -> bool:
         """Whether the worker's heart has not beaten for too long."""
         try:
-            silent = time.time() - self._state.stat().st_mtime
+            silent = time.time() - self._state.lstat().st_mtime
         except FileNotFoundError:  # it has left
             return False
         return silent > (HUNG if state.warm else STARTING)
@@ -164,13 +190,13 @@ class Place:
         """The lock that a worker holds as long as it lives."""
         from filelock import FileLock
 
-        return FileLock(self.folder / "worker.lock", mode=0o600)
+        return FileLock(self.folder / _LOCKS[0], mode=0o600)
 
     def starting(self) -> "BaseFileLock":
         """The lock of whoever starts or replaces the worker."""
         from filelock import FileLock
 
-        return FileLock(self.folder / "start.lock", mode=0o600)
+        return FileLock(self.folder / _LOCKS[1], mode=0o600)
 
     def alive(self) -> bool:
         """Whether a worker lives, sound or not."""
@@ -191,17 +217,53 @@ class Place:
             time.sleep(0.02)
         return True
 
-    def signal(self, state: State, number: int) -> None:
-        """Send a signal to a worker that lives: its lock says that the process id is its own."""
+    def signal(self, state: State, number: int) -> bool:
+        """Send a signal to a worker that lives, and to no other process; whether it was sent."""
+        from t2i_cli.worker import processes
+
         # Whoever looks whether it lives holds the lock for an instant.
         time.sleep(0.02)
-        if self.alive():
-            with suppress(ProcessLookupError):
-                os.kill(state.pid, number)
+        if not self.alive():
+            return False
+        return processes.send(
+            number, state.pid, state.started, state.token, self.folder / _LOCKS[0]
+        )
 
-    def kill(self) -> None:
-        """End a worker that does not answer."""
+    def kill(self) -> bool:
+        """End a worker that does not answer; whether there is none any more."""
         if self.alive() and (state := self.state()):
             # Windows has SIGTERM only, and ends a process at once by it.
-            self.signal(state, getattr(signal, "SIGKILL", signal.SIGTERM))
-            self.gone(within=5)
+            if self.signal(state, getattr(signal, "SIGKILL", signal.SIGTERM)):
+                return self.gone(within=5)
+        return not self.alive()
+
+
+def _state(found: Mapping[str, object], folder: Path) -> State | None:
+    """A state, None if it is damaged; another version's may say more."""
+    values = {f.name: found[f.name] for f in fields(State) if f.name in found}
+    whole = (
+        is_count(pid := values.get("pid"), _MAX_PID)
+        and pid > 1
+        and all(is_text(values.get(name)) for name in ("identity", "version", "model"))
+        and (values.get("socket") is None or _is_socket(values["socket"], folder))
+        and (values.get("port") is None or is_count(port := values["port"], 65_535) and port > 0)
+        and all(_is_key(values.get(name)) for name in ("secret", "token"))
+        and isinstance(values.get("warm", False), bool)
+        and (values.get("started") is None or is_amount(values["started"]))
+    )
+    return State(**values) if whole else None  # type: ignore[arg-type]
+
+
+def _is_socket(value: object, folder: Path) -> bool:
+    """Whether it is the folder's socket, however the folder was reached."""
+    if not is_text(value) or os.path.basename(value) != _SOCKET:
+        return False
+    try:
+        return os.path.samefile(os.path.dirname(value), folder)
+    except OSError:
+        return False
+
+
+def _is_key(value: object) -> bool:
+    """Whether it is no secret, or one that can stand in a header."""
+    return value is None or (is_text(value, 200) and value.isascii())

@@ -23,6 +23,8 @@ from t2i_cli.backends import Backend
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import T2IError
 from t2i_cli.request import MAX_SIDE, MAX_STEPS
+from t2i_cli.state_files import open_regular, remove_socket
+from t2i_cli.worker import processes
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER
 from t2i_cli.worker.hiring import MODEL_PATH, STATUS_PATH
 from t2i_cli.worker.place import BEAT, Place, State
@@ -44,7 +46,13 @@ def main(make_backend: Callable[[LocalOptions], Backend] = LocalBackend) -> None
     # A client that looks whether a worker lives holds the lock for an instant.
     with suppress(Timeout), place.life().acquire(timeout=2):
         state = State(
-            pid=os.getpid(), identity=order["identity"], version=__version__, model=order["model"]
+            pid=os.getpid(),
+            identity=order["identity"],
+            version=__version__,
+            model=order["model"],
+            started=processes.started(os.getpid()),
+            # No process of its own has to know it.
+            token=os.environ.pop(processes.TOKEN_VARIABLE, None),
         )
         # Before the imports, for those who wait.
         place.write(state)
@@ -83,7 +91,7 @@ def _listen(place: Place, state: State) -> tuple[socket.socket, State]:
     """A socket that only this user can talk to, and where it is."""
     if path := place.socket:
         listener = socket.socket(socket.AF_UNIX)
-        path.unlink(missing_ok=True)
+        remove_socket(path)
         listener.bind(str(path))
         listener.listen()
         return listener, replace(state, socket=str(path))
@@ -129,8 +137,7 @@ class _Watch:
                 return True
             # Whoever empties the folder, or fills its disk, does not end the worker.
             with suppress(OSError):
-                if self._place.log.stat().st_size > MAX_LOG:
-                    os.truncate(self._place.log, 0)
+                _shorten(self._place.log)
             if self._engine.ready and not self._state.warm:
                 with suppress(OSError):
                     warm = replace(self._state, warm=True)
@@ -145,6 +152,16 @@ class _Watch:
             return None
         since = self._engine.idle_since
         return None if since is None else time.monotonic() - max(since, self._began)
+
+
+def _shorten(log: Path) -> None:
+    """Have a log that has grown too long begin anew. Raises OSError."""
+    handle = open_regular(log, os.O_WRONLY)
+    try:
+        if os.fstat(handle).st_size > MAX_LOG:
+            os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
 
 
 class _KeepAlive:
