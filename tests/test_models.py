@@ -218,15 +218,15 @@ def test_a_folder_has_no_revisions(t2i: T2I, tmp_path: Path, command: str) -> No
 
 def test_show_postcard_prints_every_word_once(t2i: T2I) -> None:
     done = t2i("models", "show", "postcard")
-    vocabulary = world.vocabulary()
-    for title, words in vocabulary.items():
+    groups = world.vocabulary()
+    for title, words in groups.items():
         assert f"{title}: {' '.join(words)}\n" in done.stdout
-    printed = [word for words in vocabulary.values() for word in words]
+    printed = [word for words in groups.values() for word in words]
     assert sorted(printed) == sorted(postcard.words())
-    assert all(vocabulary.values())
+    assert all(groups.values())
     assert f't2i generate -m postcard "{world.EXAMPLES[0]}"' in done.stdout
     record = json.loads(t2i("models", "show", "postcard", "--json").stdout)
-    assert record["words"] == vocabulary
+    assert record["words"] == groups
 
 
 def test_examples_use_known_words_only() -> None:

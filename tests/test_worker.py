@@ -320,18 +320,18 @@ def test_a_hung_one_that_cannot_be_told_from_others_is_left(
     monkeypatch.setattr(place, "HUNG", 3.0)
     run()
     first = worker()
-    until(lambda: bool((state := Place.find().state()) and state.warm))
+    until(lambda: bool((found := Place.find().state()) and found.warm))
     os.kill(first, signal.SIGSTOP)
-    state = Place.find().state()
-    assert state is not None
-    Place.find().write(replace(state, token="another"))  # noqa: S106
+    found = Place.find().state()
+    assert found is not None
+    Place.find().write(replace(found, token="another"))  # noqa: S106
     until(lambda: care.status().state == "hung")
     notes = ["The warm worker hangs, and cannot be ended. This run goes on without it."]
     assert run().notes == notes
     with pytest.raises(TimedOutError, match="does not end"):
         care.stop()
     assert Place.find().alive()
-    Place.find().write(state)
+    Place.find().write(found)
     os.kill(first, signal.SIGCONT)
     assert care.stop() == first
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli import cli
+from t2i_cli.cli import main as run_t2i
 from t2i_cli.backends.local.imports import Foreign
 from tests.fakes import gpu
 
@@ -36,7 +36,7 @@ def main() -> None:
     watched(torch.xpu, "empty_cache", "empty_cache")
     for cls in (attention_processor.AttnProcessor2_0, attention_processor.SlicedAttnProcessor):
         watched(cls, "__call__", cls.__name__)
-    cli.main()
+    run_t2i()
 
 
 if __name__ == "__main__":

@@ -192,13 +192,13 @@ def _make(
         listener.close()
     ended = _ended(found, tally, stop)
     drawn, ended = _drawn(task, found, scratch, console, ended)
-    summary = verdict.summary(found, tally, ended) | {"manifest": str(book.path), **drawn}
+    account = verdict.summary(found, tally, ended) | {"manifest": str(book.path), **drawn}
     if console.events:
-        console.event("finished", **summary)
+        console.event("finished", **account)
     if console.json:
-        console.result_json(summary)
+        console.result_json(account)
     elif not console.events:
-        console.note(verdict.text(summary))
+        console.note(verdict.text(account))
     if ended:
         raise ended
 
