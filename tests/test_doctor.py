@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli import checks, postcard
+from t2i_cli import diagnostics, postcard
 from tests.conftest import T2I
 from tests.fakes.hub import FakeHub
 from tests.fakes.oauth import ACCOUNT
@@ -54,11 +54,11 @@ def test_a_slow_hub_is_a_note(t2i: T2I, hub: FakeHub) -> None:
 
 
 def test_what_never_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "PATIENCE", 0.2)
+    monkeypatch.setattr(diagnostics, "PATIENCE", 0.2)
     for name in ("_hub", "_google"):
-        monkeypatch.setattr(checks, name, lambda: time.sleep(30))
+        monkeypatch.setattr(diagnostics, name, lambda: time.sleep(30))
     start = time.monotonic()
-    found = {check.name: check for check in checks.run()}
+    found = {check.name: check for check in diagnostics.run()}
     assert time.monotonic() - start < 15
     assert found["hub"].detail == found["google"].detail == "no answer in time"
     assert found["hub"].status == "note"
@@ -82,9 +82,9 @@ def test_a_broken_installation_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(postcard, "FOLDER", tmp_path)
-    monkeypatch.setattr(checks, "_LIBRARIES", ("typer", "not-a-library"))
+    monkeypatch.setattr(diagnostics, "_LIBRARIES", ("typer", "not-a-library"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = {check.name: check for check in checks.run()}
+    found = {check.name: check for check in diagnostics.run()}
     for name in ("libraries", "device", "postcard"):
         assert found[name].status == "problem"
         assert found[name].exit_code == 9

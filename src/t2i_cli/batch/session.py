@@ -23,7 +23,7 @@ from t2i_cli.batch.stopping import Stop, on_signals
 from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, StoppedError, T2IError, TerminatedError
-from t2i_cli.oneshot import viewer
+from t2i_cli.generate import viewer
 from t2i_cli.prompts import Problem, Prompts, PromptsError
 from t2i_cli.sink import Saved
 

@@ -11,10 +11,10 @@ _MARKS = {"ok": "ok  ", "note": "note", "problem": "FIX "}
 def doctor(json: JsonOpt = False) -> None:
     """Look at this installation; exit 0 if it can make a picture, else with the problem's code."""
     console.configure(json=json)
-    from t2i_cli import checks
+    from t2i_cli import diagnostics
 
     worst = 0
-    for found in checks.run():
+    for found in diagnostics.run():
         worst = worst or found.exit_code
         if json:
             console.result_json(found.to_json())

@@ -61,7 +61,7 @@ def generate(
     console.configure(json=json, quiet=quiet, verbose=verbose)
     if offline:
         settings.go_offline()
-    from t2i_cli import oneshot
+    from t2i_cli import generate
     from t2i_cli.backends.choice import choose, default_model
 
     width, height = chosen_size(width, height, size)
@@ -76,7 +76,7 @@ def generate(
         width=width,
         height=height,
     )
-    place = oneshot.Output(
+    place = generate.Output(
         target=output or settings.get("output"),
         format=format or settings.get("format"),
         overwrite=overwrite,
@@ -107,11 +107,11 @@ def generate(
         worker=not dry_run,
         format=place.aim.format,
     )
-    order = oneshot.Order(request=request, seeds=seed or [], count=count)
+    order = generate.Order(request=request, seeds=seed or [], count=count)
     if dry_run:
-        _dry_run(*oneshot.settle(order, engine, place, console, lenient=lenient), engine)
+        _dry_run(*generate.settle(order, engine, place, console, lenient=lenient), engine)
     else:
-        oneshot.make(order, engine, place, console, lenient=lenient)
+        generate.make(order, engine, place, console, lenient=lenient)
         _mention_warmth(backend, keep_alive)
 
 
