@@ -150,9 +150,9 @@ def _timed(passes: list[tuple[float, float]], then: Callable[[], None]) -> Itera
 
 
 def _t2i(given: Given, size: str) -> None:
-    from t2i_cli import cli
+    from t2i_cli.cli import main
 
-    code = cli._run([*_command(given), "--batch-size", size, "--json", "-q"])  # noqa: SLF001
+    code = main._run([*_command(given), "--batch-size", size, "--json", "-q"])  # noqa: SLF001
     if code:
         raise SystemExit(f"t2i batch ended with {code}")
 

@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 
 from benchmarks.measure import compare, report
-from t2i_cli.cli import command_paths
+from t2i_cli.cli.main import command_paths
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from t2i_cli import catalog, schedulers, settings
-from t2i_cli.cli import command_paths
+from t2i_cli.cli.main import command_paths
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}

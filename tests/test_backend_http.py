@@ -628,7 +628,7 @@ def test_the_other_way_round(server: FakeImages) -> None:
 
 def test_no_heavy_import(server: FakeImages, t2i_env: dict[str, str], tmp_path: Path) -> None:
     code = (
-        "import sys; from t2i_cli.cli import _run;"
+        "import sys; from t2i_cli.cli.main import _run;"
         f"code = _run(['generate', 'x', '-q', '--backend', 'http', '--url', {server.url!r}]);"
         "heavy = {'torch', 'diffusers', 'transformers', 'google.auth', 'huggingface_hub'};"
         "print(code, sorted(heavy & set(sys.modules)))"

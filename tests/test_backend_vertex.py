@@ -793,7 +793,7 @@ def test_as_processes(vertex: FakeVertex, t2i: T2I, tmp_path: Path) -> None:
 def test_no_heavy_import(vertex: FakeVertex, t2i_env: dict[str, str], tmp_path: Path) -> None:
     name = vertex.make_endpoint()
     code = (
-        "import sys; from t2i_cli.cli import _run;"
+        "import sys; from t2i_cli.cli.main import _run;"
         f"code = _run(['remote', 'generate', 'x', '-q', '--endpoint', {name!r}]);"
         "heavy = {'torch', 'diffusers', 'transformers', 'huggingface_hub', 'google.cloud.storage',"
         "'google.cloud.aiplatform', 'google.cloud.aiplatform_v1', 'grpc', 'fastapi'};"

@@ -11,7 +11,8 @@ from t2i_cli.backends.local import models
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, Need
 from t2i_cli.batch import names, wishes
-from t2i_cli.commands import models as models_command
+from t2i_cli.cli.commands import models as models_command
+from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
 from t2i_cli.errors import (
     InputError,
@@ -22,7 +23,6 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.events import Sent, Step
-from t2i_cli.progress import Progress
 from t2i_cli.sink import translated
 from t2i_cli.vertex import serving
 

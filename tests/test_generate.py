@@ -203,7 +203,7 @@ def test_disk_that_fills_leaves_nothing(t2i_env: dict[str, str], tmp_path: Path)
     limited = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500));"
-        "from t2i_cli.cli import main; main()"
+        "from t2i_cli.cli.main import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", limited, "generate", PROMPT, *POSTCARD, "-o", "full.png"],
@@ -309,12 +309,12 @@ def test_dry_run_loads_nothing_and_writes_nothing(t2i: T2I, tmp_path: Path) -> N
 
 
 def test_help_and_refusals_import_nothing_heavy(t2i_env: dict[str, str], tmp_path: Path) -> None:
-    from t2i_cli.cli import command_paths
+    from t2i_cli.cli.main import command_paths
 
     program = """
 import os, sys
 os._exit = lambda code: None
-from t2i_cli.cli import main
+from t2i_cli.cli.main import main
 main()
 heavy = {"torch", "diffusers", "transformers", "PIL", "google.auth", "huggingface_hub"}
 heavy.add("rich.console")
@@ -344,7 +344,7 @@ def test_a_bug_shows_its_traceback(t2i_env: dict[str, str], tmp_path: Path) -> N
 from t2i_cli.backends.local import outcomes
 def bug(*args): raise ZeroDivisionError("it broke")
 outcomes.lock = bug
-from t2i_cli.cli import main
+from t2i_cli.cli.main import main
 main()
 """
     done = subprocess.run(

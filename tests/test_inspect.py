@@ -7,7 +7,7 @@ import pytest
 from PIL.PngImagePlugin import PngInfo
 
 from t2i_cli import metadata
-from t2i_cli.commands.inspect import inspect
+from t2i_cli.cli.commands.inspect import inspect
 from t2i_cli.errors import InputError
 from tests.conftest import T2I
 from tests.made import LOCK, picture, request

@@ -46,7 +46,7 @@ def test_list_shows_the_catalogue_without_a_network(t2i: T2I) -> None:
 
 def test_listing_loads_nothing_heavy(t2i_env: dict[str, str]) -> None:
     code = (
-        "import sys; from t2i_cli.commands import models; models.list_();"
+        "import sys; from t2i_cli.cli.commands import models; models.list_();"
         "heavy = {'torch', 'diffusers', 'transformers', 'PIL', 'google.auth'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -22,10 +22,11 @@ from typing import Any, Protocol
 import psutil
 import pytest
 
-from t2i_cli import catalog, cli
+from t2i_cli import catalog
 from t2i_cli.backends import Failure, GeneratedImage, choice
 from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment
 from t2i_cli.backends.local.memory import Plan
+from t2i_cli.cli import main
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.events import Event, Note, Step
@@ -841,7 +842,7 @@ def test_exit_codes_and_errors_are_the_same(
 SAYS_WHAT_IT_IMPORTS = """
 import os, sys
 os._exit = lambda code: None
-from t2i_cli.cli import main
+from t2i_cli.cli.main import main
 main()
 heavy = {"torch", "diffusers", "transformers", "httpx", "httpx2", "fastapi", "asyncio", "PIL"}
 print("HEAVY", sorted(heavy & set(sys.modules)), file=sys.stderr)
@@ -904,7 +905,7 @@ def test_a_cold_run_on_a_terminal_mentions_it_once(
     def mentioned(*options: str, live: bool = True) -> bool:
         monkeypatch.setattr(Console, "live", property(lambda self: live and not self.quiet))
         output = ("--overwrite", "-o", str(tmp_path / "x.png"))
-        assert cli._run(["generate", PROMPT, "-m", "postcard", *output, *options]) == 0
+        assert main._run(["generate", PROMPT, "-m", "postcard", *output, *options]) == 0
         return "t2i config set keep_alive" in capsys.readouterr().err
 
     assert not mentioned(live=False)

@@ -1,5 +1,5 @@
 """Runs `python -m t2i_cli` as `t2i`."""
 
-from t2i_cli.cli import main
+from t2i_cli.cli.main import main
 
 main()

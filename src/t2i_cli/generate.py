@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from t2i_cli import naming
 from t2i_cli.backends import Backend, GeneratedImage
+from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
 from t2i_cli.errors import DefectError, InputError, PartialError, T2IError
-from t2i_cli.progress import Progress
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve, with_seeds
 from t2i_cli.run import run
 from t2i_cli.sink import FileSink, Saved
@@ -107,16 +107,16 @@ def viewer(
     """What draws an image in the terminal, if that was asked for and can be done."""
     if not wanted:
         return None
-    from t2i_cli import terminal_image
+    from t2i_cli.cli import terminal_preview
 
     try:
-        terminal_image.check()
+        terminal_preview.check()
     except InputError as error:
         if not lenient:
             raise
         console.warn(error.message)
         return None
-    return lambda generated: terminal_image.show(generated.image)
+    return lambda generated: terminal_preview.show(generated.image)
 
 
 def _report(saved: Saved, console: Console) -> None:

@@ -17,10 +17,10 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, TerminatedError, os_reason
 from t2i_cli.events import Event
-from t2i_cli.progress import Progress
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import Job, Observer
 from t2i_cli.state_files import open_regular

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
 from t2i_cli.errors import (
     AccessError,
@@ -21,7 +22,6 @@ from t2i_cli.errors import (
     TimedOutError,
     os_reason,
 )
-from t2i_cli.progress import Progress
 from t2i_cli.vertex import (
     credentials,
     deploy,

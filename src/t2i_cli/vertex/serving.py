@@ -80,8 +80,8 @@ def local_weights(source: Source, *, half: bool) -> Path:
     if source.spec.repo is None:
         raise InputError(f"{source.named} does not lie on this machine, nor on the Hub.")
     from t2i_cli import hub
+    from t2i_cli.cli.progress import Progress
     from t2i_cli.console import console
-    from t2i_cli.progress import Progress
 
     with Progress(console, 1) as progress:
         return hub.fetch(

@@ -2,8 +2,8 @@
 
 import typer
 
+from t2i_cli.cli.options import JsonOpt
 from t2i_cli.console import console
-from t2i_cli.options import JsonOpt
 
 _MARKS = {"ok": "ok  ", "note": "note", "problem": "FIX "}
 

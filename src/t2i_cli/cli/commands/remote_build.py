@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli import options
+from t2i_cli.cli import options
+from t2i_cli.cli.options import JsonOpt, ProjectOpt, QuietOpt, RegionOpt
 from t2i_cli.console import console
-from t2i_cli.options import JsonOpt, ProjectOpt, QuietOpt, RegionOpt
 
 
 def build(
@@ -61,7 +61,7 @@ def package(
 ) -> None:
     """Put a model and its handler into model.mar, for `deploy --serving torchserve`."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.progress import Progress
+    from t2i_cli.cli.progress import Progress
     from t2i_cli.vertex import package as packaging
     from t2i_cli.vertex import serving
 

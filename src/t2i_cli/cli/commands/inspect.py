@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t2i_cli.cli.options import JsonOpt
 from t2i_cli.console import console, printable
 from t2i_cli.errors import InputError
-from t2i_cli.options import JsonOpt
 
 if TYPE_CHECKING:
     from t2i_cli.metadata import Record

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from t2i_cli import settings
+from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
-from t2i_cli.options import JsonOpt, QuietOpt
 
 app = typer.Typer(help="Read and write the settings.", no_args_is_help=True, rich_markup_mode=None)
 

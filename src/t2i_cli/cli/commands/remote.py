@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_cli import options
-from t2i_cli.commands import remote_build, remote_deploy, remote_generate
+from t2i_cli.cli import options
+from t2i_cli.cli.commands import remote_build, remote_deploy, remote_generate
+from t2i_cli.cli.options import ApiEndpointOpt, JsonOpt, ProjectOpt, QuietOpt, RegionOpt
 from t2i_cli.console import console
 from t2i_cli.errors import InputError, RemoteError, StorageError, T2IError
-from t2i_cli.options import ApiEndpointOpt, JsonOpt, ProjectOpt, QuietOpt, RegionOpt
 
 if TYPE_CHECKING:
     from t2i_cli.vertex.lifetime import Cloud

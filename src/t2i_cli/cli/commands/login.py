@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.console import console
 from t2i_cli.errors import AccessError, InputError
-from t2i_cli.options import JsonOpt, QuietOpt
 
 app = typer.Typer(
     help="Log in to the Hugging Face Hub, or check the login of Google Cloud.",

@@ -2,8 +2,8 @@
 
 import typer
 
+from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.console import console
-from t2i_cli.options import JsonOpt, QuietOpt
 
 app = typer.Typer(
     help="See and end the process that keeps a model warm.",

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli import options, settings
+from t2i_cli import settings
 from t2i_cli.backends import Backend
+from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import Value

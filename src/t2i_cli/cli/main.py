@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperOption
 
 from t2i_cli import __version__, signals
-from t2i_cli.commands import (
+from t2i_cli.cli.commands import (
     batch,
     config,
     doctor,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli import options
+from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.vertex import DEFAULT_TTL
 

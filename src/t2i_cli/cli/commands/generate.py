@@ -3,7 +3,8 @@
 import sys
 from typing import TYPE_CHECKING
 
-from t2i_cli import options, settings
+from t2i_cli import settings
+from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.request import GenerateRequest, ResolvedRequest, chosen_size

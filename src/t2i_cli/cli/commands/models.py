@@ -8,9 +8,9 @@ import typer
 
 from t2i_cli import catalog
 from t2i_cli.catalog import ModelSpec
+from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.console import console, size_text
 from t2i_cli.errors import InputError, ModelError
-from t2i_cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 
 if TYPE_CHECKING:
     from t2i_cli.hub.cache import Cached
@@ -147,7 +147,7 @@ def _named(name: str, revision: str | None = None) -> ModelSpec:
 def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:
     """The folder of a model on the Hub, downloaded unless offline."""
     from t2i_cli import hub
-    from t2i_cli.progress import Progress
+    from t2i_cli.cli.progress import Progress
 
     with Progress(console, 1) as progress:
         return hub.fetch(

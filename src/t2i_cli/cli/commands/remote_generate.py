@@ -1,7 +1,7 @@
 """`t2i remote generate`: `t2i generate` on the endpoint in use."""
 
-from t2i_cli import options
-from t2i_cli.commands import generate as anywhere
+from t2i_cli.cli import options
+from t2i_cli.cli.commands import generate as anywhere
 
 
 def generate(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_cli import options, settings
+from t2i_cli import settings
+from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.server.options import KEY_VARIABLE, Limits, ServerOptions
