@@ -35,9 +35,9 @@ from t2i_cli.batch.wishes import Wishes
 from t2i_cli.catalog import ModelSpec
 from t2i_cli.console import Console
 from t2i_cli.events import OnEvent
+from t2i_cli.output.image_writer import Saved
 from t2i_cli.prompts import read
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.sink import Saved
 
 RUNS = 5
 

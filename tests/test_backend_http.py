@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from t2i_cli import metadata
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.backends.choice import choose
 from t2i_cli.backends.http import options as http_options
@@ -42,9 +41,10 @@ from t2i_cli.errors import (
     WithheldError,
 )
 from t2i_cli.events import Note
+from t2i_cli.output import metadata
+from t2i_cli.output.image_writer import FileSink, Saved
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from t2i_cli.server.options import Limits, ServerOptions
-from t2i_cli.sink import FileSink, Saved
 from tests.conftest import T2I
 from tests.fakes.images_server import Body, FakeImages, Fault, error, running_images
 from tests.fakes.painter import Painter, painted

@@ -20,8 +20,8 @@ from t2i_cli.batch.wishes import Wishes, parse_vary
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Loading, Measure, Note, Step
+from t2i_cli.output.image_writer import Saved
 from t2i_cli.prompts import Entry
-from t2i_cli.sink import Saved
 from tests.fakes.painter import Painter, painted
 
 NASTY = '</script><script>alert("&amp;\u2028")</script><!-- <img src=x onerror=alert(1)>'

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli import naming
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.batch import executor, manifest, session, sheet
@@ -36,9 +35,10 @@ from t2i_cli.errors import (
     WithheldError,
 )
 from t2i_cli.events import OnEvent, Step
+from t2i_cli.output import filenames
+from t2i_cli.output.image_writer import FileSink, Saved
 from t2i_cli.prompts import PromptsError
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.sink import FileSink, Saved
 from tests.fakes.painter import Painter, painted
 
 PROMPTS = "".join(f"a red star number {n}\n" for n in range(1, 13))
@@ -507,7 +507,7 @@ def test_what_saving_raises_is_that_rows_failure(
 ) -> None:
     real = GeneratedImage.encoded
 
-    def encoded(self: GeneratedImage, format: naming.Format) -> bytes:
+    def encoded(self: GeneratedImage, format: filenames.Format) -> bytes:
         if self.index == 4:
             raise ZeroDivisionError
         return real(self, format)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli import catalog, naming, prompts
+from t2i_cli import catalog, prompts
 from t2i_cli.backends.local import models
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, Need
@@ -23,7 +23,8 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.events import Sent, Step
-from t2i_cli.sink import translated
+from t2i_cli.output import filenames
+from t2i_cli.output.image_writer import translated
 from t2i_cli.vertex import serving
 
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
@@ -108,8 +109,8 @@ def test_an_event_about_no_image_is_shown(event: Step | Sent) -> None:
 EMPTY: dict[str, tuple[Callable[[], object], type[T2IError]]] = {
     "name": (lambda: names.check(""), InputError),
     "template": (lambda: names.check_template("", None), InputError),
-    "output": (lambda: naming.target("", None, is_folder=False), InputError),
-    "width": (lambda: naming.target("{seed:" + "9" * 5000 + "}.png", None), InputError),
+    "output": (lambda: filenames.target("", None, is_folder=False), InputError),
+    "width": (lambda: filenames.target("{seed:" + "9" * 5000 + "}.png", None), InputError),
     "field": (lambda: prompts.checked("", 1), InputError),
     "far field": (lambda: prompts.checked("zzz", 1), InputError),
     "format": (lambda: prompts.format_of("", None), InputError),
@@ -130,9 +131,9 @@ def test_what_is_empty_is_refused_in_words(
 
 
 def test_the_nearest_folder_that_stands(tmp_path: Path) -> None:
-    assert naming.standing(tmp_path / "a" / "b") == tmp_path
-    assert naming.standing(tmp_path / ("x" * 300) / "b") == tmp_path
-    assert naming.standing(Path("nowhere at all")) == Path.cwd()
+    assert filenames.standing(tmp_path / "a" / "b") == tmp_path
+    assert filenames.standing(tmp_path / ("x" * 300) / "b") == tmp_path
+    assert filenames.standing(Path("nowhere at all")) == Path.cwd()
 
 
 def test_every_alias_is_near_itself_in_capitals() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL.PngImagePlugin import PngInfo
 
-from t2i_cli import metadata
 from t2i_cli.cli.commands.inspect import inspect
 from t2i_cli.errors import InputError
+from t2i_cli.output import metadata
 from tests.conftest import T2I
 from tests.made import LOCK, picture, request
 from tests.test_a1111 import FROM_A1111

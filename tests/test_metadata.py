@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from t2i_cli import a1111, metadata
 from t2i_cli.errors import InputError
-from t2i_cli.naming import Format
+from t2i_cli.output import infotext, metadata
+from t2i_cli.output.filenames import Format
 from t2i_cli.request import MAX_PROMPT
 from tests.made import LOCK, picture, request
 from tests.test_a1111 import FROM_A1111
@@ -102,7 +102,7 @@ def png_texts(data: bytes) -> dict[str, str]:
 @pytest.mark.parametrize("prompt", ["a red house", "日本の家"])
 def test_png_holds_text_chunks_that_any_reader_finds(tmp_path: Path, prompt: str) -> None:
     texts = png_texts(written(tmp_path, "png", prompt=prompt).read_bytes())
-    assert texts["parameters"] == a1111.compose(request(prompt=prompt), LOCK, (64, 48))
+    assert texts["parameters"] == infotext.compose(request(prompt=prompt), LOCK, (64, 48))
     record = json.loads(texts["t2i"])
     assert record["t2i"] == 1
     assert record["request"]["prompt"] == prompt
@@ -116,7 +116,7 @@ def test_piexif_reads_the_user_comment_as_automatic1111_does(
 ) -> None:
     exif = piexif.load(str(written(tmp_path, format, prompt=prompt)))
     comment = piexif.helper.UserComment.load(exif["Exif"][piexif.ExifIFD.UserComment])
-    assert comment == a1111.compose(request(prompt=prompt), LOCK, (64, 48))
+    assert comment == infotext.compose(request(prompt=prompt), LOCK, (64, 48))
 
 
 def xmp_packet(data: bytes, format: Format) -> bytes:
@@ -202,7 +202,7 @@ def test_reads_a_user_comment_in_any_dress(
     exif.endian = endian
     exif[0x8769] = {0x9286: comment}
     picture().save(tmp_path / "a.jpg", exif=exif)
-    parsed = a1111.parse(FROM_A1111)
+    parsed = infotext.parse(FROM_A1111)
     assert parsed and metadata.read(tmp_path / "a.jpg").request == parsed.request
 
 

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from PIL import Image, ImageChops
 
-from t2i_cli import metadata
+from t2i_cli.output import metadata
 from tests.conftest import T2I
 from tests.fakes.vertex import FakeVertex
 from training.grade import grade_image

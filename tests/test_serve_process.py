@@ -18,7 +18,8 @@ import httpx2
 import pytest
 from PIL import Image
 
-from t2i_cli import metadata, postcard
+from t2i_cli import postcard
+from t2i_cli.output import metadata
 from t2i_cli.server.options import MAX_BODY
 from tests.conftest import T2I
 from tests.fakes.painter import Painter

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 from PIL import Image
 
-from t2i_cli import metadata
 from t2i_cli.errors import ModelError, OutOfMemoryError, T2IError, WithheldError
+from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.schedulers import usable_names
 from t2i_cli.server import wire

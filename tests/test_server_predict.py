@@ -11,7 +11,6 @@ import httpx2
 import pytest
 from PIL import Image
 
-from t2i_cli import metadata
 from t2i_cli.errors import (
     ModelError,
     OutOfMemoryError,
@@ -20,6 +19,7 @@ from t2i_cli.errors import (
     TimedOutError,
     WithheldError,
 )
+from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from tests.fakes.painter import Painter
 from tests.fakes.serving import Running, serving

@@ -19,9 +19,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from t2i_cli import metadata, postcard
+from t2i_cli import postcard
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, WithheldError
 from t2i_cli.events import OnEvent
+from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server.options import Limits, ServerOptions
 from t2i_cli.server.vertex import Container

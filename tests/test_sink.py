@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from t2i_cli import metadata, sink
 from t2i_cli.errors import InputError, StorageError, Terminated
-from t2i_cli.naming import Format
-from t2i_cli.sink import FileSink
+from t2i_cli.output import image_writer, metadata
+from t2i_cli.output.filenames import Format
+from t2i_cli.output.image_writer import FileSink
 from tests.made import LOCK, generated, picture, request
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -182,7 +182,7 @@ def in_process(code: str) -> str:
     """What prepare() or save() in a process of its own says, up to the path."""
     setup = (
         "import os, resource, signal, sys\nfrom pathlib import Path\n"
-        "from t2i_cli.errors import T2IError\nfrom t2i_cli.sink import FileSink\n"
+        "from t2i_cli.errors import T2IError\nfrom t2i_cli.output.image_writer import FileSink\n"
         "from tests.made import generated\n"
         "def prepare(path): FileSink([path], 'png').prepare()\n"
         "def save(path, **options): FileSink([path], 'png', **options).save(generated())\n"
@@ -318,7 +318,7 @@ def test_of_many_runs_with_one_name_one_wins(tmp_path: Path) -> None:
     """Eight processes save 20 names at once: each name is won once, and is a whole image."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom t2i_cli.errors import InputError\n"
-        "from t2i_cli.sink import FileSink\nfrom tests.made import generated\n"
+        "from t2i_cli.output.image_writer import FileSink\nfrom tests.made import generated\n"
         "paths = [Path(sys.argv[1]) / f'{n}.png' for n in range(20)]\n"
         "sink, won = FileSink(paths, 'png'), 0\n"
         "sys.stdin.read()\n"
@@ -355,7 +355,7 @@ def test_closed_standard_output_stays_a_broken_pipe(monkeypatch: pytest.MonkeyPa
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb", buffering=0) as stream:
-        monkeypatch.setattr(sink, "stdout_bytes", lambda: stream)
+        monkeypatch.setattr(image_writer, "stdout_bytes", lambda: stream)
         with pytest.raises(BrokenPipeError):
             FileSink([None], "png").save(generated())
 
@@ -364,6 +364,6 @@ def test_full_device_under_standard_output_is_a_storage_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with open("/dev/full", "wb", buffering=0) as stream:
-        monkeypatch.setattr(sink, "stdout_bytes", lambda: stream)
+        monkeypatch.setattr(image_writer, "stdout_bytes", lambda: stream)
         with pytest.raises(StorageError, match="standard output: No space left"):
             FileSink([None], "png").save(generated())

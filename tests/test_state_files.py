@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i_cli import settings, state_files
+from t2i_cli import settings
 from t2i_cli.backends.local import LocalOptions
 from t2i_cli.batch import timings
 from t2i_cli.errors import StorageError
-from t2i_cli.state_files import open_regular, write_whole
+from t2i_cli.output import state_files
+from t2i_cli.output.state_files import open_regular, write_whole
 from t2i_cli.vertex import hardware, known
 from t2i_cli.worker import hiring
 from t2i_cli.worker.identity import Wanted

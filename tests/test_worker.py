@@ -30,7 +30,7 @@ from t2i_cli.cli import main
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.events import Event, Note, Step
-from t2i_cli.naming import Format
+from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from t2i_cli.worker import backend, care, hiring, identity, mention, place, processes
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend

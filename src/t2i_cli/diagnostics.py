@@ -14,9 +14,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from t2i_cli import __version__, catalog, naming, postcard, settings
+from t2i_cli import __version__, catalog, postcard, settings
 from t2i_cli.console import size_text
 from t2i_cli.errors import AccessError, ModelError, T2IError
+from t2i_cli.output import filenames
 
 PATIENCE = 8.0
 """Seconds for everything that asks the network, all of it at the same time."""
@@ -164,7 +165,7 @@ def _disk() -> Check:
     from t2i_cli.hub import cache
 
     folder = cache.folder()
-    free = shutil.disk_usage(naming.standing(folder)).free
+    free = shutil.disk_usage(filenames.standing(folder)).free
     detail = f"{size_text(free)} free for models in {folder}"
     if free < SMALL_DISK:
         return Check(

@@ -5,14 +5,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from t2i_cli import naming
 from t2i_cli.backends import Backend, GeneratedImage
 from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
 from t2i_cli.errors import DefectError, InputError, PartialError, T2IError
+from t2i_cli.output import filenames
+from t2i_cli.output.image_writer import FileSink, Saved
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve, with_seeds
 from t2i_cli.run import run
-from t2i_cli.sink import FileSink, Saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class Output:
     show: bool = False
 
     @property
-    def aim(self) -> naming.Target:
+    def aim(self) -> filenames.Target:
         """The template and the format of the files; raises InputError."""
         folder = self.target is not None and os.path.isdir(self.target)
-        return naming.target(self.target, self.format, is_folder=folder)
+        return filenames.target(self.target, self.format, is_folder=folder)
 
 
 def settle(
@@ -55,7 +55,7 @@ def settle(
     target = output.aim
     if target.template is None and console.json:
         raise InputError("Standard output holds the image or the JSON, not both.", field="output")
-    sink = FileSink(naming.paths(target, requests), target.format, overwrite=output.overwrite)
+    sink = FileSink(filenames.paths(target, requests), target.format, overwrite=output.overwrite)
     sink.check()
     backend.check(requests[0])
     return requests, sink

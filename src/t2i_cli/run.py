@@ -9,8 +9,8 @@ from typing import Protocol, cast
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.errors import T2IError, defect
 from t2i_cli.events import Event, Note, OnEvent, Preview, Sent, Step
+from t2i_cli.output.image_writer import Saved
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.sink import Saved
 
 Save = Callable[[GeneratedImage], Saved]
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from t2i_cli import durations, naming
+from t2i_cli import durations
+from t2i_cli.output import filenames
 
 BACKENDS = ("local", "http", "vertex")
 DIALECTS = ("t2i", "openai", "sglang", "vllm", "localai")
@@ -93,8 +94,8 @@ _TABLE = (
     Setting(
         key="format",
         variable="T2I_FORMAT",
-        takes=one_of(naming.EXTENSIONS),
-        accepts=lambda value: value.lower() in naming.FORMATS,
+        takes=one_of(filenames.EXTENSIONS),
+        accepts=lambda value: value.lower() in filenames.FORMATS,
     ),
     Setting(
         key="output",

@@ -13,7 +13,7 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from t2i_cli.naming import Format
+    from t2i_cli.output.filenames import Format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class GeneratedImage:
 
     def encoded(self, format: "Format") -> bytes:
         """The bytes of a file with the image and its records."""
-        from t2i_cli import metadata
+        from t2i_cli.output import metadata
 
         return metadata.embed(self.image, self.request, self.lock, format)
 

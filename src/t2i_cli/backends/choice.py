@@ -7,7 +7,7 @@ from t2i_cli.backends import Backend
 from t2i_cli.backends.remote import RETRIES, TIMEOUT
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
-from t2i_cli.naming import Format
+from t2i_cli.output.filenames import Format
 
 if TYPE_CHECKING:
     from t2i_cli.backends.local import LocalOptions

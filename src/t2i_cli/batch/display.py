@@ -10,7 +10,7 @@ from t2i_cli.batch.driver import Tally
 from t2i_cli.batch.plan import Job, Plan, duration
 from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Step
-from t2i_cli.sink import Saved
+from t2i_cli.output.image_writer import Saved
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

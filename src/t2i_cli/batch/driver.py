@@ -16,9 +16,9 @@ from t2i_cli.batch.plan import PASSING, Job, Plan
 from t2i_cli.batch.stopping import Stop
 from t2i_cli.errors import DefectError, InputError, PipelineError, StorageError, WithheldError
 from t2i_cli.events import Event
-from t2i_cli.naming import Format
+from t2i_cli.output.filenames import Format
+from t2i_cli.output.image_writer import FileSink, Saved
 from t2i_cli.run import Save
-from t2i_cli.sink import FileSink, Saved
 
 IN_A_ROW = 3
 """Failures one after the other that no row is to blame for: the next would fail as well."""

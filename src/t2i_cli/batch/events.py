@@ -5,7 +5,7 @@ from t2i_cli.batch.driver import Tally
 from t2i_cli.batch.plan import Job, Plan
 from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Sent, Step
-from t2i_cli.sink import Saved
+from t2i_cli.output.image_writer import Saved
 
 
 class EventLines:

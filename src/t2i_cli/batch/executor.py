@@ -15,9 +15,9 @@ from t2i_cli.backends import Backend, Cancel, Failure, GeneratedImage
 from t2i_cli.batch.stopping import Stop
 from t2i_cli.errors import defect
 from t2i_cli.events import Event, OnEvent, Sent, Step
+from t2i_cli.output.image_writer import Saved
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.run import Save, keep
-from t2i_cli.sink import Saved
 
 Outcome = Saved | Failure
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from t2i_cli.batch import manifest
 from t2i_cli.console import printable
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.sink import translated
-from t2i_cli.state_files import check_regular, open_regular
+from t2i_cli.output.image_writer import translated
+from t2i_cli.output.state_files import check_regular, open_regular
 
 STATE = ".t2i"
 """The folder's own, with locks and unfinished files."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from t2i_cli.batch import manifest
 from t2i_cli.errors import InputError
-from t2i_cli.sink import translated
-from t2i_cli.state_files import beginning, place_for
+from t2i_cli.output.image_writer import translated
+from t2i_cli.output.state_files import beginning, place_for
 
 PAGE = "index.html"
 PAGES = (PAGE, "gallery.html")

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from t2i_cli import naming
 from t2i_cli.batch import lines
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.sink import translated
-from t2i_cli.state_files import open_regular, parsed
+from t2i_cli.output import filenames
+from t2i_cli.output.image_writer import translated
+from t2i_cli.output.state_files import open_regular, parsed
 
 SCHEMA = 1
 HEADER = json.dumps({"t2i_manifest": SCHEMA}).encode() + b"\n"
@@ -225,7 +225,7 @@ def _take_row(state: State, record: Mapping[str, object]) -> None:
         str(code) if code else None,
     )
     if file:
-        state.owners[naming.same_name(str(file))] = row_id
+        state.owners[filenames.same_name(str(file))] = row_id
 
 
 def _take_pin(state: State, record: Mapping[str, object]) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from t2i_cli import naming
 from t2i_cli.batch.rows import Row
 from t2i_cli.errors import InputError
-from t2i_cli.naming import Subject, Target
+from t2i_cli.output import filenames
+from t2i_cli.output.filenames import Subject, Target
 from t2i_cli.prompts import Problem
 
 DEFAULT_TEMPLATE = "{index:05d}-{slug}-{seed}.{ext}"
@@ -25,7 +25,7 @@ _FORBIDDEN = re.compile(r'[<>:"|?*\\]')
 
 def check_template(template: str, format: str | None) -> None:
     """Raise InputError for options that no image can be called by: --name and --format."""
-    naming.target(_with_ending(template), format)
+    filenames.target(_with_ending(template), format)
     check(_PLACEHOLDER.sub("x", template))
 
 
@@ -33,20 +33,20 @@ def check_template(template: str, format: str | None) -> None:
 def target(template: str, format: str | None) -> Target:
     """A template with its format; its own extension stands over that. Raises InputError."""
     whole = _with_ending(template)
-    return naming.target(whole, format if naming.suffix(whole) is None else None)
+    return filenames.target(whole, format if filenames.suffix(whole) is None else None)
 
 
 def _with_ending(template: str) -> str:
     if not template:
         raise InputError("The name is empty.", field="name")
-    return template if naming.suffix(template) != "" else template + ".{ext}"
+    return template if filenames.suffix(template) != "" else template + ".{ext}"
 
 
-def name(row: Row, template: str, format: str | None) -> tuple[str, naming.Format]:
+def name(row: Row, template: str, format: str | None) -> tuple[str, filenames.Format]:
     """The row's file, relative to the folder with `/`, and its format. Raises InputError."""
     aim = target(template if row.name is None else row.name, format)
     subject = Subject(index=row.index, id=row.id, request=row.request, format=aim.format)
-    path = naming.fill(aim.template or template, subject)
+    path = filenames.fill(aim.template or template, subject)
     check(path)
     return path, aim.format
 
@@ -57,12 +57,12 @@ def assign(
     format: str | None,
     owners: Mapping[str, str],
     wanted: Container[str],
-) -> tuple[dict[str, tuple[str, naming.Format]], list[Problem]]:
+) -> tuple[dict[str, tuple[str, filenames.Format]], list[Problem]]:
     """Names by row id, and what is wrong with any; only `wanted` ids are named.
 
     `owners` says which row the manifest gave a name (as `naming.same_name` writes it).
     """
-    names: dict[str, tuple[str, naming.Format]] = {}
+    names: dict[str, tuple[str, filenames.Format]] = {}
     problems: list[Problem] = []
     taken: dict[str, Row] = {}
     folders: dict[str, Row] = {}
@@ -75,7 +75,7 @@ def assign(
         except InputError as error:
             problems.append(Problem(row.line, error.field or "name", error.message))
             continue
-        key = naming.same_name(path)
+        key = filenames.same_name(path)
         parents = [str(parent) for parent in PurePosixPath(key).parents][:-1] if "/" in key else []
         clash = taken.get(key) or folders.get(key)
         clash = clash or next((taken[parent] for parent in parents if parent in taken), None)
@@ -106,7 +106,7 @@ def check(path: str) -> None:
     parts = path.split("/")
     if ".." in parts:
         raise InputError(f"{path!r} leaves the folder.")
-    first = naming.same_name(parts[0])
+    first = filenames.same_name(parts[0])
     if first in OWN or (len(parts) == 1 and first.startswith("manifest")):
         raise InputError(f"{path!r} is a name that t2i uses itself.")
     if not path.isascii() and any(unicodedata.category(c) in {"Cf", "Cs"} for c in path):
@@ -118,11 +118,11 @@ def check(path: str) -> None:
             raise InputError(
                 f"{path!r} has the character {bad[0]}, which Windows takes in no name."
             )
-        if part.partition(".")[0].rstrip().upper() in naming.WINDOWS_RESERVED:
+        if part.partition(".")[0].rstrip().upper() in filenames.WINDOWS_RESERVED:
             raise InputError(f"{part!r} is the name of a device on Windows.")
 
 
-def _check_size(row: Row, format: naming.Format) -> None:
+def _check_size(row: Row, format: filenames.Format) -> None:
     longest = max(row.request.width or 0, row.request.height or 0)
-    if format == "webp" and longest > naming.MAX_WEBP_SIDE:
-        raise InputError(f"WebP holds at most {naming.MAX_WEBP_SIDE:,} pixels a side; use png.")
+    if format == "webp" and longest > filenames.MAX_WEBP_SIDE:
+        raise InputError(f"WebP holds at most {filenames.MAX_WEBP_SIDE:,} pixels a side; use png.")

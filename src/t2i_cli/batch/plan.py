@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from t2i_cli import naming
 from t2i_cli.batch import names, timings
 from t2i_cli.batch.folder import Shard
 from t2i_cli.batch.manifest import Known, State
@@ -23,7 +22,8 @@ from t2i_cli.errors import (
     StorageError,
     TimedOutError,
 )
-from t2i_cli.naming import Format
+from t2i_cli.output import filenames
+from t2i_cli.output.filenames import Format
 from t2i_cli.prompts import Problem
 from t2i_cli.request import ResolvedRequest
 
@@ -210,7 +210,7 @@ def _recorded(known: Known | None) -> tuple[str, Format] | None:
         names.check(known.file)
     except InputError:
         return None
-    format = naming.FORMATS.get(known.file.rpartition(".")[2].lower())
+    format = filenames.FORMATS.get(known.file.rpartition(".")[2].lower())
     return (known.file, format) if format else None
 
 
@@ -229,7 +229,7 @@ def _strangers(
         path = os.path.join(folder, file)
         if not file or not os.path.lexists(path):
             continue
-        if state.owners.get(naming.same_name(file)) == row.id or _is_of(row, Path(path)):
+        if state.owners.get(filenames.same_name(file)) == row.id or _is_of(row, Path(path)):
             continue
         message = f"'{path}' is there, and not of this batch; move it, or use another -o."
         problems.append(Problem(row.line, "name", message))
@@ -238,7 +238,7 @@ def _strangers(
 
 def _is_of(row: Row, path: Path) -> bool:
     """Whether a file that no manifest has is the row's: a run died before it could say so."""
-    from t2i_cli import metadata
+    from t2i_cli.output import metadata
 
     if path.is_symlink() or not path.is_file():
         return False
@@ -258,11 +258,11 @@ def _described(group: Sequence[Row]) -> dict[str, object]:
 
 def _size(job: Job) -> int:
     pixels = (job.row.request.width or 1024) * (job.row.request.height or 1024)
-    return int(pixels * naming.BYTES_A_PIXEL[job.format])
+    return int(pixels * filenames.BYTES_A_PIXEL[job.format])
 
 
 def _free(folder: Path) -> int:
-    return shutil.disk_usage(naming.standing(folder)).free
+    return shutil.disk_usage(filenames.standing(folder)).free
 
 
 def _text(value: object) -> str | None:

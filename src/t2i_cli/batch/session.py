@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from t2i_cli import naming, prompts
+from t2i_cli import prompts
 from t2i_cli.backends import Backend, GeneratedImage
 from t2i_cli.batch import driver, folder, gallery, manifest, plan, rows, sheet, verdict
 from t2i_cli.batch.display import Display, Show
@@ -24,8 +24,9 @@ from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, StoppedError, T2IError, TerminatedError
 from t2i_cli.generate import viewer
+from t2i_cli.output import filenames
+from t2i_cli.output.image_writer import Saved
 from t2i_cli.prompts import Problem, Prompts, PromptsError
-from t2i_cli.sink import Saved
 
 _NAMES = {"gallery": gallery.PAGE, "sheet": sheet.NAME}
 
@@ -61,7 +62,7 @@ def rehearse(task: Task, backend: Backend, console: Console) -> tuple[Prompts, b
     check(task, console)
     viewer(task.show, task.wishes.lenient, console)
     target = task.folder
-    there = naming.standing(target)
+    there = filenames.standing(target)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"Cannot write to the folder {target}.", hint="-o names another one.")
     read = _read(task)

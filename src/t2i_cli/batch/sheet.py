@@ -15,8 +15,8 @@ from t2i_cli.batch import manifest
 from t2i_cli.batch.plan import Plan
 from t2i_cli.batch.rows import Row
 from t2i_cli.errors import InputError, StorageError, T2IError
-from t2i_cli.sink import translated
-from t2i_cli.state_files import place_for
+from t2i_cli.output.image_writer import translated
+from t2i_cli.output.state_files import place_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from t2i_cli.output.state_files import is_amount, read_json, write_whole
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.state_files import is_amount, read_json, write_whole
 
 _SLOWEST = 1e9
 """Seconds for each unit of cost; what is more than 30 years is no measurement."""

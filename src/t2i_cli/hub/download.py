@@ -21,7 +21,7 @@ from t2i_cli.hub.client import NoBar
 from t2i_cli.hub.errors import translated
 from t2i_cli.hub.snapshot import Snapshot
 from t2i_cli.hub.transfer import Transfer
-from t2i_cli.state_files import write_whole
+from t2i_cli.output.state_files import write_whole
 
 _STALE_SECONDS = 60
 _UNFINISHED = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:\.[0-9a-f]{8})?\.incomplete")

@@ -11,12 +11,13 @@ from fastapi import APIRouter, Response
 from PIL.Image import Image
 from pydantic import Field
 
-from t2i_cli import __version__, naming, schedulers
+from t2i_cli import __version__, schedulers
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError
 from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Preview, Sent, Step
-from t2i_cli.naming import Format
+from t2i_cli.output import filenames
+from t2i_cli.output.filenames import Format
 from t2i_cli.server import wire
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.fields import Asked, Strict
@@ -98,7 +99,7 @@ def _described(spec: ModelSpec) -> dict[str, object]:
         "guidance": spec.guidance_argument is not None,
         "schedulers": schedulers.usable_names(spec.flow) if spec.flow is not None else [],
         "refuses": [field for field, _ in spec.refuses],
-        "formats": list(naming.EXTENSIONS),
+        "formats": list(filenames.EXTENSIONS),
         "version": __version__,
     }
 

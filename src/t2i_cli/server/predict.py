@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from t2i_cli import naming
 from t2i_cli.events import Note
-from t2i_cli.naming import Format
+from t2i_cli.output import filenames
+from t2i_cli.output.filenames import Format
 from t2i_cli.server import wire
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.fields import Asked
@@ -17,7 +17,7 @@ from t2i_cli.server.options import ServerOptions
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 IMAGE: dict[str, Any] = {
     "description": "The image.",
-    "content": {f"image/{format}": _BINARY for format in naming.EXTENSIONS},
+    "content": {f"image/{format}": _BINARY for format in filenames.EXTENSIONS},
 }
 """What OpenAPI says of an answer that is an image file."""
 

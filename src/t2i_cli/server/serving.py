@@ -21,9 +21,9 @@ from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, TerminatedError, os_reason
 from t2i_cli.events import Event
+from t2i_cli.output.state_files import open_regular
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import Job, Observer
-from t2i_cli.state_files import open_regular
 
 PATIENCE = 60.0
 """Seconds that a client may take over a request's head, or leave unread what it was sent."""

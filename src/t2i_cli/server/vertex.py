@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Note
-from t2i_cli.naming import Format
+from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server import wire
 from t2i_cli.server.engine import Engine

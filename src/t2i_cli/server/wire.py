@@ -12,7 +12,6 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from t2i_cli import metadata
 from t2i_cli.backends import GeneratedImage
 from t2i_cli.errors import (
     AccessError,
@@ -29,7 +28,8 @@ from t2i_cli.errors import (
     TimedOutError,
     WithheldError,
 )
-from t2i_cli.naming import Format
+from t2i_cli.output import metadata
+from t2i_cli.output.filenames import Format
 from t2i_cli.server.engine import NotServedError
 from t2i_cli.server.jobs import Job, Message
 from t2i_cli.server.line import RETRY_AFTER, BusyError

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from t2i_cli.errors import StorageError, os_reason
+from t2i_cli.output.state_files import (
+    is_amount,
+    is_count,
+    is_text,
+    open_regular,
+    read_json,
+    write_whole,
+)
 from t2i_cli.setting_table import SERVINGS
-from t2i_cli.state_files import is_amount, is_count, is_text, open_regular, read_json, write_whole
 from t2i_cli.vertex.labels import Labels
 
 _HOST = re.compile(r"(?:[A-Za-z0-9.-]+(?::[0-9]{1,5})?)?")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.state_files import MAX_STATE, parsed, place_for
+from t2i_cli.output.state_files import MAX_STATE, parsed, place_for
 from t2i_cli.vertex.serving import ARCHIVE, MANIFEST, Source
 
 HANDLER = Path(__file__).with_name("handler.py")

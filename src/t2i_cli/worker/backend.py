@@ -10,7 +10,7 @@ from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.catalog import ModelSpec
 from t2i_cli.events import Event, Note, OnEvent, Step
-from t2i_cli.naming import Format
+from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import client
 from t2i_cli.worker.client import Exchange

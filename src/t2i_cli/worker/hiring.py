@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from t2i_cli.state_files import open_regular
+from t2i_cli.output.state_files import open_regular
 from t2i_cli.worker import processes
 from t2i_cli.worker.client import Exchange, reachable
 from t2i_cli.worker.identity import Wanted

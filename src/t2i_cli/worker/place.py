@@ -17,7 +17,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from t2i_cli.state_files import is_amount, is_count, is_text, read_json, remove_socket, write_whole
+from t2i_cli.output.state_files import (
+    is_amount,
+    is_count,
+    is_text,
+    read_json,
+    remove_socket,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -22,8 +22,8 @@ from t2i_cli import __version__
 from t2i_cli.backends import Backend
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import T2IError
+from t2i_cli.output.state_files import open_regular, remove_socket
 from t2i_cli.request import MAX_SIDE, MAX_STEPS
-from t2i_cli.state_files import open_regular, remove_socket
 from t2i_cli.worker import processes
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER
 from t2i_cli.worker.hiring import MODEL_PATH, STATUS_PATH

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from t2i_cli.backends.remote import RETRIES, TIMEOUT
 from t2i_cli.backends.remote.patience import Patience
-from t2i_cli.naming import Format
+from t2i_cli.output.filenames import Format
 
 
 @dataclass(frozen=True, kw_only=True)

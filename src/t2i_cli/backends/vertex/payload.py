@@ -5,9 +5,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from t2i_cli import naming
 from t2i_cli.errors import RemoteError, T2IError, from_json
-from t2i_cli.naming import Format
+from t2i_cli.output import filenames
+from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
 
 SHARED_LIMIT, DEDICATED_LIMIT = 1_500_000, 10_000_000
@@ -112,7 +112,7 @@ def transfer(request: ResolvedRequest, wanted: Format, limit: int) -> Format:
 
 def fitting(request: ResolvedRequest, than: Format, limit: int) -> Format | None:
     """The format in which an image passes that did not in `than`, if there is one."""
-    formats = list(naming.BYTES_A_PIXEL)
+    formats = list(filenames.BYTES_A_PIXEL)
     smaller = formats[formats.index(than) + 1 :]
     return next((format for format in smaller if _bytes(request, format) < limit), None)
 
@@ -120,4 +120,4 @@ def fitting(request: ResolvedRequest, than: Format, limit: int) -> Format | None
 def _bytes(request: ResolvedRequest, format: Format) -> float:
     """Bytes of a detailed picture in base64, about."""
     pixels = (request.width or 1024) * (request.height or 1024)
-    return pixels * naming.BYTES_A_PIXEL[format] * 4 / 3
+    return pixels * filenames.BYTES_A_PIXEL[format] * 4 / 3

@@ -8,7 +8,7 @@ from t2i_cli.backends.remote.wire import Answer
 from t2i_cli.backends.vertex import payload
 from t2i_cli.backends.vertex.target import Target
 from t2i_cli.errors import InputError, QuotaError, RemoteError, T2IError, TimedOutError
-from t2i_cli.naming import Format
+from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.vertex import rest
 

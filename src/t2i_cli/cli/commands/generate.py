@@ -11,7 +11,7 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest, chosen_size
 
 if TYPE_CHECKING:
     from t2i_cli.backends import Backend
-    from t2i_cli.sink import FileSink
+    from t2i_cli.output.image_writer import FileSink
 
 
 def generate(

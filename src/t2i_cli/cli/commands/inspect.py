@@ -11,7 +11,7 @@ from t2i_cli.console import console, printable
 from t2i_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from t2i_cli.metadata import Record
+    from t2i_cli.output.metadata import Record
 
 ImagesArg = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP files.")]
 
@@ -19,7 +19,7 @@ ImagesArg = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="PNG, JPE
 def inspect(images: ImagesArg, json: JsonOpt = False) -> None:
     """Print the request and the run that made an image; reads AUTOMATIC1111's images, too."""
     console.configure(json=json)
-    from t2i_cli import metadata
+    from t2i_cli.output import metadata
 
     failed = 0
     for path in images:

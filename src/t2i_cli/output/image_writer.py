@@ -12,7 +12,7 @@ from pathlib import Path
 from t2i_cli.backends import GeneratedImage, RunLock
 from t2i_cli.console import stdout_bytes
 from t2i_cli.errors import InputError, StorageError, T2IError, os_reason
-from t2i_cli.naming import Format
+from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
 
 _USERS_FAULT = {

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from t2i_cli import a1111, naming
 from t2i_cli.backends import RunLock
 from t2i_cli.errors import InputError
-from t2i_cli.naming import Format
+from t2i_cli.output import filenames, infotext
+from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def embed(
     JPEG and WebP are encoded at `quality`, from 0 to 100. No clock value goes in: the same image,
     request and lock give the same bytes.
     """
-    text = a1111.compose(request, lock, image.size)
+    text = infotext.compose(request, lock, image.size)
     # Escaped by hand: every character but these two may stand in XML.
     record = json.dumps(
         {"t2i": SCHEMA, "request": request.to_json(), "lock": asdict(lock)}, ensure_ascii=False
@@ -104,7 +104,7 @@ def read(path: Path) -> Record:
         warnings.simplefilter("ignore")
         image = _open(path)
         text = image.info.get("parameters") or _user_comment(image)
-    parsed = a1111.parse(text) if isinstance(text, str) else None
+    parsed = infotext.parse(text) if isinstance(text, str) else None
     own = image.info.get("t2i") or _from_xmp(image.info.get("xmp"))
     if isinstance(own, str):
         request, lock = _own_record(own, path)
@@ -118,7 +118,7 @@ def read(path: Path) -> Record:
     return Record(
         source="t2i" if isinstance(own, str) else "a1111",
         # A JPEG of several pictures is "MPO" to Pillow.
-        format=naming.FORMATS.get((image.format or "").lower(), "jpeg"),
+        format=filenames.FORMATS.get((image.format or "").lower(), "jpeg"),
         width=image.width,
         height=image.height,
         request=request,
