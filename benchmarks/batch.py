@@ -27,9 +27,9 @@ from pathlib import Path
 from benchmarks import models
 from benchmarks.measure import run
 from t2i_cli.backends.local import device, pipeline
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.pictures import Picture
 from t2i_cli.errors import ModelError
+from t2i_cli.models.libraries import Foreign
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 RUNS = 5

@@ -22,7 +22,6 @@ from threading import Event as Flag
 
 from PIL import Image
 
-from t2i_cli import catalog
 from t2i_cli.backends import GeneratedImage, RunLock
 from t2i_cli.batch import driver, manifest, plan, session
 from t2i_cli.batch.driver import Saver
@@ -32,9 +31,10 @@ from t2i_cli.batch.plan import Choice, Plan
 from t2i_cli.batch.rows import expand
 from t2i_cli.batch.stopping import Stop
 from t2i_cli.batch.wishes import Wishes
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.console import Console
 from t2i_cli.events import OnEvent
+from t2i_cli.models import catalog
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.image_writer import Saved
 from t2i_cli.prompts import read
 from t2i_cli.request import GenerateRequest, ResolvedRequest

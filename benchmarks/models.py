@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.models.libraries import Foreign
 from t2i_cli.postcard import FOLDER
 
 NAMES = ("postcard", "sd15", "sdxl")

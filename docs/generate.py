@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from t2i_cli import catalog, schedulers, settings
+from t2i_cli import settings
 from t2i_cli.cli.main import command_paths
+from t2i_cli.models import catalog, schedulers
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}

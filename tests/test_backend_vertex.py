@@ -18,7 +18,6 @@ import httpx2
 import pytest
 from PIL import Image
 
-from t2i_cli import catalog
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.backends.choice import choose
 from t2i_cli.backends.remote import patience
@@ -42,6 +41,7 @@ from t2i_cli.errors import (
     WithheldError,
 )
 from t2i_cli.events import Note
+from t2i_cli.models import catalog
 from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest, resolve
 from t2i_cli.server.options import ServerOptions

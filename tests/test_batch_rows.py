@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from t2i_cli import catalog
 from t2i_cli.batch import rows, wishes
 from t2i_cli.batch.rows import Row, expand
 from t2i_cli.batch.wishes import Wishes, parse_seeds, parse_vary
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError, T2IError
+from t2i_cli.models import catalog
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.prompts import Entry, Problem, PromptsError, Value
 from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest
 from tests.fakes.painter import Painter

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.batch import executor, manifest, session, sheet
 from t2i_cli.batch.executor import InProcess
 from t2i_cli.batch.folder import Shard
@@ -35,6 +34,7 @@ from t2i_cli.errors import (
     WithheldError,
 )
 from t2i_cli.events import OnEvent, Step
+from t2i_cli.models.libraries import Foreign
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import FileSink, Saved
 from t2i_cli.prompts import PromptsError

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli import catalog, prompts
-from t2i_cli.backends.local import models
+from t2i_cli import prompts
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, Need
 from t2i_cli.batch import names, wishes
@@ -23,6 +22,7 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.events import Sent, Step
+from t2i_cli.models import catalog, resolution
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import translated
 from t2i_cli.vertex import serving
@@ -31,7 +31,7 @@ GPU = Device(name="cuda:0", kind="cuda", label="GPU")
 NOTHING = Need(weights={}, denoise=0, attention=0, decode=0, tile=0)
 
 NAMED: dict[str, Callable[[str], object]] = {
-    "local": lambda n: models.find(n, None, offline=True, trust_remote_code=False),
+    "local": lambda n: resolution.find(n, None, offline=True, trust_remote_code=False),
     "models": models_command._named,
     "vertex": lambda n: serving.find_source(n, "t2i"),
 }

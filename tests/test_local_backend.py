@@ -11,20 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from t2i_cli import catalog, postcard
+from t2i_cli import postcard
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.local import (
-    LocalBackend,
-    LocalOptions,
-    assessment,
-    imports,
-    loading,
-    pipeline,
-    text,
-)
+from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment, loading, pipeline, text
 from t2i_cli.backends.local import outcomes as local_outcomes
 from t2i_cli.backends.local.assessment import Target
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.errors import (
     DefectError,
@@ -36,6 +27,8 @@ from t2i_cli.errors import (
     WithheldError,
 )
 from t2i_cli.events import Event, Loading, Measure, Note, Step
+from t2i_cli.models import catalog, libraries
+from t2i_cli.models.libraries import Foreign
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from tests import tiny
 from tests.fakes import gpu
@@ -66,7 +59,7 @@ def test_threads_wait_awake_for_a_moment_unless_told_otherwise(
     given: dict[str, str], turns: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(given))
-    imports.torch()
+    libraries.torch()
     assert os.environ.get("GOMP_SPINCOUNT") == turns
 
 
@@ -113,7 +106,7 @@ def test_the_picture_is_the_pipelines_own(undisturbed: list[GeneratedImage]) -> 
 
     generator = torch.Generator("cpu").manual_seed(1)
     guidance = catalog.MODELS["postcard"].guidance_scale
-    with imports.quiet():
+    with libraries.quiet():
         pipe = StableDiffusionPipeline.from_pretrained(postcard.FOLDER, dtype=torch.float32)
         made = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=guidance, generator=generator)
     expected = made.images[0]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.backends.local import LocalBackend, LocalOptions, components, imports, models
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import ModelError
+from t2i_cli.models import component_check, libraries, resolution
+from t2i_cli.models.libraries import Foreign
 from tests import tiny
 from tests.conftest import T2I, Terminal
 from tests.test_local_backend import ask, images, make
@@ -114,7 +115,7 @@ def test_code_beside_a_component_needs_trust(folder: Path, marker: Path) -> None
     (folder / "unet/own.py").write_text(mark(marker))
     tiny.edit_json(folder / "model_index.json", unet=["own", "OwnUNet"])
     with pytest.raises(ModelError, match=r"runs code of its own \(unet/own.py\)") as caught:
-        models.pipeline_class(folder, trust_remote_code=False)
+        resolution.pipeline_class(folder, trust_remote_code=False)
     assert "--trust-remote-code" in (caught.value.hint or "")
     assert not marker.exists()
 
@@ -154,7 +155,7 @@ def test_what_is_no_component_is_refused(
 ) -> None:
     tiny.edit_json(folder / "model_index.json", text_encoder=[library, cls])
     with pytest.raises(ModelError, match="is no component of diffusers or transformers"):
-        models.pipeline_class(folder, trust_remote_code=trusted)
+        resolution.pipeline_class(folder, trust_remote_code=trusted)
     assert "antigravity" not in sys.modules
 
 
@@ -162,7 +163,7 @@ def test_what_is_no_component_is_refused(
 def test_a_component_with_a_path_for_a_name_is_refused(name: str, folder: Path) -> None:
     tiny.edit_json(folder / "model_index.json", **{name: ["diffusers", "UNet2DConditionModel"]})
     with pytest.raises(ModelError, match="is no component"):
-        models.pipeline_class(folder, trust_remote_code=True)
+        resolution.pipeline_class(folder, trust_remote_code=True)
 
 
 @pytest.mark.parametrize(
@@ -171,19 +172,19 @@ def test_a_component_with_a_path_for_a_name_is_refused(name: str, folder: Path) 
 def test_what_is_no_pipeline_is_refused(named: object, folder: Path) -> None:
     tiny.edit_json(folder / "model_index.json", _class_name=named)
     with pytest.raises(ModelError, match=r"pipeline class"):
-        models.pipeline_class(folder, trust_remote_code=True)
+        resolution.pipeline_class(folder, trust_remote_code=True)
 
 
 def test_what_needs_a_package_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.utils import dummy_torch_and_scipy_objects as stand_ins
 
-    diffusers = imports.diffusers()
+    diffusers = libraries.diffusers()
     monkeypatch.setattr(
         diffusers, "LMSDiscreteScheduler", stand_ins.LMSDiscreteScheduler, raising=False
     )
     tiny.edit_json(folder / "model_index.json", scheduler=["diffusers", "LMSDiscreteScheduler"])
     with pytest.raises(ModelError, match="LMSDiscreteScheduler, needs torch, scipy installed"):
-        components.check(folder, trust_remote_code=False)
+        component_check.check(folder, trust_remote_code=False)
 
 
 def test_code_that_no_component_needs_is_not_run(folder: Path, marker: Path) -> None:
@@ -214,7 +215,7 @@ def text_to_image() -> list[Foreign]:
         if not name.endswith("Pipeline"):
             continue
         cls = getattr(diffusers, name)
-        if getattr(cls, "_backends", None) is None and models._is_text_to_image(
+        if getattr(cls, "_backends", None) is None and resolution._is_text_to_image(
             name, inspect.signature(cls.__call__).parameters
         ):
             found.append(cls)
@@ -241,9 +242,9 @@ def named(cls: Foreign) -> list[str] | None:
 
 @pytest.mark.full
 def test_the_components_of_every_pipeline_are_taken(tmp_path: Path) -> None:
-    imports.diffusers()
+    libraries.diffusers()
     checked = 0
-    with imports.quiet():
+    with libraries.quiet():
         classes = text_to_image()
         assert len(classes) > 50
         for cls in classes:
@@ -251,7 +252,7 @@ def test_the_components_of_every_pipeline_are_taken(tmp_path: Path) -> None:
                 for kind in kinds:
                     if pair := named(kind):
                         (tmp_path / "model_index.json").write_text(json.dumps({name: pair}))
-                        components.check(tmp_path, trust_remote_code=False)
+                        component_check.check(tmp_path, trust_remote_code=False)
                         checked += 1
     assert checked > 250
 
@@ -261,11 +262,11 @@ def test_which_pipelines_cast_a_network_in_a_run() -> None:
     """As configs tells of them; what moves but is not cast may stay."""
     import re
 
-    from t2i_cli.backends.local.configs import _UPCASTS
+    from t2i_cli.models.diffusers_folder import _UPCASTS
 
-    imports.diffusers()
+    libraries.diffusers()
     casts = re.compile(r"self\.\w+\.(float|half|bfloat16|to)\((\)|.*(dtype|torch\.\w*float))")
-    with imports.quiet():
+    with libraries.quiet():
         found = {
             cls.__name__
             for cls in text_to_image()

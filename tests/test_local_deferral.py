@@ -22,7 +22,7 @@ print(json.dumps(found))
 
 ASKED = """
 import json, sys
-from t2i_cli.backends.local.deferral import deferred
+from t2i_cli.models.lazy_imports import deferred
 
 with deferred():
     import torch

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from t2i_cli import schedulers
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, configs, imports, passes
+from t2i_cli.backends.local import LocalBackend, LocalOptions, passes
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Event, Note
+from t2i_cli.models import diffusers_folder, libraries, schedulers
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from tests import tiny
 from tests.conftest import T2I
@@ -106,8 +106,8 @@ def plain(folder: Path, request: ResolvedRequest) -> NDArray[np.int16]:
     import torch
     from diffusers import DiffusionPipeline
 
-    with imports.quiet():
-        without = dict.fromkeys(configs.left_out(folder))
+    with libraries.quiet():
+        without = dict.fromkeys(diffusers_folder.left_out(folder))
         pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **without)
         taken = inspect.signature(pipe.__call__).parameters
         size = {"use_resolution_binning": False, "max_area": 64 * 64}

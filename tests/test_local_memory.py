@@ -17,8 +17,8 @@ from t2i_cli.backends.local.memory import (
     Need,
 )
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.catalog import MODELS
 from t2i_cli.errors import OutOfMemoryError
+from t2i_cli.models.catalog import MODELS
 from tests import made
 from tests.fakes import gpu
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from t2i_cli import catalog, hub
-from t2i_cli.backends.local import configs, models
-from t2i_cli.catalog import ModelSpec
+from t2i_cli import hub
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.models import catalog, diffusers_folder, resolution
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, resolve
 from tests import tiny
 
@@ -39,11 +39,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def describe(folder: Path) -> ModelSpec:
-    return models.describe(folder, "it", trust_remote_code=False)
+    return resolution.describe(folder, "it", trust_remote_code=False)
 
 
 def find(name: str | Path, revision: str | None = None) -> ModelSpec:
-    return models.find(str(name), revision, offline=True, trust_remote_code=False)
+    return resolution.find(str(name), revision, offline=True, trust_remote_code=False)
 
 
 def test_a_stable_diffusion_folder(folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_network_without_an_embedding_is_guided_all_the_same(
     family: Family, name: str, argument: str | None, scale: float | None
 ) -> None:
     folder = family(name)
-    assert configs.component(folder, "transformer")["guidance_embeds"] is False
+    assert diffusers_folder.component(folder, "transformer")["guidance_embeds"] is False
     spec = describe(folder)
     assert (spec.guidance_argument, spec.guidance_scale) == (argument, scale)
 
@@ -127,11 +127,11 @@ def test_guidance_acts_from_where_the_pipelines_say() -> None:
         with suppress(ImportError, AttributeError):
             cls = getattr(diffusers, name)
             guided = cls.do_classifier_free_guidance
-            if models._is_text_to_image(name, inspect.signature(cls.__call__).parameters):
+            if resolution._is_text_to_image(name, inspect.signature(cls.__call__).parameters):
                 said[name] = guided.fget(SimpleNamespace(_guidance_scale=0.5))
     assert len(said) > 20
     assert {name for name, acts in said.items() if acts} == {
-        name for name in said if models._GUIDED_FROM_ZERO.match(name)
+        name for name in said if resolution._GUIDED_FROM_ZERO.match(name)
     }
 
 
@@ -238,11 +238,11 @@ def test_a_models_own_code_runs_where_it_is_trusted(
         "from diffusers import StableDiffusionPipeline\n\n\n"
         "class OwnPipeline(StableDiffusionPipeline):\n    pass\n"
     )
-    spec = models.describe(folder, "it", trust_remote_code=True)
+    spec = resolution.describe(folder, "it", trust_remote_code=True)
     assert (spec.pipeline, spec.width) == ("OwnPipeline", 128)
     code.write_text("raise KeyError('gone')")
     with pytest.raises(ModelError, match=r"own code .*pipeline\.py failed: 'gone'"):
-        models.describe(folder, "it", trust_remote_code=True)
+        resolution.describe(folder, "it", trust_remote_code=True)
 
 
 def test_catalogue_names_need_no_folder() -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.backends import GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment, configs, memory
+from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment, memory
 from t2i_cli.backends.local.device import Device, devices
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, VAE_TILING, Measures
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.events import Event, Preview
+from t2i_cli.models import diffusers_folder
+from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.models.libraries import Foreign
 from tests import tiny
 from tests.fakes import gpu
 from tests.test_local_backend import ask, images, make, psnr
@@ -23,7 +24,7 @@ GB = 10**9
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SDXL, whose VAE has `force_upcast` as the real one's."""
     folder = tiny.save("sdxl", tmp_path_factory.mktemp("offload") / "sdxl")
-    assert configs.component(folder, "vae")["force_upcast"]
+    assert diffusers_folder.component(folder, "vae")["force_upcast"]
     return folder
 
 
@@ -229,8 +230,8 @@ def test_which_decoder_is_float32(
     tiny.edit_json(tmp_path / "model_index.json", _class_name=pipeline)
     tiny.edit_json(tmp_path / "vae/config.json", **({"_class_name": "AutoencoderKL"} | vae))
     dtypes = ("float16", "bfloat16")
-    assert tuple(configs.float32_decoder(tmp_path, dtype) for dtype in dtypes) == expected
-    assert configs.float32_decoder(tmp_path, "float32") is None
+    assert tuple(diffusers_folder.float32_decoder(tmp_path, dtype) for dtype in dtypes) == expected
+    assert diffusers_folder.float32_decoder(tmp_path, "float32") is None
 
 
 @pytest.mark.gpu

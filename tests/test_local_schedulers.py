@@ -10,10 +10,10 @@ import httpx2
 import numpy as np
 import pytest
 
-from t2i_cli import schedulers
-from t2i_cli.backends.local import LocalBackend, LocalOptions, configs, imports
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import InputError
+from t2i_cli.models import diffusers_folder, libraries, schedulers
+from t2i_cli.models.libraries import Foreign
 from tests import tiny
 from tests.conftest import T2I
 from tests.fakes.serving import serving
@@ -33,16 +33,16 @@ def backend() -> LocalBackend:
 
 def scheduler(cls: str, **config: object) -> Foreign:
     """A scheduler of diffusers, as of a model's scheduler_config.json."""
-    found = getattr(imports.diffusers(), cls)
-    with imports.quiet():
+    found = getattr(libraries.diffusers(), cls)
+    with libraries.quiet():
         return found.from_config({"_class_name": cls, **config})
 
 
 def switched(own: Foreign, spec: schedulers.SchedulerSpec, *, latent: bool = True) -> Foreign:
     """The config of the scheduler that takes the place of a model's own."""
     config = schedulers.config(spec, own.config, latent=latent)
-    with imports.quiet():
-        return getattr(imports.diffusers(), spec.cls).from_config(config).config
+    with libraries.quiet():
+        return getattr(libraries.diffusers(), spec.cls).from_config(config).config
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_tables_know_what_their_classes_lack() -> None:
     for kind, table in (("noise", schedulers.NOISE), ("flow", schedulers.FLOW)):
         for name, spec in table.items():
             if schedulers.installed(spec):
-                cls = getattr(imports.diffusers(), spec.cls)
+                cls = getattr(libraries.diffusers(), spec.cls)
                 known = inspect.signature(cls.__init__).parameters
                 assert (keys[kind] in spec.lacks) == (keys[kind] not in known), name
 
@@ -211,10 +211,10 @@ def test_flows_are_as_plain_diffusers_makes_them(
     asked = ask(backend, model=folder, scheduler=name, width=32, height=32, steps=4)
     (image,) = images(make(backend, asked))
 
-    diffusers = imports.diffusers()
+    diffusers = libraries.diffusers()
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    with imports.quiet():
-        left_out = dict.fromkeys(configs.left_out(folder))
+    with libraries.quiet():
+        left_out = dict.fromkeys(diffusers_folder.left_out(folder))
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **left_out)
         own = pipe.scheduler.config
         shift = {"use_dynamic_shifting": True} if family == "flux" else {"flow_shift": own.shift}

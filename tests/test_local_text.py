@@ -7,8 +7,8 @@ import pytest
 
 from t2i_cli import postcard
 from t2i_cli.backends.local import LocalBackend, LocalOptions, text
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.events import Event, Note
+from t2i_cli.models.libraries import Foreign
 from tests import tiny
 from tests.test_local_backend import ask, make
 

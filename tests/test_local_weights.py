@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from t2i_cli import postcard
-from t2i_cli.backends.local import weights
 from t2i_cli.errors import ModelError
+from t2i_cli.models import weights
 from tests import tiny
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

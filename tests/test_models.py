@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli import catalog, postcard
+from t2i_cli import postcard
+from t2i_cli.models import catalog
 from t2i_cli.postcard import world
 from tests.conftest import T2I, Terminal
 from tests.fakes.hub import FakeHub, Repo

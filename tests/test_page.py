@@ -20,9 +20,9 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import WithheldError
 from t2i_cli.events import OnEvent, Preview, Step
+from t2i_cli.models.schedulers import usable_names
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.schedulers import usable_names
 from t2i_cli.server.options import Limits, ServerOptions
 from tests.conftest import PATIENCE
 from tests.fakes.painter import Painter, painted

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from t2i_cli import catalog, schedulers
 from t2i_cli.errors import InputError
+from t2i_cli.models import catalog, schedulers
 from t2i_cli.request import (
     MAX_PROMPT,
     MAX_SEED,

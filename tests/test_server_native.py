@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from t2i_cli.errors import ModelError, OutOfMemoryError, T2IError, WithheldError
+from t2i_cli.models.schedulers import usable_names
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.schedulers import usable_names
 from t2i_cli.server import wire
 from t2i_cli.server.options import Limits, ServerOptions
 from tests.fakes.painter import Held, Painter

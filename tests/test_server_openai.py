@@ -21,9 +21,9 @@ from openai.types import (
 )
 from PIL import Image as Pillow
 
-from t2i_cli import catalog
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import OutOfMemoryError, T2IError, TimedOutError, WithheldError
+from t2i_cli.models import catalog
 from t2i_cli.output import metadata
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest

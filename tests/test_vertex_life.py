@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli import catalog
+from t2i_cli.models import catalog
 from t2i_cli.vertex.permissions import STEPS
 from tests.conftest import T2I, Terminal
 from tests.fakes.google import refusal

@@ -20,8 +20,8 @@ import httpx2
 import pytest
 from PIL import Image
 
-from t2i_cli import catalog
 from t2i_cli.errors import InputError
+from t2i_cli.models import catalog
 from t2i_cli.vertex import handler, package, serving
 from tests.conftest import T2I
 from tests.fakes.vertex import FakeVertex

@@ -16,7 +16,7 @@ from google.auth import compute_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i_cli import catalog, settings
+from t2i_cli import settings
 from t2i_cli.errors import (
     AccessError,
     InputError,
@@ -26,6 +26,7 @@ from t2i_cli.errors import (
     T2IError,
     TimedOutError,
 )
+from t2i_cli.models import catalog
 from t2i_cli.vertex import (
     credentials,
     hardware,

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 import psutil
 import pytest
 
-from t2i_cli import catalog
 from t2i_cli.backends import Failure, GeneratedImage, choice
 from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment
 from t2i_cli.backends.local.memory import Plan
@@ -30,6 +29,7 @@ from t2i_cli.cli import main
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.events import Event, Note, Step
+from t2i_cli.models import catalog
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from t2i_cli.worker import backend, care, hiring, identity, mention, place, processes

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from t2i_cli import postcard
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.models.libraries import Foreign
 
 
 def save(family: str, folder: Path) -> Path:

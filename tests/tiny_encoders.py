@@ -1,6 +1,6 @@
 """Tiny diffusion transformers whose text encoders are CLIP's and T5's, with random weights."""
 
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.models.libraries import Foreign
 from tests.tiny import clip, clip_tokenizer, t5, t5_tokenizer, vae
 
 

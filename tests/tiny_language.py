@@ -3,7 +3,7 @@
 Shapes follow diffusers' own fast tests; the tokenizer is tiny.t5_tokenizer with a chat template.
 """
 
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.models.libraries import Foreign
 from tests.tiny import t5_tokenizer, vae
 
 _CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"

@@ -14,9 +14,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from t2i_cli import __version__, catalog, postcard, settings
+from t2i_cli import __version__, postcard, settings
 from t2i_cli.console import size_text
 from t2i_cli.errors import AccessError, ModelError, T2IError
+from t2i_cli.models import catalog
 from t2i_cli.output import filenames
 
 PATIENCE = 8.0

@@ -6,7 +6,7 @@ import pytest
 
 from t2i_cli.backends.local import device
 from t2i_cli.backends.local.device import Device, Memory
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.models.libraries import Foreign
 
 FAKE = Device(name="cpu", kind="xpu", label="Fake GPU")
 """Its kind has memory of its own, its name lets torch and diffusers really move weights to it."""

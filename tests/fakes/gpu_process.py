@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.cli.main import main as run_t2i
+from t2i_cli.models.libraries import Foreign
 from tests.fakes import gpu
 
 

@@ -8,11 +8,12 @@ from threading import Event as Flag
 
 from PIL import Image
 
-from t2i_cli import __version__, catalog
+from t2i_cli import __version__
 from t2i_cli.backends import Failure, GeneratedImage, RunLock
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import ModelError, T2IError
 from t2i_cli.events import Note, OnEvent, Preview, Step
+from t2i_cli.models import catalog
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Protocol
 
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import T2IError
 from t2i_cli.events import OnEvent
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 if TYPE_CHECKING:

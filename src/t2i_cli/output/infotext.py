@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from t2i_cli import __version__, schedulers
+from t2i_cli import __version__
 from t2i_cli.backends import RunLock
+from t2i_cli.models import schedulers
 from t2i_cli.request import ResolvedRequest
 
 _NEGATIVE = "Negative prompt:"

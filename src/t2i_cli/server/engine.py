@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 from t2i_cli.backends import Backend
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import (
     InputError,
     ModelError,
@@ -16,6 +15,7 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.events import Event, Note, OnEvent
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from t2i_cli.server.jobs import Job
 from t2i_cli.server.line import Line

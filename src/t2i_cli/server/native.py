@@ -11,11 +11,12 @@ from fastapi import APIRouter, Response
 from PIL.Image import Image
 from pydantic import Field
 
-from t2i_cli import __version__, schedulers
+from t2i_cli import __version__
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError
 from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Preview, Sent, Step
+from t2i_cli.models import schedulers
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import Format
 from t2i_cli.server import wire

@@ -16,9 +16,9 @@ from PIL.Image import Image
 from pydantic import Field, model_validator
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Preview
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, parse_size, with_seeds
 from t2i_cli.server import wire

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import t2i_cli
-from t2i_cli import catalog
 from t2i_cli.errors import AccessError, InputError, RemoteError, os_reason
+from t2i_cli.models import catalog
 from t2i_cli.vertex import credentials, place
 from t2i_cli.vertex.place import Place
 

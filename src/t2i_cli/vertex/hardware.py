@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2i_cli import settings
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError, StorageError, os_reason
+from t2i_cli.models.catalog import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)

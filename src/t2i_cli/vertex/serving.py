@@ -6,9 +6,10 @@ import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from t2i_cli import catalog, settings
-from t2i_cli.catalog import ModelSpec
+from t2i_cli import settings
 from t2i_cli.errors import InputError
+from t2i_cli.models import catalog
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.setting_table import SERVINGS
 
 GARDEN_IMAGE = (

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from t2i_cli import errors
 from t2i_cli.backends import Failure, GeneratedImage, RunLock
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Downloading, Event, Loading, Measure, Note, OnEvent, Step
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.worker.place import BEAT, HungError, LeavingError, Place, State, UnusableError

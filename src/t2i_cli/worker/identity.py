@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from t2i_cli import __version__, catalog, settings
+from t2i_cli import __version__, settings
 from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.models import catalog
 
 _PREFIXES = (
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "SAFETENSORS_", "ACCELERATE_"),

@@ -14,9 +14,9 @@ from t2i_cli.backends.remote import CONCURRENCY, echo, images
 from t2i_cli.backends.remote.calls import Call, outcomes
 from t2i_cli.backends.remote.patience import Again, Patience, Throttle, persist
 from t2i_cli.backends.remote.wire import Answer, Wire
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import RemoteError
 from t2i_cli.events import OnEvent
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 if TYPE_CHECKING:

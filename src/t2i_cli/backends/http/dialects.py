@@ -6,8 +6,8 @@ Sources: OpenAI's API reference (images); the API pages of SGLang Diffusion, vLL
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from t2i_cli.catalog import GuidanceArgument
 from t2i_cli.errors import InputError
+from t2i_cli.models.catalog import GuidanceArgument
 from t2i_cli.request import ResolvedRequest
 
 SETTINGS = (

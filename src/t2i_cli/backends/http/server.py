@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from t2i_cli import catalog
 from t2i_cli.backends.http.dialects import SETTINGS, Dialect
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.models import catalog
+from t2i_cli.models.catalog import ModelSpec
 
 _SHOWN = 5
 """Models that an error names."""

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from t2i_cli import catalog
-from t2i_cli.backends.local import configs, device, imports, memory, models, passes, weights
+from t2i_cli.backends.local import device, memory, passes
 from t2i_cli.backends.local.device import Device, Memory
 from t2i_cli.backends.local.memory import MIB, Measures, Need, Plan
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError, OutOfMemoryError
 from t2i_cli.events import OnEvent
+from t2i_cli.models import catalog, diffusers_folder, libraries, resolution, weights
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import ResolvedRequest
 
 _ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -43,7 +43,7 @@ def target(spec: ModelSpec, options: LocalOptions) -> Target:
 
         repo = spec.repo or spec.name
         folder = hub.fetch_configs(repo, revision=spec.revision, offline=options.offline)
-    transformer = configs.denoiser(folder)[0] == "transformer"
+    transformer = diffusers_folder.denoiser(folder)[0] == "transformer"
     dtype = device.choose_dtype(place, options.dtype, transformer=transformer)
     slicing = bool(options.attention_slicing) and _can_slice(folder, options)
     if (options.batch_size or 1) > 1:
@@ -86,9 +86,9 @@ def fetch(aim: Target, options: LocalOptions, on_event: OnEvent) -> Target:
 
 def _can_slice(folder: Path, options: LocalOptions) -> bool:
     """Whether the model's denoiser can slice its attention; if not, InputError unless lenient."""
-    name, _ = configs.denoiser(folder)
-    cls = next((part.cls for part in configs.parts(folder) if part.name == name), "")
-    if hasattr(getattr(imports.diffusers(), cls, None), "set_attention_slice"):
+    name, _ = diffusers_folder.denoiser(folder)
+    cls = next((part.cls for part in diffusers_folder.parts(folder) if part.name == name), "")
+    if hasattr(getattr(libraries.diffusers(), cls, None), "set_attention_slice"):
         return True
     if options.lenient:
         return False
@@ -102,7 +102,7 @@ def _can_slice(folder: Path, options: LocalOptions) -> bool:
 
 def _check_batch_size(folder: Path, options: LocalOptions) -> None:
     """Raise InputError, unless lenient, where the model's images cannot share a pass."""
-    cls = models.pipeline_class(folder, trust_remote_code=options.trust_remote_code)
+    cls = resolution.pipeline_class(folder, trust_remote_code=options.trust_remote_code)
     if options.lenient or passes.are_independent(cls):
         return
     raise InputError(
@@ -116,7 +116,7 @@ def _measured(aim: Target, options: LocalOptions) -> Target:
     """The target with the true sizes of its weights; raises ModelError if they are not sound."""
     skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
     found = weights.read(aim.folder, half=aim.dtype != "float32", skip=skip)
-    exact = configs.float32_decoder(aim.folder, aim.dtype)
+    exact = diffusers_folder.float32_decoder(aim.folder, aim.dtype)
     sizes = {name: w.size("float32" if name == exact else aim.dtype) for name, w in found.items()}
     return replace(aim, sizes=sizes)
 
@@ -159,7 +159,7 @@ def most_of_a_pass(aim: Target, request: ResolvedRequest, measures: Measures, re
 
 
 def _need(aim: Target, width: int, height: int, dtype: str) -> Need:
-    now, then = (configs.float32_decoder(aim.folder, kind) for kind in (aim.dtype, dtype))
+    now, then = (diffusers_folder.float32_decoder(aim.folder, kind) for kind in (aim.dtype, dtype))
 
     def element(name: str, kind: str, exact: str | None) -> int:
         return _ELEMENT["float32" if name == exact else kind]

@@ -8,18 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event as Flag
 
-from t2i_cli import catalog, schedulers, settings
+from t2i_cli import settings
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.local import (
     assessment,
-    configs,
     decode,
     device,
     encoding,
     ladder,
     loading,
     memory,
-    models,
     outcomes,
     pipeline,
 )
@@ -31,9 +29,10 @@ from t2i_cli.backends.local.outcomes import Member
 from t2i_cli.backends.local.passes import PassSize, are_independent, dependence
 from t2i_cli.backends.local.pictures import Picture
 from t2i_cli.backends.local.pipeline import Cancelled
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, defect
 from t2i_cli.events import Loading, Note, OnEvent
+from t2i_cli.models import catalog, diffusers_folder, resolution, schedulers
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 
@@ -61,7 +60,7 @@ class LocalBackend:
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """What is known of the model that the request names; raises T2IError."""
         name = request.model or catalog.DEFAULT_MODEL
-        spec = models.find(
+        spec = resolution.find(
             name,
             request.revision,
             offline=self._options.offline,
@@ -155,7 +154,7 @@ class LocalBackend:
         spec = self._spec(request)
         if spec.flow is None:
             raise InputError(f"The scheduler of {spec.name} cannot be changed.", field="scheduler")
-        own = configs.component(self._target(request).folder, "scheduler")
+        own = diffusers_folder.component(self._target(request).folder, "scheduler")
         schedulers.check(request.scheduler, spec.flow, own, spec.name)
 
     def _roomy_plan(self, aim: Target, request: ResolvedRequest, resident: int = 0) -> Plan:

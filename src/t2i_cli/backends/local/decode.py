@@ -2,9 +2,9 @@
 
 from t2i_cli.backends.local import memory
 from t2i_cli.backends.local.device import clear_cache, is_out_of_memory
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.loading import Loaded, decoder
 from t2i_cli.errors import OutOfMemoryError
+from t2i_cli.models.libraries import Foreign
 
 VAE_SLICING = "vae-slicing"
 VAE_ON_CPU = "vae-on-cpu"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from t2i_cli.backends.local import imports
 from t2i_cli.errors import InputError
+from t2i_cli.models import libraries
 from t2i_cli.setting_table import DTYPES
 
 Kind = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
@@ -42,7 +42,7 @@ class Memory:
 
 def devices() -> list[Device]:
     """What this machine has, best first: CUDA or ROCm, XPU, MPS, CPU."""
-    torch = imports.torch()
+    torch = libraries.torch()
     found = []
     kind: Kind = "rocm" if torch.version.hip else "cuda"
     for index in range(torch.cuda.device_count()):

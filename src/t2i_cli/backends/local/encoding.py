@@ -7,7 +7,7 @@ last bit in a pass of any size.
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.models.libraries import Foreign
 
 MAX_BYTES = 256 * 2**20
 """Of encoded texts kept in the host's memory; those not used for longest go first."""

@@ -6,13 +6,21 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from t2i_cli import __version__, schedulers
-from t2i_cli.backends.local import components, configs, imports, memory, models, weights
-from t2i_cli.backends.local.deferral import deferred
+from t2i_cli import __version__
+from t2i_cli.backends.local import memory
 from t2i_cli.backends.local.device import is_out_of_memory
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, one_line
 from t2i_cli.events import Measure, OnEvent
+from t2i_cli.models import (
+    component_check,
+    diffusers_folder,
+    libraries,
+    resolution,
+    schedulers,
+    weights,
+)
+from t2i_cli.models.lazy_imports import deferred
+from t2i_cli.models.libraries import Foreign
 from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:
@@ -122,7 +130,7 @@ class Loaded:
             spec = schedulers.find(name, self.spec.flow)
             latent = not {"vae", "movq", "vqvae", "vqgan"}.isdisjoint(self.pipe.components)
             config = schedulers.config(spec, self._own_scheduler.config, latent=latent)
-            with imports.quiet(), deferred():
+            with libraries.quiet(), deferred():
                 try:
                     self.pipe.scheduler = getattr(diffusers, spec.cls).from_config(config)
                 except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
@@ -204,22 +212,24 @@ def read(
     import torch
 
     folder, name = aim.folder, aim.spec.name
-    cls = models.pipeline_class(folder, trust_remote_code=trust_remote_code)
+    cls = resolution.pipeline_class(folder, trust_remote_code=trust_remote_code)
     # Some pipelines go without a component only where they are told so (SD 3 without T5).
-    extra: dict[str, Any] = dict.fromkeys(configs.left_out(folder))
+    extra: dict[str, Any] = dict.fromkeys(diffusers_folder.left_out(folder))
     dtype: Any = getattr(torch, aim.dtype)
-    exact = configs.float32_decoder(folder, aim.dtype)
+    exact = diffusers_folder.float32_decoder(folder, aim.dtype)
     # Where there is MPS, the pipelines themselves cast it to half precision and back.
     if exact and not torch.backends.mps.is_available():
         dtype = {"default": dtype, exact: torch.float32}
-    if not safety_checker and any(p.name == "safety_checker" for p in configs.parts(folder)):
+    if not safety_checker and any(
+        p.name == "safety_checker" for p in diffusers_folder.parts(folder)
+    ):
         extra |= {"safety_checker": None, "requires_safety_checker": False}
     if variant := weights.variant(folder, half=aim.dtype != "float32"):
         extra["variant"] = variant
     wanted = set(inspect.signature(cls.__init__).parameters) - extra.keys()
-    with imports.quiet(), imports.without_gc(), deferred():
+    with libraries.quiet(), libraries.without_gc(), deferred():
         try:
-            extra |= components.tokenizers(folder, wanted, trust_remote_code=trust_remote_code)
+            extra |= component_check.tokenizers(folder, wanted, trust_remote_code=trust_remote_code)
             pipe = cls.from_pretrained(
                 str(folder),
                 dtype=dtype,
@@ -234,7 +244,7 @@ def read(
                     f"Memory ran out while {name} was read.", hint="Use a smaller model."
                 ) from error
             if "trust_remote_code" in str(error) and not trust_remote_code:
-                raise components.own_code(folder, "a component's auto_map") from error
+                raise component_check.own_code(folder, "a component's auto_map") from error
             raise ModelError(
                 f"{name} cannot be loaded: {one_line(error)}",
                 hint="The model may be damaged, or need other versions of diffusers or "

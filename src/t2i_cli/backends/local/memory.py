@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from t2i_cli.backends.local import configs
 from t2i_cli.backends.local.device import Device
+from t2i_cli.models import diffusers_folder
 
 VAE_TILING = "vae-tiling"
 ATTENTION_SLICING = "attention-slicing"
@@ -96,9 +96,9 @@ def need(
     `vae_element` are the bytes of a number of the VAE, where they differ.
     """
     at_decode = vae_element or element
-    name, config = configs.denoiser(folder)
-    vae = configs.component(folder, "vae") or configs.component(folder, "movq")
-    scale = configs.vae_scale(folder)
+    name, config = diffusers_folder.denoiser(folder)
+    vae = diffusers_folder.component(folder, "vae") or diffusers_folder.component(folder, "movq")
+    scale = diffusers_folder.vae_scale(folder)
     latent = width * height // scale**2
     attention = 0
     if name == "transformer":

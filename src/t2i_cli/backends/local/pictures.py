@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.loading import Loaded
 from t2i_cli.errors import ModelError
+from t2i_cli.models.libraries import Foreign
 from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import Event as Flag
 from typing import Any, Self
 
-from t2i_cli.backends.local import imports, pictures
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.backends.local import pictures
 from t2i_cli.backends.local.loading import Loaded
 from t2i_cli.backends.local.pictures import Picture
 from t2i_cli.backends.local.previews import Previews
 from t2i_cli.errors import ModelError
 from t2i_cli.events import Step
+from t2i_cli.models import libraries
+from t2i_cli.models.libraries import Foreign
 from t2i_cli.request import ResolvedRequest
 
 
@@ -39,7 +40,7 @@ def run(
     torch.manual_seed(requests[0].seed)
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     try:
-        with imports.quiet(), shown:
+        with libraries.quiet(), shown:
             output = loaded.pipe(**_arguments(loaded, requests), generator=generators)
     except Exception:  # whatever it is, it goes on from here
         # As the pipeline itself does at its end: what was moved to the device goes back.

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from functools import wraps
 from typing import Self
 
-from t2i_cli.backends.local import configs, imports, memory
-from t2i_cli.backends.local.imports import Foreign
+from t2i_cli.backends.local import memory
 from t2i_cli.backends.local.loading import Loaded, decoder
 from t2i_cli.events import Preview
+from t2i_cli.models import diffusers_folder, libraries
+from t2i_cli.models.libraries import Foreign
 from t2i_cli.request import ResolvedRequest
 
 MAX_SIDE = 256
@@ -92,9 +93,9 @@ class Previews:
         side = max(latents.shape[-2:]) * getattr(pipe, "vae_scale_factor", 8)
         latents = _unscaled(vae, _shrunk(latents, side))
         # Only where its pipeline casts it as well (on MPS): it was read in float32 elsewhere.
-        exact = configs.float32_decoder(self._loaded.folder, self._loaded.dtype)
+        exact = diffusers_folder.float32_decoder(self._loaded.folder, self._loaded.dtype)
         upcast = exact is not None and vae.dtype == torch.float16
-        with torch.no_grad(), imports.quiet():
+        with torch.no_grad(), libraries.quiet():
             if upcast:
                 vae.to(torch.float32)
             try:

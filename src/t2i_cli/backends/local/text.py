@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from t2i_cli import postcard
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.models.libraries import Foreign
 from t2i_cli.request import ResolvedRequest
 
 _WORD = re.compile(r"[^\W\d_]+")

@@ -13,8 +13,8 @@ from t2i_cli.backends.remote.wire import Answer, Wire
 from t2i_cli.backends.vertex import payload, refusals, target
 from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.backends.vertex.target import Target
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.events import OnEvent
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.vertex import credentials, hardware

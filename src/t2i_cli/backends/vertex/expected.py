@@ -5,8 +5,8 @@ from threading import Event as Flag
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.vertex.target import Target
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.events import OnEvent
+from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.vertex import serving
 from t2i_cli.vertex.known import Known

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_cli import catalog
-from t2i_cli.catalog import ModelSpec
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.console import console, size_text
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.models import catalog
+from t2i_cli.models.catalog import ModelSpec
 
 if TYPE_CHECKING:
     from t2i_cli.hub.cache import Cached

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from t2i_cli.backends.local import configs, imports
-from t2i_cli.backends.local.configs import Part
-from t2i_cli.backends.local.deferral import deferred
-from t2i_cli.backends.local.imports import Foreign
 from t2i_cli.errors import ModelError
+from t2i_cli.models import diffusers_folder, libraries
+from t2i_cli.models.diffusers_folder import Part
+from t2i_cli.models.lazy_imports import deferred
+from t2i_cli.models.libraries import Foreign
 
 _LIBRARIES = ("diffusers", "transformers")
 _NOT_TAKEN = {"DiffusionPipeline", "OnnxRuntimeModel"}
@@ -26,8 +26,8 @@ def check(folder: Path, *, trust_remote_code: bool) -> None:
 
     Nothing that the folder names is imported before all the names are known to be harmless.
     """
-    imports.diffusers()
-    parts = configs.parts(folder)
+    libraries.diffusers()
+    parts = diffusers_folder.parts(folder)
     for part in parts:
         _check_names(folder, part)
         if _is_own_code(folder, part):
@@ -35,7 +35,7 @@ def check(folder: Path, *, trust_remote_code: bool) -> None:
                 raise own_code(folder, f"{part.name}/{part.library}.py")
         elif part.library not in _LIBRARIES and _pipelines(part) is None:
             raise _refusal(folder, part)
-    with imports.quiet(), imports.without_gc(), deferred():
+    with libraries.quiet(), libraries.without_gc(), deferred():
         for part in parts:
             if not _is_own_code(folder, part):
                 _class(folder, part)
@@ -52,7 +52,7 @@ def tokenizers(
     import transformers
 
     kinds = (transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin)
-    for part in configs.parts(folder):
+    for part in diffusers_folder.parts(folder):
         if part.name not in names or part.library != "transformers" or _is_own_code(folder, part):
             continue
         if issubclass(found := _class(folder, part), kinds):

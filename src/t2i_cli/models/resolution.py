@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from t2i_cli import catalog, schedulers
-from t2i_cli.backends.local import components, configs, imports
-from t2i_cli.backends.local.imports import Foreign
-from t2i_cli.catalog import GuidanceArgument, ModelSpec
 from t2i_cli.errors import ModelError
+from t2i_cli.models import catalog, component_check, diffusers_folder, libraries, schedulers
+from t2i_cli.models.catalog import GuidanceArgument, ModelSpec
+from t2i_cli.models.libraries import Foreign
 
 _DEFAULT_SIDE = 1024
 """Pixels; what the pipelines of transformers without a sample size (Flux, Qwen) use."""
@@ -93,14 +92,14 @@ def describe(folder: Path, name: str, *, trust_remote_code: bool) -> ModelSpec:
 
 def pipeline_class(folder: Path, *, trust_remote_code: bool) -> Foreign:
     """The pipeline's class, from diffusers or, if that is trusted, the model's own code."""
-    named = configs.index(folder).get("_class_name")
+    named = diffusers_folder.index(folder).get("_class_name")
     own = named if isinstance(named, list) and len(named) == 2 else [named]
     if not all(isinstance(name, str) and name.isidentifier() for name in own):
         raise ModelError(f"{folder / 'model_index.json'} names no pipeline class.")
     if len(own) == 2 and not trust_remote_code:
-        raise components.own_code(folder, f"{own[0]}.py")
-    components.check(folder, trust_remote_code=trust_remote_code)
-    return imports.own_pipeline(folder, *own) if len(own) == 2 else imports.pipeline(*own)
+        raise component_check.own_code(folder, f"{own[0]}.py")
+    component_check.check(folder, trust_remote_code=trust_remote_code)
+    return libraries.own_pipeline(folder, *own) if len(own) == 2 else libraries.pipeline(*own)
 
 
 def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) -> bool:
@@ -130,12 +129,12 @@ def _guidance_argument(
     on no network without an embedding for it.
     """
     distilled = inspect.signature(cls.__init__).parameters.get("is_distilled")
-    if configs.index(folder).get("is_distilled", distilled and distilled.default):
+    if diffusers_folder.index(folder).get("is_distilled", distilled and distilled.default):
         return None
     if "guidance_scale" not in defaults:
         return "true_cfg_scale" if "true_cfg_scale" in defaults else None
     told = "true_cfg_scale" in defaults or ("negative_prompt" not in defaults and not distilled)
-    _, config = configs.denoiser(folder)
+    _, config = diffusers_folder.denoiser(folder)
     if (_number(defaults.get("true_cfg_scale")) or 0) > 1 and not config.get("guidance_embeds"):
         return "true_cfg_scale"
     return "guidance_scale" if not told or _embeds_guidance(folder) else None
@@ -143,9 +142,9 @@ def _guidance_argument(
 
 def _embeds_guidance(folder: Path) -> bool:
     """Whether the network takes the guidance scale in; one that has no word on it does."""
-    name, config = configs.denoiser(folder)
-    cls = next((part.cls for part in configs.parts(folder) if part.name == name), "")
-    parameters = inspect.signature(getattr(imports.diffusers(), cls, object)).parameters
+    name, config = diffusers_folder.denoiser(folder)
+    cls = next((part.cls for part in diffusers_folder.parts(folder) if part.name == name), "")
+    parameters = inspect.signature(getattr(libraries.diffusers(), cls, object)).parameters
     usual = parameters.get("guidance_embeds")
     return bool(config.get("guidance_embeds", usual is None or usual.default))
 
@@ -160,7 +159,7 @@ def _takes_negative_prompt(
     """
     if argument is None or "negative_prompt" not in defaults:
         return False
-    _, config = configs.denoiser(folder)
+    _, config = diffusers_folder.denoiser(folder)
     if argument == "guidance_scale" and "true_cfg_scale" in defaults:
         return False
     return config.get("time_cond_proj_dim") is None
@@ -168,7 +167,7 @@ def _takes_negative_prompt(
 
 def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
     """Width and height in pixels: the pipeline's own default, or what the network was made for."""
-    _, config = configs.denoiser(folder)
+    _, config = diffusers_folder.denoiser(folder)
     width, height = _number(defaults.get("width")), _number(defaults.get("height"))
     if width and height:
         return width, height
@@ -179,7 +178,7 @@ def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
         height = width = sample
     if not isinstance(width, int) or not isinstance(height, int):
         return _DEFAULT_SIDE, _DEFAULT_SIDE
-    scale = configs.vae_scale(folder)
+    scale = diffusers_folder.vae_scale(folder)
     return width * scale, height * scale
 
 
@@ -189,8 +188,8 @@ def _multiple(folder: Path) -> int:
     UNet pipelines check for 8. Transformers cut the latents into patches, or pack them two by two
     where their config says nothing of it (Flux, Qwen); most of their pipelines check for 16.
     """
-    name, config = configs.denoiser(folder)
-    scale = configs.vae_scale(folder)
+    name, config = diffusers_folder.denoiser(folder)
+    scale = diffusers_folder.vae_scale(folder)
     if name != "transformer":
         return max(8, scale)
     patch = config.get("patch_size") or config.get("all_patch_size") or 1
@@ -201,7 +200,7 @@ def _multiple(folder: Path) -> int:
 
 def _flow(folder: Path) -> bool | None:
     """Whether the model matches flows; `None` where its scheduler is none that can be changed."""
-    config = configs.component(folder, "scheduler")
+    config = diffusers_folder.component(folder, "scheduler")
     name = str(config.get("_class_name"))
     if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
         return True

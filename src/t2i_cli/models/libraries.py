@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from t2i_cli.backends.local.deferral import deferred
 from t2i_cli.errors import ModelError
+from t2i_cli.models.lazy_imports import deferred
 
 Foreign = Any
 """An object of diffusers, transformers or torch, which come with few types or none."""

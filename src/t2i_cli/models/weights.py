@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2i_cli.backends.local import configs
 from t2i_cli.errors import ModelError
+from t2i_cli.models import diffusers_folder
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
@@ -35,7 +35,7 @@ def read(folder: Path, *, half: bool, skip: frozenset[str] = frozenset()) -> dic
     Raises ModelError for what is missing, truncated, or kept as pickle only.
     """
     found = {}
-    for part in configs.parts(folder):
+    for part in diffusers_folder.parts(folder):
         if part.name in skip:
             continue
         if not (folder / part.name).is_dir():
@@ -47,7 +47,7 @@ def read(folder: Path, *, half: bool, skip: frozenset[str] = frozenset()) -> dic
 
 def variant(folder: Path, *, half: bool) -> str | None:
     """The variant to ask diffusers for: "fp16" where it is wanted, or the only one there is."""
-    name, _ = configs.denoiser(folder)
+    name, _ = diffusers_folder.denoiser(folder)
     try:
         files = _files(folder / name, half=half)
     except ModelError:
