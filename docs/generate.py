@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from t2i_cli import settings
 from t2i_cli.cli.main import command_paths
 from t2i_cli.models import catalog, schedulers
+from t2i_cli.settings import store
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
@@ -83,7 +83,7 @@ def settings_table() -> str:
     """The keys of the configuration file."""
     return table(
         ("key", "environment", "takes"),
-        ((f"`{s.key}`", f"`{s.variable}`", s.takes) for s in settings.SETTINGS.values()),
+        ((f"`{s.key}`", f"`{s.variable}`", s.takes) for s in store.SETTINGS.values()),
     )
 
 

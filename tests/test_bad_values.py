@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from t2i_cli import settings
 from t2i_cli.backends.http import options as http
 from t2i_cli.batch import timings
 from t2i_cli.batch.folder import parse_shard
@@ -18,6 +17,7 @@ from t2i_cli.server.native import Body
 from t2i_cli.server.openai import GenerationBody
 from t2i_cli.server.predict import PredictBody
 from t2i_cli.server.vertex import Container, Instance, PredictionsBody
+from t2i_cli.settings import store
 from tests.conftest import T2I
 
 SETTINGS = {
@@ -45,20 +45,20 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("key", settings.SETTINGS)
+@pytest.mark.parametrize("key", store.SETTINGS)
 def test_settings(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "config.toml"
     monkeypatch.setenv("T2I_CONFIG", str(file))
     bad = SETTINGS[key]
-    monkeypatch.setenv(settings.setting(key).variable, bad)
-    with pytest.raises(InputError, match=settings.setting(key).variable):
-        settings.get(key)
-    monkeypatch.delenv(settings.setting(key).variable)
+    monkeypatch.setenv(store.setting(key).variable, bad)
+    with pytest.raises(InputError, match=store.setting(key).variable):
+        store.get(key)
+    monkeypatch.delenv(store.setting(key).variable)
     for value in (bad, "", True, 5, 1.5, ["postcard"], {"a": 1}):
         text = "{a = 1}" if isinstance(value, dict) else json.dumps(value)
         file.write_text(f"{key} = {text}\n")
         with pytest.raises(InputError, match=f"{key} must be"):
-            settings.get(key)
+            store.get(key)
 
 
 WRONG: dict[type, list[object]] = {

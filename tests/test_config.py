@@ -4,7 +4,7 @@ import json
 import stat
 from pathlib import Path
 
-from t2i_cli.settings import SETTINGS
+from t2i_cli.settings.store import SETTINGS
 from tests.conftest import T2I
 
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i_cli import settings
 from t2i_cli.backends.local import LocalOptions
 from t2i_cli.batch import timings
 from t2i_cli.errors import StorageError
 from t2i_cli.output import state_files
 from t2i_cli.output.state_files import open_regular, write_whole
+from t2i_cli.settings import store
 from t2i_cli.vertex import hardware, known
 from t2i_cli.worker import hiring
 from t2i_cli.worker.identity import Wanted
@@ -146,7 +146,7 @@ def test_settings_kept_elsewhere_through_a_link_stay_there(
     kept_file.write_text("# mine\n")
     (tmp_path / "t2i.toml").symlink_to(kept_file)
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
-    settings.set_value("model", value)
+    store.set_value("model", value)
     assert (tmp_path / "t2i.toml").is_symlink()
     assert kept_file.read_text() == f'# mine\nmodel = "{value}"\n'
 

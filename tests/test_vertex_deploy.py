@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli import hub, settings
+from t2i_cli import hub
 from t2i_cli.console import Console
 from t2i_cli.errors import AccessError, InputError
+from t2i_cli.settings import store
 from t2i_cli.vertex import (
     deploy,
     known,
@@ -38,7 +39,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings and no memory of the developer's."""
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "none.toml"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for setting in settings.SETTINGS.values():
+    for setting in store.SETTINGS.values():
         monkeypatch.delenv(setting.variable, raising=False)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli import settings
 from t2i_cli.console import Console
 from t2i_cli.errors import RemoteError, TimedOutError
+from t2i_cli.settings import store
 from t2i_cli.vertex import hardware, known, lifetime, operations, plan, report, survey
 from t2i_cli.vertex.lifetime import Cloud
 from t2i_cli.vertex.place import Place
@@ -25,7 +25,7 @@ def cloud(vertex: FakeVertex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A connection to the fake, with no settings and no memory of the developer's."""
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "none.toml"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for setting in settings.SETTINGS.values():
+    for setting in store.SETTINGS.values():
         monkeypatch.delenv(setting.variable, raising=False)
     here = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
     with Rest(here, lambda: "ya29.test") as connection:

@@ -16,7 +16,6 @@ from google.auth import compute_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i_cli import settings
 from t2i_cli.errors import (
     AccessError,
     InputError,
@@ -27,6 +26,7 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.models import catalog
+from t2i_cli.settings import store
 from t2i_cli.vertex import (
     credentials,
     hardware,
@@ -60,7 +60,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings and no memory of the developer's."""
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "none.toml"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for setting in settings.SETTINGS.values():
+    for setting in store.SETTINGS.values():
         monkeypatch.delenv(setting.variable, raising=False)
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from t2i_cli import __version__, postcard, settings
+from t2i_cli import __version__, postcard
 from t2i_cli.console import size_text
 from t2i_cli.errors import AccessError, ModelError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.output import filenames
+from t2i_cli.settings import store
 
 PATIENCE = 8.0
 """Seconds for everything that asks the network, all of it at the same time."""
@@ -109,9 +110,9 @@ def _libraries() -> Check:
 
 
 def _config() -> Check:
-    set_here = [key for key in settings.SETTINGS if settings.find(key)]
+    set_here = [key for key in store.SETTINGS if store.find(key)]
     named = ", ".join(set_here) or "nothing set"
-    file = settings.path()
+    file = store.path()
     where = str(file) if file.exists() else f"{file} (not there)"
     return Check(name="config", status="ok", detail=f"{named}; {where}")
 
@@ -178,7 +179,7 @@ def _disk() -> Check:
 def _model() -> Check:
     from t2i_cli.hub import cache
 
-    name = settings.get("model") or catalog.DEFAULT_MODEL
+    name = store.get("model") or catalog.DEFAULT_MODEL
     spec = catalog.find(name)
     if spec is None and not (catalog.folder(name) or catalog.is_repository(name)):
         raise catalog.unknown(name)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from t2i_cli import settings
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.settings import store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def of(resources: Mapping[str, object]) -> Hardware:
 
 def prices() -> Prices:
     """The table, with what the file of the setting `vertex_prices` says over it."""
-    named = settings.get("vertex_prices")
+    named = store.get("vertex_prices")
     if named is None:
         return BUILT_IN
     file = Path(named).expanduser()

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from t2i_cli import settings
 from t2i_cli.console import size_text
 from t2i_cli.durations import parse, spoken
 from t2i_cli.errors import InputError
+from t2i_cli.settings import store
 from t2i_cli.vertex import DEFAULT_TTL, hardware, permissions, serving, storage
 from t2i_cli.vertex.hardware import Hardware, Prices
 from t2i_cli.vertex.labels import Labels, when
@@ -185,7 +185,7 @@ def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
     prices = hardware.prices()
     bucket = None
     if source.uploads:
-        bucket = settings.pick("vertex_bucket", wanted.bucket) or storage.default_bucket(rest.place)
+        bucket = store.pick("vertex_bucket", wanted.bucket) or storage.default_bucket(rest.place)
     steps = ["predict", "deploy", "remove"]
     steps += ["upload"] if source.uploads else []
     steps += ["service account"] if wanted.service_account or wanted.scheduler_account else []

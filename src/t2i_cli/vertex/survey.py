@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
-from t2i_cli import settings
 from t2i_cli.errors import AccessError, InputError
+from t2i_cli.settings import store
 from t2i_cli.vertex import storage
 from t2i_cli.vertex.labels import MANAGED, Labels
 from t2i_cli.vertex.rest import NotFoundError, Rest
@@ -97,7 +97,7 @@ def everything(rest: Rest, *more: str | None) -> Survey:
     """All of it; the buckets in `more` are looked into as well as the usual ones."""
     found = endpoints(rest)
     parent = rest.place.parent
-    buckets = {storage.default_bucket(rest.place), settings.get("vertex_bucket"), *more}
+    buckets = {storage.default_bucket(rest.place), store.get("vertex_bucket"), *more}
     for model in rest.pages("aiplatform", f"{parent}/models", "models"):
         if one := found.of(model.get("labels", {})):
             one.models.append(model)

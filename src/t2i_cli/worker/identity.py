@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from t2i_cli import __version__, settings
+from t2i_cli import __version__
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.models import catalog
+from t2i_cli.settings import store
 
 _PREFIXES = (
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "SAFETENSORS_", "ACCELERATE_"),
@@ -64,7 +65,7 @@ class Wanted:
 
 def _environment() -> Iterator[tuple[str, str]]:
     # What the settings say has reached the options already.
-    settled = {settings.CONFIG_VARIABLE} | {s.variable for s in settings.SETTINGS.values()}
+    settled = {store.CONFIG_VARIABLE} | {s.variable for s in store.SETTINGS.values()}
     for name, value in os.environ.items():
         plain = name.upper()
         if (plain in _NAMES or plain.startswith(_PREFIXES)) and name not in settled:

@@ -5,9 +5,9 @@ import os
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from t2i_cli import settings
 from t2i_cli.backends.remote import RETRIES, TIMEOUT
 from t2i_cli.errors import InputError
+from t2i_cli.settings import store
 
 OPENAI_HOST = "api.openai.com"
 
@@ -53,13 +53,13 @@ def key(url: str) -> str | None:
     """The API key for a server: t2i's own setting, and OpenAI's variable for OpenAI alone."""
     parts = urlsplit(url)
     of_openai = parts.scheme == "https" and parts.hostname == OPENAI_HOST
-    own = settings.get("http_api_key")
+    own = store.get("http_api_key")
     if own or not of_openai:
         return own
     key = os.environ.get("OPENAI_API_KEY") or None
-    kind = settings.setting("http_api_key")
+    kind = store.setting("http_api_key")
     if key and not kind.accepts(key):
-        raise InputError(f"OPENAI_API_KEY must be {kind.takes}, not {settings.MASK}.")
+        raise InputError(f"OPENAI_API_KEY must be {kind.takes}, not {store.MASK}.")
     return key
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event as Flag
 
-from t2i_cli import settings
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.local import (
     assessment,
@@ -34,6 +33,7 @@ from t2i_cli.events import Loading, Note, OnEvent
 from t2i_cli.models import catalog, diffusers_folder, resolution, schedulers
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.settings import store
 
 
 class LocalBackend:
@@ -51,7 +51,7 @@ class LocalBackend:
         self._loaded: Loaded | None = None
         self._sizes: dict[tuple[object, ...], PassSize] = {}
         if options.offline:
-            settings.go_offline()
+            store.go_offline()
 
     def adopt(self, name: str, folder: Path) -> None:
         """Have a model in a folder by another name: the address that it came from."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from t2i_cli.errors import InputError
 from t2i_cli.models import libraries
-from t2i_cli.setting_table import DTYPES
+from t2i_cli.settings.schema import DTYPES
 
 Kind = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
 _CGROUPS = Path("/sys/fs/cgroup")

@@ -13,7 +13,7 @@ from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SETTINGS, SHARED_LI
 from t2i_cli.errors import AccessError, InputError, ModelError, RemoteError, StorageError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.setting_table import SERVINGS
+from t2i_cli.settings.schema import SERVINGS
 from t2i_cli.vertex import hardware, known, place, rest
 from t2i_cli.vertex.credentials import Tokens
 from t2i_cli.vertex.known import Known

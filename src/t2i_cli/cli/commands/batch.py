@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli import settings
 from t2i_cli.backends import Backend
 from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import Value
 from t2i_cli.request import chosen_size
+from t2i_cli.settings import store
 from t2i_cli.vertex import DEFAULT_TTL
 
 FileArg = Annotated[
@@ -203,7 +203,7 @@ def batch(
     )
     choice = Choice(
         template=template,
-        format=format or settings.get("format"),
+        format=format or store.get("format"),
         shard=parse_shard(shard) if shard else None,
         limit=limit,
         force=force,

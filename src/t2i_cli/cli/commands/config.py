@@ -5,25 +5,25 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli import settings
 from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
+from t2i_cli.settings import store
 
 app = typer.Typer(help="Read and write the settings.", no_args_is_help=True, rich_markup_mode=None)
 
-KeyArg = Annotated[str, typer.Argument(help=f"One of {', '.join(settings.SETTINGS)}.")]
+KeyArg = Annotated[str, typer.Argument(help=f"One of {', '.join(store.SETTINGS)}.")]
 
 
 @app.command()
 def get(key: KeyArg, json: JsonOpt = False) -> None:
     """Print a setting's value, from the environment or the file."""
     console.configure(json=json)
-    found = settings.find(key)
+    found = store.find(key)
     if json:
         console.result_json(_record(key, found))
     elif found:
-        console.result(settings.shown(key, found.value))
+        console.result(store.shown(key, found.value))
     else:
         console.note(f"{key} is not set.")
 
@@ -37,17 +37,17 @@ def set_(
 ) -> None:
     """Keep a setting in the file."""
     console.configure(json=json, quiet=quiet)
-    if settings.setting(key).secret:
+    if store.setting(key).secret:
         if value != "-":
             raise InputError(
                 f"{key} is a secret, and what stands on a command line can be seen by others.",
                 hint=f"Pipe it in: t2i config set {key} - < FILE",
             )
         value = sys.stdin.readline().strip()
-    settings.set_value(key, value)
-    console.note(f"{key} is {settings.shown(key, value)} in {settings.path()}.")
-    found = settings.find(key)
-    if found and found.source == settings.setting(key).variable:
+    store.set_value(key, value)
+    console.note(f"{key} is {store.shown(key, value)} in {store.path()}.")
+    found = store.find(key)
+    if found and found.source == store.setting(key).variable:
         console.warn(f"{found.source} is set and wins over the file.")
 
 
@@ -55,22 +55,22 @@ def set_(
 def unset(key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     """Take a setting out of the file."""
     console.configure(json=json, quiet=quiet)
-    if settings.unset(key):
-        console.note(f"{key} is no longer set in {settings.path()}.")
+    if store.unset(key):
+        console.note(f"{key} is no longer set in {store.path()}.")
     else:
-        console.note(f"{key} was not set in {settings.path()}.")
+        console.note(f"{key} was not set in {store.path()}.")
 
 
 @app.command("list")
 def list_(json: JsonOpt = False) -> None:
     """Print every setting with its value and where that comes from."""
     console.configure(json=json)
-    for key in settings.SETTINGS:
-        found = settings.find(key)
+    for key in store.SETTINGS:
+        found = store.find(key)
         if json:
             console.result_json(_record(key, found))
         elif found:
-            console.result(f"{key} = {settings.shown(key, found.value)}  ({found.source})")
+            console.result(f"{key} = {store.shown(key, found.value)}  ({found.source})")
         else:
             console.result(f"{key} is not set")
 
@@ -79,18 +79,18 @@ def list_(json: JsonOpt = False) -> None:
 def path(json: JsonOpt = False) -> None:
     """Print where the settings file is, or would be."""
     console.configure(json=json)
-    file = settings.path()
+    file = store.path()
     if json:
         console.result_json({"path": str(file), "exists": file.exists()})
     else:
         console.result(str(file))
 
 
-def _record(key: str, found: settings.Found | None) -> dict[str, object]:
-    setting = settings.setting(key)
+def _record(key: str, found: store.Found | None) -> dict[str, object]:
+    setting = store.setting(key)
     return {
         "key": key,
-        "value": settings.shown(key, found.value) if found else None,
+        "value": store.shown(key, found.value) if found else None,
         "source": found.source if found else None,
         "variable": setting.variable,
         "takes": setting.takes,

@@ -3,11 +3,11 @@
 import sys
 from typing import TYPE_CHECKING
 
-from t2i_cli import settings
 from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.request import GenerateRequest, ResolvedRequest, chosen_size
+from t2i_cli.settings import store
 
 if TYPE_CHECKING:
     from t2i_cli.backends import Backend
@@ -61,7 +61,7 @@ def generate(
     """Make an image from a prompt."""
     console.configure(json=json, quiet=quiet, verbose=verbose)
     if offline:
-        settings.go_offline()
+        store.go_offline()
     from t2i_cli import generate
     from t2i_cli.backends.choice import choose, default_model
 
@@ -78,8 +78,8 @@ def generate(
         height=height,
     )
     place = generate.Output(
-        target=output or settings.get("output"),
-        format=format or settings.get("format"),
+        target=output or store.get("output"),
+        format=format or store.get("format"),
         overwrite=overwrite,
         show=show,
     )
@@ -117,8 +117,8 @@ def generate(
 
 
 def _mention_warmth(backend: str | None, keep_alive: str | None) -> None:
-    local = settings.pick("backend", backend) in {None, "local"}
-    if local and settings.pick("keep_alive", keep_alive) is None:
+    local = store.pick("backend", backend) in {None, "local"}
+    if local and store.pick("keep_alive", keep_alive) is None:
         from t2i_cli.worker import mention
 
         mention.once(console)

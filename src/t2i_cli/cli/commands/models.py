@@ -161,13 +161,13 @@ def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:
 
 def _half() -> bool:
     """Whether this machine would compute in half precision, and so take fp16 weights."""
-    from t2i_cli import settings
+    from t2i_cli.settings import store
 
-    dtype = settings.get("dtype")
+    dtype = store.get("dtype")
     if dtype is None:
         from t2i_cli.backends.local import device
 
-        here = device.find(settings.get("device"))
+        here = device.find(store.get("device"))
         dtype = device.choose_dtype(here, None, transformer=False)
     return dtype != "float32"
 

@@ -256,11 +256,11 @@ def _warn_past(name: str) -> None:
 
 def _named(found: "Survey", endpoint: str | None) -> "Deployment":
     """The deployment that is meant: named, or in use, or the only one."""
-    from t2i_cli import settings
+    from t2i_cli.settings import store
     from t2i_cli.vertex import known, survey
 
     current = known.current()
-    wanted = endpoint or settings.get("vertex_endpoint") or (current and current.name)
+    wanted = endpoint or store.get("vertex_endpoint") or (current and current.name)
     if wanted:
         return survey.named(found, wanted)
     if len(found.deployments) == 1:

@@ -34,10 +34,10 @@ def build(
 ) -> None:
     """Build the image of t2i's server, and push it to where Vertex AI finds it."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli import settings
+    from t2i_cli.settings import store
     from t2i_cli.vertex import build as building
 
-    image = settings.pick("vertex_image", image) if image else None
+    image = store.pick("vertex_image", image) if image else None
     found = building.plan(image, builder, bake, building.where(project, region))
     if dry_run:
         for command in found.commands(Path("CONTEXT")):

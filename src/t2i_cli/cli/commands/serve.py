@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_cli import settings
 from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.server.options import KEY_VARIABLE, Limits, ServerOptions
+from t2i_cli.settings import store
 
 if TYPE_CHECKING:
     import socket
@@ -106,7 +106,7 @@ def serve(
     """Serve a model over HTTP: OpenAI's images API, a page at /, and more; see /docs."""
     console.configure(json=json, quiet=quiet, verbose=verbose)
     if offline:
-        settings.go_offline()
+        store.go_offline()
     key = _key(api_key_file)
     hosts, origins = tuple(allowed_host or ()), tuple(cors_origin or ())
     container, listening = _place(host, port, uds, key, hosts, origins)
@@ -115,7 +115,7 @@ def serve(
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.serving import ServerLog, serve
 
-    local = (settings.pick("backend", backend) or "local") == "local"
+    local = (store.pick("backend", backend) or "local") == "local"
     made = choose(
         backend=backend,
         url=url,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.output.state_files import write_whole
-from t2i_cli.setting_table import SETTINGS as SETTINGS
-from t2i_cli.setting_table import Setting
+from t2i_cli.settings.schema import SETTINGS as SETTINGS
+from t2i_cli.settings.schema import Setting
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
