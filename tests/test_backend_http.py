@@ -20,7 +20,6 @@ import pytest
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.backends.choice import choose
 from t2i_cli.backends.http import options as http_options
-from t2i_cli.backends.remote import patience
 from t2i_cli.batch import session
 from t2i_cli.batch.executor import InProcess
 from t2i_cli.batch.manifest import MAIN
@@ -41,6 +40,7 @@ from t2i_cli.errors import (
     WithheldError,
 )
 from t2i_cli.events import Note
+from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.output.image_writer import FileSink, Saved
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
@@ -85,8 +85,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeImag
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses a hundred times as short."""
-    pause = patience._pause
-    monkeypatch.setattr(patience, "_pause", lambda again, tries: pause(again, tries) / 100)
+    pause = retry._pause
+    monkeypatch.setattr(retry, "_pause", lambda again, tries: pause(again, tries) / 100)
 
 
 def backend(server: FakeImages, **options: Any) -> Backend:  # noqa: ANN401 - any option

@@ -16,10 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from t2i_cli.backends import Cancel, Failure, GeneratedImage
-from t2i_cli.backends.remote import echo, images, patience, said
-from t2i_cli.backends.remote.calls import Call, outcomes
-from t2i_cli.backends.remote.patience import Abandoned, Again, Patience, Throttle, persist
-from t2i_cli.backends.remote.wire import Answer, Wire, is_loopback
 from t2i_cli.errors import (
     DefectError,
     InputError,
@@ -29,6 +25,10 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.events import Event, Note, Sent
+from t2i_cli.net import error_body, image_decoding, response_metadata, retry
+from t2i_cli.net.concurrency import Call, outcomes
+from t2i_cli.net.http_client import Answer, Wire, is_loopback
+from t2i_cli.net.retry import Abandoned, Again, Patience, Throttle, persist
 from tests.fakes.images_server import running_images
 from tests.fakes.painter import painted
 from tests.made import picture, request
@@ -73,7 +73,7 @@ def test_pauses_grow_and_vary() -> None:
     stop, kept = Waits(), Patience(retries=8, timeout=3600)
     assert persist(failing(8, overloaded), kept, Throttle(4), stop) == "made"
     for tries, seconds in enumerate(stop.seconds):
-        most = min(patience.LONGEST_PAUSE, 2.0**tries)
+        most = min(retry.LONGEST_PAUSE, 2.0**tries)
         assert most / 2 <= seconds <= most
     assert len({round(s / 2.0**n, 6) for n, s in enumerate(stop.seconds[:5])}) == 5
 
@@ -290,7 +290,7 @@ def test_images_are_decoded(format: str, start: str) -> None:
     stream = io.BytesIO()
     picture().save(stream, format)
     text = start + base64.encodebytes(stream.getvalue()).decode()
-    image = images.decode(text)
+    image = image_decoding.decode(text)
     assert (image.mode, image.size) == ("RGB", (64, 48))
     red, _, blue = image.getpixel((30, 4))  # type: ignore[misc]
     assert red > 150 > blue
@@ -315,7 +315,7 @@ def png(size: tuple[int, int] = (64, 48)) -> bytes:
 )
 def test_what_is_no_image_is_told_of(text: str, sentence: str) -> None:
     with pytest.raises(RemoteError, match=sentence) as caught:
-        images.decode(text)
+        image_decoding.decode(text)
     assert caught.value.hint
 
 
@@ -323,15 +323,15 @@ def test_what_is_no_image_is_told_of(text: str, sentence: str) -> None:
 def test_whatever_bytes_come_only_our_error_leaves(noise: bytes, keep: int) -> None:
     for data in (noise, png((8, 8))[:keep] + noise):
         try:
-            images.decode(base64.b64encode(data).decode())
+            image_decoding.decode(base64.b64encode(data).decode())
         except RemoteError:
             pass
 
 
 def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(image_decoding, "MAX_PIXELS", 100)
     with pytest.raises(RemoteError, match="more than 100 pixels"):
-        images.read(png())
+        image_decoding.read(png())
 
 
 @pytest.mark.parametrize(
@@ -348,18 +348,18 @@ def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_every_form_of_error_is_read(body: object, message: str, param: str | None) -> None:
-    found = said.read(answer(body))
+    found = error_body.read(answer(body))
     assert (found.message, found.param) == (message, param)
 
 
 def test_an_error_of_t2i_comes_back_whole() -> None:
     error = InputError("No such steps.", hint="At most 1,000.", field="steps")
     sent = {"error": {"code": 400, "message": "No such steps.", "t2i": error.to_json()}}
-    own = said.read(answer(sent)).own
+    own = error_body.read(answer(sent)).own
     assert isinstance(own, InputError)
     assert own.to_json() == error.to_json()
     openai = {"error": {"message": "Too big.", "code": "out_of_memory", "param": None}}
-    assert isinstance(said.read(answer(openai)).own, OutOfMemoryError)
+    assert isinstance(error_body.read(answer(openai)).own, OutOfMemoryError)
 
 
 @pytest.mark.parametrize(
@@ -372,14 +372,14 @@ def test_an_error_of_t2i_comes_back_whole() -> None:
     ],
 )
 def test_no_secret_is_repeated(text: str) -> None:
-    shown = said.read(answer({"error": {"message": text}}), "topsecret-12").message
+    shown = error_body.read(answer({"error": {"message": text}}), "topsecret-12").message
     assert "topsecret" not in shown
-    assert "topsecret" not in said.shown(text) or text.startswith("Incorrect")
+    assert "topsecret" not in error_body.shown(text) or text.startswith("Incorrect")
 
 
 def test_a_long_text_of_many_lines_is_one_short_line() -> None:
-    shown = said.shown("a\n\x1b[31mb " * 200)
-    assert len(shown) == said.LONGEST + 1
+    shown = error_body.shown("a\n\x1b[31mb " * 200)
+    assert len(shown) == error_body.LONGEST + 1
     assert "\n" not in shown
     assert "\x1b" not in shown
 
@@ -393,16 +393,18 @@ def test_retry_after_in_both_forms() -> None:
 
 def test_an_echo_confirms_the_seed_or_contradicts() -> None:
     wanted = request()
-    found = echo.read({"t2i": {"request": wanted.to_json() | {"seed": 42.0}, "lock": {"x": 1}}})
+    found = response_metadata.read(
+        {"t2i": {"request": wanted.to_json() | {"seed": 42.0}, "lock": {"x": 1}}}
+    )
     found.check(wanted)
     assert found.seed_confirmed(wanted)
     assert found.run_lock(wanted, backend="http").seed_confirmed
-    other = echo.read({"t2i": {"request": {"steps": 20}}})
+    other = response_metadata.read({"t2i": {"request": {"steps": 20}}})
     assert not other.seed_confirmed(wanted)
     with pytest.raises(RemoteError, match="with steps 20, not 30"):
         other.check(wanted)
     for nothing in ("text", {"t2i": "text"}, {"t2i": {"request": 1, "lock": []}}, None):
-        assert echo.read(nothing) == echo.Echo()
+        assert response_metadata.read(nothing) == response_metadata.Echo()
 
 
 def free_port() -> int:

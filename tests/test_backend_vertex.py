@@ -20,7 +20,6 @@ from PIL import Image
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.backends.choice import choose
-from t2i_cli.backends.remote import patience
 from t2i_cli.backends.vertex import payload, refusals
 from t2i_cli.backends.vertex.target import Target
 from t2i_cli.batch import session
@@ -42,6 +41,7 @@ from t2i_cli.errors import (
 )
 from t2i_cli.events import Note
 from t2i_cli.models import catalog
+from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest, resolve
 from t2i_cli.server.options import ServerOptions
@@ -91,8 +91,8 @@ def vertex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVert
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses a thousand times as short."""
-    pause = patience._pause
-    monkeypatch.setattr(patience, "_pause", lambda again, tries: pause(again, tries) / 1000)
+    pause = retry._pause
+    monkeypatch.setattr(retry, "_pause", lambda again, tries: pause(again, tries) / 1000)
 
 
 def backend(endpoint: str | None = None, **options: Any) -> Backend:  # noqa: ANN401

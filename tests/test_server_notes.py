@@ -11,8 +11,8 @@ import pytest
 
 from t2i_cli.backends import Backend
 from t2i_cli.backends.choice import choose
-from t2i_cli.backends.remote import echo
 from t2i_cli.events import Event, Note
+from t2i_cli.net import response_metadata
 from t2i_cli.request import GenerateRequest, resolve
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.predict import LONGEST_NOTE, NOTES_HEADER
@@ -117,9 +117,9 @@ def test_the_http_backend_hands_them_on_once_to_all_that_they_are_about(
 
 def test_only_a_t2i_servers_notes_are_told_and_none_draws_on_the_terminal() -> None:
     made: dict[str, object] = {"request": {}, "lock": {}, "seconds": 1}
-    assert echo.read({"notes": ["Buy more."]}).notes == ()
-    assert echo.read({"t2i": made, "notes": "Buy more."}).notes == ()
-    [note] = echo.read({"t2i": made, "notes": ["a\x1b[2J\nb" + "x" * 1000]}).notes
+    assert response_metadata.read({"notes": ["Buy more."]}).notes == ()
+    assert response_metadata.read({"t2i": made, "notes": "Buy more."}).notes == ()
+    [note] = response_metadata.read({"t2i": made, "notes": ["a\x1b[2J\nb" + "x" * 1000]}).notes
     assert "\x1b" not in note
     assert "\n" not in note
     assert len(note) < 400

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli.backends.remote import CALLS_A_REPLICA, CONCURRENCY, RETRIES, TIMEOUT
 from t2i_cli.errors import InputError
 from t2i_cli.models.catalog import DEFAULT_MODEL
+from t2i_cli.net.defaults import CALLS_A_REPLICA, CONCURRENCY, RETRIES, TIMEOUT
 from t2i_cli.request import MAX_SEED
 from t2i_cli.settings.schema import SERVINGS, SETTINGS, one_of
 from t2i_cli.vertex.place import DEFAULT_REGION

@@ -10,13 +10,14 @@ from t2i_cli.backends.http import dialects
 from t2i_cli.backends.http.options import HttpOptions
 from t2i_cli.backends.http.refusals import refusal
 from t2i_cli.backends.http.server import Server
-from t2i_cli.backends.remote import CONCURRENCY, echo, images
-from t2i_cli.backends.remote.calls import Call, outcomes
-from t2i_cli.backends.remote.patience import Again, Patience, Throttle, persist
-from t2i_cli.backends.remote.wire import Answer, Wire
 from t2i_cli.errors import RemoteError
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.net import image_decoding, response_metadata
+from t2i_cli.net.concurrency import Call, outcomes
+from t2i_cli.net.defaults import CONCURRENCY
+from t2i_cli.net.http_client import Answer, Wire
+from t2i_cli.net.retry import Again, Patience, Throttle, persist
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 if TYPE_CHECKING:
@@ -154,11 +155,11 @@ class HttpBackend:
                 f"The server answers with {more + 1} images where one is asked for: the first is "
                 f"kept, {more} not."
             )
-        account = echo.read(entry)
+        account = response_metadata.read(entry)
         account.check(call.request)
         account.tell(call)
         image = self._image(entry)
-        request = echo.true_size(call, image.size)
+        request = response_metadata.true_size(call, image.size)
         lock = account.run_lock(call.request, backend="http", endpoint=self._options.url)
         return GeneratedImage(
             index=call.index,
@@ -171,7 +172,7 @@ class HttpBackend:
 
     def _image(self, entry: dict[str, Any]) -> "Image":
         if isinstance(entry.get("b64_json"), str):
-            return images.decode(entry["b64_json"])
+            return image_decoding.decode(entry["b64_json"])
         link = entry.get("url")
         if not isinstance(link, str) or not link.startswith(("http://", "https://")):
             raise RemoteError("The server's answer holds no image.", hint="Is it an images API?")
@@ -182,7 +183,7 @@ class HttpBackend:
             raise again.error from again
         if answer.status != 200:
             raise RemoteError(f"The server's link to the image fails with {answer.status}.")
-        return images.read(answer.body)
+        return image_decoding.read(answer.body)
 
 
 def _entries(answer: Answer) -> list[dict[str, Any]] | None:

@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from t2i_cli.backends.remote import RETRIES, TIMEOUT
 from t2i_cli.errors import InputError
+from t2i_cli.net.defaults import RETRIES, TIMEOUT
 from t2i_cli.settings import store
 
 OPENAI_HOST = "api.openai.com"

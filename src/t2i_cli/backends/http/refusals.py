@@ -1,8 +1,5 @@
 """What a server's refusal means: an error in one sentence, and whether to ask again."""
 
-from t2i_cli.backends.remote import said
-from t2i_cli.backends.remote.patience import Again
-from t2i_cli.backends.remote.wire import Answer
 from t2i_cli.errors import (
     AccessError,
     InputError,
@@ -13,6 +10,9 @@ from t2i_cli.errors import (
     TimedOutError,
     WithheldError,
 )
+from t2i_cli.net import error_body
+from t2i_cli.net.http_client import Answer
+from t2i_cli.net.retry import Again
 
 FIELDS = {
     "size": "size",
@@ -29,7 +29,7 @@ _LOG = "Look into the server's log."
 
 def refusal(answer: Answer, url: str, key: str | None) -> T2IError | Again:
     """The error for an answer that is no image; Again where it may pass."""
-    told = said.read(answer, key)
+    told = error_body.read(answer, key)
     error = _error(answer.status, told, url)
     if told.own is not None and answer.status not in {401, 403}:
         error = told.own
@@ -47,8 +47,8 @@ def refusal(answer: Answer, url: str, key: str | None) -> T2IError | Again:
     return error
 
 
-def _error(status: int, told: said.Said, url: str) -> T2IError:
-    message = said.sentence(told.message)
+def _error(status: int, told: error_body.Said, url: str) -> T2IError:
+    message = error_body.sentence(told.message)
     why = f" {message}" if message else ""
     if told.code in _MODERATED:
         return WithheldError(f"The server withheld the image:{why}", hint="Change the prompt.")

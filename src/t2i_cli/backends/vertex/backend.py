@@ -6,15 +6,16 @@ from threading import Event as Flag
 from threading import Lock
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.remote import CALLS_A_REPLICA, echo, images, said
-from t2i_cli.backends.remote.calls import Call, outcomes
-from t2i_cli.backends.remote.patience import Again, Throttle, persist, worth_another
-from t2i_cli.backends.remote.wire import Answer, Wire
 from t2i_cli.backends.vertex import payload, refusals, target
 from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.backends.vertex.target import Target
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.net import error_body, image_decoding, response_metadata
+from t2i_cli.net.concurrency import Call, outcomes
+from t2i_cli.net.defaults import CALLS_A_REPLICA
+from t2i_cli.net.http_client import Answer, Wire
+from t2i_cli.net.retry import Again, Throttle, persist, worth_another
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.vertex import credentials, hardware
@@ -111,11 +112,11 @@ class VertexBackend:
                 f"The endpoint answers with {predicted.more + 1} images where one is asked for: "
                 f"the first is kept, {predicted.more} not."
             )
-        account = echo.read(predicted.entry)
+        account = response_metadata.read(predicted.entry)
         account.check(call.request)
         account.tell(call)
-        image = images.decode(predicted.text)
-        request = echo.true_size(call, image.size)
+        image = image_decoding.decode(predicted.text)
+        request = response_metadata.true_size(call, image.size)
         deployed = told.get("deployedModelId") if isinstance(told, dict) else None
         lock = account.run_lock(
             call.request,
@@ -166,6 +167,6 @@ class _Opened:
             raise
         if answer.status == 200:
             return answer
-        if answer.status == 404 and said.read(answer).own is None:
+        if answer.status == 404 and error_body.read(answer).own is None:
             raise target.not_there(self.target, self._token)
         raise refusals.refusal(answer, self.target, request, format)

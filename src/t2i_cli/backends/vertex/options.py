@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from t2i_cli.backends.remote import RETRIES, TIMEOUT
-from t2i_cli.backends.remote.patience import Patience
+from t2i_cli.net.defaults import RETRIES, TIMEOUT
+from t2i_cli.net.retry import Patience
 from t2i_cli.output.filenames import Format
 
 

@@ -2,12 +2,12 @@
 
 import re
 
-from t2i_cli.backends.remote import said
-from t2i_cli.backends.remote.patience import Again
-from t2i_cli.backends.remote.wire import Answer
 from t2i_cli.backends.vertex import payload
 from t2i_cli.backends.vertex.target import Target
 from t2i_cli.errors import InputError, QuotaError, RemoteError, T2IError, TimedOutError
+from t2i_cli.net import error_body
+from t2i_cli.net.http_client import Answer
+from t2i_cli.net.retry import Again
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.vertex import rest
@@ -24,8 +24,8 @@ def refusal(
     answer: Answer, target: Target, request: ResolvedRequest, format: Format
 ) -> T2IError | Again:
     """The error for an answer that is no prediction; Again where it may pass."""
-    told = said.read(answer)
-    message = said.sentence(told.message)
+    told = error_body.read(answer)
+    message = error_body.sentence(told.message)
     match answer.status:
         case 401 | 403:
             return _not_allowed(answer, target)
@@ -74,7 +74,7 @@ def cut(target: Target, seconds: float) -> TimedOutError:
 
 def _not_allowed(answer: Answer, target: Target) -> T2IError:
     error = rest.refusal(answer.status, answer.body)
-    error.message = said.shown(error.message)
+    error.message = error_body.shown(error.message)
     error.hint = error.hint or _way(target)
     return error
 

@@ -7,12 +7,12 @@ from threading import Event as Flag
 from typing import Any
 from urllib.parse import urlsplit
 
-from t2i_cli.backends.remote.patience import Patience, Throttle, persist, worth_another
 from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SETTINGS, SHARED_LIMIT, TAKES
 from t2i_cli.errors import AccessError, InputError, ModelError, RemoteError, StorageError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.net.retry import Patience, Throttle, persist, worth_another
 from t2i_cli.settings.schema import SERVINGS
 from t2i_cli.vertex import hardware, known, place, rest
 from t2i_cli.vertex.credentials import Tokens

@@ -14,8 +14,8 @@ from weakref import WeakSet
 import httpx2
 
 from t2i_cli import __version__
-from t2i_cli.backends.remote.patience import Again
 from t2i_cli.errors import InputError, RemoteError, TimedOutError
+from t2i_cli.net.retry import Again
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to find and reach a server, which is not what takes time in making an image."""

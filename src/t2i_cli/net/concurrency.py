@@ -8,9 +8,9 @@ from threading import Event as Flag
 from threading import Thread
 
 from t2i_cli.backends import Cancel, Failure, GeneratedImage
-from t2i_cli.backends.remote.patience import Abandoned, Throttle
 from t2i_cli.errors import T2IError, defect
 from t2i_cli.events import Note, OnEvent, Sent
+from t2i_cli.net.retry import Abandoned, Throttle
 from t2i_cli.request import ResolvedRequest
 
 LOOK = 0.1

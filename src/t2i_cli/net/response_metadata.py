@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, fields, replace
 
 from t2i_cli import __version__
 from t2i_cli.backends import RunLock
-from t2i_cli.backends.remote import said
-from t2i_cli.backends.remote.calls import Call
 from t2i_cli.errors import RemoteError
+from t2i_cli.net import error_body
+from t2i_cli.net.concurrency import Call
 from t2i_cli.request import ResolvedRequest
 
 KEY = "t2i"
@@ -88,5 +88,5 @@ def read(entry: object) -> Echo:
         request=request if isinstance(request, dict) else {},
         lock=lock if isinstance(lock, dict) else {},
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
-        notes=[said.shown(str(note)) for note in notes] if isinstance(notes, list) else (),
+        notes=[error_body.shown(str(note)) for note in notes] if isinstance(notes, list) else (),
     )

@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from t2i_cli.backends.remote.wire import Answer
 from t2i_cli.console import printable
 from t2i_cli.errors import StoppedError, T2IError, TerminatedError, from_json
+from t2i_cli.net.http_client import Answer
 
 LONGEST = 300
 """Characters of a server's sentence that are shown."""
