@@ -10,7 +10,7 @@ import pytest
 
 from t2i_cli import postcard
 from t2i_cli.models import catalog
-from t2i_cli.postcard import world
+from t2i_cli.postcard import vocabulary
 from tests.conftest import T2I, Terminal
 from tests.fakes.hub import FakeHub, Repo
 from tests.fakes.models import FULL, HALF, repository
@@ -219,19 +219,19 @@ def test_a_folder_has_no_revisions(t2i: T2I, tmp_path: Path, command: str) -> No
 
 def test_show_postcard_prints_every_word_once(t2i: T2I) -> None:
     done = t2i("models", "show", "postcard")
-    groups = world.vocabulary()
+    groups = vocabulary.vocabulary()
     for title, words in groups.items():
         assert f"{title}: {' '.join(words)}\n" in done.stdout
     printed = [word for words in groups.values() for word in words]
     assert sorted(printed) == sorted(postcard.words())
     assert all(groups.values())
-    assert f't2i generate -m postcard "{world.EXAMPLES[0]}"' in done.stdout
+    assert f't2i generate -m postcard "{vocabulary.EXAMPLES[0]}"' in done.stdout
     record = json.loads(t2i("models", "show", "postcard", "--json").stdout)
     assert record["words"] == groups
 
 
 def test_examples_use_known_words_only() -> None:
-    said = {word for example in world.EXAMPLES for word in example.replace(",", "").split()}
+    said = {word for example in vocabulary.EXAMPLES for word in example.replace(",", "").split()}
     assert said <= postcard.words()
 
 

@@ -18,9 +18,9 @@ from t2i_cli.events import Note, OnEvent
 from t2i_cli.hub import client, files
 from t2i_cli.hub import snapshot as snapshots
 from t2i_cli.hub.client import NoBar
+from t2i_cli.hub.downloader import Transfer
 from t2i_cli.hub.errors import translated
 from t2i_cli.hub.snapshot import Snapshot
-from t2i_cli.hub.transfer import Transfer
 from t2i_cli.output.state_files import write_whole
 
 _STALE_SECONDS = 60

@@ -60,9 +60,9 @@ def show(model: ModelArg, json: JsonOpt = False) -> None:
         )
     record = _record(spec, here)
     if spec.name == "postcard":
-        from t2i_cli.postcard import world
+        from t2i_cli.postcard import vocabulary
 
-        record |= {"words": world.vocabulary(), "examples": world.EXAMPLES}
+        record |= {"words": vocabulary.vocabulary(), "examples": vocabulary.EXAMPLES}
     if json:
         console.result_json(record)
         return
@@ -72,10 +72,10 @@ def show(model: ModelArg, json: JsonOpt = False) -> None:
             console.result(f"{key.replace('_', ' ')}: {_plain(text)}")
     if spec.name == "postcard":
         console.result("")
-        for title, words in world.vocabulary().items():
+        for title, words in vocabulary.vocabulary().items():
             console.result(f"{title}: {' '.join(words)}")
         console.result("")
-        for example in world.EXAMPLES:
+        for example in vocabulary.EXAMPLES:
             console.result(f't2i generate -m postcard "{example}"')
 
 
