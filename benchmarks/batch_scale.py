@@ -23,14 +23,14 @@ from threading import Event as Flag
 from PIL import Image
 
 from t2i_cli.backends import GeneratedImage, RunLock
-from t2i_cli.batch import driver, manifest, plan, session
-from t2i_cli.batch.driver import Saver
+from t2i_cli.batch import manifest, plan, runner, session
 from t2i_cli.batch.executor import InProcess
+from t2i_cli.batch.interrupt import Stop
 from t2i_cli.batch.manifest import Manifest, State
+from t2i_cli.batch.options import Wishes
 from t2i_cli.batch.plan import Choice, Plan
 from t2i_cli.batch.rows import expand
-from t2i_cli.batch.stopping import Stop
-from t2i_cli.batch.wishes import Wishes
+from t2i_cli.batch.runner import Saver
 from t2i_cli.console import Console
 from t2i_cli.events import OnEvent
 from t2i_cli.models import catalog
@@ -118,7 +118,7 @@ def resume(folder: Path, rows: int) -> dict[str, float]:
         lines = []
         for job in found.jobs[at : min(at + 1000, rows - 10)]:
             (out / job.file).write_bytes(b"x")
-            line = driver._line(job, _saved(out, job))  # noqa: SLF001
+            line = runner._line(job, _saved(out, job))  # noqa: SLF001
             lines.append(line)
         book.append(lines)
     book.close()
@@ -175,7 +175,7 @@ STAGES: dict[str, Callable[[Path, int], dict[str, float]]] = {
 
 def _make(found: Plan, book: Manifest, save: Callable[[GeneratedImage], Saved]) -> float:
     started = time.perf_counter()
-    tally = driver.make(found, InProcess(Constant()), save, book, Silent(), Stop())
+    tally = runner.make(found, InProcess(Constant()), save, book, Silent(), Stop())
     assert tally.made == len(found.jobs)  # noqa: S101 - a benchmark of what failed says nothing
     book.close()
     return time.perf_counter() - started

@@ -22,11 +22,11 @@ from t2i_cli.backends.choice import choose
 from t2i_cli.backends.http import options as http_options
 from t2i_cli.batch import session
 from t2i_cli.batch.executor import InProcess
+from t2i_cli.batch.interrupt import Stop
 from t2i_cli.batch.manifest import MAIN
+from t2i_cli.batch.options import Wishes
 from t2i_cli.batch.plan import Choice
 from t2i_cli.batch.session import Task
-from t2i_cli.batch.stopping import Stop
-from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import Console
 from t2i_cli.errors import (
     AccessError,

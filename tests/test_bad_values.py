@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from t2i_cli.backends.http import options as http
 from t2i_cli.batch import timings
-from t2i_cli.batch.folder import parse_shard
+from t2i_cli.batch.lock import parse_shard
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import FIELDS, Problem, read
 from t2i_cli.request import GenerateRequest

@@ -13,13 +13,13 @@ import pytest
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.batch import session
-from t2i_cli.batch.driver import Tally
 from t2i_cli.batch.events import EventLines
 from t2i_cli.batch.executor import InProcess
+from t2i_cli.batch.options import Wishes
 from t2i_cli.batch.plan import Choice, compose
 from t2i_cli.batch.rows import expand
+from t2i_cli.batch.runner import Tally
 from t2i_cli.batch.session import Task
-from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import EVENTS_VERSION, Console
 from t2i_cli.errors import InputError, ModelError, PartialError, T2IError
 from t2i_cli.events import Downloading, Loading, Measure, Note, OnEvent, Sent, Step

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.batch.folder import Shard, held, parse_shard
+from t2i_cli.batch.lock import Shard, held, parse_shard
 from t2i_cli.errors import InputError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from t2i_cli.batch.folder import held
+from t2i_cli.batch.lock import held
 with held(Path(sys.argv[1]), None) as scratch:
     (scratch / "half.png").write_bytes(b"half")
     print("held", flush=True)

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.batch import display, gallery, manifest, sheet
-from t2i_cli.batch.display import Display, progress_text
-from t2i_cli.batch.driver import Tally
+from t2i_cli.batch import contact_sheet, gallery, manifest, progress
 from t2i_cli.batch.manifest import Manifest, State
+from t2i_cli.batch.options import Wishes, parse_vary
 from t2i_cli.batch.plan import Choice, Plan, compose, duration
+from t2i_cli.batch.progress import Display, progress_text
 from t2i_cli.batch.rows import expand
-from t2i_cli.batch.wishes import Wishes, parse_vary
+from t2i_cli.batch.runner import Tally
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Loading, Measure, Note, Step
@@ -120,7 +120,7 @@ def test_what_a_killed_run_began_is_where_the_next_one_clears(
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KilledError):
-        gallery.write(tmp_path, scratch) if what == "page" else sheet.write(plan, scratch)
+        gallery.write(tmp_path, scratch) if what == "page" else contact_sheet.write(plan, scratch)
     assert sorted(tmp_path.iterdir()) == before
     assert len(list(scratch.iterdir())) == 1
 
@@ -158,11 +158,11 @@ def greys(picture: Image.Image) -> dict[int, tuple[int, int]]:
 
 def test_two_axes_make_a_grid(tmp_path: Path, scratch: Path) -> None:
     plan = plan_of(tmp_path, "a", vary=["steps=10,20,30", "guidance_scale=5,7.5"])
-    (block,) = sheet.blocks(plan.rows)
+    (block,) = contact_sheet.blocks(plan.rows)
     assert list(block.across) == ["steps 10", "steps 20", "steps 30"]
     assert list(block.down) == ["guidance_scale 5.0", "guidance_scale 7.5"]
     assert block.title.startswith("a (seed ")
-    assert sheet.write(plan, scratch) == tmp_path / "sheet.png"
+    assert contact_sheet.write(plan, scratch) == tmp_path / "sheet.png"
     with Image.open(tmp_path / "sheet.png") as drawn:
         corner = greys(drawn)
     # Steps run across, guidance down: 1 3 5 over 2 4 6.
@@ -174,7 +174,7 @@ def test_two_axes_make_a_grid(tmp_path: Path, scratch: Path) -> None:
 
 def test_each_prompt_and_seed_has_a_grid_of_its_own(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "a", "b", vary=["steps=10,20", "width=64,128"], count=2)
-    blocks = sheet.blocks(plan.rows)
+    blocks = contact_sheet.blocks(plan.rows)
     assert len(blocks) == 4
     assert all(len(block.cells) == 2 and len(block.cells[0]) == 2 for block in blocks)
 
@@ -183,10 +183,10 @@ def test_other_batches_are_captioned_and_missing_images_crossed(
     tmp_path: Path, scratch: Path
 ) -> None:
     plan = plan_of(tmp_path, *"abcde")
-    (block,) = sheet.blocks(plan.rows)
+    (block,) = contact_sheet.blocks(plan.rows)
     assert [len(cells) for cells in block.cells] == [2, 2, 1]
     Manifest(tmp_path / manifest.MAIN).append([{"id": plan.rows[0].id, "status": "failed"}])
-    sheet.write(plan, scratch)
+    contact_sheet.write(plan, scratch)
     with Image.open(tmp_path / "sheet.png") as drawn:
         assert sorted(greys(drawn)) == [2, 3, 4, 5]
         # Under each image stands text.
@@ -211,7 +211,7 @@ def test_progress_tells_rate_time_left_and_failures() -> None:
 def test_plain_display_prints_paths_failures_and_notes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(display, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
     plan = plan_of(tmp_path, "a", "b" * 100)
     shown = Display(Console(), plan)
     for event in (
@@ -320,13 +320,13 @@ def test_an_earlier_versions_sheet_is_replaced(
     tmp_path: Path, scratch: Path, vary: list[str] | None
 ) -> None:
     plan = pictured(tmp_path, "a", "b", "c", vary=vary)
-    drawn = sheet.write(plan, scratch)
+    drawn = contact_sheet.write(plan, scratch)
     with Image.open(drawn) as picture:
         assert picture.info["Software"] == "t2i"
         picture.load()
     bare = Image.frombytes("RGB", picture.size, picture.tobytes())
     bare.save(drawn)
-    assert sheet.write(plan, scratch) == drawn
+    assert contact_sheet.write(plan, scratch) == drawn
     with Image.open(drawn) as picture:
         assert picture.info["Software"] == "t2i"
 
@@ -341,16 +341,16 @@ def test_a_strangers_picture_stays(tmp_path: Path, scratch: Path, what: str) -> 
     if what == "text":
         target.write_text("precious")
     elif what == "link":
-        sheet.write(plan, scratch).rename(tmp_path / "elsewhere.png")
+        contact_sheet.write(plan, scratch).rename(tmp_path / "elsewhere.png")
         target.symlink_to("elsewhere.png")
     elif what == "white":
         Image.new("RGB", side, "white").save(target)
     else:
         Image.radial_gradient("L").resize(side).convert("RGB").save(target)
     before = target.read_bytes()
-    assert sheet.write(plan, scratch) == tmp_path / "t2i-sheet.png"
+    assert contact_sheet.write(plan, scratch) == tmp_path / "t2i-sheet.png"
     assert target.read_bytes() == before
     assert target.is_symlink() == (what == "link")
     (tmp_path / "t2i-sheet.png").write_text("precious")
     with pytest.raises(InputError, match=r"Neither sheet\.png nor t2i-sheet\.png in .* is t2i's"):
-        sheet.write(plan, scratch)
+        contact_sheet.write(plan, scratch)

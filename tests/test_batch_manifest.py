@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i_cli.batch import gallery, lines, manifest
+from t2i_cli.batch import gallery, manifest, manifest_lines
 from t2i_cli.batch.manifest import HEADER, MAIN, Known, Manifest, State
 from t2i_cli.errors import InputError, StorageError, T2IError
 
@@ -309,7 +309,7 @@ def test_deep_lines_are_damaged(depth: int, bracket: str, tmp_path: Path) -> Non
 def test_lines_that_never_end_are_not_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_LINE", 1000)
+    monkeypatch.setattr(manifest_lines, "MAX_LINE", 1000)
     long = json.dumps(FULL | {"request": {"prompt": "x" * 5000}}).encode()
     (tmp_path / MAIN).write_bytes(HEADER + long + b"\n" + json.dumps(line(2)).encode() + b"\n")
     state = manifest.load(tmp_path)

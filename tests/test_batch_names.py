@@ -2,7 +2,7 @@
 
 import pytest
 
-from t2i_cli.batch import names
+from t2i_cli.batch import row_filenames
 from t2i_cli.batch.rows import Row
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import Problem
@@ -18,12 +18,14 @@ def row(index: int = 1, name: str | None = None, **changes: object) -> Row:
 
 def assign(
     *rows: Row,
-    template: str = names.DEFAULT_TEMPLATE,
+    template: str = row_filenames.DEFAULT_TEMPLATE,
     format: str | None = None,
     owners: dict[str, str] | None = None,
 ) -> tuple[list[str], list[Problem]]:
     """The names of rows, and the problems."""
-    found, problems = names.assign(rows, template, format, owners or {}, {r.id for r in rows})
+    found, problems = row_filenames.assign(
+        rows, template, format, owners or {}, {r.id for r in rows}
+    )
     return [file for file, _ in found.values()], problems
 
 
@@ -46,9 +48,9 @@ def test_template_may_name_every_field_and_the_id() -> None:
 
 
 def test_row_gives_name_format_or_template() -> None:
-    found, problems = names.assign(
+    found, problems = row_filenames.assign(
         [row(1, "one"), row(2, "sub/two.JPG"), row(3, "{seed}-{index}.webp")],
-        names.DEFAULT_TEMPLATE,
+        row_filenames.DEFAULT_TEMPLATE,
         "jpeg",
         {},
         {row(n).id for n in (1, 2, 3)},
@@ -101,7 +103,7 @@ def test_bad_name_is_refused_at_its_line(name: str, message: str) -> None:
     ("template", "format", "message"),
     [
         ("{slug}.png", "jpeg", "--format jpeg contradicts the extension"),
-        (names.DEFAULT_TEMPLATE, "gif", "The format 'gif' is unknown"),
+        (row_filenames.DEFAULT_TEMPLATE, "gif", "The format 'gif' is unknown"),
         ("../{slug}", None, "leaves the folder"),
         ("/a/{slug}", None, "absolute"),
         ("{foo}", None, "unknown placeholder"),
@@ -112,12 +114,14 @@ def test_template_that_no_row_is_to_blame_for_is_refused(
     template: str, format: str | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        names.check_template(template, format)
+        row_filenames.check_template(template, format)
 
 
-@pytest.mark.parametrize("template", [names.DEFAULT_TEMPLATE, "{slug}.jpg", "a/{index:03d}", "x{{"])
+@pytest.mark.parametrize(
+    "template", [row_filenames.DEFAULT_TEMPLATE, "{slug}.jpg", "a/{index:03d}", "x{{"]
+)
 def test_template_that_can_be_is_taken(template: str) -> None:
-    names.check_template(template, "jpeg")
+    row_filenames.check_template(template, "jpeg")
 
 
 @pytest.mark.parametrize("second", ["a.png", "A.PNG", "a.png/b.png"])

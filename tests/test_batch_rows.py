@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from t2i_cli.batch import rows, wishes
+from t2i_cli.batch import options, rows
+from t2i_cli.batch.options import Wishes, parse_seeds, parse_vary
 from t2i_cli.batch.rows import Row, expand
-from t2i_cli.batch.wishes import Wishes, parse_seeds, parse_vary
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
@@ -288,7 +288,7 @@ def test_too_many_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         expand(entries(*"abcdefghijk"), Wishes(), Painter())
     with pytest.raises(InputError, match="more than 10 images"):
         expand(entries("a", {"prompt": "b", "count": 10}), Wishes(), Painter())
-    assert wishes.MAX_ROWS == 1_000_000
+    assert options.MAX_ROWS == 1_000_000
 
 
 def test_lenient_leaves_out_and_says_so_once() -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.batch import executor, manifest, session, sheet
+from t2i_cli.batch import contact_sheet, executor, manifest, session
 from t2i_cli.batch.executor import InProcess
-from t2i_cli.batch.folder import Shard
+from t2i_cli.batch.interrupt import Stop
+from t2i_cli.batch.lock import Shard
+from t2i_cli.batch.options import Wishes
 from t2i_cli.batch.plan import Choice
 from t2i_cli.batch.session import Task
-from t2i_cli.batch.stopping import Stop
-from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import Console
 from t2i_cli.errors import (
     DefectError,
@@ -561,7 +561,7 @@ def test_page_that_cannot_be_written_costs_no_account(batch: Batch) -> None:
 def test_sheet_of_some_images_says_so(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     batch(sheet=True)
     assert "sheet.png shows" not in batch.stderr
-    monkeypatch.setattr(sheet, "MAX_IMAGES", 5)
+    monkeypatch.setattr(contact_sheet, "MAX_IMAGES", 5)
     batch(sheet=True)
     assert "warning: sheet.png shows the first 5 of 12 images." in batch.stderr
 

@@ -9,7 +9,7 @@ import pytest
 from t2i_cli import prompts
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, Need
-from t2i_cli.batch import names, wishes
+from t2i_cli.batch import options, row_filenames
 from t2i_cli.cli.commands import models as models_command
 from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
@@ -107,17 +107,17 @@ def test_an_event_about_no_image_is_shown(event: Step | Sent) -> None:
 
 
 EMPTY: dict[str, tuple[Callable[[], object], type[T2IError]]] = {
-    "name": (lambda: names.check(""), InputError),
-    "template": (lambda: names.check_template("", None), InputError),
+    "name": (lambda: row_filenames.check(""), InputError),
+    "template": (lambda: row_filenames.check_template("", None), InputError),
     "output": (lambda: filenames.target("", None, is_folder=False), InputError),
     "width": (lambda: filenames.target("{seed:" + "9" * 5000 + "}.png", None), InputError),
     "field": (lambda: prompts.checked("", 1), InputError),
     "far field": (lambda: prompts.checked("zzz", 1), InputError),
     "format": (lambda: prompts.format_of("", None), InputError),
-    "vary": (lambda: wishes.parse_vary([""]), InputError),
-    "varied field": (lambda: wishes.parse_vary(["=1"]), InputError),
-    "varied values": (lambda: wishes.parse_vary(["steps=,"]), InputError),
-    "seeds": (lambda: wishes.parse_seeds(""), InputError),
+    "vary": (lambda: options.parse_vary([""]), InputError),
+    "varied field": (lambda: options.parse_vary(["=1"]), InputError),
+    "varied values": (lambda: options.parse_vary(["steps=,"]), InputError),
+    "seeds": (lambda: options.parse_seeds(""), InputError),
 }
 
 

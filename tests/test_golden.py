@@ -111,8 +111,8 @@ FOLDERS = (TXT, JSONL, MERGED, SHARDS, HUB, HTTP)
 
 def ids(batch: Batch) -> list[str]:
     """The ids of a prompts file's rows for the embedded model, as the program has them now."""
+    from t2i_cli.batch.options import Wishes, parse_vary
     from t2i_cli.batch.rows import expand
-    from t2i_cli.batch.wishes import Wishes, parse_vary
     from t2i_cli.prompts import format_of, read
     from tests.fakes.painter import Painter
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from t2i_cli.batch import session
 from t2i_cli.batch.executor import InProcess
+from t2i_cli.batch.options import Wishes
 from t2i_cli.batch.plan import Choice
-from t2i_cli.batch.wishes import Wishes
 from t2i_cli.console import console
 from t2i_cli.errors import T2IError
 from t2i_cli.request import ResolvedRequest

@@ -1,8 +1,8 @@
 """A batch as NDJSON on stderr; docs/events.schema.json is the contract."""
 
 from t2i_cli.backends import Failure
-from t2i_cli.batch.driver import Tally
 from t2i_cli.batch.plan import Job, Plan
+from t2i_cli.batch.runner import Tally
 from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Sent, Step
 from t2i_cli.output.image_writer import Saved

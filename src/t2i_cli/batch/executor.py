@@ -12,7 +12,7 @@ from typing import Protocol
 
 from t2i_cli import run
 from t2i_cli.backends import Backend, Cancel, Failure, GeneratedImage
-from t2i_cli.batch.stopping import Stop
+from t2i_cli.batch.interrupt import Stop
 from t2i_cli.errors import defect
 from t2i_cli.events import Event, OnEvent, Sent, Step
 from t2i_cli.output.image_writer import Saved

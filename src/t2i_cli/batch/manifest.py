@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from t2i_cli.batch import lines
+from t2i_cli.batch import manifest_lines
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import translated
@@ -93,14 +93,14 @@ def records(path: Path) -> Iterator[dict[str, object] | None]:
     try:
         with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
             _check_header(file.readline(_MAX_HEADER), path)
-            while line := file.readline(lines.MAX_LINE):
+            while line := file.readline(manifest_lines.MAX_LINE):
                 whole = True
                 while line and not line.endswith(b"\n"):
                     whole = False
-                    line = file.readline(lines.MAX_LINE)
+                    line = file.readline(manifest_lines.MAX_LINE)
                 if not line:
                     return
-                yield lines.read(line) if whole else None
+                yield manifest_lines.read(line) if whole else None
     except OSError as error:
         raise translated(error, "read", path) from error
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from t2i_cli.batch import names, timings
-from t2i_cli.batch.folder import Shard
+from t2i_cli.batch import row_filenames, timings
+from t2i_cli.batch.lock import Shard
 from t2i_cli.batch.manifest import Known, State
 from t2i_cli.batch.rows import Row, grouped
 from t2i_cli.console import size_text
@@ -46,7 +46,7 @@ class Job:
 class Choice:
     """Which of the rows a run is to make, and how their files are called."""
 
-    template: str = names.DEFAULT_TEMPLATE
+    template: str = row_filenames.DEFAULT_TEMPLATE
     format: str | None = None
     shard: Shard | None = None
     limit: int | None = None
@@ -135,7 +135,7 @@ def compose(
     looked = {row.id: _standing(row, state, folder, choice) for row in rows}
     missing = {row_id for row_id, standing in looked.items() if standing is None}
     kept = {row_id: path for row_id in missing if (path := _recorded(state.rows.get(row_id)))}
-    found, unnamed = names.assign(
+    found, unnamed = row_filenames.assign(
         rows, choice.template, choice.format, state.owners, missing - kept.keys()
     )
     found |= kept
@@ -207,7 +207,7 @@ def _recorded(known: Known | None) -> tuple[str, Format] | None:
     if known is None or known.file is None:
         return None
     try:
-        names.check(known.file)
+        row_filenames.check(known.file)
     except InputError:
         return None
     format = filenames.FORMATS.get(known.file.rpartition(".")[2].lower())

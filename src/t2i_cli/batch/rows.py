@@ -7,8 +7,8 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli.backends import Backend
-from t2i_cli.batch.models import ROW_FAULTS, Models
-from t2i_cli.batch.wishes import MAX_ROWS, Wishes
+from t2i_cli.batch.model_cache import ROW_FAULTS, Models
+from t2i_cli.batch.options import MAX_ROWS, Wishes
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.prompts import Entry, Problem, Value
 from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest, resolve

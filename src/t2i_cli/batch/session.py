@@ -11,16 +11,16 @@ from pathlib import Path
 
 from t2i_cli import prompts
 from t2i_cli.backends import Backend, GeneratedImage
-from t2i_cli.batch import driver, folder, gallery, manifest, plan, rows, sheet, verdict
-from t2i_cli.batch.display import Display, Show
-from t2i_cli.batch.driver import Saver, Tally
+from t2i_cli.batch import contact_sheet, gallery, lock, manifest, plan, rows, runner, summary
 from t2i_cli.batch.events import EventLines
 from t2i_cli.batch.executor import Executor
+from t2i_cli.batch.interrupt import Stop, on_signals
 from t2i_cli.batch.manifest import Manifest, State
+from t2i_cli.batch.options import Wishes
 from t2i_cli.batch.plan import Choice, Plan
+from t2i_cli.batch.progress import Display, Show
 from t2i_cli.batch.rows import Pin
-from t2i_cli.batch.stopping import Stop, on_signals
-from t2i_cli.batch.wishes import Wishes
+from t2i_cli.batch.runner import Saver, Tally
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, StoppedError, T2IError, TerminatedError
 from t2i_cli.generate import viewer
@@ -28,7 +28,7 @@ from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import Saved
 from t2i_cli.prompts import Problem, Prompts, PromptsError
 
-_NAMES = {"gallery": gallery.PAGE, "sheet": sheet.NAME}
+_NAMES = {"gallery": gallery.PAGE, "sheet": contact_sheet.NAME}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +68,8 @@ def rehearse(task: Task, backend: Backend, console: Console) -> tuple[Prompts, b
     read = _read(task)
     composed = _composer(task, read, backend, lambda _: None)
     found, _ = composed(manifest.load(target))
-    if os.path.lexists(target / folder.STATE):
-        with folder.held(target, task.choice.shard):
+    if os.path.lexists(target / lock.STATE):
+        with lock.held(target, task.choice.shard):
             pass  # nobody else is at work there
     _warn_of_disk(found, console)
     return read, bool(found.jobs)
@@ -125,9 +125,9 @@ def run(
         console.result_json(found.to_json()) if console.json else console.result(found.text())
         return
     # A refusal should leave nothing where there was no batch.
-    known = os.path.lexists(task.folder / folder.STATE)
+    known = os.path.lexists(task.folder / lock.STATE)
     first = None if known else composed(manifest.load(task.folder))
-    with folder.held(task.folder, task.choice.shard) as scratch:
+    with lock.held(task.folder, task.choice.shard) as scratch:
         state = manifest.load(task.folder)
         found, pins = composed(state) if first is None or state.rows else first
         _warn_of_damage(state, console)
@@ -144,7 +144,7 @@ def merge(target: Path, console: Console) -> None:
     """Make one manifest and one gallery of what several shards made."""
     if not manifest.files(target):
         raise InputError(f"There is no manifest in '{target}'.")
-    with folder.held(target, None) as scratch:
+    with lock.held(target, None) as scratch:
         _warn_of_damage(manifest.load(target), console)
         shards = manifest.merge(target, scratch)
         page = gallery.write(target, scratch)
@@ -188,18 +188,18 @@ def _make(
 
     try:
         with console.owned_stderr(), console.owned_stdout(), on_signals(stop):
-            tally = driver.make(found, executor, save, book, listener, stop, max_failures=limit)
+            tally = runner.make(found, executor, save, book, listener, stop, max_failures=limit)
     finally:
         listener.close()
     ended = _ended(found, tally, stop)
     drawn, ended = _drawn(task, found, scratch, console, ended)
-    account = verdict.summary(found, tally, ended) | {"manifest": str(book.path), **drawn}
+    account = summary.summary(found, tally, ended) | {"manifest": str(book.path), **drawn}
     if console.events:
         console.event("finished", **account)
     if console.json:
         console.result_json(account)
     elif not console.events:
-        console.note(verdict.text(account))
+        console.note(summary.text(account))
     if ended:
         raise ended
 
@@ -226,10 +226,10 @@ def _drawn(
 
 
 def _sheet(found: Plan, scratch: Path, console: Console) -> Path:
-    if len(found.rows) > sheet.MAX_IMAGES:
-        shown = f"the first {sheet.MAX_IMAGES:,} of {len(found.rows):,} images"
-        console.warn(f"{sheet.NAME} shows {shown}.")
-    return sheet.write(found, scratch)
+    if len(found.rows) > contact_sheet.MAX_IMAGES:
+        shown = f"the first {contact_sheet.MAX_IMAGES:,} of {len(found.rows):,} images"
+        console.warn(f"{contact_sheet.NAME} shows {shown}.")
+    return contact_sheet.write(found, scratch)
 
 
 def _warn_of_damage(state: State, console: Console) -> None:
@@ -250,7 +250,7 @@ def _again() -> str:
 def _ended(found: Plan, tally: Tally, stop: Stop) -> T2IError | None:
     """The error that tells how the run ended, with what to do next."""
     if stop.signal is None:
-        return verdict.error(found, tally, _again())
+        return summary.error(found, tally, _again())
     kind = StoppedError if stop.signal == signal.SIGINT else TerminatedError
     word = "Interrupted" if stop.signal == signal.SIGINT else "Terminated"
     left = len(found.jobs) - tally.made

@@ -165,10 +165,10 @@ def batch(
     from t2i_cli.backends.choice import choose, default_model
     from t2i_cli.batch import session
     from t2i_cli.batch.executor import InProcess
-    from t2i_cli.batch.folder import parse_shard
-    from t2i_cli.batch.names import DEFAULT_TEMPLATE, check_template, target
+    from t2i_cli.batch.lock import parse_shard
+    from t2i_cli.batch.options import Wishes, parse_batch_size, parse_seeds, parse_vary
     from t2i_cli.batch.plan import Choice
-    from t2i_cli.batch.wishes import Wishes, parse_batch_size, parse_seeds, parse_vary
+    from t2i_cli.batch.row_filenames import DEFAULT_TEMPLATE, check_template, target
 
     if merge is not None:
         _refuse_beside_merge(context)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.batch.driver import Tally
 from t2i_cli.batch.plan import Job, Plan, duration
+from t2i_cli.batch.runner import Tally
 from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Step
 from t2i_cli.output.image_writer import Saved

@@ -11,9 +11,9 @@ from typing import Protocol
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.batch import timings
 from t2i_cli.batch.executor import Executor, Outcome
+from t2i_cli.batch.interrupt import Stop
 from t2i_cli.batch.manifest import Manifest
 from t2i_cli.batch.plan import PASSING, Job, Plan
-from t2i_cli.batch.stopping import Stop
 from t2i_cli.errors import DefectError, InputError, PipelineError, StorageError, WithheldError
 from t2i_cli.events import Event
 from t2i_cli.output.filenames import Format

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from t2i_cli.batch.driver import Tally
 from t2i_cli.batch.plan import Plan, duration
+from t2i_cli.batch.runner import Tally
 from t2i_cli.errors import PartialError, T2IError, WithheldError
 
 _BY_CODE = {kind.code: kind for kind in T2IError.__subclasses__()}
