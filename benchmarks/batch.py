@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks import models
 from benchmarks.measure import run
 from t2i_cli.backends.local import device, pipeline
-from t2i_cli.backends.local.pictures import Picture
+from t2i_cli.backends.local.pipeline_output import Picture
 from t2i_cli.errors import ModelError
 from t2i_cli.models.libraries import Foreign
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
-from t2i_cli.backends.choice import choose
+from t2i_cli.backends.factory import choose
 from t2i_cli.backends.http import options as http_options
 from t2i_cli.batch import session
 from t2i_cli.batch.executor import InProcess

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
-from t2i_cli.backends.choice import choose
-from t2i_cli.backends.vertex import payload, refusals
-from t2i_cli.backends.vertex.target import Target
+from t2i_cli.backends.factory import choose
+from t2i_cli.backends.vertex import errors, payload
+from t2i_cli.backends.vertex.endpoint import Target
 from t2i_cli.batch import session
 from t2i_cli.batch.executor import InProcess
 from t2i_cli.batch.manifest import MAIN
@@ -625,7 +625,7 @@ def test_what_passes_is_got_over(vertex: FakeVertex, faults: list[Fault]) -> Non
     times = faults[0].times
     make(backend(vertex.make_endpoint()), notes)
     assert counted(vertex)["POST predict"] == times + 1
-    assert notes == [refusals.WAKING] * (faults[0].body == fake.asleep().body)
+    assert notes == [errors.WAKING] * (faults[0].body == fake.asleep().body)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -677,7 +677,7 @@ def test_the_format_for_the_way(vertex: FakeVertex) -> None:
 def test_the_cut_of_a_shared_endpoint(
     vertex: FakeVertex, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refusals, "SHARED_CUT", 1.2)
+    monkeypatch.setattr(errors, "SHARED_CUT", 1.2)
     fault.times, vertex.faults = 1, [fault]
     with pytest.raises(TimedOutError, match="ends calls of shared endpoints after 1 s") as caught:
         make(backend(vertex.make_endpoint(dedicated=False)))

@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 
 from t2i_cli import postcard
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment, loading, pipeline, text
+from t2i_cli.backends.local import (
+    LocalBackend,
+    LocalOptions,
+    loading,
+    pipeline,
+    planning,
+    prompt_warnings,
+)
 from t2i_cli.backends.local import outcomes as local_outcomes
-from t2i_cli.backends.local.assessment import Target
 from t2i_cli.backends.local.memory import Plan
+from t2i_cli.backends.local.planning import Target
 from t2i_cli.errors import (
     DefectError,
     InputError,
@@ -386,7 +393,7 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
 
     broken: dict[str, tuple[object, str, Callable[..., bool]]] = {
         "prepare": (backend, "_roomy_plan", lambda aim, request, *_: request.steps == 1),
-        "notes": (text, "notes", lambda loaded, prompt: prompt == "a star"),
+        "notes": (prompt_warnings, "notes", lambda loaded, prompt: prompt == "a star"),
         "pass": (local_outcomes, "outcome", lambda index, *_: index == 1),
     }
     place, name, concerns = broken[where]
@@ -416,7 +423,7 @@ def test_memory_that_runs_out_where_nothing_can_be_done_comes_out(
     def full(*_: object) -> Foreign:
         raise MemoryError
 
-    monkeypatch.setattr(text, "notes", full)
+    monkeypatch.setattr(prompt_warnings, "notes", full)
     with pytest.raises(MemoryError):
         make(backend, request)
 
@@ -482,13 +489,13 @@ def test_a_model_that_is_loaded_is_not_counted_twice(
     list(make(backend, ask(backend, steps=1)))
     assert backend._loaded
     planned: list[int] = []
-    plan = assessment.plan
+    plan = planning.plan
 
     def noted(aim: Target, request: ResolvedRequest, options: LocalOptions, resident: int) -> Plan:
         planned.append(resident)
         return plan(aim, request, options, resident)
 
-    monkeypatch.setattr(assessment, "plan", noted)
+    monkeypatch.setattr(planning, "plan", noted)
     backend.check(ask(backend))
     LocalBackend(LocalOptions()).check(ask(backend))
     assert planned == [backend._loaded.resident, 0]

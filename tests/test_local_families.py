@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, passes
+from t2i_cli.backends.local import LocalBackend, LocalOptions, batch_size
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Event, Note
 from t2i_cli.models import diffusers_folder, libraries, schedulers
@@ -126,7 +126,7 @@ def plain(folder: Path, request: ResolvedRequest) -> NDArray[np.int16]:
 
 def test_the_list_of_independent_classes_is_what_is_shown_here() -> None:
     shown = {CLASSES[name] for name in INDEPENDENT}
-    assert shown == passes.INDEPENDENT
+    assert shown == batch_size.INDEPENDENT
 
 
 @pytest.mark.parametrize("name", of(*(name for name in CLASSES if name != "sd")))

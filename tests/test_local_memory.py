@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.backends.local import assessment, device, memory
-from t2i_cli.backends.local.assessment import Target
+from t2i_cli.backends.local import device, memory, planning
 from t2i_cli.backends.local.device import Device, Memory
 from t2i_cli.backends.local.memory import (
     ATTENTION_SLICING,
@@ -17,6 +16,7 @@ from t2i_cli.backends.local.memory import (
     Need,
 )
 from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.backends.local.planning import Target
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models.catalog import MODELS
 from tests import made
@@ -114,7 +114,7 @@ def plan(
     here = Memory(free=free_mib * MIB, total=16_000 * MIB)
     monkeypatch.setattr(device, "memory", lambda _: here)
     request = made.request(model="postcard", width=side, height=side)
-    return assessment.plan(aim or target(GPU), request, options, resident)
+    return planning.plan(aim or target(GPU), request, options, resident)
 
 
 def test_a_plan_says_what_is_needed_and_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.backends import GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment, memory
+from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, planning
 from t2i_cli.backends.local.device import Device, devices
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, VAE_TILING, Measures
 from t2i_cli.events import Event, Preview
@@ -176,15 +176,15 @@ def test_previews_cast_nothing_under_hooks(
 def measured(folder: Path, dtype: str) -> tuple[int, memory.Need]:
     """Bytes of the VAE's weights, and what an image needs, as a plan for a GPU counts them."""
     place = Device(name="cuda:0", kind="cuda", label="GPU")
-    aim = assessment.Target(
+    aim = planning.Target(
         spec=ModelSpec(name="it", folder=folder),
         device=place,
         dtype=dtype,
         folder=folder,
         sizes={},
     )
-    aim = assessment._measured(aim, LocalOptions())
-    return aim.sizes["vae"], assessment._need(aim, 1024, 1024, dtype)
+    aim = planning._measured(aim, LocalOptions())
+    return aim.sizes["vae"], planning._need(aim, 1024, 1024, dtype)
 
 
 def test_a_plan_counts_the_vae_as_it_is_read(sdxl: Path, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.backends import GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, encoding, memory
+from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, prompt_embedding_cache
+from t2i_cli.backends.local.batch_size import MOST, PassSize
 from t2i_cli.backends.local.device import Device
-from t2i_cli.backends.local.passes import MOST, PassSize
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
 from tests import tiny
 
@@ -107,7 +107,7 @@ def test_text_is_encoded_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatc
     assert encoded == [1, 1, 1]
     remembering.close()
     encoded.clear()
-    monkeypatch.setattr(encoding, "remember", lambda pipe: None)
+    monkeypatch.setattr(prompt_embedding_cache, "remember", lambda pipe: None)
     plain = LocalBackend(LocalOptions(batch_size=1))
     assert pictures(plain, requests) == first
     assert len(encoded) == 8
@@ -120,8 +120,8 @@ def test_families_with_several_encoders_make_the_same(
 ) -> None:
     folder = tiny.save(family, tmp_path / family)
     made = []
-    for remember in (encoding.remember, lambda pipe: None):
-        monkeypatch.setattr(encoding, "remember", remember)
+    for remember in (prompt_embedding_cache.remember, lambda pipe: None):
+        monkeypatch.setattr(prompt_embedding_cache, "remember", remember)
         backend = LocalBackend(LocalOptions(batch_size=1))
         requests = [ask(backend, p, 3, model=str(folder)) for p in ("a star", "a house", "a star")]
         made.append(pictures(backend, requests))
@@ -140,8 +140,8 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(int(ids[0, 0]))
         return BaseModelOutput(last_hidden_state=ids.float().unsqueeze(-1), hidden_states=(ids,))
 
-    monkeypatch.setattr(encoding, "MAX_BYTES", 3 * 4 * (4 + 8))
-    remembering = encoding._Remembering(forward)
+    monkeypatch.setattr(prompt_embedding_cache, "MAX_BYTES", 3 * 4 * (4 + 8))
+    remembering = prompt_embedding_cache._Remembering(forward)
     ids = torch.arange(4).repeat(4, 1).T.contiguous()
     for _ in range(2):
         out = remembering(ids[:3], output_hidden_states=True)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, pictures
+from t2i_cli.backends.local import LocalBackend, LocalOptions, pipeline_output
 from t2i_cli.errors import ModelError, T2IError
 from t2i_cli.request import GenerateRequest, resolve
 from tests import made, tiny
@@ -94,8 +94,8 @@ def test_pictures_are_rounded_as_diffusers_rounds_them() -> None:
     from diffusers.image_processor import VaeImageProcessor
 
     made_of = np.linspace(0, 1, 48 * 64 * 3, dtype=np.float32).reshape(1, 48, 64, 3)
-    (found,) = pictures.read(loaded(), [made.request()], (made_of,))  # type: ignore[arg-type]
-    assert isinstance(found, pictures.Picture)
+    (found,) = pipeline_output.read(loaded(), [made.request()], (made_of,))  # type: ignore[arg-type]
+    assert isinstance(found, pipeline_output.Picture)
     (expected,) = VaeImageProcessor.numpy_to_pil(made_of)
     assert found.image.tobytes() == expected.tobytes()
     assert not found.withheld
@@ -106,12 +106,12 @@ def test_every_safety_checkers_word_is_heard(name: str) -> None:
     from diffusers.utils.outputs import BaseOutput
 
     output = BaseOutput(images=[made.picture()], **{name: [True]})
-    (found,) = pictures.read(loaded(), [made.request()], output)  # type: ignore[arg-type]
-    assert isinstance(found, pictures.Picture)
+    (found,) = pipeline_output.read(loaded(), [made.request()], output)  # type: ignore[arg-type]
+    assert isinstance(found, pipeline_output.Picture)
     assert found.withheld
 
 
 def test_another_size_is_an_error() -> None:
-    (found,) = pictures.read(loaded(), [made.request()], ([made.picture(32, 48)],))  # type: ignore[arg-type]
+    (found,) = pipeline_output.read(loaded(), [made.request()], ([made.picture(32, 48)],))  # type: ignore[arg-type]
     assert isinstance(found, T2IError)
     assert "made 32x48 pixels where 64x48 were asked for." in found.message

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from t2i_cli import postcard
-from t2i_cli.backends.local import LocalBackend, LocalOptions, text
+from t2i_cli.backends.local import LocalBackend, LocalOptions, prompt_warnings
 from t2i_cli.events import Event, Note
 from t2i_cli.models.libraries import Foreign
 from tests import tiny
@@ -27,7 +27,7 @@ class Loaded:
 def notes(*tokenizers: Foreign, prompt: str, limit: int = 512, folder: Path | None = None) -> str:
     components = {f"tokenizer_{number}": t for number, t in enumerate(tokenizers)}
     loaded: Foreign = Loaded(components | {"vae": object()}, limit, folder)
-    return " ".join(text.notes(loaded, prompt))
+    return " ".join(prompt_warnings.notes(loaded, prompt))
 
 
 @pytest.fixture(scope="module")

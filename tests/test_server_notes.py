@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from t2i_cli.backends import Backend
-from t2i_cli.backends.choice import choose
+from t2i_cli.backends.factory import choose
 from t2i_cli.events import Event, Note
 from t2i_cli.net import response_metadata
 from t2i_cli.request import GenerateRequest, resolve

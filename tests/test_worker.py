@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import psutil
 import pytest
 
-from t2i_cli.backends import Failure, GeneratedImage, choice
-from t2i_cli.backends.local import LocalBackend, LocalOptions, assessment
+from t2i_cli.backends import Failure, GeneratedImage, factory
+from t2i_cli.backends.local import LocalBackend, LocalOptions, planning
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.cli import main
 from t2i_cli.console import Console
@@ -881,17 +881,17 @@ def test_generate_takes_a_worker_where_one_is_to_be_kept(
 ) -> None:
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
     monkeypatch.delenv("T2I_KEEP_ALIVE", raising=False)
-    assert isinstance(choice.choose(worker=True, keep_alive="10m"), WorkerBackend)
-    assert isinstance(choice.choose(worker=True), LocalBackend)
+    assert isinstance(factory.choose(worker=True, keep_alive="10m"), WorkerBackend)
+    assert isinstance(factory.choose(worker=True), LocalBackend)
     monkeypatch.setenv("T2I_KEEP_ALIVE", "1h30m")
-    assert isinstance(choice.choose(worker=True), WorkerBackend)
-    assert isinstance(choice.choose(worker=True, keep_alive="0"), LocalBackend)
+    assert isinstance(factory.choose(worker=True), WorkerBackend)
+    assert isinstance(factory.choose(worker=True, keep_alive="0"), LocalBackend)
     # As batch does, and --dry-run.
-    assert isinstance(choice.choose(), LocalBackend)
+    assert isinstance(factory.choose(), LocalBackend)
     with pytest.raises(InputError, match="--keep-alive must be a duration as 90s"):
-        choice.choose(worker=True, keep_alive="soon")
+        factory.choose(worker=True, keep_alive="soon")
     with pytest.raises(InputError, match="--keep-alive means nothing to the http backend"):
-        choice.choose("http", worker=True, keep_alive="10m")
+        factory.choose("http", worker=True, keep_alive="10m")
 
 
 def test_a_cold_run_on_a_terminal_mentions_it_once(
@@ -900,7 +900,7 @@ def test_a_cold_run_on_a_terminal_mentions_it_once(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
     monkeypatch.delenv("T2I_KEEP_ALIVE", raising=False)
-    monkeypatch.setattr(choice, "cold", lambda options: Painter())
+    monkeypatch.setattr(factory, "cold", lambda options: Painter())
 
     def mentioned(*options: str, live: bool = True) -> bool:
         monkeypatch.setattr(Console, "live", property(lambda self: live and not self.quiet))
@@ -955,8 +955,8 @@ def test_a_local_run_asks_for_room_only_where_memory_is_short(
             raise OutOfMemoryError("It does not fit.")
         return replace(ROOMY, measures=("vae-tiling",))
 
-    monkeypatch.setattr(assessment, "target", lambda spec, options: None)
-    monkeypatch.setattr(assessment, "plan", plan)
+    monkeypatch.setattr(planning, "target", lambda spec, options: None)
+    monkeypatch.setattr(planning, "plan", plan)
 
     def make_room() -> bool:
         asked.append("room")

@@ -63,10 +63,10 @@ def failure(code: str) -> T2IError:
 
 
 if __name__ == "__main__":
-    from t2i_cli.backends import choice
+    from t2i_cli.backends import factory
     from t2i_cli.cli import main
     from t2i_cli.worker import hiring
 
     hiring.MODULE = WORKER
-    choice.cold = lambda options: Painter(steps=True)
+    factory.cold = lambda options: Painter(steps=True)
     main.main()

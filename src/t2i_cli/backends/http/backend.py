@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.http import dialects
+from t2i_cli.backends.http.discovery import Server
+from t2i_cli.backends.http.errors import refusal
 from t2i_cli.backends.http.options import HttpOptions
-from t2i_cli.backends.http.refusals import refusal
-from t2i_cli.backends.http.server import Server
 from t2i_cli.errors import RemoteError
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec

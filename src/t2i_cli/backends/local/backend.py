@@ -10,24 +10,24 @@ from threading import Event as Flag
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.local import (
-    assessment,
-    decode,
     device,
-    encoding,
-    ladder,
     loading,
     memory,
+    oom_fallback,
     outcomes,
     pipeline,
+    planning,
+    prompt_embedding_cache,
+    vae_decode,
 )
-from t2i_cli.backends.local.assessment import Target
+from t2i_cli.backends.local.batch_size import PassSize, are_independent, dependence
 from t2i_cli.backends.local.loading import Loaded
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.local.outcomes import Member
-from t2i_cli.backends.local.passes import PassSize, are_independent, dependence
-from t2i_cli.backends.local.pictures import Picture
 from t2i_cli.backends.local.pipeline import Cancelled
+from t2i_cli.backends.local.pipeline_output import Picture
+from t2i_cli.backends.local.planning import Target
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, defect
 from t2i_cli.events import Loading, Note, OnEvent
 from t2i_cli.models import catalog, diffusers_folder, resolution, schedulers
@@ -92,7 +92,7 @@ class LocalBackend:
     def plan(self, request: ResolvedRequest) -> Plan:
         """What making the image would take, and what would be done to make it fit."""
         self._check_scheduler(request)
-        return assessment.plan(self._target(request), request, self._options)
+        return planning.plan(self._target(request), request, self._options)
 
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
         """Have the request's model on its device. Raises T2IError."""
@@ -160,7 +160,7 @@ class LocalBackend:
     def _roomy_plan(self, aim: Target, request: ResolvedRequest, resident: int = 0) -> Plan:
         """The plan; where memory is short, the one after others here have given theirs back."""
         try:
-            plan = assessment.plan(aim, request, self._options, resident)
+            plan = planning.plan(aim, request, self._options, resident)
         except OutOfMemoryError:
             if not self._make_room():
                 raise
@@ -168,13 +168,13 @@ class LocalBackend:
             planned = self._options.memory == "auto" and set(plan.measures)
             if not planned or planned == {memory.ATTENTION_SLICING} or not self._make_room():
                 return plan
-        return assessment.plan(aim, request, self._options, resident)
+        return planning.plan(aim, request, self._options, resident)
 
     def _target(self, request: ResolvedRequest) -> Target:
         """Where the model is to run: found once, so that a model from the Hub stays the same."""
         key = (request.model, request.revision)
         if key not in self._targets:
-            self._targets[key] = assessment.target(self._spec(request), self._options)
+            self._targets[key] = planning.target(self._spec(request), self._options)
         return self._targets[key]
 
     def _prepare(self, request: ResolvedRequest, on_event: OnEvent) -> Loaded:
@@ -189,13 +189,13 @@ class LocalBackend:
                 return self._loaded
             plan = self._roomy_plan(aim, request, self._loaded.resident)
         else:
-            aim = assessment.fetch(aim, self._options, on_event)
+            aim = planning.fetch(aim, self._options, on_event)
             self._targets[request.model, request.revision] = aim
             plan = self._roomy_plan(aim, request)
             on_event(Loading(model=aim.spec.name, device=aim.device.name))
             self._loaded = self._load(aim, on_event)
         self._place(self._loaded, plan.measures)
-        encoding.remember(self._loaded.pipe)
+        prompt_embedding_cache.remember(self._loaded.pipe)
         return self._loaded
 
     def _load(self, aim: Target, on_event: OnEvent) -> Loaded:
@@ -205,7 +205,7 @@ class LocalBackend:
             safety_checker=self._options.safety_checker,
             trust_remote_code=self._options.trust_remote_code,
         )
-        decode.rescue(loaded)
+        vae_decode.rescue(loaded)
         if self._options.attention_slicing:
             on_event(Note(message=_SLICING_COST if aim.slicing else _NO_SLICING))
         if (self._options.batch_size or 1) > 1 and not are_independent(type(loaded.pipe)):
@@ -224,7 +224,7 @@ class LocalBackend:
                 raise
         else:
             return
-        ladder.descend(loaded, batch=1, slicing=self._options.attention_slicing)
+        oom_fallback.descend(loaded, batch=1, slicing=self._options.attention_slicing)
 
     def _make(
         self, loaded: Loaded, sizes: PassSize, group: list[Member], cancel: Flag
@@ -280,7 +280,7 @@ class LocalBackend:
         kind = request.kind()
         if kind not in self._sizes:
             wanted = self._options.batch_size if are_independent(type(loaded.pipe)) else 1
-            most = wanted or assessment.most_of_a_pass(
+            most = wanted or planning.most_of_a_pass(
                 self._target(request), request, tuple(loaded.measures), loaded.resident
             )
             self._sizes[kind] = PassSize(wanted, most)
@@ -304,7 +304,7 @@ class LocalBackend:
         if self._make_room():
             device.clear_cache(loaded.device)
             return None
-        ladder.descend(loaded, batch=len(batch), slicing=self._options.attention_slicing)
+        oom_fallback.descend(loaded, batch=len(batch), slicing=self._options.attention_slicing)
         return None
 
 

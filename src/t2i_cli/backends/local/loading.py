@@ -24,7 +24,7 @@ from t2i_cli.models.libraries import Foreign
 from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:
-    from t2i_cli.backends.local.assessment import Target
+    from t2i_cli.backends.local.planning import Target
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _MOMENT = 5.0

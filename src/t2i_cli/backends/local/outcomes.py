@@ -4,9 +4,9 @@ import traceback
 from collections.abc import Iterator
 
 from t2i_cli.backends import Failure, GeneratedImage, RunLock
-from t2i_cli.backends.local import text
+from t2i_cli.backends.local import prompt_warnings
 from t2i_cli.backends.local.loading import Loaded
-from t2i_cli.backends.local.pictures import Picture
+from t2i_cli.backends.local.pipeline_output import Picture
 from t2i_cli.errors import (
     InputError,
     ModelError,
@@ -27,9 +27,9 @@ def tell_notes(loaded: Loaded, group: list[Member], on_event: OnEvent) -> list[F
     """Tell what the model will not understand; the failures of what cannot be looked at."""
     failures: dict[int, Failure] = {}
     requests = dict(group)
-    for words, indices in text.prompts(group).items():
+    for words, indices in prompt_warnings.prompts(group).items():
         try:
-            for note in text.notes(loaded, words):
+            for note in prompt_warnings.notes(loaded, words):
                 on_event(Note(message=note, indices=tuple(indices)))
         except MemoryError:
             raise

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from threading import Event as Flag
 from typing import Any, Self
 
-from t2i_cli.backends.local import pictures
+from t2i_cli.backends.local import pipeline_output
 from t2i_cli.backends.local.loading import Loaded
-from t2i_cli.backends.local.pictures import Picture
+from t2i_cli.backends.local.pipeline_output import Picture
 from t2i_cli.backends.local.previews import Previews
 from t2i_cli.errors import ModelError
 from t2i_cli.events import Step
@@ -46,7 +46,7 @@ def run(
         # As the pipeline itself does at its end: what was moved to the device goes back.
         loaded.pipe.maybe_free_model_hooks()
         raise
-    return pictures.read(loaded, requests, output)
+    return pipeline_output.read(loaded, requests, output)
 
 
 def _arguments(loaded: Loaded, requests: Sequence[ResolvedRequest]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _arguments(loaded: Loaded, requests: Sequence[ResolvedRequest]) -> dict[str,
         # These pipelines leave guidance out, silently, where there is no negative prompt.
         arguments["negative_prompt"] = [" "] * len(requests)
     arguments |= _size_kept(taken, first)
-    if "output_type" in taken and pictures.takes_arrays(loaded.pipe):
+    if "output_type" in taken and pipeline_output.takes_arrays(loaded.pipe):
         arguments["output_type"] = "np"
     return {name: value for name, value in arguments.items() if value is not None}
 

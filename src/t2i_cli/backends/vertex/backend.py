@@ -6,9 +6,9 @@ from threading import Event as Flag
 from threading import Lock
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.vertex import payload, refusals, target
+from t2i_cli.backends.vertex import endpoint, errors, payload
+from t2i_cli.backends.vertex.endpoint import Target
 from t2i_cli.backends.vertex.options import VertexOptions
-from t2i_cli.backends.vertex.target import Target
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.net import error_body, image_decoding, response_metadata
@@ -101,7 +101,7 @@ class VertexBackend:
                 return opened.ask(body, left, call.request, format)
             except Again as again:
                 if again.waking:
-                    call.tell(refusals.WAKING)
+                    call.tell(errors.WAKING)
                 raise
 
         answer = persist(ask, self._options.patience, opened.throttle, call.stop)
@@ -140,7 +140,7 @@ class _Opened:
     def __init__(self, options: VertexOptions) -> None:
         found, login = credentials.find()
         self._token = credentials.Tokens(found)
-        self.target: Target = target.find(options, self._token, login.project)
+        self.target: Target = endpoint.find(options, self._token, login.project)
         replicas = self.target.known.replicas or 1
         self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas
         self.throttle = Throttle(self.concurrency)
@@ -162,11 +162,11 @@ class _Opened:
             )
         except Again as again:
             took = time.monotonic() - started
-            if took >= refusals.SHARED_CUT - 1 and not self.target.dedicated:
-                raise refusals.cut(self.target, took) from again
+            if took >= errors.SHARED_CUT - 1 and not self.target.dedicated:
+                raise errors.cut(self.target, took) from again
             raise
         if answer.status == 200:
             return answer
         if answer.status == 404 and error_body.read(answer).own is None:
-            raise target.not_there(self.target, self._token)
-        raise refusals.refusal(answer, self.target, request, format)
+            raise endpoint.not_there(self.target, self._token)
+        raise errors.refusal(answer, self.target, request, format)

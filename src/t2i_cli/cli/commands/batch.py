@@ -162,7 +162,7 @@ def batch(
 ) -> None:
     """Make every image of a prompts file; run it again to make what is missing."""
     console.configure(json=json, quiet=quiet, verbose=verbose, events=events)
-    from t2i_cli.backends.choice import choose, default_model
+    from t2i_cli.backends.factory import choose, default_model
     from t2i_cli.batch import session
     from t2i_cli.batch.executor import InProcess
     from t2i_cli.batch.lock import parse_shard
@@ -258,7 +258,7 @@ def batch(
     else:
         if endpoint or dry_run or backend not in (None, "vertex"):
             raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
-        from t2i_cli.backends.vertex.expected import ExpectedEndpoint
+        from t2i_cli.backends.vertex.planned_endpoint import ExpectedEndpoint
         from t2i_cli.vertex import lifetime
         from t2i_cli.vertex.plan import Wanted
 

@@ -63,7 +63,7 @@ def generate(
     if offline:
         store.go_offline()
     from t2i_cli import generate
-    from t2i_cli.backends.choice import choose, default_model
+    from t2i_cli.backends.factory import choose, default_model
 
     width, height = chosen_size(width, height, size)
     request = GenerateRequest(

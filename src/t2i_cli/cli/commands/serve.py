@@ -110,7 +110,7 @@ def serve(
     key = _key(api_key_file)
     hosts, origins = tuple(allowed_host or ()), tuple(cors_origin or ())
     container, listening = _place(host, port, uds, key, hosts, origins)
-    from t2i_cli.backends.choice import choose, default_model
+    from t2i_cli.backends.factory import choose, default_model
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.serving import ServerLog, serve

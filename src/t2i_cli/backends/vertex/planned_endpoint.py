@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.vertex.target import Target
+from t2i_cli.backends.vertex.endpoint import Target
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest

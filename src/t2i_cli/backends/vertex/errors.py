@@ -3,7 +3,7 @@
 import re
 
 from t2i_cli.backends.vertex import payload
-from t2i_cli.backends.vertex.target import Target
+from t2i_cli.backends.vertex.endpoint import Target
 from t2i_cli.errors import InputError, QuotaError, RemoteError, T2IError, TimedOutError
 from t2i_cli.net import error_body
 from t2i_cli.net.http_client import Answer

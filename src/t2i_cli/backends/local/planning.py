@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from t2i_cli.backends.local import device, memory, passes
+from t2i_cli.backends.local import batch_size, device, memory
 from t2i_cli.backends.local.device import Device, Memory
 from t2i_cli.backends.local.memory import MIB, Measures, Need, Plan
 from t2i_cli.backends.local.options import LocalOptions
@@ -103,10 +103,10 @@ def _can_slice(folder: Path, options: LocalOptions) -> bool:
 def _check_batch_size(folder: Path, options: LocalOptions) -> None:
     """Raise InputError, unless lenient, where the model's images cannot share a pass."""
     cls = resolution.pipeline_class(folder, trust_remote_code=options.trust_remote_code)
-    if options.lenient or passes.are_independent(cls):
+    if options.lenient or batch_size.are_independent(cls):
         return
     raise InputError(
-        passes.dependence(cls),
+        batch_size.dependence(cls),
         hint="Leave --batch-size away, or go on with one image a pass by --lenient.",
         field="batch_size",
     )
