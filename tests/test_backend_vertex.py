@@ -46,10 +46,10 @@ from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest, resolve
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.vertex import Container
-from t2i_cli.vertex import known
-from t2i_cli.vertex.known import Known
+from t2i_cli.vertex import endpoint_store
+from t2i_cli.vertex.endpoint_store import Known
 from t2i_cli.vertex.labels import encode
-from t2i_cli.vertex.place import Place
+from t2i_cli.vertex.location import Place
 from tests.conftest import T2I
 from tests.fakes import vertex as fake
 from tests.fakes.painter import Painter, painted
@@ -173,7 +173,7 @@ def test_a_token_that_is_not_issued_for_the_moment(
 ) -> None:
     name = vertex.make_endpoint()
     if looked_up:
-        known.remember(Known(name=name, dns=""))
+        endpoint_store.remember(Known(name=name, dns=""))
     vertex.faults = [replace(fault, where="/token", times=2)]
     make(backend(name, retries=2))
     # Each try is one request: google-auth's own would not know of --retries.
@@ -189,7 +189,7 @@ def test_a_token_within_the_timeout(vertex: FakeVertex) -> None:
     vertex.faults = [Fault(where="/token", stall=30, times=9)]
     for looked_up in (False, True):
         if looked_up:
-            known.remember(Known(name=HERE, dns=""))
+            endpoint_store.remember(Known(name=HERE, dns=""))
         with pytest.raises(TimedOutError, match="Google did not answer in time"):
             make(backend(HERE, timeout=0.5))
 
@@ -200,7 +200,7 @@ def test_a_refused_credential_is_not_tried_again(vertex: FakeVertex, status: int
     vertex.faults = [Fault(where="/token", status=status, body=body, times=9)]
     for looked_up in (False, True):
         if looked_up:
-            known.remember(Known(name=HERE, dns=""))
+            endpoint_store.remember(Known(name=HERE, dns=""))
         with pytest.raises(AccessError, match=r"refuses these credentials \(invalid_grant\)\.$"):
             make(backend(HERE))
     assert counted(vertex) == {"POST token": 2}
@@ -427,7 +427,7 @@ def test_where_the_endpoint_comes_from(
     def called(**options: str) -> str:
         return str(make(backend(**options)).lock.endpoint).split("/")[-1]
 
-    known.remember(Known(name=names[0], dns=""), current=True)
+    endpoint_store.remember(Known(name=names[0], dns=""), current=True)
     assert called() == numbers[0]
     (tmp_path / "t2i.toml").write_text(f'vertex_endpoint = "{numbers[1]}"\n')
     assert called() == numbers[1]
@@ -465,7 +465,7 @@ def test_the_host_of_a_dedicated_endpoint_is_given_by_hand(vertex: FakeVertex) -
     chosen = backend(name, api_endpoint=f"https://{host}", serving="t2i")
     settled = resolve(GenerateRequest(prompt="x"), chosen.describe(GenerateRequest(prompt="x")))
     assert chosen.needs(settled)["url"] == f"https://{host}/v1/{name}:predict"
-    assert known.find(name) is None
+    assert endpoint_store.find(name) is None
     assert not counted(vertex)
 
 
@@ -482,7 +482,7 @@ def test_the_dns_name_is_looked_up_once(vertex: FakeVertex) -> None:
     for _ in range(3):
         make(backend(number))
     assert counted(vertex) == {f"GET {number}": 1, "POST predict": 3, "POST token": 3}
-    (entry,) = known.all_known()
+    (entry,) = endpoint_store.all_known()
     assert entry.dns == f"{number}.us-central1-123456789.prediction.vertexai.goog"
     assert (entry.serving, entry.model, entry.replicas) == ("t2i", "postcard", 1)
 
@@ -490,13 +490,13 @@ def test_the_dns_name_is_looked_up_once(vertex: FakeVertex) -> None:
 def test_predict_permission_alone_is_enough_where_the_rest_is_known(vertex: FakeVertex) -> None:
     name = vertex.make_endpoint()
     vertex.granted = {"aiplatform.endpoints.predict"}
-    known.remember(Known(name=name, dns="x.prediction.vertexai.goog"))
+    endpoint_store.remember(Known(name=name, dns="x.prediction.vertexai.goog"))
     make(backend(name))
     assert counted(vertex) == {"POST predict": 1, "POST token": 1}
     # Nothing is known of this one: it may be a shared endpoint, and then the call goes through.
     other = vertex.make_endpoint(dedicated=False)
     make(backend(other))
-    assert known.find(other) is None
+    assert endpoint_store.find(other) is None
     vertex.faults = [Fault(status=400, body={"error": {"message": "Use the dedicated domain."}})]
     with pytest.raises(InputError, match=r"refuses the request: Use the dedicated") as caught:
         make(backend(other))
@@ -547,13 +547,13 @@ def test_an_endpoint_that_is_not_there(vertex: FakeVertex) -> None:
     assert caught.value.message.count("(an endpoint)") == 3
     # One that was remembered, and is gone now.
     name = "projects/gallery/locations/us-central1/endpoints/998"
-    known.remember(Known(name=name, dns=""))
+    endpoint_store.remember(Known(name=name, dns=""))
     with pytest.raises(RemoteError, match="There is no endpoint 998"):
         make(backend(name))
-    assert known.find(name) is None
+    assert endpoint_store.find(name) is None
     # A 404 that says nothing about the endpoint.
     here = "projects/gallery/locations/us-central1/endpoints/" + first
-    known.remember(Known(name=here, dns=""), current=True)
+    endpoint_store.remember(Known(name=here, dns=""), current=True)
     vertex.faults = [fake.not_found()]
     with pytest.raises(RemoteError, match=f"endpoint {first} is in .* does not know it") as odd:
         make(backend(here))
@@ -562,7 +562,7 @@ def test_an_endpoint_that_is_not_there(vertex: FakeVertex) -> None:
     vertex.faults = [fake.not_found()]
     with pytest.raises(RemoteError):
         make(backend(here))
-    assert known.current() == Known(name=here, dns="")
+    assert endpoint_store.current() == Known(name=here, dns="")
     with pytest.raises(RemoteError, match=r"no endpoint 998 in gallery, us-central1\.$") as blind:
         make(backend(name))
     assert "t2i remote list" in str(blind.value.hint)

@@ -25,7 +25,7 @@ from t2i_cli.events import Sent, Step
 from t2i_cli.models import catalog, resolution
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import translated
-from t2i_cli.vertex import serving
+from t2i_cli.vertex import containers
 
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
 NOTHING = Need(weights={}, denoise=0, attention=0, decode=0, tile=0)
@@ -33,7 +33,7 @@ NOTHING = Need(weights={}, denoise=0, attention=0, decode=0, tile=0)
 NAMED: dict[str, Callable[[str], object]] = {
     "local": lambda n: resolution.find(n, None, offline=True, trust_remote_code=False),
     "models": models_command._named,
-    "vertex": lambda n: serving.find_source(n, "t2i"),
+    "vertex": lambda n: containers.find_source(n, "t2i"),
 }
 """Everything that looks for a model by its name."""
 

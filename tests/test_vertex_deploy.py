@@ -9,25 +9,25 @@ import pytest
 from t2i_cli import hub
 from t2i_cli.console import Console
 from t2i_cli.errors import AccessError, InputError
+from t2i_cli.net import gcs
 from t2i_cli.settings import store
 from t2i_cli.vertex import (
+    containers,
     deploy,
-    known,
-    lifetime,
+    endpoint_store,
+    inventory,
+    lifecycle,
     permissions,
     plan,
-    serving,
-    storage,
-    survey,
     teardown,
 )
-from t2i_cli.vertex.known import Known
+from t2i_cli.vertex.client import Rest
+from t2i_cli.vertex.endpoint_store import Known
 from t2i_cli.vertex.labels import Labels
-from t2i_cli.vertex.lifetime import Cloud
+from t2i_cli.vertex.lifecycle import Cloud
+from t2i_cli.vertex.location import Place
 from t2i_cli.vertex.operations import Work
-from t2i_cli.vertex.place import Place
 from t2i_cli.vertex.plan import Wanted
-from t2i_cli.vertex.rest import Rest
 from tests.fakes.vertex import FakeVertex
 
 KEEPER = "keeper@gallery.iam.gserviceaccount.com"
@@ -60,7 +60,7 @@ def deployed(cloud: Rest, wanted: Wanted = ASKED) -> Known:
 
 def removed(cloud: Rest, name: str) -> None:
     """That deployment and its weights, taken down."""
-    found = survey.everything(cloud).deployments[name]
+    found = inventory.everything(cloud).deployments[name]
     teardown.remove(cloud, found, lambda _: None, artifacts=True)
 
 
@@ -84,24 +84,24 @@ def test_files_without_t2i_s_marker_in_their_bucket_are_somebody_else_s(
 ) -> None:
     deployed(cloud)
     put(vertex, "pail", "t2i/sd15/mine.png", "t2i/sd15.labels", "t2i/sd15.labels/x")
-    found = survey.everything(cloud, "pail").deployments["sd15"]
+    found = inventory.everything(cloud, "pail").deployments["sd15"]
     assert found.files == []
     teardown.remove(cloud, found, lambda _: None, artifacts=True, bucket="pail")
     assert len(vertex.left()["objects"]) == 3
-    storage.mark(cloud, "pail", found.labels)
-    names = [file.name for _, file in survey.everything(cloud, "pail").deployments["sd15"].files]
+    gcs.mark(cloud, "pail", found.labels)
+    names = [file.name for _, file in inventory.everything(cloud, "pail").deployments["sd15"].files]
     assert sorted(names) == ["t2i/sd15.labels", "t2i/sd15/mine.png"]
 
 
 def test_a_ttl_can_be_shortened(vertex: FakeVertex, cloud: Rest) -> None:
     deployed(cloud, replace(ASKED, ttl="9h"))
     deployed(cloud, replace(ASKED, ttl="1h"))
-    (found,) = survey.everything(cloud).deployments.values()
+    (found,) = inventory.everything(cloud).deployments.values()
     assert found.expires == pytest.approx(vertex.now() + 3600, abs=60)
     vertex.advance(2 * 3600)
-    assert survey.everything(cloud).overdue(vertex.now())
+    assert inventory.everything(cloud).overdue(vertex.now())
     vertex.endpoints.clear()
-    (left,) = survey.everything(cloud).deployments.values()
+    (left,) = inventory.everything(cloud).deployments.values()
     assert left.expires == Labels.of(left.models[0]["labels"]).expires  # type: ignore[union-attr]
 
 
@@ -211,7 +211,7 @@ def test_the_permissions_of_the_steps_are_enough_for_them(
     deployed(cloud, Wanted(model=weights(tmp_path), scheduler_account=KEEPER))
     deployed(cloud, Wanted(model=weights(tmp_path)))
     vertex.granted = {*steps["remove"], *steps["upload"]}
-    found = survey.everything(cloud)
+    found = inventory.everything(cloud)
     removed(cloud, "weights")
     teardown.empty_buckets(cloud, found, lambda _: None)
     assert vertex.left() == {}
@@ -223,11 +223,11 @@ def test_a_home_that_cannot_be_written_to_costs_no_endpoint(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     account = Cloud(cloud, "ann")
-    with lifetime.ephemeral(ASKED, account, Console(), yes=True) as found:
+    with lifecycle.ephemeral(ASKED, account, Console(), yes=True) as found:
         assert found.name.endswith(tuple(vertex.endpoints))
     assert vertex.left() == {}
     settled = plan.make(ASKED, cloud, "ann")
-    assert lifetime.make(settled, account, Console()).name.endswith(tuple(vertex.endpoints))
+    assert lifecycle.make(settled, account, Console()).name.endswith(tuple(vertex.endpoints))
 
 
 @pytest.mark.parametrize(("kind", "half"), [("model-garden", False), ("t2i", True)])
@@ -249,5 +249,5 @@ def test_only_our_own_server_gets_fp16_weights(
     image = "r-docker.pkg.dev/p/t2i/t2i:1" if kind == "t2i" else None
     deployed(cloud, Wanted(model="flux-schnell", serving=kind, image=image))
     assert asked == [half]
-    assert known.current() is None
-    assert serving.find_source("flux-schnell", kind).uploads
+    assert endpoint_store.current() is None
+    assert containers.find_source("flux-schnell", kind).uploads

@@ -9,11 +9,19 @@ import pytest
 from t2i_cli.console import Console
 from t2i_cli.errors import RemoteError, TimedOutError
 from t2i_cli.settings import store
-from t2i_cli.vertex import hardware, known, lifetime, operations, plan, report, survey
-from t2i_cli.vertex.lifetime import Cloud
-from t2i_cli.vertex.place import Place
+from t2i_cli.vertex import (
+    endpoint_store,
+    inventory,
+    lifecycle,
+    machine_types,
+    operations,
+    plan,
+    status,
+)
+from t2i_cli.vertex.client import Rest
+from t2i_cli.vertex.lifecycle import Cloud
+from t2i_cli.vertex.location import Place
 from t2i_cli.vertex.plan import Wanted
-from t2i_cli.vertex.rest import Rest
 from tests.fakes.google import refusal
 from tests.fakes.vertex import FakeVertex, Fault, counted
 
@@ -39,9 +47,9 @@ def endless(vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "DEPLOYMENT", 0.3)
 
 
-def deploy(cloud: Cloud) -> known.Known:
+def deploy(cloud: Cloud) -> endpoint_store.Known:
     """What `t2i remote deploy` does once its plan is agreed to."""
-    return lifetime.make(plan.make(ASKED, cloud.rest, cloud.account), cloud, Console())
+    return lifecycle.make(plan.make(ASKED, cloud.rest, cloud.account), cloud, Console())
 
 
 def gone(where: str = "GET .*/operations/[0-9]+$") -> Fault:
@@ -68,7 +76,7 @@ def test_a_deployment_that_does_not_end_can_be_gone_on_with(
         assert "Run the same command again to go on, or `t2i remote down slow --bucket`" in said
     (operation,) = (o for o in vertex.operations.values() if o.kind == "deployModel")
     operation.due = 0.0
-    assert deploy(cloud) == known.current()
+    assert deploy(cloud) == endpoint_store.current()
     assert counted(vertex)["POST deployModel"] == 1
     assert len(vertex.left()["deployed"]) == 1
 
@@ -77,14 +85,14 @@ def test_a_deployment_that_does_not_end_can_be_gone_on_with(
 def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: Cloud) -> None:
     with pytest.raises(TimedOutError):
         deploy(cloud)
-    prices = hardware.prices()
+    prices = machine_types.prices()
 
-    def bill() -> report.Bill:
-        return report.bill(survey.everything(cloud.rest), cloud.rest, prices)
+    def bill() -> status.Bill:
+        return status.bill(inventory.everything(cloud.rest), cloud.rest, prices)
 
     (line,) = bill().lines
     assert line.state == "deploying"
-    assert report.table([line])[1].split()[:2] == ["slow", "deploying"]
+    assert status.table([line])[1].split()[:2] == ["slow", "deploying"]
     assert bill().text()[0] == "slow: deploying, 0.00 USD per hour, 0.00 so far"
     (operation,) = (o for o in vertex.operations.values() if o.kind == "deployModel")
     operation.due = 0.0
@@ -94,19 +102,19 @@ def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: Cloud) -> Non
 
 def test_replicas_that_may_grow_cost_a_range(vertex: FakeVertex, cloud: Cloud) -> None:
     asked = Wanted(model="sd15", name="grows", max_replicas=3)
-    lifetime.make(plan.make(asked, cloud.rest, cloud.account), cloud, Console())
+    lifecycle.make(plan.make(asked, cloud.rest, cloud.account), cloud, Console())
     vertex.advance(2 * 3600)
-    bill = report.bill(survey.everything(cloud.rest), cloud.rest, hardware.prices())
+    bill = status.bill(inventory.everything(cloud.rest), cloud.rest, machine_types.prices())
     (line,) = bill.lines
     assert (line.usd_per_hour, line.usd_per_hour_at_most) == (0.81, 2.43)
     told = bill.to_json()
     assert (told["usd_per_hour"], told["usd_per_hour_at_most"]) == (0.81, 2.43)
-    assert "0.81-2.43" in report.table([line])[1]
+    assert "0.81-2.43" in status.table([line])[1]
     one, together, _ = bill.text()
     assert one == "grows: 0.81-2.43 USD per hour, at least 1.62 so far"
     assert together == ("all: 0.81-2.43 USD per hour, 19.44-58.32 per day, at least 1.62 so far")
 
-    facts = report.facts(line, {"under_way": False, "log": None, "parts": ["a", "b"]})
+    facts = status.facts(line, {"under_way": False, "log": None, "parts": ["a", "b"]})
     assert {
         "age: 2h",
         "USD per hour: 0.81-2.43",
@@ -123,7 +131,7 @@ def test_replicas_that_may_grow_cost_a_range(vertex: FakeVertex, cloud: Cloud) -
 def test_a_deployment_that_does_not_end_is_taken_down(vertex: FakeVertex, cloud: Cloud) -> None:
     with (
         pytest.raises(TimedOutError, match="not done after"),
-        lifetime.ephemeral(ASKED, cloud, Console(), yes=True),
+        lifecycle.ephemeral(ASKED, cloud, Console(), yes=True),
     ):
         raise AssertionError
     assert counted(vertex)["POST cancel"] == 1
@@ -159,7 +167,7 @@ def test_an_operation_that_vanished(
 def test_one_that_vanished_in_a_removal_is_looked_after(
     vertex: FakeVertex, cloud: Cloud, kind: str
 ) -> None:
-    with lifetime.ephemeral(ASKED, cloud, Console(), yes=True):
+    with lifecycle.ephemeral(ASKED, cloud, Console(), yes=True):
         vertex.slow = {kind: 0.3}
         vertex.faults = [gone()]
     assert vertex.faults[0].times == 0

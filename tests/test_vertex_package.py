@@ -22,7 +22,8 @@ from PIL import Image
 
 from t2i_cli.errors import InputError
 from t2i_cli.models import catalog
-from t2i_cli.vertex import handler, package, serving
+from t2i_cli.vertex import containers
+from t2i_cli.vertex.torchserve import handler, model_archive
 from tests.conftest import T2I
 from tests.fakes.vertex import FakeVertex
 from training.grade import grade_image
@@ -34,9 +35,9 @@ PROMPT = "a red star on a white background"
 
 def archive(folder: Path) -> Path:
     """postcard's."""
-    source = serving.find_source("postcard", "model-garden")
-    weights = serving.local_weights(source, half=False)
-    return package.write(source, weights, folder, lambda *_: None)
+    source = containers.find_source("postcard", "model-garden")
+    weights = containers.local_weights(source, half=False)
+    return model_archive.write(source, weights, folder, lambda *_: None)
 
 
 def test_the_archive(t2i: T2I, tmp_path: Path) -> None:
@@ -47,21 +48,21 @@ def test_the_archive(t2i: T2I, tmp_path: Path) -> None:
     file = Path(done.stdout.strip())
     with zipfile.ZipFile(file) as archived:
         names = set(archived.namelist())
-        assert json.loads(archived.read(serving.MANIFEST))["model"]["handler"] == "handler.py"
-        assert archived.read("handler.py") == package.HANDLER.read_bytes()
+        assert json.loads(archived.read(containers.MANIFEST))["model"]["handler"] == "handler.py"
+        assert archived.read("handler.py") == model_archive.HANDLER.read_bytes()
         weights = catalog.MODELS["postcard"].folder or Path()
         for path in weights.rglob("*.safetensors"):
             name = f"weights/{path.relative_to(weights).as_posix()}"
             assert archived.read(name) == path.read_bytes()
     assert "requirements.txt" in names
     assert archive(tmp_path / "again").read_bytes() == file.read_bytes()
-    found = serving.find_source(str(file.parent), "torchserve")
+    found = containers.find_source(str(file.parent), "torchserve")
     assert found.spec.name == "postcard"
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "model.mar").write_text("no zip")
     with pytest.raises(InputError, match="no archive"):
-        serving.find_source(str(broken), "torchserve")
+        containers.find_source(str(broken), "torchserve")
 
 
 def test_anothers_archive_stays(t2i: T2I, tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_anothers_archive_stays(t2i: T2I, tmp_path: Path) -> None:
     assert archive(tmp_path) == own, "its own one is replaced"
     with zipfile.ZipFile(own, "w") as others:
         manifest = {"model": {"modelName": "mine", "handler": "handler.py"}}
-        others.writestr(serving.MANIFEST, json.dumps(manifest))
+        others.writestr(containers.MANIFEST, json.dumps(manifest))
     for plant in (lambda: None, lambda: own.write_text("precious"), lambda: own.write_bytes(b"")):
         plant()
         before = own.read_bytes()

@@ -26,22 +26,22 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.models import catalog
+from t2i_cli.net import gcs
 from t2i_cli.settings import store
 from t2i_cli.vertex import (
+    client,
+    containers,
     credentials,
-    hardware,
-    known,
+    endpoint_store,
     labels,
-    lifetime,
+    lifecycle,
+    location,
+    machine_types,
     permissions,
-    place,
-    rest,
-    serving,
-    storage,
 )
+from t2i_cli.vertex.client import Rest
 from t2i_cli.vertex.labels import Labels
-from t2i_cli.vertex.place import Place
-from t2i_cli.vertex.rest import Rest
+from t2i_cli.vertex.location import Place
 from tests.fakes.google import refusal
 from tests.fakes.oauth import ACCOUNT
 from tests.fakes.vertex import FakeVertex, Fault, counted, denied
@@ -100,13 +100,13 @@ def _weights(folder: Path) -> Path:
 def test_upload_goes_on_after_a_break_and_skips_what_is_there(
     vertex: FakeVertex, cloud: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PIECE", 256 * 1024)
+    monkeypatch.setattr(gcs, "PIECE", 256 * 1024)
     weights = _weights(tmp_path)
-    storage.make_bucket(cloud, "pail", {"managed-by": "t2i"})
+    gcs.make_bucket(cloud, "pail", {"managed-by": "t2i"})
     assert vertex.buckets["pail"]["iamConfiguration"]["publicAccessPrevention"] == "enforced"
     vertex.cut_uploads = 2
     told: list[tuple[int, int]] = []
-    storage.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *now: told.append(now))
+    gcs.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *now: told.append(now))
     for path in weights.rglob("*.*"):
         metadata, data = vertex.objects["pail", f"t2i/x/{path.relative_to(weights).as_posix()}"]
         assert data == path.read_bytes()
@@ -116,7 +116,7 @@ def test_upload_goes_on_after_a_break_and_skips_what_is_there(
     assert vertex.cut_uploads == 0
     before = len(vertex.uploads)
     (weights / "model_index.json").write_text("{ }")
-    storage.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *_: None)
+    gcs.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *_: None)
     assert len(vertex.uploads) == before + 1
     assert vertex.objects["pail", "t2i/x/model_index.json"][1] == b"{ }"
 
@@ -124,11 +124,11 @@ def test_upload_goes_on_after_a_break_and_skips_what_is_there(
 def test_an_upload_that_never_succeeds_gives_up(
     vertex: FakeVertex, cloud: Rest, tmp_path: Path
 ) -> None:
-    storage.make_bucket(cloud, "pail", {})
+    gcs.make_bucket(cloud, "pail", {})
     body = refusal(503, "UNAVAILABLE", "Not now.")
     vertex.faults.append(Fault(where="PUT /upload", status=503, body=body, times=99))
     with pytest.raises(RemoteError, match="Not now"):
-        storage.upload_folder(cloud, _weights(tmp_path), "pail", "t2i/x/", lambda *_: None)
+        gcs.upload_folder(cloud, _weights(tmp_path), "pail", "t2i/x/", lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -174,15 +174,15 @@ def test_an_upload_that_never_succeeds_gives_up(
 def test_each_refusal_is_one_sentence(
     status: int, name: str, message: str, kind: type[T2IError], said: str
 ) -> None:
-    error = rest.refusal(status, json.dumps(refusal(status, name, message)).encode())
+    error = client.refusal(status, json.dumps(refusal(status, name, message)).encode())
     assert isinstance(error, kind)
     assert said in error.message
-    as_list = rest.refusal(status, json.dumps([refusal(status, name, message)]).encode())
+    as_list = client.refusal(status, json.dumps([refusal(status, name, message)]).encode())
     assert as_list.message == error.message
 
 
 def test_a_refusal_without_a_body() -> None:
-    assert rest.refusal(502, b"<html>").message == "Google says: HTTP status 502."
+    assert client.refusal(502, b"<html>").message == "Google says: HTTP status 502."
 
 
 def test_no_connection() -> None:
@@ -204,25 +204,25 @@ def test_a_stall_is_a_time_out(vertex: FakeVertex) -> None:
 )
 def test_no_token_goes_out_in_the_open(url: str) -> None:
     with pytest.raises(InputError, match="--api-endpoint must be a URL with https://"):
-        place.find(project="p", api_endpoint=url)
+        location.find(project="p", api_endpoint=url)
 
 
 def test_where_the_place_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no Google Cloud project"):
-        place.find()
-    assert place.find(login_project="a") == Place(project="a", region="us-central1")
+        location.find()
+    assert location.find(login_project="a") == Place(project="a", region="us-central1")
     made = "projects/b/locations/europe-west4/endpoints/5"
-    known.remember(known.Known(name=made), current=True)
-    assert place.find(login_project="a") == Place(project="b", region="europe-west4")
+    endpoint_store.remember(endpoint_store.Known(name=made), current=True)
+    assert location.find(login_project="a") == Place(project="b", region="europe-west4")
     monkeypatch.setenv("T2I_VERTEX_PROJECT", "c")
-    assert place.find().project == "c"
-    assert place.find(project="d", region="us-east1") == Place(project="d", region="us-east1")
-    named = place.find(endpoint="projects/e/locations/asia-east1/endpoints/1")
+    assert location.find().project == "c"
+    assert location.find(project="d", region="us-east1") == Place(project="d", region="us-east1")
+    named = location.find(endpoint="projects/e/locations/asia-east1/endpoints/1")
     assert named == Place(project="e", region="asia-east1")
     assert named.host("aiplatform") == "https://asia-east1-aiplatform.googleapis.com"
     assert named.host("storage") == "https://storage.googleapis.com"
-    known.forget("5")
-    assert known.current() is None
+    endpoint_store.forget("5")
+    assert endpoint_store.current() is None
 
 
 def test_permissions_are_asked_for_in_the_project_that_is_used(
@@ -249,7 +249,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(tried)
         return 0.0
 
-    monkeypatch.setattr(rest, "_pause", none)
+    monkeypatch.setattr(client, "_pause", none)
     return seen
 
 
@@ -259,14 +259,14 @@ def test_a_connection_gets_its_token_in_the_end(
     for name, value in vertex.environment.items():
         monkeypatch.setenv(name, value)
     vertex.faults = [Fault(where="/token", status=500, times=2)]
-    with lifetime.connected() as there:
+    with lifecycle.connected() as there:
         assert there.account == ACCOUNT
         assert waits == [1, 2]
         assert list(there.rest.pages("aiplatform", f"{there.rest.place.parent}/models", "m")) == []
     assert counted(vertex)["POST token"] == 3
     body = {"error": "invalid_grant"}
     vertex.faults = [Fault(where="/token", status=400, body=body, times=9)]
-    with pytest.raises(AccessError, match=r"\(invalid_grant\)"), lifetime.connected():
+    with pytest.raises(AccessError, match=r"\(invalid_grant\)"), lifecycle.connected():
         raise AssertionError
     assert counted(vertex)["POST token"] == 4
 
@@ -278,7 +278,7 @@ def test_the_metadata_server_is_asked_again(
     monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", host)
     tokens = credentials.Tokens(compute_engine.Credentials())  # type: ignore[no-untyped-call]
     place = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with rest.Rest(place, tokens) as connection:
+    with client.Rest(place, tokens) as connection:
         vertex.faults = [Fault(where="computeMetadata", status=503, times=9)]
         with pytest.raises(RemoteError, match="answers with status 503"):
             connection.token(tries=3)
@@ -300,48 +300,52 @@ def test_several_runs_at_once_lose_no_endpoint(tmp_path: Path) -> None:
         return f"projects/p/locations/l/endpoints/{number}"
 
     for number in range(100, 104):
-        known.remember(known.Known(name=name(number)))
+        endpoint_store.remember(endpoint_store.Known(name=name(number)))
 
     def work(first: int) -> None:
         for number in range(first, first + 10):
-            known.remember(known.Known(name=name(number)), current=number == 31)
-        known.forget(name(100 + first // 10))
+            endpoint_store.remember(endpoint_store.Known(name=name(number)), current=number == 31)
+        endpoint_store.forget(name(100 + first // 10))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, [0, 10, 20, 30]))
-    assert {one.name for one in known.all_known()} == {name(number) for number in range(40)}
-    assert (current := known.current()) and current.name == name(31)
-    assert sorted(path.name for path in known.path().parent.iterdir()) == [
+    assert {one.name for one in endpoint_store.all_known()} == {
+        name(number) for number in range(40)
+    }
+    assert (current := endpoint_store.current()) and current.name == name(31)
+    assert sorted(path.name for path in endpoint_store.path().parent.iterdir()) == [
         "vertex.json",
         "vertex.json.lock",
     ]
 
 
 def test_a_run_waits_for_another_one_s_writing(t2i_env: dict[str, str]) -> None:
-    known.remember(known.Known(name="projects/p/locations/l/endpoints/1"))
+    endpoint_store.remember(endpoint_store.Known(name="projects/p/locations/l/endpoints/1"))
     code = (
         "from t2i_cli.vertex import known; print('on', flush=True);"
         "known.remember(known.Known(name='projects/p/locations/l/endpoints/2')); print('done')"
     )
     env = t2i_env | {"XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
-    with open(f"{known.path()}.lock") as lock:
+    with open(f"{endpoint_store.path()}.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = [sys.executable, "-c", code]
         other = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
         assert other.stdout is not None
         assert other.stdout.readline() == "on\n"
         time.sleep(0.3)
-        assert len(known.all_known()) == 1
+        assert len(endpoint_store.all_known()) == 1
     assert other.communicate(timeout=60)[0] == "done\n"
-    assert len(known.all_known()) == 2
+    assert len(endpoint_store.all_known()) == 2
 
 
 def test_a_broken_memory_is_none(tmp_path: Path) -> None:
-    known.remember(known.Known(name="projects/p/locations/l/endpoints/1"), current=True)
-    assert known.path().stat().st_mode & 0o077 == 0
-    known.path().write_text('{"current": 5, "endpoints": [7]}')
-    assert known.current() is None
-    assert known.all_known() == []
+    endpoint_store.remember(
+        endpoint_store.Known(name="projects/p/locations/l/endpoints/1"), current=True
+    )
+    assert endpoint_store.path().stat().st_mode & 0o077 == 0
+    endpoint_store.path().write_text('{"current": 5, "endpoints": [7]}')
+    assert endpoint_store.current() is None
+    assert endpoint_store.all_known() == []
 
 
 @pytest.mark.parametrize(
@@ -357,9 +361,9 @@ def test_a_broken_memory_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_hardware(machine: str | None, accelerator: str | None, model: str, text: str) -> None:
-    chosen = hardware.choose(machine, accelerator, catalog.MODELS[model])
+    chosen = machine_types.choose(machine, accelerator, catalog.MODELS[model])
     assert chosen.text() == text
-    assert chosen.price(hardware.BUILT_IN) is not None
+    assert chosen.price(machine_types.BUILT_IN) is not None
 
 
 @pytest.mark.parametrize(
@@ -375,46 +379,47 @@ def test_hardware(machine: str | None, accelerator: str | None, model: str, text
 )
 def test_hardware_that_is_none(machine: str | None, accelerator: str | None) -> None:
     with pytest.raises(InputError):
-        hardware.choose(machine, accelerator, catalog.MODELS["sd15"])
+        machine_types.choose(machine, accelerator, catalog.MODELS["sd15"])
 
 
 def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = _weights(tmp_path)
-    assert serving.find_source(str(weights), "t2i").folder == weights
-    assert serving.find_source("gs://pail/x/", "t2i").uri == "gs://pail/x"
-    gated = serving.find_source("flux-schnell", "model-garden")
+    assert containers.find_source(str(weights), "t2i").folder == weights
+    assert containers.find_source("gs://pail/x/", "t2i").uri == "gs://pail/x"
+    gated = containers.find_source("flux-schnell", "model-garden")
     assert gated.fetch
     assert gated.uploads
-    assert not serving.find_source("sd15", "model-garden").uploads
-    assert not serving.find_source("postcard", "t2i").uploads
+    assert not containers.find_source("sd15", "model-garden").uploads
+    assert not containers.find_source("postcard", "t2i").uploads
     assert (
-        serving.find_source("postcard", "model-garden").folder == catalog.MODELS["postcard"].folder
+        containers.find_source("postcard", "model-garden").folder
+        == catalog.MODELS["postcard"].folder
     )
     for wrong in ("gs://pail", "gs://pail/a b", "a/b/c", "nothing"):
         with pytest.raises((InputError, ModelError)):
-            serving.find_source(wrong, "t2i")
+            containers.find_source(wrong, "t2i")
     with pytest.raises(InputError, match=r"model\.mar"):
-        serving.find_source(str(weights), "torchserve")
-    assert serving.find_source("gs://pail/mar", "torchserve").uri == "gs://pail/mar"
+        containers.find_source(str(weights), "torchserve")
+    assert containers.find_source("gs://pail/mar", "torchserve").uri == "gs://pail/mar"
 
 
 def test_the_way_of_serving(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert serving.choose(None, None) == ("model-garden", None)
+    assert containers.choose(None, None) == ("model-garden", None)
     image = "us-central1-docker.pkg.dev/gallery/t2i/t2i:1"
     monkeypatch.setenv("T2I_VERTEX_IMAGE", image)
-    assert serving.choose(None, None) == ("t2i", image)
+    assert containers.choose(None, None) == ("t2i", image)
     monkeypatch.delenv("T2I_VERTEX_IMAGE")
     with pytest.raises(InputError, match="no image"):
-        serving.choose("t2i", None)
+        containers.choose("t2i", None)
     with pytest.raises(InputError, match="--serving"):
-        serving.choose("flask", None)
-    source = serving.find_source("sd15", "t2i")
-    resource = serving.model_resource("t2i", source, image, None, gpu=True)
+        containers.choose("flask", None)
+    source = containers.find_source("sd15", "t2i")
+    resource = containers.model_resource("t2i", source, image, None, gpu=True)
     spec = resource["containerSpec"]
     assert isinstance(spec, dict)
     assert spec["imageUri"] == image
     assert spec["env"] == [{"name": "T2I_MODEL", "value": source.spec.repo}]
-    mar = serving.model_resource("torchserve", source, None, "gs://pail/mar", gpu=False)
+    mar = containers.model_resource("torchserve", source, None, "gs://pail/mar", gpu=False)
     assert mar["artifactUri"] == "gs://pail/mar"
     assert "pytorch-cpu" in str(mar["containerSpec"])
 
@@ -424,4 +429,4 @@ def test_the_documentation_names_every_permission() -> None:
     for step, names in permissions.STEPS.items():
         (row,) = (line for line in text.splitlines() if line.startswith(f"| {step} "))
         assert set(re.findall(r"`((?:\w+\.){2}\w+)`", row)) == set(names), step
-    assert serving.TORCHSERVE_END in text
+    assert containers.TORCHSERVE_END in text

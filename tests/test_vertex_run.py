@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.batch import lock
-from t2i_cli.vertex import rest, teardown
+from t2i_cli.vertex import client, teardown
 from tests.conftest import T2I
 from tests.fakes.google import refusal
 from tests.fakes.vertex import FakeVertex, Fault, counted
@@ -84,7 +84,7 @@ def test_the_ttl_ends_the_command(t2i: T2I, vertex: FakeVertex) -> None:
 def test_a_removal_that_fails_is_tried_for_minutes(t2i: T2I, vertex: FakeVertex) -> None:
     body = refusal(503, "UNAVAILABLE", "Not now.")
     # The tries of a call times those of a step, and one more.
-    times = rest.TRIES * teardown.TRIES + 1
+    times = client.TRIES * teardown.TRIES + 1
     vertex.faults = [Fault(where="DELETE .*/endpoints", status=503, body=body, times=times)]
     done = t2i(*RUN, "--", "true", env=vertex.environment)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from t2i_cli.models.catalog import DEFAULT_MODEL
 from t2i_cli.net.defaults import CALLS_A_REPLICA, CONCURRENCY, RETRIES, TIMEOUT
 from t2i_cli.request import MAX_SEED
 from t2i_cli.settings.schema import SERVINGS, SETTINGS, one_of
-from t2i_cli.vertex.place import DEFAULT_REGION
+from t2i_cli.vertex.location import DEFAULT_REGION
 
 
 def finite(value: float | None) -> float | None:

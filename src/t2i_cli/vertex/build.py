@@ -12,8 +12,8 @@ from pathlib import Path
 import t2i_cli
 from t2i_cli.errors import AccessError, InputError, RemoteError, os_reason
 from t2i_cli.models import catalog
-from t2i_cli.vertex import credentials, place
-from t2i_cli.vertex.place import Place
+from t2i_cli.vertex import credentials, location
+from t2i_cli.vertex.location import Place
 
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
 REPOSITORY = "t2i"
@@ -92,7 +92,7 @@ def where(project: str | None, region: str | None) -> Place:
     of_login = None
     with suppress(AccessError):
         of_login = credentials.find()[1].project
-    return place.find(project=project, region=region, login_project=of_login)
+    return location.find(project=project, region=region, login_project=of_login)
 
 
 def run(build: Build) -> None:

@@ -3,14 +3,15 @@
 from typing import Any
 
 from t2i_cli.errors import InputError
-from t2i_cli.vertex import hardware, operations, scheduler, serving, storage, survey
-from t2i_cli.vertex.known import Known
+from t2i_cli.net import gcs
+from t2i_cli.net.gcs import OnBytes
+from t2i_cli.vertex import cloud_scheduler, containers, inventory, machine_types, operations
+from t2i_cli.vertex.client import Rest
+from t2i_cli.vertex.endpoint_store import Known
+from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.labels import decode, when
 from t2i_cli.vertex.operations import Work
 from t2i_cli.vertex.plan import Plan
-from t2i_cli.vertex.rest import Rest
-from t2i_cli.vertex.storage import OnBytes
-from t2i_cli.vertex.survey import Deployment
 
 INFERENCE_SECONDS = 600
 """How long a dedicated endpoint lets one call take; a shared one cuts it at 60."""
@@ -41,7 +42,7 @@ def run(plan: Plan, there: Deployment | None, work: Work, on_bytes: OnBytes) -> 
 
 def existing(plan: Plan, rest: Rest) -> Deployment | None:
     """What there is under the plan's name. Raises InputError if that is something else."""
-    there = survey.everything(rest, plan.bucket).deployments.get(plan.labels.name)
+    there = inventory.everything(rest, plan.bucket).deployments.get(plan.labels.name)
     if there is None:
         return None
     wanted = plan.labels.encoded()
@@ -62,7 +63,7 @@ def existing(plan: Plan, rest: Rest) -> Deployment | None:
         if plan.image:
             _same(plan, "image", container.get("imageUri"), plan.image)
         weights = {plan.artifacts} if plan.artifacts else set()
-        _same(plan, "weights", survey.addresses(model), weights)
+        _same(plan, "weights", inventory.addresses(model), weights)
     for deployed in there.deployed():
         _same_resources(plan, deployed)
     return there
@@ -74,7 +75,7 @@ def _same_resources(plan: Plan, deployed: dict[str, Any]) -> None:
     low = int(resources.get("minReplicaCount") or 0)
     high = int(resources.get("maxReplicaCount") or max(low, 1))
     wanted = 0 if plan.idle else plan.min_replicas
-    _same(plan, "machine", hardware.of(resources).text(), plan.hardware.text())
+    _same(plan, "machine", machine_types.of(resources).text(), plan.hardware.text())
     _same(plan, "number of replicas", f"{low} to {high}", f"{wanted} to {plan.max_replicas}")
     # The stable interface may keep to itself what only the preview knows.
     if idle := resources.get("scaleToZeroSpec", {}).get("idleScaledownPeriod"):
@@ -97,18 +98,18 @@ def _same(plan: Plan, what: str, here: object, wanted: object) -> None:
 
 def _weights(plan: Plan, work: Work, on_bytes: OnBytes) -> None:
     rest, bucket = work.rest, str(plan.bucket)
-    if storage.bucket_labels(rest, bucket) is None:
-        storage.make_bucket(rest, bucket, plan.labels.encoded())
+    if gcs.bucket_labels(rest, bucket) is None:
+        gcs.make_bucket(rest, bucket, plan.labels.encoded())
         work.say(f"bucket gs://{bucket}: made")
-    elif bucket == storage.default_bucket(rest.place):
-        storage.check_owner(rest, bucket)
+    elif bucket == gcs.default_bucket(rest.place):
+        gcs.check_owner(rest, bucket)
     # Before the weights, so that whatever arrives can be found and removed.
-    storage.mark(rest, bucket, plan.labels)
+    gcs.mark(rest, bucket, plan.labels)
     # Only t2i's own server looks for weights by the names that fp16 ones have.
     half = plan.labels.serving == "t2i" and plan.hardware.count > 0
-    folder = serving.local_weights(plan.source, half=half)
-    prefix = storage.folder(plan.labels.name)
-    storage.upload_folder(rest, folder, bucket, prefix, on_bytes)
+    folder = containers.local_weights(plan.source, half=half)
+    prefix = gcs.folder(plan.labels.name)
+    gcs.upload_folder(rest, folder, bucket, prefix, on_bytes)
     work.say(f"weights gs://{bucket}/{prefix}: there")
 
 
@@ -117,7 +118,7 @@ def _model(plan: Plan, work: Work, there: Deployment | None) -> str:
     if there and there.models:
         work.say(f"model {plan.title}: there already")
         return str(there.models[0]["name"])
-    resource = serving.model_resource(
+    resource = containers.model_resource(
         plan.labels.serving,
         plan.source,
         plan.image,
@@ -176,7 +177,7 @@ def _deployed(
         )
     number = there[0]["id"] if there else str(int(rest.now()))
     if plan.scheduler_account:
-        scheduler.make(plan, rest, endpoint["name"], number)
+        cloud_scheduler.make(plan, rest, endpoint["name"], number)
         work.say(f"scheduler job {plan.title}: will undeploy at {when(plan.labels.expires)}")
     else:
         for job in jobs:

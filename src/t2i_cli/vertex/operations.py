@@ -9,7 +9,7 @@ from typing import Any
 from t2i_cli import signals
 from t2i_cli.durations import spoken
 from t2i_cli.errors import ModelError, RemoteError, T2IError, TimedOutError
-from t2i_cli.vertex.rest import NotFoundError, Rest, translate
+from t2i_cli.vertex.client import NotFoundError, Rest, translate
 
 Say = Callable[[str], None]
 """Takes a sentence about how it goes on."""

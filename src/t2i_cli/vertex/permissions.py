@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from t2i_cli.errors import InputError, T2IError
-from t2i_cli.vertex import credentials, place
+from t2i_cli.vertex import credentials, location
+from t2i_cli.vertex.client import TRIES, Rest
 from t2i_cli.vertex.credentials import Login
-from t2i_cli.vertex.rest import TRIES, Rest
 
 _DEPLOY = tuple(
     f"aiplatform.{permission}"
@@ -122,7 +122,7 @@ def look(impersonate: str | None = None, seconds: float = 10) -> tuple[Login, Ab
     """
     found, login = credentials.check(impersonate, seconds)
     try:
-        where = place.find(login_project=login.project)
+        where = location.find(login_project=login.project)
     except InputError:
         if login.project:
             raise

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from t2i_cli.console import size_text
 from t2i_cli.durations import parse, spoken
 from t2i_cli.errors import InputError
+from t2i_cli.net import gcs
 from t2i_cli.settings import store
-from t2i_cli.vertex import DEFAULT_TTL, hardware, permissions, serving, storage
-from t2i_cli.vertex.hardware import Hardware, Prices
+from t2i_cli.vertex import DEFAULT_TTL, containers, machine_types, permissions
+from t2i_cli.vertex.client import Rest
+from t2i_cli.vertex.containers import Source
 from t2i_cli.vertex.labels import Labels, when
-from t2i_cli.vertex.rest import Rest
-from t2i_cli.vertex.serving import Source
+from t2i_cli.vertex.machine_types import Hardware, Prices
 
 _SCALE_DOWN = range(300, 28801)
 """Seconds, which Vertex AI takes for the idle time before it scales to zero."""
@@ -68,7 +69,7 @@ class Plan:
     def artifacts(self) -> str | None:
         """The gs:// address that the container takes its weights from, if it is one."""
         if self.source.uploads:
-            return f"gs://{self.bucket}/{storage.folder(self.labels.name)}".rstrip("/")
+            return f"gs://{self.bucket}/{gcs.folder(self.labels.name)}".rstrip("/")
         return self.source.uri
 
     def to_json(self) -> dict[str, object]:
@@ -166,8 +167,8 @@ class Plan:
 
 def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
     """Settle what is asked for; nothing is changed. Raises T2IError."""
-    kind, image = serving.choose(wanted.serving, wanted.image)
-    source = serving.find_source(wanted.model, kind)
+    kind, image = containers.choose(wanted.serving, wanted.image)
+    source = containers.find_source(wanted.model, kind)
     ttl = _duration("--ttl", wanted.ttl)
     idle = _duration("--scale-to-zero", wanted.scale_to_zero) if wanted.scale_to_zero else None
     if idle is not None and idle not in _SCALE_DOWN:
@@ -181,11 +182,11 @@ def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
             raise InputError(
                 f"{account_option} is no service account: they end in .gserviceaccount.com."
             )
-    machine = hardware.choose(wanted.machine_type, wanted.accelerator, source.spec)
-    prices = hardware.prices()
+    machine = machine_types.choose(wanted.machine_type, wanted.accelerator, source.spec)
+    prices = machine_types.prices()
     bucket = None
     if source.uploads:
-        bucket = store.pick("vertex_bucket", wanted.bucket) or storage.default_bucket(rest.place)
+        bucket = store.pick("vertex_bucket", wanted.bucket) or gcs.default_bucket(rest.place)
     steps = ["predict", "deploy", "remove"]
     steps += ["upload"] if source.uploads else []
     steps += ["service account"] if wanted.service_account or wanted.scheduler_account else []

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from t2i_cli.errors import QuotaError, RemoteError, StorageError, T2IError, TimedOutError
-from t2i_cli.vertex import known, operations, storage, survey
+from t2i_cli.net import gcs
+from t2i_cli.vertex import endpoint_store, inventory, operations
+from t2i_cli.vertex.client import NotFoundError, Rest
+from t2i_cli.vertex.inventory import Deployment, Survey
 from t2i_cli.vertex.operations import Say
-from t2i_cli.vertex.rest import NotFoundError, Rest
-from t2i_cli.vertex.survey import Deployment, Survey
 
 TRIES = 5
 FIRST_WAIT = 0.5
@@ -42,7 +43,7 @@ def remove(
     verify(rest, found.name, failures, artifacts=artifacts, buckets=buckets)
     for endpoint in found.endpoints:
         try:
-            known.forget(endpoint["name"])
+            endpoint_store.forget(endpoint["name"])
         except StorageError as error:
             say(error.message)
 
@@ -56,7 +57,7 @@ def verify(
     buckets: Iterable[str | None],
 ) -> None:
     """Look whether a deployment is gone; raise the T2IError that names what is left."""
-    after = survey.everything(rest, *buckets)
+    after = inventory.everything(rest, *buckets)
     left = after.deployments.get(name)
     if left and not artifacts:
         left.files = []
@@ -74,8 +75,8 @@ def empty_buckets(rest: Rest, found: Survey, say: Say) -> None:
     """Delete the buckets that t2i made, where nothing is in them any more."""
     for bucket in found.buckets:
         try:
-            if not storage.stored(rest, bucket, ""):
-                storage.remove_bucket(rest, bucket)
+            if not gcs.stored(rest, bucket, ""):
+                gcs.remove_bucket(rest, bucket)
                 say(f"bucket gs://{bucket}: removed")
         except T2IError as error:
             # An empty bucket costs nothing.
@@ -107,10 +108,10 @@ def _job(rest: Rest, name: str) -> None:
 
 def _files(rest: Rest, found: Deployment) -> None:
     """The weights first, and what tells whose they are at the end."""
-    marker = storage.marker(found.name)
+    marker = gcs.marker(found.name)
     for bucket, file in sorted(found.files, key=lambda entry: entry[1].name == marker):
         try:
-            storage.remove(rest, bucket, file.name)
+            gcs.remove(rest, bucket, file.name)
         except NotFoundError:
             continue
 

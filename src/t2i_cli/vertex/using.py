@@ -1,8 +1,8 @@
 """Choosing an endpoint that is there already, whoever made it."""
 
-from t2i_cli.vertex import known, survey
-from t2i_cli.vertex.known import Known
-from t2i_cli.vertex.rest import NotFoundError, Rest
+from t2i_cli.vertex import endpoint_store, inventory
+from t2i_cli.vertex.client import NotFoundError, Rest
+from t2i_cli.vertex.endpoint_store import Known
 
 
 def use(wanted: str, rest: Rest) -> Known:
@@ -10,7 +10,7 @@ def use(wanted: str, rest: Rest) -> Known:
 
     Raises NotFoundError naming those that there are.
     """
-    made = survey.endpoints(rest).deployments.get(wanted)
+    made = inventory.endpoints(rest).deployments.get(wanted)
     name = made.endpoints[0]["name"] if made else rest.place.endpoint(wanted)
     try:
         endpoint = rest.call("GET", "aiplatform", name)
@@ -21,6 +21,6 @@ def use(wanted: str, rest: Rest) -> Known:
             f"There is no endpoint {wanted} in {rest.place.region}.",
             hint=f"There is: {', '.join(there) or 'none'}.",
         ) from error
-    found = known.of(rest.place.endpoint(endpoint["name"].split("/")[-1]), endpoint)
-    known.remember(found, current=True)
+    found = endpoint_store.of(rest.place.endpoint(endpoint["name"].split("/")[-1]), endpoint)
+    endpoint_store.remember(found, current=True)
     return found

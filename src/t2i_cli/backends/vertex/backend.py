@@ -18,7 +18,7 @@ from t2i_cli.net.http_client import Answer, Wire
 from t2i_cli.net.retry import Again, Throttle, persist, worth_another
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.vertex import credentials, hardware
+from t2i_cli.vertex import credentials, machine_types
 
 
 class VertexBackend:
@@ -39,7 +39,7 @@ class VertexBackend:
     def needs(self, request: ResolvedRequest) -> dict[str, object]:
         """Which endpoint is called, where, what it is told, and what it costs while it is up."""
         opened = self._endpoint()
-        where, prices = opened.target, hardware.prices()
+        where, prices = opened.target, machine_types.prices()
         sent: dict[str, object] = self._body(request, "png")["instances"][0]  # type: ignore[index]
         return {
             "backend": "vertex",

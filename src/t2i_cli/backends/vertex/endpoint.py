@@ -14,10 +14,10 @@ from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.net.retry import Patience, Throttle, persist, worth_another
 from t2i_cli.settings.schema import SERVINGS
-from t2i_cli.vertex import hardware, known, place, rest
+from t2i_cli.vertex import client, endpoint_store, location, machine_types
 from t2i_cli.vertex.credentials import Tokens
-from t2i_cli.vertex.known import Known
-from t2i_cli.vertex.place import Place
+from t2i_cli.vertex.endpoint_store import Known
+from t2i_cli.vertex.location import Place
 
 _DEDICATED = ".prediction.vertexai.goog"
 """What the hosts of dedicated endpoints end with."""
@@ -59,11 +59,11 @@ class Target:
         """The last part of its name."""
         return self.known.name.split("/")[-1]
 
-    def price(self, prices: hardware.Prices) -> float | None:
+    def price(self, prices: machine_types.Prices) -> float | None:
         """USD an hour for all replicas that there may be, `None` where nobody knows."""
         if self.known.machine is None:
             return None
-        each = hardware.of({"machineSpec": self.known.machine}).price(prices)
+        each = machine_types.of({"machineSpec": self.known.machine}).price(prices)
         return None if each is None else round(each * (self.known.replicas or 1), 2)
 
     def spec(self, wanted: str | None) -> ModelSpec:
@@ -100,7 +100,7 @@ def find(options: VertexOptions, token: Tokens, login_project: str | None) -> Ta
     """
     if options.serving not in (None, *SERVINGS):
         raise InputError(f"--serving must be {', '.join(SERVINGS)}.", field="serving")
-    current = known.current()
+    current = endpoint_store.current()
     named = options.endpoint or (current and current.name)
     if not named:
         raise InputError(
@@ -109,9 +109,9 @@ def find(options: VertexOptions, token: Tokens, login_project: str | None) -> Ta
             field="endpoint",
         )
     elsewhere = "/" in named or options.project or options.region
-    if not elsewhere and (remembered := known.find(named)):
+    if not elsewhere and (remembered := endpoint_store.find(named)):
         named = remembered.name
-    where = place.find(
+    where = location.find(
         project=options.project,
         region=options.region,
         api_endpoint=options.api_endpoint,
@@ -119,7 +119,7 @@ def find(options: VertexOptions, token: Tokens, login_project: str | None) -> Ta
         login_project=login_project,
     )
     name = where.endpoint(named)
-    entry = known.find(name) or Known(name=name)
+    entry = endpoint_store.find(name) or Known(name=name)
     looked_up = True
     given = urlsplit(where.api_endpoint or "").hostname or ""
     if entry.dns is None and given.endswith(_DEDICATED):
@@ -131,7 +131,7 @@ def find(options: VertexOptions, token: Tokens, login_project: str | None) -> Ta
             entry = _look_up(where, token, name, options.patience)
             with suppress(StorageError):
                 # A home that cannot be written to costs a look next time, too.
-                known.remember(entry)
+                endpoint_store.remember(entry)
         except AccessError:
             # To predict is allowed apart from to look; what is missing may not be needed.
             looked_up = False
@@ -161,20 +161,20 @@ def _authorise(token: Tokens, patience: Patience) -> None:
 def _look_up(where: Place, token: Tokens, name: str, patience: Patience) -> Known:
     def ask(left: float) -> dict[str, Any]:
         seconds = min(left, CALL)
-        with worth_another(), rest.Rest(where, partial(token, left), seconds=seconds) as google:
+        with worth_another(), client.Rest(where, partial(token, left), seconds=seconds) as google:
             return google.call("GET", "aiplatform", name, tries=1)
 
     try:
         found = persist(ask, patience, Throttle(1), Flag())
-    except rest.NotFoundError as error:
+    except client.NotFoundError as error:
         raise _missing(where, token, name.split("/")[-1]) from error
-    return known.of(name, found)
+    return endpoint_store.of(name, found)
 
 
 def _missing(where: Place, token: Tokens, number: str) -> T2IError:
     there = f"in {where.project}, {where.region}"
     try:
-        with rest.Rest(where, token) as google:
+        with client.Rest(where, token) as google:
             found = list(google.pages("aiplatform", f"{where.parent}/endpoints", "endpoints"))
     except T2IError:
         return RemoteError(
@@ -187,7 +187,7 @@ def _missing(where: Place, token: Tokens, number: str) -> T2IError:
             "elsewhere.",
         )
     with suppress(StorageError):
-        known.forget(where.endpoint(number))
+        endpoint_store.forget(where.endpoint(number))
     names = [f"{e['name'].split('/')[-1]} ({e.get('displayName', '')})" for e in found[:_SHOWN]]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     have = f"; there is {', '.join(names)}{more}" if names else ", nor any other"

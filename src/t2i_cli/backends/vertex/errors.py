@@ -10,7 +10,7 @@ from t2i_cli.net.http_client import Answer
 from t2i_cli.net.retry import Again
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.vertex import rest
+from t2i_cli.vertex import client
 
 SHARED_CUT = 60.0
 """Seconds after which a shared endpoint's calls are cut, whatever the client says."""
@@ -73,7 +73,7 @@ def cut(target: Target, seconds: float) -> TimedOutError:
 
 
 def _not_allowed(answer: Answer, target: Target) -> T2IError:
-    error = rest.refusal(answer.status, answer.body)
+    error = client.refusal(answer.status, answer.body)
     error.message = error_body.shown(error.message)
     error.hint = error.hint or _way(target)
     return error

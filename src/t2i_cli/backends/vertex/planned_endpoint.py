@@ -8,9 +8,9 @@ from t2i_cli.backends.vertex.endpoint import Target
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.vertex import serving
-from t2i_cli.vertex.known import Known
-from t2i_cli.vertex.place import Place
+from t2i_cli.vertex import containers
+from t2i_cli.vertex.endpoint_store import Known
+from t2i_cli.vertex.location import Place
 
 
 class ExpectedEndpoint:
@@ -20,8 +20,8 @@ class ExpectedEndpoint:
     """
 
     def __init__(self, model: str | None, kind: str | None) -> None:
-        kind, _ = serving.choose(kind, None)
-        source = serving.find_source(model, kind)
+        kind, _ = containers.choose(kind, None)
+        source = containers.find_source(model, kind)
         self._target = Target(
             place=Place(project="", region=""),
             known=Known(name="to be made", model=source.named),

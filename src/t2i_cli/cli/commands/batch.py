@@ -259,7 +259,7 @@ def batch(
         if endpoint or dry_run or backend not in (None, "vertex"):
             raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
         from t2i_cli.backends.vertex.planned_endpoint import ExpectedEndpoint
-        from t2i_cli.vertex import lifetime
+        from t2i_cli.vertex import lifecycle
         from t2i_cli.vertex.plan import Wanted
 
         if not lenient:
@@ -267,7 +267,7 @@ def batch(
         stand_in = ExpectedEndpoint(model, serving)
         read, missing = session.rehearse(task, stand_in, console)
         if missing:
-            deployment = lifetime.for_one(
+            deployment = lifecycle.for_one(
                 Wanted(model=model, serving=serving, ttl=ttl or DEFAULT_TTL, max_cost=max_cost),
                 console,
                 yes=yes,

@@ -14,8 +14,8 @@ from t2i_cli.console import console
 from t2i_cli.errors import InputError, RemoteError, StorageError, T2IError
 
 if TYPE_CHECKING:
-    from t2i_cli.vertex.lifetime import Cloud
-    from t2i_cli.vertex.survey import Deployment, Survey
+    from t2i_cli.vertex.inventory import Deployment, Survey
+    from t2i_cli.vertex.lifecycle import Cloud
 
 app = typer.Typer(
     help="A Vertex AI endpoint: deploy it, use it, see what it costs, take it down.",
@@ -39,11 +39,11 @@ BucketFlag = Annotated[bool, typer.Option("--bucket", help="Remove its weights t
 @app.callback()
 def remote(context: typer.Context) -> None:
     """Warn of every remembered endpoint past its TTL; some commands ask Google instead."""
-    from t2i_cli.vertex import known
+    from t2i_cli.vertex import endpoint_store
 
     if context.invoked_subcommand in _ASKING:
         return
-    for one in known.all_known():
+    for one in endpoint_store.all_known():
         if one.expires and one.expires < time.time():
             _warn_past(one.name)
 
@@ -57,11 +57,11 @@ def list_(
 ) -> None:
     """List every endpoint that t2i made here, what it did and what it cost so far."""
     console.configure(json=json)
-    from t2i_cli.vertex import hardware, report
+    from t2i_cli.vertex import machine_types, status
 
     with _surveyed(project, region, api_endpoint) as (cloud, found):
-        prices = hardware.prices()
-        lines = [report.line(one, cloud.rest, prices) for one in found.deployments.values()]
+        prices = machine_types.prices()
+        lines = [status.line(one, cloud.rest, prices) for one in found.deployments.values()]
     if json:
         for line in lines:
             console.result_json(line.to_json())
@@ -69,7 +69,7 @@ def list_(
     if not lines:
         console.note("There is nothing of t2i's here.")
         return
-    for row in report.table(lines):
+    for row in status.table(lines):
         console.result(row)
     console.note(f"Prices are estimates (table: {prices.date}).")
 
@@ -84,11 +84,11 @@ def status(
 ) -> None:
     """Tell all about one endpoint; exit 0 if a model is deployed on it."""
     console.configure(json=json)
-    from t2i_cli.vertex import hardware, operations, report
+    from t2i_cli.vertex import machine_types, operations, status
 
     with _surveyed(project, region, api_endpoint, endpoint=endpoint) as (cloud, found):
         one = _named(found, endpoint)
-        line = report.line(one, cloud.rest, hardware.prices())
+        line = status.line(one, cloud.rest, machine_types.prices())
         more = {"parts": one.parts(), "under_way": False, "log": None}
         if line.endpoint:
             under_way = operations.pending(cloud.rest, line.endpoint)
@@ -99,7 +99,7 @@ def status(
     if json:
         console.result_json(line.to_json() | more)
     else:
-        for fact in report.facts(line, more):
+        for fact in status.facts(line, more):
             console.result(fact)
     if line.state != "deployed":
         raise typer.Exit(RemoteError.exit_code)
@@ -116,9 +116,9 @@ def use(
 ) -> None:
     """Have `--backend vertex` use this endpoint from now on; it need not be of t2i's making."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import lifetime, using
+    from t2i_cli.vertex import lifecycle, using
 
-    with lifetime.connected(
+    with lifecycle.connected(
         project=project, region=region, api_endpoint=api_endpoint, endpoint=endpoint
     ) as cloud:
         found = using.use(endpoint, cloud.rest)
@@ -177,11 +177,11 @@ def cost(
 ) -> None:
     """Estimate what t2i's endpoints cost: an hour, a day, so far."""
     console.configure(json=json)
-    from t2i_cli.vertex import hardware, report
+    from t2i_cli.vertex import machine_types, status
 
     with _surveyed(project, region, api_endpoint) as (cloud, found):
-        prices = hardware.prices()
-        bill = report.bill(found, cloud.rest, prices)
+        prices = machine_types.prices()
+        bill = status.bill(found, cloud.rest, prices)
     if json:
         console.result_json(bill.to_json())
         return
@@ -226,9 +226,9 @@ def _remove(
 
 def _warn_elsewhere(cloud: "Cloud") -> None:
     """Warn of what is past its TTL in other places: nobody asks Google about those now."""
-    from t2i_cli.vertex import known
+    from t2i_cli.vertex import endpoint_store
 
-    for one in known.all_known():
+    for one in endpoint_store.all_known():
         elsewhere = not one.name.startswith(f"{cloud.rest.place.parent}/")
         if elsewhere and one.expires and one.expires < cloud.rest.now():
             _warn_past(one.name)
@@ -236,14 +236,14 @@ def _warn_elsewhere(cloud: "Cloud") -> None:
 
 def _forget_gone(cloud: "Cloud", found: "Survey") -> None:
     """Drop what is remembered of this place and is not there."""
-    from t2i_cli.vertex import known
+    from t2i_cli.vertex import endpoint_store
 
     there = {name.split("/")[-1] for name in found.all_endpoints}
-    for one in known.all_known():
+    for one in endpoint_store.all_known():
         here = one.name.startswith(f"{cloud.rest.place.parent}/")
         if here and one.name.split("/")[-1] not in there:
             with suppress(StorageError):
-                known.forget(one.name)
+                endpoint_store.forget(one.name)
 
 
 def _warn_past(name: str) -> None:
@@ -257,12 +257,12 @@ def _warn_past(name: str) -> None:
 def _named(found: "Survey", endpoint: str | None) -> "Deployment":
     """The deployment that is meant: named, or in use, or the only one."""
     from t2i_cli.settings import store
-    from t2i_cli.vertex import known, survey
+    from t2i_cli.vertex import endpoint_store, inventory
 
-    current = known.current()
+    current = endpoint_store.current()
     wanted = endpoint or store.get("vertex_endpoint") or (current and current.name)
     if wanted:
-        return survey.named(found, wanted)
+        return inventory.named(found, wanted)
     if len(found.deployments) == 1:
         return next(iter(found.deployments.values()))
     raise InputError(
@@ -282,15 +282,15 @@ def _surveyed(
     warn: bool = True,
 ) -> "Iterator[tuple[Cloud, Survey]]":
     """A connection and all that t2i made there, with a warning of what is past its TTL."""
-    from t2i_cli.vertex import lifetime, survey
+    from t2i_cli.vertex import inventory, lifecycle
 
-    with lifetime.connected(
+    with lifecycle.connected(
         project=project, region=region, api_endpoint=api_endpoint, endpoint=endpoint
     ) as cloud:
-        found = survey.everything(cloud.rest, bucket)
+        found = inventory.everything(cloud.rest, bucket)
         _warn_elsewhere(cloud)
         if warn:
-            survey.warn_overdue(found.overdue(cloud.rest.now()), console.warn)
+            inventory.warn_overdue(found.overdue(cloud.rest.now()), console.warn)
         yield cloud, found
         # Only now: a command that means the endpoint in use must not fall back on another.
         _forget_gone(cloud, found)

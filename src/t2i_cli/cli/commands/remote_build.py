@@ -62,12 +62,12 @@ def package(
     """Put a model and its handler into model.mar, for `deploy --serving torchserve`."""
     console.configure(json=json, quiet=quiet)
     from t2i_cli.cli.progress import Progress
-    from t2i_cli.vertex import package as packaging
-    from t2i_cli.vertex import serving
+    from t2i_cli.vertex import containers
+    from t2i_cli.vertex.torchserve import model_archive as packaging
 
-    console.warn(f"Google withdraws its PyTorch containers on {serving.TORCHSERVE_END}.")
-    source = serving.find_source(model, "model-garden")
-    weights = serving.local_weights(source, half=False)  # the handler names no variant
+    console.warn(f"Google withdraws its PyTorch containers on {containers.TORCHSERVE_END}.")
+    source = containers.find_source(model, "model-garden")
+    weights = containers.local_weights(source, half=False)  # the handler names no variant
     with Progress(console, 1) as progress:
         file = packaging.write(source, weights, output, partial(progress.transfer, "packing"))
     if json:

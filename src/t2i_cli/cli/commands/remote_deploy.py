@@ -89,7 +89,7 @@ def deploy(
 ) -> None:
     """Deploy a model to an endpoint of its own; run it again to go on after a failure."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import lifetime, plan
+    from t2i_cli.vertex import lifecycle, plan
     from t2i_cli.vertex.plan import Wanted
 
     wanted = Wanted(
@@ -108,7 +108,7 @@ def deploy(
         scheduler_account=scheduler_account,
         name=name,
     )
-    with lifetime.connected(project=project, region=region, api_endpoint=api_endpoint) as cloud:
+    with lifecycle.connected(project=project, region=region, api_endpoint=api_endpoint) as cloud:
         if dry_run:
             settled = plan.make(wanted, cloud.rest, cloud.account)
             if json:
@@ -116,8 +116,8 @@ def deploy(
             else:
                 console.result(settled.text())
             return
-        settled = lifetime.settle(wanted, cloud, console, yes=yes, offer=True)
-        found = lifetime.make(settled, cloud, console)
+        settled = lifecycle.settle(wanted, cloud, console, yes=yes, offer=True)
+        found = lifecycle.make(settled, cloud, console)
     if json:
         console.result_json({"endpoint": found.name, "dns": found.dns} | settled.to_json())
     else:
@@ -148,7 +148,7 @@ def run(
 ) -> None:
     """Deploy, run a command with the endpoint in its environment, take it down whatever happens."""
     console.configure(quiet=quiet)
-    from t2i_cli.vertex import lifetime
+    from t2i_cli.vertex import lifecycle
     from t2i_cli.vertex.plan import Wanted
 
     wanted = Wanted(
@@ -167,6 +167,6 @@ def run(
         scheduler_account=scheduler_account,
         name=name,
     )
-    with lifetime.connected(project=project, region=region, api_endpoint=api_endpoint) as cloud:
-        code = lifetime.run(wanted, cloud, console, command, yes=yes)
+    with lifecycle.connected(project=project, region=region, api_endpoint=api_endpoint) as cloud:
+        code = lifecycle.run(wanted, cloud, console, command, yes=yes)
     raise typer.Exit(code)

@@ -10,7 +10,7 @@ from types import FrameType
 from t2i_cli import signals
 from t2i_cli.console import Console
 from t2i_cli.vertex import operations
-from t2i_cli.vertex.rest import Rest
+from t2i_cli.vertex.client import Rest
 
 
 @contextmanager

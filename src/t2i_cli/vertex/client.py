@@ -23,7 +23,7 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.vertex import credentials
-from t2i_cli.vertex.place import Place
+from t2i_cli.vertex.location import Place
 
 TRIES = 5
 _PATHS = {

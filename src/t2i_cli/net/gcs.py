@@ -25,8 +25,8 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.vertex import labels as labelling
-from t2i_cli.vertex.place import Place
-from t2i_cli.vertex.rest import TRIES, NotFoundError, Rest
+from t2i_cli.vertex.client import TRIES, NotFoundError, Rest
+from t2i_cli.vertex.location import Place
 
 ROOT = "t2i/"
 """Everything that t2i puts into a bucket lies under this."""

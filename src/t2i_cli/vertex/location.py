@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from t2i_cli.errors import InputError
 from t2i_cli.settings import store
-from t2i_cli.vertex import known
+from t2i_cli.vertex import endpoint_store
 
 DEFAULT_REGION = "us-central1"
 
@@ -49,7 +49,7 @@ def find(
 
     An `endpoint` given by its full name lies where that says. Raises InputError.
     """
-    current = known.current()
+    current = endpoint_store.current()
     named = _FULL_NAME.fullmatch(endpoint or "")
     made = _FULL_NAME.fullmatch(current.name) if current else None
     project = (

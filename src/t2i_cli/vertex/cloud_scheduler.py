@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 
 from t2i_cli.console import Console
 from t2i_cli.vertex import permissions
+from t2i_cli.vertex.client import ConflictError, Rest
 from t2i_cli.vertex.credentials import SCOPE
 from t2i_cli.vertex.plan import Plan, is_service_account
-from t2i_cli.vertex.rest import ConflictError, Rest
 
 MINUTE = 60
 

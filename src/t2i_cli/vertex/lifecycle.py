@@ -23,23 +23,23 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.vertex import (
+    cloud_scheduler,
+    containers,
     credentials,
     deploy,
-    guard,
-    known,
+    endpoint_store,
+    inventory,
+    location,
     operations,
-    place,
     plan,
-    scheduler,
-    serving,
-    survey,
     teardown,
+    ttl,
 )
-from t2i_cli.vertex.known import Known
+from t2i_cli.vertex.client import Rest
+from t2i_cli.vertex.endpoint_store import Known
+from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.operations import Work
 from t2i_cli.vertex.plan import Plan, Wanted
-from t2i_cli.vertex.rest import Rest
-from t2i_cli.vertex.survey import Deployment
 
 GRACE = 30.0
 """Seconds that a command has to end after Ctrl-C or SIGTERM."""
@@ -65,7 +65,7 @@ def connected(
 ) -> Iterator[Cloud]:
     """A connection with the credentials that there are. Raises AccessError and InputError."""
     found, login = credentials.find()
-    where = place.find(
+    where = location.find(
         project=project,
         region=region,
         api_endpoint=api_endpoint,
@@ -86,11 +86,11 @@ def settle(
     With `offer`, a person is asked whether to make the scheduler job that was not asked for.
     """
     settled = plan.make(wanted, cloud.rest, cloud.account)
-    made = survey.endpoints(cloud.rest)
-    survey.warn_overdue(made.overdue(cloud.rest.now()), console.warn)
+    made = inventory.endpoints(cloud.rest)
+    inventory.warn_overdue(made.overdue(cloud.rest.now()), console.warn)
     console.note(settled.text())
     if settled.labels.serving == "torchserve":
-        console.warn(f"Google withdraws its PyTorch containers on {serving.TORCHSERVE_END}.")
+        console.warn(f"Google withdraws its PyTorch containers on {containers.TORCHSERVE_END}.")
     if missing := settled.permissions.blocking:
         raise AccessError(
             f"These permissions are missing in {cloud.rest.place.project}: {', '.join(missing)}.",
@@ -99,7 +99,7 @@ def settle(
     if yes:
         return settled
     if offer and console.interactive and not wanted.scheduler_account:
-        if account := scheduler.offer(cloud.rest, cloud.account, console):
+        if account := cloud_scheduler.offer(cloud.rest, cloud.account, console):
             wanted = replace(wanted, scheduler_account=account)
             settled = plan.make(wanted, cloud.rest, cloud.account)
             console.note(f"enforced by  {settled.enforcement()}")
@@ -137,12 +137,12 @@ def ephemeral(wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool) -> I
         )
     work = Work(cloud.rest, console.note)
     try:
-        with guard.until(settled.labels.expires, cloud.rest, console):
+        with ttl.until(settled.labels.expires, cloud.rest, console):
             found = _deploy(settled, None, work, console)
             _remember(found, console)
             yield found
     finally:
-        with guard.deaf(console):
+        with ttl.deaf(console):
             _remove_all(settled, work, console)
 
 
@@ -198,7 +198,7 @@ def variables(found: Known, rest: Rest) -> Mapping[str, str]:
 def _remember(found: Known, console: Console, *, current: bool = False) -> None:
     """Keep an endpoint; where the home cannot be written to, it is there all the same."""
     try:
-        known.remember(found, current=current)
+        endpoint_store.remember(found, current=current)
     except StorageError as error:
         console.warn(f"{error.message} --endpoint {found.name} names the endpoint.")
 
@@ -231,7 +231,7 @@ def _offer_removal(settled: Plan, work: Work, console: Console, *, ask: bool) ->
     name = settled.labels.name
     try:
         work.settle()
-        there = survey.everything(work.rest, settled.bucket).deployments.get(name)
+        there = inventory.everything(work.rest, settled.bucket).deployments.get(name)
         if there is None:
             console.note(f"Nothing of {name} is there.")
             return
@@ -267,7 +267,7 @@ def _remove_once(settled: Plan, work: Work, console: Console) -> None:
     """Remove all of it, and the bucket if t2i made it and nothing is in it."""
     name = settled.labels.name
     try:
-        there = survey.everything(work.rest, settled.bucket)
+        there = inventory.everything(work.rest, settled.bucket)
     except T2IError as error:
         raise type(error)(
             f"Whether anything of {name} is left cannot be told: {error.message}",

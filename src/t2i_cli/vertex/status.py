@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 
 from t2i_cli.durations import spoken
 from t2i_cli.errors import T2IError
-from t2i_cli.vertex import hardware, operations
-from t2i_cli.vertex.hardware import Prices
+from t2i_cli.vertex import machine_types, operations
+from t2i_cli.vertex.client import Rest
+from t2i_cli.vertex.inventory import Deployment, Survey, since
 from t2i_cli.vertex.labels import when
-from t2i_cli.vertex.rest import Rest
-from t2i_cli.vertex.survey import Deployment, Survey, since
+from t2i_cli.vertex.machine_types import Prices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def line(found: Deployment, rest: Rest, prices: Prices) -> Line:
     now = rest.now()
     endpoint = found.endpoints[0] if found.endpoints else None
     deployed = found.deployed()
-    machines = [hardware.of(one.get("dedicatedResources", {})) for one in deployed]
+    machines = [machine_types.of(one.get("dedicatedResources", {})) for one in deployed]
     counts = [_replicas(one.get("dedicatedResources", {})) for one in deployed]
     each = [machine.price(prices) for machine in machines]
     fewest, most = [low for low, _ in counts], [high for _, high in counts]

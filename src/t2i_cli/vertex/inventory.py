@@ -9,10 +9,10 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from t2i_cli.errors import AccessError, InputError
+from t2i_cli.net import gcs
 from t2i_cli.settings import store
-from t2i_cli.vertex import storage
+from t2i_cli.vertex.client import NotFoundError, Rest
 from t2i_cli.vertex.labels import MANAGED, Labels
-from t2i_cli.vertex.rest import NotFoundError, Rest
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,7 @@ class Deployment:
     endpoints: list[dict[str, Any]] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
-    files: list[tuple[str, storage.Stored]] = field(default_factory=list)
+    files: list[tuple[str, gcs.Stored]] = field(default_factory=list)
     """Each with its bucket."""
 
     @property
@@ -53,7 +53,7 @@ class Deployment:
     def weights(self) -> list[str]:
         """What there is in buckets, for people."""
         counts = Counter(bucket for bucket, _ in self.files)
-        folder = storage.folder(self.name)
+        folder = gcs.folder(self.name)
         return [f"{count} files in gs://{bucket}/{folder}" for bucket, count in counts.items()]
 
 
@@ -97,12 +97,12 @@ def everything(rest: Rest, *more: str | None) -> Survey:
     """All of it; the buckets in `more` are looked into as well as the usual ones."""
     found = endpoints(rest)
     parent = rest.place.parent
-    buckets = {storage.default_bucket(rest.place), store.get("vertex_bucket"), *more}
+    buckets = {gcs.default_bucket(rest.place), store.get("vertex_bucket"), *more}
     for model in rest.pages("aiplatform", f"{parent}/models", "models"):
         if one := found.of(model.get("labels", {})):
             one.models.append(model)
             for uri in addresses(model):
-                if uri.endswith(f"/{storage.folder(one.name)}".rstrip("/")):
+                if uri.endswith(f"/{gcs.folder(one.name)}".rstrip("/")):
                     buckets.add(uri.removeprefix("gs://").split("/")[0])
     # Without the permission, or with the interface never enabled, there is no job of t2i's.
     with suppress(AccessError, NotFoundError):
@@ -125,17 +125,17 @@ def addresses(model: Mapping[str, Any]) -> set[str]:
 
 
 def _look_into(found: Survey, rest: Rest, bucket: str) -> None:
-    files = storage.stored(rest, bucket, storage.ROOT)
+    files = gcs.stored(rest, bucket, gcs.ROOT)
     for marker in files:
         labels = Labels.of(marker.labels)
         # A folder that no marker claims in this very bucket may be anybody's.
-        if labels is None or marker.name != storage.marker(labels.name):
+        if labels is None or marker.name != gcs.marker(labels.name):
             continue
         if owner := found.of(marker.labels):
-            folder = storage.folder(labels.name)
+            folder = gcs.folder(labels.name)
             mine = [file for file in files if file is marker or file.name.startswith(folder)]
             owner.files += [(bucket, file) for file in mine]
-    labels_there = storage.bucket_labels(rest, bucket)
+    labels_there = gcs.bucket_labels(rest, bucket)
     if labels_there and labels_there.get(MANAGED[0]) == MANAGED[1]:
         found.buckets.add(bucket)
 

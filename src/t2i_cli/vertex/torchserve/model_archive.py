@@ -13,7 +13,7 @@ from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.output.state_files import MAX_STATE, parsed, place_for
-from t2i_cli.vertex.serving import ARCHIVE, MANIFEST, Source
+from t2i_cli.vertex.containers import ARCHIVE, MANIFEST, Source
 
 HANDLER = Path(__file__).with_name("handler.py")
 
