@@ -44,8 +44,8 @@ from t2i_cli.models import catalog
 from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest, resolve
+from t2i_cli.server.api.vertex import Container
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.vertex import Container
 from t2i_cli.vertex import endpoint_store
 from t2i_cli.vertex.endpoint_store import Known
 from t2i_cli.vertex.labels import encode

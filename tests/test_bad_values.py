@@ -12,11 +12,11 @@ from t2i_cli.batch.lock import parse_shard
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import FIELDS, Problem, read
 from t2i_cli.request import GenerateRequest
-from t2i_cli.server.fields import Asked
-from t2i_cli.server.native import Body
-from t2i_cli.server.openai import GenerationBody
-from t2i_cli.server.predict import PredictBody
-from t2i_cli.server.vertex import Container, Instance, PredictionsBody
+from t2i_cli.server.api.openai import GenerationBody
+from t2i_cli.server.api.predict import PredictBody
+from t2i_cli.server.api.t2i import Body
+from t2i_cli.server.api.vertex import Container, Instance, PredictionsBody
+from t2i_cli.server.schemas import Asked
 from t2i_cli.settings import store
 from tests.conftest import T2I
 

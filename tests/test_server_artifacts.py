@@ -12,7 +12,7 @@ from google_crc32c import Checksum
 from t2i_cli import postcard
 from t2i_cli.errors import AccessError, ModelError, RemoteError, StorageError
 from t2i_cli.events import Downloading, Event
-from t2i_cli.server import artifacts
+from t2i_cli.server import gcs_download
 from tests.fakes.vertex import FakeVertex, Fault, running_vertex
 
 URI = "gs://models/sd/one"
@@ -31,9 +31,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVertex]:
 @pytest.fixture
 def cloud(running: FakeVertex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeVertex:
     """A bucket with a model and some neighbours, read without credentials."""
-    monkeypatch.setattr(artifacts, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(gcs_download, "FIRST_WAIT", 0.0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv(artifacts.EMULATOR_VARIABLE, running.url.removeprefix("http://"))
+    monkeypatch.setenv(gcs_download.EMULATOR_VARIABLE, running.url.removeprefix("http://"))
     running.require_token, running.granted = False, None
     running.faults.clear()
     running.objects.clear()
@@ -67,19 +67,19 @@ def nothing_left() -> bool:
 @pytest.mark.parametrize("form", [str, Path.as_uri])
 def test_a_folder_is_itself(form: object) -> None:
     assert callable(form)
-    assert artifacts.fetch(form(postcard.FOLDER)) == postcard.FOLDER
+    assert gcs_download.fetch(form(postcard.FOLDER)) == postcard.FOLDER
 
 
 @pytest.mark.parametrize("uri", ["/no/such/folder", "file:///no/such/folder", "https://there/it"])
 def test_no_folder(uri: str) -> None:
     with pytest.raises(ModelError, match="no model folder"):
-        artifacts.fetch(uri)
+        gcs_download.fetch(uri)
 
 
 @pytest.mark.parametrize("uri", [URI, f"{URI}/"])
 def test_every_file_of_the_bucket_is_brought(cloud: FakeVertex, uri: str) -> None:
     events: list[Event] = []
-    assert read(artifacts.fetch(uri, events.append)) == FILES
+    assert read(gcs_download.fetch(uri, events.append)) == FILES
     total = sum(map(len, FILES.values()))
     told = [event for event in events if isinstance(event, Downloading)]
     assert [(e.done, e.total) for e in (told[0], told[-1])] == [(0, total), (total, total)]
@@ -87,70 +87,70 @@ def test_every_file_of_the_bucket_is_brought(cloud: FakeVertex, uri: str) -> Non
 
 def test_the_copy_goes_with_whoever_took_it(cloud: FakeVertex) -> None:
     with ExitStack() as end:
-        assert read(artifacts.fetch(URI, end=end)) == FILES
-        assert artifacts.fetch(str(postcard.FOLDER), end=end) == postcard.FOLDER
+        assert read(gcs_download.fetch(URI, end=end)) == FILES
+        assert gcs_download.fetch(str(postcard.FOLDER), end=end) == postcard.FOLDER
     assert nothing_left()
     assert postcard.FOLDER.is_dir()
 
 
 def test_the_copys_place_is_the_same_on_every_replica_and_no_others(cloud: FakeVertex) -> None:
-    first = artifacts.fetch(URI)
+    first = gcs_download.fetch(URI)
     assert first == Path(tempfile.gettempdir(), "t2i-model-models-sd-one")
     assert first.stat().st_mode & 0o777 == 0o700
     (first / "mine").touch()
     with ExitStack() as end:
-        second = artifacts.fetch(URI, end=end)
+        second = gcs_download.fetch(URI, end=end)
         assert second.name.startswith(f"{first.name}-")
         assert read(second) == FILES
     assert read(first) == FILES | {"mine": b""}
     long = f"sd/{'é' * 300}"
     put(cloud, f"{long}/model_index.json", b"{}")
-    assert read(artifacts.fetch(f"gs://models/{long}")) == {"model_index.json": b"{}"}
+    assert read(gcs_download.fetch(f"gs://models/{long}")) == {"model_index.json": b"{}"}
 
 
 def test_the_whole_bucket_is_a_model(cloud: FakeVertex) -> None:
     cloud.objects.clear()
     put(cloud, "model_index.json", b"{}")
-    assert read(artifacts.fetch("gs://models")) == {"model_index.json": b"{}"}
+    assert read(gcs_download.fetch("gs://models")) == {"model_index.json": b"{}"}
 
 
 def test_it_reads_with_the_credentials_of_google_auth(
     cloud: FakeVertex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cloud.require_token = True
-    monkeypatch.delenv(artifacts.EMULATOR_VARIABLE)
-    monkeypatch.setattr(artifacts, "HOST", cloud.url)
+    monkeypatch.delenv(gcs_download.EMULATOR_VARIABLE)
+    monkeypatch.setattr(gcs_download, "HOST", cloud.url)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(cloud.key))
-    assert read(artifacts.fetch(URI)) == FILES
+    assert read(gcs_download.fetch(URI)) == FILES
     # The next token, after one that is not issued for the moment.
-    cloud.faults.append(Fault(where="/token", status=503, body={}, times=artifacts.TRIES - 1))
-    assert read(artifacts.fetch(URI)) == FILES
+    cloud.faults.append(Fault(where="/token", status=503, body={}, times=gcs_download.TRIES - 1))
+    assert read(gcs_download.fetch(URI)) == FILES
     assert cloud.faults[-1].times == 0
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 @pytest.mark.parametrize("where", [OBJECTS, FILE])
 def test_what_passes_is_tried_again(cloud: FakeVertex, where: str, status: int) -> None:
-    cloud.faults.append(Fault(where=where, status=status, body={}, times=artifacts.TRIES - 1))
-    assert read(artifacts.fetch(URI)) == FILES
+    cloud.faults.append(Fault(where=where, status=status, body={}, times=gcs_download.TRIES - 1))
+    assert read(gcs_download.fetch(URI)) == FILES
 
 
 def test_a_connection_that_breaks_is_tried_again(cloud: FakeVertex) -> None:
     cloud.faults += [Fault(where=OBJECTS, cut=True), Fault(where="weights", cut=True, times=2)]
-    assert read(artifacts.fetch(URI)) == FILES
+    assert read(gcs_download.fetch(URI)) == FILES
 
 
 def test_it_gives_up_and_leaves_nothing(cloud: FakeVertex) -> None:
-    cloud.faults.append(Fault(where="weights", status=503, body={}, times=artifacts.TRIES))
+    cloud.faults.append(Fault(where="weights", status=503, body={}, times=gcs_download.TRIES))
     with pytest.raises(RemoteError, match="Cannot read the bucket models: it answers 503"):
-        artifacts.fetch(URI)
+        gcs_download.fetch(URI)
     assert nothing_left()
 
 
 def test_a_file_that_arrives_damaged_is_no_model(cloud: FakeVertex) -> None:
     put(cloud, "sd/one/vae/a b", b"damaged", sum_of=b"sound")
     with pytest.raises(RemoteError, match="vae/a b arrived damaged"):
-        artifacts.fetch(URI)
+        gcs_download.fetch(URI)
     assert nothing_left()
 
 
@@ -158,7 +158,7 @@ def test_a_file_that_arrives_damaged_is_no_model(cloud: FakeVertex) -> None:
 def test_a_missing_permission_is_named(cloud: FakeVertex, permission: str) -> None:
     cloud.granted = {"storage.objects.list", "storage.objects.get"} - {permission}
     with pytest.raises(AccessError) as caught:
-        artifacts.fetch(URI)
+        gcs_download.fetch(URI)
     assert caught.value.hint is not None
     assert permission in caught.value.hint
 
@@ -166,24 +166,24 @@ def test_a_missing_permission_is_named(cloud: FakeVertex, permission: str) -> No
 @pytest.mark.parametrize("uri", ["gs://models/sd/two", "gs://models/sd/one/unet/weights"])
 def test_nothing_is_there(cloud: FakeVertex, uri: str) -> None:
     with pytest.raises(ModelError, match="no files at"):
-        artifacts.fetch(uri)
+        gcs_download.fetch(uri)
 
 
 def test_no_such_bucket(cloud: FakeVertex) -> None:
     with pytest.raises(ModelError, match="no bucket others"):
-        artifacts.fetch("gs://others/sd")
+        gcs_download.fetch("gs://others/sd")
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "a\\..\\evil", "./evil"])
 def test_no_name_leads_out_of_the_folder(cloud: FakeVertex, name: str) -> None:
     put(cloud, f"sd/one/{name}", b"evil")
     with pytest.raises(ModelError, match="unsafe name"):
-        artifacts.fetch(URI)
+        gcs_download.fetch(URI)
     assert nothing_left()
 
 
 def test_a_disk_that_fails(cloud: FakeVertex) -> None:
     put(cloud, "sd/one/model_index.json/nested", b"a file stands in its way")
     with pytest.raises(StorageError, match="Cannot write"):
-        artifacts.fetch(URI)
+        gcs_download.fetch(URI)
     assert nothing_left()

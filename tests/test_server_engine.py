@@ -24,10 +24,10 @@ from t2i_cli.errors import (
 )
 from t2i_cli.events import Loading, Measure, Note, OnEvent, Preview, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.server import line
+from t2i_cli.server import batcher
+from t2i_cli.server.batcher import BusyError
 from t2i_cli.server.engine import Engine, NotServedError
 from t2i_cli.server.jobs import Job, Observer
-from t2i_cli.server.line import BusyError
 from t2i_cli.server.options import Limits
 from tests.fakes.painter import Held, Painter
 
@@ -626,8 +626,8 @@ def test_a_backend_is_asked_once_about_requests_of_one_kind() -> None:
 
 
 def test_clients_that_shared_a_pass_share_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "LINGER", 1000)
-    monkeypatch.setattr(line, "MAX_LINGER", 0.5)
+    monkeypatch.setattr(batcher, "LINGER", 1000)
+    monkeypatch.setattr(batcher, "MAX_LINGER", 0.5)
     held = Held()
 
     async def client(engine: Engine, name: str, pause: float) -> None:
@@ -654,8 +654,8 @@ def test_clients_that_shared_a_pass_share_the_next(monkeypatch: pytest.MonkeyPat
 def test_one_that_waits_already_does_not_keep_another_out_of_the_next_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(line, "LINGER", 1000)
-    monkeypatch.setattr(line, "MAX_LINGER", 30)
+    monkeypatch.setattr(batcher, "LINGER", 1000)
+    monkeypatch.setattr(batcher, "MAX_LINGER", 30)
     held = Held()
 
     async def test() -> None:
@@ -683,13 +683,13 @@ def test_steps_that_nobody_hears_of_do_not_come_to_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     heard: list[object] = []
-    hear = line.Line._hear
+    hear = batcher.Line._hear
 
-    def counting(self: line.Line, work: Any, event: Any) -> None:  # noqa: ANN401 - as it is
+    def counting(self: batcher.Line, work: Any, event: Any) -> None:  # noqa: ANN401 - as it is
         heard.append(event)
         hear(self, work, event)
 
-    monkeypatch.setattr(line.Line, "_hear", counting)
+    monkeypatch.setattr(batcher.Line, "_hear", counting)
 
     async def test() -> None:
         async with started(Painter(steps=True)) as engine:

@@ -19,12 +19,12 @@ from starlette.types import Message
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError
 from t2i_cli.events import Measure
-from t2i_cli.server import guard
+from t2i_cli.server import security
+from t2i_cli.server.api.vertex import Container
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import Limits, ServerOptions
-from t2i_cli.server.serving import ServerLog
-from t2i_cli.server.vertex import Container
+from t2i_cli.server.runner import ServerLog
 from tests import tiny
 from tests.fakes.painter import Painter
 from tests.fakes.serving import serving
@@ -93,7 +93,7 @@ def test_probes_need_neither_a_host_nor_its_body() -> None:
 
 @pytest.mark.parametrize("host", ["*", "example.org", "Images.example", "my_host", "10.0.0.1"])
 def test_host_names_that_can_match(host: str) -> None:
-    guard.check_names([host], [])
+    security.check_names([host], [])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_host_names_that_can_match(host: str) -> None:
 )
 def test_a_host_that_can_never_match_is_refused(host: str) -> None:
     with pytest.raises(InputError, match="--allowed-host") as caught:
-        guard.check_names(["localhost", host], [])
+        security.check_names(["localhost", host], [])
     assert caught.value.field == "allowed_host"
 
 
@@ -111,7 +111,7 @@ def test_a_host_that_can_never_match_is_refused(host: str) -> None:
     ["*", "https://example.org", "http://example.org:8080", "http://[::1]:1", "app-x://abc"],
 )
 def test_origins_that_can_match(origin: str) -> None:
-    guard.check_names([], [origin])
+    security.check_names([], [origin])
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_origins_that_can_match(origin: str) -> None:
 )
 def test_an_origin_that_can_never_match_is_refused(origin: str) -> None:
     with pytest.raises(InputError, match="--cors-origin") as caught:
-        guard.check_names([], ["https://example.org", origin])
+        security.check_names([], ["https://example.org", origin])
     assert caught.value.field == "cors_origin"
 
 
@@ -404,7 +404,7 @@ def test_the_body_of_a_refused_request_is_read_and_not_held(
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(security, "BODY_SECONDS", 0.2)
     with serving(Painter()) as server, connection(server.url) as slow:
         slow.sendall(
             b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

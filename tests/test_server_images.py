@@ -2,7 +2,7 @@
 
 import pytest
 
-from t2i_cli.server.images import ImageStore
+from t2i_cli.server.image_store import ImageStore
 
 
 class Clock:

@@ -19,7 +19,7 @@ from t2i_cli.errors import ModelError, OutOfMemoryError, T2IError, WithheldError
 from t2i_cli.models.schedulers import usable_names
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.server import wire
+from t2i_cli.server import responses
 from t2i_cli.server.options import Limits, ServerOptions
 from tests.fakes.painter import Held, Painter
 from tests.fakes.serving import Running, serving
@@ -252,7 +252,7 @@ def test_a_full_queue_is_429_in_every_dialect() -> None:
 
 
 def test_who_waits_long_is_kept_awake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "PING_EVERY", 0.05)
+    monkeypatch.setattr(responses, "PING_EVERY", 0.05)
     held = Held()
     with serving(held) as server, client(server) as first, client(server) as second:
         with first.stream("POST", "/t2i/v1/generate", json={"requests": asked("a")}) as running:

@@ -14,9 +14,9 @@ from t2i_cli.backends.factory import choose
 from t2i_cli.events import Event, Note
 from t2i_cli.net import response_metadata
 from t2i_cli.request import GenerateRequest, resolve
+from t2i_cli.server.api.predict import LONGEST_NOTE, NOTES_HEADER
+from t2i_cli.server.api.vertex import Container
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.predict import LONGEST_NOTE, NOTES_HEADER
-from t2i_cli.server.vertex import Container
 from tests.conftest import T2I
 from tests.fakes.painter import Noting
 from tests.fakes.serving import Running, serving

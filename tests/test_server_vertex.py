@@ -24,8 +24,8 @@ from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, WithheldError
 from t2i_cli.events import OnEvent
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.server.api.vertex import Container
 from t2i_cli.server.options import Limits, ServerOptions
-from t2i_cli.server.vertex import Container
 from tests.fakes.painter import Painter
 from tests.fakes.serving import Running, serving
 from tests.fakes.vertex import running_vertex

@@ -18,7 +18,7 @@ from t2i_cli.events import OnEvent
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import Limits, ServerOptions
-from t2i_cli.server.serving import listen, serve
+from t2i_cli.server.runner import listen, serve
 from tests.fakes.painter import Painter
 
 

@@ -12,10 +12,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from t2i_cli import __version__
 from t2i_cli.errors import DefectError, InputError, T2IError
-from t2i_cli.server import docs, health, native, openai, page, predict, vertex, wire
+from t2i_cli.server import docs, health, page, responses
+from t2i_cli.server.api import openai, predict, t2i, vertex
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.guard import Guard, Render
 from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.security import Guard, Render
 
 PROBES = ("/healthz", "/readyz")
 """What tells no more than a state."""
@@ -63,7 +64,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
         app.include_router(vertex.router(engine, options))
     app.include_router(predict.router(engine, options))
     app.include_router(openai.router(engine, options))
-    app.include_router(native.router(engine, options))
+    app.include_router(t2i.router(engine, options))
     app.include_router(health.router(engine))
     app.include_router(docs.router())
     app.include_router(page.router())
@@ -102,7 +103,7 @@ def _render(options: ServerOptions) -> Render:
             body = openai.error_body(error, status)
         else:
             body = {"error": error.to_json()}
-        return wire.json_response(body, status, wire.headers(error))
+        return responses.json_response(body, status, responses.headers(error))
 
     return render
 
@@ -112,11 +113,11 @@ def _handle_errors(app: FastAPI, render: Render) -> None:
 
     @app.exception_handler(T2IError)
     async def failed(request: Request, error: T2IError) -> Response:
-        return render(request.url.path, error, wire.status(error))
+        return render(request.url.path, error, responses.status(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return render(request.url.path, wire.invalid(error.errors()), 400)
+        return render(request.url.path, responses.invalid(error.errors()), 400)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:

@@ -17,8 +17,8 @@ from t2i_cli.errors import (
 from t2i_cli.events import Event, Note, OnEvent
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.server.batcher import Line
 from t2i_cli.server.jobs import Job
-from t2i_cli.server.line import Line
 from t2i_cli.server.options import Limits
 
 FORCED = 5.0

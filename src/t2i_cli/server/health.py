@@ -13,7 +13,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from t2i_cli.server import wire
+from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import Job, Observer
 
@@ -30,14 +30,14 @@ def router(engine: Engine) -> APIRouter:
     @api.get("/healthz")
     async def healthz() -> Response:
         """200 while the process lives."""
-        return wire.json_response({"status": "alive"})
+        return responses.json_response({"status": "alive"})
 
     @api.head("/readyz", include_in_schema=False)
     @api.get("/readyz", responses={503: {"description": "It loads, or it stops."}})
     async def readyz() -> Response:
         """200 while the model can serve."""
         state = "ready" if engine.ready else "stopping" if engine.stopping else "loading"
-        return wire.json_response({"status": state}, 200 if engine.ready else 503)
+        return responses.json_response({"status": state}, 200 if engine.ready else 503)
 
     @api.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from t2i_cli.server.vertex import Container
+    from t2i_cli.server.api.vertex import Container
 
 KEY_VARIABLE = "T2I_API_KEY"
 MAX_BODY = 2**20

@@ -70,7 +70,7 @@ def _serve(place: Place, state: State, order: dict[str, Any], backend: Backend) 
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.options import Limits, ServerOptions
-    from t2i_cli.server.serving import serve
+    from t2i_cli.server.runner import serve
 
     # Whatever is asked is done as it would be without the worker: alone, however long it takes.
     limits = Limits(max_batch=1, timeout=None, pixels=MAX_SIDE**2, steps=MAX_STEPS)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from t2i_cli.backends import Backend
     from t2i_cli.events import OnEvent
-    from t2i_cli.server.vertex import Container
+    from t2i_cli.server.api.vertex import Container
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
@@ -113,7 +113,7 @@ def serve(
     from t2i_cli.backends.factory import choose, default_model
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
-    from t2i_cli.server.serving import ServerLog, serve
+    from t2i_cli.server.runner import ServerLog, serve
 
     local = (store.pick("backend", backend) or "local") == "local"
     made = choose(
@@ -195,10 +195,10 @@ def _place(
 
     `hosts` and `origins` are those that may be named in a request.
     """
-    from t2i_cli.server import guard, serving
-    from t2i_cli.server.vertex import Container
+    from t2i_cli.server import runner, security
+    from t2i_cli.server.api.vertex import Container
 
-    guard.check_names(hosts, origins)
+    security.check_names(hosts, origins)
     if container := Container.find(os.environ):
         if hosts:
             raise InputError(
@@ -206,29 +206,29 @@ def _place(
             )
         if (host, port, uds) != (None, None, None):
             raise InputError("Vertex says where to listen (AIP_HTTP_PORT).", field="host")
-        return container, serving.listen("0.0.0.0", container.port)  # noqa: S104 - as Vertex demands
+        return container, runner.listen("0.0.0.0", container.port)  # noqa: S104 - as Vertex demands
     if uds is not None:
         if host is not None or port is not None:
             raise InputError("Give --uds, or --host and --port.", field="uds")
-        return None, serving.listen_unix(uds)
+        return None, runner.listen_unix(uds)
     host = host or DEFAULT_HOST
-    if key is None and not serving.is_loopback(host):
+    if key is None and not runner.is_loopback(host):
         raise InputError(
             f"Others can reach {host}: that needs a key.",
             hint=f"Set {KEY_VARIABLE} or give --api-key-file, or listen on {DEFAULT_HOST}.",
             field="host",
         )
-    return None, serving.listen(host, DEFAULT_PORT if port is None else port)
+    return None, runner.listen(host, DEFAULT_PORT if port is None else port)
 
 
 def _fetching(uri: str, backend: "Backend", end: ExitStack) -> "Callable[[OnEvent], str]":
     """What brings the model that Vertex has laid there, and names it; `end` removes the copy."""
     from t2i_cli.backends.local import LocalBackend
-    from t2i_cli.server import artifacts
+    from t2i_cli.server import gcs_download
 
     def find(on_event: "OnEvent") -> str:
-        folder = artifacts.fetch(uri, on_event, end)
-        if isinstance(backend, LocalBackend) and artifacts.is_bucket(uri):
+        folder = gcs_download.fetch(uri, on_event, end)
+        if isinstance(backend, LocalBackend) and gcs_download.is_bucket(uri):
             # The copy's own place would differ from replica to replica, and be in every image.
             backend.adopt(uri, folder)
             return uri

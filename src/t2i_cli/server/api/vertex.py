@@ -16,11 +16,11 @@ from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Note
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest
-from t2i_cli.server import wire
+from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.fields import Fields, Strict
 from t2i_cli.server.jobs import Job
 from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.schemas import Fields, Strict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         )
         job = engine.submit(requests, steps=False, notes=notes)
         outcomes: dict[int, GeneratedImage | Failure] = {}
-        async with wire.attended(request, job):
+        async with responses.attended(request, job):
             async for message in job:
                 if isinstance(message, GeneratedImage | Failure):
                     outcomes[message.index] = message
@@ -127,7 +127,9 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
             raise failures[0].error
         pairs = zip(ordered, formats, strict=True)
         told = await asyncio.gather(*(_prediction(job, *pair) for pair in pairs))
-        return wire.json_response(wire.Made(f'{{"predictions": {wire.listed(told).text}}}'))
+        return responses.json_response(
+            responses.Made(f'{{"predictions": {responses.listed(told).text}}}')
+        )
 
     return api
 
@@ -154,8 +156,10 @@ def _given(asked: Instance | None) -> dict[str, Any]:
     return values
 
 
-async def _prediction(job: Job, outcome: GeneratedImage | Failure, format: Format) -> wire.Made:
+async def _prediction(
+    job: Job, outcome: GeneratedImage | Failure, format: Format
+) -> responses.Made:
     if isinstance(outcome, Failure):
-        return wire.made({"error": outcome.error.to_json()})
-    data = await wire.encode_text(outcome, format)
-    return wire.made({"format": format} | wire.account(job, outcome), image=data)
+        return responses.made({"error": outcome.error.to_json()})
+    data = await responses.encode_text(outcome, format)
+    return responses.made({"format": format} | responses.account(job, outcome), image=data)

@@ -21,13 +21,13 @@ from t2i_cli.events import Preview
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, parse_size, with_seeds
-from t2i_cli.server import wire
+from t2i_cli.server import responses
+from t2i_cli.server.api.predict import IMAGE
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.fields import Strict
-from t2i_cli.server.images import ImageStore
+from t2i_cli.server.image_store import ImageStore
 from t2i_cli.server.jobs import Job
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.predict import IMAGE
+from t2i_cli.server.schemas import Strict
 
 _PARAMS = {"steps": "num_inference_steps", "width": "size", "height": "size", "count": "n"}
 """OpenAI's names, and the open servers', for fields that t2i calls otherwise."""
@@ -137,8 +137,8 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         requests = with_seeds(settled[0], seeds, body.n)
         job = engine.submit(requests, previews=body.partial_images, steps=False)
         if body.stream:
-            return wire.stream(job, _events(job, body))
-        images = await wire.images(request, job)
+            return responses.stream(job, _events(job, body))
+        images = await responses.images(request, job)
         answer = {
             "created": int(time.time()),
             "background": "opaque",
@@ -146,18 +146,20 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
             "size": _size(images[0].image),
         }
         data = await asyncio.gather(*(entry(image, job, body, request) for image in images))
-        return wire.json_response(wire.made(answer, data=wire.listed(data)))
+        return responses.json_response(responses.made(answer, data=responses.listed(data)))
 
     async def entry(
         generated: GeneratedImage, job: Job, body: GenerationBody, request: Request
-    ) -> wire.Made:
-        account = wire.account(job, generated)
+    ) -> responses.Made:
+        account = responses.account(job, generated)
         # OpenAI's compression is the encoder's quality, from 0 to 100.
         encoding = body.output_format, body.output_compression
         if body.response_format == "b64_json":
-            return wire.made(account, b64_json=await wire.encode_text(generated, *encoding))
-        name = store.put(await wire.encode(generated, *encoding), body.output_format)
-        return wire.made({"url": str(request.url_for("image", name=name))} | account)
+            return responses.made(
+                account, b64_json=await responses.encode_text(generated, *encoding)
+            )
+        name = store.put(await responses.encode(generated, *encoding), body.output_format)
+        return responses.made({"url": str(request.url_for("image", name=name))} | account)
 
     @api.get("/images/files/{name}", response_class=Response, responses={200: IMAGE})
     async def image(name: str) -> Response:
@@ -171,14 +173,16 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     @api.get("/models")
     async def models() -> Response:
         """The one model that is served."""
-        return wire.json_response({"object": "list", "data": [listed(await engine.described())]})
+        return responses.json_response(
+            {"object": "list", "data": [listed(await engine.described())]}
+        )
 
     @api.get("/models/{id:path}")
     async def model(id: str) -> Response:
         """The model of that name."""
         spec = await engine.described()
         engine.check_model(id)
-        return wire.json_response(listed(spec))
+        return responses.json_response(listed(spec))
 
     def listed(spec: ModelSpec) -> dict[str, object]:
         return {"id": spec.name, "object": "model", "created": created, "owned_by": "t2i"}
@@ -195,10 +199,10 @@ async def _events(job: Job, body: GenerationBody) -> AsyncIterator[bytes]:
         "output_format": body.output_format,
     }
     shown = [0] * len(job.requests)
-    async for message in wire.beating(job):
+    async for message in responses.beating(job):
         match message:
             case None:
-                yield wire.PING
+                yield responses.PING
                 continue
             case Preview(index=index, image=image):
                 data = await asyncio.to_thread(_plain, image, body.output_format)
@@ -207,23 +211,25 @@ async def _events(job: Job, body: GenerationBody) -> AsyncIterator[bytes]:
                 special = {"partial_image_index": shown[index], "t2i": place}
                 shown[index] += 1
             case GeneratedImage(index=index, image=image):
-                data = await wire.encode_text(message, body.output_format, body.output_compression)
+                data = await responses.encode_text(
+                    message, body.output_format, body.output_compression
+                )
                 kind = "image_generation.completed"
-                special = {"usage": _NO_TOKENS} | wire.account(job, message, index=index)
+                special = {"usage": _NO_TOKENS} | responses.account(job, message, index=index)
             case Failure(error=error):
-                yield wire.sse("error", error_body(error, wire.status(error)))
+                yield responses.sse("error", error_body(error, responses.status(error)))
                 return
             case _:
                 continue
         content = {"type": kind, "size": _size(image)} | common | special
-        yield wire.sse(kind, content, b64_json=data)
+        yield responses.sse(kind, content, b64_json=data)
 
 
-def _plain(image: Image, format: Format) -> wire.Made:
+def _plain(image: Image, format: Format) -> responses.Made:
     """A preview as a file without records, in base64."""
     buffer = io.BytesIO()
     image.save(buffer, format)
-    return wire.in_base64(buffer.getvalue())
+    return responses.in_base64(buffer.getvalue())
 
 
 def _size(image: Image) -> str:

@@ -19,11 +19,11 @@ from t2i_cli.models import schedulers
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import Format
-from t2i_cli.server import wire
+from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.fields import Asked, Strict
 from t2i_cli.server.jobs import Job
 from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.schemas import Asked, Strict
 
 _NAMES: dict[type[Event], str] = {
     Downloading: "downloading",
@@ -53,7 +53,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     async def model() -> Response:
         """The served model: its own settings, and what it takes."""
         spec = await engine.described()
-        return wire.json_response(
+        return responses.json_response(
             _described(spec)
             | {"limits": asdict(engine.limits), "auth": options.api_key is not None}
         )
@@ -71,7 +71,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
             asked, counted="requests", lenient=body.lenient, on_note=notes.append
         )
         job = engine.submit(requests, previews=body.previews, notes=notes)
-        return wire.stream(job, _events(engine, job, body.format))
+        return responses.stream(job, _events(engine, job, body.format))
 
     @api.post("/jobs/{id}/cancel", status_code=204)
     async def cancel(id: str) -> Response:
@@ -79,7 +79,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         job = engine.job(id)
         if job is None:
             error = InputError(f"There is no unfinished job {id!r}.", field="job")
-            return wire.json_response({"error": error.to_json()}, 404)
+            return responses.json_response({"error": error.to_json()}, 404)
         job.cancel()
         return Response(status_code=204)
 
@@ -108,31 +108,33 @@ def _described(spec: ModelSpec) -> dict[str, object]:
 async def _events(engine: Engine, job: Job, format: Format) -> AsyncIterator[bytes]:
     """The job as server-sent events."""
     requests = [request.to_json() for request in job.requests]
-    yield wire.sse("accepted", {"job": job.id, "requests": requests, "waiting": engine.waiting})
+    yield responses.sse(
+        "accepted", {"job": job.id, "requests": requests, "waiting": engine.waiting}
+    )
     images = 0
-    async for message in wire.beating(job):
+    async for message in responses.beating(job):
         match message:
             case None:
-                yield wire.PING
+                yield responses.PING
             case GeneratedImage():
                 images += 1
-                data = await wire.encode_text(message, format)
+                data = await responses.encode_text(message, format)
                 width, height = message.size
                 told = {"index": message.index, "format": format, "width": width, "height": height}
-                yield wire.sse("image", told | wire.echo(message), image=data)
+                yield responses.sse("image", told | responses.echo(message), image=data)
             case Failure(index=index, error=error):
                 request = requests[index]
-                yield wire.sse(
+                yield responses.sse(
                     "failure", {"index": index, "request": request, "error": error.to_json()}
                 )
             case Preview(index=index, step=step, steps=steps, image=image):
                 shown = await asyncio.to_thread(_data_url, image)
-                yield wire.sse(
+                yield responses.sse(
                     "preview", {"index": index, "step": step, "steps": steps, "image": shown}
                 )
             case _:
-                yield wire.sse(_NAMES[type(message)], asdict(message))
-    yield wire.sse("done", {"images": images, "failures": len(requests) - images})
+                yield responses.sse(_NAMES[type(message)], asdict(message))
+    yield responses.sse("done", {"images": images, "failures": len(requests) - images})
 
 
 def _data_url(image: Image) -> str:

@@ -30,9 +30,9 @@ from t2i_cli.errors import (
 )
 from t2i_cli.output import metadata
 from t2i_cli.output.filenames import Format
+from t2i_cli.server.batcher import RETRY_AFTER, BusyError
 from t2i_cli.server.engine import NotServedError
 from t2i_cli.server.jobs import Job, Message
-from t2i_cli.server.line import RETRY_AFTER, BusyError
 
 STATUS: Mapping[type[T2IError], int] = {
     InputError: 400,

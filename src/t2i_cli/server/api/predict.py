@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request, Response
 from t2i_cli.events import Note
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import Format
-from t2i_cli.server import wire
+from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.fields import Asked
 from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.schemas import Asked
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 IMAGE: dict[str, Any] = {
@@ -44,8 +44,8 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         notes: list[Note] = []
         requests = await engine.settle([body.request()], lenient=body.lenient, on_note=notes.append)
         job = engine.submit(requests, steps=False, notes=notes)
-        [image] = await wire.images(request, job)
-        data = await wire.encode(image, body.format)
+        [image] = await responses.images(request, job)
+        data = await responses.encode(image, body.format)
         headers = _noted(job.notes(image.index))
         return Response(data, headers=headers, media_type=f"image/{body.format}")
 
