@@ -129,7 +129,7 @@ def ids(batch: Batch) -> list[str]:
 
 def worker_state(folder: Path) -> dict[str, object]:
     """What the program reads of a worker in its folder."""
-    from t2i_cli.worker.place import Place
+    from t2i_cli.worker.state import Place
 
     state = Place(folder).state()
     assert state

@@ -20,9 +20,9 @@ from t2i_cli.output import state_files
 from t2i_cli.output.state_files import open_regular, write_whole
 from t2i_cli.settings import store
 from t2i_cli.vertex import endpoint_store, machine_types
-from t2i_cli.worker import hiring
-from t2i_cli.worker.identity import Wanted
-from t2i_cli.worker.place import Place, State, UnusableError
+from t2i_cli.worker import spawn
+from t2i_cli.worker.fingerprint import Wanted
+from t2i_cli.worker.state import Place, State, UnusableError
 
 
 def a_link(path: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_worker_opens_nothing_through_a_link(tmp_path: Path) -> None:
     a_link(place.log)
     wanted = Wanted(model="postcard", revision=None, options=LocalOptions())
     with pytest.raises(UnusableError, match="it is a link"):
-        hiring._start(place, wanted, "x", 1.0)
+        spawn._start(place, wanted, "x", 1.0)
     assert kept(place.log)
     (tmp_path / "worker.sock").write_text("precious")
     (tmp_path / "worker.new").symlink_to("others")

@@ -32,11 +32,11 @@ from t2i_cli.events import Event, Note, Step
 from t2i_cli.models import catalog
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
-from t2i_cli.worker import backend, care, hiring, identity, mention, place, processes
+from t2i_cli.worker import backend, control, fingerprint, process_proof, spawn, state, tips
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER, Exchange, _Connection
-from t2i_cli.worker.place import Place, State
-from t2i_cli.worker.process import MAX_LOG
+from t2i_cli.worker.daemon import MAX_LOG
+from t2i_cli.worker.state import Place, State
 from tests import tiny
 from tests.conftest import T2I
 from tests.fakes import warm
@@ -60,7 +60,7 @@ def runtime() -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder))
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setattr(hiring, "MODULE", warm.WORKER)
+        patch.setattr(spawn, "MODULE", warm.WORKER)
         yield folder
         end()
     shutil.rmtree(folder)
@@ -69,7 +69,7 @@ def runtime() -> Iterator[Path]:
 def end() -> None:
     """Leave no worker behind."""
     with suppress(InputError):
-        if (found := care.status()).pid and found.state != "none":
+        if (found := control.status()).pid and found.state != "none":
             kill(found.pid)
 
 
@@ -137,7 +137,7 @@ def run(
 
 def worker() -> int:
     """The process of the worker that is there."""
-    found = care.status()
+    found = control.status()
     assert found.state in {"idle", "busy"}, found
     assert found.pid
     return found.pid
@@ -217,11 +217,11 @@ def test_a_bug_in_the_worker_is_met_again_without_it() -> None:
 @pytest.mark.usefixtures("runtime")
 def test_it_leaves_when_it_was_idle_for_as_long_as_the_newest_run_said() -> None:
     run()
-    found = care.status()
+    found = control.status()
     assert (found.state, found.keep_alive, found.model) == ("idle", LONG, "postcard")
     run(keep_alive=0.2)
     assert Place.find().gone(within=PATIENCE)
-    assert care.status().state == "none"
+    assert control.status().state == "none"
     left = {path.name for path in Place.find().folder.iterdir()}
     assert left == {"worker.lock", "start.lock", "worker.log"}
 
@@ -256,7 +256,7 @@ def test_killed_in_mid_image_the_run_goes_on_and_the_next_starts_another() -> No
 @pytest.mark.usefixtures("runtime")
 @pytest.mark.parametrize("moment", ["before", "in mid-image"])
 def test_hung_it_is_ended_and_not_waited_for(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "HUNG", 3.0)
+    monkeypatch.setattr(state, "HUNG", 3.0)
     run()
     first = worker()
     until(lambda: bool((state := Place.find().state()) and state.warm))
@@ -267,7 +267,7 @@ def test_hung_it_is_ended_and_not_waited_for(moment: str, monkeypatch: pytest.Mo
 
     if moment == "before":
         os.kill(first, signal.SIGSTOP)
-        until(lambda: care.status().state == "hung")
+        until(lambda: control.status().state == "hung")
         hung = run()
     else:
         hung = run("slow", meanwhile=stop)
@@ -278,14 +278,14 @@ def test_hung_it_is_ended_and_not_waited_for(moment: str, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("runtime")
 def test_hung_it_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "HUNG", 3.0)
+    monkeypatch.setattr(state, "HUNG", 3.0)
     run()
     until(lambda: bool((state := Place.find().state()) and state.warm))
     pid = worker()
     os.kill(pid, signal.SIGSTOP)
-    until(lambda: care.status().state == "hung")
-    assert care.stop() == pid
-    assert care.status().state == "none"
+    until(lambda: control.status().state == "hung")
+    assert control.stop() == pid
+    assert control.status().state == "none"
 
 
 def spoil() -> None:
@@ -300,8 +300,8 @@ def test_one_that_cannot_be_read_of_is_replaced() -> None:
     first = worker()
     spoil()
     with pytest.raises(InputError, match="cannot be read"):
-        care.status()
-    assert not hiring.make_room(), "nobody knows whether it is at work"
+        control.status()
+    assert not spawn.make_room(), "nobody knows whether it is at work"
     assert run().notes == []
     assert worker() != first
 
@@ -310,15 +310,15 @@ def test_one_that_cannot_be_read_of_is_replaced() -> None:
 def test_one_that_cannot_be_read_of_can_be_stopped() -> None:
     run()
     spoil()
-    assert care.stop() == 0
-    assert care.stop() is None
+    assert control.stop() == 0
+    assert control.stop() is None
 
 
 @pytest.mark.usefixtures("runtime")
 def test_a_hung_one_that_cannot_be_told_from_others_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(place, "HUNG", 3.0)
+    monkeypatch.setattr(state, "HUNG", 3.0)
     run()
     first = worker()
     until(lambda: bool((found := Place.find().state()) and found.warm))
@@ -326,15 +326,15 @@ def test_a_hung_one_that_cannot_be_told_from_others_is_left(
     found = Place.find().state()
     assert found is not None
     Place.find().write(replace(found, token="another"))  # noqa: S106
-    until(lambda: care.status().state == "hung")
+    until(lambda: control.status().state == "hung")
     notes = ["The warm worker hangs, and cannot be ended. This run goes on without it."]
     assert run().notes == notes
     with pytest.raises(TimedOutError, match="does not end"):
-        care.stop()
+        control.stop()
     assert Place.find().alive()
     Place.find().write(found)
     os.kill(first, signal.SIGCONT)
-    assert care.stop() == first
+    assert control.stop() == first
 
 
 @pytest.mark.usefixtures("runtime")
@@ -346,7 +346,7 @@ def test_its_token_is_known_to_nobody_else() -> None:
     assert state.token not in repr(state)
     command = psutil.Process(state.pid).cmdline()
     assert not any(state.token in word for word in command)
-    assert any(processes.proof(state.token) in word for word in command)
+    assert any(process_proof.proof(state.token) in word for word in command)
     assert (Place.find().folder / "worker.json").stat().st_mode & 0o777 == 0o600
 
 
@@ -357,7 +357,7 @@ def test_its_log_is_bounded() -> None:
     log.write_bytes(b"x" * 2 * MAX_LOG)
     until(lambda: log.stat().st_size < MAX_LOG)
     log.unlink()
-    time.sleep(2 * place.BEAT)
+    time.sleep(2 * state.BEAT)
     assert worker()
 
 
@@ -368,7 +368,7 @@ def test_only_a_time_to_stay_is_taken_for_one() -> None:
     state = place_.state()
     assert state is not None
     for value in ("nan", "inf", "-1", "soon"):
-        with Exchange(place_, state, hiring.STATUS_PATH, None, {KEEP_ALIVE_HEADER: value}) as one:
+        with Exchange(place_, state, spawn.STATUS_PATH, None, {KEEP_ALIVE_HEADER: value}) as one:
             assert one.json()["keep_alive"] == LONG
 
 
@@ -408,7 +408,7 @@ def leaving(answer: bytes, *, stays: bool = False) -> Iterator[None]:
     It is gone then, or at the end of the block.
     """
     ready, over = threading.Event(), threading.Event()
-    identity_ = identity.Wanted(model="postcard", revision=None, options=USUAL).identity()
+    identity_ = fingerprint.Wanted(model="postcard", revision=None, options=USUAL).identity()
     place_ = Place.find()
 
     def act() -> None:
@@ -481,11 +481,11 @@ def test_one_that_leaves_is_not_waited_for_for_long_nor_twice(
     hired: list[str] = []
     again = ExitStack()
 
-    def hire(wanted_: identity.Wanted, keep_alive: float) -> tuple[Place, State]:
+    def hire(wanted_: fingerprint.Wanted, keep_alive: float) -> tuple[Place, State]:
         hired.append(wanted_.model)
         if len(hired) == 2:
             again.enter_context(leaving(LEAVES[0]))
-        return hiring.hire(wanted_, keep_alive)
+        return spawn.hire(wanted_, keep_alive)
 
     monkeypatch.setattr(backend, "hire", hire)
     with leaving(LEAVES[0], stays=stays), again:
@@ -498,7 +498,7 @@ def test_one_that_leaves_is_not_waited_for_for_long_nor_twice(
 HALF_STARTED = """
 import sys, time
 from pathlib import Path
-from t2i_cli.worker.place import Place, State
+from t2i_cli.worker.state import Place, State
 place = Place(Path(sys.argv[1]))
 with place.life():
     place.write(State(pid=int(sys.argv[2]) or __import__("os").getpid(), identity=sys.argv[3],
@@ -512,7 +512,7 @@ with place.life():
 @pytest.mark.parametrize("same", [True, False])
 def test_half_started_it_is_replaced(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     end()
-    wanted = identity.Wanted(model="postcard", revision=None, options=LocalOptions())
+    wanted = fingerprint.Wanted(model="postcard", revision=None, options=LocalOptions())
     place_ = Place.find()
     stuck = subprocess.Popen(
         [
@@ -524,12 +524,12 @@ def test_half_started_it_is_replaced(same: bool, monkeypatch: pytest.MonkeyPatch
     assert stuck.stdout is not None
     with stuck.stdout as said:
         assert said.readline() == b"locked\n"
-    assert care.status().state == "starting"
-    assert not hiring.make_room()
+    assert control.status().state == "starting"
+    assert not spawn.make_room()
     assert stuck.poll() is None
     if same:
         # It could yet come to listen; this one has had its time.
-        old = time.time() - 2 * place.STARTING
+        old = time.time() - 2 * state.STARTING
         os.utime(place_.folder / "worker.json", (old, old))
     assert run().notes == []
     assert stuck.wait(PATIENCE) < 0
@@ -539,7 +539,7 @@ def test_half_started_it_is_replaced(same: bool, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("runtime")
 def test_a_worker_that_cannot_start_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     end()
-    monkeypatch.setattr(hiring, "MODULE", "tests.fakes.nothing_of_that_name")
+    monkeypatch.setattr(spawn, "MODULE", "tests.fakes.nothing_of_that_name")
     failed = run()
     assert failed.image
     [note] = failed.notes
@@ -571,27 +571,27 @@ def test_one_of_other_options_is_replaced_when_it_is_idle_and_left_alone_at_work
 @pytest.mark.usefixtures("runtime")
 def test_it_makes_room_for_a_run_without_it_unless_it_is_at_work() -> None:
     end()
-    assert not hiring.make_room()
+    assert not spawn.make_room()
     made: list[bool] = []
 
     def make_room(event: Event) -> None:
         if isinstance(event, Step) and not made:
-            made.append(hiring.make_room())
+            made.append(spawn.make_room())
             kill(worker())
 
     run("slow", meanwhile=make_room)
     assert made == [False]
     assert run().notes == []
-    assert hiring.make_room()
-    assert care.status().state == "none"
+    assert spawn.make_room()
+    assert control.status().state == "none"
 
 
 # Whom it serves.
 
 
-def wanted(**changes: object) -> identity.Wanted:
+def wanted(**changes: object) -> fingerprint.Wanted:
     options: dict[str, object] = {"model": "postcard", "revision": None}
-    return identity.Wanted(**{"options": LocalOptions(), **options, **changes})  # type: ignore[arg-type]
+    return fingerprint.Wanted(**{"options": LocalOptions(), **options, **changes})  # type: ignore[arg-type]
 
 
 OTHER_VARIABLES = [
@@ -645,7 +645,7 @@ def test_other_versions_users_and_models_want_other_workers(
     assert wanted(model="sd15").identity() != before
     assert wanted(model="sd15", revision="main").identity() != wanted(model="sd15").identity()
     with monkeypatch.context() as patch:
-        patch.setattr(identity, "__version__", "0.0.0")
+        patch.setattr(fingerprint, "__version__", "0.0.0")
         assert wanted().identity() != before
     with monkeypatch.context() as patch:
         patch.setattr(os, "getuid", lambda: 12345)
@@ -699,8 +699,8 @@ def test_a_folder_that_is_not_the_users_own_is_not_used(
     assert len(refused.stand_in.made) == 1
     assert not (tmp_path / "t2i" / "worker.json").exists()
     with pytest.raises(InputError, match=complaint):
-        care.status()
-    assert not hiring.make_room()
+        control.status()
+    assert not spawn.make_room()
 
 
 def test_without_unix_sockets_it_listens_on_loopback_and_asks_for_its_secret(
@@ -718,15 +718,15 @@ def test_without_unix_sockets_it_listens_on_loopback_and_asks_for_its_secret(
         assert state.secret not in repr(state)
         assert (Place.find().folder / "worker.json").stat().st_mode & 0o777 == 0o600
         connection = _Connection(state)
-        connection.request("GET", hiring.STATUS_PATH)
+        connection.request("GET", spawn.STATUS_PATH)
         assert connection.getresponse().status == 401
         connection.close()
-        connection.request("GET", hiring.STATUS_PATH, headers={KEEP_ALIVE_HEADER: "1"})
+        connection.request("GET", spawn.STATUS_PATH, headers={KEEP_ALIVE_HEADER: "1"})
         assert connection.getresponse().status == 401
         connection.close()
-        assert care.status().keep_alive == LONG
+        assert control.status().keep_alive == LONG
         Place.find().write(replace(state, secret="another"))  # noqa: S106
-        assert care.status().state == "none"
+        assert control.status().state == "none"
         Place.find().write(state)
     finally:
         end()
@@ -922,7 +922,7 @@ def test_whoever_cannot_be_remembered_as_told_is_not_told(
     (tmp_path / "state").write_text("a file")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(Console, "live", True)
-    mention.once(Console())
+    tips.once(Console())
     assert capsys.readouterr().err == ""
 
 

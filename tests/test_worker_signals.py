@@ -39,7 +39,7 @@ PLANTED = """
 import json, os, subprocess, sys, threading, time
 from pathlib import Path
 from t2i_cli.worker import care, processes
-from t2i_cli.worker.place import Place
+from t2i_cli.worker.state import Place
 
 place = Place(Path(sys.argv[1]) / "t2i")
 place.folder.mkdir(mode=0o700)

@@ -65,8 +65,8 @@ def failure(code: str) -> T2IError:
 if __name__ == "__main__":
     from t2i_cli.backends import factory
     from t2i_cli.cli import main
-    from t2i_cli.worker import hiring
+    from t2i_cli.worker import spawn
 
-    hiring.MODULE = WORKER
+    spawn.MODULE = WORKER
     factory.cold = lambda options: Painter(steps=True)
     main.main()

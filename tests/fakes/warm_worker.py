@@ -1,6 +1,6 @@
 """The worker's process with a backend that acts."""
 
-from t2i_cli.worker.process import main
+from t2i_cli.worker.daemon import main
 from tests.fakes.warm import Actor
 
 if __name__ == "__main__":

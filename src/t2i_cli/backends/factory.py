@@ -126,7 +126,7 @@ def _local(options: Options, lenient: bool | None, worker: bool) -> Backend:
 def cold(options: "LocalOptions") -> Backend:
     """This machine's images, made in this process."""
     from t2i_cli.backends.local import LocalBackend
-    from t2i_cli.worker.hiring import make_room
+    from t2i_cli.worker.spawn import make_room
 
     return LocalBackend(options, make_room)
 

@@ -14,16 +14,9 @@ from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import client
 from t2i_cli.worker.client import Exchange
-from t2i_cli.worker.hiring import MODEL_PATH, hire
-from t2i_cli.worker.identity import Wanted
-from t2i_cli.worker.place import (
-    LEAVING,
-    HungError,
-    LeavingError,
-    Place,
-    State,
-    UnusableError,
-)
+from t2i_cli.worker.fingerprint import Wanted
+from t2i_cli.worker.spawn import MODEL_PATH, hire
+from t2i_cli.worker.state import LEAVING, HungError, LeavingError, Place, State, UnusableError
 
 SENT_AT_ONCE = 4
 """Requests: those of other runs come in between, and the device need not wait for files."""

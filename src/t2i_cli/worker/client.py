@@ -21,7 +21,7 @@ from t2i_cli.events import Downloading, Event, Loading, Measure, Note, OnEvent, 
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.worker.place import BEAT, HungError, LeavingError, Place, State, UnusableError
+from t2i_cli.worker.state import BEAT, HungError, LeavingError, Place, State, UnusableError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

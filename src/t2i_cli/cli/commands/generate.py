@@ -119,9 +119,9 @@ def generate(
 def _mention_warmth(backend: str | None, keep_alive: str | None) -> None:
     local = store.pick("backend", backend) in {None, "local"}
     if local and store.pick("keep_alive", keep_alive) is None:
-        from t2i_cli.worker import mention
+        from t2i_cli.worker import tips
 
-        mention.once(console)
+        tips.once(console)
 
 
 def _prompt(argument: str | None, option: str | None) -> str:

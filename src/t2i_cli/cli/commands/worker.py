@@ -16,9 +16,9 @@ app = typer.Typer(
 def status(json: JsonOpt = False) -> None:
     """Say whether a worker runs, with which model, and how long it stays."""
     console.configure(json=json)
-    from t2i_cli.worker import care
+    from t2i_cli.worker import control
 
-    found = care.status()
+    found = control.status()
     if json:
         console.result_json(found.to_json())
     else:
@@ -29,9 +29,9 @@ def status(json: JsonOpt = False) -> None:
 def stop(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     """End the worker; an image that it is at has 30 seconds."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.worker import care
+    from t2i_cli.worker import control
 
-    pid = care.stop()
+    pid = control.stop()
     if json:
         console.result_json({"stopped": pid is not None, "pid": pid or None})
     elif pid is None:

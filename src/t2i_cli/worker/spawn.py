@@ -10,10 +10,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from t2i_cli.output.state_files import open_regular
-from t2i_cli.worker import processes
+from t2i_cli.worker import process_proof
 from t2i_cli.worker.client import Exchange, reachable
-from t2i_cli.worker.identity import Wanted
-from t2i_cli.worker.place import LEAVING, STARTING, HungError, Place, State, UnusableError
+from t2i_cli.worker.fingerprint import Wanted
+from t2i_cli.worker.state import LEAVING, STARTING, HungError, Place, State, UnusableError
 
 if TYPE_CHECKING:
     import subprocess
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STATUS_PATH = "/t2i/v1/worker"
 MODEL_PATH = f"{STATUS_PATH}/model"
 """Where a worker tells how it is, and what its model is: of its own, beside the native dialect."""
-MODULE = "t2i_cli.worker.process"
+MODULE = "t2i_cli.worker.daemon"
 """What a worker's process runs."""
 
 
@@ -103,7 +103,7 @@ def _start(
         "revision": wanted.revision,
         "options": asdict(wanted.options),
         "keep_alive": keep_alive,
-        "proof": processes.proof(token),
+        "proof": process_proof.proof(token),
     }
     relative = wanted.folder is not None and not wanted.folder.is_absolute()
     detached = getattr(subprocess, "DETACHED_PROCESS", 0)
@@ -118,7 +118,7 @@ def _start(
             [sys.executable, "-P", "-m", MODULE, json.dumps(order)],
             # Elsewhere than in the user's folder, which may lie on a disk to be taken out.
             cwd=None if relative else place.folder,
-            env=os.environ | {processes.TOKEN_VARIABLE: token},
+            env=os.environ | {process_proof.TOKEN_VARIABLE: token},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

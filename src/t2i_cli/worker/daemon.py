@@ -1,6 +1,6 @@
 """The worker's process: t2i's server for one user, until nobody has asked it for long enough.
 
-Run as `python -m t2i_cli.worker.process ORDER`, by `hiring` alone.
+Run as `python -m t2i_cli.worker.daemon ORDER`, by `hiring` alone.
 """
 
 import json
@@ -24,10 +24,10 @@ from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import T2IError
 from t2i_cli.output.state_files import open_regular, remove_socket
 from t2i_cli.request import MAX_SIDE, MAX_STEPS
-from t2i_cli.worker import processes
+from t2i_cli.worker import process_proof
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER
-from t2i_cli.worker.hiring import MODEL_PATH, STATUS_PATH
-from t2i_cli.worker.place import BEAT, Place, State
+from t2i_cli.worker.spawn import MODEL_PATH, STATUS_PATH
+from t2i_cli.worker.state import BEAT, Place, State
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -50,9 +50,9 @@ def main(make_backend: Callable[[LocalOptions], Backend] = LocalBackend) -> None
             identity=order["identity"],
             version=__version__,
             model=order["model"],
-            started=processes.started(os.getpid()),
+            started=process_proof.started(os.getpid()),
             # No process of its own has to know it.
-            token=os.environ.pop(processes.TOKEN_VARIABLE, None),
+            token=os.environ.pop(process_proof.TOKEN_VARIABLE, None),
         )
         # Before the imports, for those who wait.
         place.write(state)

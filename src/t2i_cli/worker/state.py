@@ -226,13 +226,13 @@ class Place:
 
     def signal(self, state: State, number: int) -> bool:
         """Send a signal to a worker that lives, and to no other process; whether it was sent."""
-        from t2i_cli.worker import processes
+        from t2i_cli.worker import process_proof
 
         # Whoever looks whether it lives holds the lock for an instant.
         time.sleep(0.02)
         if not self.alive():
             return False
-        return processes.send(
+        return process_proof.send(
             number, state.pid, state.started, state.token, self.folder / _LOCKS[0]
         )
 

@@ -7,8 +7,8 @@ from typing import Literal
 from t2i_cli import durations
 from t2i_cli.errors import InputError, TimedOutError
 from t2i_cli.worker.client import Exchange
-from t2i_cli.worker.hiring import STATUS_PATH
-from t2i_cli.worker.place import HungError, Place, UnusableError
+from t2i_cli.worker.spawn import STATUS_PATH
+from t2i_cli.worker.state import HungError, Place, UnusableError
 
 
 @dataclass(frozen=True, kw_only=True)
