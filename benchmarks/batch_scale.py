@@ -22,7 +22,7 @@ from threading import Event as Flag
 
 from PIL import Image
 
-from t2i_cli.backends import GeneratedImage, RunLock
+from t2i_cli.backends import GeneratedImage, GenerationInfo
 from t2i_cli.batch import manifest, plan, runner, session
 from t2i_cli.batch.executor import InProcess
 from t2i_cli.batch.interrupt import Stop
@@ -60,11 +60,11 @@ class Constant:
     def check(self, request: ResolvedRequest) -> None:
         """Every request can be honoured."""
 
-    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+    def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """Nothing."""
         return {}
 
-    def commit(self, model: str, revision: str | None) -> str | None:
+    def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """There is none."""
         return None
 
@@ -80,12 +80,12 @@ class Constant:
     ) -> Iterator[GeneratedImage]:
         """The same image for every request."""
         self.began = time.perf_counter()
-        lock = RunLock(backend="local", model="postcard", device="cpu", batch_size=1)
+        lock = GenerationInfo(backend="local", model="postcard", device="cpu", batch_size=1)
         for index, request in enumerate(requests):
             if cancel.is_set():
                 return
             yield GeneratedImage(
-                index=index, request=request, image=self.image, lock=lock, seconds=0.1
+                index=index, request=request, image=self.image, info=lock, seconds=0.1
             )
 
     def close(self) -> None:
@@ -205,7 +205,7 @@ def _saved(folder: Path, job: plan.Job) -> Saved:
         sha256="0" * 64,
         seconds=0.1,
         request=job.row.request,
-        lock=RunLock(backend="local", model="postcard", device="cpu", batch_size=1),
+        lock=GenerationInfo(backend="local", model="postcard", device="cpu", batch_size=1),
     )
 
 

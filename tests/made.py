@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from t2i_cli.backends import GeneratedImage, RunLock
+from t2i_cli.backends import GeneratedImage, GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
 REQUEST = ResolvedRequest(
@@ -19,7 +19,7 @@ REQUEST = ResolvedRequest(
     height=48,
     scheduler="dpm++2m-karras",
 )
-LOCK = RunLock(
+LOCK = GenerationInfo(
     backend="local",
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
     revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
@@ -48,5 +48,5 @@ def picture(width: int = 64, height: int = 48) -> Image.Image:
 def generated(index: int = 0, **changes: object) -> GeneratedImage:
     """A finished image of 64 by 48 pixels, with changes to its request."""
     return GeneratedImage(
-        index=index, request=request(**changes), image=picture(), lock=LOCK, seconds=1.25
+        index=index, request=request(**changes), image=picture(), info=LOCK, seconds=1.25
     )

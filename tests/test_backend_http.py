@@ -30,6 +30,7 @@ from t2i_cli.batch.session import Task
 from t2i_cli.console import Console
 from t2i_cli.errors import (
     AccessError,
+    ContentFilteredError,
     InputError,
     ModelError,
     OutOfMemoryError,
@@ -37,13 +38,12 @@ from t2i_cli.errors import (
     RemoteError,
     T2IError,
     TimedOutError,
-    WithheldError,
 )
-from t2i_cli.events import Note
+from t2i_cli.events import Notice
 from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.output.image_writer import FileSink, Saved
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from t2i_cli.server.options import Limits, ServerOptions
 from tests.conftest import T2I
 from tests.fakes.images_server import Body, FakeImages, Fault, error, running_images
@@ -105,11 +105,11 @@ def make(
     """One image by the backend; raises its failure."""
     told = [] if notes is None else notes
     asked = GenerateRequest(**{"prompt": "a red star", **fields})
-    settled = resolve(asked, backend.describe(asked), lenient=lenient, on_note=told.append)
+    settled = resolve_request(asked, backend.describe(asked), lenient=lenient, on_note=told.append)
     backend.check(settled)
 
     def hear(event: object) -> None:
-        if isinstance(event, Note):
+        if isinstance(event, Notice):
             told.append(event.message)
 
     (outcome,) = backend.run([settled], hear, Flag())
@@ -162,10 +162,10 @@ def test_a_plain_server_gets_the_prompt_and_the_size(server: FakeImages) -> None
     ]
     assert made.image.size == (32, 24)
     assert made.image.mode == "RGB"
-    assert made.lock.backend == "http"
-    assert made.lock.endpoint == server.url
-    assert made.lock.model == "painter"
-    assert made.lock.seed_confirmed is False
+    assert made.info.backend == "http"
+    assert made.info.endpoint == server.url
+    assert made.info.model == "painter"
+    assert made.info.seed_confirmed is False
     assert made.round_trip is not None
     assert made.seconds == made.round_trip
     # What nobody set is not known, and said to be so.
@@ -230,7 +230,7 @@ def test_the_dialect_is_found_by_the_owner_of_the_models(server: FakeImages, own
     server.owner, server.facts = owner, {**FACTS, "name": "painter"} if owner == "t2i" else None
     chosen = backend(server)
     asked = GenerateRequest(prompt="x")
-    told = chosen.needs(resolve(asked, chosen.describe(asked)))
+    told = chosen.estimate(resolve_request(asked, chosen.describe(asked)))
     assert told["dialect"] == {"organization": "openai"}.get(owner, owner)
     assert ("/t2i/v1/model" in server.paths) == (owner == "t2i")
 
@@ -248,15 +248,15 @@ def test_a_known_model_has_its_own_settings_sent(server: FakeImages) -> None:
 def test_a_server_of_t2i_settles_and_confirms(server: FakeImages) -> None:
     as_t2i(server)
     made = make(backend(server), seed=42, negative_prompt="rain")
-    local = resolve(
+    local = resolve_request(
         GenerateRequest(prompt="a red star", model="postcard", seed=42, negative_prompt="rain"),
         choose().describe(GenerateRequest(prompt="x", model="postcard")),
     )
     assert made.request.to_json() == local.to_json()
-    assert made.lock.seed_confirmed is True
-    assert (made.lock.backend, made.lock.device) == ("http", "cuda:0")
-    assert made.lock.measures == ("vae-tiling",)
-    assert made.lock.libraries == {"torch": "2.13.0"}
+    assert made.info.seed_confirmed is True
+    assert (made.info.backend, made.info.device) == ("http", "cuda:0")
+    assert made.info.measures == ("vae-tiling",)
+    assert made.info.libraries == {"torch": "2.13.0"}
     assert made.seconds == 0.25
     with pytest.raises(InputError, match="width 30 is not a multiple of 8"):
         make(backend(server), width=30)
@@ -270,7 +270,7 @@ def test_a_server_that_makes_something_else_is_told_of(server: FakeImages) -> No
     with pytest.raises(RemoteError, match="with steps 4, not 20"):
         make(backend(server))
     server.echo = lambda body: echo(body | {"seed": 1})
-    assert make(backend(server), seed=2).lock.seed_confirmed is False
+    assert make(backend(server), seed=2).info.seed_confirmed is False
     notes: list[str] = []
     server.echo = None
     server.faults = [Fault(image=server.picture({"size": "64x64"}))]
@@ -302,13 +302,13 @@ def test_the_model_to_use(server: FakeImages) -> None:
     assert several.value.hint == "-m names one."
     with pytest.raises(ModelError, match="does not have c; it has a, b,"):
         make(backend(server), model="c")
-    assert make(backend(server), model="b").lock.model == "b"
+    assert make(backend(server), model="b").info.model == "b"
     assert make(backend(server), model="sdxl").request.steps is None
     assert server.asked[-1]["model"] == "stabilityai/stable-diffusion-xl-base-1.0"
     server.models = None
     with pytest.raises(InputError, match="which model to use"):
         make(backend(server))
-    assert make(backend(server), model="anything").lock.model == "anything"
+    assert make(backend(server), model="anything").info.model == "anything"
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,12 @@ def test_the_model_to_use(server: FakeImages) -> None:
         (Fault(status=403, body=error("No.")), AccessError, "does not allow this", 1),
         (Fault(status=404, body=error("No such model.")), ModelError, "not have the model", 1),
         (Fault(status=404, body="?"), RemoteError, "no images API at http", 1),
-        (Fault(status=400, body=error("x", "moderation_blocked")), WithheldError, "withheld", 1),
+        (
+            Fault(status=400, body=error("x", "moderation_blocked")),
+            ContentFilteredError,
+            "withheld",
+            1,
+        ),
         (Fault(status=500, body=error("Oh.")), RemoteError, r"with status 500\. Oh\.", 1),
         (Fault(status=504), TimedOutError, "gave up", 1),
         (Fault(status=307, headers={"Location": "http://x/"}), RemoteError, "another address", 1),
@@ -551,7 +556,7 @@ def test_a_stop_keeps_what_was_sent(server: FakeImages, tmp_path: Path) -> None:
     server.pause = 0.3
     spec = chosen.describe(GenerateRequest(prompt="x"))
     requests: list[ResolvedRequest] = [
-        resolve(GenerateRequest(prompt=f"star {n}"), spec) for n in range(30)
+        resolve_request(GenerateRequest(prompt=f"star {n}"), spec) for n in range(30)
     ]
     sink = FileSink([tmp_path / f"{n}.png" for n in range(30)], "png")
     threading.Timer(0.15, lambda: stop.ask(2)).start()
@@ -643,7 +648,7 @@ def test_calls_run_beside_each_other_and_cancel_frees_the_server(server: FakeIma
     chosen, cancel = backend(server), Flag()
     server.pause = 60
     spec = chosen.describe(GenerateRequest(prompt="x"))
-    requests = [resolve(GenerateRequest(prompt=f"star {n}"), spec) for n in range(9)]
+    requests = [resolve_request(GenerateRequest(prompt=f"star {n}"), spec) for n in range(9)]
     threading.Timer(0.5, cancel.set).start()
     assert list(chosen.run(requests, lambda event: None, cancel)) == []
     assert server.most_in_flight == 4
@@ -672,8 +677,8 @@ def test_our_own_server(ours: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(ours.backend, Painter)
     (arrived,) = ours.backend.made
     assert arrived.to_json() == made.request.to_json()
-    assert (made.lock.backend, made.lock.endpoint) == ("http", there.url)
-    assert (made.lock.device, made.lock.seed_confirmed) == ("cpu", True)
+    assert (made.info.backend, made.info.endpoint) == ("http", there.url)
+    assert (made.info.device, made.info.seed_confirmed) == ("cpu", True)
     assert made.image.tobytes() == painted(0, arrived).image.tobytes()
     with pytest.raises(InputError) as caught:
         make(backend(there), width=16_384, height=16_384)
@@ -681,13 +686,15 @@ def test_our_own_server(ours: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     # More calls than it has room for: it answers 429, and is asked again.
     chosen = backend(there, concurrency=8, retries=40)
     spec = chosen.describe(GenerateRequest(prompt="x"))
-    requests = [resolve(GenerateRequest(prompt=f"star {n}", width=16), spec) for n in range(24)]
+    requests = [
+        resolve_request(GenerateRequest(prompt=f"star {n}", width=16), spec) for n in range(24)
+    ]
     found = list(chosen.run(requests, lambda event: None, Flag()))
     assert sorted(o.index for o in found) == list(range(24))
     assert [o for o in found if isinstance(o, Failure)] == []
 
 
 def test_the_lock_has_a_place_for_where_it_was() -> None:
-    from t2i_cli.backends import RunLock
+    from t2i_cli.backends import GenerationInfo
 
-    assert asdict(RunLock(backend="local", model="m"))["endpoint"] is None
+    assert asdict(GenerationInfo(backend="local", model="m"))["endpoint"] is None

@@ -15,16 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from t2i_cli.backends import Cancel, Failure, GeneratedImage
+from t2i_cli.backends import CancellationToken, Failure, GeneratedImage
 from t2i_cli.errors import (
-    DefectError,
     InputError,
+    InternalError,
     OutOfMemoryError,
     QuotaError,
     RemoteError,
     TimedOutError,
 )
-from t2i_cli.events import Event, Note, Sent
+from t2i_cli.events import Event, Notice, RequestSent
 from t2i_cli.net import error_body, image_decoding, response_metadata, retry
 from t2i_cli.net.concurrency import Call, outcomes
 from t2i_cli.net.http_client import Answer, Wire, is_loopback
@@ -236,8 +236,8 @@ def test_every_request_has_one_outcome() -> None:
     (failure,) = [o for o in found if isinstance(o, Failure)]
     assert (failure.index, failure.error.message) == (3, "No more.")
     assert 2 <= server.most <= 3
-    assert [e.indices for e in events if isinstance(e, Sent)] == [(n,) for n in range(9)]
-    assert [e for e in events if isinstance(e, Note)] == [Note(message="The server is slow.")]
+    assert [e.indices for e in events if isinstance(e, RequestSent)] == [(n,) for n in range(9)]
+    assert [e for e in events if isinstance(e, Notice)] == [Notice(message="The server is slow.")]
     assert not abandoned
 
 
@@ -253,7 +253,7 @@ def test_soon_begins_nothing_more_and_keeps_what_is_in_flight() -> None:
     soon = Flag()
     server = Server(seconds=0.2)
     found = []
-    for outcome in run(server, cancel=Cancel(soon)):
+    for outcome in run(server, cancel=CancellationToken(soon)):
         soon.set()
         found.append(outcome.index)
     assert sorted(found) == [0, 1, 2]
@@ -270,7 +270,7 @@ def test_a_bug_in_a_call_is_that_images_failure() -> None:
     found = {outcome.index: outcome for outcome in run(broken)}
     failure = found.pop(1)
     assert isinstance(failure, Failure)
-    assert isinstance(failure.error, DefectError)
+    assert isinstance(failure.error, InternalError)
     assert isinstance(failure.error.__cause__, ZeroDivisionError)
     assert failure.error.message == "An unexpected ZeroDivisionError: it broke"
     assert sorted(found) == [0, *range(2, 9)]

@@ -31,19 +31,19 @@ from t2i_cli.batch.session import Task
 from t2i_cli.console import Console
 from t2i_cli.errors import (
     AccessError,
+    ContentFilteredError,
     InputError,
     ModelError,
     QuotaError,
     RemoteError,
     T2IError,
     TimedOutError,
-    WithheldError,
 )
-from t2i_cli.events import Note
+from t2i_cli.events import Notice
 from t2i_cli.models import catalog
 from t2i_cli.net import retry
 from t2i_cli.output import metadata
-from t2i_cli.request import GenerateRequest, resolve
+from t2i_cli.request import GenerateRequest, resolve_request
 from t2i_cli.server.api.vertex import Container
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.vertex import endpoint_store
@@ -111,11 +111,11 @@ def make(
     """One image by the backend; raises its failure."""
     told = [] if notes is None else notes
     asked = GenerateRequest(**{"prompt": "a red star", **fields})
-    settled = resolve(asked, backend.describe(asked), lenient=lenient, on_note=told.append)
+    settled = resolve_request(asked, backend.describe(asked), lenient=lenient, on_note=told.append)
     backend.check(settled)
 
     def hear(event: object) -> None:
-        if isinstance(event, Note):
+        if isinstance(event, Notice):
             told.append(event.message)
 
     (outcome,) = backend.run([settled], hear, threading.Event())
@@ -221,7 +221,7 @@ def test_our_own_container(vertex: FakeVertex) -> None:
     }
     instance = {"prompt": "a red star", "text": "a red star", **settings, "format": "png"}
     assert vertex.predictions == [{"instances": [instance], "parameters": settings}]
-    local = resolve(
+    local = resolve_request(
         GenerateRequest(
             **{"prompt": "a red star", "model": "postcard", "seed": 4_294_967_295},  # type: ignore[arg-type]
             negative_prompt="rain",
@@ -230,9 +230,9 @@ def test_our_own_container(vertex: FakeVertex) -> None:
         choose().describe(GenerateRequest(prompt="x", model="postcard")),
     )
     assert made.request.to_json() == local.to_json()
-    assert made.lock.backend == "vertex"
-    assert (made.lock.endpoint, made.lock.deployed_model) == (name, "77")
-    assert (made.lock.device, made.lock.seed_confirmed) == ("cuda:0", True)
+    assert made.info.backend == "vertex"
+    assert (made.info.endpoint, made.info.deployed_model) == (name, "77")
+    assert (made.info.device, made.info.seed_confirmed) == ("cuda:0", True)
     assert made.seconds == 0.25
     assert made.round_trip
     assert made.image.size == (128, 128)
@@ -240,7 +240,7 @@ def test_our_own_container(vertex: FakeVertex) -> None:
 
 def test_our_own_container_as_it_is(vertex: FakeVertex) -> None:
     variables = {"AIP_HTTP_PORT": "80", "AIP_PREDICT_ROUTE": "/go", "AIP_HEALTH_ROUTE": "/up"}
-    fails = {"gone": WithheldError("The checker withheld it.", hint="Reword.")}
+    fails = {"gone": ContentFilteredError("The checker withheld it.", hint="Reword.")}
     painter = Painter(fails=lambda request: fails.get(request.prompt))
     options = ServerOptions(container=Container.find(variables))
     with serving(painter, options=options) as server:
@@ -255,9 +255,9 @@ def test_our_own_container_as_it_is(vertex: FakeVertex) -> None:
         made = make(backend(name), **fields, width=16, height=16, scheduler="euler")
         (arrived,) = painter.made
         assert arrived.to_json() == made.request.to_json()
-        assert made.lock.seed_confirmed is True
+        assert made.info.seed_confirmed is True
         assert made.image.tobytes() == painted(0, arrived).image.tobytes()
-        with pytest.raises(WithheldError, match="The checker withheld it") as caught:
+        with pytest.raises(ContentFilteredError, match="The checker withheld it") as caught:
             make(backend(name), prompt="gone")
         assert caught.value.hint == "Reword."
         with pytest.raises(ModelError):
@@ -299,7 +299,7 @@ def test_what_each_serving_honours(
     assert set(sent.get("parameters", {})) == honoured
     assert set(sent["instances"][0]) - {"format"} == honoured | {"prompt", "text"}
     assert sum(note.endswith("It is left out.") for note in notes) == len(refused)
-    assert made.lock.seed_confirmed is False
+    assert made.info.seed_confirmed is False
     for field in ("steps", "guidance_scale", "width", "height", "scheduler"):
         assert (getattr(made.request, field) is None) == (field in refused)
 
@@ -343,7 +343,7 @@ def test_every_known_form_of_a_prediction(
         ([picture(), picture()], 1),
         ([{"images": [picture(), picture(), picture()]}], 2),
         ([[picture(), picture()], {"output": picture()}], 2),
-        ([picture(), {"error": WithheldError("No!").to_json()}], 0),
+        ([picture(), {"error": ContentFilteredError("No!").to_json()}], 0),
     ],
 )
 def test_images_that_nobody_asked_for_are_told_of(
@@ -399,8 +399,8 @@ def test_an_endpoint_of_the_article_s_notebook(vertex: FakeVertex) -> None:
         ([picture()[:40]], RemoteError, "cut off"),
         (["aGVsbG8="], RemoteError, "no PNG, JPEG or WebP"),
         (
-            [{"error": WithheldError("The checker withheld it.", hint="Reword.").to_json()}],
-            WithheldError,
+            [{"error": ContentFilteredError("The checker withheld it.", hint="Reword.").to_json()}],
+            ContentFilteredError,
             r"The checker withheld it\.",
         ),
     ],
@@ -425,7 +425,7 @@ def test_where_the_endpoint_comes_from(
     numbers = [name.split("/")[-1] for name in names]
 
     def called(**options: str) -> str:
-        return str(make(backend(**options)).lock.endpoint).split("/")[-1]
+        return str(make(backend(**options)).info.endpoint).split("/")[-1]
 
     endpoint_store.remember(Known(name=names[0], dns=""), current=True)
     assert called() == numbers[0]
@@ -463,8 +463,10 @@ def test_the_host_of_a_dedicated_endpoint_is_given_by_hand(vertex: FakeVertex) -
     host = "1234567890.us-central1-987654321.prediction.vertexai.goog"
     name = "projects/gallery/locations/us-central1/endpoints/1234567890"
     chosen = backend(name, api_endpoint=f"https://{host}", serving="t2i")
-    settled = resolve(GenerateRequest(prompt="x"), chosen.describe(GenerateRequest(prompt="x")))
-    assert chosen.needs(settled)["url"] == f"https://{host}/v1/{name}:predict"
+    settled = resolve_request(
+        GenerateRequest(prompt="x"), chosen.describe(GenerateRequest(prompt="x"))
+    )
+    assert chosen.estimate(settled)["url"] == f"https://{host}/v1/{name}:predict"
     assert endpoint_store.find(name) is None
     assert not counted(vertex)
 
@@ -568,7 +570,7 @@ def test_an_endpoint_that_is_not_there(vertex: FakeVertex) -> None:
     assert "t2i remote list" in str(blind.value.hint)
 
 
-T2I_ERROR = {"error": {"code": 422, "message": "No.", "t2i": WithheldError("No!").to_json()}}
+T2I_ERROR = {"error": {"code": 422, "message": "No.", "t2i": ContentFilteredError("No!").to_json()}}
 WRAPPED = {"error": {"code": 400, "message": json.dumps(T2I_ERROR), "status": "INVALID_ARGUMENT"}}
 
 
@@ -576,8 +578,8 @@ WRAPPED = {"error": {"code": 400, "message": json.dumps(T2I_ERROR), "status": "I
     ("fault", "kind", "sentence", "tries"),
     [
         (fake.bad_request(), InputError, r"refuses the request: steps must be a number\.", 1),
-        (Fault(status=422, body=T2I_ERROR), WithheldError, "No!", 1),
-        (Fault(status=400, body=WRAPPED), WithheldError, "No!", 1),
+        (Fault(status=422, body=T2I_ERROR), ContentFilteredError, "No!", 1),
+        (Fault(status=400, body=WRAPPED), ContentFilteredError, "No!", 1),
         (
             Fault(status=504, body={"error": {"t2i": TimedOutError("Over.", hint="x").to_json()}}),
             TimedOutError,
@@ -701,8 +703,8 @@ def test_concurrency_comes_from_the_replicas(vertex: FakeVertex) -> None:
     resources["maxReplicaCount"] = 3
     chosen = backend(name)
     asked = GenerateRequest(prompt="x")
-    settled = resolve(asked, chosen.describe(asked))
-    assert chosen.needs(settled) == {
+    settled = resolve_request(asked, chosen.describe(asked))
+    assert chosen.estimate(settled) == {
         "backend": "vertex",
         "endpoint": name,
         "url": f"{vertex.url}/v1/{name}:predict",
@@ -715,7 +717,7 @@ def test_concurrency_comes_from_the_replicas(vertex: FakeVertex) -> None:
     vertex.predictor = lambda body: (threading.Event().wait(0.1), predicting(picture())(body))[1]
     list(chosen.run([settled] * 20, lambda event: None, threading.Event()))
     assert vertex.most_in_flight == 6
-    assert backend(name, concurrency=2).needs(settled)["concurrency"] == 2
+    assert backend(name, concurrency=2).estimate(settled)["concurrency"] == 2
 
 
 @pytest.mark.usefixtures("hasty")

@@ -22,7 +22,7 @@ from t2i_cli.batch.runner import Tally
 from t2i_cli.batch.session import Task
 from t2i_cli.console import EVENTS_VERSION, Console
 from t2i_cli.errors import InputError, ModelError, PartialError, T2IError
-from t2i_cli.events import Downloading, Loading, Measure, Note, OnEvent, Sent, Step
+from t2i_cli.events import Downloading, Loading, MemoryMeasure, Notice, OnEvent, RequestSent, Step
 from t2i_cli.prompts import Entry
 from t2i_cli.request import ResolvedRequest
 from tests.fakes.painter import Painter
@@ -51,9 +51,9 @@ class Chatty(Painter):
     ) -> Iterator[GeneratedImage | Failure]:
         on_event(Downloading(model="m", done=1, total=2))
         on_event(Loading(model="m", device="cpu"))
-        on_event(Measure(name="vae-tiling", reason="memory ran out"))
-        on_event(Sent(indices=(0,)))
-        on_event(Note(message="a note"))
+        on_event(MemoryMeasure(name="vae-tiling", reason="memory ran out"))
+        on_event(RequestSent(indices=(0,)))
+        on_event(Notice(message="a note"))
         sys.stderr.write("a library's ")
         sys.stderr.write("warning\nand more\r")
         sys.stdout.write("a library's print\n")

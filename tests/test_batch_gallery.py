@@ -19,7 +19,7 @@ from t2i_cli.batch.rows import expand
 from t2i_cli.batch.runner import Tally
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, ModelError
-from t2i_cli.events import Loading, Measure, Note, Step
+from t2i_cli.events import Loading, MemoryMeasure, Notice, Step
 from t2i_cli.output.image_writer import Saved
 from t2i_cli.prompts import Entry
 from tests.fakes.painter import Painter, painted
@@ -215,8 +215,8 @@ def test_plain_display_prints_paths_failures_and_notes(
     plan = plan_of(tmp_path, "a", "b" * 100)
     shown = Display(Console(), plan)
     for event in (
-        Note(message="a note"),
-        Measure(name="vae-tiling", reason="memory ran out"),
+        Notice(message="a note"),
+        MemoryMeasure(name="vae-tiling", reason="memory ran out"),
         Loading(model="m", device="cpu"),
         Step(indices=(0,), step=1, steps=2),
     ):
@@ -260,7 +260,7 @@ def saved(path: Path, generated: GeneratedImage) -> Saved:
         sha256="0" * 64,
         seconds=1.0,
         request=generated.request,
-        lock=generated.lock,
+        lock=generated.info,
     )
 
 

@@ -21,17 +21,17 @@ from t2i_cli.batch.plan import Choice
 from t2i_cli.batch.session import Task
 from t2i_cli.console import Console
 from t2i_cli.errors import (
-    DefectError,
+    ContentFilteredError,
     InputError,
+    InternalError,
+    InterruptedRunError,
     ModelError,
     OutOfMemoryError,
     PartialError,
     RemoteError,
-    StoppedError,
     StorageError,
     T2IError,
     TerminatedError,
-    WithheldError,
 )
 from t2i_cli.events import OnEvent, Step
 from t2i_cli.models.libraries import Foreign
@@ -240,12 +240,12 @@ def test_failures_are_kept_until_retry_failed(batch: Batch) -> None:
 
 
 def test_withheld_is_told_apart_and_ends_with_8_or_10(batch: Batch) -> None:
-    _, ended, summary = batch(failing(2, error=WithheldError("withheld")))
+    _, ended, summary = batch(failing(2, error=ContentFilteredError("withheld")))
     assert isinstance(ended, PartialError)
     assert (summary["withheld"], summary["failed"]) == (1, 0)
     batch.folder = batch.folder.with_name("all")
-    _, ended, summary = batch(failing(*range(1, 13), error=WithheldError("withheld")))
-    assert isinstance(ended, WithheldError)
+    _, ended, summary = batch(failing(*range(1, 13), error=ContentFilteredError("withheld")))
+    assert isinstance(ended, ContentFilteredError)
     assert (summary["withheld"], summary["exit"]) == (12, 10)
 
 
@@ -450,7 +450,7 @@ def test_what_a_backend_raises_is_that_rows_failure(batch: Batch, steps: bool) -
 
 def test_what_fails_for_every_row_at_once_ends_the_run_after_three(batch: Batch) -> None:
     painter, ended, summary = batch(broken(*range(1, 13)))
-    assert isinstance(ended, DefectError)
+    assert isinstance(ended, InternalError)
     assert ended.exit_code == 1
     assert len(painter.made) == summary["failed"] == 3
     assert (summary["left"], summary["exit"]) == (9, 1)
@@ -505,7 +505,7 @@ def test_a_pass_that_raises_fails_those_in_hand_and_no_other(batch: Batch) -> No
 def test_what_saving_raises_is_that_rows_failure(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = GeneratedImage.encoded
+    real = GeneratedImage.encode
 
     def encoded(self: GeneratedImage, format: filenames.Format) -> bytes:
         if self.index == 4:
@@ -611,7 +611,7 @@ def asked_to_stop(number: int, times: int, after: float) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("number", "kind", "code"),
-    [(signal.SIGINT, StoppedError, 130), (signal.SIGTERM, TerminatedError, 143)],
+    [(signal.SIGINT, InterruptedRunError, 130), (signal.SIGTERM, TerminatedError, 143)],
 )
 def test_signal_once_finishes_the_image_in_hand_and_says_how_to_go_on(
     batch: Batch, number: int, kind: type[T2IError], code: int
@@ -637,7 +637,7 @@ def test_signal_twice_leaves_the_image_in_hand(batch: Batch) -> None:
     painter = Painter(pause=3.0, steps=True)
     with asked_to_stop(signal.SIGINT, 2, 0.3):
         _, ended, summary = batch(painter)
-    assert isinstance(ended, StoppedError)
+    assert isinstance(ended, InterruptedRunError)
     assert (painter.made, summary["done"]) == ([], 0)
     (backend,) = [thread for thread in threading.enumerate() if thread.name == "backend"]
     backend.join(10)

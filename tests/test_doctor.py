@@ -58,7 +58,7 @@ def test_what_never_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_hub", "_google"):
         monkeypatch.setattr(diagnostics, name, lambda: time.sleep(30))
     start = time.monotonic()
-    found = {check.name: check for check in diagnostics.run()}
+    found = {check.name: check for check in diagnostics.run_diagnostics()}
     assert time.monotonic() - start < 15
     assert found["hub"].detail == found["google"].detail == "no answer in time"
     assert found["hub"].status == "note"
@@ -84,7 +84,7 @@ def test_a_broken_installation_is_a_problem(
     monkeypatch.setattr(postcard, "FOLDER", tmp_path)
     monkeypatch.setattr(diagnostics, "_LIBRARIES", ("typer", "not-a-library"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = {check.name: check for check in diagnostics.run()}
+    found = {check.name: check for check in diagnostics.run_diagnostics()}
     for name in ("libraries", "device", "postcard"):
         assert found[name].status == "problem"
         assert found[name].exit_code == 9

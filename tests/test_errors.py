@@ -17,11 +17,11 @@ from t2i_cli.errors import (
     InputError,
     ModelError,
     T2IError,
-    defect,
-    one_line,
+    error_reason,
+    internal_error,
     os_reason,
 )
-from t2i_cli.events import Sent, Step
+from t2i_cli.events import RequestSent, Step
 from t2i_cli.models import catalog, resolution
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import translated
@@ -87,10 +87,10 @@ def test_a_system_error_without_a_reason_is_told_all_the_same(error: OSError, sa
 
 
 def test_what_nobody_expected_is_one_line_whatever_it_says() -> None:
-    assert one_line(ValueError()) == "ValueError"
-    assert one_line(ValueError("a\n  b")) == "a b"
-    assert len(one_line(ValueError("x" * 10_000))) == 200
-    error = defect(ValueError("a\nb"))
+    assert error_reason(ValueError()) == "ValueError"
+    assert error_reason(ValueError("a\n  b")) == "a b"
+    assert len(error_reason(ValueError("x" * 10_000))) == 200
+    error = internal_error(ValueError("a\nb"))
     assert (error.message, error.exit_code) == ("An unexpected ValueError: a b", 1)
     assert isinstance(error.__cause__, ValueError)
 
@@ -100,8 +100,8 @@ def test_weights_that_are_none_have_a_peak() -> None:
         assert NOTHING.peak(measures, 1, GPU) == 0
 
 
-@pytest.mark.parametrize("event", [Step(indices=(), step=1, steps=2), Sent(indices=())])
-def test_an_event_about_no_image_is_shown(event: Step | Sent) -> None:
+@pytest.mark.parametrize("event", [Step(indices=(), step=1, steps=2), RequestSent(indices=())])
+def test_an_event_about_no_image_is_shown(event: Step | RequestSent) -> None:
     with Progress(Console(), 2) as progress:
         progress(event)
 

@@ -20,7 +20,7 @@ from t2i_cli.errors import (
     T2IError,
     TimedOutError,
 )
-from t2i_cli.events import Downloading, Event, Note
+from t2i_cli.events import Downloading, Event, Notice
 from t2i_cli.hub import snapshot
 from tests.fakes.hub import FakeHub, Repo
 from tests.fakes.models import CONFIGS, FULL, HALF, TEXT, repository
@@ -67,7 +67,7 @@ def content(folder: Path) -> set[str]:
 
 
 def notes(events: list[Event]) -> str:
-    return "\n".join(event.message for event in events if isinstance(event, Note))
+    return "\n".join(event.message for event in events if isinstance(event, Notice))
 
 
 def test_fetch_configs_brings_no_weights(hub: FakeHub, cache: Path) -> None:
@@ -87,7 +87,7 @@ def test_fetch_brings_what_is_needed(hub: FakeHub, cache: Path) -> None:
     assert {event.total for event in downloading} == {total}
     assert [event.done for event in downloading] == sorted(event.done for event in downloading)
     assert downloading[-1].done == total
-    assert isinstance(events[0], Note)
+    assert isinstance(events[0], Notice)
     assert f"ann/picture takes 600.4 kB; downloading to {cache}, where " in notes(events)
     assert notes(events).endswith(" free.")
 
@@ -303,7 +303,7 @@ def test_an_interrupted_connection_goes_on_within_a_run(
     hub.cut = {FULL}
 
     def heal(event: Event) -> None:
-        if isinstance(event, Note) and "poor" in event.message:
+        if isinstance(event, Notice) and "poor" in event.message:
             hub.cut.clear()
 
     folder = t2i_hub.fetch(NAME, revision=None, offline=False, half=False, on_event=heal)

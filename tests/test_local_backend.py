@@ -25,18 +25,18 @@ from t2i_cli.backends.local import outcomes as local_outcomes
 from t2i_cli.backends.local.memory import Plan
 from t2i_cli.backends.local.planning import Target
 from t2i_cli.errors import (
-    DefectError,
+    ContentFilteredError,
     InputError,
+    InternalError,
     ModelError,
     OutOfMemoryError,
     PipelineError,
     T2IError,
-    WithheldError,
 )
-from t2i_cli.events import Event, Loading, Measure, Note, Step
+from t2i_cli.events import Event, Loading, MemoryMeasure, Notice, Step
 from t2i_cli.models import catalog, libraries
 from t2i_cli.models.libraries import Foreign
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from tests import tiny
 from tests.fakes import gpu
 
@@ -49,7 +49,7 @@ def ask(
 ) -> ResolvedRequest:
     fields = {"seed": 1, "steps": STEPS} | more
     request = GenerateRequest(prompt=prompt, model=str(model), **fields)  # type: ignore[arg-type]
-    return resolve(request, backend.describe(request))
+    return resolve_request(request, backend.describe(request))
 
 
 def make(
@@ -127,14 +127,14 @@ def test_an_image_in_a_batch_is_the_image_alone(
     (alone,) = images(make(backend, ask(backend, seed=2)))
     assert psnr(alone, undisturbed[1]) > 50
     assert psnr(undisturbed[0], undisturbed[1]) < 30
-    assert (alone.lock.batch_size, undisturbed[1].lock.batch_size) == (1, 2)
+    assert (alone.info.batch_size, undisturbed[1].info.batch_size) == (1, 2)
 
 
 def test_the_lock_says_what_made_the_image(undisturbed: list[GeneratedImage]) -> None:
     import diffusers
     import torch
 
-    lock = undisturbed[0].lock
+    lock = undisturbed[0].info
     assert (lock.backend, lock.model, lock.revision) == ("local", "postcard", None)
     assert lock.pipeline == "StableDiffusionPipeline"
     assert lock.scheduler == "DPMSolverMultistepScheduler"
@@ -171,7 +171,7 @@ def test_requests_that_differ_get_passes_of_their_own(backend: LocalBackend) -> 
         ask(backend, width=64),
         ask(backend, scheduler="euler"),
     )
-    assert [image.lock.batch_size for image in images(outcomes)] == [1] * 5
+    assert [image.info.batch_size for image in images(outcomes)] == [1] * 5
     assert images(outcomes)[3].image.size == (64, 128)
 
 
@@ -179,9 +179,9 @@ def test_a_scheduler_is_applied_and_taken_back(
     backend: LocalBackend, undisturbed: list[GeneratedImage]
 ) -> None:
     euler, own = images(make(backend, ask(backend, scheduler="euler-karras"), ask(backend)))
-    assert euler.lock.scheduler == "EulerDiscreteScheduler"
+    assert euler.info.scheduler == "EulerDiscreteScheduler"
     assert psnr(euler, own) < 40
-    assert own.lock.scheduler == "DPMSolverMultistepScheduler"
+    assert own.info.scheduler == "DPMSolverMultistepScheduler"
     assert psnr(own, undisturbed[0]) > 50
 
 
@@ -280,7 +280,7 @@ def test_schedulers_fit_their_kind(family: str, name: str, scheduler: str, tmp_p
     backend = LocalBackend(LocalOptions())
     request = ask(backend, model=folder, scheduler=name, width=32, height=32)
     (image,) = images(make(backend, request))
-    assert image.lock.scheduler == scheduler
+    assert image.info.scheduler == scheduler
     loaded = backend._loaded
     assert loaded is not None
     if family == "sd3" and name == "dpm++2m":
@@ -313,7 +313,7 @@ def test_a_withheld_image_is_a_failure(tmp_path: Path, monkeypatch: pytest.Monke
     tiny.edit_tensor(folder / "safety_checker/model.safetensors", "concept_embeds_weights", -1.0)
     backend = LocalBackend(LocalOptions())
     failure = error(make(backend, ask(backend, model=folder)))
-    assert isinstance(failure, WithheldError)
+    assert isinstance(failure, ContentFilteredError)
     assert failure.exit_code == 10
     assert "--no-safety-checker" in str(failure.hint)
     without = LocalBackend(LocalOptions(safety_checker=False))
@@ -410,7 +410,7 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
     assert [o.index for o in outcomes if isinstance(o, Failure)] == [failed]
     failure = outcomes[failed]
     assert isinstance(failure, Failure)
-    assert isinstance(failure.error, DefectError)
+    assert isinstance(failure.error, InternalError)
     assert isinstance(failure.error.__cause__, ZeroDivisionError)
 
 
@@ -455,10 +455,10 @@ def test_attention_slicing_is_done_where_it_is_asked_for(
     backend = LocalBackend(LocalOptions(attention_slicing=True))
     events: list[Event] = []
     (image,) = images(make(backend, ask(backend), events=events))
-    assert image.lock.measures == ("attention-slicing",)
+    assert image.info.measures == ("attention-slicing",)
     assert psnr(image, undisturbed[0]) > 45
-    assert any(isinstance(event, Note) and "slower" in event.message for event in events)
-    assert Measure(name="attention-slicing", reason="as asked") in events
+    assert any(isinstance(event, Notice) and "slower" in event.message for event in events)
+    assert MemoryMeasure(name="attention-slicing", reason="as asked") in events
 
 
 def test_attention_slicing_that_a_model_lacks_is_bad_input(tmp_path: Path) -> None:
@@ -516,7 +516,7 @@ def test_dtypes_other_than_the_default_make_the_same_picture(
 ) -> None:
     backend = LocalBackend(LocalOptions(dtype="bfloat16"))
     (image,) = images(make(backend, ask(backend)))
-    assert image.lock.dtype == "bfloat16"
+    assert image.info.dtype == "bfloat16"
     assert psnr(image, undisturbed[0]) > 25
 
 
@@ -526,5 +526,5 @@ def test_attention_slicing_that_a_model_lacks_can_be_left_out(tmp_path: Path) ->
     events: list[Event] = []
     request = ask(backend, model=folder, width=32, height=32)
     (image,) = images(make(backend, request, events=events))
-    assert image.lock.measures == ()
-    assert any(isinstance(event, Note) and "left out" in event.message for event in events)
+    assert image.info.measures == ()
+    assert any(isinstance(event, Notice) and "left out" in event.message for event in events)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, batch_size
 from t2i_cli.errors import InputError, ModelError
-from t2i_cli.events import Event, Note
+from t2i_cli.events import Event, Notice
 from t2i_cli.models import diffusers_folder, libraries, schedulers
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from tests import tiny
 from tests.conftest import T2I
 
@@ -78,7 +78,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 def ask(backend: LocalBackend, model: Path, side: int = 64, **fields: object) -> ResolvedRequest:
     settings = {"prompt": PROMPTS[0], "seed": 1, "steps": 2, "width": side, "height": side}
     request = GenerateRequest(model=str(model), **settings | fields)  # type: ignore[arg-type]
-    return resolve(request, backend.describe(request))
+    return resolve_request(request, backend.describe(request))
 
 
 def run(
@@ -162,7 +162,7 @@ def test_images_of_a_pass_are_what_they_are_alone(family: Family, name: str, wor
     ]
     shared = run(together, requests)
     alone = [run(together, [request])[0] for request in requests]
-    locks = [outcome.lock for outcome in (*shared, *alone) if isinstance(outcome, GeneratedImage)]
+    locks = [outcome.info for outcome in (*shared, *alone) if isinstance(outcome, GeneratedImage)]
     assert [lock.batch_size for lock in locks] == [3] * 3 + [1] * 3
     assert {lock.pipeline for lock in locks} == {CLASSES[name]}
     assert difference(pixels(alone[0]), pixels(alone[1])) > 4, "the prompt shows"
@@ -182,8 +182,8 @@ def test_images_that_change_each_other_share_no_pass(family: Family, name: str) 
     for options in (LocalOptions(batch_size=None), LocalOptions(batch_size=3, lenient=True)):
         backend, events = LocalBackend(options), list[Event]()
         made = run(backend, requests, events)
-        assert [o.lock.batch_size for o in made if isinstance(o, GeneratedImage)] == [1, 1, 1]
-        notes = [event.message for event in events if isinstance(event, Note)]
+        assert [o.info.batch_size for o in made if isinstance(o, GeneratedImage)] == [1, 1, 1]
+        notes = [event.message for event in events if isinstance(event, Notice)]
         assert any(complaint in note for note in notes) is bool(options.lenient)
         backend.close()
 

@@ -8,7 +8,7 @@ from t2i_cli.backends import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.backends.local.device import Device
 from t2i_cli.errors import OutOfMemoryError
-from t2i_cli.events import Event, Measure, Step
+from t2i_cli.events import Event, MemoryMeasure, Step
 from tests.fakes import gpu
 from tests.test_local_backend import STEPS, ask, error, images, make, psnr
 
@@ -44,7 +44,7 @@ def vae(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., gpu.Failing]]
 
 
 def measures(events: list[Event]) -> list[str]:
-    return [event.name for event in events if isinstance(event, Measure)]
+    return [event.name for event in events if isinstance(event, MemoryMeasure)]
 
 
 def steps(events: list[Event]) -> int:
@@ -62,8 +62,8 @@ def test_the_denoiser_runs_out(
     events: list[Event] = []
     (image,) = images(make(backend, ask(backend), events=events))
     assert measures(events) == ["vae-tiling"]
-    assert image.lock.measures == ("vae-tiling",)
-    assert "cpu ran out of memory" in {e.reason for e in events if isinstance(e, Measure)}
+    assert image.info.measures == ("vae-tiling",)
+    assert "cpu ran out of memory" in {e.reason for e in events if isinstance(e, MemoryMeasure)}
     assert psnr(image, undisturbed[0]) > 50
 
 
@@ -82,7 +82,7 @@ def test_the_decode_runs_out_and_keeps_its_latents(
     assert steps(events) == denoised.calls == STEPS
     assert decoded.calls == 3
     for image, expected in zip(both, undisturbed, strict=True):
-        assert image.lock.measures == ("vae-slicing", "vae-tiling")
+        assert image.info.measures == ("vae-slicing", "vae-tiling")
         assert psnr(image, expected) > 40
 
 
@@ -100,7 +100,7 @@ def test_the_decode_of_a_gpu_goes_to_the_cpu(
     assert measures(events) == ["vae-tiling", "vae-on-cpu"]
     assert steps(events) == denoised.calls == 2 * STEPS
     assert decoded.calls == 4, "the second image is not tried on the GPU again"
-    assert first.lock.measures == second.lock.measures == ("vae-tiling", "vae-on-cpu")
+    assert first.info.measures == second.info.measures == ("vae-tiling", "vae-on-cpu")
     assert psnr(first, undisturbed[0]) > 40
     assert psnr(second, undisturbed[1]) > 40
 
@@ -136,8 +136,8 @@ def test_a_gpu_goes_down_the_ladder_one_step_at_a_time(
     taken = ["batch-size-1", "vae-tiling", "model-offload", "group-offload"]
     assert measures(events) == taken
     for image, expected in zip(both, undisturbed, strict=True):
-        assert image.lock.measures == tuple(taken)
-        assert image.lock.batch_size == 1
+        assert image.info.measures == tuple(taken)
+        assert image.info.batch_size == 1
         assert psnr(image, expected) > 50
 
 
@@ -230,8 +230,8 @@ def test_low_memory_offloads_from_the_start(
     backend = LocalBackend(LocalOptions(memory="low", dtype="float32"))
     events: list[Event] = []
     (image,) = images(make(backend, ask(backend), events=events))
-    assert image.lock.measures == ("vae-tiling", "model-offload")
-    assert {event.reason for event in events if isinstance(event, Measure)} == {"as asked"}
+    assert image.info.measures == ("vae-tiling", "model-offload")
+    assert {event.reason for event in events if isinstance(event, MemoryMeasure)} == {"as asked"}
     assert psnr(image, undisturbed[0]) > 40
 
 

@@ -15,7 +15,7 @@ from t2i_cli import hub
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.models import catalog, diffusers_folder, resolution
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.request import GenerateRequest, resolve
+from t2i_cli.request import GenerateRequest, resolve_request
 from tests import tiny
 
 Family = Callable[[str], Path]
@@ -91,7 +91,7 @@ def test_a_scale_that_a_network_does_not_take_in_is_no_guidance(
     assert (spec.guidance_argument, spec.guidance_scale) == (None, None)
     assert not spec.negative_prompt
     with pytest.raises(InputError, match="it takes no guidance scale"):
-        resolve(GenerateRequest(prompt="a star", guidance_scale=3.0), spec)
+        resolve_request(GenerateRequest(prompt="a star", guidance_scale=3.0), spec)
     # A config that does not say so has its class's own default.
     kept = json.loads(config.read_text())
     del kept["guidance_embeds"]

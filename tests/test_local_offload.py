@@ -133,7 +133,7 @@ def test_the_ladder_takes_hooks_off_before_it_moves(
 
     gpu.Failing(monkeypatch, UNet2DConditionModel, "forward", (1, 2, 3))
     image = run(sdxl)
-    assert image.lock.measures == (VAE_TILING, MODEL_OFFLOAD, GROUP_OFFLOAD)
+    assert image.info.measures == (VAE_TILING, MODEL_OFFLOAD, GROUP_OFFLOAD)
     assert not {call for call in calls.made if call.startswith("cast")}
     hooks = calls.made.index(GROUP_OFFLOAD)
     assert MODEL_OFFLOAD in calls.made[:hooks]
@@ -244,5 +244,5 @@ def test_on_a_card_offload_makes_the_same_picture(
     plain = run(sdxl, steps=4)
     planned(monkeypatch, *offload)
     offloaded = run(sdxl, steps=4)
-    assert offloaded.lock.measures == offload
+    assert offloaded.info.measures == offload
     assert psnr(plain, offloaded) >= 40

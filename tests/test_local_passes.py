@@ -9,7 +9,7 @@ from t2i_cli.backends import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, prompt_embedding_cache
 from t2i_cli.backends.local.batch_size import MOST, PassSize
 from t2i_cli.backends.local.device import Device
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from tests import tiny
 
 
@@ -74,7 +74,7 @@ def test_as_many_fit_as_there_is_memory() -> None:
 
 def ask(backend: LocalBackend, prompt: str, seed: int, **more: object) -> ResolvedRequest:
     request = GenerateRequest(prompt=prompt, seed=seed, steps=1, **more)  # type: ignore[arg-type]
-    return resolve(request, backend.describe(request))
+    return resolve_request(request, backend.describe(request))
 
 
 def pictures(backend: LocalBackend, requests: list[ResolvedRequest]) -> list[bytes]:

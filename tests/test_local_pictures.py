@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, pipeline_output
 from t2i_cli.errors import ModelError, T2IError
-from t2i_cli.request import GenerateRequest, resolve
+from t2i_cli.request import GenerateRequest, resolve_request
 from tests import made, tiny
 from tests.conftest import T2I
 
@@ -42,7 +42,7 @@ def test_no_numbers_in_one_image_of_a_pass_are_its_own_failure(tmp_path: Path) -
     backend = LocalBackend(LocalOptions(batch_size=3))
     prompts = ("a red star", "a blue house", "a red star")
     requests = [
-        resolve(request, backend.describe(request))
+        resolve_request(request, backend.describe(request))
         for prompt in prompts
         for request in [GenerateRequest(prompt=prompt, model=str(folder), seed=1, steps=1)]
     ]
@@ -83,7 +83,7 @@ def test_another_number_of_images_is_an_error(
     backend = LocalBackend(LocalOptions(trust_remote_code=True))
     request = GenerateRequest(prompt="a red star", model=str(folder), seed=1, steps=1)
     (outcome,) = backend.run(
-        [resolve(request, backend.describe(request))], lambda _: None, threading.Event()
+        [resolve_request(request, backend.describe(request))], lambda _: None, threading.Event()
     )
     assert isinstance(outcome, Failure)
     assert isinstance(outcome.error, ModelError)

@@ -9,7 +9,7 @@ from PIL import Image, ImageChops, ImageStat
 from t2i_cli.backends import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, previews
 from t2i_cli.events import Event, Preview
-from t2i_cli.request import GenerateRequest, resolve
+from t2i_cli.request import GenerateRequest, resolve_request
 from tests import tiny
 
 
@@ -29,7 +29,7 @@ def made(
     spec = backend.describe(asked[0])
     events: list[Event] = []
     outcomes = backend.run(
-        [resolve(one, spec) for one in asked], events.append, threading.Event(), wanted
+        [resolve_request(one, spec) for one in asked], events.append, threading.Event(), wanted
     )
     images = {one.index: one.image for one in outcomes if isinstance(one, GeneratedImage)}
     assert sorted(images) == list(range(len(wanted)))

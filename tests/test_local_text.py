@@ -7,7 +7,7 @@ import pytest
 
 from t2i_cli import postcard
 from t2i_cli.backends.local import LocalBackend, LocalOptions, prompt_warnings
-from t2i_cli.events import Event, Note
+from t2i_cli.events import Event, Notice
 from t2i_cli.models.libraries import Foreign
 from tests import tiny
 from tests.test_local_backend import ask, make
@@ -86,5 +86,5 @@ def test_notes_are_told_once_a_prompt() -> None:
     zeppelin = ask(backend, prompt="a red zeppelin", steps=1)
     known = ask(backend, prompt="a red star", steps=1)
     make(backend, known, zeppelin, zeppelin, events=events)
-    [note] = [event for event in events if isinstance(event, Note)]
+    [note] = [event for event in events if isinstance(event, Notice)]
     assert note.indices == (1, 2)

@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.errors import WithheldError
+from t2i_cli.errors import ContentFilteredError
 from t2i_cli.events import OnEvent, Preview, Step
 from t2i_cli.models.schedulers import usable_names
 from t2i_cli.output import metadata
@@ -244,7 +244,7 @@ def test_every_setting_reaches_the_model(server: Running, easel: Easel, tab: Tab
         expect(viewer(page)).to_contain_text("48 × 48")
     first, second = sorted(easel.made, key=lambda request: request.seed)
     assert (first.seed, second.seed) == (41, 42)
-    assert first.settings() == second.settings()
+    assert first.identity_values() == second.identity_values()
     assert first.to_json() == {
         "prompt": "a red circle",
         "negative_prompt": "blue",
@@ -490,7 +490,7 @@ def test_an_error_names_the_field_and_what_to_do(server: Running, easel: Easel, 
 
 
 def test_one_failure_of_several_leaves_the_others(server: Running, easel: Easel, tab: Tab) -> None:
-    refused = WithheldError("The safety checker withheld it.", hint="Another seed may pass.")
+    refused = ContentFilteredError("The safety checker withheld it.", hint="Another seed may pass.")
     easel.fails = lambda request: refused if request.seed == 6 else None
     with tab(server.url) as page:
         fill(page, Seed="5", Images="3")

@@ -10,9 +10,9 @@ from t2i_cli.request import (
     MAX_PROMPT,
     MAX_SEED,
     GenerateRequest,
+    expand_seeds,
     parse_size,
-    resolve,
-    with_seeds,
+    resolve_request,
 )
 
 SD15 = catalog.MODELS["sd15"]
@@ -59,7 +59,7 @@ def test_unusual_prompts_are_taken(prompt: str) -> None:
 
 
 def test_unset_fields_take_the_models_values() -> None:
-    resolved = resolve(GenerateRequest(prompt="x", steps=7), SD15)
+    resolved = resolve_request(GenerateRequest(prompt="x", steps=7), SD15)
     assert (resolved.steps, resolved.guidance_scale) == (7, 7.5)
     assert (resolved.width, resolved.height) == (512, 512)
     assert resolved.model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -68,7 +68,7 @@ def test_unset_fields_take_the_models_values() -> None:
 
 
 def test_distilled_model_keeps_its_own_steps_and_has_no_guidance() -> None:
-    resolved = resolve(GenerateRequest(prompt="x"), SCHNELL)
+    resolved = resolve_request(GenerateRequest(prompt="x"), SCHNELL)
     assert (resolved.steps, resolved.guidance_scale) == (4, None)
 
 
@@ -88,39 +88,44 @@ def test_what_the_model_cannot_honour(
     request_: GenerateRequest, spec: catalog.ModelSpec, field: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        resolve(request_, spec)
+        resolve_request(request_, spec)
     assert caught.value.field == field
     notes: list[str] = []
-    resolved = resolve(request_, spec, lenient=True, on_note=notes.append)
+    resolved = resolve_request(request_, spec, lenient=True, on_note=notes.append)
     assert len(notes) == 1
     assert field not in resolved.user_set
-    assert getattr(resolved, field) == getattr(resolve(GenerateRequest(prompt="x"), spec), field)
+    assert getattr(resolved, field) == getattr(
+        resolve_request(GenerateRequest(prompt="x"), spec), field
+    )
 
 
 def test_size_that_does_not_fit_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"width 500 is not a multiple of 8.* nearest is 496"):
-        resolve(GenerateRequest(prompt="x", width=500), SD15)
+        resolve_request(GenerateRequest(prompt="x", width=500), SD15)
     with pytest.raises(InputError, match="nearest is 16"):
-        resolve(GenerateRequest(prompt="x", height=3), QWEN)
+        resolve_request(GenerateRequest(prompt="x", height=3), QWEN)
 
 
 def test_scheduler_must_fit_the_kind_of_model() -> None:
     with pytest.raises(InputError, match="does not fit .* euler, heun"):
-        resolve(GenerateRequest(prompt="x", scheduler="ddim"), SCHNELL)
-    assert resolve(GenerateRequest(prompt="x", scheduler="euler"), SCHNELL).scheduler == "euler"
+        resolve_request(GenerateRequest(prompt="x", scheduler="ddim"), SCHNELL)
+    assert (
+        resolve_request(GenerateRequest(prompt="x", scheduler="euler"), SCHNELL).scheduler
+        == "euler"
+    )
 
 
 def test_seeds_count_up_or_stand_each() -> None:
-    request = resolve(GenerateRequest(prompt="x"), SD15)
-    assert [r.seed for r in with_seeds(request, [5], 3)] == [5, 6, 7]
-    assert [r.seed for r in with_seeds(request, [5, 9], 1)] == [5, 9]
-    first, second = with_seeds(request, [], 2)
+    request = resolve_request(GenerateRequest(prompt="x"), SD15)
+    assert [r.seed for r in expand_seeds(request, [5], 3)] == [5, 6, 7]
+    assert [r.seed for r in expand_seeds(request, [5, 9], 1)] == [5, 9]
+    first, second = expand_seeds(request, [], 2)
     assert second.seed == first.seed + 1
     last = replace(request, seed=MAX_SEED)
-    assert [r.seed for r in with_seeds(last, [], 3)][-1] <= MAX_SEED
+    assert [r.seed for r in expand_seeds(last, [], 3)][-1] <= MAX_SEED
     for seeds, count in (([5, 6], 2), ([], 0), ([MAX_SEED], 2)):
         with pytest.raises(InputError):
-            with_seeds(request, seeds, count)
+            expand_seeds(request, seeds, count)
 
 
 def test_size_is_read() -> None:

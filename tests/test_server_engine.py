@@ -12,17 +12,17 @@ import pytest
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import (
-    DefectError,
     InputError,
+    InternalError,
+    InterruptedRunError,
     ModelError,
     OutOfMemoryError,
-    StoppedError,
     T2IError,
     TerminatedError,
     TimedOutError,
-    defect,
+    internal_error,
 )
-from t2i_cli.events import Loading, Measure, Note, OnEvent, Preview, Step
+from t2i_cli.events import Loading, MemoryMeasure, Notice, OnEvent, Preview, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server import batcher
 from t2i_cli.server.batcher import BusyError
@@ -134,9 +134,9 @@ class Annotated(Held):
         cancel: threading.Event,
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
-        on_event(Note(message="for all"))
+        on_event(Notice(message="for all"))
         for index, request in enumerate(requests):
-            on_event(Note(message=request.prompt, indices=(index,)))
+            on_event(Notice(message=request.prompt, indices=(index,)))
         yield from super().run(requests, on_event, cancel, previews)
 
 
@@ -149,7 +149,7 @@ def test_what_quotes_a_prompt_is_told_to_its_own_job_only() -> None:
             jobs = [await submit(engine, "a", "b"), await submit(engine, "c")]
             held.go.set()
             await first.images()
-            told = [[m async for m in job if isinstance(m, Note)] for job in jobs]
+            told = [[m async for m in job if isinstance(m, Notice)] for job in jobs]
             assert prompts(held) == [["first"], ["a", "b", "c"]]
             assert [[(n.message, n.indices) for n in notes] for notes in told] == [
                 [("for all", ()), ("a", (0,)), ("b", (1,))],
@@ -220,7 +220,7 @@ def test_a_pass_ends_only_when_nobody_waits_for_any_of_its_images() -> None:
             await until(lambda: held.passes)
             jobs = [await submit(engine, prompt) for prompt in ("a", "b")]
             first.cancel()
-            with pytest.raises(StoppedError):
+            with pytest.raises(InterruptedRunError):
                 await first.images()
             await until(lambda: len(held.passes) == 2)
             assert held.cancelled == 1
@@ -250,7 +250,7 @@ def test_a_timeout_cancels_the_work() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("error", [ModelError("broken"), InputError("wrong"), DefectError("bug")])
+@pytest.mark.parametrize("error", [ModelError("broken"), InputError("wrong"), InternalError("bug")])
 def test_a_bad_request_does_not_harm_those_that_share_its_pass(error: T2IError) -> None:
     class Fragile(Held):
         """Fails a whole pass for one request in it, as pipelines do."""
@@ -285,7 +285,7 @@ def test_a_bug_is_logged_and_the_next_job_is_served(caplog: pytest.LogCaptureFix
 
     async def test() -> None:
         async with started(Painter(fails=fails)) as engine:
-            with pytest.raises(DefectError) as caught:
+            with pytest.raises(InternalError) as caught:
                 await (await submit(engine, "bug")).images()
             assert "secret" not in str(caught.value)
             await (await submit(engine, "fine")).images()
@@ -298,7 +298,9 @@ def test_a_bug_that_a_backend_tells_is_for_the_log_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fails(request: ResolvedRequest) -> T2IError | None:
-        return defect(ZeroDivisionError("secret detail")) if request.prompt == "bug" else None
+        return (
+            internal_error(ZeroDivisionError("secret detail")) if request.prompt == "bug" else None
+        )
 
     async def test() -> None:
         async with started(Painter(fails=fails)) as engine:
@@ -307,7 +309,7 @@ def test_a_bug_that_a_backend_tells_is_for_the_log_alone(
                 *_, outcome = [message async for message in job]
                 assert isinstance(outcome, kind)
                 if isinstance(outcome, Failure):
-                    assert isinstance(outcome.error, DefectError)
+                    assert isinstance(outcome.error, InternalError)
                     assert outcome.error.message == "The server met a bug; its log has the details."
                     assert outcome.error.__cause__ is None
 
@@ -354,7 +356,7 @@ def test_a_backend_that_ends_early_leaves_no_job_waiting() -> None:
 
     async def test() -> None:
         async with started(Lazy()) as engine:
-            with pytest.raises(DefectError):
+            with pytest.raises(InternalError):
                 await (await submit(engine, "never")).images()
 
     run(test())
@@ -407,7 +409,7 @@ class Slow(Painter):
         assert self.go.wait(30)
         if self.error:
             raise self.error
-        on_event(Measure(name="vae-tiling", reason="to test"))
+        on_event(MemoryMeasure(name="vae-tiling", reason="to test"))
 
 
 def test_what_stops_while_the_model_is_found_does_not_load_it() -> None:
@@ -447,7 +449,7 @@ def test_jobs_are_taken_while_the_model_loads_and_hear_of_it() -> None:
             await submit(engine, "third")
         assert not engine.ready
         slow.go.set()
-        assert isinstance(await anext(second), Measure)
+        assert isinstance(await anext(second), MemoryMeasure)
         assert len(await second.images()) == len(await first.images()) == 1
         await starting
         assert engine.ready
@@ -574,7 +576,7 @@ def test_limits_are_kept() -> None:
 def test_what_cannot_be_honoured_is_left_out_where_that_is_asked_for() -> None:
     async def test() -> None:
         async with started(Painter()) as engine:
-            notes: list[Note] = []
+            notes: list[Notice] = []
             request = GenerateRequest(prompt="a", guidance_scale=1.0, negative_prompt="x")
             settled = await engine.settle([request] * 2, lenient=True, on_note=notes.append)
             assert [one.negative_prompt for one in settled] == [None, None]
@@ -718,9 +720,9 @@ def test_the_memory_ladder_serves_on_this_machine(monkeypatch: pytest.MonkeyPatc
             gpu.Failing(once, UNet2DConditionModel, "forward", (2,))
             job = await submit(engine, "a", **wish)
             told = [message async for message in job]
-        assert [m.name for m in told if isinstance(m, Measure)] == ["vae-tiling"]
+        assert [m.name for m in told if isinstance(m, MemoryMeasure)] == ["vae-tiling"]
         assert isinstance(told[-1], GeneratedImage)
-        assert told[-1].lock.measures == ("vae-tiling",)
+        assert told[-1].info.measures == ("vae-tiling",)
         with monkeypatch.context() as always, pytest.raises(OutOfMemoryError):
             gpu.Failing(always, UNet2DConditionModel, "forward", range(1000))
             await (await submit(engine, "b", **wish)).images()

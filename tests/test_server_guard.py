@@ -18,7 +18,7 @@ from starlette.types import Message
 
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError
-from t2i_cli.events import Measure
+from t2i_cli.events import MemoryMeasure
 from t2i_cli.server import security
 from t2i_cli.server.api.vertex import Container
 from t2i_cli.server.app import create_app
@@ -346,7 +346,7 @@ def test_prompts_are_logged_only_where_that_is_asked_for(
         engine = Engine(Painter(), "postcard")
         log = ServerLog(console, prompts)
         engine.line.observers.append(log)
-        log.told(Measure(name="vae-tiling", reason="to test"))
+        log.told(MemoryMeasure(name="vae-tiling", reason="to test"))
         with TestClient(create_app(engine, ServerOptions()), base_url="http://localhost") as server:
             assert server.post("/predict", json={"prompt": "a\x1b red house"}).status_code == 400
             assert server.post("/predict", json={"prompt": "a\nred house"}).status_code == 200

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from t2i_cli.errors import ModelError, OutOfMemoryError, T2IError, WithheldError
+from t2i_cli.errors import ContentFilteredError, ModelError, OutOfMemoryError, T2IError
 from t2i_cli.models.schedulers import usable_names
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
@@ -139,7 +139,7 @@ def test_progress_and_previews_are_told_as_asked() -> None:
 
 def test_a_failure_is_told_and_the_others_are_made() -> None:
     def fails(request: ResolvedRequest) -> T2IError | None:
-        return WithheldError("Withheld.", hint="Try.") if request.prompt == "bad" else None
+        return ContentFilteredError("Withheld.", hint="Try.") if request.prompt == "bad" else None
 
     with serving(Painter(fails=fails)) as server:
         found = told(server, requests=asked("good", "bad"))

@@ -11,9 +11,9 @@ import pytest
 
 from t2i_cli.backends import Backend
 from t2i_cli.backends.factory import choose
-from t2i_cli.events import Event, Note
+from t2i_cli.events import Event, Notice
 from t2i_cli.net import response_metadata
-from t2i_cli.request import GenerateRequest, resolve
+from t2i_cli.request import GenerateRequest, resolve_request
 from t2i_cli.server.api.predict import LONGEST_NOTE, NOTES_HEADER
 from t2i_cli.server.api.vertex import Container
 from t2i_cli.server.options import ServerOptions
@@ -90,15 +90,15 @@ def test_t2is_own_dialect_says_whom_they_are_for(server: Running) -> None:
     }
 
 
-def told(backend: Backend, *prompts: str) -> list[Note]:
+def told(backend: Backend, *prompts: str) -> list[Notice]:
     """What a run by a backend notes."""
     asked = [GenerateRequest(prompt=prompt) for prompt in prompts]
     spec = backend.describe(asked[0])
     events: list[Event] = []
-    requests = [resolve(one, spec) for one in asked]
+    requests = [resolve_request(one, spec) for one in asked]
     list(backend.run(requests, events.append, threading.Event()))
     backend.close()
-    return [event for event in events if isinstance(event, Note)]
+    return [event for event in events if isinstance(event, Notice)]
 
 
 def test_the_http_backend_hands_them_on_once_to_all_that_they_are_about(

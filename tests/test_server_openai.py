@@ -22,7 +22,7 @@ from openai.types import (
 from PIL import Image as Pillow
 
 from t2i_cli.backends.local import LocalBackend, LocalOptions
-from t2i_cli.errors import OutOfMemoryError, T2IError, TimedOutError, WithheldError
+from t2i_cli.errors import ContentFilteredError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.models import catalog
 from t2i_cli.output import metadata
 from t2i_cli.output.filenames import Format
@@ -32,7 +32,7 @@ from tests.fakes.painter import Held, Painter
 from tests.fakes.serving import Running, serving
 
 FAILURES: dict[str, T2IError] = {
-    "withheld": WithheldError("The safety checker withheld the image."),
+    "withheld": ContentFilteredError("The safety checker withheld the image."),
     "memory": OutOfMemoryError("The device has too little memory."),
     "slow": TimedOutError("It took too long."),
 }

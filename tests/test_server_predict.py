@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from t2i_cli.errors import (
+    ContentFilteredError,
     ModelError,
     OutOfMemoryError,
     StorageError,
     T2IError,
     TimedOutError,
-    WithheldError,
 )
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
@@ -25,7 +25,7 @@ from tests.fakes.painter import Painter
 from tests.fakes.serving import Running, serving
 
 FAILURES: dict[str, T2IError] = {
-    "withheld": WithheldError("The safety checker withheld the image."),
+    "withheld": ContentFilteredError("The safety checker withheld the image."),
     "memory": OutOfMemoryError("The device has too little memory."),
     "slow": TimedOutError("It took too long."),
     "disk": StorageError("The disk is full."),

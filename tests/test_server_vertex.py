@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from t2i_cli import postcard
-from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, WithheldError
+from t2i_cli.errors import ContentFilteredError, InputError, OutOfMemoryError, T2IError
 from t2i_cli.events import OnEvent
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
@@ -40,7 +40,7 @@ VARIABLES = {
     "AIP_STORAGE_URI": "gs://bucket/model",
 }
 FAILURES: dict[str, T2IError] = {
-    "withheld": WithheldError("The safety checker withheld the image."),
+    "withheld": ContentFilteredError("The safety checker withheld the image."),
     "memory": OutOfMemoryError("The device has too little memory."),
 }
 """What happens to a prompt."""

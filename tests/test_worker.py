@@ -28,10 +28,10 @@ from t2i_cli.backends.local.memory import Plan
 from t2i_cli.cli import main
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
-from t2i_cli.events import Event, Note, Step
+from t2i_cli.events import Event, Notice, Step
 from t2i_cli.models import catalog
 from t2i_cli.output.filenames import Format
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from t2i_cli.worker import backend, control, fingerprint, process_proof, spawn, state, tips
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER, Exchange, _Connection
@@ -90,7 +90,7 @@ class Run:
 
     @property
     def notes(self) -> list[str]:
-        return [event.message for event in self.events if isinstance(event, Note)]
+        return [event.message for event in self.events if isinstance(event, Notice)]
 
     @property
     def error(self) -> T2IError:
@@ -108,7 +108,7 @@ class Run:
 def requests(*prompts: str) -> list[ResolvedRequest]:
     """Settled requests for postcard."""
     return [
-        resolve(GenerateRequest(prompt=prompt, seed=seed), catalog.MODELS["postcard"])
+        resolve_request(GenerateRequest(prompt=prompt, seed=seed), catalog.MODELS["postcard"])
         for seed, prompt in enumerate(prompts)
     ]
 
@@ -165,11 +165,11 @@ def test_images_and_progress_are_those_of_a_run_without_it() -> None:
     for ours, theirs in zip(warmed.outcomes, painted, strict=True):
         assert isinstance(ours, GeneratedImage)
         assert isinstance(theirs, GeneratedImage)
-        assert (ours.request, ours.lock) == (theirs.request, theirs.lock)
+        assert (ours.request, ours.info) == (theirs.request, theirs.info)
         assert (ours.seconds, ours.size) == (theirs.seconds, theirs.size)
-        assert ours.encoded("png") == theirs.encoded("png")
+        assert ours.encode("png") == theirs.encode("png")
         # In another format than it came in, too.
-        assert ours.encoded("webp") == theirs.encoded("webp")
+        assert ours.encode("webp") == theirs.encode("webp")
     steps = [event for event in warmed.events if isinstance(event, Step)]
     assert [step.indices for step in steps] == [(n // 2,) for n in range(2 * len(prompts))]
 
@@ -180,7 +180,7 @@ def test_runs_share_a_worker_which_sends_the_format_that_is_wanted() -> None:
     first = worker()
     # Lenience matters to a run's requests alone, which are settled before the worker sees them.
     sent = run(format="jpeg", options=LocalOptions(lenient=True)).image
-    assert sent.encoded("jpeg")[:2] == b"\xff\xd8"
+    assert sent.encode("jpeg")[:2] == b"\xff\xd8"
     assert "image" not in vars(sent)
     assert sent.image.size == sent.size
     assert worker() == first

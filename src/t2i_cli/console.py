@@ -123,7 +123,7 @@ class Console:
         return sys.stdin.readline()
 
     @contextmanager
-    def owned_stdout(self) -> Iterator[None]:
+    def redirect_stdout(self) -> Iterator[None]:
         """Keep what libraries print off stdout, which belongs to the result."""
         self._out, sys.stdout = sys.stdout, sys.stderr
         try:
@@ -132,7 +132,7 @@ class Console:
             sys.stdout, self._out = self._out, None
 
     @contextmanager
-    def owned_stderr(self) -> Iterator[None]:
+    def redirect_stderr(self) -> Iterator[None]:
         """With --events, have what libraries print on stderr become events as well."""
         if not self.events:
             yield
@@ -153,7 +153,7 @@ class Console:
         # A closed stderr, or terminal, must not turn a finished image into a failure.
         with suppress(OSError):
             stream = self._err or sys.stderr
-            stream.write(printable(line) + "\n")
+            stream.write(escape_controls(line) + "\n")
             stream.flush()
 
 
@@ -181,12 +181,12 @@ def stdout_bytes() -> BinaryIO:
     return console.stdout.buffer
 
 
-def printable(text: str) -> str:
+def escape_controls(text: str) -> str:
     """The text with what could steer a terminal written as escapes (bidi overrides, controls)."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
 
 
-def size_text(size: int) -> str:
+def format_bytes(size: int) -> str:
     """A number of bytes for people, in the decimal units that disks are sold by."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:

@@ -15,13 +15,13 @@ from queue import Empty, SimpleQueue
 from typing import Literal
 
 from t2i_cli import __version__, postcard
-from t2i_cli.console import size_text
+from t2i_cli.console import format_bytes
 from t2i_cli.errors import AccessError, ModelError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.output import filenames
 from t2i_cli.settings import store
 
-PATIENCE = 8.0
+NETWORK_TIMEOUT = 8.0
 """Seconds for everything that asks the network, all of it at the same time."""
 SMALL_DISK = 10 * 10**9
 """Bytes; most models take more than this."""
@@ -36,15 +36,15 @@ _LIBRARIES = (
     "pillow",
     "google-cloud-aiplatform",
 )
-Status = Literal["ok", "note", "problem"]
+DiagnosticStatus = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Diagnostic:
     """One finding; `exit_code` is not 0 for what keeps t2i from making any picture."""
 
     name: str
-    status: Status
+    status: DiagnosticStatus
     detail: str
     fix: str | None = None
     exit_code: int = 0
@@ -54,14 +54,14 @@ class Check:
         return asdict(self)
 
 
-def run() -> Iterator[Check]:
+def run_diagnostics() -> Iterator[Diagnostic]:
     """All findings; takes PATIENCE seconds more than the imports at most."""
     remote = {"hub": _hub, "google": _google}
-    answers: dict[str, SimpleQueue[Check]] = {name: SimpleQueue() for name in remote}
+    answers: dict[str, SimpleQueue[Diagnostic]] = {name: SimpleQueue() for name in remote}
     for name, check in remote.items():
         # Daemons, for a name look-up cannot be ended, and t2i does not wait for it at its end.
         threading.Thread(target=_into, args=(answers[name], name, check), daemon=True).start()
-    yield Check(
+    yield Diagnostic(
         name="t2i", status="ok", detail=f"{__version__}, Python {platform.python_version()}"
     )
     yield _libraries()
@@ -70,28 +70,32 @@ def run() -> Iterator[Check]:
     yield _postcard()
     yield _guarded("model", _model, status="note")
     yield _disk()
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + NETWORK_TIMEOUT
     for name, answer in answers.items():
         try:
             yield answer.get(timeout=max(0.0, end - time.monotonic()))
         except Empty:
-            yield Check(name=name, status="note", detail="no answer in time")
+            yield Diagnostic(name=name, status="note", detail="no answer in time")
 
 
-def _into(answer: SimpleQueue[Check], name: str, check: Callable[[], Check]) -> None:
+def _into(answer: SimpleQueue[Diagnostic], name: str, check: Callable[[], Diagnostic]) -> None:
     answer.put(_guarded(name, check, status="note"))
 
 
-def _guarded(name: str, check: Callable[[], Check], status: Status = "problem") -> Check:
+def _guarded(
+    name: str, check: Callable[[], Diagnostic], status: DiagnosticStatus = "problem"
+) -> Diagnostic:
     """The check's finding, or its error as one."""
     try:
         return check()
     except T2IError as error:
         code = error.exit_code if status == "problem" else 0
-        return Check(name=name, status=status, detail=error.message, fix=error.hint, exit_code=code)
+        return Diagnostic(
+            name=name, status=status, detail=error.message, fix=error.hint, exit_code=code
+        )
 
 
-def _libraries() -> Check:
+def _libraries() -> Diagnostic:
     found, missing = [], []
     for name in _LIBRARIES:
         try:
@@ -99,30 +103,30 @@ def _libraries() -> Check:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        return Check(
+        return Diagnostic(
             name="libraries",
             status="problem",
             detail=f"{', '.join(missing)} not installed",
             fix="Install t2i again: python -m pip install --force-reinstall t2i-cli",
             exit_code=ModelError.exit_code,
         )
-    return Check(name="libraries", status="ok", detail=", ".join(found))
+    return Diagnostic(name="libraries", status="ok", detail=", ".join(found))
 
 
-def _config() -> Check:
+def _config() -> Diagnostic:
     set_here = [key for key in store.SETTINGS if store.find(key)]
     named = ", ".join(set_here) or "nothing set"
     file = store.path()
     where = str(file) if file.exists() else f"{file} (not there)"
-    return Check(name="config", status="ok", detail=f"{named}; {where}")
+    return Diagnostic(name="config", status="ok", detail=f"{named}; {where}")
 
 
-def _devices() -> Iterator[Check]:
+def _devices() -> Iterator[Diagnostic]:
     try:
         import torch  # noqa: F401 - only to see that it loads
     # A broken torch fails in its own ways: a missing library, a build for another processor.
     except (ImportError, OSError, RuntimeError) as error:
-        yield Check(
+        yield Diagnostic(
             name="device",
             status="problem",
             detail=f"torch does not load: {error}",
@@ -134,7 +138,7 @@ def _devices() -> Iterator[Check]:
 
     found = local.devices()
     if found[0].kind == "cpu" and Path("/dev/nvidia0").exists():
-        yield Check(
+        yield Diagnostic(
             name="device",
             status="note",
             detail="there is an NVIDIA GPU, and this build of torch cannot use it",
@@ -142,41 +146,41 @@ def _devices() -> Iterator[Check]:
         )
     for device in found:
         memory = local.memory(device)
-        yield Check(
+        yield Diagnostic(
             name="device",
             status="ok",
-            detail=f"{device.name} ({device.label}), {size_text(memory.free)} of "
-            f"{size_text(memory.total)} free",
+            detail=f"{device.name} ({device.label}), {format_bytes(memory.free)} of "
+            f"{format_bytes(memory.total)} free",
         )
 
 
-def _postcard() -> Check:
+def _postcard() -> Diagnostic:
     weights = list(postcard.FOLDER.glob("*/*.safetensors"))
     if len(weights) < 3 or not (postcard.FOLDER / "model_index.json").exists():
-        return Check(
+        return Diagnostic(
             name="postcard",
             status="problem",
             detail=f"the embedded model is not whole in {postcard.FOLDER}",
             fix="Install t2i again: python -m pip install --force-reinstall t2i-cli",
             exit_code=ModelError.exit_code,
         )
-    return Check(name="postcard", status="ok", detail="the embedded model is there")
+    return Diagnostic(name="postcard", status="ok", detail="the embedded model is there")
 
 
-def _disk() -> Check:
+def _disk() -> Diagnostic:
     from t2i_cli.hub import cache
 
     folder = cache.folder()
     free = shutil.disk_usage(filenames.standing(folder)).free
-    detail = f"{size_text(free)} free for models in {folder}"
+    detail = f"{format_bytes(free)} free for models in {folder}"
     if free < SMALL_DISK:
-        return Check(
+        return Diagnostic(
             name="disk", status="note", detail=detail, fix="Make room, or set HF_HOME elsewhere."
         )
-    return Check(name="disk", status="ok", detail=detail)
+    return Diagnostic(name="disk", status="ok", detail=detail)
 
 
-def _model() -> Check:
+def _model() -> Diagnostic:
     from t2i_cli.hub import cache
 
     name = store.get("model") or catalog.DEFAULT_MODEL
@@ -186,9 +190,11 @@ def _model() -> Check:
     repo = spec.repo if spec else name
     here = cache.cached().get(repo or "")
     if (spec and spec.folder) or catalog.folder(name) or (here and here.whole):
-        return Check(name="model", status="ok", detail=f"{name}, the default, is on this machine")
-    size = f" ({size_text(spec.download_bytes)})" if spec and spec.download_bytes else ""
-    return Check(
+        return Diagnostic(
+            name="model", status="ok", detail=f"{name}, the default, is on this machine"
+        )
+    size = f" ({format_bytes(spec.download_bytes)})" if spec and spec.download_bytes else ""
+    return Diagnostic(
         name="model",
         status="note",
         detail=f"{name}, the default, is not downloaded{size}",
@@ -196,37 +202,37 @@ def _model() -> Check:
     )
 
 
-def _hub() -> Check:
+def _hub() -> Diagnostic:
     from t2i_cli.hub import account
 
     who = account.status()
     if who is None:
         account.reach()
-        return Check(
+        return Diagnostic(
             name="hub",
             status="ok",
             detail="the Hub answers; nobody is logged in (only gated models need it)",
         )
-    return Check(
+    return Diagnostic(
         name="hub",
         status="ok",
         detail=f"the Hub answers; {who.user} is logged in by {who.source}",
     )
 
 
-def _google() -> Check:
+def _google() -> Diagnostic:
     from t2i_cli.vertex import permissions
 
     try:
-        login, able = permissions.look(seconds=PATIENCE / 3)
+        login, able = permissions.look(seconds=NETWORK_TIMEOUT / 3)
     except AccessError as error:
-        return Check(
+        return Diagnostic(
             name="google",
             status="note",
             detail=f"{error.message} Only Vertex AI needs them.",
             fix=error.hint,
         )
-    return Check(
+    return Diagnostic(
         name="google",
         status="ok",
         detail=f"{login.account or 'somebody'}, project {login.project or 'not set'}, "

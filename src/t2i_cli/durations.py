@@ -6,7 +6,7 @@ _FORM = re.compile(r"(?=\d)(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1
 _UNITS = (86_400, 3_600, 60, 1)
 
 
-def parse(text: str) -> int | None:
+def parse_duration(text: str) -> int | None:
     """The duration in seconds, or None where the text is none: a unit is always named."""
     match = _FORM.fullmatch("0s" if text == "0" else text)
     if match is None:
@@ -14,7 +14,7 @@ def parse(text: str) -> int | None:
     return sum(int(number or 0) * unit for number, unit in zip(match.groups(), _UNITS, strict=True))
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """The duration in the form that `parse` reads, in whole seconds."""
     left, parts = round(seconds), []
     for letter, unit in zip("dhms", _UNITS, strict=True):

@@ -80,7 +80,7 @@ class OutOfMemoryError(T2IError):
     code = "out_of_memory"
 
 
-class DefectError(T2IError):
+class InternalError(T2IError):
     """A bug, as the failure of one image; `__cause__` is what was raised, if it was raised here.
 
     A server's client hears that there was one; the traceback is in the server's log.
@@ -108,7 +108,7 @@ class PipelineError(ModelError):
     """A model's pipeline failed, and nothing is known of why; `__cause__` is what it raised."""
 
 
-class WithheldError(T2IError):
+class ContentFilteredError(T2IError):
     """A safety checker withheld the image."""
 
     exit_code = 10
@@ -122,7 +122,7 @@ class StorageError(T2IError):
     code = "storage"
 
 
-class StoppedError(T2IError):
+class InterruptedRunError(T2IError):
     """Ctrl-C ended the run."""
 
     exit_code = 130
@@ -136,7 +136,7 @@ class TerminatedError(T2IError):
     code = "terminated"
 
 
-def from_json(record: Mapping[str, object]) -> T2IError | None:
+def error_from_json(record: Mapping[str, object]) -> T2IError | None:
     """The error that `to_json()` told of, or None for a record with another code."""
     kind = next((k for k in T2IError.__subclasses__() if k.code == record.get("code")), None)
     if kind is None:
@@ -148,17 +148,17 @@ def from_json(record: Mapping[str, object]) -> T2IError | None:
     return error
 
 
-def defect(raised: Exception) -> DefectError:
+def internal_error(raised: Exception) -> InternalError:
     """An exception that nobody expected, as the failure of the images it came of."""
-    error = DefectError(
-        f"An unexpected {type(raised).__name__}: {one_line(raised)}",
+    error = InternalError(
+        f"An unexpected {type(raised).__name__}: {error_reason(raised)}",
         hint="-v shows the traceback; please report it.",
     )
     error.__cause__ = raised
     return error
 
 
-def one_line(raised: Exception) -> str:
+def error_reason(raised: Exception) -> str:
     """What an exception says, on one line and not too long; its name if it says nothing."""
     text = " ".join(str(raised).split()) or type(raised).__name__
     return text if len(text) <= 200 else text[:199] + "…"
@@ -166,7 +166,7 @@ def one_line(raised: Exception) -> str:
 
 def os_reason(error: OSError) -> str:
     """The system's reason; an OSError that a library made has none, but may say something."""
-    return error.strerror or one_line(error)
+    return error.strerror or error_reason(error)
 
 
 class Terminated(BaseException):

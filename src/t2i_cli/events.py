@@ -45,14 +45,14 @@ class Preview:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
+class RequestSent:
     """The requests at these positions went to a server, which tells nothing until they are done."""
 
     indices: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Note:
+class Notice:
     """One sentence that a person should read; it never means failure.
 
     It may quote the requests at `indices`, and is for those who sent them; without any it is for
@@ -64,12 +64,12 @@ class Note:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class MemoryMeasure:
     """A measure taken against running out of memory, and why."""
 
     name: str
     reason: str
 
 
-Event = Downloading | Loading | Step | Preview | Sent | Note | Measure
+Event = Downloading | Loading | Step | Preview | RequestSent | Notice | MemoryMeasure
 OnEvent = Callable[[Event], None]

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from t2i_cli.backends import Backend, GeneratedImage
 from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
-from t2i_cli.errors import DefectError, InputError, PartialError, T2IError
+from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import FileSink, Saved
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve, with_seeds
-from t2i_cli.run import run
+from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds, resolve_request
+from t2i_cli.run import generate_and_save
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class GenerationJob:
     """A request to make with each of `seeds`, or `count` times."""
 
     request: GenerateRequest
@@ -25,7 +25,7 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class OutputOptions:
     """Where images go, and how: the options of the commands that make a few."""
 
     target: str | None = None
@@ -40,18 +40,18 @@ class Output:
         return filenames.target(self.target, self.format, is_folder=folder)
 
 
-def settle(
-    order: Order,
+def prepare_requests(
+    order: GenerationJob,
     backend: Backend,
-    output: Output,
+    output: OutputOptions,
     console: Console,
     *,
     lenient: bool,
 ) -> tuple[list[ResolvedRequest], FileSink]:
     """The requests and the files they will be; raises for all that can be known to be wrong."""
     asked = replace(order.request, seed=order.seeds[0]) if order.seeds else order.request
-    settled = resolve(asked, backend.describe(asked), lenient=lenient, on_note=console.warn)
-    requests = with_seeds(settled, order.seeds, order.count)
+    settled = resolve_request(asked, backend.describe(asked), lenient=lenient, on_note=console.warn)
+    requests = expand_seeds(settled, order.seeds, order.count)
     target = output.aim
     if target.template is None and console.json:
         raise InputError("Standard output holds the image or the JSON, not both.", field="output")
@@ -61,17 +61,17 @@ def settle(
     return requests, sink
 
 
-def make(
-    order: Order,
+def generate_images(
+    order: GenerationJob,
     backend: Backend,
-    output: Output,
+    output: OutputOptions,
     console: Console,
     *,
     lenient: bool,
 ) -> None:
     """Make the images and print where each went; raises if any of them failed."""
-    show = viewer(output.show, lenient, console)
-    requests, sink = settle(order, backend, output, console, lenient=lenient)
+    show = terminal_viewer(output.show, lenient, console)
+    requests, sink = prepare_requests(order, backend, output, console, lenient=lenient)
     sink.prepare()
     failures: list[T2IError] = []
 
@@ -83,12 +83,12 @@ def make(
         return saved
 
     try:
-        with console.owned_stdout(), Progress(console, len(requests)) as progress:
-            for outcome in run(requests, backend, save, progress, threading.Event()):
+        with console.redirect_stdout(), Progress(console, len(requests)) as progress:
+            for outcome in generate_and_save(requests, backend, save, progress, threading.Event()):
                 if isinstance(outcome, Saved):
                     _report(outcome, console)
                     continue
-                if isinstance(outcome.error, DefectError) and outcome.error.__cause__:
+                if isinstance(outcome.error, InternalError) and outcome.error.__cause__:
                     raise outcome.error.__cause__  # a bug shows its traceback
                 failures.append(outcome.error)
                 if len(requests) > 1:
@@ -101,7 +101,7 @@ def make(
         raise _verdict(failures, len(requests))
 
 
-def viewer(
+def terminal_viewer(
     wanted: bool, lenient: bool, console: Console
 ) -> Callable[[GeneratedImage], None] | None:
     """What draws an image in the terminal, if that was asked for and can be done."""

@@ -18,7 +18,7 @@ MAX_PROMPT = 5_000
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1_000
 """No scheduler has more than the 1000 timesteps that models are trained on."""
-MAX_SIDE = 16_384
+MAX_IMAGE_SIDE = 16_384
 """Pixels; WebP ends at 16,383, and nothing generates more in one piece."""
 MAX_GUIDANCE = 100.0
 
@@ -53,8 +53,8 @@ class GenerateRequest:
                     raise InputError(f"The {name} is empty.", field=name)
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_range("steps", self.steps, 1, MAX_STEPS)
-        _check_range("width", self.width, 1, MAX_SIDE)
-        _check_range("height", self.height, 1, MAX_SIDE)
+        _check_range("width", self.width, 1, MAX_IMAGE_SIDE)
+        _check_range("height", self.height, 1, MAX_IMAGE_SIDE)
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise InputError("guidance_scale must be a number.", field="guidance_scale")
         _check_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
@@ -88,12 +88,12 @@ class ResolvedRequest:
         del record["user_set"]
         return record
 
-    def settings(self) -> tuple[object, ...]:
+    def identity_values(self) -> tuple[object, ...]:
         """The fields that make the image, its seed aside."""
         made: tuple[object, ...] = _settings(self)
         return made
 
-    def kind(self) -> tuple[object, ...]:
+    def batch_key(self) -> tuple[object, ...]:
         """What requests of one pass have in common: all but prompt, seed, the negative's words."""
         return (
             *(self.model, self.revision, self.width, self.height, self.steps),
@@ -106,14 +106,16 @@ class ResolvedRequest:
         `seed` stands in for the request's own.
         """
         drawn = self.seed if seed is None else seed
-        made = json.dumps([self.settings(), drawn, occurrence])
+        made = json.dumps([self.identity_values(), drawn, occurrence])
         return hashlib.sha256(made.encode()).hexdigest()[:16]
 
 
 _settings = attrgetter(*(f.name for f in fields(ResolvedRequest) if f.compare and f.name != "seed"))
 
 
-def with_seeds(request: ResolvedRequest, seeds: Sequence[int], count: int) -> list[ResolvedRequest]:
+def expand_seeds(
+    request: ResolvedRequest, seeds: Sequence[int], count: int
+) -> list[ResolvedRequest]:
     """One request for each of `seeds`, or `count` with seeds counting up from the request's own."""
     if count < 1:
         raise InputError(f"count must be at least 1, not {count}.", field="count")
@@ -137,7 +139,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def chosen_size(
+def resolve_size(
     width: int | None, height: int | None, size: str | None
 ) -> tuple[int | None, int | None]:
     """Width and height in pixels, from themselves or from a size given in their place."""
@@ -148,7 +150,7 @@ def chosen_size(
     return parse_size(size)
 
 
-def resolve(
+def resolve_request(
     request: GenerateRequest,
     spec: ModelSpec,
     *,

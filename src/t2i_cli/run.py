@@ -7,27 +7,27 @@ from threading import Event as Flag
 from typing import Protocol, cast
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
-from t2i_cli.errors import T2IError, defect
-from t2i_cli.events import Event, Note, OnEvent, Preview, Sent, Step
+from t2i_cli.errors import T2IError, internal_error
+from t2i_cli.events import Event, Notice, OnEvent, Preview, RequestSent, Step
 from t2i_cli.output.image_writer import Saved
 from t2i_cli.request import ResolvedRequest
 
-Save = Callable[[GeneratedImage], Saved]
+SaveImage = Callable[[GeneratedImage], Saved]
 
 
-def run(
+def generate_and_save(
     requests: Sequence[ResolvedRequest],
     backend: Backend,
-    save: Save,
+    save: SaveImage,
     on_event: OnEvent,
     cancel: Flag,
 ) -> Iterator[Saved | Failure]:
     """Yield what became of each request, as it happens; a failed save is that image's failure."""
     for outcome in backend.run(requests, on_event, cancel):
-        yield keep(outcome, save)
+        yield save_outcome(outcome, save)
 
 
-def keep(outcome: GeneratedImage | Failure, save: Save) -> Saved | Failure:
+def save_outcome(outcome: GeneratedImage | Failure, save: SaveImage) -> Saved | Failure:
     """Save an image; a failed save is that image's failure."""
     if isinstance(outcome, Failure):
         return outcome
@@ -37,7 +37,7 @@ def keep(outcome: GeneratedImage | Failure, save: Save) -> Saved | Failure:
         return Failure(index=outcome.index, request=outcome.request, error=error)
 
 
-def outcomes(
+def run_backend(
     backend: Backend, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
 ) -> Generator[GeneratedImage | Failure]:
     """Yield what became of each request; what the backend raises is the failure of those in hand.
@@ -54,12 +54,12 @@ def outcomes(
         except MemoryError:
             raise
         except Exception as raised:  # noqa: BLE001 - told as the failure of the requests in hand
-            error = raised if isinstance(raised, T2IError) else defect(raised)
+            error = raised if isinstance(raised, T2IError) else internal_error(raised)
         blamed = [index for index in left if index in in_hand] or list(left)[:1]
         for index in blamed:
             yield Failure(index=index, request=left.pop(index), error=error)
         if not blamed:
-            on_event(Note(message=f"After the last image: {error.message}"))
+            on_event(Notice(message=f"After the last image: {error.message}"))
 
 
 def _once(
@@ -75,9 +75,9 @@ def _once(
     def hear(event: Event) -> None:
         if isinstance(event, Preview):
             event = replace(event, index=positions[event.index])
-        elif isinstance(event, Step | Sent | Note):
+        elif isinstance(event, Step | RequestSent | Notice):
             event = replace(event, indices=tuple(positions[index] for index in event.indices))
-        if isinstance(event, Step | Sent):
+        if isinstance(event, Step | RequestSent):
             in_hand.update(event.indices)
         on_event(event)
 

@@ -3,7 +3,7 @@
 import signal
 
 
-def ending() -> set[signal.Signals]:
+def termination_signals() -> set[signal.Signals]:
     """Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes, unless nohup has that ignored."""
     found = {signal.SIGINT, signal.SIGTERM}
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows

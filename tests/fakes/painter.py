@@ -9,9 +9,9 @@ from threading import Event as Flag
 from PIL import Image
 
 from t2i_cli import __version__
-from t2i_cli.backends import Failure, GeneratedImage, RunLock
+from t2i_cli.backends import Failure, GeneratedImage, GenerationInfo
 from t2i_cli.errors import ModelError, T2IError
-from t2i_cli.events import Note, OnEvent, Preview, Step
+from t2i_cli.events import Notice, OnEvent, Preview, Step
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -39,11 +39,11 @@ class Painter:
     def check(self, request: ResolvedRequest) -> None:
         """Every request can be honoured."""
 
-    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+    def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """What it was told to need."""
         return self.told(request)
 
-    def commit(self, model: str, revision: str | None) -> str | None:
+    def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """As it was told."""
         return self.commits(model, revision)
 
@@ -91,12 +91,12 @@ class Noting(Painter):
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """One outcome for each request, in order."""
-        on_event(Note(message="It is for all."))
+        on_event(Notice(message="It is for all."))
         alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(request.prompt, []).append(index)
         for prompt, indices in alike.items():
-            on_event(Note(message=f"It is: {prompt}", indices=tuple(indices)))
+            on_event(Notice(message=f"It is: {prompt}", indices=tuple(indices)))
         yield from super().run(requests, on_event, cancel, previews)
 
 
@@ -141,7 +141,7 @@ def painted(index: int, request: ResolvedRequest, side: int = 16) -> GeneratedIm
         index=index,
         request=request,
         image=Image.new("RGB", (side, side), (digest[0], digest[1], digest[2])),
-        lock=RunLock(
+        info=GenerationInfo(
             backend="local",
             model=request.model,
             device="cpu",

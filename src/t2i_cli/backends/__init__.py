@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunLock:
+class GenerationInfo:
     """What, beside the request, made an image what it is; it is written into the image.
 
     The last three are of images made elsewhere: the server's address or the endpoint's name, the
@@ -50,7 +50,7 @@ class GeneratedImage:
     index: int
     request: ResolvedRequest
     image: "Image"
-    lock: RunLock
+    info: GenerationInfo
     seconds: float
     round_trip: float | None = None
 
@@ -59,11 +59,11 @@ class GeneratedImage:
         """Width and height in pixels."""
         return self.image.size
 
-    def encoded(self, format: "Format") -> bytes:
+    def encode(self, format: "Format") -> bytes:
         """The bytes of a file with the image and its records."""
         from t2i_cli.output import metadata
 
-        return metadata.embed(self.image, self.request, self.lock, format)
+        return metadata.embed(self.image, self.request, self.info, format)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Failure:
     error: T2IError
 
 
-class Cancel(Flag):
+class CancellationToken(Flag):
     """A flag to `run` with that can also ask, by `soon`, to begin nothing more."""
 
     def __init__(self, soon: Flag) -> None:
@@ -94,11 +94,11 @@ class Backend(Protocol):
         """Raise if this backend cannot honour the request; loads no weight."""
         ...
 
-    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+    def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """What the image takes here, for --dry-run: device, memory, download."""
         ...
 
-    def commit(self, model: str, revision: str | None) -> str | None:
+    def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The commit that a model's revision stands for now, `None` for a model without."""
         ...
 

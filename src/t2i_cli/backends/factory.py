@@ -115,7 +115,9 @@ def _local(options: Options, lenient: bool | None, worker: bool) -> Backend:
         lenient=lenient,
         batch_size=options.get("batch_size", 1),
     )
-    keep_alive = durations.parse(store.pick("keep_alive", options.get("keep_alive")) or "0s")
+    keep_alive = durations.parse_duration(
+        store.pick("keep_alive", options.get("keep_alive")) or "0s"
+    )
     if worker and keep_alive:
         from t2i_cli.worker.backend import WorkerBackend
 

@@ -4,7 +4,7 @@ from t2i_cli.backends import Failure
 from t2i_cli.batch.plan import Job, Plan
 from t2i_cli.batch.runner import Tally
 from t2i_cli.console import Console
-from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Sent, Step
+from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, RequestSent, Step
 from t2i_cli.output.image_writer import Saved
 
 
@@ -25,15 +25,15 @@ class EventLines:
             case Step(indices=indices, step=step, steps=steps):
                 ids = [self._jobs[index].row.id for index in indices]
                 self._console.event("step", ids=ids, step=step, steps=steps)
-            case Sent(indices=indices):
+            case RequestSent(indices=indices):
                 self._console.event("sent", ids=[self._jobs[index].row.id for index in indices])
-            case Measure(name=name, reason=reason):
+            case MemoryMeasure(name=name, reason=reason):
                 self._console.event("measure", name=name, reason=reason)
             case Loading(model=model, device=device):
                 self._console.event("loading", model=model, device=device)
             case Downloading(model=model, done=done, total=total):
                 self._console.event("downloading", model=model, done=done, total=total)
-            case Note(message=message):
+            case Notice(message=message):
                 self._console.event("note", message=message)
 
     def image(self, job: Job, saved: Saved, tally: Tally) -> None:

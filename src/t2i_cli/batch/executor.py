@@ -11,13 +11,13 @@ from threading import Semaphore, Thread
 from typing import Protocol
 
 from t2i_cli import run
-from t2i_cli.backends import Backend, Cancel, Failure, GeneratedImage
+from t2i_cli.backends import Backend, CancellationToken, Failure, GeneratedImage
 from t2i_cli.batch.interrupt import Stop
-from t2i_cli.errors import defect
-from t2i_cli.events import Event, OnEvent, Sent, Step
+from t2i_cli.errors import internal_error
+from t2i_cli.events import Event, OnEvent, RequestSent, Step
 from t2i_cli.output.image_writer import Saved
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.run import Save, keep
+from t2i_cli.run import SaveImage, save_outcome
 
 Outcome = Saved | Failure
 
@@ -33,7 +33,7 @@ class Executor(Protocol):
     """Makes the images of requests, wherever that is: here, on several GPUs, on a cluster."""
 
     def run(
-        self, requests: Sequence[ResolvedRequest], save: Save, on_event: OnEvent, stop: Stop
+        self, requests: Sequence[ResolvedRequest], save: SaveImage, on_event: OnEvent, stop: Stop
     ) -> Iterator[Sequence[Outcome]]:
         """Yield what became of each request, in groups and in any order, as it is saved.
 
@@ -59,7 +59,7 @@ class InProcess:
         self._savers = savers
 
     def run(
-        self, requests: Sequence[ResolvedRequest], save: Save, on_event: OnEvent, stop: Stop
+        self, requests: Sequence[ResolvedRequest], save: SaveImage, on_event: OnEvent, stop: Stop
     ) -> Iterator[Sequence[Outcome]]:
         """Yield what became of each request; at most two images a saver wait to be saved."""
         line = _Line(self._backend, self._savers, save, stop)
@@ -73,8 +73,8 @@ class InProcess:
 class _Line:
     """One run: the backend's thread fills `outbox` by way of the savers, the caller empties it."""
 
-    def __init__(self, backend: Backend, savers: int, save: Save, stop: Stop) -> None:
-        self.cancel = Cancel(stop.soon)
+    def __init__(self, backend: Backend, savers: int, save: SaveImage, stop: Stop) -> None:
+        self.cancel = CancellationToken(stop.soon)
         self._backend = backend
         self._save = save
         self._stop = stop
@@ -90,7 +90,7 @@ class _Line:
         """Run the backend to its end, or to that of the images in hand."""
         ended = _Ended()
         try:
-            made = run.outcomes(self._backend, requests, self._hear, self.cancel)
+            made = run.run_backend(self._backend, requests, self._hear, self.cancel)
             with closing(made):
                 for outcome in made:
                     if self._stop.now.is_set():
@@ -147,7 +147,7 @@ class _Line:
             if event.step == 1 and self._stop.soon.is_set() and not self._in_hand:
                 self.cancel.set()
             self._in_hand.update(event.indices)
-        elif isinstance(event, Sent):
+        elif isinstance(event, RequestSent):
             self._in_hand.update(event.indices)
         self._outbox.put(event)
 
@@ -177,8 +177,10 @@ class _Line:
 
     def _kept(self, generated: GeneratedImage) -> Outcome:
         try:
-            return keep(generated, self._save)
+            return save_outcome(generated, self._save)
         except MemoryError:
             raise
         except Exception as raised:  # noqa: BLE001 - told as this image's failure
-            return Failure(index=generated.index, request=generated.request, error=defect(raised))
+            return Failure(
+                index=generated.index, request=generated.request, error=internal_error(raised)
+            )

@@ -31,7 +31,7 @@ class Stop:
 @contextmanager
 def on_signals(stop: Stop) -> Iterator[None]:
     """Have the signals that end a process ask `stop`, for as long as a run goes on."""
-    before = {number: signal.getsignal(number) for number in signals.ending()}
+    before = {number: signal.getsignal(number) for number in signals.termination_signals()}
     for number in before:
         signal.signal(number, stop.ask)
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_cli.batch import manifest
-from t2i_cli.console import printable
+from t2i_cli.console import escape_controls
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.output.image_writer import translated
 from t2i_cli.output.state_files import check_regular, open_regular
@@ -104,7 +104,7 @@ def _locked(path: Path, folder: Path, *, shared: bool = False) -> int:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         owner = os.pread(handle, 100, 0).decode(errors="replace")
-        owner = printable(" ".join(owner.split())) or "another process"
+        owner = escape_controls(" ".join(owner.split())) or "another process"
         os.close(handle)
         raise InputError(
             f"Another run is at work in '{folder}' ({owner}).",

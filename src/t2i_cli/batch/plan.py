@@ -13,7 +13,7 @@ from t2i_cli.batch import row_filenames, timings
 from t2i_cli.batch.lock import Shard
 from t2i_cli.batch.manifest import Known, State
 from t2i_cli.batch.rows import Row, grouped
-from t2i_cli.console import size_text
+from t2i_cli.console import format_bytes
 from t2i_cli.errors import (
     AccessError,
     InputError,
@@ -116,7 +116,7 @@ class Plan:
                 cost = "not known" if price is None else f"at most {price:.2f} USD per hour"
                 lines.append(f"  price: {cost}, while the endpoint is up (table: {date})")
         lines.append(
-            f"  disk: about {size_text(self.disk_bytes)}; {size_text(self.free_bytes)} are free"
+            f"  disk: about {format_bytes(self.disk_bytes)}; {format_bytes(self.free_bytes)} are free"
         )
         if self.seconds is not None:
             lines.append(f"  time: about {duration(self.seconds)}, as in earlier runs")

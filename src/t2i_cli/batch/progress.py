@@ -9,7 +9,7 @@ from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.batch.plan import Job, Plan, duration
 from t2i_cli.batch.runner import Tally
 from t2i_cli.console import Console
-from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Step
+from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, Step
 from t2i_cli.output.image_writer import Saved
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Display:
     def event(self, event: Event) -> None:
         """The backend tells something."""
         match event:
-            case Note(message=message):
+            case Notice(message=message):
                 self._say(message)
-            case Measure(name=name, reason=reason):
+            case MemoryMeasure(name=name, reason=reason):
                 self._say(f"{reason}: {name}")
             case Loading(model=model, device=device):
                 self._say(f"loading {model} on {device}")

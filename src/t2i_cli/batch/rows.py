@@ -11,7 +11,7 @@ from t2i_cli.batch.model_cache import ROW_FAULTS, Models
 from t2i_cli.batch.options import MAX_ROWS, Wishes
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.prompts import Entry, Problem, Value
-from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest, resolve_request
 
 Pin = tuple[str, str | None]
 """A model and the revision asked for."""
@@ -150,7 +150,9 @@ class _Expansion:
     def _settled(self, request: GenerateRequest) -> ResolvedRequest:
         """The request as its model makes it, checked. Raises T2IError."""
         spec = self._models.describe(request.model, request.revision)
-        settled = resolve(request, spec, lenient=self._wishes.lenient, on_note=self._note_once)
+        settled = resolve_request(
+            request, spec, lenient=self._wishes.lenient, on_note=self._note_once
+        )
         self._models.check(settled)
         return settled
 
@@ -233,7 +235,7 @@ class _Expansion:
         if "model" in at_fault or "revision" in at_fault:
             return
         if spec := self._models.known(request.model, request.revision):
-            resolve(request, spec, lenient=self._wishes.lenient)
+            resolve_request(request, spec, lenient=self._wishes.lenient)
 
     def _note_once(self, note: str) -> None:
         if note not in self._notes:
@@ -268,7 +270,7 @@ class _Expansion:
         It is taken from the prompt and from how often the same row came before; what --vary sets
         is left out, so that the cells of a grid start from the same noise and can be compared.
         """
-        key = request.settings()
+        key = request.identity_values()
         occurrence = self._asked[key]
         self._asked[key] += 1
         text = f"{occurrence} {request.prompt}"

@@ -14,11 +14,17 @@ from t2i_cli.batch.executor import Executor, Outcome
 from t2i_cli.batch.interrupt import Stop
 from t2i_cli.batch.manifest import Manifest
 from t2i_cli.batch.plan import PASSING, Job, Plan
-from t2i_cli.errors import DefectError, InputError, PipelineError, StorageError, WithheldError
+from t2i_cli.errors import (
+    ContentFilteredError,
+    InputError,
+    InternalError,
+    PipelineError,
+    StorageError,
+)
 from t2i_cli.events import Event
 from t2i_cli.output.filenames import Format
 from t2i_cli.output.image_writer import FileSink, Saved
-from t2i_cli.run import Save
+from t2i_cli.run import SaveImage
 
 IN_A_ROW = 3
 """Failures one after the other that no row is to blame for: the next would fail as well."""
@@ -84,7 +90,7 @@ class Saver:
 def make(
     plan: Plan,
     executor: Executor,
-    save: Save,
+    save: SaveImage,
     book: Manifest,
     listener: Listener,
     stop: Stop,
@@ -159,7 +165,7 @@ def _reason(tally: Tally, in_a_row: int, max_failures: int | None) -> str | None
 
 def _unexpected(outcome: Outcome) -> str | None:
     """The type and the text of an exception that nobody expected, if the outcome is one."""
-    if isinstance(outcome, Failure) and isinstance(outcome.error, DefectError | PipelineError):
+    if isinstance(outcome, Failure) and isinstance(outcome.error, InternalError | PipelineError):
         return f"{type(outcome.error.__cause__).__name__}: {outcome.error.message}"
     return None
 
@@ -179,7 +185,7 @@ def _line(job: Job, outcome: Outcome) -> dict[str, object]:
             "lock": asdict(outcome.lock),
         }
     else:
-        withheld = isinstance(outcome.error, WithheldError)
+        withheld = isinstance(outcome.error, ContentFilteredError)
         line |= {
             "status": "withheld" if withheld else "failed",
             "error": outcome.error.to_json(),

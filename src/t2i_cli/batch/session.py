@@ -22,8 +22,8 @@ from t2i_cli.batch.progress import Display, Show
 from t2i_cli.batch.rows import Pin
 from t2i_cli.batch.runner import Saver, Tally
 from t2i_cli.console import Console
-from t2i_cli.errors import InputError, StoppedError, T2IError, TerminatedError
-from t2i_cli.generate import viewer
+from t2i_cli.errors import InputError, InterruptedRunError, T2IError, TerminatedError
+from t2i_cli.generate import terminal_viewer
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import Saved
 from t2i_cli.prompts import Problem, Prompts, PromptsError
@@ -60,7 +60,7 @@ def rehearse(task: Task, backend: Backend, console: Console) -> tuple[Prompts, b
     Returns the prompts, which may come from a pipe and be gone, and whether an image is missing.
     """
     check(task, console)
-    viewer(task.show, task.wishes.lenient, console)
+    terminal_viewer(task.show, task.wishes.lenient, console)
     target = task.folder
     there = filenames.standing(target)
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -96,8 +96,8 @@ def _composer(
         raise PromptsError(read.name, problems, skipped=task.skip_invalid)
 
     def composed(state: State) -> tuple[Plan, dict[Pin, str]]:
-        moved, pins = rows.pinned(asked, state.pins, backend.commit)
-        found = plan.compose(moved, problems, task.folder, state, task.choice, backend.needs)
+        moved, pins = rows.pinned(asked, state.pins, backend.resolve_revision)
+        found = plan.compose(moved, problems, task.folder, state, task.choice, backend.estimate)
         if len(found.problems) > len(problems) and not task.skip_invalid:
             raise PromptsError(read.name, found.problems)
         return found, pins
@@ -117,7 +117,7 @@ def run(
     Raises the error that tells how it ended, if not all is done.
     """
     check(task, console)
-    show = viewer(task.show, task.wishes.lenient, console)
+    show = terminal_viewer(task.show, task.wishes.lenient, console)
     read = read or _read(task)
     composed = _composer(task, read, backend, console.warn)
     if task.dry_run:
@@ -187,7 +187,7 @@ def _make(
         return saved
 
     try:
-        with console.owned_stderr(), console.owned_stdout(), on_signals(stop):
+        with console.redirect_stderr(), console.redirect_stdout(), on_signals(stop):
             tally = runner.make(found, executor, save, book, listener, stop, max_failures=limit)
     finally:
         listener.close()
@@ -251,7 +251,7 @@ def _ended(found: Plan, tally: Tally, stop: Stop) -> T2IError | None:
     """The error that tells how the run ended, with what to do next."""
     if stop.signal is None:
         return summary.error(found, tally, _again())
-    kind = StoppedError if stop.signal == signal.SIGINT else TerminatedError
+    kind = InterruptedRunError if stop.signal == signal.SIGINT else TerminatedError
     word = "Interrupted" if stop.signal == signal.SIGINT else "Terminated"
     left = len(found.jobs) - tally.made
     return kind(f"{word}; {left:,} of {len(found.rows):,} images are missing.", hint=_again())

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from t2i_cli.batch.plan import Plan, duration
 from t2i_cli.batch.runner import Tally
-from t2i_cli.errors import PartialError, T2IError, WithheldError
+from t2i_cli.errors import ContentFilteredError, PartialError, T2IError
 
 _BY_CODE = {kind.code: kind for kind in T2IError.__subclasses__()}
 
@@ -13,7 +13,7 @@ _BY_CODE = {kind.code: kind for kind in T2IError.__subclasses__()}
 def summary(plan: Plan, tally: Tally, error: T2IError | None) -> dict[str, object]:
     """The account: what `--json` prints and the `finished` event tells."""
     failed = _failed(plan, tally)
-    withheld = failed.pop(WithheldError.code, 0)
+    withheld = failed.pop(ContentFilteredError.code, 0)
     done = plan.done + tally.made
     return {
         "folder": str(plan.folder),

@@ -29,7 +29,7 @@ from t2i_cli.console import console
 from t2i_cli.errors import (
     EXIT_STDOUT_CLOSED,
     InputError,
-    StoppedError,
+    InterruptedRunError,
     T2IError,
     Terminated,
     TerminatedError,
@@ -122,7 +122,7 @@ def _run(arguments: list[str]) -> int:
         for _, part in _walk((), command):
             _refuse_empty_values(getattr(part, "params", ()))
         code = command(arguments, prog_name="t2i", standalone_mode=False)
-        if code == StoppedError.exit_code:  # Typer's own answer to Ctrl-C
+        if code == InterruptedRunError.exit_code:  # Typer's own answer to Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -143,7 +143,7 @@ def _run(arguments: list[str]) -> int:
         failure = error
         console.cause(error)
     except (KeyboardInterrupt, typer.Abort):
-        failure = StoppedError("Interrupted.")
+        failure = InterruptedRunError("Interrupted.")
     except Terminated:
         failure = TerminatedError("Terminated.")
     console.error(failure)
@@ -152,7 +152,7 @@ def _run(arguments: list[str]) -> int:
 
 def main() -> NoReturn:
     """Run `t2i` with the process's arguments and leave with its exit code."""
-    for number in signals.ending() - {signal.SIGINT}:
+    for number in signals.termination_signals() - {signal.SIGINT}:
         signal.signal(number, _on_sigterm)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

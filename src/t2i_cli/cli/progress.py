@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from t2i_cli.console import Console
-from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Sent, Step
+from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, RequestSent, Step
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -40,11 +40,11 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         match event:
-            case Note(message=message):
+            case Notice(message=message):
                 self._say(message)
-            case Sent(indices=(0,)):
+            case RequestSent(indices=(0,)):
                 self._say("waiting for the server")
-            case Measure(name=name, reason=reason):
+            case MemoryMeasure(name=name, reason=reason):
                 self._say(f"{reason}: {name}")
             case Loading(model=model, device=device):
                 self._end_stage()

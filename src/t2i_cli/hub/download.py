@@ -12,9 +12,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from huggingface_hub import constants, snapshot_download
 
-from t2i_cli.console import size_text
+from t2i_cli.console import format_bytes
 from t2i_cli.errors import ModelError, StorageError
-from t2i_cli.events import Note, OnEvent
+from t2i_cli.events import Notice, OnEvent
 from t2i_cli.hub import client, files
 from t2i_cli.hub import snapshot as snapshots
 from t2i_cli.hub.client import NoBar
@@ -128,17 +128,17 @@ def _announce(snapshot: Snapshot, total: int, left: int, on_event: OnEvent) -> N
     free = shutil.disk_usage(cache).free
     # A few configuration files are here always, and nothing to speak of.
     here = total - left
-    part = f", of which {size_text(here)} are here" if here > total // 100 else ""
+    part = f", of which {format_bytes(here)} are here" if here > total // 100 else ""
     on_event(
-        Note(
-            message=f"{snapshot.repo} takes {size_text(total)}{part}; downloading to {cache}, "
-            f"where {size_text(free)} are free."
+        Notice(
+            message=f"{snapshot.repo} takes {format_bytes(total)}{part}; downloading to {cache}, "
+            f"where {format_bytes(free)} are free."
         )
     )
     if left > free:
         raise StorageError(
-            f"The download of {snapshot.repo} needs {size_text(left)}, and {cache} has "
-            f"{size_text(free)} free.",
+            f"The download of {snapshot.repo} needs {format_bytes(left)}, and {cache} has "
+            f"{format_bytes(free)} free.",
             hint="Make room (`t2i models list`, `t2i models remove`), or set HF_HOME to a place "
             "on another disk.",
         )

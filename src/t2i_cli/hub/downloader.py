@@ -5,7 +5,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from huggingface_hub import hf_hub_download
 
-from t2i_cli.events import Downloading, Note, OnEvent
+from t2i_cli.events import Downloading, Notice, OnEvent
 from t2i_cli.hub import client
 from t2i_cli.hub.errors import translated
 from t2i_cli.hub.snapshot import Snapshot
@@ -42,7 +42,7 @@ class Transfer:
                     future.result()
                 if client.log.warnings > warnings and not noted:
                     noted = True
-                    on_event(Note(message="The connection to the Hub is poor; trying again."))
+                    on_event(Notice(message="The connection to the Hub is poor; trying again."))
                 here = min(done + self._bytes, total) if pending else total
                 on_event(Downloading(model=repo, done=here, total=total))
         except BaseException:

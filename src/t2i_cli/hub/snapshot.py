@@ -20,7 +20,7 @@ from huggingface_hub import (
 from huggingface_hub import errors as hf
 
 from t2i_cli.errors import ModelError, QuotaError, RemoteError, T2IError, TimedOutError
-from t2i_cli.events import Note, OnEvent
+from t2i_cli.events import Notice, OnEvent
 from t2i_cli.hub import client, files
 from t2i_cli.hub.client import NoBar
 from t2i_cli.hub.errors import not_here, translate
@@ -141,7 +141,7 @@ def _commit(
         commit, failure = _ask(api, repo, revision, cached)
         _asked[repo, revision] = (time.monotonic(), commit, failure)
     if failure:
-        on_event(Note(message=f"{failure.message} The copy of {repo} in the cache is used."))
+        on_event(Notice(message=f"{failure.message} The copy of {repo} in the cache is used."))
     return commit, failure
 
 

@@ -7,9 +7,9 @@ from queue import Empty, SimpleQueue
 from threading import Event as Flag
 from threading import Thread
 
-from t2i_cli.backends import Cancel, Failure, GeneratedImage
-from t2i_cli.errors import T2IError, defect
-from t2i_cli.events import Note, OnEvent, Sent
+from t2i_cli.backends import CancellationToken, Failure, GeneratedImage
+from t2i_cli.errors import T2IError, internal_error
+from t2i_cli.events import Notice, OnEvent, RequestSent
 from t2i_cli.net.retry import Abandoned, Throttle
 from t2i_cli.request import ResolvedRequest
 
@@ -44,17 +44,17 @@ def outcomes(
     and a note is told once. Ends early once `cancel` is set; `abandon` then breaks off what is in
     flight.
     """
-    soon = cancel.soon if isinstance(cancel, Cancel) else Flag()
+    soon = cancel.soon if isinstance(cancel, CancellationToken) else Flag()
     stop = Flag()
-    outbox: SimpleQueue[GeneratedImage | Failure | Note | BaseException] = SimpleQueue()
+    outbox: SimpleQueue[GeneratedImage | Failure | Notice | BaseException] = SimpleQueue()
     begun = flying = 0
-    told: set[Note] = set()
+    told: set[Notice] = set()
     alike: dict[tuple[object, ...], list[int]] = {}
     for index, request in enumerate(requests):
-        alike.setdefault(request.settings(), []).append(index)
+        alike.setdefault(request.identity_values(), []).append(index)
 
     def note(indices: Sequence[int], message: str) -> None:
-        outbox.put(Note(message=message, indices=tuple(indices)))
+        outbox.put(Notice(message=message, indices=tuple(indices)))
 
     def work(call: Call) -> None:
         try:
@@ -66,21 +66,21 @@ def outcomes(
         except MemoryError as error:
             outbox.put(error)
         except Exception as error:  # noqa: BLE001 - told as this image's failure
-            outbox.put(Failure(index=call.index, request=call.request, error=defect(error)))
+            outbox.put(Failure(index=call.index, request=call.request, error=internal_error(error)))
         except BaseException as error:  # noqa: BLE001 - raised again where the call is waited for
             outbox.put(error)
 
     try:
         while not cancel.is_set():
             while begun < len(requests) and flying < throttle.room and not soon.is_set():
-                on_event(Sent(indices=(begun,)))
+                on_event(RequestSent(indices=(begun,)))
                 request = requests[begun]
                 call = Call(
                     index=begun,
                     request=request,
                     stop=stop,
                     tell=partial(note, ()),
-                    quote=partial(note, alike[request.settings()]),
+                    quote=partial(note, alike[request.identity_values()]),
                 )
                 # Daemons: a call that nobody waits for must not hold the process up.
                 Thread(target=work, args=(call,), daemon=True, name="call").start()
@@ -91,7 +91,7 @@ def outcomes(
                 item = outbox.get(timeout=LOOK)
             except Empty:
                 continue
-            if isinstance(item, Note):
+            if isinstance(item, Notice):
                 if item not in told:
                     told.add(item)
                     on_event(item)

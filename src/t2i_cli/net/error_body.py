@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from t2i_cli.console import printable
-from t2i_cli.errors import StoppedError, T2IError, TerminatedError, from_json
+from t2i_cli.console import escape_controls
+from t2i_cli.errors import InterruptedRunError, T2IError, TerminatedError, error_from_json
 from t2i_cli.net.http_client import Answer
 
 LONGEST = 300
@@ -72,7 +72,7 @@ def shown(text: str, *secrets: str | None) -> str:
             text = text.replace(secret, "…")
     for pattern, stand_in in _SECRETS:
         text = pattern.sub(stand_in, text)
-    line = printable(" ".join(text.split()))
+    line = escape_controls(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
@@ -98,9 +98,9 @@ def _own(record: Mapping[str, object], *secrets: str | None) -> T2IError | None:
     hint = shown(_text(record.get("hint")), *secrets)
     message = shown(_text(record.get("message")), *secrets)
     code = record.get("code")
-    error = from_json({"code": code, "message": message, "hint": hint, "field": field})
+    error = error_from_json({"code": code, "message": message, "hint": hint, "field": field})
     # A server that shuts down is none to wait for; it ends its own process, not this one.
-    return None if isinstance(error, TerminatedError | StoppedError) else error
+    return None if isinstance(error, TerminatedError | InterruptedRunError) else error
 
 
 def _text(value: object) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from t2i_cli import __version__
-from t2i_cli.backends import RunLock
+from t2i_cli.backends import GenerationInfo
 from t2i_cli.errors import RemoteError
 from t2i_cli.net import error_body
 from t2i_cli.net.concurrency import Call
@@ -16,7 +16,7 @@ NOTES = "notes"
 """Where its notes lie, beside both."""
 
 _SETTINGS = ("prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "scheduler")
-_KNOWN = {f.name for f in fields(RunLock)}
+_KNOWN = {f.name for f in fields(GenerationInfo)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Echo:
         """Whether the server says that it used the request's seed."""
         return self.request.get("seed") == request.seed
 
-    def run_lock(self, request: ResolvedRequest, **place: object) -> RunLock:
+    def run_lock(self, request: ResolvedRequest, **place: object) -> GenerationInfo:
         """The server's lock with where it was: backend, endpoint, deployed model."""
         told = {name: value for name, value in self.lock.items() if name in _KNOWN}
         measures = told.get("measures")
@@ -57,7 +57,7 @@ class Echo:
             told["libraries"] = {"t2i": __version__}
         told.setdefault("model", request.model)
         sure = {"seed_confirmed": self.seed_confirmed(request)}
-        return RunLock(**(told | sure | place))  # type: ignore[arg-type]
+        return GenerationInfo(**(told | sure | place))  # type: ignore[arg-type]
 
 
 def true_size(call: Call, size: tuple[int, int]) -> ResolvedRequest:

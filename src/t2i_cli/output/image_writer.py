@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from t2i_cli.backends import GeneratedImage, RunLock
+from t2i_cli.backends import GeneratedImage, GenerationInfo
 from t2i_cli.console import stdout_bytes
 from t2i_cli.errors import InputError, StorageError, T2IError, os_reason
 from t2i_cli.output.filenames import Format
@@ -46,7 +46,7 @@ class Saved:
     sha256: str
     seconds: float
     request: ResolvedRequest
-    lock: RunLock
+    lock: GenerationInfo
     round_trip: float | None = None
 
     def to_json(self) -> dict[str, object]:
@@ -118,7 +118,7 @@ class FileSink:
     def save(self, generated: GeneratedImage) -> Saved:
         """Write one image; raises InputError if its name was taken meanwhile, or StorageError."""
         path = self.paths[generated.index]
-        data = generated.encoded(self.format)
+        data = generated.encode(self.format)
         width, height = generated.size
         if path is None:
             _write_stdout(data)
@@ -134,7 +134,7 @@ class FileSink:
             sha256=hashlib.sha256(data).hexdigest(),
             seconds=generated.seconds,
             request=generated.request,
-            lock=generated.lock,
+            lock=generated.info,
             round_trip=generated.round_trip,
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from t2i_cli import __version__
-from t2i_cli.backends import RunLock
+from t2i_cli.backends import GenerationInfo
 from t2i_cli.models import schedulers
 from t2i_cli.request import ResolvedRequest
 
@@ -29,7 +29,7 @@ class Parsed:
     parameters: dict[str, str]
 
 
-def compose(request: ResolvedRequest, lock: RunLock, size: tuple[int, int]) -> str:
+def compose(request: ResolvedRequest, lock: GenerationInfo, size: tuple[int, int]) -> str:
     """The text for an image of this size (width, height in pixels)."""
     lines = [request.prompt]
     # The line also ends a prompt which has such a line itself.
@@ -113,7 +113,7 @@ def _fields(parameters: dict[str, str]) -> dict[str, object]:
     return found
 
 
-def _sampler(request: ResolvedRequest, lock: RunLock) -> str | None:
+def _sampler(request: ResolvedRequest, lock: GenerationInfo) -> str | None:
     if request.scheduler is None:
         return lock.scheduler
     return {**schedulers.FLOW, **schedulers.NOISE}[request.scheduler].label

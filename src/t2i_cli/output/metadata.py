@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from t2i_cli.backends import RunLock
+from t2i_cli.backends import GenerationInfo
 from t2i_cli.errors import InputError
 from t2i_cli.output import filenames, infotext
 from t2i_cli.output.filenames import Format
@@ -63,7 +63,12 @@ class Record:
 
 
 def embed(
-    image: "Image", request: ResolvedRequest, lock: RunLock, format: Format, *, quality: int = 95
+    image: "Image",
+    request: ResolvedRequest,
+    lock: GenerationInfo,
+    format: Format,
+    *,
+    quality: int = 95,
 ) -> bytes:
     """The RGB image as the bytes of a file that carries both records.
 

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from t2i_cli import __version__
-from t2i_cli.errors import DefectError, InputError, T2IError
+from t2i_cli.errors import InputError, InternalError, T2IError
 from t2i_cli.server import docs, health, page, responses
 from t2i_cli.server.api import openai, predict, t2i, vertex
 from t2i_cli.server.engine import Engine
@@ -129,5 +129,5 @@ def _handle_errors(app: FastAPI, render: Render) -> None:
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
         # Starlette raises it again, for the log.
-        told = DefectError("The server met a bug; its log has the details.")
+        told = InternalError("The server met a bug; its log has the details.")
         return render(request.url.path, told, 500)

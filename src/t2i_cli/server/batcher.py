@@ -14,8 +14,8 @@ from threading import Event as Flag
 from typing import Any, TypeVar, cast
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
-from t2i_cli.errors import DefectError, InputError, ModelError, QuotaError, T2IError
-from t2i_cli.events import Event, Measure, Note, Preview, Sent, Step
+from t2i_cli.errors import InputError, InternalError, ModelError, QuotaError, T2IError
+from t2i_cli.events import Event, MemoryMeasure, Notice, Preview, RequestSent, Step
 from t2i_cli.server.jobs import Job, Observer
 from t2i_cli.server.options import Limits
 
@@ -165,7 +165,7 @@ class Line:
             for index in list(job.unbegun):
                 if len(members) == self._limits.max_batch:
                     return members
-                if not members or job.requests[index].kind() == _kind(members[0]):
+                if not members or job.requests[index].batch_key() == _kind(members[0]):
                     members.append((job, index))
                     job.unbegun.remove(index)
             if not job.unbegun:
@@ -205,10 +205,10 @@ class Line:
             job, index = work.members[event.index]
             job.tell(replace(event, index=index))
             return
-        if not isinstance(event, Step | Sent | Note) or not event.indices:
+        if not isinstance(event, Step | RequestSent | Notice) or not event.indices:
             for job in dict.fromkeys(job for job, _ in work.members):
                 job.tell(event)
-            for observer in self.observers if isinstance(event, Measure) else ():
+            for observer in self.observers if isinstance(event, MemoryMeasure) else ():
                 observer.told(event)
             return
         about: dict[Job, list[int]] = {}
@@ -222,7 +222,7 @@ class Line:
         job, index = work.members[outcome.index]
         work.answered.add(outcome.index)
         if isinstance(outcome, Failure) and (cause := outcome.error.__cause__):
-            if isinstance(outcome.error, DefectError):
+            if isinstance(outcome.error, InternalError):
                 outcome = replace(outcome, error=self._defect(cause))
             else:
                 log.error("An image failed: %s", outcome.error.message, exc_info=cause)
@@ -232,7 +232,7 @@ class Line:
         if (
             len(work.members) > 1
             and isinstance(outcome, Failure)
-            and isinstance(outcome.error, InputError | ModelError | DefectError)
+            and isinstance(outcome.error, InputError | ModelError | InternalError)
         ):
             # It may be a neighbour's fault: each is tried alone.
             self._alone.append((job, index))
@@ -243,7 +243,7 @@ class Line:
         """Answer what the backend left open, and go on with the next pass."""
         if ending.cancelled():  # with the event loop
             return
-        error: T2IError = DefectError("The backend ended before its work was done.")
+        error: T2IError = InternalError("The backend ended before its work was done.")
         if (raised := ending.exception()) is not None:
             error = raised if isinstance(raised, T2IError) else self._defect(raised)
         for position, (job, index) in enumerate(work.members):
@@ -276,11 +276,11 @@ class Line:
         return len(self._alone) + sum(len(job.unbegun) for job in self._queue)
 
     @staticmethod
-    def _defect(raised: BaseException) -> DefectError:
+    def _defect(raised: BaseException) -> InternalError:
         log.error("The backend met a bug.", exc_info=raised)
-        return DefectError("The server met a bug; its log has the details.")
+        return InternalError("The server met a bug; its log has the details.")
 
 
 def _kind(member: Member) -> tuple[object, ...]:
     job, index = member
-    return job.requests[index].kind()
+    return job.requests[index].batch_key()

@@ -14,9 +14,9 @@ from t2i_cli.errors import (
     TerminatedError,
     TimedOutError,
 )
-from t2i_cli.events import Event, Note, OnEvent
+from t2i_cli.events import Event, Notice, OnEvent
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from t2i_cli.server.batcher import Line
 from t2i_cli.server.jobs import Job
 from t2i_cli.server.options import Limits
@@ -165,7 +165,7 @@ class Engine:
         *,
         counted: str | None = None,
         lenient: bool = False,
-        on_note: Callable[[Note], None] = lambda _: None,
+        on_note: Callable[[Notice], None] = lambda _: None,
     ) -> list[ResolvedRequest]:
         """The requests with all settled; raises T2IError for what is wrong with any of them.
 
@@ -184,7 +184,7 @@ class Engine:
             plain = replace(request, model=None, revision=None)
             said: list[str] = []
             try:
-                settled.append(resolve(plain, spec, lenient=lenient, on_note=said.append))
+                settled.append(resolve_request(plain, spec, lenient=lenient, on_note=said.append))
             except InputError as error:
                 error.hint = None  # it speaks of the command line
                 raise
@@ -200,7 +200,7 @@ class Engine:
         while len(self._checked) > _REMEMBERED:
             self._checked.pop()
         for message, about in left_out.items():
-            on_note(Note(message=message, indices=tuple(about)))
+            on_note(Notice(message=message, indices=tuple(about)))
         return settled
 
     def submit(
@@ -209,7 +209,7 @@ class Engine:
         *,
         previews: int = 0,
         steps: bool = True,
-        notes: Sequence[Note] = (),
+        notes: Sequence[Notice] = (),
     ) -> Job:
         """Have settled requests wait for their turn; `previews` are wanted of each at most.
 
@@ -240,11 +240,11 @@ class Engine:
         asked = GenerateRequest(prompt="-", model=model, revision=self._revision)
         spec = self._backend.describe(asked)
         with suppress(OutOfMemoryError):
-            self._backend.check(resolve(asked, spec))
+            self._backend.check(resolve_request(asked, spec))
         return spec
 
     def _load(self) -> None:
-        self._backend.load(resolve(GenerateRequest(prompt="-"), self.spec), self._hear)
+        self._backend.load(resolve_request(GenerateRequest(prompt="-"), self.spec), self._hear)
 
     def _hear(self, event: Event) -> None:
         """Tell of the model's loading: those who wait, and those who come meanwhile the latest."""

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.errors import StoppedError, T2IError, TimedOutError
-from t2i_cli.events import Event, Note, Step
+from t2i_cli.errors import InterruptedRunError, T2IError, TimedOutError
+from t2i_cli.events import Event, Notice, Step
 from t2i_cli.request import ResolvedRequest
 
 Message = Event | GeneratedImage | Failure
@@ -40,7 +40,7 @@ class Job:
         self.tally: Counter[str] = Counter()
         self.unbegun = deque(range(len(requests)))
         self._open = set(self.unbegun)
-        self._notes: list[Note] = []
+        self._notes: list[Notice] = []
         self._unread = len(requests)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._on_end = on_end
@@ -96,7 +96,7 @@ class Job:
 
     def cancel(self) -> None:
         """Give up what has no outcome yet; nothing if all have one."""
-        self.fail(StoppedError("The job was cancelled."))
+        self.fail(InterruptedRunError("The job was cancelled."))
 
     def fail(self, error: T2IError) -> None:
         """End the job: what has no outcome yet has this one."""
@@ -112,7 +112,7 @@ class Job:
         """Pass on an event, while anything is open."""
         if not self._open or (isinstance(event, Step) and not self.steps):
             return
-        if isinstance(event, Note):
+        if isinstance(event, Notice):
             self._notes.append(event)
         self._inbox.put_nowait(event)
 

@@ -15,18 +15,18 @@ from starlette.types import Receive, Scope, Send
 from t2i_cli.backends import GeneratedImage
 from t2i_cli.errors import (
     AccessError,
-    DefectError,
+    ContentFilteredError,
     InputError,
+    InternalError,
+    InterruptedRunError,
     ModelError,
     OutOfMemoryError,
     QuotaError,
     RemoteError,
-    StoppedError,
     StorageError,
     T2IError,
     TerminatedError,
     TimedOutError,
-    WithheldError,
 )
 from t2i_cli.output import metadata
 from t2i_cli.output.filenames import Format
@@ -44,11 +44,11 @@ STATUS: Mapping[type[T2IError], int] = {
     OutOfMemoryError: 503,
     NotServedError: 404,
     ModelError: 500,
-    WithheldError: 422,
+    ContentFilteredError: 422,
     StorageError: 500,
-    DefectError: 500,
+    InternalError: 500,
     # As nginx has it: the client closed the request.
-    StoppedError: 499,
+    InterruptedRunError: 499,
     TerminatedError: 503,
 }
 """The HTTP status of each kind of error."""
@@ -190,14 +190,14 @@ def in_base64(data: bytes) -> Made:
 
 def _encoded(image: GeneratedImage, format: Format, quality: int | None) -> bytes:
     extra = {} if quality is None else {"quality": quality}
-    return metadata.embed(image.image, image.request, image.lock, format, **extra)
+    return metadata.embed(image.image, image.request, image.info, format, **extra)
 
 
 def echo(image: GeneratedImage) -> dict[str, object]:
     """What made the image, as every dialect tells it."""
     return {
         "request": image.request.to_json(),
-        "lock": asdict(image.lock),
+        "lock": asdict(image.info),
         "seconds": round(image.seconds, 3),
     }
 

@@ -89,7 +89,7 @@ _TABLE = (
         key="keep_alive",
         variable="T2I_KEEP_ALIVE",
         takes="a duration as 90s, 10m or 1h30m, or 0 for off",
-        accepts=lambda value: durations.parse(value) is not None,
+        accepts=lambda value: durations.parse_duration(value) is not None,
     ),
     Setting(
         key="format",

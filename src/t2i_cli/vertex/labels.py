@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote_to_bytes
 
-from t2i_cli.console import printable
+from t2i_cli.console import escape_controls
 
 MANAGED = ("managed-by", "t2i")
 LONGEST = 63
@@ -48,9 +48,9 @@ class Labels:
             # What t2i made and nobody can date is past its time.
             expires=int(expires) if expires.isdecimal() else 0,
             # Anybody in the project may write labels, and these are shown on terminals.
-            model=printable(decode(labels.get("t2i-model", ""))),
+            model=escape_controls(decode(labels.get("t2i-model", ""))),
             serving=labels.get("t2i-serving", ""),
-            by=printable(decode(labels.get("t2i-by", ""))),
+            by=escape_controls(decode(labels.get("t2i-by", ""))),
         )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from t2i_cli import signals
-from t2i_cli.durations import spoken
+from t2i_cli.durations import format_duration
 from t2i_cli.errors import ModelError, RemoteError, T2IError, TimedOutError
 from t2i_cli.vertex.client import NotFoundError, Rest, translate
 
@@ -66,7 +66,7 @@ def uninterrupted() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.ending())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.termination_signals())
     try:
         yield
     finally:
@@ -86,7 +86,8 @@ def wait(
     while not operation.get("done"):
         if time.monotonic() - started > most:
             raise TimedOutError(
-                f"{title}: not done after {spoken(most)}; it goes on at Google.", hint=AGAIN
+                f"{title}: not done after {format_duration(most)}; it goes on at Google.",
+                hint=AGAIN,
             )
         time.sleep(pause)
         pause = min(pause * 1.5, 10.0)
@@ -99,7 +100,7 @@ def wait(
             ) from gone
         if time.monotonic() - told > TOLD_EVERY:
             told = time.monotonic()
-            say(f"{title}: {spoken(told - started)} so far")
+            say(f"{title}: {format_duration(told - started)} so far")
     if error := operation.get("error"):
         raise _failure(rest, operation["name"], error)
     response: dict[str, Any] = operation.get("response", {})

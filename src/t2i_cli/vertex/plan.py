@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from t2i_cli.console import size_text
-from t2i_cli.durations import parse, spoken
+from t2i_cli.console import format_bytes
+from t2i_cli.durations import format_duration, parse_duration
 from t2i_cli.errors import InputError
 from t2i_cli.net import gcs
 from t2i_cli.settings import store
@@ -114,9 +114,11 @@ class Plan:
             "image": self.image or "",
             "endpoint": f"{self.title}, dedicated",
             "machines": f"{count} replica{plural} of {self.hardware.text()}",
-            "": f"none after {spoken(self.idle)} without a call (Preview)" if self.idle else "",
+            "": f"none after {format_duration(self.idle)} without a call (Preview)"
+            if self.idle
+            else "",
             "price": self._price(),
-            "TTL": f"{spoken(self.ttl)}, until {when(self.labels.expires)}",
+            "TTL": f"{format_duration(self.ttl)}, until {when(self.labels.expires)}",
             "enforced by": self.enforcement(),
             "permissions": self.permissions.text(),
         }
@@ -143,7 +145,7 @@ class Plan:
 
     def _weights(self) -> str:
         if self.source.uploads:
-            size = f", {size_text(self.upload_bytes)} from here" if self.upload_bytes else ""
+            size = f", {format_bytes(self.upload_bytes)} from here" if self.upload_bytes else ""
             return f"{self.artifacts}{size}"
         return self.source.uri or ""
 
@@ -240,16 +242,16 @@ def _check_cost(plan: Plan, limit: float) -> None:
     if cost > limit:
         fits = int(limit / hourly * 3600) // 60 * 60
         raise InputError(
-            f"Until its TTL of {spoken(plan.ttl)} this would cost up to {cost:.2f} USD by the "
+            f"Until its TTL of {format_duration(plan.ttl)} this would cost up to {cost:.2f} USD by the "
             f"estimate, more than --max-cost {limit:.2f}.",
-            hint=f"--ttl {spoken(fits)} would fit."
+            hint=f"--ttl {format_duration(fits)} would fit."
             if fits
             else "A cheaper --machine-type may fit.",
         )
 
 
 def _duration(option: str, text: str) -> int:
-    seconds = parse(text)
+    seconds = parse_duration(text)
     if not seconds:
         raise InputError(f"{option} {text} is no duration; write it as 90m or 2h.")
     return seconds

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from t2i_cli.durations import spoken
+from t2i_cli.durations import format_duration
 from t2i_cli.errors import T2IError
 from t2i_cli.vertex import machine_types, operations
 from t2i_cli.vertex.client import Rest
@@ -180,7 +180,7 @@ def table(lines: Iterable[Line]) -> list[str]:
 def facts(line: Line, more: Mapping[str, object]) -> list[str]:
     """All about one deployment for people, a fact a line."""
     record = line.to_json() | {
-        "age": None if line.age is None else spoken(line.age),
+        "age": None if line.age is None else format_duration(line.age),
         "requests": "?" if line.requests is None else line.requests,
         "usd_per_hour": line.hourly,
         "usd_so_far": line.so_far,
@@ -205,7 +205,7 @@ def _cells(one: Line) -> tuple[str, ...]:
     return (
         one.name,
         one.state,
-        "" if one.age is None else spoken(one.age // 60 * 60),
+        "" if one.age is None else format_duration(one.age // 60 * 60),
         str(one.replicas) if same else f"{one.replicas}-{one.max_replicas}",
         "?" if one.requests is None else str(one.requests),
         one.hourly,

@@ -38,7 +38,7 @@ def deaf(console: Console) -> Iterator[None]:
         console.warn("The endpoint is being removed; please wait. Until then it is paid for.")
 
     with operations.uninterrupted():
-        before = {number: signal.signal(number, refuse) for number in signals.ending()}
+        before = {number: signal.signal(number, refuse) for number in signals.termination_signals()}
     try:
         yield
     finally:

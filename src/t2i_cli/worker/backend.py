@@ -7,7 +7,7 @@ from threading import Event as Flag
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.events import Event, Note, OnEvent, Step
+from t2i_cli.events import Event, Notice, OnEvent, Step
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import Format
@@ -66,13 +66,13 @@ class WorkerBackend:
     def check(self, request: ResolvedRequest) -> None:
         """The worker checks what it is sent."""
 
-    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+    def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """What the image takes here, told without a worker."""
-        return self._without.needs(request)
+        return self._without.estimate(request)
 
-    def commit(self, model: str, revision: str | None) -> str | None:
+    def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The commit that a model's revision stands for now."""
-        return self._without.commit(model, revision)
+        return self._without.resolve_revision(model, revision)
 
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
         """Have a worker there."""
@@ -109,7 +109,7 @@ class WorkerBackend:
             if isinstance(error, HungError) and not error.place.kill():
                 reason = "The warm worker hangs, and cannot be ended."
             if left:
-                on_event(Note(message=f"{reason} This run goes on without it."))
+                on_event(Notice(message=f"{reason} This run goes on without it."))
                 yield from self._run_without(left, on_event, cancel)
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class WorkerBackend:
         positions = list(left)
 
         def hear(event: Event) -> None:
-            if isinstance(event, Step | Note):
+            if isinstance(event, Step | Notice):
                 event = replace(event, indices=tuple(positions[i] for i in event.indices))
             on_event(event)
 

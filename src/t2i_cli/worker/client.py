@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from t2i_cli import errors
-from t2i_cli.backends import Failure, GeneratedImage, RunLock
+from t2i_cli.backends import Failure, GeneratedImage, GenerationInfo
 from t2i_cli.errors import T2IError
-from t2i_cli.events import Downloading, Event, Loading, Measure, Note, OnEvent, Step
+from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, OnEvent, Step
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
@@ -67,7 +67,7 @@ class SentImage(GeneratedImage):
 
     def encoded(self, format: Format) -> bytes:
         """The file as it came, or another made of its pixels."""
-        return self.data if format == self.format else super().encoded(format)
+        return self.data if format == self.format else super().encode(format)
 
 
 class Exchange:
@@ -237,7 +237,7 @@ def outcomes(
             yield SentImage(
                 index=index,
                 request=request,
-                lock=RunLock(**data["lock"] | {"measures": tuple(data["lock"]["measures"])}),
+                info=GenerationInfo(**data["lock"] | {"measures": tuple(data["lock"]["measures"])}),
                 seconds=data["seconds"],
                 file_size=(data["width"], data["height"]),
                 format=data["format"],
@@ -255,8 +255,8 @@ def outcomes(
 _EVENTS: dict[str, Callable[..., Event]] = {
     "downloading": Downloading,
     "loading": Loading,
-    "measure": Measure,
-    "note": Note,
+    "measure": MemoryMeasure,
+    "note": Notice,
     "step": Step,
 }
 
@@ -264,7 +264,7 @@ _EVENTS: dict[str, Callable[..., Event]] = {
 def _error(exchange: Exchange, answer: Mapping[str, Any], own: Collection[str] = _OWN) -> T2IError:
     """The error in an answer, where a run without the worker would meet it as well."""
     record = answer.get("error")
-    error = errors.from_json(record) if isinstance(record, dict) else None
+    error = errors.error_from_json(record) if isinstance(record, dict) else None
     if error is not None and error.code == _LEAVING:
         raise LeavingError(exchange.place)
     if error is None or error.code in own:

@@ -23,7 +23,7 @@ from t2i_cli.backends import Backend
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import T2IError
 from t2i_cli.output.state_files import open_regular, remove_socket
-from t2i_cli.request import MAX_SIDE, MAX_STEPS
+from t2i_cli.request import MAX_IMAGE_SIDE, MAX_STEPS
 from t2i_cli.worker import process_proof
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER
 from t2i_cli.worker.spawn import MODEL_PATH, STATUS_PATH
@@ -73,7 +73,7 @@ def _serve(place: Place, state: State, order: dict[str, Any], backend: Backend) 
     from t2i_cli.server.runner import serve
 
     # Whatever is asked is done as it would be without the worker: alone, however long it takes.
-    limits = Limits(max_batch=1, timeout=None, pixels=MAX_SIDE**2, steps=MAX_STEPS)
+    limits = Limits(max_batch=1, timeout=None, pixels=MAX_IMAGE_SIDE**2, steps=MAX_STEPS)
     engine = Engine(backend, order["model"], limits, revision=order["revision"], load=False)
     listener, state = _listen(place, state)
     app = create_app(engine, ServerOptions(api_key=state.secret))

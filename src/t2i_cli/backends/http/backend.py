@@ -53,7 +53,7 @@ class HttpBackend:
         """Raise if the request cannot be put to the server."""
         self._body(request)
 
-    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+    def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """Which server is asked, in which dialect, and what it is told."""
         server = self._server()
         return {
@@ -64,7 +64,7 @@ class HttpBackend:
             "concurrency": self._concurrency,
         }
 
-    def commit(self, model: str, revision: str | None) -> str | None:
+    def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """None: the server chose the commit."""
         return None
 
@@ -165,7 +165,7 @@ class HttpBackend:
             index=call.index,
             request=request,
             image=image,
-            lock=lock,
+            info=lock,
             seconds=answer.seconds if account.seconds is None else account.seconds,
             round_trip=answer.seconds,
         )

@@ -2,13 +2,13 @@
 
 from t2i_cli.errors import (
     AccessError,
+    ContentFilteredError,
     InputError,
     ModelError,
     QuotaError,
     RemoteError,
     T2IError,
     TimedOutError,
-    WithheldError,
 )
 from t2i_cli.net import error_body
 from t2i_cli.net.http_client import Answer
@@ -35,7 +35,7 @@ def refusal(answer: Answer, url: str, key: str | None) -> T2IError | Again:
         error = told.own
     if isinstance(error, InputError) and error.field:
         error.field = FIELDS.get(error.field, error.field)
-    if isinstance(error, InputError | WithheldError | AccessError | ModelError):
+    if isinstance(error, InputError | ContentFilteredError | AccessError | ModelError):
         return error
     if answer.status == 429 and told.code != "insufficient_quota":
         return Again(error, after=answer.after, crowded=True)
@@ -51,7 +51,9 @@ def _error(status: int, told: error_body.Said, url: str) -> T2IError:
     message = error_body.sentence(told.message)
     why = f" {message}" if message else ""
     if told.code in _MODERATED:
-        return WithheldError(f"The server withheld the image:{why}", hint="Change the prompt.")
+        return ContentFilteredError(
+            f"The server withheld the image:{why}", hint="Change the prompt."
+        )
     match status:
         case 400 | 413 | 422:
             return InputError(

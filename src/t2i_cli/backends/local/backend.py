@@ -28,8 +28,8 @@ from t2i_cli.backends.local.outcomes import Member
 from t2i_cli.backends.local.pipeline import Cancelled
 from t2i_cli.backends.local.pipeline_output import Picture
 from t2i_cli.backends.local.planning import Target
-from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, defect
-from t2i_cli.events import Loading, Note, OnEvent
+from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
+from t2i_cli.events import Loading, Notice, OnEvent
 from t2i_cli.models import catalog, diffusers_folder, resolution, schedulers
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -77,11 +77,11 @@ class LocalBackend:
         resident = loaded.resident if loaded and loaded.is_for(aim) else 0
         self._roomy_plan(aim, request, resident)
 
-    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+    def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """The plan, as --dry-run prints it."""
         return self.plan(request).to_json()
 
-    def commit(self, model: str, revision: str | None) -> str | None:
+    def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The commit that a repository's revision stands for now, `None` for a local model."""
         if "/" not in model or os.path.isdir(model):
             return None
@@ -106,7 +106,9 @@ class LocalBackend:
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome a request; like requests that follow each other share passes."""
-        for _, members in itertools.groupby(enumerate(requests), lambda member: member[1].kind()):
+        for _, members in itertools.groupby(
+            enumerate(requests), lambda member: member[1].batch_key()
+        ):
             group = list(members)
             if cancel.is_set():
                 return
@@ -121,7 +123,7 @@ class LocalBackend:
             except Exception as raised:  # noqa: BLE001 - told as the failure of those it is for
                 # Nobody knows what is loaded by now.
                 self.close()
-                yield from outcomes.failures(group, defect(raised))
+                yield from outcomes.failures(group, internal_error(raised))
                 continue
             loaded.previews = previews or [0] * len(requests)
             unread = outcomes.tell_notes(loaded, group, on_event)
@@ -207,9 +209,9 @@ class LocalBackend:
         )
         vae_decode.rescue(loaded)
         if self._options.attention_slicing:
-            on_event(Note(message=_SLICING_COST if aim.slicing else _NO_SLICING))
+            on_event(Notice(message=_SLICING_COST if aim.slicing else _NO_SLICING))
         if (self._options.batch_size or 1) > 1 and not are_independent(type(loaded.pipe)):
-            on_event(Note(message=dependence(type(loaded.pipe))))
+            on_event(Notice(message=dependence(type(loaded.pipe))))
         return loaded
 
     def _place(self, loaded: Loaded, measures: memory.Measures) -> None:
@@ -242,7 +244,7 @@ class LocalBackend:
             except MemoryError:
                 raise
             except Exception as raised:  # noqa: BLE001 - told as the failure of those it is for
-                error = raised if isinstance(raised, T2IError) else defect(raised)
+                error = raised if isinstance(raised, T2IError) else internal_error(raised)
                 if size > 1 and not isinstance(error, InputError | OutOfMemoryError):
                     # It may be the fault of one of them: each is tried alone.
                     alone = size
@@ -277,7 +279,7 @@ class LocalBackend:
 
     def _pass_size(self, loaded: Loaded, request: ResolvedRequest) -> PassSize:
         """What is known of the best size of passes for requests of this kind."""
-        kind = request.kind()
+        kind = request.batch_key()
         if kind not in self._sizes:
             wanted = self._options.batch_size if are_independent(type(loaded.pipe)) else 1
             most = wanted or planning.most_of_a_pass(

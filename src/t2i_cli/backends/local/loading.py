@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from t2i_cli import __version__
 from t2i_cli.backends.local import memory
 from t2i_cli.backends.local.device import is_out_of_memory
-from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, one_line
-from t2i_cli.events import Measure, OnEvent
+from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, error_reason
+from t2i_cli.events import MemoryMeasure, OnEvent
 from t2i_cli.models import (
     component_check,
     diffusers_folder,
@@ -59,12 +59,12 @@ class Loaded:
 
     def made(self, request: ResolvedRequest) -> None:
         """Remember that an image of the request's kind was just made."""
-        self._made = request.kind(), time.monotonic()
+        self._made = request.batch_key(), time.monotonic()
 
     def fitted(self, request: ResolvedRequest) -> bool:
         """Whether one was made a moment ago, so that memory need not be looked at again."""
         kind, when = self._made or ((), 0.0)
-        return kind == request.kind() and time.monotonic() - when < _MOMENT
+        return kind == request.batch_key() and time.monotonic() - when < _MOMENT
 
     @property
     def revision(self) -> str | None:
@@ -94,7 +94,7 @@ class Loaded:
     def note(self, measure: str, reason: str) -> None:
         """Record a measure and tell of it."""
         self.measures.append(measure)
-        self.on_event(Measure(name=measure, reason=reason))
+        self.on_event(MemoryMeasure(name=measure, reason=reason))
 
     def place(
         self, measures: memory.Measures = (), reason: str = "", asked: memory.Measures = ()
@@ -135,7 +135,7 @@ class Loaded:
                     self.pipe.scheduler = getattr(diffusers, spec.cls).from_config(config)
                 except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
                     raise InputError(
-                        f"The scheduler {name!r} does not fit {self.spec.name}: {one_line(error)}",
+                        f"The scheduler {name!r} does not fit {self.spec.name}: {error_reason(error)}",
                         hint="Leave --scheduler away for the model's own.",
                         field="scheduler",
                     ) from error
@@ -246,7 +246,7 @@ def read(
             if "trust_remote_code" in str(error) and not trust_remote_code:
                 raise component_check.own_code(folder, "a component's auto_map") from error
             raise ModelError(
-                f"{name} cannot be loaded: {one_line(error)}",
+                f"{name} cannot be loaded: {error_reason(error)}",
                 hint="The model may be damaged, or need other versions of diffusers or "
                 "transformers.",
             ) from error

@@ -3,20 +3,20 @@
 import traceback
 from collections.abc import Iterator
 
-from t2i_cli.backends import Failure, GeneratedImage, RunLock
+from t2i_cli.backends import Failure, GeneratedImage, GenerationInfo
 from t2i_cli.backends.local import prompt_warnings
 from t2i_cli.backends.local.loading import Loaded
 from t2i_cli.backends.local.pipeline_output import Picture
 from t2i_cli.errors import (
+    ContentFilteredError,
     InputError,
     ModelError,
     PipelineError,
     T2IError,
-    WithheldError,
-    defect,
-    one_line,
+    error_reason,
+    internal_error,
 )
-from t2i_cli.events import Note, OnEvent
+from t2i_cli.events import Notice, OnEvent
 from t2i_cli.request import ResolvedRequest
 
 Member = tuple[int, ResolvedRequest]
@@ -30,13 +30,13 @@ def tell_notes(loaded: Loaded, group: list[Member], on_event: OnEvent) -> list[F
     for words, indices in prompt_warnings.prompts(group).items():
         try:
             for note in prompt_warnings.notes(loaded, words):
-                on_event(Note(message=note, indices=tuple(indices)))
+                on_event(Notice(message=note, indices=tuple(indices)))
         except MemoryError:
             raise
         except Exception as raised:  # noqa: BLE001 - told as the failure of those it is for
             for index in indices:
                 failures[index] = Failure(
-                    index=index, request=requests[index], error=defect(raised)
+                    index=index, request=requests[index], error=internal_error(raised)
                 )
     return list(failures.values())
 
@@ -46,9 +46,9 @@ def failures(members: list[Member], error: T2IError) -> Iterator[Failure]:
     return (Failure(index=index, request=request, error=error) for index, request in members)
 
 
-def lock(loaded: Loaded, scheduler: str | None, batch_size: int) -> RunLock:
+def lock(loaded: Loaded, scheduler: str | None, batch_size: int) -> GenerationInfo:
     """What made the images of a pass what they are."""
-    return RunLock(
+    return GenerationInfo(
         backend="local",
         model=loaded.spec.repo or loaded.spec.name,
         revision=loaded.revision,
@@ -66,20 +66,20 @@ def outcome(
     index: int,
     request: ResolvedRequest,
     picture: Picture | ModelError,
-    lock: RunLock,
+    lock: GenerationInfo,
     seconds: float,
 ) -> GeneratedImage | Failure:
     """The image, unless it is none or the model's safety checker withheld it."""
     if isinstance(picture, ModelError):
         return Failure(index=index, request=request, error=picture)
     if picture.withheld:
-        error = WithheldError(
+        error = ContentFilteredError(
             "The model's safety checker withheld the image.",
             hint="Another seed or wording may pass; --no-safety-checker leaves the checker out.",
         )
         return Failure(index=index, request=request, error=error)
     return GeneratedImage(
-        index=index, request=request, image=picture.image, lock=lock, seconds=seconds
+        index=index, request=request, image=picture.image, info=lock, seconds=seconds
     )
 
 
@@ -89,7 +89,7 @@ def translated(error: Exception, loaded: Loaded, request: ResolvedRequest) -> T2
     places = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
     if "set_scheduler" in places:
         return InputError(
-            f"The scheduler {request.scheduler!r} cannot be used here: {one_line(error)}",
+            f"The scheduler {request.scheduler!r} cannot be used here: {error_reason(error)}",
             hint="Leave --scheduler away for the model's own.",
             field="scheduler",
         )
@@ -99,4 +99,4 @@ def translated(error: Exception, loaded: Loaded, request: ResolvedRequest) -> T2
             hint="Leave --scheduler away for the model's own.",
             field="scheduler",
         )
-    return PipelineError(f"{name} failed: {one_line(error)}")
+    return PipelineError(f"{name} failed: {error_reason(error)}")

@@ -36,7 +36,7 @@ class VertexBackend:
     def check(self, request: ResolvedRequest) -> None:
         """Every request can be sent that was settled for the endpoint's model."""
 
-    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+    def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """Which endpoint is called, where, what it is told, and what it costs while it is up."""
         opened = self._endpoint()
         where, prices = opened.target, machine_types.prices()
@@ -52,7 +52,7 @@ class VertexBackend:
             "prices_of": prices.date,
         }
 
-    def commit(self, model: str, revision: str | None) -> str | None:
+    def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """None: what is deployed was chosen by the deployment."""
         return None
 
@@ -128,7 +128,7 @@ class VertexBackend:
             index=call.index,
             request=request,
             image=image,
-            lock=lock,
+            info=lock,
             seconds=answer.seconds if account.seconds is None else account.seconds,
             round_trip=answer.seconds,
         )

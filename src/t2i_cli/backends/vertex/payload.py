@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from t2i_cli.errors import RemoteError, T2IError, from_json
+from t2i_cli.errors import RemoteError, T2IError, error_from_json
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import ResolvedRequest
@@ -98,7 +98,7 @@ def _found(value: object, entry: object) -> Iterator[Predicted]:
             yield from _found(item, entry)
     elif isinstance(value, dict):
         error: Any = value.get("error")
-        if isinstance(error, dict) and (own := from_json(error)):
+        if isinstance(error, dict) and (own := error_from_json(error)):
             raise own
         # Some handlers give one image under two names.
         named = (list(_found(value.get(key), value)) for key in _IMAGE_KEYS)

@@ -35,11 +35,11 @@ class ExpectedEndpoint:
     def check(self, request: ResolvedRequest) -> None:
         """Every request can be sent that was settled for the endpoint's model."""
 
-    def needs(self, request: ResolvedRequest) -> dict[str, object]:
+    def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """Nothing that is known yet."""
         return {}
 
-    def commit(self, model: str, revision: str | None) -> str | None:
+    def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """None: the deployment chooses."""
         return None
 

@@ -11,7 +11,7 @@ from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import Value
-from t2i_cli.request import chosen_size
+from t2i_cli.request import resolve_size
 from t2i_cli.settings import store
 from t2i_cli.vertex import DEFAULT_TTL
 
@@ -176,7 +176,7 @@ def batch(
         return
     if file is None:
         raise InputError("There is no prompts file.", hint="Give one, as t2i batch prompts.txt")
-    width, height = chosen_size(width, height, size)
+    width, height = resolve_size(width, height, size)
     varied = parse_vary(vary or [])
     if model is None and not ephemeral and "model" not in dict(varied):
         model = default_model(backend)

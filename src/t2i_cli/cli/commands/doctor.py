@@ -14,7 +14,7 @@ def doctor(json: JsonOpt = False) -> None:
     from t2i_cli import diagnostics
 
     worst = 0
-    for found in diagnostics.run():
+    for found in diagnostics.run_diagnostics():
         worst = worst or found.exit_code
         if json:
             console.result_json(found.to_json())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
-from t2i_cli.request import GenerateRequest, ResolvedRequest, chosen_size
+from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_size
 from t2i_cli.settings import store
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def generate(
     from t2i_cli import generate
     from t2i_cli.backends.factory import choose, default_model
 
-    width, height = chosen_size(width, height, size)
+    width, height = resolve_size(width, height, size)
     request = GenerateRequest(
         prompt=_prompt(prompt, prompt_option),
         negative_prompt=negative_prompt,
@@ -77,7 +77,7 @@ def generate(
         width=width,
         height=height,
     )
-    place = generate.Output(
+    place = generate.OutputOptions(
         target=output or store.get("output"),
         format=format or store.get("format"),
         overwrite=overwrite,
@@ -108,11 +108,11 @@ def generate(
         worker=not dry_run,
         format=place.aim.format,
     )
-    order = generate.Order(request=request, seeds=seed or [], count=count)
+    order = generate.GenerationJob(request=request, seeds=seed or [], count=count)
     if dry_run:
-        _dry_run(*generate.settle(order, engine, place, console, lenient=lenient), engine)
+        _dry_run(*generate.prepare_requests(order, engine, place, console, lenient=lenient), engine)
     else:
-        generate.make(order, engine, place, console, lenient=lenient)
+        generate.generate_images(order, engine, place, console, lenient=lenient)
         _mention_warmth(backend, keep_alive)
 
 
@@ -142,7 +142,7 @@ def _prompt(argument: str | None, option: str | None) -> str:
 
 def _dry_run(requests: list[ResolvedRequest], sink: "FileSink", backend: "Backend") -> None:
     """Print what would be made, with what it needs."""
-    plan = backend.needs(requests[0])
+    plan = backend.estimate(requests[0])
     files = [None if path is None else str(path) for path in sink.paths]
     if console.json:
         images = [request.to_json() for request in requests]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2i_cli.cli.options import JsonOpt
-from t2i_cli.console import console, printable
+from t2i_cli.console import console, escape_controls
 from t2i_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _table(path: Path, record: "Record") -> str:
             indented = text.replace("\n", "\n" + " " * (width + 2))
             lines.append(f"  {name:{width}}{indented}")
     # The text comes from a file that anyone may have written.
-    return printable("\n".join(lines))
+    return escape_controls("\n".join(lines))
 
 
 def _text(value: object) -> str:

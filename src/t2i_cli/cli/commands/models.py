@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
-from t2i_cli.console import console, size_text
+from t2i_cli.console import console, format_bytes
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
@@ -68,7 +68,9 @@ def show(model: ModelArg, json: JsonOpt = False) -> None:
         return
     for key, value in record.items():
         if value is not None and key not in _FOR_SCRIPTS:
-            text = size_text(value) if key.endswith("bytes") and isinstance(value, int) else value
+            text = (
+                format_bytes(value) if key.endswith("bytes") and isinstance(value, int) else value
+            )
             console.result(f"{key.replace('_', ' ')}: {_plain(text)}")
     if spec.name == "postcard":
         console.result("")
@@ -123,12 +125,12 @@ def remove(
     if found is None:
         raise errors.not_here(spec.repo)
     if not yes:
-        console.confirm(f"Remove {spec.repo} ({size_text(found.size)}) from {cache.folder()}?")
+        console.confirm(f"Remove {spec.repo} ({format_bytes(found.size)}) from {cache.folder()}?")
     freed = cache.remove(spec.repo)
     if json:
         console.result_json({"model": spec.name, "repo": spec.repo, "freed_bytes": freed})
     else:
-        console.note(f"Removed {spec.repo}; {size_text(freed)} are free again.")
+        console.note(f"Removed {spec.repo}; {format_bytes(freed)} are free again.")
 
 
 def _named(name: str, revision: str | None = None) -> ModelSpec:
@@ -193,10 +195,10 @@ def _record(spec: ModelSpec, here: "dict[str, Cached]") -> dict[str, object]:
 
 def _row(spec: ModelSpec, here: "dict[str, Cached]") -> tuple[str, str, str, str, str]:
     record = _record(spec, here)
-    size = size_text(spec.download_bytes) if spec.download_bytes else ""
+    size = format_bytes(spec.download_bytes) if spec.download_bytes else ""
     state = {"whole": "yes", "partly": "partly", "no": "no"}[str(record["downloaded"])]
     if isinstance(taken := record["disk_bytes"], int):
-        state += f", {size_text(taken)}"
+        state += f", {format_bytes(taken)}"
     licence = f"{spec.licence or ''}{' (gated)' if spec.gated else ''}"
     return spec.name, size, state, licence, spec.summary or ""
 

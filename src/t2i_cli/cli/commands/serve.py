@@ -159,7 +159,7 @@ def serve(
     with (
         ExitStack() as end,
         listening as listener,
-        console.owned_stdout(),
+        console.redirect_stdout(),
         ServerLog(console, log_prompts) as log,
     ):
         found = _fetching(uri, made, end) if uri else named

@@ -20,7 +20,7 @@ from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Preview
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import Format
-from t2i_cli.request import GenerateRequest, parse_size, with_seeds
+from t2i_cli.request import GenerateRequest, expand_seeds, parse_size
 from t2i_cli.server import responses
 from t2i_cli.server.api.predict import IMAGE
 from t2i_cli.server.engine import Engine
@@ -134,7 +134,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         asked = body.request(await engine.described())
         settled = await engine.settle([asked] * body.n, counted="n")
         seeds = [] if body.seed is None else [body.seed]
-        requests = with_seeds(settled[0], seeds, body.n)
+        requests = expand_seeds(settled[0], seeds, body.n)
         job = engine.submit(requests, previews=body.partial_images, steps=False)
         if body.stream:
             return responses.stream(job, _events(job, body))

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from t2i_cli.events import Note
+from t2i_cli.events import Notice
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import Format
 from t2i_cli.server import responses
@@ -41,7 +41,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     @api.post("/predict", response_class=Response, responses={200: IMAGE})
     async def predict(body: PredictBody, request: Request) -> Response:
         """Make one image; the answer is the image file, a JPEG unless `format` says otherwise."""
-        notes: list[Note] = []
+        notes: list[Notice] = []
         requests = await engine.settle([body.request()], lenient=body.lenient, on_note=notes.append)
         job = engine.submit(requests, steps=False, notes=notes)
         [image] = await responses.images(request, job)

@@ -14,7 +14,16 @@ from pydantic import Field
 from t2i_cli import __version__
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import InputError
-from t2i_cli.events import Downloading, Event, Loading, Measure, Note, Preview, Sent, Step
+from t2i_cli.events import (
+    Downloading,
+    Event,
+    Loading,
+    MemoryMeasure,
+    Notice,
+    Preview,
+    RequestSent,
+    Step,
+)
 from t2i_cli.models import schedulers
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output import filenames
@@ -29,9 +38,9 @@ _NAMES: dict[type[Event], str] = {
     Downloading: "downloading",
     Loading: "loading",
     Step: "step",
-    Sent: "sent",
-    Note: "note",
-    Measure: "measure",
+    RequestSent: "sent",
+    Notice: "note",
+    MemoryMeasure: "measure",
 }
 """Events that are told with all their fields."""
 
@@ -65,7 +74,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     )
     async def generate(body: Body) -> Response:
         """Make images: `accepted`, then what happens, an `image` or `failure` each, and `done`."""
-        notes: list[Note] = []
+        notes: list[Notice] = []
         asked = [one.request() for one in body.requests]
         requests = await engine.settle(
             asked, counted="requests", lenient=body.lenient, on_note=notes.append

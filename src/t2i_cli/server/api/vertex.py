@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
-from t2i_cli.events import Note
+from t2i_cli.events import Notice
 from t2i_cli.output.filenames import Format
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server import responses
@@ -111,7 +111,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         """
         asked, formats = _asked(body)
         lenient = body.parameters is not None and body.parameters.lenient
-        notes: list[Note] = []
+        notes: list[Notice] = []
         requests = await engine.settle(
             asked, counted="instances", lenient=lenient, on_note=notes.append
         )
