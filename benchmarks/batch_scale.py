@@ -35,7 +35,7 @@ from t2i_cli.console import Console
 from t2i_cli.events import OnEvent
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.output.image_writer import Saved
+from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import read
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
@@ -173,7 +173,7 @@ STAGES: dict[str, Callable[[Path, int], dict[str, float]]] = {
 }
 
 
-def _make(found: Plan, book: Manifest, save: Callable[[GeneratedImage], Saved]) -> float:
+def _make(found: Plan, book: Manifest, save: Callable[[GeneratedImage], SavedImage]) -> float:
     started = time.perf_counter()
     tally = runner.make(found, InProcess(Constant()), save, book, Silent(), Stop())
     assert tally.made == len(found.jobs)  # noqa: S101 - a benchmark of what failed says nothing
@@ -194,8 +194,8 @@ def _planned(folder: Path, rows: int) -> Plan:
     return plan.compose(asked, [], folder / "out", State(), Choice())
 
 
-def _saved(folder: Path, job: plan.Job) -> Saved:
-    return Saved(
+def _saved(folder: Path, job: plan.Job) -> SavedImage:
+    return SavedImage(
         index=0,
         path=folder / job.file,
         format="png",

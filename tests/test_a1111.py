@@ -19,7 +19,7 @@ Hires upscale: 2, Lora hashes: "pixel: 2f3b0a, other: 99", Version: v1.10.1"""
 
 
 def test_text_is_as_automatic1111_writes_it() -> None:
-    assert infotext.compose(request(), LOCK, (64, 48)) == (
+    assert infotext.format_infotext(request(), LOCK, (64, 48)) == (
         "A red house, on green hills\n"
         "Negative prompt: rain\n"
         "Steps: 30, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 42, Size: 64x48, "
@@ -30,16 +30,16 @@ def test_text_is_as_automatic1111_writes_it() -> None:
 
 def test_what_is_not_known_is_left_out() -> None:
     unknown = request(negative_prompt=None, steps=None, guidance_scale=None, scheduler=None)
-    text = infotext.compose(unknown, LOCK, (8, 8))
+    text = infotext.format_infotext(unknown, LOCK, (8, 8))
     assert "Negative" not in text and "Steps" not in text and "CFG" not in text
     assert "Sampler: DPMSolverMultistepScheduler" in text
-    parsed = infotext.parse(text)
+    parsed = infotext.parse_infotext(text)
     assert parsed and parsed.request["prompt"] == unknown.prompt
     assert (parsed.request["steps"], parsed.request["seed"]) == (None, 42)
 
 
 def test_reads_a_text_of_automatic1111() -> None:
-    parsed = infotext.parse(FROM_A1111)
+    parsed = infotext.parse_infotext(FROM_A1111)
     assert parsed is not None
     assert parsed.request == {
         "prompt": "masterpiece, a (cat:1.2), Steps: 3 by hand\nsecond line <lora:pixel:0.8>",
@@ -59,7 +59,9 @@ def test_reads_a_text_of_automatic1111() -> None:
 
 
 def test_lines_that_extensions_append_are_settings() -> None:
-    parsed = infotext.parse(f"{FROM_A1111}\nTemplate: a {{cat|dog}}\nNegative Template: blurry")
+    parsed = infotext.parse_infotext(
+        f"{FROM_A1111}\nTemplate: a {{cat|dog}}\nNegative Template: blurry"
+    )
     assert parsed is not None
     assert parsed.request["seed"] == 965400086
     assert parsed.parameters["Template"] == "a {cat|dog}"
@@ -75,12 +77,12 @@ def test_lines_that_extensions_append_are_settings() -> None:
     ],
 )
 def test_sampler_becomes_a_schedulers_short_name(sampler: str, expected: str | None) -> None:
-    parsed = infotext.parse(f"a\nSteps: 2, Sampler: {sampler}, Seed: 1, Size: 8x8")
+    parsed = infotext.parse_infotext(f"a\nSteps: 2, Sampler: {sampler}, Seed: 1, Size: 8x8")
     assert parsed and parsed.request["scheduler"] == expected
 
 
 def test_values_that_are_no_numbers_are_unknown_and_still_shown() -> None:
-    parsed = infotext.parse("a\nSteps: many, Seed: -, CFG scale: high, Size: big")
+    parsed = infotext.parse_infotext("a\nSteps: many, Seed: -, CFG scale: high, Size: big")
     assert parsed is not None
     for name in ("steps", "seed", "guidance_scale", "width", "height"):
         assert parsed.request[name] is None
@@ -92,7 +94,7 @@ def test_values_that_are_no_numbers_are_unknown_and_still_shown() -> None:
     ["", "a photograph", "Canon: x, Lens: y, Shot: z", '{"prompt": "a", "seed": 1, "Steps": 2}'],
 )
 def test_other_texts_are_not_taken_for_it(text: str) -> None:
-    assert infotext.parse(text) is None
+    assert infotext.parse_infotext(text) is None
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_other_texts_are_not_taken_for_it(text: str) -> None:
 )
 def test_a_hostile_text_takes_no_long_time(text: str) -> None:
     # A quadratic expression would take hours: the test's own time limit is patience.
-    infotext.parse(text)
+    infotext.parse_infotext(text)
 
 
 PROMPTS = [
@@ -119,8 +121,8 @@ PROMPTS = [
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("negative", [None, "rain", "two\nlines, Steps: 3"])
 def test_any_prompt_comes_back(prompt: str, negative: str | None) -> None:
-    parsed = infotext.parse(
-        infotext.compose(request(prompt=prompt, negative_prompt=negative), LOCK, (64, 48))
+    parsed = infotext.parse_infotext(
+        infotext.format_infotext(request(prompt=prompt, negative_prompt=negative), LOCK, (64, 48))
     )
     assert parsed is not None
     assert parsed.request["prompt"] == prompt
@@ -133,8 +135,8 @@ def test_any_prompt_comes_back(prompt: str, negative: str | None) -> None:
     model=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(str.strip),
 )
 def test_any_text_comes_back(prompt: str, model: str) -> None:
-    text = infotext.compose(request(prompt=prompt, model=model or "m"), LOCK, (64, 48))
-    parsed = infotext.parse(text)
+    text = infotext.format_infotext(request(prompt=prompt, model=model or "m"), LOCK, (64, 48))
+    parsed = infotext.parse_infotext(text)
     assert parsed is not None
     assert parsed.request["prompt"] == prompt
     assert parsed.request["negative_prompt"] == "rain"

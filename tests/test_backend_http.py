@@ -42,7 +42,7 @@ from t2i_cli.errors import (
 from t2i_cli.events import Notice
 from t2i_cli.net import retry
 from t2i_cli.output import metadata
-from t2i_cli.output.image_writer import FileSink, Saved
+from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from t2i_cli.server.options import Limits, ServerOptions
 from tests.conftest import T2I
@@ -530,7 +530,7 @@ def test_500_rows_of_a_server_that_fails_at_random(
     assert first["round_trip_seconds"] >= 0.005
     assert first["seconds"] == 0.25
     assert first["lock"]["endpoint"] == server.url
-    record = metadata.read(tmp_path / "out" / first["file"])
+    record = metadata.read_metadata(tmp_path / "out" / first["file"])
     assert record.request == first["request"]
     assert record.lock == first["lock"]
 
@@ -558,14 +558,14 @@ def test_a_stop_keeps_what_was_sent(server: FakeImages, tmp_path: Path) -> None:
     requests: list[ResolvedRequest] = [
         resolve_request(GenerateRequest(prompt=f"star {n}"), spec) for n in range(30)
     ]
-    sink = FileSink([tmp_path / f"{n}.png" for n in range(30)], "png")
+    sink = ImageWriter([tmp_path / f"{n}.png" for n in range(30)], "png")
     threading.Timer(0.15, lambda: stop.ask(2)).start()
     made = [
         outcome
         for group in InProcess(chosen).run(requests, sink.save, lambda event: None, stop)
         for outcome in group
     ]
-    assert all(isinstance(outcome, Saved) for outcome in made)
+    assert all(isinstance(outcome, SavedImage) for outcome in made)
     assert sorted(o.index for o in made) == list(range(len(server.asked)))
     assert len(made) <= 6
 
@@ -582,7 +582,7 @@ def test_generate_as_a_process(server: FakeImages, t2i: T2I, tmp_path: Path) -> 
     assert (first["backend"], first["endpoint"]) == ("http", server.url)
     assert first["seed_confirmed"] is True
     assert first["round_trip_seconds"] > 0
-    record = metadata.read(tmp_path / first["path"])
+    record = metadata.read_metadata(tmp_path / first["path"])
     assert record.request["steps"] == 20
     assert record.lock["endpoint"] == server.url
     everything = done.stdout + done.stderr + str((tmp_path / first["path"]).read_bytes())

@@ -763,7 +763,7 @@ def test_500_rows_of_an_endpoint_that_fails_at_random(
         with Image.open(tmp_path / "out" / line["file"]) as image:
             seed = line["request"]["seed"]
             assert image.getpixel((0, 0)) == (seed % 256, seed // 256 % 256, 0)
-        record = metadata.read(tmp_path / "out" / line["file"])
+        record = metadata.read_metadata(tmp_path / "out" / line["file"])
         assert (record.request, record.lock) == (line["request"], line["lock"])
     whole = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert TOKEN.encode() not in whole
@@ -781,7 +781,7 @@ def test_as_processes(vertex: FakeVertex, t2i: T2I, tmp_path: Path) -> None:
     assert made["round_trip_seconds"] > 0
     other = t2i("generate", "a red star", "-s", "7", "--backend", "vertex", "-o", "b.png", env=env)
     assert other.returncode == 0, other.stderr
-    first, second = (metadata.read(tmp_path / file) for file in (made["path"], "b.png"))
+    first, second = (metadata.read_metadata(tmp_path / file) for file in (made["path"], "b.png"))
     assert first == second
     vertex.faults = [fake.forbidden()]
     refused = t2i("remote", "generate", "x", "--json", "-v", env=env)

@@ -20,7 +20,7 @@ from t2i_cli.batch.runner import Tally
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Loading, MemoryMeasure, Notice, Step
-from t2i_cli.output.image_writer import Saved
+from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import Entry
 from tests.fakes.painter import Painter, painted
 
@@ -248,9 +248,9 @@ def test_last_picture_is_shown_now_and_then(
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / job.file) for job in plan.jobs]
 
 
-def saved(path: Path, generated: GeneratedImage) -> Saved:
+def saved(path: Path, generated: GeneratedImage) -> SavedImage:
     """An image as it would lie in its file."""
-    return Saved(
+    return SavedImage(
         index=generated.index,
         path=path,
         format="png",

@@ -36,7 +36,7 @@ from t2i_cli.errors import (
 from t2i_cli.events import OnEvent, Step
 from t2i_cli.models.libraries import Foreign
 from t2i_cli.output import filenames
-from t2i_cli.output.image_writer import FileSink, Saved
+from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.prompts import PromptsError
 from t2i_cli.request import ResolvedRequest
 from tests.fakes.painter import Painter, painted
@@ -391,14 +391,14 @@ def test_model_is_pinned_at_the_first_run(batch: Batch) -> None:
 
 
 def test_failed_save_is_that_rows_failure(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = FileSink.save
+    real = ImageWriter.save
 
-    def save(self: FileSink, generated: GeneratedImage) -> Saved:
+    def save(self: ImageWriter, generated: GeneratedImage) -> SavedImage:
         if generated.index == 4:
             raise StorageError("Cannot write: Input/output error.")
         return real(self, generated)
 
-    monkeypatch.setattr(FileSink, "save", save)
+    monkeypatch.setattr(ImageWriter, "save", save)
     _, ended, summary = batch()
     assert isinstance(ended, PartialError)
     assert (summary["done"], summary["failures"]) == (11, {"storage": 1})
@@ -507,7 +507,7 @@ def test_what_saving_raises_is_that_rows_failure(
 ) -> None:
     real = GeneratedImage.encode
 
-    def encoded(self: GeneratedImage, format: filenames.Format) -> bytes:
+    def encoded(self: GeneratedImage, format: filenames.ImageFormat) -> bytes:
         if self.index == 4:
             raise ZeroDivisionError
         return real(self, format)
@@ -652,7 +652,7 @@ def test_device_does_not_wait_for_files_until_the_queue_is_full(batch: Batch) ->
     painter = Painter()
     saved: list[int] = []
 
-    def save(generated: GeneratedImage) -> Saved:
+    def save(generated: GeneratedImage) -> SavedImage:
         release.wait(10)
         saved.append(generated.index)
         raise StorageError("not kept")
@@ -672,7 +672,7 @@ def test_queue_is_bounded(batch: Batch) -> None:
     release = threading.Event()
     painter = Painter()
 
-    def save(generated: GeneratedImage) -> Saved:
+    def save(generated: GeneratedImage) -> SavedImage:
         release.wait(10)
         raise StorageError("not kept")
 

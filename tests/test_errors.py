@@ -24,7 +24,7 @@ from t2i_cli.errors import (
 from t2i_cli.events import RequestSent, Step
 from t2i_cli.models import catalog, resolution
 from t2i_cli.output import filenames
-from t2i_cli.output.image_writer import translated
+from t2i_cli.output.image_writer import storage_error
 from t2i_cli.vertex import containers
 
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
@@ -83,7 +83,7 @@ FAILED = [
 @pytest.mark.parametrize(("error", "said"), FAILED)
 def test_a_system_error_without_a_reason_is_told_all_the_same(error: OSError, said: str) -> None:
     assert os_reason(error) == said
-    assert translated(error, "write", Path("x")).message == f"Cannot write 'x': {said}."
+    assert storage_error(error, "write", Path("x")).message == f"Cannot write 'x': {said}."
 
 
 def test_what_nobody_expected_is_one_line_whatever_it_says() -> None:
@@ -109,8 +109,8 @@ def test_an_event_about_no_image_is_shown(event: Step | RequestSent) -> None:
 EMPTY: dict[str, tuple[Callable[[], object], type[T2IError]]] = {
     "name": (lambda: row_filenames.check(""), InputError),
     "template": (lambda: row_filenames.check_template("", None), InputError),
-    "output": (lambda: filenames.target("", None, is_folder=False), InputError),
-    "width": (lambda: filenames.target("{seed:" + "9" * 5000 + "}.png", None), InputError),
+    "output": (lambda: filenames.parse_output("", None, is_folder=False), InputError),
+    "width": (lambda: filenames.parse_output("{seed:" + "9" * 5000 + "}.png", None), InputError),
     "field": (lambda: prompts.checked("", 1), InputError),
     "far field": (lambda: prompts.checked("zzz", 1), InputError),
     "format": (lambda: prompts.format_of("", None), InputError),
@@ -131,9 +131,9 @@ def test_what_is_empty_is_refused_in_words(
 
 
 def test_the_nearest_folder_that_stands(tmp_path: Path) -> None:
-    assert filenames.standing(tmp_path / "a" / "b") == tmp_path
-    assert filenames.standing(tmp_path / ("x" * 300) / "b") == tmp_path
-    assert filenames.standing(Path("nowhere at all")) == Path.cwd()
+    assert filenames.existing_parent(tmp_path / "a" / "b") == tmp_path
+    assert filenames.existing_parent(tmp_path / ("x" * 300) / "b") == tmp_path
+    assert filenames.existing_parent(Path("nowhere at all")) == Path.cwd()
 
 
 def test_every_alias_is_near_itself_in_capitals() -> None:

@@ -15,7 +15,7 @@ from tests.test_a1111 import FROM_A1111
 
 
 def image(path: Path, **changes: object) -> Path:
-    path.write_bytes(metadata.embed(picture(), request(**changes), LOCK, "png"))
+    path.write_bytes(metadata.embed_metadata(picture(), request(**changes), LOCK, "png"))
     return path
 
 

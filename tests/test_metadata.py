@@ -18,12 +18,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from t2i_cli.errors import InputError
 from t2i_cli.output import infotext, metadata
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import MAX_PROMPT
 from tests.made import LOCK, picture, request
 from tests.test_a1111 import FROM_A1111
 
-FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
+FORMATS: tuple[ImageFormat, ...] = ("png", "jpeg", "webp")
 TEXTS = {
     "plain": "a red house",
     "unicode": "maison à Paris, 日本の家, हिन्दी",
@@ -39,9 +39,9 @@ TEXTS = {
 }
 
 
-def written(tmp_path: Path, format: Format, **changes: object) -> Path:
+def written(tmp_path: Path, format: ImageFormat, **changes: object) -> Path:
     path = tmp_path / f"image.{format}"
-    path.write_bytes(metadata.embed(picture(), request(**changes), LOCK, format))
+    path.write_bytes(metadata.embed_metadata(picture(), request(**changes), LOCK, format))
     return path
 
 
@@ -55,9 +55,9 @@ def psnr(one: Image.Image, other: Image.Image) -> float:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_both_records_come_back(tmp_path: Path, format: Format, text: str) -> None:
+def test_both_records_come_back(tmp_path: Path, format: ImageFormat, text: str) -> None:
     asked = request(prompt=text, negative_prompt=text)
-    record = metadata.read(written(tmp_path, format, prompt=text, negative_prompt=text))
+    record = metadata.read_metadata(written(tmp_path, format, prompt=text, negative_prompt=text))
     assert record.source == "t2i"
     assert (record.format, record.width, record.height) == (format, 64, 48)
     assert record.request == asked.to_json()
@@ -68,16 +68,16 @@ def test_both_records_come_back(tmp_path: Path, format: Format, text: str) -> No
 
 
 @pytest.mark.parametrize(("format", "least"), [("png", float("inf")), ("jpeg", 40), ("webp", 30)])
-def test_the_picture_is_kept(tmp_path: Path, format: Format, least: float) -> None:
+def test_the_picture_is_kept(tmp_path: Path, format: ImageFormat, least: float) -> None:
     with Image.open(written(tmp_path, format)) as image:
         assert psnr(picture(), image) >= least
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_same_request_gives_the_same_bytes(format: Format) -> None:
-    first = metadata.embed(picture(), request(), LOCK, format)
-    assert first == metadata.embed(picture(), request(), LOCK, format)
-    assert first != metadata.embed(picture(), request(seed=43), LOCK, format)
+def test_the_same_request_gives_the_same_bytes(format: ImageFormat) -> None:
+    first = metadata.embed_metadata(picture(), request(), LOCK, format)
+    assert first == metadata.embed_metadata(picture(), request(), LOCK, format)
+    assert first != metadata.embed_metadata(picture(), request(seed=43), LOCK, format)
 
 
 def png_texts(data: bytes) -> dict[str, str]:
@@ -102,7 +102,7 @@ def png_texts(data: bytes) -> dict[str, str]:
 @pytest.mark.parametrize("prompt", ["a red house", "日本の家"])
 def test_png_holds_text_chunks_that_any_reader_finds(tmp_path: Path, prompt: str) -> None:
     texts = png_texts(written(tmp_path, "png", prompt=prompt).read_bytes())
-    assert texts["parameters"] == infotext.compose(request(prompt=prompt), LOCK, (64, 48))
+    assert texts["parameters"] == infotext.format_infotext(request(prompt=prompt), LOCK, (64, 48))
     record = json.loads(texts["t2i"])
     assert record["t2i"] == 1
     assert record["request"]["prompt"] == prompt
@@ -112,14 +112,14 @@ def test_png_holds_text_chunks_that_any_reader_finds(tmp_path: Path, prompt: str
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
 @pytest.mark.parametrize("prompt", ["a red house", "日本の家 🎨"])
 def test_piexif_reads_the_user_comment_as_automatic1111_does(
-    tmp_path: Path, format: Format, prompt: str
+    tmp_path: Path, format: ImageFormat, prompt: str
 ) -> None:
     exif = piexif.load(str(written(tmp_path, format, prompt=prompt)))
     comment = piexif.helper.UserComment.load(exif["Exif"][piexif.ExifIFD.UserComment])
-    assert comment == infotext.compose(request(prompt=prompt), LOCK, (64, 48))
+    assert comment == infotext.format_infotext(request(prompt=prompt), LOCK, (64, 48))
 
 
-def xmp_packet(data: bytes, format: Format) -> bytes:
+def xmp_packet(data: bytes, format: ImageFormat) -> bytes:
     """The XMP packet, found by walking a JPEG's segments or a WebP's chunks."""
     at = 2 if format == "jpeg" else 12
     while at < len(data):
@@ -138,7 +138,9 @@ def xmp_packet(data: bytes, format: Format) -> bytes:
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
-def test_xmp_packet_is_well_formed_and_holds_the_record(tmp_path: Path, format: Format) -> None:
+def test_xmp_packet_is_well_formed_and_holds_the_record(
+    tmp_path: Path, format: ImageFormat
+) -> None:
     packet = xmp_packet(written(tmp_path, format, prompt="<&>").read_bytes(), format)
     assert packet.startswith(b"<?xpacket begin=") and packet.endswith(b"?>")
     (element,) = ElementTree.fromstring(packet).iter("{urn:t2i-cli:record}record")  # noqa: S314
@@ -154,14 +156,14 @@ def test_an_xmp_attribute_is_read_too(tmp_path: Path) -> None:
         f'xmlns:other="urn:t2i-cli:record" other:record="{record}"/></rdf:RDF></x:xmpmeta>'
     )
     picture().save(tmp_path / "a.jpg", xmp=packet.encode())
-    assert metadata.read(tmp_path / "a.jpg").request == {"prompt": "a"}
+    assert metadata.read_metadata(tmp_path / "a.jpg").request == {"prompt": "a"}
 
 
 def test_reads_a_png_of_automatic1111(tmp_path: Path) -> None:
     info = PngInfo()
     info.add_text("parameters", FROM_A1111)
     picture().save(tmp_path / "a.png", pnginfo=info)
-    record = metadata.read(tmp_path / "a.png")
+    record = metadata.read_metadata(tmp_path / "a.png")
     assert record.source == "a1111"
     assert record.request["seed"] == 965400086
     assert record.parameters["VAE"] == "a, b: c.pt"
@@ -175,7 +177,7 @@ def test_reads_a_jpeg_and_webp_of_automatic1111(tmp_path: Path, suffix: str) -> 
     picture().save(path)
     comment = piexif.helper.UserComment.dump(FROM_A1111 + " 日本", encoding="unicode")
     piexif.insert(piexif.dump({"Exif": {piexif.ExifIFD.UserComment: comment}}), str(path))
-    record = metadata.read(path)
+    record = metadata.read_metadata(path)
     assert record.source == "a1111"
     assert record.request["width"] == 512
     assert record.parameters["Version"] == "v1.10.1 日本"
@@ -202,17 +204,17 @@ def test_reads_a_user_comment_in_any_dress(
     exif.endian = endian
     exif[0x8769] = {0x9286: comment}
     picture().save(tmp_path / "a.jpg", exif=exif)
-    parsed = infotext.parse(FROM_A1111)
-    assert parsed and metadata.read(tmp_path / "a.jpg").request == parsed.request
+    parsed = infotext.parse_infotext(FROM_A1111)
+    assert parsed and metadata.read_metadata(tmp_path / "a.jpg").request == parsed.request
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_image_without_records_is_refused(tmp_path: Path, format: Format) -> None:
+def test_an_image_without_records_is_refused(tmp_path: Path, format: ImageFormat) -> None:
     exif = Image.Exif()
     exif[0x8769] = {0x9286: b"ASCII\0\0\0a holiday"}
     picture().save(tmp_path / "a", format, exif=exif)
     with pytest.raises(InputError, match="does not say how it was made"):
-        metadata.read(tmp_path / "a")
+        metadata.read_metadata(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, record: str, mess
     info.add_text("t2i", record)
     picture().save(tmp_path / "a.png", pnginfo=info)
     with pytest.raises(InputError, match=message):
-        metadata.read(tmp_path / "a.png")
+        metadata.read_metadata(tmp_path / "a.png")
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -259,24 +261,24 @@ def test_what_is_no_sound_image_is_refused(tmp_path: Path, content: bytes, messa
     path = tmp_path / "image.png"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        metadata.read(path)
+        metadata.read_metadata(path)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
-        metadata.read(tmp_path / "missing.png")
+        metadata.read_metadata(tmp_path / "missing.png")
     with pytest.raises(InputError, match="Is a directory"):
-        metadata.read(tmp_path)
+        metadata.read_metadata(tmp_path)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_truncated_image_is_refused(tmp_path: Path, format: Format) -> None:
+def test_a_truncated_image_is_refused(tmp_path: Path, format: ImageFormat) -> None:
     path = written(tmp_path, format)
     whole = path.read_bytes()
     for length in range(0, len(whole) - 20, 37):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError):
-            metadata.read(path)
+            metadata.read_metadata(path)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -285,13 +287,13 @@ def test_a_damaged_image_gives_a_record_or_an_input_error(
     tmp_path: Path, data: st.DataObject
 ) -> None:
     format = data.draw(st.sampled_from(FORMATS))
-    content = bytearray(metadata.embed(picture(8, 8), request(), LOCK, format))
+    content = bytearray(metadata.embed_metadata(picture(8, 8), request(), LOCK, format))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "damaged"
     path.write_bytes(content)
     try:
-        assert metadata.read(path).source in ("t2i", "a1111")
+        assert metadata.read_metadata(path).source in ("t2i", "a1111")
     except InputError as error:
         assert str(path) in error.message
 
@@ -307,4 +309,4 @@ def test_an_entity_bomb_is_not_expanded(tmp_path: Path) -> None:
     picture().save(buffer, "JPEG", xmp=packet.encode())
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
     with pytest.raises(InputError, match="does not say"):
-        metadata.read(tmp_path / "a.jpg")
+        metadata.read_metadata(tmp_path / "a.jpg")

@@ -12,7 +12,7 @@ from tests.made import request
 
 
 def paths(output: str | None, format: str | None = None, **changes: object) -> list[Path | None]:
-    return filenames.paths(filenames.target(output, format), [request(**changes)])
+    return filenames.output_paths(filenames.parse_output(output, format), [request(**changes)])
 
 
 @pytest.mark.parametrize(
@@ -45,21 +45,23 @@ def test_output_becomes_a_path(output: str | None, format: str | None, expected:
 
 
 def test_existing_folder_needs_no_slash_and_keeps_its_braces() -> None:
-    target = filenames.target("a{b}c", None, is_folder=True)
-    assert filenames.paths(target, [request()]) == [Path("a{b}c/a-red-house-on-green-hills-42.png")]
+    target = filenames.parse_output("a{b}c", None, is_folder=True)
+    assert filenames.output_paths(target, [request()]) == [
+        Path("a{b}c/a-red-house-on-green-hills-42.png")
+    ]
 
 
 def test_index_counts_the_images_from_one() -> None:
-    target = filenames.target("{index}.png", None)
-    found = filenames.paths(target, [request(), request(), request()])
+    target = filenames.parse_output("{index}.png", None)
+    found = filenames.output_paths(target, [request(), request(), request()])
     assert found == [Path("1.png"), Path("2.png"), Path("3.png")]
 
 
 def test_dash_is_standard_output_for_one_image() -> None:
-    target = filenames.target("-", "jpg")
-    assert (target.format, filenames.paths(target, [request()])) == ("jpeg", [None])
+    target = filenames.parse_output("-", "jpg")
+    assert (target.format, filenames.output_paths(target, [request()])) == ("jpeg", [None])
     with pytest.raises(InputError, match="one image, not 2") as error:
-        filenames.paths(target, [request(), request(seed=1)])
+        filenames.output_paths(target, [request(), request(seed=1)])
     assert error.value.hint == "Name a folder: -o images/"
 
 
@@ -114,14 +116,14 @@ def test_two_images_of_one_name_are_refused_and_told_how_to_number(
     output: str | None, hint: str
 ) -> None:
     with pytest.raises(InputError, match="Several images") as error:
-        filenames.paths(filenames.target(output, None), [request(), request()])
+        filenames.output_paths(filenames.parse_output(output, None), [request(), request()])
     assert error.value.hint and hint in error.value.hint
 
 
 def test_names_that_a_file_system_may_hold_to_be_one_are_refused() -> None:
-    target = filenames.target("{model}.png", None)
+    target = filenames.parse_output("{model}.png", None)
     with pytest.raises(InputError, match="Several images"):
-        filenames.paths(target, [request(model="Caf\u00e9"), request(model="cafe\u0301")])
+        filenames.output_paths(target, [request(model="Caf\u00e9"), request(model="cafe\u0301")])
 
 
 def test_webp_that_is_too_large_is_refused_before_anything_runs() -> None:
@@ -145,7 +147,7 @@ def test_webp_that_is_too_large_is_refused_before_anything_runs() -> None:
     ],
 )
 def test_slug_keeps_letters_and_digits_of_any_script(prompt: str, expected: str) -> None:
-    assert filenames.slug(prompt) == expected
+    assert filenames.slugify(prompt) == expected
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_a_value_cannot_leave_its_folder_or_name_a_device(model: str, expected: 
 
 @given(prompt=st.text(min_size=1), model=st.text(min_size=1))
 def test_any_value_gives_one_safe_name(prompt: str, model: str) -> None:
-    slug = filenames.slug(prompt)
+    slug = filenames.slugify(prompt)
     assert slug and len(slug) <= filenames.MAX_SLUG and slug == slug.strip("-")
     for template in ("{slug}.png", "{model}.png", "{slug}-{seed}.{ext}"):
         (path,) = paths(template, prompt=prompt, model=model)

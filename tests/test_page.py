@@ -652,7 +652,7 @@ def test_what_can_be_done_with_an_image(
         assert download.value.suggested_filename == f"a-red-circle-{seed}.png"
         file = tmp_path / "image.png"
         download.value.save_as(file)
-        assert metadata.read(file).request == made.to_json()
+        assert metadata.read_metadata(file).request == made.to_json()
 
         box.get_by_role("button", name="Actual size").click()
         assert box.get_by_role("img").evaluate("(image) => image.width") == easel.side
@@ -785,7 +785,7 @@ def test_postcard_itself(t2i_env: dict[str, str], tab: Tab, tmp_path: Path) -> N
             download.value.save_as(file)
         process.terminate()
         assert process.wait(120) == 0
-    record = metadata.read(file)
+    record = metadata.read_metadata(file)
     assert (record.width, record.height) == (128, 128)
     assert record.lock["pipeline"] == "StableDiffusionPipeline"
     asked = record.request

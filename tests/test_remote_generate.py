@@ -78,7 +78,7 @@ def test_a_picture_over_real_sockets(
     key = {"T2I_HTTP_API_KEY": KEY}
     other = t2i("generate", PROMPT, "-s", "3", *url, "-o", "http.png", env=key, timeout=600)
     assert other.returncode == 0, other.stderr
-    first, second = (metadata.read(tmp_path / file) for file in (made["path"], "http.png"))
+    first, second = (metadata.read_metadata(tmp_path / file) for file in (made["path"], "http.png"))
     assert first.request == second.request
     assert (first.lock["backend"], second.lock["backend"]) == ("vertex", "http")
     with Image.open(tmp_path / made["path"]) as one, Image.open(tmp_path / "http.png") as two:

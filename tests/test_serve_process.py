@@ -114,7 +114,7 @@ def test_the_articles_curl_line_works(server: Server, tmp_path: Path) -> None:
     with Image.open(file) as image:
         assert image.format == "JPEG"
         assert image.size == (128, 128)
-    assert metadata.read(file).request["prompt"] == "a red house on green hills"
+    assert metadata.read_metadata(file).request["prompt"] == "a red house on green hills"
     assert "red house" not in server.said
 
 

@@ -112,7 +112,7 @@ def test_an_image_can_be_inspected(tmp_path: Path) -> None:
         [*_, (_, data), _] = told(server, requests=asked("a red house", seed=3))
     file = tmp_path / "image.png"
     file.write_bytes(base64.b64decode(data["image"]))
-    record = metadata.read(file)
+    record = metadata.read_metadata(file)
     assert record.request == data["request"]
     assert record.lock["model"] == "postcard"
 

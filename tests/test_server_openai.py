@@ -25,7 +25,7 @@ from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import ContentFilteredError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.models import catalog
 from t2i_cli.output import metadata
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server.options import Limits, ServerOptions
 from tests.fakes.painter import Held, Painter
@@ -88,7 +88,7 @@ def test_an_image_as_base64(client: openai.OpenAI, tmp_path: Path) -> None:
     assert (answer.output_format, answer.background) == ("png", "opaque")
     file = tmp_path / "image.png"
     file.write_bytes(decoded(only(answer).b64_json))
-    found = metadata.read(file)
+    found = metadata.read_metadata(file)
     assert answer.size == f"{found.width}x{found.height}"
     # The record in the image is what the answer tells.
     assert found.request == echoed(only(answer))
@@ -150,14 +150,14 @@ def test_true_cfg_scale_is_for_the_models_that_call_it_so() -> None:
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
-def test_formats(client: openai.OpenAI, format: Format) -> None:
+def test_formats(client: openai.OpenAI, format: ImageFormat) -> None:
     answer = client.images.generate(prompt="a", output_format=format)
     assert answer.output_format == format
     assert opened(decoded(only(answer).b64_json)).format == format.upper()
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
-def test_compression_is_honoured(format: Format) -> None:
+def test_compression_is_honoured(format: ImageFormat) -> None:
     with serving(Painter(side=256)) as server, connected(server) as client:
 
         def size(compression: int) -> int:

@@ -53,12 +53,12 @@ def predict(client: httpx2.Client, **body: object) -> httpx2.Response:
     return client.post("/predict", json=body)
 
 
-def record(answer: httpx2.Response, tmp_path: Path) -> metadata.Record:
+def record(answer: httpx2.Response, tmp_path: Path) -> metadata.ImageMetadata:
     """What the image that was answered says of itself."""
     assert answer.status_code == 200, answer.text
     file = tmp_path / "image"
     file.write_bytes(answer.content)
-    return metadata.read(file)
+    return metadata.read_metadata(file)
 
 
 def refused(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_the_articles_curl_line(server: Running, tmp_path: Path) -> None:
     subprocess.run(line, shell=True, cwd=tmp_path, check=True, timeout=60)  # noqa: S602
     with Image.open(tmp_path / "image.jpg") as image:
         assert image.format == "JPEG"
-    found = metadata.read(tmp_path / "image.jpg").request
+    found = metadata.read_metadata(tmp_path / "image.jpg").request
     assert found["prompt"] == "a red star on a white background"
 
 

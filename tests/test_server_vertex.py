@@ -137,7 +137,7 @@ def test_a_prediction_is_a_jpeg_that_tells_what_made_it(server: Running, tmp_pat
     assert prediction.keys() == {"image", "format", "t2i"}
     file = tmp_path / "image.jpg"
     file.write_bytes(base64.b64decode(prediction["image"], validate=True))
-    found = metadata.read(file)
+    found = metadata.read_metadata(file)
     assert (prediction["format"], found.format) == ("jpeg", "jpeg")
     assert prediction["t2i"] == {"request": found.request, "lock": found.lock, "seconds": 0.5}
 
@@ -341,7 +341,7 @@ def test_the_container_as_vertex_runs_it(t2i_env: dict[str, str], tmp_path: Path
     assert f"which {uri} needs" in refused(wrong, 400, "bad_input")["message"]
     file = tmp_path / "image.jpg"
     file.write_bytes(base64.b64decode(prediction["image"]))
-    assert metadata.read(file).request["model"] == uri
+    assert metadata.read_metadata(file).request["model"] == uri
     for text in (answer.text, wrong.text, *told):
         assert str(tmp_path) not in text
     assert all(f'"{uri}"' in text for text in told)

@@ -15,8 +15,8 @@ import pytest
 
 from t2i_cli.errors import InputError, StorageError, Terminated
 from t2i_cli.output import image_writer, metadata
-from t2i_cli.output.filenames import Format
-from t2i_cli.output.image_writer import FileSink
+from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.output.image_writer import ImageWriter
 from tests.made import LOCK, generated, picture, request
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -40,14 +40,14 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
-def test_saves_the_image_and_tells_all_about_it(tmp_path: Path, format: Format) -> None:
+def test_saves_the_image_and_tells_all_about_it(tmp_path: Path, format: ImageFormat) -> None:
     path = tmp_path / "new" / "er" / f"a.{format}"
-    files_of = FileSink([path], format)
+    files_of = ImageWriter([path], format)
     files_of.prepare()
     saved = files_of.save(generated(seed=7))
     files_of.close()
     content = path.read_bytes()
-    assert content == metadata.embed(picture(), request(seed=7), LOCK, format)
+    assert content == metadata.embed_metadata(picture(), request(seed=7), LOCK, format)
     assert files(tmp_path) == ["new", "new/er", f"new/er/a.{format}"]
     told = json.loads(json.dumps(saved.to_json()))
     assert told == {
@@ -77,7 +77,7 @@ def test_saves_the_image_and_tells_all_about_it(tmp_path: Path, format: Format) 
 
 
 def test_each_image_goes_to_the_path_of_its_request(tmp_path: Path) -> None:
-    files_of = FileSink([tmp_path / "0.png", tmp_path / "1.png"], "png")
+    files_of = ImageWriter([tmp_path / "0.png", tmp_path / "1.png"], "png")
     files_of.prepare()
     assert [files_of.save(generated(i)).path for i in (1, 0)] == [
         tmp_path / "1.png",
@@ -88,7 +88,7 @@ def test_each_image_goes_to_the_path_of_its_request(tmp_path: Path) -> None:
 def test_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        FileSink([tmp_path / "a.png"], "png").save(generated())
+        ImageWriter([tmp_path / "a.png"], "png").save(generated())
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o640
@@ -98,7 +98,7 @@ def test_existing_output_is_refused_before_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("precious")
     with pytest.raises(InputError, match="exists") as error:
-        FileSink([path], "png").prepare()
+        ImageWriter([path], "png").prepare()
     assert error.value.hint == "--overwrite replaces it."
     assert path.read_text() == "precious"
 
@@ -106,17 +106,17 @@ def test_existing_output_is_refused_before_and_kept(tmp_path: Path) -> None:
 def test_dangling_link_is_an_existing_output(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="exists"):
-        FileSink([tmp_path / "a.png"], "png").prepare()
+        ImageWriter([tmp_path / "a.png"], "png").prepare()
 
 
 def test_overwrite_replaces_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("old")
-    files_of = FileSink([path], "png", overwrite=True)
+    files_of = ImageWriter([path], "png", overwrite=True)
     files_of.prepare()
     assert path.read_text() == "old"
     files_of.save(generated())
-    assert metadata.read(path).request["seed"] == 42
+    assert metadata.read_metadata(path).request["seed"] == 42
     assert files(tmp_path) == ["a.png"]
 
 
@@ -135,18 +135,18 @@ def test_places_that_can_be_no_file_are_refused(tmp_path: Path, overwrite: bool)
     ):
         before = files(tmp_path)
         with pytest.raises(InputError, match=f"(?i){message}"):
-            FileSink([tmp_path / name], "png", overwrite=overwrite).prepare()
+            ImageWriter([tmp_path / name], "png", overwrite=overwrite).prepare()
         assert files(tmp_path) == before
 
 
 def test_check_changes_nothing(tmp_path: Path) -> None:
-    FileSink([tmp_path / "a" / "b" / "c.png"], "png").check()
+    ImageWriter([tmp_path / "a" / "b" / "c.png"], "png").check()
     assert files(tmp_path) == []
 
 
 def test_folders_that_stayed_empty_are_removed(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    files_of = FileSink([tmp_path / "there/new/er/a.png", tmp_path / "full/b.png"], "png")
+    files_of = ImageWriter([tmp_path / "there/new/er/a.png", tmp_path / "full/b.png"], "png")
     files_of.prepare()
     files_of.save(generated(1))
     files_of.close()
@@ -155,7 +155,7 @@ def test_folders_that_stayed_empty_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_another_run_removed_is_made_again(tmp_path: Path) -> None:
-    files_of = FileSink([tmp_path / "new/a.png"], "png")
+    files_of = ImageWriter([tmp_path / "new/a.png"], "png")
     files_of.prepare()
     (tmp_path / "new").rmdir()
     files_of.save(generated())
@@ -175,7 +175,7 @@ def test_folder_without_permission_is_refused() -> None:
 def test_read_only_file_system_is_refused_to_root(mounted: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(mounted)], check=True)
     with pytest.raises(InputError, match="Read-only file system"):
-        FileSink([mounted / "a.png"], "png").prepare()
+        ImageWriter([mounted / "a.png"], "png").prepare()
 
 
 def in_process(code: str) -> str:
@@ -211,7 +211,7 @@ def test_file_size_limit_leaves_nothing(tmp_path: Path, overwrite: bool) -> None
 
 
 def test_full_disk_is_a_storage_error_and_leaves_nothing(mounted: Path) -> None:
-    files_of = FileSink([mounted / "a.png"], "png")
+    files_of = ImageWriter([mounted / "a.png"], "png")
     files_of.prepare()
     with pytest.raises(OSError, match="No space left"):
         (mounted / "filler").write_bytes(bytes(100_000))
@@ -230,7 +230,7 @@ def test_failing_storage_is_a_storage_error(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(StorageError, match=os.strerror(code)):
-        FileSink([tmp_path / "a.png"], "png").save(generated())
+        ImageWriter([tmp_path / "a.png"], "png").save(generated())
     assert files(tmp_path) == []
 
 
@@ -246,7 +246,7 @@ def test_interrupt_leaves_no_file(
         raise interrupt
 
     monkeypatch.setattr(os, call, raises)
-    files_of = FileSink([tmp_path / "new/a.png"], "png")
+    files_of = ImageWriter([tmp_path / "new/a.png"], "png")
     files_of.prepare()
     with pytest.raises(interrupt):
         files_of.save(generated())
@@ -262,7 +262,7 @@ def test_interrupt_of_the_check_leaves_no_folder(
 
     monkeypatch.setattr(os, "close", raises)
     with pytest.raises(KeyboardInterrupt):
-        FileSink([tmp_path / "new/a.png"], "png").prepare()
+        ImageWriter([tmp_path / "new/a.png"], "png").prepare()
     assert files(tmp_path) == []
 
 
@@ -273,7 +273,7 @@ def test_a_name_that_another_run_took_meanwhile_is_kept(
     if not links:
         without_links(monkeypatch)
     path = tmp_path / "a.png"
-    files_of = FileSink([path], "png")
+    files_of = ImageWriter([path], "png")
     files_of.prepare()
     path.write_text("theirs")
     with pytest.raises(InputError, match="exists"):
@@ -295,8 +295,8 @@ def test_file_system_without_links_is_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_links(monkeypatch)
-    FileSink([tmp_path / "a.png"], "png").save(generated())
-    assert metadata.read(tmp_path / "a.png").request["seed"] == 42
+    ImageWriter([tmp_path / "a.png"], "png").save(generated())
+    assert metadata.read_metadata(tmp_path / "a.png").request["seed"] == 42
     assert files(tmp_path) == ["a.png"]
 
 
@@ -310,7 +310,7 @@ def test_file_system_without_links_keeps_no_empty_file_either(
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
-        FileSink([tmp_path / "a.png"], "png").save(generated())
+        ImageWriter([tmp_path / "a.png"], "png").save(generated())
     assert files(tmp_path) == []
 
 
@@ -339,15 +339,17 @@ def test_of_many_runs_with_one_name_one_wins(tmp_path: Path) -> None:
     won = [int(run.communicate(timeout=60)[0]) for run in runs]
     assert sum(won) == 20
     assert files(tmp_path) == sorted(f"{n}.png" for n in range(20))
-    winners = [metadata.read(path).request["seed"] for path in tmp_path.iterdir()]
+    winners = [metadata.read_metadata(path).request["seed"] for path in tmp_path.iterdir()]
     assert sorted(winners.count(seed) for seed in range(8)) == sorted(won)
 
 
 def test_standard_output_gets_the_bytes(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    files_of = FileSink([None], "webp")
+    files_of = ImageWriter([None], "webp")
     files_of.prepare()
     saved = files_of.save(generated())
-    assert capfdbinary.readouterr().out == metadata.embed(picture(), request(), LOCK, "webp")
+    assert capfdbinary.readouterr().out == metadata.embed_metadata(
+        picture(), request(), LOCK, "webp"
+    )
     assert saved.to_json()["path"] is None
 
 
@@ -357,7 +359,7 @@ def test_closed_standard_output_stays_a_broken_pipe(monkeypatch: pytest.MonkeyPa
     with os.fdopen(write, "wb", buffering=0) as stream:
         monkeypatch.setattr(image_writer, "stdout_bytes", lambda: stream)
         with pytest.raises(BrokenPipeError):
-            FileSink([None], "png").save(generated())
+            ImageWriter([None], "png").save(generated())
 
 
 def test_full_device_under_standard_output_is_a_storage_error(
@@ -366,4 +368,4 @@ def test_full_device_under_standard_output_is_a_storage_error(
     with open("/dev/full", "wb", buffering=0) as stream:
         monkeypatch.setattr(image_writer, "stdout_bytes", lambda: stream)
         with pytest.raises(StorageError, match="standard output: No space left"):
-            FileSink([None], "png").save(generated())
+            ImageWriter([None], "png").save(generated())

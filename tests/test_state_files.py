@@ -17,7 +17,7 @@ from t2i_cli.backends.local import LocalOptions
 from t2i_cli.batch import timings
 from t2i_cli.errors import StorageError
 from t2i_cli.output import state_files
-from t2i_cli.output.state_files import open_regular, write_whole
+from t2i_cli.output.state_files import open_regular, replace_text
 from t2i_cli.settings import store
 from t2i_cli.vertex import endpoint_store, machine_types
 from t2i_cli.worker import spawn
@@ -60,7 +60,7 @@ def test_only_a_regular_file_is_opened_or_replaced(plant: Plant, tmp_path: Path)
         with pytest.raises(OSError, match="it is a link|it is a folder|it is no regular file"):
             open_regular(path, flags)
     with pytest.raises(OSError, match="it is a link|it is a folder|it is no regular file"):
-        write_whole(path, "new")
+        replace_text(path, "new")
     assert kept(path)
 
 
@@ -72,8 +72,8 @@ def test_a_device_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_written_appears_whole_with_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "state"
-    write_whole(path, "one", mode=0o600)
-    write_whole(path, "twö")
+    replace_text(path, "one", mode=0o600)
+    replace_text(path, "twö")
     assert path.read_text(encoding="utf-8") == "twö"
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
@@ -314,9 +314,9 @@ def test_whatever_they_say_is_no_traceback(
 
 
 def test_the_largest_state_is_read() -> None:
-    assert state_files.parsed(b"[" * 30 + b"]" * 30) is not None
+    assert state_files.parse_json(b"[" * 30 + b"]" * 30) is not None
     with pytest.raises(ValueError, match="nested too deeply"):
-        state_files.parsed(b"[" * 40 + b"]" * 40)
+        state_files.parse_json(b"[" * 40 + b"]" * 40)
 
 
 @pytest.fixture(autouse=True)

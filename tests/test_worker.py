@@ -30,7 +30,7 @@ from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.events import Event, Notice, Step
 from t2i_cli.models import catalog
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from t2i_cli.worker import backend, control, fingerprint, process_proof, spawn, state, tips
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
@@ -118,7 +118,7 @@ def run(
     keep_alive: float = LONG,
     options: LocalOptions = USUAL,
     scheduler: str | None = None,
-    format: Format = "png",
+    format: ImageFormat = "png",
     meanwhile: Callable[[Event], None] = lambda event: None,
 ) -> Run:
     """Make images; `meanwhile` hears of what happens."""

@@ -171,7 +171,7 @@ def _disk() -> Diagnostic:
     from t2i_cli.hub import cache
 
     folder = cache.folder()
-    free = shutil.disk_usage(filenames.standing(folder)).free
+    free = shutil.disk_usage(filenames.existing_parent(folder)).free
     detail = f"{format_bytes(free)} free for models in {folder}"
     if free < SMALL_DISK:
         return Diagnostic(

@@ -10,7 +10,7 @@ from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
 from t2i_cli.output import filenames
-from t2i_cli.output.image_writer import FileSink, Saved
+from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds, resolve_request
 from t2i_cli.run import generate_and_save
 
@@ -34,10 +34,10 @@ class OutputOptions:
     show: bool = False
 
     @property
-    def aim(self) -> filenames.Target:
+    def aim(self) -> filenames.OutputTemplate:
         """The template and the format of the files; raises InputError."""
         folder = self.target is not None and os.path.isdir(self.target)
-        return filenames.target(self.target, self.format, is_folder=folder)
+        return filenames.parse_output(self.target, self.format, is_folder=folder)
 
 
 def prepare_requests(
@@ -47,7 +47,7 @@ def prepare_requests(
     console: Console,
     *,
     lenient: bool,
-) -> tuple[list[ResolvedRequest], FileSink]:
+) -> tuple[list[ResolvedRequest], ImageWriter]:
     """The requests and the files they will be; raises for all that can be known to be wrong."""
     asked = replace(order.request, seed=order.seeds[0]) if order.seeds else order.request
     settled = resolve_request(asked, backend.describe(asked), lenient=lenient, on_note=console.warn)
@@ -55,7 +55,9 @@ def prepare_requests(
     target = output.aim
     if target.template is None and console.json:
         raise InputError("Standard output holds the image or the JSON, not both.", field="output")
-    sink = FileSink(filenames.paths(target, requests), target.format, overwrite=output.overwrite)
+    sink = ImageWriter(
+        filenames.output_paths(target, requests), target.format, overwrite=output.overwrite
+    )
     sink.check()
     backend.check(requests[0])
     return requests, sink
@@ -75,7 +77,7 @@ def generate_images(
     sink.prepare()
     failures: list[T2IError] = []
 
-    def save(generated: GeneratedImage) -> Saved:
+    def save(generated: GeneratedImage) -> SavedImage:
         saved = sink.save(generated)
         if show:
             progress.pause()
@@ -85,7 +87,7 @@ def generate_images(
     try:
         with console.redirect_stdout(), Progress(console, len(requests)) as progress:
             for outcome in generate_and_save(requests, backend, save, progress, threading.Event()):
-                if isinstance(outcome, Saved):
+                if isinstance(outcome, SavedImage):
                     _report(outcome, console)
                     continue
                 if isinstance(outcome.error, InternalError) and outcome.error.__cause__:
@@ -119,7 +121,7 @@ def terminal_viewer(
     return lambda generated: terminal_preview.show(generated.image)
 
 
-def _report(saved: Saved, console: Console) -> None:
+def _report(saved: SavedImage, console: Console) -> None:
     if console.json:
         console.result_json(saved.to_json())
     elif saved.path is not None:

@@ -9,10 +9,10 @@ from typing import Protocol, cast
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.errors import T2IError, internal_error
 from t2i_cli.events import Event, Notice, OnEvent, Preview, RequestSent, Step
-from t2i_cli.output.image_writer import Saved
+from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.request import ResolvedRequest
 
-SaveImage = Callable[[GeneratedImage], Saved]
+SaveImage = Callable[[GeneratedImage], SavedImage]
 
 
 def generate_and_save(
@@ -21,13 +21,13 @@ def generate_and_save(
     save: SaveImage,
     on_event: OnEvent,
     cancel: Flag,
-) -> Iterator[Saved | Failure]:
+) -> Iterator[SavedImage | Failure]:
     """Yield what became of each request, as it happens; a failed save is that image's failure."""
     for outcome in backend.run(requests, on_event, cancel):
         yield save_outcome(outcome, save)
 
 
-def save_outcome(outcome: GeneratedImage | Failure, save: SaveImage) -> Saved | Failure:
+def save_outcome(outcome: GeneratedImage | Failure, save: SaveImage) -> SavedImage | Failure:
     """Save an image; a failed save is that image's failure."""
     if isinstance(outcome, Failure):
         return outcome

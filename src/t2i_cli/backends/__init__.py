@@ -13,7 +13,7 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from t2i_cli.output.filenames import Format
+    from t2i_cli.output.filenames import ImageFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,11 @@ class GeneratedImage:
         """Width and height in pixels."""
         return self.image.size
 
-    def encode(self, format: "Format") -> bytes:
+    def encode(self, format: "ImageFormat") -> bytes:
         """The bytes of a file with the image and its records."""
         from t2i_cli.output import metadata
 
-        return metadata.embed(self.image, self.request, self.info, format)
+        return metadata.embed_metadata(self.image, self.request, self.info, format)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from t2i_cli.backends import Backend
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.net.defaults import RETRIES, TIMEOUT
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.settings import store
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Options(TypedDict, total=False):
     retries: int | None
     timeout: float | None
     concurrency: int | None
-    format: Format
+    format: ImageFormat
 
 
 _REMOTE = frozenset({"retries", "timeout", "concurrency", "format"})

@@ -15,8 +15,8 @@ from t2i_cli.batch import manifest
 from t2i_cli.batch.plan import Plan
 from t2i_cli.batch.rows import Row
 from t2i_cli.errors import InputError, StorageError, T2IError
-from t2i_cli.output.image_writer import translated
-from t2i_cli.output.state_files import place_for
+from t2i_cli.output.image_writer import storage_error
+from t2i_cli.output.state_files import free_or_own_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,7 +63,7 @@ def write(plan: Plan, scratch: Path) -> Path:
         if known.status == "done" and known.file
     }
     images = list(files.values())
-    target = place_for((folder / name for name in NAMES), lambda path: is_ours(path, images))
+    target = free_or_own_path((folder / name for name in NAMES), lambda path: is_ours(path, images))
     if target is None:
         raise InputError(
             f"Neither {' nor '.join(NAMES)} in '{folder}' is t2i's: no sheet without a place."
@@ -252,4 +252,4 @@ def _height(grid: Block) -> int:
 
 
 def _failed(error: OSError, folder: Path) -> T2IError:
-    return translated(error, "write", folder / NAME)
+    return storage_error(error, "write", folder / NAME)

@@ -5,7 +5,7 @@ from t2i_cli.batch.plan import Job, Plan
 from t2i_cli.batch.runner import Tally
 from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, RequestSent, Step
-from t2i_cli.output.image_writer import Saved
+from t2i_cli.output.image_writer import SavedImage
 
 
 class EventLines:
@@ -36,7 +36,7 @@ class EventLines:
             case Notice(message=message):
                 self._console.event("note", message=message)
 
-    def image(self, job: Job, saved: Saved, tally: Tally) -> None:
+    def image(self, job: Job, saved: SavedImage, tally: Tally) -> None:
         """An image is on the disk, and in the manifest."""
         self._console.event(
             "image",

@@ -15,11 +15,11 @@ from t2i_cli.backends import Backend, CancellationToken, Failure, GeneratedImage
 from t2i_cli.batch.interrupt import Stop
 from t2i_cli.errors import internal_error
 from t2i_cli.events import Event, OnEvent, RequestSent, Step
-from t2i_cli.output.image_writer import Saved
+from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.run import SaveImage, save_outcome
 
-Outcome = Saved | Failure
+Outcome = SavedImage | Failure
 
 SAVERS = 4
 """Threads that encode and save: an fsync waits for the disk, and encoding leaves Python's lock."""
@@ -112,11 +112,11 @@ class _Line:
                 self.cancel.set()
                 # What is being saved takes milliseconds, and would be lost.
                 self._pool.shutdown(cancel_futures=True)
-                yield [item for item in self._waiting() if isinstance(item, Saved | Failure)]
+                yield [item for item in self._waiting() if isinstance(item, SavedImage | Failure)]
                 return
             found: list[Outcome] = []
             for item in self._waiting(_LOOK):
-                if isinstance(item, Saved | Failure):
+                if isinstance(item, SavedImage | Failure):
                     found.append(item)
                 elif isinstance(item, _Ended):
                     if found:

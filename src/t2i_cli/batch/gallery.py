@@ -11,8 +11,8 @@ from pathlib import Path
 
 from t2i_cli.batch import manifest
 from t2i_cli.errors import InputError
-from t2i_cli.output.image_writer import translated
-from t2i_cli.output.state_files import beginning, place_for
+from t2i_cli.output.image_writer import storage_error
+from t2i_cli.output.state_files import free_or_own_path, read_beginning
 
 PAGE = "index.html"
 PAGES = (PAGE, "gallery.html")
@@ -32,7 +32,7 @@ def write(folder: Path, scratch: Path) -> Path:
 
     Raises StorageError, and InputError where others' pages have both names.
     """
-    page = place_for((folder / name for name in PAGES), is_ours)
+    page = free_or_own_path((folder / name for name in PAGES), is_ours)
     if page is None:
         raise InputError(
             f"Neither {' nor '.join(PAGES)} in '{folder}' is t2i's: no gallery without a place."
@@ -55,13 +55,13 @@ def write(folder: Path, scratch: Path) -> Path:
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink()
-        raise translated(error, "write", page) from error
+        raise storage_error(error, "write", page) from error
     return page
 
 
 def is_ours(page: Path) -> bool:
     """Whether a page is a gallery that t2i made. Raises OSError."""
-    head = beginning(page, _HEAD)
+    head = read_beginning(page, _HEAD)
     return _MARKER in head or all(sign in head for sign in _EARLIER)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from t2i_cli.batch import manifest
 from t2i_cli.console import escape_controls
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.output.image_writer import translated
+from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import check_regular, open_regular
 
 STATE = ".t2i"
@@ -70,7 +70,7 @@ def held(folder: Path, shard: Shard | None) -> Iterator[Path]:
                 stack.callback(os.close, _locked(state / name, folder, shared=shared))
             scratch = _scratch(state, shard, known)
         except OSError as error:
-            raise translated(error, "write to the folder", folder) from error
+            raise storage_error(error, "write to the folder", folder) from error
         yield scratch
         with suppress(OSError):
             scratch.rmdir()

@@ -18,8 +18,8 @@ from typing import Literal
 from t2i_cli.batch import manifest_lines
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.output import filenames
-from t2i_cli.output.image_writer import translated
-from t2i_cli.output.state_files import open_regular, parsed
+from t2i_cli.output.image_writer import storage_error
+from t2i_cli.output.state_files import open_regular, parse_json
 
 SCHEMA = 1
 HEADER = json.dumps({"t2i_manifest": SCHEMA}).encode() + b"\n"
@@ -102,7 +102,7 @@ def records(path: Path) -> Iterator[dict[str, object] | None]:
                     return
                 yield manifest_lines.read(line) if whole else None
     except OSError as error:
-        raise translated(error, "read", path) from error
+        raise storage_error(error, "read", path) from error
 
 
 class Manifest:
@@ -125,7 +125,7 @@ class Manifest:
                 os.close(self._file)
                 raise
         except OSError as error:
-            raise translated(error, "write", path) from error
+            raise storage_error(error, "write", path) from error
 
     def append(self, lines: Sequence[Mapping[str, object]], folders: Iterable[Path] = ()) -> None:
         """Write lines, all or none of them, once the names in `folders` are durable.
@@ -202,7 +202,7 @@ def merge(folder: Path, scratch: Path | None = None) -> int:
         for path in parts:
             path.unlink()
     except OSError as error:
-        raise translated(error, "write", folder / MAIN) from error
+        raise storage_error(error, "write", folder / MAIN) from error
     return len(parts)
 
 
@@ -225,7 +225,7 @@ def _take_row(state: State, record: Mapping[str, object]) -> None:
         str(code) if code else None,
     )
     if file:
-        state.owners[filenames.same_name(str(file))] = row_id
+        state.owners[filenames.normalised_name(str(file))] = row_id
 
 
 def _take_pin(state: State, record: Mapping[str, object]) -> None:
@@ -242,7 +242,7 @@ def _check_header(line: bytes, path: Path) -> None:
     if HEADER.startswith(line):
         return
     try:
-        header = parsed(line)
+        header = parse_json(line)
     except ValueError:
         header = None
     version = header.get("t2i_manifest") if isinstance(header, dict) else None

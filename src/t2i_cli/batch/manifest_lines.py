@@ -22,7 +22,7 @@ _TEXTS = ("sha256", "field", "message", "time")
 def read(line: bytes) -> dict[str, object] | None:
     """A line as an object, `None` for a damaged one."""
     try:
-        record = state_files.parsed(line)
+        record = state_files.parse_json(line)
         if b"\\ud" in line.lower():
             # Half of a surrogate pair has no place in UTF-8: neither gallery nor merge could write.
             json.dumps(record, ensure_ascii=False).encode()

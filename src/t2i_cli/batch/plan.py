@@ -23,7 +23,7 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.output import filenames
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.prompts import Problem
 from t2i_cli.request import ResolvedRequest
 
@@ -39,7 +39,7 @@ class Job:
 
     row: Row
     file: str
-    format: Format
+    format: ImageFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +202,7 @@ def _is_whole(known: Known, folder: Path, verify: bool) -> bool:
     return True
 
 
-def _recorded(known: Known | None) -> tuple[str, Format] | None:
+def _recorded(known: Known | None) -> tuple[str, ImageFormat] | None:
     """The name that a row has had, if it is one that a row may have."""
     if known is None or known.file is None:
         return None
@@ -210,13 +210,13 @@ def _recorded(known: Known | None) -> tuple[str, Format] | None:
         row_filenames.check(known.file)
     except InputError:
         return None
-    format = filenames.FORMATS.get(known.file.rpartition(".")[2].lower())
+    format = filenames.IMAGE_FORMATS.get(known.file.rpartition(".")[2].lower())
     return (known.file, format) if format else None
 
 
 def _strangers(
     rows: Iterable[Row],
-    found: Mapping[str, tuple[str, Format]],
+    found: Mapping[str, tuple[str, ImageFormat]],
     state: State,
     folder: Path,
 ) -> list[Problem]:
@@ -229,7 +229,7 @@ def _strangers(
         path = os.path.join(folder, file)
         if not file or not os.path.lexists(path):
             continue
-        if state.owners.get(filenames.same_name(file)) == row.id or _is_of(row, Path(path)):
+        if state.owners.get(filenames.normalised_name(file)) == row.id or _is_of(row, Path(path)):
             continue
         message = f"'{path}' is there, and not of this batch; move it, or use another -o."
         problems.append(Problem(row.line, "name", message))
@@ -243,7 +243,7 @@ def _is_of(row: Row, path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        record = metadata.read(path)
+        record = metadata.read_metadata(path)
     except InputError:
         return False
     return record.source == "t2i" and dict(record.request) == row.request.to_json()
@@ -262,7 +262,7 @@ def _size(job: Job) -> int:
 
 
 def _free(folder: Path) -> int:
-    return shutil.disk_usage(filenames.standing(folder)).free
+    return shutil.disk_usage(filenames.existing_parent(folder)).free
 
 
 def _text(value: object) -> str | None:

@@ -10,7 +10,7 @@ from t2i_cli.batch.plan import Job, Plan, duration
 from t2i_cli.batch.runner import Tally
 from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, Step
-from t2i_cli.output.image_writer import Saved
+from t2i_cli.output.image_writer import SavedImage
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -62,7 +62,7 @@ class Display:
                 images = f"{len(indices)} images" if len(indices) > 1 else "image"
                 self._advance(f"{images}, step {step} of {steps}", step, steps)
 
-    def image(self, job: Job, saved: Saved, tally: Tally) -> None:
+    def image(self, job: Job, saved: SavedImage, tally: Tally) -> None:
         """An image is on the disk, and in the manifest: print where, and go on."""
         if not self._console.json:
             self._clear(sys.__stdout__ is not None and sys.__stdout__.isatty())

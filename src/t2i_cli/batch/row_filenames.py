@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from t2i_cli.batch.rows import Row
 from t2i_cli.errors import InputError
 from t2i_cli.output import filenames
-from t2i_cli.output.filenames import Subject, Target
+from t2i_cli.output.filenames import OutputTemplate, TemplateContext
 from t2i_cli.prompts import Problem
 
 DEFAULT_TEMPLATE = "{index:05d}-{slug}-{seed}.{ext}"
@@ -25,28 +25,30 @@ _FORBIDDEN = re.compile(r'[<>:"|?*\\]')
 
 def check_template(template: str, format: str | None) -> None:
     """Raise InputError for options that no image can be called by: --name and --format."""
-    filenames.target(_with_ending(template), format)
+    filenames.parse_output(_with_ending(template), format)
     check(_PLACEHOLDER.sub("x", template))
 
 
 @lru_cache(maxsize=4096)
-def target(template: str, format: str | None) -> Target:
+def target(template: str, format: str | None) -> OutputTemplate:
     """A template with its format; its own extension stands over that. Raises InputError."""
     whole = _with_ending(template)
-    return filenames.target(whole, format if filenames.suffix(whole) is None else None)
+    return filenames.parse_output(
+        whole, format if filenames.template_extension(whole) is None else None
+    )
 
 
 def _with_ending(template: str) -> str:
     if not template:
         raise InputError("The name is empty.", field="name")
-    return template if filenames.suffix(template) != "" else template + ".{ext}"
+    return template if filenames.template_extension(template) != "" else template + ".{ext}"
 
 
-def name(row: Row, template: str, format: str | None) -> tuple[str, filenames.Format]:
+def name(row: Row, template: str, format: str | None) -> tuple[str, filenames.ImageFormat]:
     """The row's file, relative to the folder with `/`, and its format. Raises InputError."""
     aim = target(template if row.name is None else row.name, format)
-    subject = Subject(index=row.index, id=row.id, request=row.request, format=aim.format)
-    path = filenames.fill(aim.template or template, subject)
+    subject = TemplateContext(index=row.index, id=row.id, request=row.request, format=aim.format)
+    path = filenames.render_template(aim.template or template, subject)
     check(path)
     return path, aim.format
 
@@ -57,12 +59,12 @@ def assign(
     format: str | None,
     owners: Mapping[str, str],
     wanted: Container[str],
-) -> tuple[dict[str, tuple[str, filenames.Format]], list[Problem]]:
+) -> tuple[dict[str, tuple[str, filenames.ImageFormat]], list[Problem]]:
     """Names by row id, and what is wrong with any; only `wanted` ids are named.
 
     `owners` says which row the manifest gave a name (as `naming.same_name` writes it).
     """
-    names: dict[str, tuple[str, filenames.Format]] = {}
+    names: dict[str, tuple[str, filenames.ImageFormat]] = {}
     problems: list[Problem] = []
     taken: dict[str, Row] = {}
     folders: dict[str, Row] = {}
@@ -75,7 +77,7 @@ def assign(
         except InputError as error:
             problems.append(Problem(row.line, error.field or "name", error.message))
             continue
-        key = filenames.same_name(path)
+        key = filenames.normalised_name(path)
         parents = [str(parent) for parent in PurePosixPath(key).parents][:-1] if "/" in key else []
         clash = taken.get(key) or folders.get(key)
         clash = clash or next((taken[parent] for parent in parents if parent in taken), None)
@@ -106,7 +108,7 @@ def check(path: str) -> None:
     parts = path.split("/")
     if ".." in parts:
         raise InputError(f"{path!r} leaves the folder.")
-    first = filenames.same_name(parts[0])
+    first = filenames.normalised_name(parts[0])
     if first in OWN or (len(parts) == 1 and first.startswith("manifest")):
         raise InputError(f"{path!r} is a name that t2i uses itself.")
     if not path.isascii() and any(unicodedata.category(c) in {"Cf", "Cs"} for c in path):
@@ -122,7 +124,7 @@ def check(path: str) -> None:
             raise InputError(f"{part!r} is the name of a device on Windows.")
 
 
-def _check_size(row: Row, format: filenames.Format) -> None:
+def _check_size(row: Row, format: filenames.ImageFormat) -> None:
     longest = max(row.request.width or 0, row.request.height or 0)
     if format == "webp" and longest > filenames.MAX_WEBP_SIDE:
         raise InputError(f"WebP holds at most {filenames.MAX_WEBP_SIDE:,} pixels a side; use png.")

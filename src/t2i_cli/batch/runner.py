@@ -22,8 +22,8 @@ from t2i_cli.errors import (
     StorageError,
 )
 from t2i_cli.events import Event
-from t2i_cli.output.filenames import Format
-from t2i_cli.output.image_writer import FileSink, Saved
+from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.run import SaveImage
 
 IN_A_ROW = 3
@@ -58,7 +58,7 @@ class Listener(Protocol):
         """The backend tells something."""
         ...
 
-    def image(self, job: Job, saved: Saved, tally: Tally) -> None:
+    def image(self, job: Job, saved: SavedImage, tally: Tally) -> None:
         """An image is on the disk, and in the manifest."""
         ...
 
@@ -73,12 +73,12 @@ class Saver:
     def __init__(self, plan: Plan, scratch: Path) -> None:
         paths = [plan.folder / job.file for job in plan.jobs]
         self._formats = [job.format for job in plan.jobs]
-        self._sinks: dict[Format, FileSink] = {
-            format: FileSink(paths, format, overwrite=True, scratch=scratch)
+        self._sinks: dict[ImageFormat, ImageWriter] = {
+            format: ImageWriter(paths, format, overwrite=True, scratch=scratch)
             for format in set(self._formats)
         }
 
-    def __call__(self, generated: GeneratedImage) -> Saved:
+    def __call__(self, generated: GeneratedImage) -> SavedImage:
         """Save one image. Raises StorageError."""
         try:
             return self._sinks[self._formats[generated.index]].save(generated)
@@ -112,7 +112,7 @@ def make(
                 job = plan.jobs[outcome.index]
                 if len(tally.opening) < OPENING:
                     tally.opening.append(_unexpected(outcome))
-                if isinstance(outcome, Saved):
+                if isinstance(outcome, SavedImage):
                     in_a_row = 0
                     tally.made += 1
                     if outcome.lock.endpoint is None:
@@ -142,7 +142,7 @@ def _recorded(
     outcomes: Sequence[Outcome], plan: Plan, book: Manifest
 ) -> tuple[Sequence[Outcome], str | None]:
     """The outcomes once the manifest has them; else failures, and why."""
-    folders = {o.path.parent for o in outcomes if isinstance(o, Saved) and o.path}
+    folders = {o.path.parent for o in outcomes if isinstance(o, SavedImage) and o.path}
     try:
         book.append([_line(plan.jobs[o.index], o) for o in outcomes], folders)
     except StorageError as error:
@@ -174,14 +174,14 @@ def _line(job: Job, outcome: Outcome) -> dict[str, object]:
     """What the manifest keeps of an image."""
     row = job.row
     line: dict[str, object] = {"id": row.id, "index": row.index, "line": row.line}
-    if isinstance(outcome, Saved):
+    if isinstance(outcome, SavedImage):
         line |= {
             "status": "done",
             "file": job.file,
             "bytes": outcome.size_bytes,
             "sha256": outcome.sha256,
             "seconds": round(outcome.seconds, 3),
-            **outcome.call(),
+            **outcome.timing_record(),
             "lock": asdict(outcome.lock),
         }
     else:

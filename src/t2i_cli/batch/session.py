@@ -25,7 +25,7 @@ from t2i_cli.console import Console
 from t2i_cli.errors import InputError, InterruptedRunError, T2IError, TerminatedError
 from t2i_cli.generate import terminal_viewer
 from t2i_cli.output import filenames
-from t2i_cli.output.image_writer import Saved
+from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import Problem, Prompts, PromptsError
 
 _NAMES = {"gallery": gallery.PAGE, "sheet": contact_sheet.NAME}
@@ -62,7 +62,7 @@ def rehearse(task: Task, backend: Backend, console: Console) -> tuple[Prompts, b
     check(task, console)
     terminal_viewer(task.show, task.wishes.lenient, console)
     target = task.folder
-    there = filenames.standing(target)
+    there = filenames.existing_parent(target)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"Cannot write to the folder {target}.", hint="-o names another one.")
     read = _read(task)
@@ -180,7 +180,7 @@ def _make(
     listener = EventLines(console, found) if console.events else Display(console, found, show)
     keep = Saver(found, scratch)
 
-    def save(generated: GeneratedImage) -> Saved:
+    def save(generated: GeneratedImage) -> SavedImage:
         saved = keep(generated)
         if isinstance(listener, Display) and show:
             listener.latest = generated

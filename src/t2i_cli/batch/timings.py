@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from t2i_cli.output.state_files import is_amount, read_json, write_whole
+from t2i_cli.output.state_files import is_amount, read_json, replace_text
 from t2i_cli.request import ResolvedRequest
 
 _SLOWEST = 1e9
@@ -45,7 +45,7 @@ def learn(model: str, device: str | None, pace: float) -> None:
     file = _path()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(paces, indent=1), mode=0o666)
+        replace_text(file, json.dumps(paces, indent=1), mode=0o666)
 
 
 def _path() -> Path:

@@ -21,7 +21,7 @@ from t2i_cli.hub.client import NoBar
 from t2i_cli.hub.downloader import Transfer
 from t2i_cli.hub.errors import translated
 from t2i_cli.hub.snapshot import Snapshot
-from t2i_cli.output.state_files import write_whole
+from t2i_cli.output.state_files import replace_text
 
 _STALE_SECONDS = 60
 _UNFINISHED = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:\.[0-9a-f]{8})?\.incomplete")
@@ -151,7 +151,7 @@ def _remember(snapshot: Snapshot, revision: str) -> None:
     """
     reference = snapshot.folder.parent.parent / "refs" / revision
     reference.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(reference, snapshot.commit, mode=0o666)
+    replace_text(reference, snapshot.commit, mode=0o666)
 
 
 def _remove_stale(storage: Path) -> None:

@@ -13,38 +13,43 @@ from typing import Literal
 from t2i_cli.errors import InputError
 from t2i_cli.request import ResolvedRequest
 
-Format = Literal["png", "jpeg", "webp"]
+ImageFormat = Literal["png", "jpeg", "webp"]
 
-FORMATS: dict[str, Format] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+IMAGE_FORMATS: dict[str, ImageFormat] = {
+    "png": "png",
+    "jpg": "jpeg",
+    "jpeg": "jpeg",
+    "webp": "webp",
+}
 """What `--format` and a file's extension may say, and the format meant."""
-EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-DEFAULT_TEMPLATE = "{slug}-{seed}.{ext}"
+EXTENSIONS: dict[ImageFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+DEFAULT_OUTPUT_TEMPLATE = "{slug}-{seed}.{ext}"
 MAX_NAME_BYTES = 255
 """Of one part of a path: the limit of ext4, APFS (in UTF-8) and, in other units, NTFS."""
 MAX_VALUE_BYTES = 160
 """Of one value put into a name, so that the usual two or three of them fit together."""
 MAX_SLUG = 40
 """Characters."""
-BYTES_A_PIXEL: dict[Format, float] = {"png": 2.0, "jpeg": 0.8, "webp": 0.5}
+BYTES_A_PIXEL: dict[ImageFormat, float] = {"png": 2.0, "jpeg": 0.8, "webp": 0.5}
 """Of detailed pictures: 1024x1024 make a PNG of 2.1 MB, a JPEG of 0.8 MB."""
 MAX_WEBP_SIDE = 16_383
 """Pixels; the format's own limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class TemplateContext:
     """The image to be named: `index` counts the run's images from 1, `id` says what it shows."""
 
     index: int
     id: str
     request: ResolvedRequest
-    format: Format
+    format: ImageFormat
 
 
-PLACEHOLDERS: dict[str, Callable[[Subject], object]] = {
+PLACEHOLDERS: dict[str, Callable[[TemplateContext], object]] = {
     "index": lambda image: image.index,
     "seed": lambda image: image.request.seed,
-    "slug": lambda image: slug(image.request.prompt),
+    "slug": lambda image: slugify(image.request.prompt),
     "model": lambda image: image.request.model,
     "ext": lambda image: EXTENSIONS[image.format],
     "id": lambda image: image.id,
@@ -66,39 +71,41 @@ WINDOWS_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class OutputTemplate:
     """Where images go: a template for their paths (`None` = standard output), and their format."""
 
     template: str | None
-    format: Format
+    format: ImageFormat
 
 
-def target(output: str | None, format: str | None, *, is_folder: bool = False) -> Target:
+def parse_output(
+    output: str | None, format: str | None, *, is_folder: bool = False
+) -> OutputTemplate:
     """What `--output` and `--format` mean; `is_folder` says that `output` is a folder on the disk.
 
     Raises InputError for an unknown format or placeholder, or where the two options contradict.
     """
     wanted = _format_named(format)
     if output == "-":
-        return Target(template=None, format=wanted or "png")
-    template = DEFAULT_TEMPLATE if output is None else output
+        return OutputTemplate(template=None, format=wanted or "png")
+    template = DEFAULT_OUTPUT_TEMPLATE if output is None else output
     _check_characters(template)
     if is_folder:
         # The braces of a folder that is there are its own.
         template = os.path.join(template.replace("{", "{{").replace("}", "}}"), "")
     if template.endswith(("/", os.sep)):
-        template += DEFAULT_TEMPLATE
-    ending = suffix(template)
+        template += DEFAULT_OUTPUT_TEMPLATE
+    ending = template_extension(template)
     if ending is None:
-        return Target(template=template, format=wanted or "png")
+        return OutputTemplate(template=template, format=wanted or "png")
     if ending == "":
         if wanted is None:
             raise InputError(
                 f"The output {template!r} has no file extension.",
                 hint="End it in .png, .jpg or .webp, or in / for a folder.",
             )
-        return Target(template=template, format=wanted)
-    found = FORMATS.get(ending.lower())
+        return OutputTemplate(template=template, format=wanted)
+    found = IMAGE_FORMATS.get(ending.lower())
     if found is None:
         raise InputError(
             f"The output {template!r} has the unknown extension .{ending}; "
@@ -106,10 +113,10 @@ def target(output: str | None, format: str | None, *, is_folder: bool = False) -
         )
     if wanted not in (None, found):
         raise InputError(f"--format {format} contradicts the extension of the output {template!r}.")
-    return Target(template=template, format=found)
+    return OutputTemplate(template=template, format=found)
 
 
-def paths(target: Target, requests: Sequence[ResolvedRequest]) -> list[Path | None]:
+def output_paths(target: OutputTemplate, requests: Sequence[ResolvedRequest]) -> list[Path | None]:
     """One path for each request, `None` for standard output.
 
     Raises InputError where two images would have one name, or the format cannot hold one.
@@ -127,16 +134,18 @@ def paths(target: Target, requests: Sequence[ResolvedRequest]) -> list[Path | No
         return [None] * len(requests)
     found = [
         Path(
-            fill(
+            render_template(
                 target.template,
-                Subject(index=index, id=request.identity(), request=request, format=target.format),
+                TemplateContext(
+                    index=index, id=request.identity(), request=request, format=target.format
+                ),
             )
         )
         for index, request in enumerate(requests, 1)
     ]
     taken: set[str] = set()
     for path in found:
-        key = same_name(str(path))
+        key = normalised_name(str(path))
         if key in taken:
             raise InputError(
                 f"Several images would be written to {str(path)!r}.",
@@ -146,7 +155,7 @@ def paths(target: Target, requests: Sequence[ResolvedRequest]) -> list[Path | No
     return list(found)
 
 
-def slug(prompt: str) -> str:
+def slugify(prompt: str) -> str:
     """The prompt as a short file name: letters and digits of any script, lower case, dashes."""
     if prompt.isascii():
         words: list[str] = re.findall("[a-z0-9]+", prompt.lower())
@@ -167,13 +176,13 @@ def slug(prompt: str) -> str:
     return short
 
 
-def standing(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
     """The path, or else the nearest folder above it that is there and may be looked at."""
     whole = Path(os.path.abspath(path))
     return next((p for p in (whole, *whole.parents) if os.path.exists(p)), Path(whole.anchor))
 
 
-def same_name(path: str) -> str:
+def normalised_name(path: str) -> str:
     """What two paths have in common that some file systems hold to be one file.
 
     "A.png" and "a.png" are, and two spellings of "é".
@@ -186,12 +195,12 @@ def _known(value: object) -> object:
     return "none" if value is None else value
 
 
-def _format_named(name: str | None) -> Format | None:
+def _format_named(name: str | None) -> ImageFormat | None:
     if name is None:
         return None
-    if name.lower() not in FORMATS:
+    if name.lower() not in IMAGE_FORMATS:
         raise InputError(f"The format {name!r} is unknown; use one of: png, jpeg, webp.")
-    return FORMATS[name.lower()]
+    return IMAGE_FORMATS[name.lower()]
 
 
 def _check_characters(template: str) -> None:
@@ -233,7 +242,7 @@ def _segments(template: str) -> tuple[tuple[str, str | None, str], ...]:
     return tuple((text, name, spec or "") for text, name, spec, _ in parsed)
 
 
-def suffix(template: str) -> str | None:
+def template_extension(template: str) -> str | None:
     """The extension without its dot, "" if there is none; `None` if `{ext}` stands there."""
     text, name, _ = _segments(template)[-1]
     if name == "ext":
@@ -241,7 +250,7 @@ def suffix(template: str) -> str | None:
     return "" if name else PurePath(f"x{text}").suffix[1:]
 
 
-def fill(template: str, image: Subject) -> str:
+def render_template(template: str, image: TemplateContext) -> str:
     """The path that a template gives an image; raises InputError if it cannot be one."""
     filled = ""
     for text, name, spec in _segments(template):

@@ -12,7 +12,7 @@ from pathlib import Path
 from t2i_cli.backends import GeneratedImage, GenerationInfo
 from t2i_cli.console import stdout_bytes
 from t2i_cli.errors import InputError, StorageError, T2IError, os_reason
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
 
 _USERS_FAULT = {
@@ -30,7 +30,7 @@ _USERS_FAULT = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
+class SavedImage:
     """One image as it lies in its file (`path` is `None` for standard output).
 
     `width` and `height` are pixels; `seconds` is the time the image took to generate, and
@@ -39,7 +39,7 @@ class Saved:
 
     index: int
     path: Path | None
-    format: Format
+    format: ImageFormat
     width: int
     height: int
     size_bytes: int
@@ -58,7 +58,7 @@ class Saved:
             "bytes": self.size_bytes,
             "sha256": self.sha256,
             "seconds": round(self.seconds, 3),
-            **self.call(),
+            **self.timing_record(),
             **self.request.to_json(),
             "width": self.width,
             "height": self.height,
@@ -66,12 +66,12 @@ class Saved:
             "scheduler": self.request.scheduler or self.lock.scheduler,
         }
 
-    def call(self) -> dict[str, object]:
+    def timing_record(self) -> dict[str, object]:
         """How long the call to a server took, as `--json` and the manifest have it."""
         return {} if self.round_trip is None else {"round_trip_seconds": round(self.round_trip, 3)}
 
 
-class FileSink:
+class ImageWriter:
     """Writes the image at position i to `paths[i]`; `None` is standard output.
 
     `prepare()` comes before any weight is loaded; `close()` removes the folders that it made and
@@ -82,13 +82,13 @@ class FileSink:
     def __init__(
         self,
         paths: Sequence[Path | None],
-        format: Format,
+        format: ImageFormat,
         *,
         overwrite: bool = False,
         scratch: Path | None = None,
     ) -> None:
         self.paths = paths
-        self.format: Format = format
+        self.format: ImageFormat = format
         self.overwrite = overwrite
         self.scratch = scratch
         self._made: list[Path] = []
@@ -100,7 +100,7 @@ class FileSink:
                 try:
                     _check(path, self.overwrite)
                 except OSError as error:
-                    raise translated(error, "write", path) from error
+                    raise storage_error(error, "write", path) from error
 
     def prepare(self) -> None:
         """Make sure that every image will find its place: check, make folders, try to write.
@@ -115,7 +115,7 @@ class FileSink:
             self.close()
             raise
 
-    def save(self, generated: GeneratedImage) -> Saved:
+    def save(self, generated: GeneratedImage) -> SavedImage:
         """Write one image; raises InputError if its name was taken meanwhile, or StorageError."""
         path = self.paths[generated.index]
         data = generated.encode(self.format)
@@ -124,7 +124,7 @@ class FileSink:
             _write_stdout(data)
         else:
             self._write(path, data)
-        return Saved(
+        return SavedImage(
             index=generated.index,
             path=path,
             format=self.format,
@@ -152,7 +152,7 @@ class FileSink:
             self._make(folder)
             os.close(_create(probe))
         except OSError as error:
-            raise translated(error, "write to the folder", folder) from error
+            raise storage_error(error, "write to the folder", folder) from error
         finally:
             _discard(probe)
 
@@ -179,7 +179,7 @@ class FileSink:
         except FileExistsError as error:
             raise _taken(path) from error
         except OSError as error:
-            raise translated(error, "write", path) from error
+            raise storage_error(error, "write", path) from error
         finally:
             # Here for errors, Ctrl-C and SIGTERM alike.
             _discard(temporary)
@@ -243,7 +243,7 @@ def _taken(path: Path) -> InputError:
     return InputError(f"The output '{path}' exists.", hint="--overwrite replaces it.")
 
 
-def translated(error: OSError, action: str, path: Path) -> T2IError:
+def storage_error(error: OSError, action: str, path: Path) -> T2IError:
     """A file system's error: InputError where the place was chosen wrongly, or StorageError."""
     kind = InputError if error.errno in _USERS_FAULT else StorageError
     return kind(

@@ -22,14 +22,14 @@ _FEWEST_SETTINGS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parsed:
+class Infotext:
     """A text taken apart: by the names of ResolvedRequest's fields, and the settings as written."""
 
     request: dict[str, object]
     parameters: dict[str, str]
 
 
-def compose(request: ResolvedRequest, lock: GenerationInfo, size: tuple[int, int]) -> str:
+def format_infotext(request: ResolvedRequest, lock: GenerationInfo, size: tuple[int, int]) -> str:
     """The text for an image of this size (width, height in pixels)."""
     lines = [request.prompt]
     # The line also ends a prompt which has such a line itself.
@@ -51,7 +51,7 @@ def compose(request: ResolvedRequest, lock: GenerationInfo, size: tuple[int, int
     return "\n".join(lines)
 
 
-def parse(text: str) -> Parsed | None:
+def parse_infotext(text: str) -> Infotext | None:
     """Take a text apart; `None` if it is not of this kind."""
     lines = text.rstrip("\n").split("\n")
     at = _settings_line(lines)
@@ -68,7 +68,7 @@ def parse(text: str) -> Parsed | None:
     if split is not None:
         negative = "\n".join(prompt[split:]).removeprefix(_NEGATIVE).removeprefix(" ")
         prompt = prompt[:split]
-    return Parsed(
+    return Infotext(
         request={"prompt": "\n".join(prompt), "negative_prompt": negative or None}
         | _fields(parameters),
         parameters=parameters,

@@ -19,15 +19,15 @@ from xml.sax.saxutils import escape
 from t2i_cli.backends import GenerationInfo
 from t2i_cli.errors import InputError
 from t2i_cli.output import filenames, infotext
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SCHEMA = 1
+METADATA_SCHEMA = 1
 """The version of t2i's record; it changes when an older t2i could misread a newer record."""
-MAX_PIXELS = 100_000_000
+MAX_INSPECTED_PIXELS = 100_000_000
 """Of an image to read, which takes three bytes a pixel; Pillow's own limit is near."""
 
 _EXIF_IFD = 0x8769
@@ -45,7 +45,7 @@ _PACKET = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class ImageMetadata:
     """What an image says of itself.
 
     `request` has the names of ResolvedRequest's fields, as far as known; `lock` is t2i's own, and
@@ -54,7 +54,7 @@ class Record:
     """
 
     source: Literal["t2i", "a1111"]
-    format: Format
+    format: ImageFormat
     width: int
     height: int
     request: Mapping[str, object]
@@ -62,11 +62,11 @@ class Record:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
-def embed(
+def embed_metadata(
     image: "Image",
     request: ResolvedRequest,
     lock: GenerationInfo,
-    format: Format,
+    format: ImageFormat,
     *,
     quality: int = 95,
 ) -> bytes:
@@ -75,10 +75,11 @@ def embed(
     JPEG and WebP are encoded at `quality`, from 0 to 100. No clock value goes in: the same image,
     request and lock give the same bytes.
     """
-    text = infotext.compose(request, lock, image.size)
+    text = infotext.format_infotext(request, lock, image.size)
     # Escaped by hand: every character but these two may stand in XML.
     record = json.dumps(
-        {"t2i": SCHEMA, "request": request.to_json(), "lock": asdict(lock)}, ensure_ascii=False
+        {"t2i": METADATA_SCHEMA, "request": request.to_json(), "lock": asdict(lock)},
+        ensure_ascii=False,
     ).translate({0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"})
     buffer = io.BytesIO()
     if format == "png":
@@ -102,14 +103,14 @@ def embed(
     return buffer.getvalue()
 
 
-def read(path: Path) -> Record:
+def read_metadata(path: Path) -> ImageMetadata:
     """The records in an image file; raises InputError if it is no image or holds none."""
     with warnings.catch_warnings():
         # Pillow warns of damage that is either reported here or does not matter.
         warnings.simplefilter("ignore")
         image = _open(path)
         text = image.info.get("parameters") or _user_comment(image)
-    parsed = infotext.parse(text) if isinstance(text, str) else None
+    parsed = infotext.parse_infotext(text) if isinstance(text, str) else None
     own = image.info.get("t2i") or _from_xmp(image.info.get("xmp"))
     if isinstance(own, str):
         request, lock = _own_record(own, path)
@@ -120,10 +121,10 @@ def read(path: Path) -> Record:
             f"'{path}' does not say how it was made.",
             hint="t2i reads its own records and AUTOMATIC1111's; editors and websites strip them.",
         )
-    return Record(
+    return ImageMetadata(
         source="t2i" if isinstance(own, str) else "a1111",
         # A JPEG of several pictures is "MPO" to Pillow.
-        format=filenames.FORMATS.get((image.format or "").lower(), "jpeg"),
+        format=filenames.IMAGE_FORMATS.get((image.format or "").lower(), "jpeg"),
         width=image.width,
         height=image.height,
         request=request,
@@ -150,10 +151,12 @@ def _open(path: Path) -> "Image":
     """The image, read to its end; raises InputError for whatever is no sound image."""
     from PIL import Image, UnidentifiedImageError
 
-    too_large = InputError(f"'{path}' has more than {MAX_PIXELS:,} pixels; t2i does not open it.")
+    too_large = InputError(
+        f"'{path}' has more than {MAX_INSPECTED_PIXELS:,} pixels; t2i does not open it."
+    )
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_INSPECTED_PIXELS:
                 raise too_large
             image.load()
             return image
@@ -229,7 +232,7 @@ def _own_record(text: str, path: Path) -> tuple[Mapping[str, object], Mapping[st
         sound = False
     if not sound:
         raise InputError(f"t2i's record in '{path}' is damaged.")
-    if version > SCHEMA:
+    if version > METADATA_SCHEMA:
         raise InputError(
             f"'{path}' was written by a newer t2i.", hint="Upgrade: pip install -U t2i-cli"
         )

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeGuard
 
-MAX_STATE = 2**20
+MAX_STATE_BYTES = 2**20
 """Bytes of a state file; t2i's own take a few thousand."""
 _MAX_DEPTH = 32
 """Levels of nesting in JSON; t2i's own has five."""
@@ -53,7 +53,7 @@ def _other(found: os.stat_result) -> str | None:
     return "it is a folder" if stat.S_ISDIR(found.st_mode) else "it is no regular file"
 
 
-def write_whole(path: Path, text: str, *, mode: int = 0o600, sync: bool = False) -> None:
+def replace_text(path: Path, text: str, *, mode: int = 0o600, sync: bool = False) -> None:
     """Replace a file in one step, as UTF-8; raises OSError where another kind of thing lies there.
 
     The unfinished file is a new one of a name that cannot be foreseen.
@@ -80,7 +80,7 @@ def remove_socket(path: Path) -> None:
             path.unlink()
 
 
-def place_for(paths: Iterable[Path], ours: Callable[[Path], bool]) -> Path | None:
+def free_or_own_path(paths: Iterable[Path], ours: Callable[[Path], bool]) -> Path | None:
     """The first path where nothing lies, or a regular file that `ours` knows as t2i's.
 
     A folder counts as such: writing there fails, and tells why.
@@ -95,7 +95,7 @@ def place_for(paths: Iterable[Path], ours: Callable[[Path], bool]) -> Path | Non
     return None
 
 
-def beginning(path: Path, size: int) -> bytes:
+def read_beginning(path: Path, size: int) -> bytes:
     """The first `size` bytes of a regular file. Raises OSError."""
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         return file.read(size)
@@ -103,13 +103,13 @@ def beginning(path: Path, size: int) -> bytes:
 
 def read_json(path: Path) -> object:
     """What a state file says. Raises OSError, or ValueError if it is damaged in any way."""
-    data = beginning(path, MAX_STATE + 1)
-    if len(data) > MAX_STATE:
+    data = read_beginning(path, MAX_STATE_BYTES + 1)
+    if len(data) > MAX_STATE_BYTES:
         raise ValueError("it is too large")
-    return parsed(data)
+    return parse_json(data)
 
 
-def parsed(data: bytes) -> object:
+def parse_json(data: bytes) -> object:
     """JSON that is nested no deeper than t2i's own. Raises ValueError."""
     try:
         found: object = json.loads(data.decode())

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from t2i_cli.output.filenames import EXTENSIONS, Format
+from t2i_cli.output.filenames import EXTENSIONS, ImageFormat
 
 LIFETIME = 3600.0
 """Seconds; OpenAI's own links live as long."""
@@ -18,7 +18,7 @@ class Stored:
     """An image file, and when it goes, in seconds of the store's clock."""
 
     data: bytes
-    format: Format
+    format: ImageFormat
     expires: float
 
 
@@ -38,7 +38,7 @@ class ImageStore:
         self._kept: OrderedDict[str, Stored] = OrderedDict()
         self._bytes = 0
 
-    def put(self, data: bytes, format: Format) -> str:
+    def put(self, data: bytes, format: ImageFormat) -> str:
         """Keep an image; returns the name that get() knows it by, 256 random bits in it."""
         self._drop_expired()
         while self._kept and self._bytes + len(data) > self._max_bytes:

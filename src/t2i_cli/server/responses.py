@@ -29,7 +29,7 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.output import metadata
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.server.batcher import RETRY_AFTER, BusyError
 from t2i_cli.server.engine import NotServedError
 from t2i_cli.server.jobs import Job, Message
@@ -171,12 +171,14 @@ def stream(job: Job, body: AsyncIterator[bytes]) -> StreamingResponse:
     return found
 
 
-async def encode(image: GeneratedImage, format: Format, quality: int | None = None) -> bytes:
+async def encode(image: GeneratedImage, format: ImageFormat, quality: int | None = None) -> bytes:
     """The bytes of the image's file, its records inside; encoded off the event loop."""
     return await asyncio.to_thread(_encoded, image, format, quality)
 
 
-async def encode_text(image: GeneratedImage, format: Format, quality: int | None = None) -> Made:
+async def encode_text(
+    image: GeneratedImage, format: ImageFormat, quality: int | None = None
+) -> Made:
     """The same in base64."""
     return await asyncio.to_thread(lambda: in_base64(_encoded(image, format, quality)))
 
@@ -188,9 +190,9 @@ def in_base64(data: bytes) -> Made:
     return Made(f'"{text.decode()}"')
 
 
-def _encoded(image: GeneratedImage, format: Format, quality: int | None) -> bytes:
+def _encoded(image: GeneratedImage, format: ImageFormat, quality: int | None) -> bytes:
     extra = {} if quality is None else {"quality": quality}
-    return metadata.embed(image.image, image.request, image.info, format, **extra)
+    return metadata.embed_metadata(image.image, image.request, image.info, format, **extra)
 
 
 def echo(image: GeneratedImage) -> dict[str, object]:

@@ -95,7 +95,7 @@ _TABLE = (
         key="format",
         variable="T2I_FORMAT",
         takes=one_of(filenames.EXTENSIONS),
-        accepts=lambda value: value.lower() in filenames.FORMATS,
+        accepts=lambda value: value.lower() in filenames.IMAGE_FORMATS,
     ),
     Setting(
         key="output",

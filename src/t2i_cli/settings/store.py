@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.output.state_files import write_whole
+from t2i_cli.output.state_files import replace_text
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
 
@@ -170,6 +170,6 @@ def _write(document: "TOMLDocument") -> None:
         # A file kept elsewhere through a link stays there.
         file = file.resolve()
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, document.as_string(), sync=True)
+        replace_text(file, document.as_string(), sync=True)
     except OSError as error:
         raise StorageError(f"Cannot write {file}: {os_reason(error)}.") from error

@@ -19,7 +19,7 @@ from t2i_cli.output.state_files import (
     is_text,
     open_regular,
     read_json,
-    write_whole,
+    replace_text,
 )
 from t2i_cli.settings.schema import SERVINGS
 from t2i_cli.vertex.labels import Labels
@@ -175,4 +175,4 @@ _VALID: Mapping[str, Callable[[object], bool]] = {
 def _write(name: str | None, endpoints: dict[str, Known]) -> None:
     """Replace the file whole; raises OSError."""
     record = {"current": name, "endpoints": [asdict(known) for known in endpoints.values()]}
-    write_whole(path(), json.dumps(record, indent=1))
+    replace_text(path(), json.dumps(record, indent=1))

@@ -10,7 +10,7 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Event, Notice, OnEvent, Step
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import client
 from t2i_cli.worker.client import Exchange
@@ -34,14 +34,14 @@ class WorkerBackend:
         options: LocalOptions,
         keep_alive: float,
         without: Callable[[LocalOptions], Backend],
-        format: Format = "png",
+        format: ImageFormat = "png",
     ) -> None:
         # Of the worker, only attention slicing asks for it; all else is settled here.
         lenient = options.lenient and bool(options.attention_slicing)
         self._options = replace(options, lenient=lenient)
         self._keep_alive = keep_alive
         self._make_without = without
-        self._format: Format = format
+        self._format: ImageFormat = format
         self._stand_in: Backend | None = None
 
     def describe(self, request: GenerateRequest) -> ModelSpec:

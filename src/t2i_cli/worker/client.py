@@ -19,7 +19,7 @@ from t2i_cli.backends import Failure, GeneratedImage, GenerationInfo
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, OnEvent, Step
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.worker.state import BEAT, HungError, LeavingError, Place, State, UnusableError
 
@@ -48,7 +48,7 @@ class SentImage(GeneratedImage):
 
     image: "Image" = field(init=False, repr=False, compare=False)
     file_size: tuple[int, int]
-    format: Format
+    format: ImageFormat
     data: bytes = field(repr=False)
 
     def __getattr__(self, name: str) -> "Image":
@@ -65,7 +65,7 @@ class SentImage(GeneratedImage):
         """Width and height in pixels."""
         return self.file_size
 
-    def encoded(self, format: Format) -> bytes:
+    def encoded(self, format: ImageFormat) -> bytes:
         """The file as it came, or another made of its pixels."""
         return self.data if format == self.format else super().encode(format)
 
@@ -215,7 +215,7 @@ def model(exchange: Exchange) -> ModelSpec:
     return ModelSpec(**answer, folder=folder and Path(folder), refuses=refuses)
 
 
-def order(members: Sequence[Member], format: Format) -> dict[str, object]:
+def order(members: Sequence[Member], format: ImageFormat) -> dict[str, object]:
     """The body that asks for these images."""
     left_out = ("model", "revision")
     requests = [

@@ -23,7 +23,7 @@ from t2i_cli.output.state_files import (
     is_text,
     read_json,
     remove_socket,
-    write_whole,
+    replace_text,
 )
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Place:
 
     def write(self, state: State) -> None:
         """Say something of oneself, whole or not at all."""
-        write_whole(self._state, json.dumps(asdict(state)))
+        replace_text(self._state, json.dumps(asdict(state)))
 
     def clear(self) -> None:
         """Remove what a worker leaves behind."""

@@ -16,7 +16,7 @@ from t2i_cli.net.concurrency import Call, outcomes
 from t2i_cli.net.defaults import CALLS_A_REPLICA
 from t2i_cli.net.http_client import Answer, Wire
 from t2i_cli.net.retry import Again, Throttle, persist, worth_another
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.vertex import credentials, machine_types
 
@@ -84,7 +84,7 @@ class VertexBackend:
             self._opened = self._opened or _Opened(self._options)
             return self._opened
 
-    def _body(self, request: ResolvedRequest, format: Format) -> dict[str, object]:
+    def _body(self, request: ResolvedRequest, format: ImageFormat) -> dict[str, object]:
         where = self._endpoint().target
         # A model that is known was compared with the request's already.
         unknown = where.known.model is None
@@ -146,7 +146,9 @@ class _Opened:
         self.throttle = Throttle(self.concurrency)
         self.wire = Wire(self.target.url, self.concurrency)
 
-    def ask(self, body: object, left: float, request: ResolvedRequest, format: Format) -> Answer:
+    def ask(
+        self, body: object, left: float, request: ResolvedRequest, format: ImageFormat
+    ) -> Answer:
         """One call. Raises T2IError, or Again where it may pass."""
         end = time.monotonic() + left
         with worth_another():

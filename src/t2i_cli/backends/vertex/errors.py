@@ -8,7 +8,7 @@ from t2i_cli.errors import InputError, QuotaError, RemoteError, T2IError, TimedO
 from t2i_cli.net import error_body
 from t2i_cli.net.http_client import Answer
 from t2i_cli.net.retry import Again
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.vertex import client
 
@@ -21,7 +21,7 @@ _LOG = "Its log is in the Cloud console: Vertex AI, Online prediction, the endpo
 
 
 def refusal(
-    answer: Answer, target: Target, request: ResolvedRequest, format: Format
+    answer: Answer, target: Target, request: ResolvedRequest, format: ImageFormat
 ) -> T2IError | Again:
     """The error for an answer that is no prediction; Again where it may pass."""
     told = error_body.read(answer)
@@ -79,7 +79,7 @@ def _not_allowed(answer: Answer, target: Target) -> T2IError:
     return error
 
 
-def _too_large(target: Target, request: ResolvedRequest, format: Format) -> T2IError:
+def _too_large(target: Target, request: ResolvedRequest, format: ImageFormat) -> T2IError:
     choice = target.serving in payload.FORMATS
     fits = payload.fitting(request, format, target.limit) if choice else None
     hint = f"--format {fits} fits." if fits else "A smaller --size fits."

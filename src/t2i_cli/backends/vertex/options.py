@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from t2i_cli.net.defaults import RETRIES, TIMEOUT
 from t2i_cli.net.retry import Patience
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class VertexOptions:
     region: str | None = None
     api_endpoint: str | None = None
     serving: str | None = None
-    format: Format = "png"
+    format: ImageFormat = "png"
     retries: int = RETRIES
     timeout: float = TIMEOUT
     concurrency: int | None = None

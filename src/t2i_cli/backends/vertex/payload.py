@@ -7,7 +7,7 @@ from typing import Any
 
 from t2i_cli.errors import RemoteError, T2IError, error_from_json
 from t2i_cli.output import filenames
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
 
 SHARED_LIMIT, DEDICATED_LIMIT = 1_500_000, 10_000_000
@@ -51,7 +51,7 @@ class Predicted:
 
 
 def body(
-    request: ResolvedRequest, serving: str | None, format: Format, *, name_model: bool = False
+    request: ResolvedRequest, serving: str | None, format: ImageFormat, *, name_model: bool = False
 ) -> dict[str, object]:
     """The JSON to post: only what the request sets and the serving takes.
 
@@ -105,19 +105,19 @@ def _found(value: object, entry: object) -> Iterator[Predicted]:
         yield from next((found for found in named if found), [])
 
 
-def transfer(request: ResolvedRequest, wanted: Format, limit: int) -> Format:
+def transfer(request: ResolvedRequest, wanted: ImageFormat, limit: int) -> ImageFormat:
     """The format for the way: PNG, which loses nothing, where it passes, else that of the files."""
     return "png" if wanted == "png" or _bytes(request, "png") < limit else wanted
 
 
-def fitting(request: ResolvedRequest, than: Format, limit: int) -> Format | None:
+def fitting(request: ResolvedRequest, than: ImageFormat, limit: int) -> ImageFormat | None:
     """The format in which an image passes that did not in `than`, if there is one."""
     formats = list(filenames.BYTES_A_PIXEL)
     smaller = formats[formats.index(than) + 1 :]
     return next((format for format in smaller if _bytes(request, format) < limit), None)
 
 
-def _bytes(request: ResolvedRequest, format: Format) -> float:
+def _bytes(request: ResolvedRequest, format: ImageFormat) -> float:
     """Bytes of a detailed picture in base64, about."""
     pixels = (request.width or 1024) * (request.height or 1024)
     return pixels * filenames.BYTES_A_PIXEL[format] * 4 / 3

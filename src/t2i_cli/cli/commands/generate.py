@@ -11,7 +11,7 @@ from t2i_cli.settings import store
 
 if TYPE_CHECKING:
     from t2i_cli.backends import Backend
-    from t2i_cli.output.image_writer import FileSink
+    from t2i_cli.output.image_writer import ImageWriter
 
 
 def generate(
@@ -140,7 +140,7 @@ def _prompt(argument: str | None, option: str | None) -> str:
         raise InputError("The prompt on standard input is not UTF-8.", field="prompt") from error
 
 
-def _dry_run(requests: list[ResolvedRequest], sink: "FileSink", backend: "Backend") -> None:
+def _dry_run(requests: list[ResolvedRequest], sink: "ImageWriter", backend: "Backend") -> None:
     """Print what would be made, with what it needs."""
     plan = backend.estimate(requests[0])
     files = [None if path is None else str(path) for path in sink.paths]

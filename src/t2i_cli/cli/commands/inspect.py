@@ -11,7 +11,7 @@ from t2i_cli.console import console, escape_controls
 from t2i_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from t2i_cli.output.metadata import Record
+    from t2i_cli.output.metadata import ImageMetadata
 
 ImagesArg = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="PNG, JPEG or WebP files.")]
 
@@ -24,7 +24,7 @@ def inspect(images: ImagesArg, json: JsonOpt = False) -> None:
     failed = 0
     for path in images:
         try:
-            record = metadata.read(path)
+            record = metadata.read_metadata(path)
         except InputError as error:
             if len(images) == 1:
                 raise
@@ -39,7 +39,7 @@ def inspect(images: ImagesArg, json: JsonOpt = False) -> None:
         raise InputError(f"{failed} of {len(images)} images could not be read.")
 
 
-def _table(path: Path, record: "Record") -> str:
+def _table(path: Path, record: "ImageMetadata") -> str:
     """The record for a person: a line for each value that is known."""
     rows: dict[str, object] = {
         "image": f"{record.format}, {record.width}x{record.height}",

@@ -19,7 +19,7 @@ from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Preview
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, expand_seeds, parse_size
 from t2i_cli.server import responses
 from t2i_cli.server.api.predict import IMAGE
@@ -50,7 +50,7 @@ class GenerationBody(Strict):
     quality: Literal["auto", "standard"] = "auto"
     background: Literal["auto", "opaque"] = "auto"
     moderation: Literal["auto"] = "auto"
-    output_format: Format = "png"
+    output_format: ImageFormat = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     stream: bool = False
@@ -225,7 +225,7 @@ async def _events(job: Job, body: GenerationBody) -> AsyncIterator[bytes]:
         yield responses.sse(kind, content, b64_json=data)
 
 
-def _plain(image: Image, format: Format) -> responses.Made:
+def _plain(image: Image, format: ImageFormat) -> responses.Made:
     """A preview as a file without records, in base64."""
     buffer = io.BytesIO()
     image.save(buffer, format)

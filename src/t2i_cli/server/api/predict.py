@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from t2i_cli.events import Notice
 from t2i_cli.output import filenames
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
@@ -30,7 +30,7 @@ LONGEST_NOTE = 300
 class PredictBody(Asked):
     """One image, and how it is encoded; `lenient` leaves out what the model cannot honour."""
 
-    format: Format = "jpeg"
+    format: ImageFormat = "jpeg"
     lenient: bool = False
 
 

@@ -27,7 +27,7 @@ from t2i_cli.events import (
 from t2i_cli.models import schedulers
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output import filenames
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import Job
@@ -51,7 +51,7 @@ class Body(Strict):
     requests: Annotated[list[Asked], Field(min_length=1)]
     lenient: bool = False
     previews: Annotated[int, Field(ge=0, le=100)] = 0
-    format: Format = "png"
+    format: ImageFormat = "png"
 
 
 def router(engine: Engine, options: ServerOptions) -> APIRouter:
@@ -114,7 +114,7 @@ def _described(spec: ModelSpec) -> dict[str, object]:
     }
 
 
-async def _events(engine: Engine, job: Job, format: Format) -> AsyncIterator[bytes]:
+async def _events(engine: Engine, job: Job, format: ImageFormat) -> AsyncIterator[bytes]:
     """The job as server-sent events."""
     requests = [request.to_json() for request in job.requests]
     yield responses.sse(

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Notice
-from t2i_cli.output.filenames import Format
+from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
@@ -67,7 +67,7 @@ class Instance(Fields):
     text: str | None = None
     seed: Annotated[int | None, BeforeValidator(_seed)] = None
     num_inference_steps: int | None = None
-    format: Format | None = None
+    format: ImageFormat | None = None
 
 
 class Parameters(Instance):
@@ -134,7 +134,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     return api
 
 
-def _asked(body: PredictionsBody) -> tuple[list[GenerateRequest], list[Format]]:
+def _asked(body: PredictionsBody) -> tuple[list[GenerateRequest], list[ImageFormat]]:
     """The requests, and the format of each one's image; raises InputError on bad values."""
     shared = {"format": "jpeg"} | _given(body.parameters)
     shared.pop("lenient", None)
@@ -157,7 +157,7 @@ def _given(asked: Instance | None) -> dict[str, Any]:
 
 
 async def _prediction(
-    job: Job, outcome: GeneratedImage | Failure, format: Format
+    job: Job, outcome: GeneratedImage | Failure, format: ImageFormat
 ) -> responses.Made:
     if isinstance(outcome, Failure):
         return responses.made({"error": outcome.error.to_json()})

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.output.state_files import MAX_STATE, parsed, place_for
+from t2i_cli.output.state_files import MAX_STATE_BYTES, free_or_own_path, parse_json
 from t2i_cli.vertex.containers import ARCHIVE, MANIFEST, Source
 
 HANDLER = Path(__file__).with_name("handler.py")
@@ -32,7 +32,7 @@ def write(
     if not (weights / "model_index.json").is_file():
         raise InputError(f"{weights} is not a diffusers folder: it has no model_index.json.")
     target = folder / ARCHIVE
-    if place_for([target], is_ours) is None:
+    if free_or_own_path([target], is_ours) is None:
         raise InputError(
             f"'{target}' is there, and none that t2i packed.",
             hint="Move it away, or give another folder with -o.",
@@ -73,9 +73,9 @@ def is_ours(archive: Path) -> bool:
     """Whether an archive is one that t2i packed, whichever model it holds."""
     try:
         with zipfile.ZipFile(archive) as packed:
-            if packed.getinfo(MANIFEST).file_size > MAX_STATE:
+            if packed.getinfo(MANIFEST).file_size > MAX_STATE_BYTES:
                 return False
-            found = parsed(packed.read(MANIFEST))
+            found = parse_json(packed.read(MANIFEST))
     except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return False
     model = found.get("model") if isinstance(found, dict) else None
