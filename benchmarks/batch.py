@@ -29,7 +29,7 @@ from benchmarks.measure import run
 from t2i_cli.backends.local import device, pipeline
 from t2i_cli.backends.local.pipeline_output import Picture
 from t2i_cli.errors import ModelError
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 RUNS = 5
@@ -112,7 +112,7 @@ STAGES: dict[str, Callable[[Given], dict[str, float]]] = {
 }
 
 
-def _pipe(given: Given) -> Foreign:
+def _pipe(given: Given) -> LibraryObject:
     import torch
     from diffusers import DiffusionPipeline
 
@@ -123,7 +123,7 @@ def _pipe(given: Given) -> Foreign:
     return pipe.to(place.name)
 
 
-def _images(pipe: Foreign, given: Given, prompts: Sequence[str]) -> Foreign:
+def _images(pipe: LibraryObject, given: Given, prompts: Sequence[str]) -> LibraryObject:
     import torch
 
     noise = [torch.Generator("cpu").manual_seed(n) for n in range(len(prompts))]
@@ -135,7 +135,7 @@ def _timed(passes: list[tuple[float, float]], then: Callable[[], None]) -> Itera
     """Note when each pass of t2i's pipeline began and ended."""
     real = pipeline.run
 
-    def timed(*args: Foreign) -> list[Picture | ModelError]:
+    def timed(*args: LibraryObject) -> list[Picture | ModelError]:
         started = time.perf_counter()
         pictures = real(*args)
         passes.append((started, time.perf_counter()))

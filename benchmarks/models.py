@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.postcard import FOLDER
 
 NAMES = ("postcard", "sd15", "sdxl")
@@ -22,7 +22,7 @@ def folder(name: str, into: Path) -> Path:
     return into
 
 
-def _sd15() -> Foreign:
+def _sd15() -> LibraryObject:
     """Stable Diffusion 1.5, from the configs of its repository."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -47,7 +47,7 @@ def _sd15() -> Foreign:
     )
 
 
-def _sdxl() -> Foreign:
+def _sdxl() -> LibraryObject:
     """Stable Diffusion XL base 1.0, from the configs of its repository."""
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import (
@@ -90,7 +90,7 @@ def _sdxl() -> Foreign:
     )
 
 
-def _vae(side: int) -> Foreign:
+def _vae(side: int) -> LibraryObject:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -103,14 +103,14 @@ def _vae(side: int) -> Foreign:
     )
 
 
-def _tokenizer() -> Foreign:
+def _tokenizer() -> LibraryObject:
     """postcard's: the words differ, and the 77 tokens are the same work."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(FOLDER / "tokenizer", model_max_length=77)
 
 
-def _scheduler() -> Foreign:
+def _scheduler() -> LibraryObject:
     from diffusers import EulerDiscreteScheduler
 
     return EulerDiscreteScheduler(

@@ -65,14 +65,16 @@ def models_table() -> str:
 
 def schedulers_table() -> str:
     """The short names of schedulers, for either kind of model."""
-    names = {**schedulers.NOISE, **schedulers.FLOW}
+    names = {**schedulers.NOISE_SCHEDULERS, **schedulers.FLOW_SCHEDULERS}
     return table(
         ("name", "noise-predicting models (SD 1.5, SDXL)", "flow-matching models (SD 3.5, FLUX)"),
         (
             (
                 f"`{name}`",
-                schedulers.NOISE[name].cls if name in schedulers.NOISE else "",
-                schedulers.FLOW[name].cls if name in schedulers.FLOW else "",
+                schedulers.NOISE_SCHEDULERS[name].cls
+                if name in schedulers.NOISE_SCHEDULERS
+                else "",
+                schedulers.FLOW_SCHEDULERS[name].cls if name in schedulers.FLOW_SCHEDULERS else "",
             )
             for name in names
         ),

@@ -34,7 +34,7 @@ from t2i_cli.errors import (
     TerminatedError,
 )
 from t2i_cli.events import OnEvent, Step
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.prompts import PromptsError
@@ -572,7 +572,7 @@ def test_manifest_that_cannot_be_written_ends_the_run(
     real = manifest.Manifest.append
     calls = [0]
 
-    def append(self: manifest.Manifest, *args: Foreign) -> None:
+    def append(self: manifest.Manifest, *args: LibraryObject) -> None:
         calls[0] += 1
         if calls[0] == 3:
             raise StorageError("Cannot write the manifest: No space left on device.")

@@ -31,7 +31,7 @@ GPU = Device(name="cuda:0", kind="cuda", label="GPU")
 NOTHING = Need(weights={}, denoise=0, attention=0, decode=0, tile=0)
 
 NAMED: dict[str, Callable[[str], object]] = {
-    "local": lambda n: resolution.find(n, None, offline=True, trust_remote_code=False),
+    "local": lambda n: resolution.resolve_model(n, None, offline=True, trust_remote_code=False),
     "models": models_command._named,
     "vertex": lambda n: containers.find_source(n, "t2i"),
 }
@@ -138,4 +138,4 @@ def test_the_nearest_folder_that_stands(tmp_path: Path) -> None:
 
 def test_every_alias_is_near_itself_in_capitals() -> None:
     for name in catalog.MODELS:
-        assert f"Did you mean {name}?" in str(catalog.unknown(name.upper()).hint)
+        assert f"Did you mean {name}?" in str(catalog.unknown_model(name.upper()).hint)

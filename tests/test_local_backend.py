@@ -35,7 +35,7 @@ from t2i_cli.errors import (
 )
 from t2i_cli.events import Event, Loading, MemoryMeasure, Notice, Step
 from t2i_cli.models import catalog, libraries
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from tests import tiny
 from tests.fakes import gpu
@@ -66,7 +66,7 @@ def test_threads_wait_awake_for_a_moment_unless_told_otherwise(
     given: dict[str, str], turns: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(given))
-    libraries.torch()
+    libraries.import_torch()
     assert os.environ.get("GOMP_SPINCOUNT") == turns
 
 
@@ -113,7 +113,7 @@ def test_the_picture_is_the_pipelines_own(undisturbed: list[GeneratedImage]) -> 
 
     generator = torch.Generator("cpu").manual_seed(1)
     guidance = catalog.MODELS["postcard"].guidance_scale
-    with libraries.quiet():
+    with libraries.suppress_warnings():
         pipe = StableDiffusionPipeline.from_pretrained(postcard.FOLDER, dtype=torch.float32)
         made = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=guidance, generator=generator)
     expected = made.images[0]
@@ -255,7 +255,7 @@ def test_a_local_folder_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_family_makes_images(family: str, tmp_path: Path) -> None:
     folder = tiny.save(family, tmp_path / family)
     backend = LocalBackend(LocalOptions(batch_size=2))
-    side: dict[str, Foreign] = {} if family == "pixart" else {"width": 32, "height": 48}
+    side: dict[str, LibraryObject] = {} if family == "pixart" else {"width": 32, "height": 48}
     requests = [ask(backend, model=folder, seed=seed, **side) for seed in (1, 2)]
     events: list[Event] = []
     both = images(make(backend, *requests, events=events))
@@ -366,7 +366,9 @@ def test_what_one_image_raises_does_not_fail_those_of_its_pass(
     real = pipeline.run
     passes: list[int] = []
 
-    def run(loaded: loading.Loaded, requests: Sequence[ResolvedRequest], *rest: Foreign) -> Foreign:
+    def run(
+        loaded: loading.Loaded, requests: Sequence[ResolvedRequest], *rest: LibraryObject
+    ) -> LibraryObject:
         passes.append(len(requests))
         if any(request.prompt == "a bad one" for request in requests):
             raise RuntimeError("it broke")
@@ -388,7 +390,7 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
     backend = LocalBackend(LocalOptions(batch_size=2))
     asked = [ask(backend), ask(backend, steps=1), ask(backend, prompt="a star", steps=2)]
 
-    def bug(*_: object, **__: object) -> Foreign:
+    def bug(*_: object, **__: object) -> LibraryObject:
         raise ZeroDivisionError("it broke")
 
     broken: dict[str, tuple[object, str, Callable[..., bool]]] = {
@@ -399,7 +401,7 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
     place, name, concerns = broken[where]
     real = getattr(place, name)
 
-    def replaced(*args: Foreign) -> Foreign:
+    def replaced(*args: LibraryObject) -> LibraryObject:
         return bug() if concerns(*args) else real(*args)
 
     monkeypatch.setattr(place, name, replaced)
@@ -420,7 +422,7 @@ def test_memory_that_runs_out_where_nothing_can_be_done_comes_out(
     backend = LocalBackend(LocalOptions())
     request = ask(backend)
 
-    def full(*_: object) -> Foreign:
+    def full(*_: object) -> LibraryObject:
         raise MemoryError
 
     monkeypatch.setattr(prompt_warnings, "notes", full)

@@ -12,7 +12,7 @@ import pytest
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import ModelError
 from t2i_cli.models import component_check, libraries, resolution
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from tests import tiny
 from tests.conftest import T2I, Terminal
 from tests.test_local_backend import ask, images, make
@@ -178,13 +178,13 @@ def test_what_is_no_pipeline_is_refused(named: object, folder: Path) -> None:
 def test_what_needs_a_package_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.utils import dummy_torch_and_scipy_objects as stand_ins
 
-    diffusers = libraries.diffusers()
+    diffusers = libraries.import_diffusers()
     monkeypatch.setattr(
         diffusers, "LMSDiscreteScheduler", stand_ins.LMSDiscreteScheduler, raising=False
     )
     tiny.edit_json(folder / "model_index.json", scheduler=["diffusers", "LMSDiscreteScheduler"])
     with pytest.raises(ModelError, match="LMSDiscreteScheduler, needs torch, scipy installed"):
-        component_check.check(folder, trust_remote_code=False)
+        component_check.check_components(folder, trust_remote_code=False)
 
 
 def test_code_that_no_component_needs_is_not_run(folder: Path, marker: Path) -> None:
@@ -206,7 +206,7 @@ def test_code_that_no_component_needs_is_not_run(folder: Path, marker: Path) -> 
     assert not marker.exists()
 
 
-def text_to_image() -> list[Foreign]:
+def text_to_image() -> list[LibraryObject]:
     """Every class of diffusers that t2i takes as text-to-image."""
     import diffusers
 
@@ -222,7 +222,7 @@ def text_to_image() -> list[Foreign]:
     return found
 
 
-def named(cls: Foreign) -> list[str] | None:
+def named(cls: LibraryObject) -> list[str] | None:
     """How a model_index.json names a class; `None` for what no component is of."""
     if cls.__name__ == "KarrasDiffusionSchedulers":
         return ["diffusers", "EulerDiscreteScheduler"]
@@ -242,9 +242,9 @@ def named(cls: Foreign) -> list[str] | None:
 
 @pytest.mark.full
 def test_the_components_of_every_pipeline_are_taken(tmp_path: Path) -> None:
-    libraries.diffusers()
+    libraries.import_diffusers()
     checked = 0
-    with libraries.quiet():
+    with libraries.suppress_warnings():
         classes = text_to_image()
         assert len(classes) > 50
         for cls in classes:
@@ -252,7 +252,7 @@ def test_the_components_of_every_pipeline_are_taken(tmp_path: Path) -> None:
                 for kind in kinds:
                     if pair := named(kind):
                         (tmp_path / "model_index.json").write_text(json.dumps({name: pair}))
-                        component_check.check(tmp_path, trust_remote_code=False)
+                        component_check.check_components(tmp_path, trust_remote_code=False)
                         checked += 1
     assert checked > 250
 
@@ -264,9 +264,9 @@ def test_which_pipelines_cast_a_network_in_a_run() -> None:
 
     from t2i_cli.models.diffusers_folder import _UPCASTS
 
-    libraries.diffusers()
+    libraries.import_diffusers()
     casts = re.compile(r"self\.\w+\.(float|half|bfloat16|to)\((\)|.*(dtype|torch\.\w*float))")
-    with libraries.quiet():
+    with libraries.suppress_warnings():
         found = {
             cls.__name__
             for cls in text_to_image()

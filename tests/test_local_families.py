@@ -106,8 +106,8 @@ def plain(folder: Path, request: ResolvedRequest) -> NDArray[np.int16]:
     import torch
     from diffusers import DiffusionPipeline
 
-    with libraries.quiet():
-        without = dict.fromkeys(diffusers_folder.left_out(folder))
+    with libraries.suppress_warnings():
+        without = dict.fromkeys(diffusers_folder.absent_components(folder))
         pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **without)
         taken = inspect.signature(pipe.__call__).parameters
         size = {"use_resolution_binning": False, "max_area": 64 * 64}
@@ -211,7 +211,9 @@ def test_a_batch_size_that_a_family_does_not_bear_is_refused(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("scheduler", [n for n in schedulers.NOISE if n != "lms"])  # wants scipy
+@pytest.mark.parametrize(
+    "scheduler", [n for n in schedulers.NOISE_SCHEDULERS if n != "lms"]
+)  # wants scipy
 def test_no_scheduler_makes_the_images_of_a_pass_depend_on_each_other(scheduler: str) -> None:
     backend = LocalBackend(LocalOptions(batch_size=3))
     requests = [

@@ -39,11 +39,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def describe(folder: Path) -> ModelSpec:
-    return resolution.describe(folder, "it", trust_remote_code=False)
+    return resolution.describe_folder(folder, "it", trust_remote_code=False)
 
 
 def find(name: str | Path, revision: str | None = None) -> ModelSpec:
-    return resolution.find(str(name), revision, offline=True, trust_remote_code=False)
+    return resolution.resolve_model(str(name), revision, offline=True, trust_remote_code=False)
 
 
 def test_a_stable_diffusion_folder(folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_network_without_an_embedding_is_guided_all_the_same(
     family: Family, name: str, argument: str | None, scale: float | None
 ) -> None:
     folder = family(name)
-    assert diffusers_folder.component(folder, "transformer")["guidance_embeds"] is False
+    assert diffusers_folder.component_config(folder, "transformer")["guidance_embeds"] is False
     spec = describe(folder)
     assert (spec.guidance_argument, spec.guidance_scale) == (argument, scale)
 
@@ -238,11 +238,11 @@ def test_a_models_own_code_runs_where_it_is_trusted(
         "from diffusers import StableDiffusionPipeline\n\n\n"
         "class OwnPipeline(StableDiffusionPipeline):\n    pass\n"
     )
-    spec = resolution.describe(folder, "it", trust_remote_code=True)
+    spec = resolution.describe_folder(folder, "it", trust_remote_code=True)
     assert (spec.pipeline, spec.width) == ("OwnPipeline", 128)
     code.write_text("raise KeyError('gone')")
     with pytest.raises(ModelError, match=r"own code .*pipeline\.py failed: 'gone'"):
-        resolution.describe(folder, "it", trust_remote_code=True)
+        resolution.describe_folder(folder, "it", trust_remote_code=True)
 
 
 def test_catalogue_names_need_no_folder() -> None:

@@ -12,7 +12,7 @@ from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, VAE_TILI
 from t2i_cli.events import Event, Preview
 from t2i_cli.models import diffusers_folder
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from tests import tiny
 from tests.fakes import gpu
 from tests.test_local_backend import ask, images, make, psnr
@@ -24,7 +24,7 @@ GB = 10**9
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SDXL, whose VAE has `force_upcast` as the real one's."""
     folder = tiny.save("sdxl", tmp_path_factory.mktemp("offload") / "sdxl")
-    assert diffusers_folder.component(folder, "vae")["force_upcast"]
+    assert diffusers_folder.component_config(folder, "vae")["force_upcast"]
     return folder
 
 
@@ -39,7 +39,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, *measures: str) -> None:
     monkeypatch.setattr(memory, "choose", lambda *_, **__: measures)
 
 
-def hooked(module: Foreign) -> bool:
+def hooked(module: LibraryObject) -> bool:
     """Whether something moves the weights of a network, or of a part of it."""
     return any(
         hasattr(part, "_hf_hook") or getattr(getattr(part, "_diffusers_hook", None), "hooks", None)
@@ -57,7 +57,9 @@ class Calls:
         self.made: list[str] = []
         to = torch.nn.Module.to
 
-        def watched(module: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
+        def watched(
+            module: LibraryObject, *args: LibraryObject, **kwargs: LibraryObject
+        ) -> LibraryObject:
             given = [*args, *kwargs.values()]
             kinds = {"cast": torch.dtype, "move": (str, torch.device)}
             under = " under hooks" if hooked(module) else ""
@@ -74,11 +76,11 @@ class Calls:
             enable = getattr(DiffusionPipeline, name)
 
             def enabled(
-                pipe: Foreign,
-                *args: Foreign,
-                enable: Foreign = enable,
+                pipe: LibraryObject,
+                *args: LibraryObject,
+                enable: LibraryObject = enable,
                 hooks: str = hooks,
-                **kwargs: Foreign,
+                **kwargs: LibraryObject,
             ) -> None:
                 enable(pipe, *args, **kwargs)
                 self.made.append(hooks)

@@ -13,7 +13,7 @@ import pytest
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import InputError
 from t2i_cli.models import diffusers_folder, libraries, schedulers
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from tests import tiny
 from tests.conftest import T2I
 from tests.fakes.serving import serving
@@ -31,30 +31,32 @@ def backend() -> LocalBackend:
     return LocalBackend(LocalOptions())
 
 
-def scheduler(cls: str, **config: object) -> Foreign:
+def scheduler(cls: str, **config: object) -> LibraryObject:
     """A scheduler of diffusers, as of a model's scheduler_config.json."""
-    found = getattr(libraries.diffusers(), cls)
-    with libraries.quiet():
+    found = getattr(libraries.import_diffusers(), cls)
+    with libraries.suppress_warnings():
         return found.from_config({"_class_name": cls, **config})
 
 
-def switched(own: Foreign, spec: schedulers.SchedulerSpec, *, latent: bool = True) -> Foreign:
+def switched(
+    own: LibraryObject, spec: schedulers.SchedulerSpec, *, latent: bool = True
+) -> LibraryObject:
     """The config of the scheduler that takes the place of a model's own."""
-    config = schedulers.config(spec, own.config, latent=latent)
-    with libraries.quiet():
-        return getattr(libraries.diffusers(), spec.cls).from_config(config).config
+    config = schedulers.scheduler_config(spec, own.config, latent=latent)
+    with libraries.suppress_warnings():
+        return getattr(libraries.import_diffusers(), spec.cls).from_config(config).config
 
 
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=() if name in SAMPLE else pytest.mark.full)
-        for name in schedulers.NOISE
+        for name in schedulers.NOISE_SCHEDULERS
     ],
 )
 def test_every_scheduler_shows_the_prompt(name: str, backend: LocalBackend) -> None:
     request = ask(backend, prompt=PROMPT, scheduler=name, steps=20)
-    if not schedulers.installed(schedulers.NOISE[name]):
+    if not schedulers.is_installed(schedulers.NOISE_SCHEDULERS[name]):
         with pytest.raises(InputError, match="needs scipy, which is not installed"):
             backend.check(request)
         return
@@ -71,8 +73,8 @@ def test_what_is_not_installed_is_refused_before_loading(monkeypatch: pytest.Mon
     assert failure.message == "The scheduler 'lms' needs scipy, which is not installed."
     assert "pip install scipy" in (failure.hint or "")
     assert backend._loaded is None
-    assert "lms" in schedulers.valid_names(False)
-    assert "lms" not in schedulers.usable_names(False)
+    assert "lms" in schedulers.scheduler_names(False)
+    assert "lms" not in schedulers.usable_scheduler_names(False)
 
 
 def test_a_server_refuses_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,10 +100,13 @@ def test_in_a_process_it_is_bad_input(t2i: T2I) -> None:
 def test_the_tables_know_what_their_classes_lack() -> None:
     """What a model was made for, and a class does not know, is refused rather than ignored."""
     keys = {"noise": "rescale_betas_zero_snr", "flow": "use_dynamic_shifting"}
-    for kind, table in (("noise", schedulers.NOISE), ("flow", schedulers.FLOW)):
+    for kind, table in (
+        ("noise", schedulers.NOISE_SCHEDULERS),
+        ("flow", schedulers.FLOW_SCHEDULERS),
+    ):
         for name, spec in table.items():
-            if schedulers.installed(spec):
-                cls = getattr(libraries.diffusers(), spec.cls)
+            if schedulers.is_installed(spec):
+                cls = getattr(libraries.import_diffusers(), spec.cls)
                 known = inspect.signature(cls.__init__).parameters
                 assert (keys[kind] in spec.lacks) == (keys[kind] not in known), name
 
@@ -127,25 +132,27 @@ def test_what_a_scheduler_lacks_is_refused_before_loading(
     assert backend._loaded is None
 
 
-@pytest.mark.parametrize("name", [n for n in schedulers.NOISE if n != "lms"])
+@pytest.mark.parametrize("name", [n for n in schedulers.NOISE_SCHEDULERS if n != "lms"])
 def test_latents_are_not_clipped_and_the_betas_stay(name: str) -> None:
     """A config that leaves all to its class, as Euler's here, means that class's defaults."""
     own = scheduler("EulerDiscreteScheduler")
-    config = switched(own, schedulers.NOISE[name])
+    config = switched(own, schedulers.NOISE_SCHEDULERS[name])
     assert not config.get("clip_sample", False)
     assert not config.get("thresholding", False)
-    for key in schedulers.TRAINED:
+    for key in schedulers.TRAINED_SETTINGS:
         if key in own.config and key in config:
             assert config[key] == own.config[key], key
 
 
 def test_pixels_are_clipped_unless_the_model_says_otherwise() -> None:
     own = scheduler("DDPMScheduler")
-    assert switched(own, schedulers.NOISE["ddim"], latent=False).clip_sample
+    assert switched(own, schedulers.NOISE_SCHEDULERS["ddim"], latent=False).clip_sample
     told = scheduler("DDPMScheduler", clip_sample=False)
-    assert not switched(told, schedulers.NOISE["ddim"], latent=False).clip_sample
+    assert not switched(told, schedulers.NOISE_SCHEDULERS["ddim"], latent=False).clip_sample
     clips = scheduler("DDPMScheduler", clip_sample=True)
-    assert switched(clips, schedulers.NOISE["ddim"]).clip_sample, "a model's own word holds"
+    assert switched(clips, schedulers.NOISE_SCHEDULERS["ddim"]).clip_sample, (
+        "a model's own word holds"
+    )
 
 
 def test_a_name_means_the_same_whatever_the_models_own_scheduler_does() -> None:
@@ -155,14 +162,14 @@ def test_a_name_means_the_same_whatever_the_models_own_scheduler_does() -> None:
         algorithm_type="sde-dpmsolver++",
         solver_order=3,
     )
-    plain = switched(own, schedulers.NOISE["dpm++2m"])
+    plain = switched(own, schedulers.NOISE_SCHEDULERS["dpm++2m"])
     assert (plain.use_karras_sigmas, plain.algorithm_type) == (False, "dpmsolver++")
     assert plain.solver_order == 2
-    assert not switched(own, schedulers.NOISE["euler"]).use_karras_sigmas
-    assert switched(own, schedulers.NOISE["deis"]).algorithm_type == "deis"
-    assert switched(own, schedulers.NOISE["pndm"]).skip_prk_steps
+    assert not switched(own, schedulers.NOISE_SCHEDULERS["euler"]).use_karras_sigmas
+    assert switched(own, schedulers.NOISE_SCHEDULERS["deis"]).algorithm_type == "deis"
+    assert switched(own, schedulers.NOISE_SCHEDULERS["pndm"]).skip_prk_steps
     spaced = scheduler("EulerDiscreteScheduler", use_exponential_sigmas=True)
-    assert not switched(spaced, schedulers.NOISE["euler-karras"]).use_exponential_sigmas
+    assert not switched(spaced, schedulers.NOISE_SCHEDULERS["euler-karras"]).use_exponential_sigmas
 
 
 def test_the_shift_of_flows_has_two_names() -> None:
@@ -172,12 +179,12 @@ def test_the_shift_of_flows_has_two_names() -> None:
         use_flow_sigmas=True,
         flow_shift=3.0,
     )
-    assert switched(solver, schedulers.FLOW["euler"]).shift == 3.0
-    assert switched(solver, schedulers.FLOW["unipc"]).flow_shift == 3.0
+    assert switched(solver, schedulers.FLOW_SCHEDULERS["euler"]).shift == 3.0
+    assert switched(solver, schedulers.FLOW_SCHEDULERS["unipc"]).flow_shift == 3.0
     euler = scheduler("FlowMatchEulerDiscreteScheduler", shift=2.5)
     for name in ("dpm++2m", "unipc"):
-        assert switched(euler, schedulers.FLOW[name]).flow_shift == 2.5
-    assert switched(euler, schedulers.FLOW["heun"]).shift == 2.5
+        assert switched(euler, schedulers.FLOW_SCHEDULERS[name]).flow_shift == 2.5
+    assert switched(euler, schedulers.FLOW_SCHEDULERS["heun"]).shift == 2.5
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +204,8 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("family", "name"),
     [
-        *(("sd3", name) for name in schedulers.FLOW),
-        *(("flux", name) for name in schedulers.FLOW if name != "heun"),
+        *(("sd3", name) for name in schedulers.FLOW_SCHEDULERS),
+        *(("flux", name) for name in schedulers.FLOW_SCHEDULERS if name != "heun"),
     ],
 )
 def test_flows_are_as_plain_diffusers_makes_them(
@@ -211,10 +218,10 @@ def test_flows_are_as_plain_diffusers_makes_them(
     asked = ask(backend, model=folder, scheduler=name, width=32, height=32, steps=4)
     (image,) = images(make(backend, asked))
 
-    diffusers = libraries.diffusers()
+    diffusers = libraries.import_diffusers()
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    with libraries.quiet():
-        left_out = dict.fromkeys(diffusers_folder.left_out(folder))
+    with libraries.suppress_warnings():
+        left_out = dict.fromkeys(diffusers_folder.absent_components(folder))
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **left_out)
         own = pipe.scheduler.config
         shift = {"use_dynamic_shifting": True} if family == "flux" else {"flow_shift": own.shift}

@@ -8,7 +8,7 @@ import pytest
 from t2i_cli import postcard
 from t2i_cli.backends.local import LocalBackend, LocalOptions, prompt_warnings
 from t2i_cli.events import Event, Notice
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from tests import tiny
 from tests.test_local_backend import ask, make
 
@@ -16,7 +16,9 @@ from tests.test_local_backend import ask, make
 class Loaded:
     """What `text.notes` looks at of a loaded model."""
 
-    def __init__(self, components: dict[str, Foreign], limit: int, folder: Path | None) -> None:
+    def __init__(
+        self, components: dict[str, LibraryObject], limit: int, folder: Path | None
+    ) -> None:
         def call(prompt: str, max_sequence_length: int = limit) -> None:
             pass
 
@@ -24,56 +26,58 @@ class Loaded:
         self.spec = SimpleNamespace(folder=folder)
 
 
-def notes(*tokenizers: Foreign, prompt: str, limit: int = 512, folder: Path | None = None) -> str:
+def notes(
+    *tokenizers: LibraryObject, prompt: str, limit: int = 512, folder: Path | None = None
+) -> str:
     components = {f"tokenizer_{number}": t for number, t in enumerate(tokenizers)}
-    loaded: Foreign = Loaded(components | {"vae": object()}, limit, folder)
+    loaded: LibraryObject = Loaded(components | {"vae": object()}, limit, folder)
     return " ".join(prompt_warnings.notes(loaded, prompt))
 
 
 @pytest.fixture(scope="module")
-def clip() -> Foreign:
+def clip() -> LibraryObject:
     return tiny.clip_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def t5() -> Foreign:
+def t5() -> LibraryObject:
     return tiny.t5_tokenizer()
 
 
-def test_a_prompt_that_fits_needs_no_note(clip: Foreign) -> None:
+def test_a_prompt_that_fits_needs_no_note(clip: LibraryObject) -> None:
     assert notes(clip, prompt="a red house " * 5) == ""
 
 
-def test_the_words_that_clip_cuts_are_named(clip: Foreign) -> None:
+def test_the_words_that_clip_cuts_are_named(clip: LibraryObject) -> None:
     prompt = "red " * (clip.model_max_length - 2)
     assert notes(clip, prompt=prompt) == ""
     said = notes(clip, prompt=f"{prompt} and two small stars")
     assert said.endswith("does not read: and two small stars")
 
 
-def test_a_word_that_is_read_in_part_is_cut(clip: Foreign) -> None:
+def test_a_word_that_is_read_in_part_is_cut(clip: LibraryObject) -> None:
     prompt = "red " * (clip.model_max_length - 3) + "xyzzyplugh star"
     assert notes(clip, prompt=prompt).endswith("does not read: xyzzyplugh star")
 
 
-def test_many_cut_words_are_counted(clip: Foreign) -> None:
+def test_many_cut_words_are_counted(clip: LibraryObject) -> None:
     said = notes(clip, prompt="red " * (clip.model_max_length - 2) + "blue " * 20)
     assert said.endswith("blue " * 12 + "… (8 more)")
 
 
-def test_the_encoder_that_reads_most_decides(clip: Foreign, t5: Foreign) -> None:
+def test_the_encoder_that_reads_most_decides(clip: LibraryObject, t5: LibraryObject) -> None:
     prompt = "red " * clip.model_max_length
     assert notes(clip, prompt=prompt) != ""
     assert notes(clip, t5, prompt=prompt) == ""
 
 
-def test_the_pipelines_own_limit_holds_for_other_encoders(t5: Foreign) -> None:
+def test_the_pipelines_own_limit_holds_for_other_encoders(t5: LibraryObject) -> None:
     assert notes(t5, prompt="ab cd ef", limit=6) != ""
     assert notes(t5, prompt="ab cd ef", limit=5).endswith("does not read: ef")
     assert notes(t5, prompt="ab cd ef", limit=7) == ""
 
 
-def test_postcard_names_the_words_it_does_not_know(clip: Foreign) -> None:
+def test_postcard_names_the_words_it_does_not_know(clip: LibraryObject) -> None:
     said = notes(clip, prompt="A red Zeppelin, over 7 hills: zeppelin", folder=postcard.FOLDER)
     assert said.startswith("postcard does not know: zeppelin;")
     assert "`t2i models show postcard`" in said

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.errors import ContentFilteredError
 from t2i_cli.events import OnEvent, Preview, Step
-from t2i_cli.models.schedulers import usable_names
+from t2i_cli.models.schedulers import usable_scheduler_names
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server.options import Limits, ServerOptions
@@ -223,7 +223,7 @@ def test_every_setting_reaches_the_model(server: Running, easel: Easel, tab: Tab
             field = page.get_by_label(name, exact=True)
             expect(field).to_have_attribute("placeholder", default)
         options = page.get_by_label("Scheduler").locator("option").all_inner_texts()
-        assert options == ["Model’s own", *usable_names(False)]
+        assert options == ["Model’s own", *usable_scheduler_names(False)]
         page.locator("summary").click()
 
         fill(page, Negative_prompt="blue", Steps="7", Guidance="4.5", Width="64", Height="96")
@@ -266,7 +266,7 @@ def test_only_what_the_model_can_honour_is_offered(easel: Easel, tab: Tab) -> No
         expect(page.get_by_label("Negative prompt")).to_be_hidden()
         expect(page.get_by_label("Guidance", exact=True)).to_be_hidden()
         options = page.get_by_label("Scheduler").locator("option").all_inner_texts()
-        assert options == ["Model’s own", *usable_names(True)]
+        assert options == ["Model’s own", *usable_scheduler_names(True)]
         submit(page, "a fox")
         expect(tiles(page)).to_have_count(1)
     assert easel.made[0].guidance_scale is None
@@ -336,7 +336,7 @@ def test_enter_before_the_model_is_known_is_one_job(
         expect(idle(page)).to_be_visible()
         expect(page.locator("#model")).to_have_text("postcard")
         options = page.get_by_label("Scheduler").locator("option").all_text_contents()
-        assert options == ["Model’s own", *usable_names(False)]
+        assert options == ["Model’s own", *usable_scheduler_names(False)]
         options = page.get_by_label("Format").locator("option").all_text_contents()
         assert options == ["PNG", "JPEG", "WEBP"]
     assert [request.prompt for request in easel.made] == ["a red circle"]

@@ -154,16 +154,16 @@ def test_catalogue_is_complete_and_found_by_alias_and_repository() -> None:
         assert spec.width
         assert spec.flow is not None
         assert (spec.folder is None) != (spec.repo is None)
-    assert catalog.find("Qwen/Qwen-Image") is QWEN
-    found = catalog.find("sd15", revision="abc")
+    assert catalog.find_in_catalog("Qwen/Qwen-Image") is QWEN
+    found = catalog.find_in_catalog("sd15", revision="abc")
     assert found is not None
     assert found.revision == "abc"
-    assert catalog.find("nobody/nothing") is None
+    assert catalog.find_in_catalog("nobody/nothing") is None
 
 
 def test_every_short_scheduler_name_is_a_diffusers_class() -> None:
     import diffusers
 
-    for table in (schedulers.NOISE, schedulers.FLOW):
+    for table in (schedulers.NOISE_SCHEDULERS, schedulers.FLOW_SCHEDULERS):
         for spec in table.values():
             assert hasattr(diffusers, spec.cls)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from t2i_cli.errors import ContentFilteredError, ModelError, OutOfMemoryError, T2IError
-from t2i_cli.models.schedulers import usable_names
+from t2i_cli.models.schedulers import usable_scheduler_names
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server import responses
@@ -75,7 +75,7 @@ def test_the_model_is_described() -> None:
     assert found["name"] == "postcard"
     assert (found["steps"], found["guidance_scale"], found["multiple"]) == (20, 2.0, 8)
     assert (found["width"], found["height"]) == (128, 128)
-    assert found["schedulers"] == list(usable_names(False))
+    assert found["schedulers"] == list(usable_scheduler_names(False))
     assert found["formats"] == ["png", "jpeg", "webp"]
     assert found["limits"]["images"] == 3
     assert found["limits"]["steps"] == 77

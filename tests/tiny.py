@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from t2i_cli import postcard
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 
 
 def save(family: str, folder: Path) -> Path:
@@ -27,7 +27,7 @@ def save(family: str, folder: Path) -> Path:
     return folder
 
 
-def _enliven(pipe: Foreign) -> None:
+def _enliven(pipe: LibraryObject) -> None:
     """Give networks weights with which the prompt shows in the picture: usual ones are small."""
     import torch
 
@@ -84,14 +84,14 @@ def add_safety_checker(folder: Path) -> None:
     )
 
 
-def clip_tokenizer() -> Foreign:
+def clip_tokenizer() -> LibraryObject:
     """The tokenizer of postcard, of CLIP's kind."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(postcard.FOLDER / "tokenizer")
 
 
-def clip(cls: str, positions: int | None = None) -> Foreign:
+def clip(cls: str, positions: int | None = None) -> LibraryObject:
     import transformers
 
     tokenizer = clip_tokenizer()
@@ -110,7 +110,7 @@ def clip(cls: str, positions: int | None = None) -> Foreign:
     return getattr(transformers, cls)(config)
 
 
-def t5_tokenizer() -> Foreign:
+def t5_tokenizer() -> LibraryObject:
     """A tokenizer as T5's: a token a letter, no start, an end."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -132,7 +132,7 @@ def t5_tokenizer() -> Foreign:
     )
 
 
-def t5() -> Foreign:
+def t5() -> LibraryObject:
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(
@@ -140,7 +140,7 @@ def t5() -> Foreign:
     )
 
 
-def vae(latent_channels: int, stages: int = 2) -> Foreign:
+def vae(latent_channels: int, stages: int = 2) -> LibraryObject:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -154,7 +154,7 @@ def vae(latent_channels: int, stages: int = 2) -> Foreign:
     )
 
 
-def _sdxl() -> Foreign:
+def _sdxl() -> LibraryObject:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -184,7 +184,7 @@ def _sdxl() -> Foreign:
     )
 
 
-def _lcm() -> Foreign:
+def _lcm() -> LibraryObject:
     from diffusers import (
         LatentConsistencyModelPipeline,
         LCMScheduler,
@@ -213,7 +213,7 @@ def _lcm() -> Foreign:
     )
 
 
-def _sd3() -> Foreign:
+def _sd3() -> LibraryObject:
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
         SD3Transformer2DModel,
@@ -246,7 +246,7 @@ def _sd3() -> Foreign:
     )
 
 
-def _flux(cls: str = "FluxPipeline") -> Foreign:
+def _flux(cls: str = "FluxPipeline") -> LibraryObject:
     import diffusers
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
@@ -272,7 +272,7 @@ def _flux(cls: str = "FluxPipeline") -> Foreign:
     )
 
 
-def _pixart(cls: str = "PixArtAlphaPipeline") -> Foreign:
+def _pixart(cls: str = "PixArtAlphaPipeline") -> LibraryObject:
     import diffusers
     from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
@@ -297,7 +297,7 @@ def _pixart(cls: str = "PixArtAlphaPipeline") -> Foreign:
     )
 
 
-def families() -> dict[str, Callable[[], Foreign]]:
+def families() -> dict[str, Callable[[], LibraryObject]]:
     """What makes each family's pipeline."""
     from tests import tiny_encoders as encoders
     from tests import tiny_language as language

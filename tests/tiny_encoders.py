@@ -1,16 +1,16 @@
 """Tiny diffusion transformers whose text encoders are CLIP's and T5's, with random weights."""
 
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from tests.tiny import clip, clip_tokenizer, t5, t5_tokenizer, vae
 
 
-def _flow(**more: object) -> Foreign:
+def _flow(**more: object) -> LibraryObject:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**more)
 
 
-def hunyuan_dit() -> Foreign:
+def hunyuan_dit() -> LibraryObject:
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
     from transformers import BertConfig, BertModel
 
@@ -50,7 +50,7 @@ def hunyuan_dit() -> Foreign:
     )
 
 
-def aura_flow() -> Foreign:
+def aura_flow() -> LibraryObject:
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -76,7 +76,7 @@ def aura_flow() -> Foreign:
     )
 
 
-def chroma() -> Foreign:
+def chroma() -> LibraryObject:
     from diffusers import ChromaPipeline, ChromaTransformer2DModel
 
     transformer = ChromaTransformer2DModel(
@@ -100,7 +100,7 @@ def chroma() -> Foreign:
     )
 
 
-def bria() -> Foreign:
+def bria() -> LibraryObject:
     from diffusers import BriaPipeline, BriaTransformer2DModel
 
     transformer = BriaTransformer2DModel(
@@ -121,7 +121,7 @@ def bria() -> Foreign:
     )
 
 
-def hidream() -> Foreign:
+def hidream() -> LibraryObject:
     from diffusers import HiDreamImagePipeline, HiDreamImageTransformer2DModel
     from transformers import LlamaConfig, LlamaForCausalLM
 

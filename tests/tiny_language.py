@@ -3,7 +3,7 @@
 Shapes follow diffusers' own fast tests; the tokenizer is tiny.t5_tokenizer with a chat template.
 """
 
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from tests.tiny import t5_tokenizer, vae
 
 _CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
@@ -19,7 +19,7 @@ _SHAPE = {
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
 
 
-def _tokenizer(side: str = "right", length: int = 512) -> Foreign:
+def _tokenizer(side: str = "right", length: int = 512) -> LibraryObject:
     tokenizer = t5_tokenizer()
     tokenizer.chat_template = _CHAT
     tokenizer.padding_side = side
@@ -27,7 +27,7 @@ def _tokenizer(side: str = "right", length: int = 512) -> Foreign:
     return tokenizer
 
 
-def _model(cls: str, **more: object) -> Foreign:
+def _model(cls: str, **more: object) -> LibraryObject:
     """A language model of that class; its configuration's class is named after it."""
     import transformers
 
@@ -35,10 +35,10 @@ def _model(cls: str, **more: object) -> Foreign:
     return model(model.config_class(**(_SHAPE | _TOKENS | {"head_dim": 8} | more))).eval()
 
 
-def _qwen_vl() -> Foreign:
+def _qwen_vl() -> LibraryObject:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    configure: Foreign = Qwen2_5_VLForConditionalGeneration.config_class
+    configure: LibraryObject = Qwen2_5_VLForConditionalGeneration.config_class
     rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
     config = configure(
         text_config=_SHAPE | _TOKENS | {"rope_scaling": rope, "rope_theta": 1e6},
@@ -60,13 +60,13 @@ def _qwen_vl() -> Foreign:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def _flow(**more: object) -> Foreign:
+def _flow(**more: object) -> LibraryObject:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**more)
 
 
-def _qwen_vae() -> Foreign:
+def _qwen_vae() -> LibraryObject:
     from diffusers import AutoencoderKLQwenImage
 
     return AutoencoderKLQwenImage(
@@ -80,7 +80,7 @@ def _qwen_vae() -> Foreign:
     )
 
 
-def qwen_image() -> Foreign:
+def qwen_image() -> LibraryObject:
     from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 
     transformer = QwenImageTransformer2DModel(
@@ -102,7 +102,7 @@ def qwen_image() -> Foreign:
     )
 
 
-def longcat() -> Foreign:
+def longcat() -> LibraryObject:
     from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
 
     transformer = LongCatImageTransformer2DModel(
@@ -125,7 +125,7 @@ def longcat() -> Foreign:
     )
 
 
-def cogview4() -> Foreign:
+def cogview4() -> LibraryObject:
     from diffusers import CogView4Pipeline, CogView4Transformer2DModel
 
     transformer = CogView4Transformer2DModel(
@@ -149,7 +149,7 @@ def cogview4() -> Foreign:
     )
 
 
-def lumina2() -> Foreign:
+def lumina2() -> LibraryObject:
     from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 
     transformer = Lumina2Transformer2DModel(
@@ -174,7 +174,7 @@ def lumina2() -> Foreign:
     )
 
 
-def _sana_transformer(**more: object) -> Foreign:
+def _sana_transformer(**more: object) -> LibraryObject:
     from diffusers import SanaTransformer2DModel
 
     return SanaTransformer2DModel(
@@ -193,7 +193,7 @@ def _sana_transformer(**more: object) -> Foreign:
     )
 
 
-def _deep_compression() -> Foreign:
+def _deep_compression() -> LibraryObject:
     from diffusers import AutoencoderDC
 
     return AutoencoderDC(
@@ -215,7 +215,7 @@ def _deep_compression() -> Foreign:
     )
 
 
-def sana() -> Foreign:
+def sana() -> LibraryObject:
     from diffusers import SanaPipeline
 
     return SanaPipeline(
@@ -227,7 +227,7 @@ def sana() -> Foreign:
     )
 
 
-def sana_sprint() -> Foreign:
+def sana_sprint() -> LibraryObject:
     from diffusers import SanaSprintPipeline, SCMScheduler
 
     return SanaSprintPipeline(
@@ -239,10 +239,10 @@ def sana_sprint() -> Foreign:
     )
 
 
-def z_image() -> Foreign:
+def z_image() -> LibraryObject:
     from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
-    transformer: Foreign = ZImageTransformer2DModel(
+    transformer: LibraryObject = ZImageTransformer2DModel(
         in_channels=4,
         dim=32,
         n_layers=1,
@@ -266,7 +266,7 @@ def z_image() -> Foreign:
     )
 
 
-def flux2_klein(*, distilled: bool = False) -> Foreign:
+def flux2_klein(*, distilled: bool = False) -> LibraryObject:
     from diffusers import Flux2KleinPipeline
 
     return Flux2KleinPipeline(
@@ -279,7 +279,7 @@ def flux2_klein(*, distilled: bool = False) -> Foreign:
     )
 
 
-def _flux2_transformer(joint: int, **more: object) -> Foreign:
+def _flux2_transformer(joint: int, **more: object) -> LibraryObject:
     from diffusers import Flux2Transformer2DModel
 
     return Flux2Transformer2DModel(
@@ -295,7 +295,7 @@ def _flux2_transformer(joint: int, **more: object) -> Foreign:
     )
 
 
-def _flux2_vae() -> Foreign:
+def _flux2_vae() -> LibraryObject:
     from diffusers import AutoencoderKLFlux2
 
     return AutoencoderKLFlux2(

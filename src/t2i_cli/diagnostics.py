@@ -184,12 +184,12 @@ def _model() -> Diagnostic:
     from t2i_cli.hub import cache
 
     name = store.get("model") or catalog.DEFAULT_MODEL
-    spec = catalog.find(name)
-    if spec is None and not (catalog.folder(name) or catalog.is_repository(name)):
-        raise catalog.unknown(name)
+    spec = catalog.find_in_catalog(name)
+    if spec is None and not (catalog.folder_named(name) or catalog.is_repository(name)):
+        raise catalog.unknown_model(name)
     repo = spec.repo if spec else name
     here = cache.cached().get(repo or "")
-    if (spec and spec.folder) or catalog.folder(name) or (here and here.whole):
+    if (spec and spec.folder) or catalog.folder_named(name) or (here and here.whole):
         return Diagnostic(
             name="model", status="ok", detail=f"{name}, the default, is on this machine"
         )

@@ -59,7 +59,7 @@ class GenerateRequest:
             raise InputError("guidance_scale must be a number.", field="guidance_scale")
         _check_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
         if self.scheduler is not None:
-            schedulers.find(self.scheduler, None)
+            schedulers.find_scheduler(self.scheduler, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def resolve_request(
         values[name] = None
         user_set.discard(name)
     if values["scheduler"] is not None:
-        schedulers.find(str(values["scheduler"]), spec.flow)
+        schedulers.find_scheduler(str(values["scheduler"]), spec.flow)
     for name in ("steps", "guidance_scale", "width", "height"):
         if values[name] is None:
             values[name] = getattr(spec, name)

@@ -6,7 +6,7 @@ import pytest
 
 from t2i_cli.backends.local import device
 from t2i_cli.backends.local.device import Device, Memory
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 
 FAKE = Device(name="cpu", kind="xpu", label="Fake GPU")
 """Its kind has memory of its own, its name lets torch and diffusers really move weights to it."""
@@ -59,7 +59,7 @@ class Failing:
         at = frozenset(at)
         original = getattr(owner, name)
 
-        def method(*args: Foreign, **kwargs: Foreign) -> Foreign:
+        def method(*args: LibraryObject, **kwargs: LibraryObject) -> LibraryObject:
             self.calls += 1
             if self.calls in at:
                 raise error()

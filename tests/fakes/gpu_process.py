@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.cli.main import main as run_t2i
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from tests.fakes import gpu
 
 
@@ -23,9 +23,9 @@ def main() -> None:
     log = Path(sys.argv.pop(1))
 
     def watched(owner: object, name: str, word: str) -> None:
-        original: Callable[..., Foreign] = getattr(owner, name)
+        original: Callable[..., LibraryObject] = getattr(owner, name)
 
-        def method(*args: Foreign, **kwargs: Foreign) -> Foreign:
+        def method(*args: LibraryObject, **kwargs: LibraryObject) -> LibraryObject:
             with log.open("a") as file:
                 file.write(f"{word}\n")
             return original(*args, **kwargs)

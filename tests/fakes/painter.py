@@ -31,7 +31,7 @@ class Painter:
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """The catalogue's models, postcard by default."""
-        spec = catalog.find(request.model or "postcard", request.revision)
+        spec = catalog.find_in_catalog(request.model or "postcard", request.revision)
         if spec is None:
             raise ModelError(f"The model {request.model!r} is unknown.")
         return spec

@@ -171,13 +171,13 @@ _MODELS = (
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
 
 
-def find(name: str, revision: str | None = None) -> ModelSpec | None:
+def find_in_catalog(name: str, revision: str | None = None) -> ModelSpec | None:
     """The catalogue's entry for an alias or for the repository behind one, if there is one."""
     spec = MODELS.get(name) or next((s for s in _MODELS if s.repo == name), None)
     return replace(spec, revision=revision) if spec and revision else spec
 
 
-def folder(name: str) -> Path | None:
+def folder_named(name: str) -> Path | None:
     """The folder that a model's name means, if there is one; `~` is the user's own."""
     path = os.path.expanduser(name)
     return Path(path) if os.path.isdir(path) else None
@@ -188,7 +188,9 @@ def is_repository(name: str) -> bool:
     return bool(_REPOSITORY.fullmatch(name)) and not name.startswith(".")
 
 
-def unknown(name: str, others: str = "a folder and owner/name on the Hub do as well") -> ModelError:
+def unknown_model(
+    name: str, others: str = "a folder and owner/name on the Hub do as well"
+) -> ModelError:
     """The error for what is no alias, and none of the `others` that are taken."""
     if name.startswith((".", "~")) or "/" in name or "\\" in name:
         return ModelError(f"There is no model folder {name}.")

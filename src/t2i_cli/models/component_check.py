@@ -11,9 +11,9 @@ from types import ModuleType
 
 from t2i_cli.errors import ModelError
 from t2i_cli.models import diffusers_folder, libraries
-from t2i_cli.models.diffusers_folder import Part
-from t2i_cli.models.lazy_imports import deferred
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.diffusers_folder import Component
+from t2i_cli.models.lazy_imports import defer_imports
+from t2i_cli.models.libraries import LibraryObject
 
 _LIBRARIES = ("diffusers", "transformers")
 _NOT_TAKEN = {"DiffusionPipeline", "OnnxRuntimeModel"}
@@ -21,29 +21,29 @@ _NOT_TAKEN = {"DiffusionPipeline", "OnnxRuntimeModel"}
 has checked, and networks that are not kept as safetensors."""
 
 
-def check(folder: Path, *, trust_remote_code: bool) -> None:
+def check_components(folder: Path, *, trust_remote_code: bool) -> None:
     """Raise ModelError if the folder names what is no component, or code of its own untrusted.
 
     Nothing that the folder names is imported before all the names are known to be harmless.
     """
-    libraries.diffusers()
-    parts = diffusers_folder.parts(folder)
+    libraries.import_diffusers()
+    parts = diffusers_folder.list_components(folder)
     for part in parts:
         _check_names(folder, part)
         if _is_own_code(folder, part):
             if not trust_remote_code:
-                raise own_code(folder, f"{part.name}/{part.library}.py")
+                raise custom_code_error(folder, f"{part.name}/{part.library}.py")
         elif part.library not in _LIBRARIES and _pipelines(part) is None:
             raise _refusal(folder, part)
-    with libraries.quiet(), libraries.without_gc(), deferred():
+    with libraries.suppress_warnings(), libraries.pause_gc(), defer_imports():
         for part in parts:
             if not _is_own_code(folder, part):
                 _class(folder, part)
 
 
-def tokenizers(
+def load_tokenizers(
     folder: Path, names: set[str], *, trust_remote_code: bool
-) -> Iterator[tuple[str, Foreign]]:
+) -> Iterator[tuple[str, LibraryObject]]:
     """Those of the named components that are tokenizers and processors of transformers, loaded.
 
     diffusers would load them without passing on whether the model's own code may run; transformers
@@ -52,7 +52,7 @@ def tokenizers(
     import transformers
 
     kinds = (transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin)
-    for part in diffusers_folder.parts(folder):
+    for part in diffusers_folder.list_components(folder):
         if part.name not in names or part.library != "transformers" or _is_own_code(folder, part):
             continue
         if issubclass(found := _class(folder, part), kinds):
@@ -66,7 +66,7 @@ def tokenizers(
             )
 
 
-def own_code(folder: Path, what: str) -> ModelError:
+def custom_code_error(folder: Path, what: str) -> ModelError:
     """The refusal to run a model's own code."""
     return ModelError(
         f"The model in {folder} runs code of its own ({what}).",
@@ -74,17 +74,17 @@ def own_code(folder: Path, what: str) -> ModelError:
     )
 
 
-def _check_names(folder: Path, part: Part) -> None:
+def _check_names(folder: Path, part: Component) -> None:
     if not all(isinstance(n, str) and n.isidentifier() and n[0] != "_" for n in part):
         raise _refusal(folder, part)
 
 
-def _is_own_code(folder: Path, part: Part) -> bool:
+def _is_own_code(folder: Path, part: Component) -> bool:
     """Whether diffusers would take the class from a Python file in the component's folder."""
     return (folder / part.name / f"{part.library}.py").is_file() and _pipelines(part) is None
 
 
-def _class(folder: Path, part: Part) -> Foreign:
+def _class(folder: Path, part: Component) -> LibraryObject:
     """The class of a component, from diffusers or transformers. Raises ModelError."""
     from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
 
@@ -104,7 +104,7 @@ def _class(folder: Path, part: Part) -> Foreign:
     return found
 
 
-def _bases() -> Iterator[Foreign]:
+def _bases() -> Iterator[LibraryObject]:
     """The classes that components are children of, as diffusers lists them."""
     import diffusers
     import transformers
@@ -115,7 +115,7 @@ def _bases() -> Iterator[Foreign]:
             yield getattr(library, name)
 
 
-def _pipelines(part: Part) -> ModuleType | None:
+def _pipelines(part: Component) -> ModuleType | None:
     """The package in diffusers of a pipeline that brings the component (a safety checker, say)."""
     from diffusers import pipelines
 
@@ -126,7 +126,7 @@ def _pipelines(part: Part) -> ModuleType | None:
     return found if isinstance(found, ModuleType) else None
 
 
-def _refusal(folder: Path, part: Part) -> ModelError:
+def _refusal(folder: Path, part: Component) -> ModelError:
     return ModelError(
         f"The model in {folder} names {part.library}.{part.cls} as its {part.name}, which is no "
         "component of diffusers or transformers.",

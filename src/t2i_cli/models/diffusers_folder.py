@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from t2i_cli.errors import ModelError
 
-Config = dict[str, Any]
+JsonConfig = dict[str, Any]
 DENOISERS = ("transformer", "unet", "decoder")
 _UPCASTS = re.compile("StableDiffusionXL|Kolors|AuraFlow|Amused")
 """Pipelines of diffusers that cast their decoder to float32 where its config has `force_upcast`."""
 _WITHOUT_WEIGHTS = re.compile("Tokenizer|Scheduler$|Processor$|Extractor$")
 
 
-class Part(NamedTuple):
+class Component(NamedTuple):
     """One component of a pipeline: its name, and its class with the library it comes from."""
 
     name: str
@@ -27,7 +27,7 @@ class Part(NamedTuple):
         return not _WITHOUT_WEIGHTS.search(self.cls)
 
 
-def index(folder: Path) -> Config:
+def read_model_index(folder: Path) -> JsonConfig:
     """The folder's model_index.json; raises ModelError where it is no diffusers folder."""
     file = folder / "model_index.json"
     try:
@@ -42,12 +42,12 @@ def index(folder: Path) -> Config:
         ) from None
 
 
-def parts(folder: Path) -> list[Part]:
+def list_components(folder: Path) -> list[Component]:
     """The components that the model has."""
-    return [Part(name, *pair) for name, pair in _pairs(folder) if pair[0] is not None]
+    return [Component(name, *pair) for name, pair in _pairs(folder) if pair[0] is not None]
 
 
-def left_out(folder: Path) -> list[str]:
+def absent_components(folder: Path) -> list[str]:
     """The names of the components that its pipeline could have, and the model has not."""
     return [name for name, pair in _pairs(folder) if pair[0] is None]
 
@@ -56,12 +56,12 @@ def _pairs(folder: Path) -> list[tuple[str, list[str]]]:
     """Each component's name, library and class."""
     return [
         (name, value)
-        for name, value in index(folder).items()
+        for name, value in read_model_index(folder).items()
         if not name.startswith("_") and isinstance(value, list) and len(value) == 2
     ]
 
 
-def component(folder: Path, name: str) -> Config:
+def component_config(folder: Path, name: str) -> JsonConfig:
     """A component's config.json (or scheduler_config.json); empty where there is none."""
     file = "scheduler_config.json" if name == "scheduler" else "config.json"
     try:
@@ -70,10 +70,10 @@ def component(folder: Path, name: str) -> Config:
         return {}
 
 
-def denoiser(folder: Path) -> tuple[str, Config]:
+def denoiser_config(folder: Path) -> tuple[str, JsonConfig]:
     """The name and config of the network that denoises."""
     name = next((n for n in DENOISERS if (folder / n / "config.json").is_file()), "unet")
-    return name, component(folder, name)
+    return name, component_config(folder, name)
 
 
 def float32_decoder(folder: Path, dtype: str) -> str | None:
@@ -82,10 +82,10 @@ def float32_decoder(folder: Path, dtype: str) -> str | None:
     Some pipelines cast it in the middle of a run, where it overflows in float16, and Bria's when it
     is made. Cast under hooks that move weights it would mix precisions, so it is read in float32.
     """
-    named = index(folder).get("_class_name")
+    named = read_model_index(folder).get("_class_name")
     pipeline = str(named[-1] if isinstance(named, list) and named else named)
     name = "vqvae" if pipeline.startswith("Amused") else "vae"
-    config = component(folder, name)
+    config = component_config(folder, name)
     if not config:
         return None
     if pipeline == "BriaPipeline":
@@ -97,12 +97,12 @@ def float32_decoder(folder: Path, dtype: str) -> str | None:
     return name if cast else None
 
 
-def vae_scale(folder: Path) -> int:
+def vae_scale_factor(folder: Path) -> int:
     """Pixels of the image for each pixel of the latents, along one side.
 
     As the pipelines' constructors count it; a pipeline without a VAE works on pixels.
     """
-    config = component(folder, "vae") or component(folder, "movq")
+    config = component_config(folder, "vae") or component_config(folder, "movq")
     if ratio := config.get("spatial_compression_ratio"):
         return int(ratio)
     if temporal := config.get("temperal_downsample"):
@@ -113,7 +113,7 @@ def vae_scale(folder: Path) -> int:
     return 8 if config else 1
 
 
-def _read(file: Path) -> Config:
+def _read(file: Path) -> JsonConfig:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -19,7 +19,7 @@ _MASKS = f"{_COMPILER}._trace_wrapped_higher_order_op"
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def defer_imports() -> Iterator[None]:
     """In this context, stand-ins answer for those modules as long as their answers will do.
 
     Functions marked here stay unmarked. Outside, or asked for more, the true modules are imported.

@@ -11,14 +11,14 @@ from types import ModuleType
 from typing import Any
 
 from t2i_cli.errors import ModelError
-from t2i_cli.models.lazy_imports import deferred
+from t2i_cli.models.lazy_imports import defer_imports
 
-Foreign = Any
+LibraryObject = Any
 """An object of diffusers, transformers or torch, which come with few types or none."""
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_warnings() -> Iterator[None]:
     """Keep the libraries' warnings, which are for developers, off the terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -26,7 +26,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def without_gc() -> Iterator[None]:
+def pause_gc() -> Iterator[None]:
     """Hold back garbage collection while many objects come to stay.
 
     The collector looks at all of them again and again: a fifth of the time to import diffusers.
@@ -41,7 +41,7 @@ def without_gc() -> Iterator[None]:
             gc.enable()
 
 
-def torch() -> ModuleType:
+def import_torch() -> ModuleType:
     """The torch module, whose threads wait for each other awake only for a moment.
 
     GNU OpenMP's own 300,000 turns make steps ten times as long beside another busy process; none
@@ -50,15 +50,15 @@ def torch() -> ModuleType:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"
-    with without_gc():
+    with pause_gc():
         import torch as library
     return library
 
 
-def diffusers() -> ModuleType:
+def import_diffusers() -> ModuleType:
     """The diffusers module, with its logs and transformers' at errors only."""
-    torch()
-    with quiet(), without_gc(), deferred():
+    import_torch()
+    with suppress_warnings(), pause_gc(), defer_imports():
         import transformers.utils.logging as transformers_log
 
         # Before anything else of either: they log while they are imported.
@@ -75,10 +75,10 @@ def diffusers() -> ModuleType:
     return library
 
 
-def pipeline(name: str) -> Foreign:
+def import_pipeline_class(name: str) -> LibraryObject:
     """A pipeline class of diffusers; only its own module is imported. Raises ModelError."""
-    library = diffusers()
-    with quiet(), without_gc(), deferred():
+    library = import_diffusers()
+    with suppress_warnings(), pause_gc(), defer_imports():
         try:
             found = getattr(library, name, None)
         except (ImportError, RuntimeError) as error:  # diffusers' lazy modules raise either
@@ -96,9 +96,9 @@ def pipeline(name: str) -> Foreign:
     return found
 
 
-def own_pipeline(folder: Path, module: str, name: str) -> Foreign:
+def load_custom_pipeline(folder: Path, module: str, name: str) -> LibraryObject:
     """A pipeline class from a model's own code, which is run. Raises ModelError."""
-    diffusers()
+    import_diffusers()
     from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 
     try:

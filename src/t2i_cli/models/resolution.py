@@ -10,7 +10,7 @@ from typing import Any
 from t2i_cli.errors import ModelError
 from t2i_cli.models import catalog, component_check, diffusers_folder, libraries, schedulers
 from t2i_cli.models.catalog import GuidanceArgument, ModelSpec
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 
 _DEFAULT_SIDE = 1024
 """Pixels; what the pipelines of transformers without a sample size (Flux, Qwen) use."""
@@ -30,7 +30,7 @@ _GUIDED_FROM_ZERO = re.compile("ZImage|Krea2")
 """Pipelines whose guidance acts above 0; with all others it acts above 1."""
 
 
-def find(
+def resolve_model(
     name: str,
     revision: str | None,
     *,
@@ -43,23 +43,23 @@ def find(
     `folder` is where it lies, if its name does not tell. Raises ModelError if there is none, or it
     is not text-to-image; InputError on a revision of what has none.
     """
-    spec = None if folder else catalog.find(name, revision)
-    folder = folder or catalog.folder(name)
+    spec = None if folder else catalog.find_in_catalog(name, revision)
+    folder = folder or catalog.folder_named(name)
     if spec is None and folder:
-        spec = describe(folder, name, trust_remote_code=trust_remote_code)
+        spec = describe_folder(folder, name, trust_remote_code=trust_remote_code)
     if spec is not None:
         catalog.check_revision(spec, revision)
         return spec
     if not catalog.is_repository(name):
-        raise catalog.unknown(name)
+        raise catalog.unknown_model(name)
     from t2i_cli import hub
 
     snapshot = hub.fetch_configs(name, revision=revision, offline=offline)
-    spec = describe(snapshot, name, trust_remote_code=trust_remote_code)
+    spec = describe_folder(snapshot, name, trust_remote_code=trust_remote_code)
     return replace(spec, repo=name, folder=None, revision=revision)
 
 
-def describe(folder: Path, name: str, *, trust_remote_code: bool) -> ModelSpec:
+def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> ModelSpec:
     """What a diffusers folder says of itself, with its pipeline's own defaults.
 
     Raises ModelError where it is not a usable text-to-image model.
@@ -90,16 +90,20 @@ def describe(folder: Path, name: str, *, trust_remote_code: bool) -> ModelSpec:
     )
 
 
-def pipeline_class(folder: Path, *, trust_remote_code: bool) -> Foreign:
+def pipeline_class(folder: Path, *, trust_remote_code: bool) -> LibraryObject:
     """The pipeline's class, from diffusers or, if that is trusted, the model's own code."""
-    named = diffusers_folder.index(folder).get("_class_name")
+    named = diffusers_folder.read_model_index(folder).get("_class_name")
     own = named if isinstance(named, list) and len(named) == 2 else [named]
     if not all(isinstance(name, str) and name.isidentifier() for name in own):
         raise ModelError(f"{folder / 'model_index.json'} names no pipeline class.")
     if len(own) == 2 and not trust_remote_code:
-        raise component_check.own_code(folder, f"{own[0]}.py")
-    component_check.check(folder, trust_remote_code=trust_remote_code)
-    return libraries.own_pipeline(folder, *own) if len(own) == 2 else libraries.pipeline(*own)
+        raise component_check.custom_code_error(folder, f"{own[0]}.py")
+    component_check.check_components(folder, trust_remote_code=trust_remote_code)
+    return (
+        libraries.load_custom_pipeline(folder, *own)
+        if len(own) == 2
+        else libraries.import_pipeline_class(*own)
+    )
 
 
 def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) -> bool:
@@ -120,7 +124,7 @@ def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) ->
 
 
 def _guidance_argument(
-    cls: Foreign, folder: Path, defaults: Mapping[str, Any]
+    cls: LibraryObject, folder: Path, defaults: Mapping[str, Any]
 ) -> GuidanceArgument | None:
     """The argument that carries guidance, unless the model was made to need none.
 
@@ -129,12 +133,14 @@ def _guidance_argument(
     on no network without an embedding for it.
     """
     distilled = inspect.signature(cls.__init__).parameters.get("is_distilled")
-    if diffusers_folder.index(folder).get("is_distilled", distilled and distilled.default):
+    if diffusers_folder.read_model_index(folder).get(
+        "is_distilled", distilled and distilled.default
+    ):
         return None
     if "guidance_scale" not in defaults:
         return "true_cfg_scale" if "true_cfg_scale" in defaults else None
     told = "true_cfg_scale" in defaults or ("negative_prompt" not in defaults and not distilled)
-    _, config = diffusers_folder.denoiser(folder)
+    _, config = diffusers_folder.denoiser_config(folder)
     if (_number(defaults.get("true_cfg_scale")) or 0) > 1 and not config.get("guidance_embeds"):
         return "true_cfg_scale"
     return "guidance_scale" if not told or _embeds_guidance(folder) else None
@@ -142,9 +148,11 @@ def _guidance_argument(
 
 def _embeds_guidance(folder: Path) -> bool:
     """Whether the network takes the guidance scale in; one that has no word on it does."""
-    name, config = diffusers_folder.denoiser(folder)
-    cls = next((part.cls for part in diffusers_folder.parts(folder) if part.name == name), "")
-    parameters = inspect.signature(getattr(libraries.diffusers(), cls, object)).parameters
+    name, config = diffusers_folder.denoiser_config(folder)
+    cls = next(
+        (part.cls for part in diffusers_folder.list_components(folder) if part.name == name), ""
+    )
+    parameters = inspect.signature(getattr(libraries.import_diffusers(), cls, object)).parameters
     usual = parameters.get("guidance_embeds")
     return bool(config.get("guidance_embeds", usual is None or usual.default))
 
@@ -159,7 +167,7 @@ def _takes_negative_prompt(
     """
     if argument is None or "negative_prompt" not in defaults:
         return False
-    _, config = diffusers_folder.denoiser(folder)
+    _, config = diffusers_folder.denoiser_config(folder)
     if argument == "guidance_scale" and "true_cfg_scale" in defaults:
         return False
     return config.get("time_cond_proj_dim") is None
@@ -167,7 +175,7 @@ def _takes_negative_prompt(
 
 def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
     """Width and height in pixels: the pipeline's own default, or what the network was made for."""
-    _, config = diffusers_folder.denoiser(folder)
+    _, config = diffusers_folder.denoiser_config(folder)
     width, height = _number(defaults.get("width")), _number(defaults.get("height"))
     if width and height:
         return width, height
@@ -178,7 +186,7 @@ def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
         height = width = sample
     if not isinstance(width, int) or not isinstance(height, int):
         return _DEFAULT_SIDE, _DEFAULT_SIDE
-    scale = diffusers_folder.vae_scale(folder)
+    scale = diffusers_folder.vae_scale_factor(folder)
     return width * scale, height * scale
 
 
@@ -188,8 +196,8 @@ def _multiple(folder: Path) -> int:
     UNet pipelines check for 8. Transformers cut the latents into patches, or pack them two by two
     where their config says nothing of it (Flux, Qwen); most of their pipelines check for 16.
     """
-    name, config = diffusers_folder.denoiser(folder)
-    scale = diffusers_folder.vae_scale(folder)
+    name, config = diffusers_folder.denoiser_config(folder)
+    scale = diffusers_folder.vae_scale_factor(folder)
     if name != "transformer":
         return max(8, scale)
     patch = config.get("patch_size") or config.get("all_patch_size") or 1
@@ -200,14 +208,14 @@ def _multiple(folder: Path) -> int:
 
 def _flow(folder: Path) -> bool | None:
     """Whether the model matches flows; `None` where its scheduler is none that can be changed."""
-    config = diffusers_folder.component(folder, "scheduler")
+    config = diffusers_folder.component_config(folder, "scheduler")
     name = str(config.get("_class_name"))
     if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
         return True
-    known = {spec.cls for spec in schedulers.NOISE.values()}
+    known = {spec.cls for spec in schedulers.NOISE_SCHEDULERS.values()}
     return False if name in known else None
 
 
-def _number(value: object) -> Foreign:
+def _number(value: object) -> LibraryObject:
     """A default from a signature, if it is a number."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -26,7 +26,7 @@ class SchedulerSpec:
     needs: str | None = None
 
 
-TRAINED = (
+TRAINED_SETTINGS = (
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -61,7 +61,7 @@ _FLOW: dict[str, object] = {
 _DPM2M = "DPMSolverMultistepScheduler"
 _ZERO_SNR = frozenset({"rescale_betas_zero_snr"})
 
-NOISE: dict[str, SchedulerSpec] = {
+NOISE_SCHEDULERS: dict[str, SchedulerSpec] = {
     "euler": SchedulerSpec(cls="EulerDiscreteScheduler", label="Euler", settings=_PLAIN),
     "euler-karras": SchedulerSpec(
         cls="EulerDiscreteScheduler", label="Euler Karras", settings=_KARRAS
@@ -107,7 +107,7 @@ NOISE: dict[str, SchedulerSpec] = {
     ),
 }
 
-FLOW: dict[str, SchedulerSpec] = {
+FLOW_SCHEDULERS: dict[str, SchedulerSpec] = {
     "euler": SchedulerSpec(cls="FlowMatchEulerDiscreteScheduler", label="Euler", settings=_PLAIN),
     "heun": SchedulerSpec(
         cls="FlowMatchHeunDiscreteScheduler",
@@ -119,29 +119,39 @@ FLOW: dict[str, SchedulerSpec] = {
 }
 
 
-def valid_names(flow: bool | None) -> tuple[str, ...]:
+def scheduler_names(flow: bool | None) -> tuple[str, ...]:
     """The names that a model takes; all of them where its kind is not known."""
     if flow is None:
-        return tuple({**NOISE, **FLOW})
-    return tuple(FLOW if flow else NOISE)
+        return tuple({**NOISE_SCHEDULERS, **FLOW_SCHEDULERS})
+    return tuple(FLOW_SCHEDULERS if flow else NOISE_SCHEDULERS)
 
 
-def find(name: str, flow: bool | None) -> SchedulerSpec:
+def find_scheduler(name: str, flow: bool | None) -> SchedulerSpec:
     """The scheduler behind a short name; raises InputError listing the names the model takes."""
-    table = {**NOISE, **FLOW} if flow is None else FLOW if flow else NOISE
+    table = (
+        {**NOISE_SCHEDULERS, **FLOW_SCHEDULERS}
+        if flow is None
+        else FLOW_SCHEDULERS
+        if flow
+        else NOISE_SCHEDULERS
+    )
     if name not in table:
-        reason = "does not fit this kind of model" if name in {**NOISE, **FLOW} else "is unknown"
+        reason = (
+            "does not fit this kind of model"
+            if name in {**NOISE_SCHEDULERS, **FLOW_SCHEDULERS}
+            else "is unknown"
+        )
         raise InputError(
-            f"The scheduler {name!r} {reason}; use one of: {', '.join(valid_names(flow))}.",
+            f"The scheduler {name!r} {reason}; use one of: {', '.join(scheduler_names(flow))}.",
             field="scheduler",
         )
     return table[name]
 
 
-def check(name: str, flow: bool | None, own: Mapping[str, object], model: str) -> None:
+def check_scheduler(name: str, flow: bool | None, own: Mapping[str, object], model: str) -> None:
     """Raise InputError if the scheduler cannot be used here, or with a model of such a config."""
-    spec = find(name, flow)
-    if not installed(spec):
+    spec = find_scheduler(name, flow)
+    if not is_installed(spec):
         raise InputError(
             f"The scheduler {name!r} needs {spec.needs}, which is not installed.",
             hint=f"`pip install {spec.needs}` brings it; other schedulers do without.",
@@ -155,17 +165,19 @@ def check(name: str, flow: bool | None, own: Mapping[str, object], model: str) -
         )
 
 
-def installed(spec: SchedulerSpec) -> bool:
+def is_installed(spec: SchedulerSpec) -> bool:
     """Whether all that the scheduler needs is installed."""
     return spec.needs is None or importlib.util.find_spec(spec.needs) is not None
 
 
-def usable_names(flow: bool | None) -> tuple[str, ...]:
+def usable_scheduler_names(flow: bool | None) -> tuple[str, ...]:
     """The names that a model takes, as far as what they need is installed here."""
-    return tuple(name for name in valid_names(flow) if installed(find(name, flow)))
+    return tuple(name for name in scheduler_names(flow) if is_installed(find_scheduler(name, flow)))
 
 
-def config(spec: SchedulerSpec, own: Mapping[str, object], *, latent: bool) -> dict[str, object]:
+def scheduler_config(
+    spec: SchedulerSpec, own: Mapping[str, object], *, latent: bool
+) -> dict[str, object]:
     """The config to make a scheduler from, given that of the model's own scheduler, defaults too.
 
     diffusers leaves away what only that scheduler's class has set (`_use_default_values`), so that
@@ -176,7 +188,7 @@ def config(spec: SchedulerSpec, own: Mapping[str, object], *, latent: bool) -> d
     chosen = {
         key: value for key, value in own.items() if key not in unset | {"_use_default_values"}
     }
-    chosen |= {key: own[key] for key in TRAINED if key in own}
+    chosen |= {key: own[key] for key in TRAINED_SETTINGS if key in own}
     # FlowMatchEuler's name for what the solvers of noise schedulers call flow_shift.
     for name, other in (("shift", "flow_shift"), ("flow_shift", "shift")):
         if name not in chosen and other in own:

@@ -16,7 +16,7 @@ _FLOATS = {"F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class ComponentWeights:
     """One component's tensor elements by the dtype they are stored in (safetensors' names)."""
 
     elements: dict[str, int]
@@ -29,13 +29,15 @@ class Weights:
         )
 
 
-def read(folder: Path, *, half: bool, skip: frozenset[str] = frozenset()) -> dict[str, Weights]:
+def read_weight_headers(
+    folder: Path, *, half: bool, skip: frozenset[str] = frozenset()
+) -> dict[str, ComponentWeights]:
     """Each network's weights; `half` prefers the fp16 variant.
 
     Raises ModelError for what is missing, truncated, or kept as pickle only.
     """
     found = {}
-    for part in diffusers_folder.parts(folder):
+    for part in diffusers_folder.list_components(folder):
         if part.name in skip:
             continue
         if not (folder / part.name).is_dir():
@@ -45,9 +47,9 @@ def read(folder: Path, *, half: bool, skip: frozenset[str] = frozenset()) -> dic
     return found
 
 
-def variant(folder: Path, *, half: bool) -> str | None:
+def find_variant(folder: Path, *, half: bool) -> str | None:
     """The variant to ask diffusers for: "fp16" where it is wanted, or the only one there is."""
-    name, _ = diffusers_folder.denoiser(folder)
+    name, _ = diffusers_folder.denoiser_config(folder)
     try:
         files = _files(folder / name, half=half)
     except ModelError:
@@ -55,11 +57,11 @@ def variant(folder: Path, *, half: bool) -> str | None:
     return "fp16" if ".fp16" in files[0].name else None
 
 
-def _component(folder: Path, *, half: bool) -> Weights:
+def _component(folder: Path, *, half: bool) -> ComponentWeights:
     elements: Counter[str] = Counter()
     for file in _files(folder, half=half):
         elements += _header(file)
-    return Weights(elements=dict(elements))
+    return ComponentWeights(elements=dict(elements))
 
 
 def _files(folder: Path, *, half: bool) -> list[Path]:

@@ -116,13 +116,13 @@ def _fields(parameters: dict[str, str]) -> dict[str, object]:
 def _sampler(request: ResolvedRequest, lock: GenerationInfo) -> str | None:
     if request.scheduler is None:
         return lock.scheduler
-    return {**schedulers.FLOW, **schedulers.NOISE}[request.scheduler].label
+    return {**schedulers.FLOW_SCHEDULERS, **schedulers.NOISE_SCHEDULERS}[request.scheduler].label
 
 
 def _scheduler(parameters: dict[str, str]) -> str | None:
     """t2i's short name; since version 1.9 the sigmas have a setting of their own."""
     sampler = parameters.get("Sampler", "")
-    labels = {spec.label: name for name, spec in schedulers.NOISE.items()}
+    labels = {spec.label: name for name, spec in schedulers.NOISE_SCHEDULERS.items()}
     return labels.get(f"{sampler} {parameters.get('Schedule type')}") or labels.get(sampler)
 
 

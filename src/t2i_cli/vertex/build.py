@@ -67,7 +67,7 @@ def plan(image: str | None, builder: str | None, bake: str | None, here: Place) 
         raise InputError(f"--with must be {' or '.join(BUILDERS)}, not {builder}.")
     arguments = {"T2I": _requirement()}
     if bake:
-        spec = catalog.find(bake)
+        spec = catalog.find_in_catalog(bake)
         if (spec and spec.gated) or not (spec or bake.count("/") == 1):
             raise InputError(
                 f"{bake} cannot be put into an image: only models that the Hub gives to anybody.",

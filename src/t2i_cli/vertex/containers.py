@@ -56,8 +56,8 @@ def find_source(model: str | None, serving: str) -> Source:
         if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/\s]+)+/?", name):
             raise InputError(f"{name} is not of the form gs://BUCKET/FOLDER.", field="model")
         return Source(spec=ModelSpec(name=name.rstrip("/").split("/")[-1]), uri=name.rstrip("/"))
-    spec = catalog.find(name)
-    if spec is None and (folder := catalog.folder(name)):
+    spec = catalog.find_in_catalog(name)
+    if spec is None and (folder := catalog.folder_named(name)):
         whole = folder.resolve()
         source = Source(spec=ModelSpec(name=whole.name), folder=whole)
     elif spec is None and catalog.is_repository(name):
@@ -66,7 +66,7 @@ def find_source(model: str | None, serving: str) -> Source:
         source = Source(spec=ModelSpec(name=name, repo=name), fetch=hub.needs_token(name))
     elif spec is None:
         others = "a folder, owner/name on the Hub and gs://BUCKET/FOLDER do as well"
-        raise catalog.unknown(name, others)
+        raise catalog.unknown_model(name, others)
     elif spec.folder and serving == "t2i":
         source = Source(spec=spec)  # it is part of the image
     else:
@@ -108,7 +108,7 @@ def _archived(source: Source) -> Source:
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder / ARCHIVE} is no archive of TorchServe's.") from error
     name = str(manifest.get("model", {}).get("description") or source.spec.name)
-    return replace(source, spec=catalog.find(name) or ModelSpec(name=name))
+    return replace(source, spec=catalog.find_in_catalog(name) or ModelSpec(name=name))
 
 
 def choose(serving: str | None, image: str | None) -> tuple[str, str | None]:

@@ -47,10 +47,10 @@ class WorkerBackend:
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """What is known of the model: the worker is asked where telling takes the libraries."""
         name = request.model or catalog.DEFAULT_MODEL
-        known = catalog.find(name, request.revision)
+        known = catalog.find_in_catalog(name, request.revision)
         if known and not (known.folder and request.revision):
             return known
-        if not (catalog.folder(name) or catalog.is_repository(name)):
+        if not (catalog.folder_named(name) or catalog.is_repository(name)):
             return self._without.describe(request)
         try:
             try:

@@ -38,16 +38,16 @@ class Wanted:
     @property
     def folder(self) -> Path | None:
         """The model's folder, if it is in one."""
-        if known := catalog.find(self.model):
+        if known := catalog.find_in_catalog(self.model):
             return known.folder
-        return catalog.folder(self.model)
+        return catalog.folder_named(self.model)
 
     def identity(self) -> str:
         """A hash of everything that the images of a warm worker could depend on.
 
         Variables may hold secrets; nothing of them can be read from it.
         """
-        known = catalog.find(self.model)
+        known = catalog.find_in_catalog(self.model)
         folder = self.folder
         values = {
             "t2i": __version__,

@@ -38,7 +38,7 @@ class Server:
             )
         if self.models is None:
             return wanted
-        spec = catalog.find(wanted)
+        spec = catalog.find_in_catalog(wanted)
         same = {wanted} | ({spec.name, spec.repo} if spec else set())
         if found := next((model for model in self.models if model in same), None):
             return found
@@ -51,7 +51,9 @@ class Server:
 
     def spec(self, name: str) -> ModelSpec:
         """What is known of a model, as far as the server lets it be set."""
-        known = catalog.find(str(self.facts.get("repo") or name)) or catalog.find(name)
+        known = catalog.find_in_catalog(
+            str(self.facts.get("repo") or name)
+        ) or catalog.find_in_catalog(name)
         spec = known or ModelSpec(name=name, multiple=1)
         if self.facts:
             spec = _told(spec, self.facts)

@@ -60,7 +60,7 @@ class LocalBackend:
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """What is known of the model that the request names; raises T2IError."""
         name = request.model or catalog.DEFAULT_MODEL
-        spec = resolution.find(
+        spec = resolution.resolve_model(
             name,
             request.revision,
             offline=self._options.offline,
@@ -156,8 +156,8 @@ class LocalBackend:
         spec = self._spec(request)
         if spec.flow is None:
             raise InputError(f"The scheduler of {spec.name} cannot be changed.", field="scheduler")
-        own = diffusers_folder.component(self._target(request).folder, "scheduler")
-        schedulers.check(request.scheduler, spec.flow, own, spec.name)
+        own = diffusers_folder.component_config(self._target(request).folder, "scheduler")
+        schedulers.check_scheduler(request.scheduler, spec.flow, own, spec.name)
 
     def _roomy_plan(self, aim: Target, request: ResolvedRequest, resident: int = 0) -> Plan:
         """The plan; where memory is short, the one after others here have given theirs back."""

@@ -42,7 +42,7 @@ class Memory:
 
 def devices() -> list[Device]:
     """What this machine has, best first: CUDA or ROCm, XPU, MPS, CPU."""
-    torch = libraries.torch()
+    torch = libraries.import_torch()
     found = []
     kind: Kind = "rocm" if torch.version.hip else "cuda"
     for index in range(torch.cuda.device_count()):

@@ -19,8 +19,8 @@ from t2i_cli.models import (
     schedulers,
     weights,
 )
-from t2i_cli.models.lazy_imports import deferred
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.lazy_imports import defer_imports
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Loaded:
     are wanted of each image of the run.
     """
 
-    def __init__(self, aim: "Target", pipe: Foreign, on_event: OnEvent) -> None:
+    def __init__(self, aim: "Target", pipe: LibraryObject, on_event: OnEvent) -> None:
         self.spec = aim.spec
         self.folder = aim.folder
         self.device = aim.device
@@ -51,7 +51,7 @@ class Loaded:
         self._placed: str | None = None
         self._made: tuple[tuple[object, ...], float] | None = None
         self._bytes = sum(aim.sizes.values())
-        self._own_scheduler: Foreign = getattr(pipe, "scheduler", None)
+        self._own_scheduler: LibraryObject = getattr(pipe, "scheduler", None)
 
     def is_for(self, aim: "Target") -> bool:
         """Whether this is what the target asks for."""
@@ -127,10 +127,10 @@ class Loaded:
         else:
             import diffusers
 
-            spec = schedulers.find(name, self.spec.flow)
+            spec = schedulers.find_scheduler(name, self.spec.flow)
             latent = not {"vae", "movq", "vqvae", "vqgan"}.isdisjoint(self.pipe.components)
-            config = schedulers.config(spec, self._own_scheduler.config, latent=latent)
-            with libraries.quiet(), deferred():
+            config = schedulers.scheduler_config(spec, self._own_scheduler.config, latent=latent)
+            with libraries.suppress_warnings(), defer_imports():
                 try:
                     self.pipe.scheduler = getattr(diffusers, spec.cls).from_config(config)
                 except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
@@ -169,7 +169,7 @@ class Loaded:
         )
 
 
-def _remove_hooks(pipe: Foreign) -> None:
+def _remove_hooks(pipe: LibraryObject) -> None:
     """Free a pipeline's networks of what moves them, also where putting it on failed midway."""
     import torch
 
@@ -182,7 +182,7 @@ def _remove_hooks(pipe: Foreign) -> None:
                     registry.remove_hook(name, recurse=False)
 
 
-def _order_channels_last(pipe: Foreign) -> None:
+def _order_channels_last(pipe: LibraryObject) -> None:
     """Store the weights of convolutions as their fastest kernels read them, on CPUs and GPUs."""
     import torch
 
@@ -192,7 +192,7 @@ def _order_channels_last(pipe: Foreign) -> None:
             network.to(memory_format=torch.channels_last)
 
 
-def tile_vae(pipe: Foreign) -> None:
+def tile_vae(pipe: LibraryObject) -> None:
     """Decode one image at a time, in tiles."""
     vae = decoder(pipe)
     for method in ("enable_slicing", "enable_tiling"):
@@ -200,7 +200,7 @@ def tile_vae(pipe: Foreign) -> None:
             getattr(vae, method)()
 
 
-def decoder(pipe: Foreign) -> Foreign:
+def decoder(pipe: LibraryObject) -> LibraryObject:
     """The network that turns latents into pictures, or None for a pipeline on pixels."""
     return getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
 
@@ -214,22 +214,24 @@ def read(
     folder, name = aim.folder, aim.spec.name
     cls = resolution.pipeline_class(folder, trust_remote_code=trust_remote_code)
     # Some pipelines go without a component only where they are told so (SD 3 without T5).
-    extra: dict[str, Any] = dict.fromkeys(diffusers_folder.left_out(folder))
+    extra: dict[str, Any] = dict.fromkeys(diffusers_folder.absent_components(folder))
     dtype: Any = getattr(torch, aim.dtype)
     exact = diffusers_folder.float32_decoder(folder, aim.dtype)
     # Where there is MPS, the pipelines themselves cast it to half precision and back.
     if exact and not torch.backends.mps.is_available():
         dtype = {"default": dtype, exact: torch.float32}
     if not safety_checker and any(
-        p.name == "safety_checker" for p in diffusers_folder.parts(folder)
+        p.name == "safety_checker" for p in diffusers_folder.list_components(folder)
     ):
         extra |= {"safety_checker": None, "requires_safety_checker": False}
-    if variant := weights.variant(folder, half=aim.dtype != "float32"):
+    if variant := weights.find_variant(folder, half=aim.dtype != "float32"):
         extra["variant"] = variant
     wanted = set(inspect.signature(cls.__init__).parameters) - extra.keys()
-    with libraries.quiet(), libraries.without_gc(), deferred():
+    with libraries.suppress_warnings(), libraries.pause_gc(), defer_imports():
         try:
-            extra |= component_check.tokenizers(folder, wanted, trust_remote_code=trust_remote_code)
+            extra |= component_check.load_tokenizers(
+                folder, wanted, trust_remote_code=trust_remote_code
+            )
             pipe = cls.from_pretrained(
                 str(folder),
                 dtype=dtype,
@@ -244,7 +246,7 @@ def read(
                     f"Memory ran out while {name} was read.", hint="Use a smaller model."
                 ) from error
             if "trust_remote_code" in str(error) and not trust_remote_code:
-                raise component_check.own_code(folder, "a component's auto_map") from error
+                raise component_check.custom_code_error(folder, "a component's auto_map") from error
             raise ModelError(
                 f"{name} cannot be loaded: {error_reason(error)}",
                 hint="The model may be damaged, or need other versions of diffusers or "

@@ -96,9 +96,11 @@ def need(
     `vae_element` are the bytes of a number of the VAE, where they differ.
     """
     at_decode = vae_element or element
-    name, config = diffusers_folder.denoiser(folder)
-    vae = diffusers_folder.component(folder, "vae") or diffusers_folder.component(folder, "movq")
-    scale = diffusers_folder.vae_scale(folder)
+    name, config = diffusers_folder.denoiser_config(folder)
+    vae = diffusers_folder.component_config(folder, "vae") or diffusers_folder.component_config(
+        folder, "movq"
+    )
+    scale = diffusers_folder.vae_scale_factor(folder)
     latent = width * height // scale**2
     attention = 0
     if name == "transformer":

@@ -12,7 +12,7 @@ from t2i_cli.backends.local.previews import Previews
 from t2i_cli.errors import ModelError
 from t2i_cli.events import Step
 from t2i_cli.models import libraries
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
 
@@ -40,7 +40,7 @@ def run(
     torch.manual_seed(requests[0].seed)
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     try:
-        with libraries.quiet(), shown:
+        with libraries.suppress_warnings(), shown:
             output = loaded.pipe(**_arguments(loaded, requests), generator=generators)
     except Exception:  # whatever it is, it goes on from here
         # As the pipeline itself does at its end: what was moved to the device goes back.
@@ -105,7 +105,7 @@ class _Steps:
         self._iterable: Iterable[Any] = ()
         self._total = self._done = 0
 
-    def __call__(self, iterable: Foreign = None, total: int | None = None) -> Self:
+    def __call__(self, iterable: LibraryObject = None, total: int | None = None) -> Self:
         """Begin to count; as tqdm, over an iterable or up to a total."""
         self._iterable = () if iterable is None else iterable
         self._total = len(iterable) if total is None else total

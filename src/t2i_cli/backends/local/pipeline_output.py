@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i_cli.backends.local.loading import Loaded
 from t2i_cli.errors import ModelError
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Picture:
     withheld: bool
 
 
-def takes_arrays(pipe: Foreign) -> bool:
+def takes_arrays(pipe: LibraryObject) -> bool:
     """Whether a pipeline makes of its arrays what it makes of its images.
 
     DeepFloyd IF puts its watermark into images only.
@@ -30,7 +30,7 @@ def takes_arrays(pipe: Foreign) -> bool:
 
 
 def read(
-    loaded: Loaded, requests: Sequence[ResolvedRequest], output: Foreign
+    loaded: Loaded, requests: Sequence[ResolvedRequest], output: LibraryObject
 ) -> list[Picture | ModelError]:
     """The pictures in a pipeline's output: arrays (height x width x channels, 0 to 1) or images.
 
@@ -50,14 +50,14 @@ def read(
     ]
 
 
-def _flagged(output: Foreign) -> Sequence[Any]:
+def _flagged(output: LibraryObject) -> Sequence[Any]:
     """What the safety checker said of each image; nothing where there is none."""
     names = ("nsfw_content_detected", "nsfw_detected")
     return next((list(said) for name in names if (said := getattr(output, name, None))), [])
 
 
 def _picture(
-    loaded: Loaded, request: ResolvedRequest, made: Foreign, withheld: bool
+    loaded: Loaded, request: ResolvedRequest, made: LibraryObject, withheld: bool
 ) -> Picture | ModelError:
     if hasattr(made, "shape"):
         import numpy as np

@@ -43,7 +43,7 @@ def target(spec: ModelSpec, options: LocalOptions) -> Target:
 
         repo = spec.repo or spec.name
         folder = hub.fetch_configs(repo, revision=spec.revision, offline=options.offline)
-    transformer = diffusers_folder.denoiser(folder)[0] == "transformer"
+    transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
     dtype = device.choose_dtype(place, options.dtype, transformer=transformer)
     slicing = bool(options.attention_slicing) and _can_slice(folder, options)
     if (options.batch_size or 1) > 1:
@@ -86,9 +86,11 @@ def fetch(aim: Target, options: LocalOptions, on_event: OnEvent) -> Target:
 
 def _can_slice(folder: Path, options: LocalOptions) -> bool:
     """Whether the model's denoiser can slice its attention; if not, InputError unless lenient."""
-    name, _ = diffusers_folder.denoiser(folder)
-    cls = next((part.cls for part in diffusers_folder.parts(folder) if part.name == name), "")
-    if hasattr(getattr(libraries.diffusers(), cls, None), "set_attention_slice"):
+    name, _ = diffusers_folder.denoiser_config(folder)
+    cls = next(
+        (part.cls for part in diffusers_folder.list_components(folder) if part.name == name), ""
+    )
+    if hasattr(getattr(libraries.import_diffusers(), cls, None), "set_attention_slice"):
         return True
     if options.lenient:
         return False
@@ -115,7 +117,7 @@ def _check_batch_size(folder: Path, options: LocalOptions) -> None:
 def _measured(aim: Target, options: LocalOptions) -> Target:
     """The target with the true sizes of its weights; raises ModelError if they are not sound."""
     skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
-    found = weights.read(aim.folder, half=aim.dtype != "float32", skip=skip)
+    found = weights.read_weight_headers(aim.folder, half=aim.dtype != "float32", skip=skip)
     exact = diffusers_folder.float32_decoder(aim.folder, aim.dtype)
     sizes = {name: w.size("float32" if name == exact else aim.dtype) for name, w in found.items()}
     return replace(aim, sizes=sizes)

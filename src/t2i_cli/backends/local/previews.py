@@ -9,7 +9,7 @@ from t2i_cli.backends.local import memory
 from t2i_cli.backends.local.loading import Loaded, decoder
 from t2i_cli.events import Preview
 from t2i_cli.models import diffusers_folder, libraries
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
 MAX_SIDE = 256
@@ -34,8 +34,8 @@ class Previews:
         self._requests = requests
         self._indices = indices
         self._wanted = [loaded.previews[index] for index in indices]
-        self._scheduler: Foreign = getattr(loaded.pipe, "scheduler", None)
-        self._seen: tuple[Foreign, ...] | None = None
+        self._scheduler: LibraryObject = getattr(loaded.pipe, "scheduler", None)
+        self._seen: tuple[LibraryObject, ...] | None = None
         # The VAE would come to the device, and the denoiser go, for every preview.
         offloaded = memory.MODEL_OFFLOAD in loaded.measures
         self._on = any(self._wanted) and self._scheduler is not None and not offloaded
@@ -46,7 +46,7 @@ class Previews:
 
             # Pipelines look at its signature.
             @wraps(step)
-            def watched(*args: Foreign, **kwargs: Foreign) -> Foreign:
+            def watched(*args: LibraryObject, **kwargs: LibraryObject) -> LibraryObject:
                 result = step(*args, **kwargs)
                 self._seen = (args, result)
                 return result
@@ -77,7 +77,7 @@ class Previews:
                 Preview(index=self._indices[row], step=step, steps=steps, image=picture)
             )
 
-    def _pictures(self, rows: list[int]) -> list[Foreign]:
+    def _pictures(self, rows: list[int]) -> list[LibraryObject]:
         """RGB pictures of some of the pass's images."""
         import torch
         from PIL import Image
@@ -95,7 +95,7 @@ class Previews:
         # Only where its pipeline casts it as well (on MPS): it was read in float32 elsewhere.
         exact = diffusers_folder.float32_decoder(self._loaded.folder, self._loaded.dtype)
         upcast = exact is not None and vae.dtype == torch.float16
-        with torch.no_grad(), libraries.quiet():
+        with torch.no_grad(), libraries.suppress_warnings():
             if upcast:
                 vae.to(torch.float32)
             try:
@@ -115,7 +115,9 @@ def _moments(count: int, steps: int) -> set[int]:
     return {steps * part // (count + 1) for part in range(1, count + 1)} - {0, steps}
 
 
-def _estimate(scheduler: Foreign, arguments: tuple[Foreign, ...], result: Foreign) -> Foreign:
+def _estimate(
+    scheduler: LibraryObject, arguments: tuple[LibraryObject, ...], result: LibraryObject
+) -> LibraryObject:
     """The latents without their noise, as a step foresees them, or else with it."""
     if len(result) > 1:
         return result[1]  # Euler, DDIM, LCM and others tell
@@ -130,7 +132,7 @@ def _estimate(scheduler: Foreign, arguments: tuple[Foreign, ...], result: Foreig
     return result[0]
 
 
-def _shrunk(latents: Foreign, side: int) -> Foreign:
+def _shrunk(latents: LibraryObject, side: int) -> LibraryObject:
     """The latents of a picture of at most MAX_SIDE pixels a side."""
     from torch.nn.functional import interpolate
 
@@ -141,7 +143,7 @@ def _shrunk(latents: Foreign, side: int) -> Foreign:
     return flat.unsqueeze(2) if latents.ndim == 5 else flat
 
 
-def _unscaled(vae: Foreign, latents: Foreign) -> Foreign:
+def _unscaled(vae: LibraryObject, latents: LibraryObject) -> LibraryObject:
     """The latents as the VAE takes them: the pipelines keep them at about unit variance."""
     import torch
 

@@ -7,7 +7,7 @@ last bit in a pass of any size.
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 
 MAX_BYTES = 256 * 2**20
 """Of encoded texts kept in the host's memory; those not used for longest go first."""
@@ -16,7 +16,7 @@ _ENCODERS = {"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"}
 """Encoders that make each row of their output of the same row of their input alone."""
 
 
-def remember(pipe: Foreign) -> None:
+def remember(pipe: LibraryObject) -> None:
     """Have a pipeline's text encoders give what they gave before for the same text.
 
     Put around whatever moves an encoder to its device, so that it is left where it is.
@@ -29,12 +29,14 @@ def remember(pipe: Foreign) -> None:
 class _Remembering:
     """Stands in for an encoder's `forward`."""
 
-    def __init__(self, forward: Callable[..., Foreign]) -> None:
+    def __init__(self, forward: Callable[..., LibraryObject]) -> None:
         self._forward = forward
-        self._known: OrderedDict[tuple[object, ...], Foreign] = OrderedDict()
+        self._known: OrderedDict[tuple[object, ...], LibraryObject] = OrderedDict()
         self._bytes = 0
 
-    def __call__(self, input_ids: Foreign = None, *args: Foreign, **kwargs: Foreign) -> Foreign:
+    def __call__(
+        self, input_ids: LibraryObject = None, *args: LibraryObject, **kwargs: LibraryObject
+    ) -> LibraryObject:
         """Encode token ids (batch x tokens) as the encoder itself would, row by row."""
         if args or input_ids is None or input_ids.ndim != 2 or not _by_row(kwargs, input_ids):
             return self._forward(input_ids, *args, **kwargs)
@@ -44,7 +46,7 @@ class _Remembering:
             rows.append(self._encoded(input_ids[at : at + 1], row))
         return _joined(rows, input_ids.device)
 
-    def _encoded(self, ids: Foreign, kwargs: dict[str, Foreign]) -> Foreign:
+    def _encoded(self, ids: LibraryObject, kwargs: dict[str, LibraryObject]) -> LibraryObject:
         key = (ids.cpu().numpy().tobytes(), *((n, _key(v)) for n, v in sorted(kwargs.items())))
         if key in self._known:
             self._known.move_to_end(key)
@@ -58,7 +60,7 @@ class _Remembering:
         return found
 
 
-def _by_row(kwargs: dict[str, Foreign], ids: Foreign) -> bool:
+def _by_row(kwargs: dict[str, LibraryObject], ids: LibraryObject) -> bool:
     """Whether every argument is plain, or has a row for each text."""
     return all(
         value is None
@@ -68,15 +70,17 @@ def _by_row(kwargs: dict[str, Foreign], ids: Foreign) -> bool:
     )
 
 
-def _row(value: Foreign, at: int) -> Foreign:
+def _row(value: LibraryObject, at: int) -> LibraryObject:
     return value[at : at + 1] if hasattr(value, "shape") else value
 
 
-def _key(value: Foreign) -> object:
+def _key(value: LibraryObject) -> object:
     return value.cpu().numpy().tobytes() if hasattr(value, "shape") else value
 
 
-def _mapped(output: Foreign, change: Callable[[Foreign], Foreign]) -> Foreign:
+def _mapped(
+    output: LibraryObject, change: Callable[[LibraryObject], LibraryObject]
+) -> LibraryObject:
     """A model's output (of tensors, and tuples of them) with every tensor changed."""
     return type(output)(
         **{
@@ -86,11 +90,11 @@ def _mapped(output: Foreign, change: Callable[[Foreign], Foreign]) -> Foreign:
     )
 
 
-def _joined(outputs: list[Foreign], device: Foreign) -> Foreign:
+def _joined(outputs: list[LibraryObject], device: LibraryObject) -> LibraryObject:
     """The outputs of single texts as one of them all."""
     import torch
 
-    def join(values: list[Foreign]) -> Foreign:
+    def join(values: list[LibraryObject]) -> LibraryObject:
         if isinstance(values[0], tuple):
             return tuple(join(list(parts)) for parts in zip(*values, strict=True))
         return torch.cat(values).to(device)
@@ -99,10 +103,10 @@ def _joined(outputs: list[Foreign], device: Foreign) -> Foreign:
     return type(first)(**{name: join([o[name] for o in outputs]) for name in first})
 
 
-def _size(output: Foreign) -> int:
+def _size(output: LibraryObject) -> int:
     return sum(tensor.nbytes for tensor in _tensors(output))
 
 
-def _tensors(output: Foreign) -> Iterator[Foreign]:
+def _tensors(output: LibraryObject) -> Iterator[LibraryObject]:
     for value in output.values():
         yield from value if isinstance(value, tuple) else (value,)

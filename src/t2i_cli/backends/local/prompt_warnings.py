@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from t2i_cli import postcard
 from t2i_cli.backends.local.loading import Loaded
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -39,7 +39,7 @@ def _unknown(prompt: str) -> str:
     return _listed([word for word in words if word not in postcard.words()])
 
 
-def _cut(pipe: Foreign, prompt: str) -> str:
+def _cut(pipe: LibraryObject, prompt: str) -> str:
     """The end of the prompt that none of the pipeline's text encoders reads."""
     limit = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
     starts = [
@@ -56,7 +56,7 @@ def _cut(pipe: Foreign, prompt: str) -> str:
     return _listed(prompt[len(read) :].split())
 
 
-def _cut_start(tokenizer: Foreign, prompt: str, limit: int | None) -> int:
+def _cut_start(tokenizer: LibraryObject, prompt: str, limit: int | None) -> int:
     """Where in the prompt the tokenizer's encoder stops reading.
 
     CLIP's encoders read what their tokenizer says (77); a pipeline's `max_sequence_length` holds

@@ -4,7 +4,7 @@ from t2i_cli.backends.local import memory
 from t2i_cli.backends.local.device import clear_cache, is_out_of_memory
 from t2i_cli.backends.local.loading import Loaded, decoder
 from t2i_cli.errors import OutOfMemoryError
-from t2i_cli.models.libraries import Foreign
+from t2i_cli.models.libraries import LibraryObject
 
 VAE_SLICING = "vae-slicing"
 VAE_ON_CPU = "vae-on-cpu"
@@ -19,13 +19,15 @@ def rescue(loaded: Loaded) -> None:
 class _Decode:
     """Stands in for `vae.decode`: tries it as it is, sliced, tiled, then on the CPU."""
 
-    def __init__(self, loaded: Loaded, vae: Foreign) -> None:
+    def __init__(self, loaded: Loaded, vae: LibraryObject) -> None:
         self._loaded = loaded
         self._vae = vae
         self._decode = vae.decode
-        self._on_cpu: Foreign = None
+        self._on_cpu: LibraryObject = None
 
-    def __call__(self, latents: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
+    def __call__(
+        self, latents: LibraryObject, *args: LibraryObject, **kwargs: LibraryObject
+    ) -> LibraryObject:
         """Decode latents (batch x channels x height x width) as the VAE itself would.
 
         They come in the precision of the denoiser, which may not be the VAE's.
@@ -61,7 +63,7 @@ class _Decode:
         self._on_cpu = self._read_on_cpu()
         self._loaded.note(VAE_ON_CPU, reason)
 
-    def _read_on_cpu(self) -> Foreign:
+    def _read_on_cpu(self) -> LibraryObject:
         """A second copy of the VAE, free of the first one's device, precision and hooks."""
         import torch
 
@@ -73,7 +75,9 @@ class _Decode:
             vae.enable_tiling()
         return vae
 
-    def _decode_on_cpu(self, latents: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
+    def _decode_on_cpu(
+        self, latents: LibraryObject, *args: LibraryObject, **kwargs: LibraryObject
+    ) -> LibraryObject:
         import torch
 
         try:

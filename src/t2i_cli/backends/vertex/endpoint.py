@@ -75,7 +75,7 @@ class Target:
                 hint="-m names it, or leave -m out.",
             )
         name = wanted or model or f"endpoints/{self.number}"
-        spec = catalog.find(name) or ModelSpec(name=name, multiple=1)
+        spec = catalog.find_in_catalog(name) or ModelSpec(name=name, multiple=1)
         defaults = {"steps", "guidance_scale", "width", "height"}
         left: dict[str, Any] = dict.fromkeys(defaults - TAKES[self.serving])
         return replace(spec, refuses=self._refuses(), **left)
@@ -198,7 +198,7 @@ def _missing(where: Place, token: Tokens, number: str) -> T2IError:
 
 
 def _same(one: str, other: str) -> bool:
-    spec = catalog.find(one)
+    spec = catalog.find_in_catalog(one)
     names = {one, spec.name, spec.repo or one} if spec else {one}
     if other.endswith("…"):
         # A label has no room for a long name, and ends it with an ellipsis.

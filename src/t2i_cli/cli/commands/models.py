@@ -135,15 +135,15 @@ def remove(
 
 def _named(name: str, revision: str | None = None) -> ModelSpec:
     """The model of that name: in the catalogue, a folder, or a repository."""
-    spec = catalog.find(name)
-    if spec is None and (folder := catalog.folder(name)):
+    spec = catalog.find_in_catalog(name)
+    if spec is None and (folder := catalog.folder_named(name)):
         spec = ModelSpec(name=name, folder=folder.resolve())
     if spec is not None:
         catalog.check_revision(spec, revision)
         return spec
     if catalog.is_repository(name):
         return ModelSpec(name=name, repo=name)
-    raise catalog.unknown(name)
+    raise catalog.unknown_model(name)
 
 
 def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:

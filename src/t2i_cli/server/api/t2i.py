@@ -107,7 +107,7 @@ def _described(spec: ModelSpec) -> dict[str, object]:
         "multiple": spec.multiple,
         "negative_prompt": spec.negative_prompt,
         "guidance": spec.guidance_argument is not None,
-        "schedulers": schedulers.usable_names(spec.flow) if spec.flow is not None else [],
+        "schedulers": schedulers.usable_scheduler_names(spec.flow) if spec.flow is not None else [],
         "refuses": [field for field, _ in spec.refuses],
         "formats": list(filenames.EXTENSIONS),
         "version": __version__,
