@@ -50,15 +50,15 @@ def test_settings(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     file = tmp_path / "config.toml"
     monkeypatch.setenv("T2I_CONFIG", str(file))
     bad = SETTINGS[key]
-    monkeypatch.setenv(store.setting(key).variable, bad)
-    with pytest.raises(InputError, match=store.setting(key).variable):
-        store.get(key)
-    monkeypatch.delenv(store.setting(key).variable)
+    monkeypatch.setenv(store.setting_named(key).variable, bad)
+    with pytest.raises(InputError, match=store.setting_named(key).variable):
+        store.get_setting(key)
+    monkeypatch.delenv(store.setting_named(key).variable)
     for value in (bad, "", True, 5, 1.5, ["postcard"], {"a": 1}):
         text = "{a = 1}" if isinstance(value, dict) else json.dumps(value)
         file.write_text(f"{key} = {text}\n")
         with pytest.raises(InputError, match=f"{key} must be"):
-            store.get(key)
+            store.get_setting(key)
 
 
 WRONG: dict[type, list[object]] = {

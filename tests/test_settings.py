@@ -29,13 +29,13 @@ def write(file: Path, text: str) -> None:
 
 
 def test_the_environment_wins_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store.find("model") is None
+    assert store.find_setting("model") is None
     write(file, 'model = "sdxl"')
-    assert store.find("model") == store.Found("sdxl", str(file))
+    assert store.find_setting("model") == store.SettingValue("sdxl", str(file))
     monkeypatch.setenv("T2I_MODEL", "postcard")
-    assert store.find("model") == store.Found("postcard", "T2I_MODEL")
+    assert store.find_setting("model") == store.SettingValue("postcard", "T2I_MODEL")
     monkeypatch.setenv("T2I_MODEL", "")
-    assert store.get("model") == "sdxl"
+    assert store.get_setting("model") == "sdxl"
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_the_environment_wins_over_the_file(file: Path, monkeypatch: pytest.Monk
 def test_values_are_checked_wherever_they_come_from(
     file: Path, monkeypatch: pytest.MonkeyPatch, key: str, good: str, bad: str
 ) -> None:
-    store.set_value(key, good)
-    assert store.get(key) == good
+    store.set_setting(key, good)
+    assert store.get_setting(key) == good
     before = file.read_text()
     with pytest.raises(InputError, match=f"^{key} must be .*, not "):
-        store.set_value(key, bad)
+        store.set_setting(key, bad)
     assert file.read_text() == before
-    variable = store.setting(key).variable
+    variable = store.setting_named(key).variable
     monkeypatch.setenv(variable, bad)
     with pytest.raises(InputError, match=f"^{variable} must be "):
-        store.get(key)
+        store.get_setting(key)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_values_are_checked_wherever_they_come_from(
 def test_a_wrong_file_is_refused_by_name(file: Path, text: str, message: str) -> None:
     write(file, text)
     with pytest.raises(InputError, match=message) as caught:
-        store.get("format")
+        store.get_setting("format")
     assert str(file) in caught.value.message
     assert "hf_abc" not in f"{caught.value.message}{caught.value.hint}"
 
@@ -89,27 +89,27 @@ def test_a_file_that_is_not_text_is_refused(file: Path) -> None:
     write(file, "")
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not UTF-8"):
-        store.get("model")
+        store.get_setting("model")
 
 
 def test_an_option_wins_and_is_checked_alike(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("T2I_MEMORY", "low")
-    assert store.pick("memory", None) == "low"
-    assert store.pick("memory", "fast") == "fast"
+    assert store.resolve_setting("memory", None) == "low"
+    assert store.resolve_setting("memory", "fast") == "fast"
     with pytest.raises(InputError, match="^--memory must be auto, fast or low, not 'big'"):
-        store.pick("memory", "big")
+        store.resolve_setting("memory", "big")
 
 
 def test_unknown_keys_list_the_valid_ones(file: Path) -> None:
     with pytest.raises(InputError) as caught:
-        store.get("modle")
+        store.get_setting("modle")
     assert caught.value.hint == f"There are {', '.join(store.SETTINGS)}."
 
 
 @pytest.mark.parametrize("key", ["hf_token", "token", "HF_TOKEN", "api-key", "password"])
 def test_tokens_are_not_settings(file: Path, key: str) -> None:
     with pytest.raises(InputError, match="keeps no token") as caught:
-        store.set_value(key, "hf_abc")
+        store.set_setting(key, "hf_abc")
     assert "t2i login" in str(caught.value.hint)
     assert "hf_abc" not in caught.value.message
     assert not file.exists()
@@ -117,29 +117,29 @@ def test_tokens_are_not_settings(file: Path, key: str) -> None:
 
 def test_writing_keeps_comments_and_the_rest(file: Path) -> None:
     write(file, '# mine\nmodel = "sd15"  # the small one\n\nmemory = "low"\n')
-    store.set_value("model", "sdxl")
-    store.set_value("format", "webp")
-    assert store.unset("memory")
-    assert not store.unset("memory")
+    store.set_setting("model", "sdxl")
+    store.set_setting("format", "webp")
+    assert store.unset_setting("memory")
+    assert not store.unset_setting("memory")
     text = file.read_text()
     assert text.startswith('# mine\nmodel = "sdxl"  # the small one\n')
-    assert store.read() == {"model": "sdxl", "format": "webp"}
+    assert store.read_settings() == {"model": "sdxl", "format": "webp"}
 
 
 def test_a_wrong_setting_can_be_taken_out(file: Path) -> None:
     write(file, 'modell = "sd15"\nmemory = "big"\n')
-    store.unset("modell")
-    store.set_value("memory", "low")
-    assert store.read() == {"memory": "low"}
+    store.unset_setting("modell")
+    store.set_setting("memory", "low")
+    assert store.read_settings() == {"memory": "low"}
     with pytest.raises(InputError, match="no setting modell"):
-        store.unset("modell")
+        store.unset_setting("modell")
 
 
 def test_the_file_is_the_owners_only(file: Path) -> None:
-    store.set_value("model", "sd15")
+    store.set_setting("model", "sd15")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.chmod(0o644)
-    store.set_value("model", "sdxl")
+    store.set_setting("model", "sdxl")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [path.name for path in file.parent.iterdir()] == ["t2i.toml"]
 
@@ -149,7 +149,7 @@ def test_a_linked_file_stays_a_link(file: Path, tmp_path: Path) -> None:
     kept.write_text("# kept\n")
     file.parent.mkdir()
     file.symlink_to(kept)
-    store.set_value("model", "sd15")
+    store.set_setting("model", "sd15")
     assert file.is_symlink()
     assert kept.read_text() == '# kept\nmodel = "sd15"\n'
 
@@ -158,23 +158,23 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "file" / "t2i.toml"))
     with pytest.raises(StorageError, match="Cannot"):
-        store.set_value("model", "sd15")
+        store.set_setting("model", "sd15")
 
 
 def test_secret_settings_are_masked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = replace(store.setting("format"), key="pin", variable="T2I_PIN", secret=True)
+    secret = replace(store.setting_named("format"), key="pin", variable="T2I_PIN", secret=True)
     monkeypatch.setitem(store.SETTINGS, "pin", secret)
-    assert store.shown("pin", "1234") == "********"
-    assert store.shown("format", "png") == "png"
+    assert store.redact("pin", "1234") == "********"
+    assert store.redact("format", "png") == "png"
     with pytest.raises(InputError) as caught:
-        store.set_value("pin", "1234")
+        store.set_setting("pin", "1234")
     assert "1234" not in caught.value.message
 
 
 def test_the_platform_has_a_place_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("T2I_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert store.path().parts[-2:] == ("t2i", "config.toml")
+    assert store.settings_path().parts[-2:] == ("t2i", "config.toml")
 
 
 def test_reading_loads_nothing_heavy(file: Path) -> None:

@@ -146,7 +146,7 @@ def test_settings_kept_elsewhere_through_a_link_stay_there(
     kept_file.write_text("# mine\n")
     (tmp_path / "t2i.toml").symlink_to(kept_file)
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
-    store.set_value("model", value)
+    store.set_setting("model", value)
     assert (tmp_path / "t2i.toml").is_symlink()
     assert kept_file.read_text() == f'# mine\nmodel = "{value}"\n'
 

@@ -114,9 +114,9 @@ def _libraries() -> Diagnostic:
 
 
 def _config() -> Diagnostic:
-    set_here = [key for key in store.SETTINGS if store.find(key)]
+    set_here = [key for key in store.SETTINGS if store.find_setting(key)]
     named = ", ".join(set_here) or "nothing set"
-    file = store.path()
+    file = store.settings_path()
     where = str(file) if file.exists() else f"{file} (not there)"
     return Diagnostic(name="config", status="ok", detail=f"{named}; {where}")
 
@@ -183,7 +183,7 @@ def _disk() -> Diagnostic:
 def _model() -> Diagnostic:
     from t2i_cli.hub import cache
 
-    name = store.get("model") or catalog.DEFAULT_MODEL
+    name = store.get_setting("model") or catalog.DEFAULT_MODEL
     spec = catalog.find_in_catalog(name)
     if spec is None and not (catalog.folder_named(name) or catalog.is_repository(name)):
         raise catalog.unknown_model(name)

@@ -64,7 +64,7 @@ def choose(
     `lenient` is `None` where the command has no such option. With `worker`, this machine's images
     may come from the warm worker, as `keep_alive` says.
     """
-    name = store.pick("backend", backend) or "local"
+    name = store.resolve_setting("backend", backend) or "local"
     _check(name, options, lenient)
     match name:
         case "http":
@@ -76,8 +76,8 @@ def choose(
 
 def default_model(backend: str | None) -> str | None:
     """The model of the settings, which is this machine's: a server has its own."""
-    local = (store.pick("backend", backend) or "local") == "local"
-    return store.get("model") if local else None
+    local = (store.resolve_setting("backend", backend) or "local") == "local"
+    return store.get_setting("model") if local else None
 
 
 def _check(backend: str, options: Options, lenient: bool | None) -> None:
@@ -104,9 +104,9 @@ def _local(options: Options, lenient: bool | None, worker: bool) -> Backend:
     from t2i_cli.backends.local import LocalOptions
 
     made = LocalOptions(
-        device=options.get("device") or store.get("device"),
-        dtype=options.get("dtype") or store.get("dtype"),
-        memory=store.pick("memory", options.get("memory")) or "auto",
+        device=options.get("device") or store.get_setting("device"),
+        dtype=options.get("dtype") or store.get_setting("dtype"),
+        memory=store.resolve_setting("memory", options.get("memory")) or "auto",
         attention_slicing=options.get("attention_slicing"),
         clear_cache=options.get("clear_cache", False),
         trust_remote_code=options.get("trust_remote_code", False),
@@ -116,7 +116,7 @@ def _local(options: Options, lenient: bool | None, worker: bool) -> Backend:
         batch_size=options.get("batch_size", 1),
     )
     keep_alive = durations.parse_duration(
-        store.pick("keep_alive", options.get("keep_alive")) or "0s"
+        store.resolve_setting("keep_alive", options.get("keep_alive")) or "0s"
     )
     if worker and keep_alive:
         from t2i_cli.worker.backend import WorkerBackend
@@ -137,7 +137,7 @@ def _http(options: Options) -> Backend:
     from t2i_cli.backends.http import HttpBackend, HttpOptions
     from t2i_cli.backends.http import options as http
 
-    url = http.base(options.get("url") or store.get("http_url"))
+    url = http.base(options.get("url") or store.get_setting("http_url"))
     key = http.key(url)
     if key and http.is_readable(url):
         console.warn(f"The API key goes to {url} unencrypted; https:// would hide it.")
@@ -145,7 +145,7 @@ def _http(options: Options) -> Backend:
         HttpOptions(
             url=url,
             key=key,
-            dialect=store.pick("http_dialect", options.get("dialect")),
+            dialect=store.resolve_setting("http_dialect", options.get("dialect")),
             retries=_retries(options),
             timeout=_timeout(options),
             concurrency=_concurrency(options),
@@ -158,7 +158,7 @@ def _vertex(options: Options) -> Backend:
 
     return VertexBackend(
         VertexOptions(
-            endpoint=store.pick("vertex_endpoint", options.get("endpoint")),
+            endpoint=store.resolve_setting("vertex_endpoint", options.get("endpoint")),
             project=options.get("project"),
             region=options.get("region"),
             api_endpoint=options.get("api_endpoint"),
@@ -173,13 +173,13 @@ def _vertex(options: Options) -> Backend:
 
 def _retries(options: Options) -> int:
     retries = options.get("retries")
-    return int(store.get("retries") or RETRIES) if retries is None else retries
+    return int(store.get_setting("retries") or RETRIES) if retries is None else retries
 
 
 def _timeout(options: Options) -> float:
-    return options.get("timeout") or float(store.get("timeout") or TIMEOUT)
+    return options.get("timeout") or float(store.get_setting("timeout") or TIMEOUT)
 
 
 def _concurrency(options: Options) -> int | None:
-    found = options.get("concurrency") or store.get("concurrency")
+    found = options.get("concurrency") or store.get_setting("concurrency")
     return int(found) if found else None

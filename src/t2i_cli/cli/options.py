@@ -9,7 +9,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.models.catalog import DEFAULT_MODEL
 from t2i_cli.net.defaults import CALLS_A_REPLICA, CONCURRENCY, RETRIES, TIMEOUT
 from t2i_cli.request import MAX_SEED
-from t2i_cli.settings.schema import SERVINGS, SETTINGS, one_of
+from t2i_cli.settings.schema import SERVINGS, SETTINGS, join_choices
 from t2i_cli.vertex.location import DEFAULT_REGION
 
 
@@ -140,7 +140,7 @@ ServingOpt = Annotated[
     str | None,
     typer.Option(
         "--serving",
-        help=f"vertex: {one_of(SERVINGS)}. [default: as the endpoint's label says]",
+        help=f"vertex: {join_choices(SERVINGS)}. [default: as the endpoint's label says]",
     ),
 ]
 RetriesOpt = Annotated[

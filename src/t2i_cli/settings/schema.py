@@ -27,7 +27,7 @@ class Setting:
     secret: bool = False
 
 
-def one_of(names: Iterable[str]) -> str:
+def join_choices(names: Iterable[str]) -> str:
     """The names as a sentence lists them."""
     *most, last = names
     return f"{', '.join(most)} or {last}"
@@ -64,7 +64,7 @@ _TABLE = (
     Setting(
         key="backend",
         variable="T2I_BACKEND",
-        takes=one_of(BACKENDS),
+        takes=join_choices(BACKENDS),
         accepts=BACKENDS.__contains__,
     ),
     Setting(
@@ -76,13 +76,13 @@ _TABLE = (
     Setting(
         key="dtype",
         variable="T2I_DTYPE",
-        takes=one_of(DTYPES),
+        takes=join_choices(DTYPES),
         accepts=DTYPES.__contains__,
     ),
     Setting(
         key="memory",
         variable="T2I_MEMORY",
-        takes=one_of(MEMORY),
+        takes=join_choices(MEMORY),
         accepts=MEMORY.__contains__,
     ),
     Setting(
@@ -94,7 +94,7 @@ _TABLE = (
     Setting(
         key="format",
         variable="T2I_FORMAT",
-        takes=one_of(filenames.EXTENSIONS),
+        takes=join_choices(filenames.EXTENSIONS),
         accepts=lambda value: value.lower() in filenames.IMAGE_FORMATS,
     ),
     Setting(
@@ -130,7 +130,7 @@ _TABLE = (
     Setting(
         key="http_dialect",
         variable="T2I_HTTP_DIALECT",
-        takes=one_of(DIALECTS),
+        takes=join_choices(DIALECTS),
         accepts=DIALECTS.__contains__,
     ),
     Setting(

@@ -28,14 +28,14 @@ _LIKE_A_SECRET = re.compile(r"token|passw|secret|credential|api.?key|^hf_", re.I
 
 
 @dataclass(frozen=True)
-class Found:
+class SettingValue:
     """A setting's value and its source: the variable's name or the file's path."""
 
     value: str
     source: str
 
 
-def path() -> Path:
+def settings_path() -> Path:
     """The settings file: the one that T2I_CONFIG names, or config.toml in the platform's place."""
     if named := os.environ.get(CONFIG_VARIABLE):
         return Path(named).expanduser()
@@ -44,7 +44,7 @@ def path() -> Path:
     return user_config_path("t2i", appauthor=False) / "config.toml"
 
 
-def setting(key: str) -> Setting:
+def setting_named(key: str) -> Setting:
     """The setting of that key; raises InputError naming the valid ones."""
     if found := SETTINGS.get(key):
         return found
@@ -56,41 +56,41 @@ def setting(key: str) -> Setting:
     raise InputError(f"There is no setting {key}.", hint=f"There are {', '.join(SETTINGS)}.")
 
 
-def find(key: str) -> Found | None:
+def find_setting(key: str) -> SettingValue | None:
     """A setting's value and source; raises InputError on a bad value, or a wrong file."""
-    wanted = setting(key)
+    wanted = setting_named(key)
     if value := os.environ.get(wanted.variable):
-        return Found(_checked(wanted, value, wanted.variable), wanted.variable)
-    value = read().get(key)
-    return None if value is None else Found(value, str(path()))
+        return SettingValue(_checked(wanted, value, wanted.variable), wanted.variable)
+    value = read_settings().get(key)
+    return None if value is None else SettingValue(value, str(settings_path()))
 
 
-def get(key: str) -> str | None:
+def get_setting(key: str) -> str | None:
     """A setting's value, or None where neither the environment nor the file sets it."""
-    found = find(key)
+    found = find_setting(key)
     return found.value if found else None
 
 
-def pick(key: str, option: str | None) -> str | None:
+def resolve_setting(key: str, option: str | None) -> str | None:
     """What a command goes by: its own option, checked as the setting is, or else the setting."""
     if option is None:
-        return get(key)
+        return get_setting(key)
     flag = re.sub("^(http|vertex)_", "", key).replace("_", "-")
-    return _checked(setting(key), option, f"--{flag}")
+    return _checked(setting_named(key), option, f"--{flag}")
 
 
-def shown(key: str, value: str) -> str:
+def redact(key: str, value: str) -> str:
     """The value as it may be printed: a secret one is masked."""
-    return MASK if setting(key).secret else value
+    return MASK if setting_named(key).secret else value
 
 
-def read() -> dict[str, str]:
+def read_settings() -> dict[str, str]:
     """Every setting of the file, checked; raises InputError naming the file."""
-    file = path()
+    file = settings_path()
     values: dict[str, str] = {}
     for key, value in _parse(_text(file), file).items():
         try:
-            values[key] = _checked(setting(key), value, str(file))
+            values[key] = _checked(setting_named(key), value, str(file))
         except InputError as error:
             where = "" if str(file) in error.message else f"{file}: "
             hint = f"{error.hint or ''} `t2i config unset {key}` takes it out.".strip()
@@ -98,26 +98,26 @@ def read() -> dict[str, str]:
     return values
 
 
-def set_value(key: str, value: str) -> None:
+def set_setting(key: str, value: str) -> None:
     """Write a setting into the file, leaving its comments; raises InputError on a bad value."""
-    _checked(setting(key), value, key)
+    _checked(setting_named(key), value, key)
     document = _document()
     document[key] = value
     _write(document)
 
 
-def unset(key: str) -> bool:
+def unset_setting(key: str) -> bool:
     """Take a setting out of the file, a wrong one, too; returns whether it was there."""
     document = _document()
     if key not in document:
-        setting(key)
+        setting_named(key)
         return False
     del document[key]
     _write(document)
     return True
 
 
-def go_offline() -> None:
+def set_offline() -> None:
     """Have this process contact nothing: huggingface_hub and all that build on it read this.
 
     It acts at their import, so call it before.
@@ -157,7 +157,7 @@ def _parse(text: str, file: Path) -> Mapping[str, object]:
 def _document() -> "TOMLDocument":
     import tomlkit
 
-    file = path()
+    file = settings_path()
     text = _text(file)
     _parse(text, file)
     return tomlkit.parse(text)
@@ -165,7 +165,7 @@ def _document() -> "TOMLDocument":
 
 def _write(document: "TOMLDocument") -> None:
     """Replace the file in one step, readable by its owner only."""
-    file = path()
+    file = settings_path()
     try:
         # A file kept elsewhere through a link stays there.
         file = file.resolve()

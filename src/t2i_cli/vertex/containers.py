@@ -51,7 +51,7 @@ class Source:
 
 def find_source(model: str | None, serving: str) -> Source:
     """The model that is meant. Raises InputError or ModelError; asks the Hub if it must."""
-    name = model or store.get("model") or catalog.DEFAULT_MODEL
+    name = model or store.get_setting("model") or catalog.DEFAULT_MODEL
     if name.startswith("gs://"):
         if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/\s]+)+/?", name):
             raise InputError(f"{name} is not of the form gs://BUCKET/FOLDER.", field="model")
@@ -113,7 +113,7 @@ def _archived(source: Source) -> Source:
 
 def choose(serving: str | None, image: str | None) -> tuple[str, str | None]:
     """The way of serving and, for t2i's own, its image. Raises InputError."""
-    image = store.pick("vertex_image", image)
+    image = store.resolve_setting("vertex_image", image)
     serving = serving or ("t2i" if image else "model-garden")
     if serving not in SERVINGS:
         raise InputError(f"--serving must be {', '.join(SERVINGS)}, not {serving}.")

@@ -97,7 +97,7 @@ def everything(rest: Rest, *more: str | None) -> Survey:
     """All of it; the buckets in `more` are looked into as well as the usual ones."""
     found = endpoints(rest)
     parent = rest.place.parent
-    buckets = {gcs.default_bucket(rest.place), store.get("vertex_bucket"), *more}
+    buckets = {gcs.default_bucket(rest.place), store.get_setting("vertex_bucket"), *more}
     for model in rest.pages("aiplatform", f"{parent}/models", "models"):
         if one := found.of(model.get("labels", {})):
             one.models.append(model)

@@ -53,11 +53,11 @@ def find(
     named = _FULL_NAME.fullmatch(endpoint or "")
     made = _FULL_NAME.fullmatch(current.name) if current else None
     project = (
-        store.pick("vertex_project", project or (named and named["project"]))
+        store.resolve_setting("vertex_project", project or (named and named["project"]))
         or (made and made["project"])
         or login_project
     )
-    region = store.pick("vertex_region", region or (named and named["region"])) or (
+    region = store.resolve_setting("vertex_region", region or (named and named["region"])) or (
         made["region"] if made else DEFAULT_REGION
     )
     if not project:
@@ -65,5 +65,5 @@ def find(
             "There is no Google Cloud project: the credentials name none.",
             hint="--project, T2I_VERTEX_PROJECT or GOOGLE_CLOUD_PROJECT names it.",
         )
-    api_endpoint = store.pick("vertex_api_endpoint", api_endpoint)
+    api_endpoint = store.resolve_setting("vertex_api_endpoint", api_endpoint)
     return Place(project=project, region=region, api_endpoint=api_endpoint)

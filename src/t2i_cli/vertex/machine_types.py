@@ -121,7 +121,7 @@ def of(resources: Mapping[str, object]) -> Hardware:
 
 def prices() -> Prices:
     """The table, with what the file of the setting `vertex_prices` says over it."""
-    named = store.get("vertex_prices")
+    named = store.get_setting("vertex_prices")
     if named is None:
         return BUILT_IN
     file = Path(named).expanduser()

@@ -188,7 +188,9 @@ def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
     prices = machine_types.prices()
     bucket = None
     if source.uploads:
-        bucket = store.pick("vertex_bucket", wanted.bucket) or gcs.default_bucket(rest.place)
+        bucket = store.resolve_setting("vertex_bucket", wanted.bucket) or gcs.default_bucket(
+            rest.place
+        )
     steps = ["predict", "deploy", "remove"]
     steps += ["upload"] if source.uploads else []
     steps += ["service account"] if wanted.service_account or wanted.scheduler_account else []

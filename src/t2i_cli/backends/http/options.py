@@ -53,11 +53,11 @@ def key(url: str) -> str | None:
     """The API key for a server: t2i's own setting, and OpenAI's variable for OpenAI alone."""
     parts = urlsplit(url)
     of_openai = parts.scheme == "https" and parts.hostname == OPENAI_HOST
-    own = store.get("http_api_key")
+    own = store.get_setting("http_api_key")
     if own or not of_openai:
         return own
     key = os.environ.get("OPENAI_API_KEY") or None
-    kind = store.setting("http_api_key")
+    kind = store.setting_named("http_api_key")
     if key and not kind.accepts(key):
         raise InputError(f"OPENAI_API_KEY must be {kind.takes}, not {store.MASK}.")
     return key

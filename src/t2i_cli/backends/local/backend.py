@@ -51,7 +51,7 @@ class LocalBackend:
         self._loaded: Loaded | None = None
         self._sizes: dict[tuple[object, ...], PassSize] = {}
         if options.offline:
-            store.go_offline()
+            store.set_offline()
 
     def adopt(self, name: str, folder: Path) -> None:
         """Have a model in a folder by another name: the address that it came from."""

@@ -203,7 +203,7 @@ def batch(
     )
     choice = Choice(
         template=template,
-        format=format or store.get("format"),
+        format=format or store.get_setting("format"),
         shard=parse_shard(shard) if shard else None,
         limit=limit,
         force=force,

@@ -19,11 +19,11 @@ KeyArg = Annotated[str, typer.Argument(help=f"One of {', '.join(store.SETTINGS)}
 def get(key: KeyArg, json: JsonOpt = False) -> None:
     """Print a setting's value, from the environment or the file."""
     console.configure(json=json)
-    found = store.find(key)
+    found = store.find_setting(key)
     if json:
         console.result_json(_record(key, found))
     elif found:
-        console.result(store.shown(key, found.value))
+        console.result(store.redact(key, found.value))
     else:
         console.note(f"{key} is not set.")
 
@@ -37,17 +37,17 @@ def set_(
 ) -> None:
     """Keep a setting in the file."""
     console.configure(json=json, quiet=quiet)
-    if store.setting(key).secret:
+    if store.setting_named(key).secret:
         if value != "-":
             raise InputError(
                 f"{key} is a secret, and what stands on a command line can be seen by others.",
                 hint=f"Pipe it in: t2i config set {key} - < FILE",
             )
         value = sys.stdin.readline().strip()
-    store.set_value(key, value)
-    console.note(f"{key} is {store.shown(key, value)} in {store.path()}.")
-    found = store.find(key)
-    if found and found.source == store.setting(key).variable:
+    store.set_setting(key, value)
+    console.note(f"{key} is {store.redact(key, value)} in {store.settings_path()}.")
+    found = store.find_setting(key)
+    if found and found.source == store.setting_named(key).variable:
         console.warn(f"{found.source} is set and wins over the file.")
 
 
@@ -55,10 +55,10 @@ def set_(
 def unset(key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     """Take a setting out of the file."""
     console.configure(json=json, quiet=quiet)
-    if store.unset(key):
-        console.note(f"{key} is no longer set in {store.path()}.")
+    if store.unset_setting(key):
+        console.note(f"{key} is no longer set in {store.settings_path()}.")
     else:
-        console.note(f"{key} was not set in {store.path()}.")
+        console.note(f"{key} was not set in {store.settings_path()}.")
 
 
 @app.command("list")
@@ -66,11 +66,11 @@ def list_(json: JsonOpt = False) -> None:
     """Print every setting with its value and where that comes from."""
     console.configure(json=json)
     for key in store.SETTINGS:
-        found = store.find(key)
+        found = store.find_setting(key)
         if json:
             console.result_json(_record(key, found))
         elif found:
-            console.result(f"{key} = {store.shown(key, found.value)}  ({found.source})")
+            console.result(f"{key} = {store.redact(key, found.value)}  ({found.source})")
         else:
             console.result(f"{key} is not set")
 
@@ -79,18 +79,18 @@ def list_(json: JsonOpt = False) -> None:
 def path(json: JsonOpt = False) -> None:
     """Print where the settings file is, or would be."""
     console.configure(json=json)
-    file = store.path()
+    file = store.settings_path()
     if json:
         console.result_json({"path": str(file), "exists": file.exists()})
     else:
         console.result(str(file))
 
 
-def _record(key: str, found: store.Found | None) -> dict[str, object]:
-    setting = store.setting(key)
+def _record(key: str, found: store.SettingValue | None) -> dict[str, object]:
+    setting = store.setting_named(key)
     return {
         "key": key,
-        "value": store.shown(key, found.value) if found else None,
+        "value": store.redact(key, found.value) if found else None,
         "source": found.source if found else None,
         "variable": setting.variable,
         "takes": setting.takes,

@@ -61,7 +61,7 @@ def generate(
     """Make an image from a prompt."""
     console.configure(json=json, quiet=quiet, verbose=verbose)
     if offline:
-        store.go_offline()
+        store.set_offline()
     from t2i_cli import generate
     from t2i_cli.backends.factory import choose, default_model
 
@@ -78,8 +78,8 @@ def generate(
         height=height,
     )
     place = generate.OutputOptions(
-        target=output or store.get("output"),
-        format=format or store.get("format"),
+        target=output or store.get_setting("output"),
+        format=format or store.get_setting("format"),
         overwrite=overwrite,
         show=show,
     )
@@ -117,8 +117,8 @@ def generate(
 
 
 def _mention_warmth(backend: str | None, keep_alive: str | None) -> None:
-    local = store.pick("backend", backend) in {None, "local"}
-    if local and store.pick("keep_alive", keep_alive) is None:
+    local = store.resolve_setting("backend", backend) in {None, "local"}
+    if local and store.resolve_setting("keep_alive", keep_alive) is None:
         from t2i_cli.worker import tips
 
         tips.once(console)

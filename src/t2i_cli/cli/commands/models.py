@@ -165,11 +165,11 @@ def _half() -> bool:
     """Whether this machine would compute in half precision, and so take fp16 weights."""
     from t2i_cli.settings import store
 
-    dtype = store.get("dtype")
+    dtype = store.get_setting("dtype")
     if dtype is None:
         from t2i_cli.backends.local import device
 
-        here = device.find(store.get("device"))
+        here = device.find(store.get_setting("device"))
         dtype = device.choose_dtype(here, None, transformer=False)
     return dtype != "float32"
 

@@ -260,7 +260,7 @@ def _named(found: "Survey", endpoint: str | None) -> "Deployment":
     from t2i_cli.vertex import endpoint_store, inventory
 
     current = endpoint_store.current()
-    wanted = endpoint or store.get("vertex_endpoint") or (current and current.name)
+    wanted = endpoint or store.get_setting("vertex_endpoint") or (current and current.name)
     if wanted:
         return inventory.named(found, wanted)
     if len(found.deployments) == 1:

@@ -37,7 +37,7 @@ def build(
     from t2i_cli.settings import store
     from t2i_cli.vertex import build as building
 
-    image = store.pick("vertex_image", image) if image else None
+    image = store.resolve_setting("vertex_image", image) if image else None
     found = building.plan(image, builder, bake, building.where(project, region))
     if dry_run:
         for command in found.commands(Path("CONTEXT")):

@@ -106,7 +106,7 @@ def serve(
     """Serve a model over HTTP: OpenAI's images API, a page at /, and more; see /docs."""
     console.configure(json=json, quiet=quiet, verbose=verbose)
     if offline:
-        store.go_offline()
+        store.set_offline()
     key = _key(api_key_file)
     hosts, origins = tuple(allowed_host or ()), tuple(cors_origin or ())
     container, listening = _place(host, port, uds, key, hosts, origins)
@@ -115,7 +115,7 @@ def serve(
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.runner import ServerLog, serve
 
-    local = (store.pick("backend", backend) or "local") == "local"
+    local = (store.resolve_setting("backend", backend) or "local") == "local"
     made = choose(
         backend=backend,
         url=url,
