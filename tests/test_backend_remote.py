@@ -26,9 +26,15 @@ from t2i_cli.errors import (
 )
 from t2i_cli.events import Event, Notice, RequestSent
 from t2i_cli.net import error_body, image_decoding, response_metadata, retry
-from t2i_cli.net.concurrency import Call, outcomes
-from t2i_cli.net.http_client import Answer, Wire, is_loopback
-from t2i_cli.net.retry import Abandoned, Again, Patience, Throttle, persist
+from t2i_cli.net.concurrency import InFlightCall, run_concurrently
+from t2i_cli.net.http_client import HttpClient, HttpResponse, is_loopback_url
+from t2i_cli.net.retry import (
+    CallCancelledError,
+    RetryableError,
+    RetryPolicy,
+    Throttle,
+    call_with_retry,
+)
 from tests.fakes.images_server import running_images
 from tests.fakes.painter import painted
 from tests.made import picture, request
@@ -46,10 +52,10 @@ class Waits(Flag):
         return self.is_set()
 
 
-def answer(body: object, status: int = 500, **headers: str) -> Answer:
+def answer(body: object, status: int = 500, **headers: str) -> HttpResponse:
     """What a server answered, with a JSON body."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status=status, headers=named, body=json.dumps(body).encode(), seconds=0.1)
+    return HttpResponse(status=status, headers=named, body=json.dumps(body).encode(), seconds=0.1)
 
 
 def failing(times: int, again: Callable[[], Exception]) -> Callable[[float], str]:
@@ -65,29 +71,33 @@ def failing(times: int, again: Callable[[], Exception]) -> Callable[[float], str
     return attempt
 
 
-def overloaded(after: float | None = None) -> Again:
-    return Again(RemoteError("It is overloaded.", hint="Wait."), after=after, crowded=True)
+def overloaded(after: float | None = None) -> RetryableError:
+    return RetryableError(RemoteError("It is overloaded.", hint="Wait."), after=after, crowded=True)
 
 
 def test_pauses_grow_and_vary() -> None:
-    stop, kept = Waits(), Patience(retries=8, timeout=3600)
-    assert persist(failing(8, overloaded), kept, Throttle(4), stop) == "made"
+    stop, kept = Waits(), RetryPolicy(retries=8, timeout=3600)
+    assert call_with_retry(failing(8, overloaded), kept, Throttle(4), stop) == "made"
     for tries, seconds in enumerate(stop.seconds):
-        most = min(retry.LONGEST_PAUSE, 2.0**tries)
+        most = min(retry.MAX_PAUSE, 2.0**tries)
         assert most / 2 <= seconds <= most
     assert len({round(s / 2.0**n, 6) for n, s in enumerate(stop.seconds[:5])}) == 5
 
 
 def test_retry_after_is_waited_for() -> None:
     stop = Waits()
-    persist(failing(1, lambda: overloaded(7)), Patience(retries=1, timeout=60), Throttle(1), stop)
+    call_with_retry(
+        failing(1, lambda: overloaded(7)), RetryPolicy(retries=1, timeout=60), Throttle(1), stop
+    )
     (waited,) = stop.seconds
     assert 7 <= waited <= 8
 
 
 def test_retry_after_of_nothing_keeps_the_backoff() -> None:
     stop = Waits()
-    persist(failing(4, lambda: overloaded(0)), Patience(retries=4, timeout=60), Throttle(1), stop)
+    call_with_retry(
+        failing(4, lambda: overloaded(0)), RetryPolicy(retries=4, timeout=60), Throttle(1), stop
+    )
     for tries, seconds in enumerate(stop.seconds):
         assert seconds >= 2.0**tries / 2
 
@@ -98,9 +108,9 @@ def test_one_refusal_holds_the_others_up_no_longer_than_the_timeout(
     now, throttle = [100.0], Throttle(2)
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with pytest.raises(RemoteError):
-        persist(
+        call_with_retry(
             failing(1, lambda: overloaded(9000)),
-            Patience(retries=5, timeout=60),
+            RetryPolicy(retries=5, timeout=60),
             throttle,
             Waits(),
         )
@@ -109,31 +119,36 @@ def test_one_refusal_holds_the_others_up_no_longer_than_the_timeout(
     assert throttle.room == 1
 
 
-def waking() -> Again:
-    return Again(RemoteError("It wakes up."), pause=10.0, waking=True)
+def waking() -> RetryableError:
+    return RetryableError(RemoteError("It wakes up."), pause=10.0, waking=True)
 
 
 def test_what_wakes_up_is_waited_for_whatever_the_retries() -> None:
     stop = Waits()
-    kept = Patience(retries=0, timeout=600)
-    assert persist(failing(12, waking), kept, Throttle(1), stop) == "made"
+    kept = RetryPolicy(retries=0, timeout=600)
+    assert call_with_retry(failing(12, waking), kept, Throttle(1), stop) == "made"
     assert len(stop.seconds) == 12
     assert sum(stop.seconds) > 300
     with pytest.raises(RemoteError) as caught:
-        persist(failing(1, waking), Patience(retries=9, timeout=3), Throttle(1), Waits())
+        call_with_retry(failing(1, waking), RetryPolicy(retries=9, timeout=3), Throttle(1), Waits())
     assert caught.value.hint == "It was tried once; --timeout sets the patience."
 
 
 def test_retries_and_the_timeout_bound_it() -> None:
     with pytest.raises(RemoteError, match="overloaded") as caught:
-        persist(failing(9, overloaded), Patience(retries=2, timeout=60), Throttle(1), Waits())
+        call_with_retry(
+            failing(9, overloaded), RetryPolicy(retries=2, timeout=60), Throttle(1), Waits()
+        )
     assert caught.value.hint == (
         "Wait. It was tried 3 times; --retries and --timeout set the patience."
     )
     stop = Waits()
     with pytest.raises(RemoteError) as caught:
-        persist(
-            failing(9, lambda: overloaded(90)), Patience(retries=5, timeout=60), Throttle(1), stop
+        call_with_retry(
+            failing(9, lambda: overloaded(90)),
+            RetryPolicy(retries=5, timeout=60),
+            Throttle(1),
+            stop,
         )
     assert "tried once and asks to wait 90 s" in str(caught.value.hint)
     assert stop.seconds == []
@@ -147,7 +162,7 @@ def test_what_is_no_passing_failure_is_not_tried_again() -> None:
         raise InputError("A wrong field.")
 
     with pytest.raises(InputError):
-        persist(attempt, Patience(retries=5, timeout=60), Throttle(1), Waits())
+        call_with_retry(attempt, RetryPolicy(retries=5, timeout=60), Throttle(1), Waits())
     assert len(calls) == 1
     assert 59 < calls[0] <= 60
 
@@ -155,11 +170,11 @@ def test_what_is_no_passing_failure_is_not_tried_again() -> None:
 def test_nobody_waits_any_more() -> None:
     stop = Waits()
     stop.set()
-    kept = Patience(retries=5, timeout=60)
-    with pytest.raises(Abandoned):
-        persist(failing(1, overloaded), kept, Throttle(1), stop)
-    with pytest.raises(Abandoned):
-        persist(failing(0, overloaded), kept, Throttle(1), stop)
+    kept = RetryPolicy(retries=5, timeout=60)
+    with pytest.raises(CallCancelledError):
+        call_with_retry(failing(1, overloaded), kept, Throttle(1), stop)
+    with pytest.raises(CallCancelledError):
+        call_with_retry(failing(0, overloaded), kept, Throttle(1), stop)
 
 
 def test_the_throttle_halves_and_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,13 +207,13 @@ class Server:
         self.lock = threading.Lock()
         self.made: list[int] = []
 
-    def __call__(self, call: Call) -> GeneratedImage:
+    def __call__(self, call: InFlightCall) -> GeneratedImage:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
         try:
             if call.stop.wait(self.seconds):
-                raise Abandoned
+                raise CallCancelledError
             call.tell("The server is slow.")
             if call.index == 3:
                 raise QuotaError("No more.")
@@ -210,7 +225,7 @@ class Server:
 
 
 def run(
-    server: Callable[[Call], GeneratedImage],
+    server: Callable[[InFlightCall], GeneratedImage],
     count: int = 9,
     room: int = 3,
     cancel: Flag | None = None,
@@ -218,7 +233,7 @@ def run(
     abandoned: list[bool] | None = None,
 ) -> Iterator[GeneratedImage | Failure]:
     """The outcomes of several requests."""
-    return outcomes(
+    return run_concurrently(
         [request(seed=n) for n in range(count)],
         server,
         Throttle(room),
@@ -262,7 +277,7 @@ def test_soon_begins_nothing_more_and_keeps_what_is_in_flight() -> None:
 def test_a_bug_in_a_call_is_that_images_failure() -> None:
     server = Server()
 
-    def broken(call: Call) -> GeneratedImage:
+    def broken(call: InFlightCall) -> GeneratedImage:
         if call.index == 1:
             raise ZeroDivisionError("it broke")
         return server(call)
@@ -277,7 +292,7 @@ def test_a_bug_in_a_call_is_that_images_failure() -> None:
 
 
 def test_memory_that_runs_out_in_a_call_comes_out() -> None:
-    def broken(call: Call) -> GeneratedImage:
+    def broken(call: InFlightCall) -> GeneratedImage:
         raise MemoryError
 
     with pytest.raises(MemoryError):
@@ -290,7 +305,7 @@ def test_images_are_decoded(format: str, start: str) -> None:
     stream = io.BytesIO()
     picture().save(stream, format)
     text = start + base64.encodebytes(stream.getvalue()).decode()
-    image = image_decoding.decode(text)
+    image = image_decoding.decode_base64_image(text)
     assert (image.mode, image.size) == ("RGB", (64, 48))
     red, _, blue = image.getpixel((30, 4))  # type: ignore[misc]
     assert red > 150 > blue
@@ -315,7 +330,7 @@ def png(size: tuple[int, int] = (64, 48)) -> bytes:
 )
 def test_what_is_no_image_is_told_of(text: str, sentence: str) -> None:
     with pytest.raises(RemoteError, match=sentence) as caught:
-        image_decoding.decode(text)
+        image_decoding.decode_base64_image(text)
     assert caught.value.hint
 
 
@@ -323,7 +338,7 @@ def test_what_is_no_image_is_told_of(text: str, sentence: str) -> None:
 def test_whatever_bytes_come_only_our_error_leaves(noise: bytes, keep: int) -> None:
     for data in (noise, png((8, 8))[:keep] + noise):
         try:
-            image_decoding.decode(base64.b64encode(data).decode())
+            image_decoding.decode_base64_image(base64.b64encode(data).decode())
         except RemoteError:
             pass
 
@@ -331,7 +346,7 @@ def test_whatever_bytes_come_only_our_error_leaves(noise: bytes, keep: int) -> N
 def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_decoding, "MAX_PIXELS", 100)
     with pytest.raises(RemoteError, match="more than 100 pixels"):
-        image_decoding.read(png())
+        image_decoding.decode_image(png())
 
 
 @pytest.mark.parametrize(
@@ -348,18 +363,18 @@ def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_every_form_of_error_is_read(body: object, message: str, param: str | None) -> None:
-    found = error_body.read(answer(body))
+    found = error_body.parse_error_body(answer(body))
     assert (found.message, found.param) == (message, param)
 
 
 def test_an_error_of_t2i_comes_back_whole() -> None:
     error = InputError("No such steps.", hint="At most 1,000.", field="steps")
     sent = {"error": {"code": 400, "message": "No such steps.", "t2i": error.to_json()}}
-    own = error_body.read(answer(sent)).own
+    own = error_body.parse_error_body(answer(sent)).own
     assert isinstance(own, InputError)
     assert own.to_json() == error.to_json()
     openai = {"error": {"message": "Too big.", "code": "out_of_memory", "param": None}}
-    assert isinstance(error_body.read(answer(openai)).own, OutOfMemoryError)
+    assert isinstance(error_body.parse_error_body(answer(openai)).own, OutOfMemoryError)
 
 
 @pytest.mark.parametrize(
@@ -372,39 +387,48 @@ def test_an_error_of_t2i_comes_back_whole() -> None:
     ],
 )
 def test_no_secret_is_repeated(text: str) -> None:
-    shown = error_body.read(answer({"error": {"message": text}}), "topsecret-12").message
+    shown = error_body.parse_error_body(
+        answer({"error": {"message": text}}), "topsecret-12"
+    ).message
     assert "topsecret" not in shown
-    assert "topsecret" not in error_body.shown(text) or text.startswith("Incorrect")
+    assert "topsecret" not in error_body.sanitise(text) or text.startswith("Incorrect")
 
 
 def test_a_long_text_of_many_lines_is_one_short_line() -> None:
-    shown = error_body.shown("a\n\x1b[31mb " * 200)
-    assert len(shown) == error_body.LONGEST + 1
+    shown = error_body.sanitise("a\n\x1b[31mb " * 200)
+    assert len(shown) == error_body.MAX_MESSAGE + 1
     assert "\n" not in shown
     assert "\x1b" not in shown
 
 
 def test_retry_after_in_both_forms() -> None:
-    assert answer({}, retry_after="12").after == 12
-    assert 20 < (answer({}, retry_after=formatdate(time.time() + 30, usegmt=True)).after or 0) <= 30
-    assert answer({}, retry_after="soon").after is None
-    assert answer({}).after is None
+    assert answer({}, retry_after="12").retry_after == 12
+    assert (
+        20
+        < (answer({}, retry_after=formatdate(time.time() + 30, usegmt=True)).retry_after or 0)
+        <= 30
+    )
+    assert answer({}, retry_after="soon").retry_after is None
+    assert answer({}).retry_after is None
 
 
 def test_an_echo_confirms_the_seed_or_contradicts() -> None:
     wanted = request()
-    found = response_metadata.read(
+    found = response_metadata.parse_response_metadata(
         {"t2i": {"request": wanted.to_json() | {"seed": 42.0}, "lock": {"x": 1}}}
     )
-    found.check(wanted)
+    found.check_request(wanted)
     assert found.seed_confirmed(wanted)
-    assert found.run_lock(wanted, backend="http").seed_confirmed
-    other = response_metadata.read({"t2i": {"request": {"steps": 20}}})
+    assert found.generation_info(wanted, backend="http").seed_confirmed
+    other = response_metadata.parse_response_metadata({"t2i": {"request": {"steps": 20}}})
     assert not other.seed_confirmed(wanted)
     with pytest.raises(RemoteError, match="with steps 20, not 30"):
-        other.check(wanted)
+        other.check_request(wanted)
     for nothing in ("text", {"t2i": "text"}, {"t2i": {"request": 1, "lock": []}}, None):
-        assert response_metadata.read(nothing) == response_metadata.Echo()
+        assert (
+            response_metadata.parse_response_metadata(nothing)
+            == response_metadata.ResponseMetadata()
+        )
 
 
 def free_port() -> int:
@@ -414,16 +438,16 @@ def free_port() -> int:
 
 
 def test_the_wire_tells_what_went_wrong() -> None:
-    wire = Wire("http://127.0.0.1", 1)
-    with pytest.raises(Again) as refused:
-        wire.ask("GET", f"http://127.0.0.1:{free_port()}/v1", timeout=5)
+    wire = HttpClient("http://127.0.0.1", 1)
+    with pytest.raises(RetryableError) as refused:
+        wire.request("GET", f"http://127.0.0.1:{free_port()}/v1", timeout=5)
     assert refused.value.error.message == "127.0.0.1 cannot be reached."
     with pytest.raises(InputError):
-        wire.ask("GET", "ftp://127.0.0.1/", timeout=5)
+        wire.request("GET", "ftp://127.0.0.1/", timeout=5)
     with running_images() as server:
         server.pause = 5
         with pytest.raises(TimedOutError, match=r"did not answer within 0\.2 s"):
-            wire.ask("POST", f"{server.url}/images/generations", json={}, timeout=0.2)
+            wire.request("POST", f"{server.url}/images/generations", json={}, timeout=0.2)
     wire.close()
     wire.close()
 
@@ -431,12 +455,12 @@ def test_the_wire_tells_what_went_wrong() -> None:
 def test_a_call_can_be_broken_off() -> None:
     with running_images() as server:
         server.pause = 60
-        wire = Wire(server.url, 1)
+        wire = HttpClient(server.url, 1)
         ended = Flag()
 
         def ask() -> None:
-            with pytest.raises(Again, match="broke"):
-                wire.ask("POST", f"{server.url}/images/generations", json={}, timeout=120)
+            with pytest.raises(RetryableError, match="broke"):
+                wire.request("POST", f"{server.url}/images/generations", json={}, timeout=120)
             ended.set()
 
         threading.Thread(target=ask, daemon=True).start()
@@ -448,7 +472,9 @@ def test_a_call_can_be_broken_off() -> None:
 
 
 def test_loopback_is_known() -> None:
-    assert all(map(is_loopback, ("http://127.0.0.1:1/v1", "http://localhost", "http://[::1]:80")))
+    assert all(
+        map(is_loopback_url, ("http://127.0.0.1:1/v1", "http://localhost", "http://[::1]:80"))
+    )
     assert not any(
-        map(is_loopback, ("http://example.org", "http://10.0.0.1", "http://127.evil.io"))
+        map(is_loopback_url, ("http://example.org", "http://10.0.0.1", "http://127.evil.io"))
     )

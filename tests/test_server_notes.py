@@ -117,9 +117,13 @@ def test_the_http_backend_hands_them_on_once_to_all_that_they_are_about(
 
 def test_only_a_t2i_servers_notes_are_told_and_none_draws_on_the_terminal() -> None:
     made: dict[str, object] = {"request": {}, "lock": {}, "seconds": 1}
-    assert response_metadata.read({"notes": ["Buy more."]}).notes == ()
-    assert response_metadata.read({"t2i": made, "notes": "Buy more."}).notes == ()
-    [note] = response_metadata.read({"t2i": made, "notes": ["a\x1b[2J\nb" + "x" * 1000]}).notes
+    assert response_metadata.parse_response_metadata({"notes": ["Buy more."]}).notes == ()
+    assert (
+        response_metadata.parse_response_metadata({"t2i": made, "notes": "Buy more."}).notes == ()
+    )
+    [note] = response_metadata.parse_response_metadata(
+        {"t2i": made, "notes": ["a\x1b[2J\nb" + "x" * 1000]}
+    ).notes
     assert "\x1b" not in note
     assert "\n" not in note
     assert len(note) < 400

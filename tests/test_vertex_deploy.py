@@ -88,7 +88,7 @@ def test_files_without_t2i_s_marker_in_their_bucket_are_somebody_else_s(
     assert found.files == []
     teardown.remove(cloud, found, lambda _: None, artifacts=True, bucket="pail")
     assert len(vertex.left()["objects"]) == 3
-    gcs.mark(cloud, "pail", found.labels)
+    gcs.write_marker(cloud, "pail", found.labels)
     names = [file.name for _, file in inventory.everything(cloud, "pail").deployments["sd15"].files]
     assert sorted(names) == ["t2i/sd15.labels", "t2i/sd15/mine.png"]
 

@@ -10,15 +10,15 @@ from threading import Thread
 from t2i_cli.backends import CancellationToken, Failure, GeneratedImage
 from t2i_cli.errors import T2IError, internal_error
 from t2i_cli.events import Notice, OnEvent, RequestSent
-from t2i_cli.net.retry import Abandoned, Throttle
+from t2i_cli.net.retry import CallCancelledError, Throttle
 from t2i_cli.request import ResolvedRequest
 
-LOOK = 0.1
+POLL_INTERVAL = 0.1
 """Seconds between two looks at whether to stop, or to send more."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class InFlightCall:
     """One request on its way. `stop` is set when nobody waits for it any more."""
 
     index: int
@@ -30,9 +30,9 @@ class Call:
     """The same, of this request and of those that differ from it in seed alone."""
 
 
-def outcomes(
+def run_concurrently(
     requests: Sequence[ResolvedRequest],
-    make: Callable[[Call], GeneratedImage],
+    make: Callable[[InFlightCall], GeneratedImage],
     throttle: Throttle,
     on_event: OnEvent,
     cancel: Flag,
@@ -56,12 +56,12 @@ def outcomes(
     def note(indices: Sequence[int], message: str) -> None:
         outbox.put(Notice(message=message, indices=tuple(indices)))
 
-    def work(call: Call) -> None:
+    def work(call: InFlightCall) -> None:
         try:
             outbox.put(make(call))
         except T2IError as error:
             outbox.put(Failure(index=call.index, request=call.request, error=error))
-        except Abandoned:
+        except CallCancelledError:
             pass
         except MemoryError as error:
             outbox.put(error)
@@ -75,7 +75,7 @@ def outcomes(
             while begun < len(requests) and flying < throttle.room and not soon.is_set():
                 on_event(RequestSent(indices=(begun,)))
                 request = requests[begun]
-                call = Call(
+                call = InFlightCall(
                     index=begun,
                     request=request,
                     stop=stop,
@@ -88,7 +88,7 @@ def outcomes(
             if not flying and (begun == len(requests) or soon.is_set()):
                 return
             try:
-                item = outbox.get(timeout=LOOK)
+                item = outbox.get(timeout=POLL_INTERVAL)
             except Empty:
                 continue
             if isinstance(item, Notice):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from t2i_cli.console import escape_controls
 from t2i_cli.errors import InterruptedRunError, T2IError, TerminatedError, error_from_json
-from t2i_cli.net.http_client import Answer
+from t2i_cli.net.http_client import HttpResponse
 
-LONGEST = 300
+MAX_MESSAGE = 300
 """Characters of a server's sentence that are shown."""
 
 _SECRETS = (
@@ -21,7 +21,7 @@ _SECRETS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class ErrorBody:
     """A server's error: `param` is the field at fault as the server calls it."""
 
     message: str
@@ -32,16 +32,16 @@ class Said:
     """The error itself, where a t2i server sent it."""
 
 
-def read(answer: Answer, *secrets: str | None) -> Said:
+def parse_error_body(answer: HttpResponse, *secrets: str | None) -> ErrorBody:
     """What the body says of the error; `secrets` are kept out of it."""
     try:
         body = json.loads(answer.body)
     except (ValueError, RecursionError):
-        return Said(message="")
+        return ErrorBody(message="")
     return _told(body, *secrets)
 
 
-def _told(body: object, *secrets: str | None) -> Said:
+def _told(body: object, *secrets: str | None) -> ErrorBody:
     # Google wraps some errors in a list; FastAPI says `detail`.
     body = body[0] if isinstance(body, list) and body else body
     body = body if isinstance(body, dict) else {"message": body}
@@ -54,9 +54,9 @@ def _told(body: object, *secrets: str | None) -> Said:
         error = {"message": error}
     if inner := _inner(error.get("message")):
         return _told(inner, *secrets)
-    message = shown(_text(error.get("message")), *secrets)
+    message = sanitise(_text(error.get("message")), *secrets)
     own = error.get("t2i", error)
-    return Said(
+    return ErrorBody(
         message=message,
         code=_text(error.get("code")),
         kind=_text(error.get("type") or error.get("status")),
@@ -65,7 +65,7 @@ def _told(body: object, *secrets: str | None) -> Said:
     )
 
 
-def shown(text: str, *secrets: str | None) -> str:
+def sanitise(text: str, *secrets: str | None) -> str:
     """A server's text on one line, without secrets, and not too long."""
     for secret in secrets:
         if secret:
@@ -73,10 +73,10 @@ def shown(text: str, *secrets: str | None) -> str:
     for pattern, stand_in in _SECRETS:
         text = pattern.sub(stand_in, text)
     line = escape_controls(" ".join(text.split()))
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+    return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}…"
 
 
-def sentence(text: str) -> str:
+def with_full_stop(text: str) -> str:
     """The text with a full stop, and nothing for nothing."""
     return text if not text or text.endswith((".", "…", "!", "?")) else f"{text}."
 
@@ -95,8 +95,8 @@ def _inner(message: object) -> dict[str, object] | None:
 def _own(record: Mapping[str, object], *secrets: str | None) -> T2IError | None:
     """The error of a t2i server: its codes are ours."""
     field = record.get("field", record.get("param"))
-    hint = shown(_text(record.get("hint")), *secrets)
-    message = shown(_text(record.get("message")), *secrets)
+    hint = sanitise(_text(record.get("hint")), *secrets)
+    message = sanitise(_text(record.get("message")), *secrets)
     code = record.get("code")
     error = error_from_json({"code": code, "message": message, "hint": hint, "field": field})
     # A server that shuts down is none to wait for; it ends its own process, not this one.

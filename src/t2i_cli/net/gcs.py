@@ -28,9 +28,9 @@ from t2i_cli.vertex import labels as labelling
 from t2i_cli.vertex.client import TRIES, NotFoundError, Rest
 from t2i_cli.vertex.location import Place
 
-ROOT = "t2i/"
+WEIGHTS_ROOT = "t2i/"
 """Everything that t2i puts into a bucket lies under this."""
-PIECE = 32 * 256 * 1024
+CHUNK_BYTES = 32 * 256 * 1024
 """Bytes of one request of an upload: a multiple of 256 KiB."""
 
 OnBytes = Callable[[int, int], None]
@@ -38,7 +38,7 @@ OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class Blob:
     """A file as the bucket has it."""
 
     name: str
@@ -52,14 +52,14 @@ def default_bucket(place: Place) -> str:
     return f"t2i-{place.project}-{place.region}".replace(":", "-").replace(".", "-")[:63].strip("-")
 
 
-def folder(name: str) -> str:
+def weights_prefix(name: str) -> str:
     """The prefix of a deployment's weights."""
-    return f"{ROOT}{name}/"
+    return f"{WEIGHTS_ROOT}{name}/"
 
 
-def marker(name: str) -> str:
+def marker_name(name: str) -> str:
     """The object that carries a deployment's labels; it lies beside the weights, not among them."""
-    return f"{ROOT}{name}.labels"
+    return f"{WEIGHTS_ROOT}{name}.labels"
 
 
 def bucket_labels(rest: Rest, bucket: str) -> Mapping[str, str] | None:
@@ -102,14 +102,14 @@ def remove_bucket(rest: Rest, bucket: str) -> None:
     rest.call("DELETE", "storage", f"b/{quote(bucket)}")
 
 
-def stored(rest: Rest, bucket: str, prefix: str) -> list[Stored]:
+def list_blobs(rest: Rest, bucket: str, prefix: str) -> list[Blob]:
     """The files whose names begin so; none where there is no bucket."""
     try:
         found = list(rest.pages("storage", f"b/{quote(bucket)}/o", "items", {"prefix": prefix}))
     except NotFoundError:
         return []
     return [
-        Stored(
+        Blob(
             name=item["name"],
             size=int(item["size"]),
             md5=item.get("md5Hash"),
@@ -119,21 +119,21 @@ def stored(rest: Rest, bucket: str, prefix: str) -> list[Stored]:
     ]
 
 
-def remove(rest: Rest, bucket: str, name: str) -> None:
+def delete_blob(rest: Rest, bucket: str, name: str) -> None:
     """Delete one file."""
     rest.call("DELETE", "storage", f"b/{quote(bucket)}/o/{quote(name, safe='')}")
 
 
-def mark(rest: Rest, bucket: str, labels: labelling.Labels) -> None:
+def write_marker(rest: Rest, bucket: str, labels: labelling.Labels) -> None:
     """Write the object that tells whose the weights are and when they may go."""
-    _put(rest, bucket, marker(labels.name), b"", labels.encoded())
+    _put(rest, bucket, marker_name(labels.name), b"", labels.encoded())
 
 
 def upload_folder(rest: Rest, source: Path, bucket: str, prefix: str, on_bytes: OnBytes) -> None:
     """Have every file of a local folder under the prefix; those that are there stay."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     total = sum(path.stat().st_size for path in files)
-    there = {file.name: file for file in stored(rest, bucket, prefix)}
+    there = {file.name: file for file in list_blobs(rest, bucket, prefix)}
     done = 0
     for path in files:
         name = prefix + path.relative_to(source).as_posix()
@@ -162,7 +162,7 @@ def _upload(rest: Rest, bucket: str, name: str, path: Path, on_sent: Callable[[i
     with path.open("rb") as stream:
         while True:
             stream.seek(start)
-            piece = stream.read(PIECE)
+            piece = stream.read(CHUNK_BYTES)
             headers = {"Content-Range": _range(start, piece, size)}
             try:
                 answer = rest.send("PUT", session, content=piece, headers=headers, tries=1)

@@ -15,18 +15,18 @@ import httpx2
 
 from t2i_cli import __version__
 from t2i_cli.errors import InputError, RemoteError, TimedOutError
-from t2i_cli.net.retry import Again
+from t2i_cli.net.retry import RetryableError
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to find and reach a server, which is not what takes time in making an image."""
-MAX_BODY = 256 * 2**20
+MAX_RESPONSE_BYTES = 256 * 2**20
 """Bytes of one answer."""
 
 _NETWORK = "Check that it runs, its address, and the network."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class HttpResponse:
     """What a server answered, and the seconds it took."""
 
     status: int
@@ -35,7 +35,7 @@ class Answer:
     seconds: float
 
     @property
-    def after(self) -> float | None:
+    def retry_after(self) -> float | None:
         """The seconds that Retry-After asks to wait (RFC 9110, section 10.2.3)."""
         value = self.headers.get("retry-after", "").strip()
         if value.replace(".", "", 1).isdecimal():
@@ -58,13 +58,13 @@ class Answer:
             ) from error
 
 
-class Wire:
+class HttpClient:
     """Asks servers over HTTP; may be used by several threads."""
 
     def __init__(self, url: str, connections: int) -> None:
         self._client = httpx2.Client(
             # What is meant for this very machine must not go through a proxy.
-            trust_env=not is_loopback(url),
+            trust_env=not is_loopback_url(url),
             # A redirect could carry a key to another host.
             follow_redirects=False,
             headers={"User-Agent": f"t2i/{__version__}"},
@@ -72,7 +72,7 @@ class Wire:
         )
         self._streams: WeakSet[object] = WeakSet()
 
-    def ask(
+    def request(
         self,
         method: str,
         url: str,
@@ -80,14 +80,14 @@ class Wire:
         headers: Mapping[str, str] | None = None,
         json: object = None,
         timeout: float,
-    ) -> Answer:
+    ) -> HttpResponse:
         """The server's answer, whatever its status.
 
         `timeout` are the seconds to wait for it. Raises Again where the connection failed, or
         TimedOutError, RemoteError or InputError.
         """
         started = time.monotonic()
-        host = host_of(url)
+        host = url_host(url)
         with (
             _translated(host, timeout),
             self._client.stream(
@@ -102,11 +102,13 @@ class Wire:
             body = bytearray()
             for piece in response.iter_bytes():
                 body += piece
-                if len(body) > MAX_BODY:
-                    raise RemoteError(f"The answer of {host} has more than {MAX_BODY:,} bytes.")
+                if len(body) > MAX_RESPONSE_BYTES:
+                    raise RemoteError(
+                        f"The answer of {host} has more than {MAX_RESPONSE_BYTES:,} bytes."
+                    )
                 if time.monotonic() - started > timeout:
                     raise httpx2.ReadTimeout("")
-        return Answer(
+        return HttpResponse(
             status=response.status_code,
             headers={name.lower(): value for name, value in response.headers.items()},
             body=bytes(body),
@@ -129,16 +131,16 @@ class Wire:
             self._streams.add(info["return_value"])
 
 
-def is_loopback(url: str) -> bool:
+def is_loopback_url(url: str) -> bool:
     """Whether the URL leads to this machine."""
-    host = host_of(url)
+    host = url_host(url)
     try:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def host_of(url: str) -> str:
+def url_host(url: str) -> str:
     """The host of a URL, for people; the rest of it may be signed."""
     try:
         return urlsplit(url).hostname or "the server"
@@ -156,7 +158,7 @@ def _translated(host: str, timeout: float) -> Iterator[None]:
             f"The address of {host} is no address of a server.", field="url"
         ) from error
     except httpx2.ConnectTimeout as error:
-        raise Again(RemoteError(f"{host} cannot be reached.", hint=_NETWORK)) from error
+        raise RetryableError(RemoteError(f"{host} cannot be reached.", hint=_NETWORK)) from error
     except httpx2.TimeoutException as error:
         raise TimedOutError(
             f"{host} did not answer within {timeout:.3g} s.", hint="--timeout allows more."
@@ -167,13 +169,13 @@ def _translated(host: str, timeout: float) -> Iterator[None]:
                 f"The certificate of {host} cannot be trusted.",
                 hint="SSL_CERT_FILE names the certificates to trust.",
             ) from error
-        raise Again(RemoteError(f"{host} cannot be reached.", hint=_NETWORK)) from error
+        raise RetryableError(RemoteError(f"{host} cannot be reached.", hint=_NETWORK)) from error
     except httpx2.ProxyError as error:
         raise RemoteError(
             f"The proxy on the way to {host} refuses.", hint="HTTPS_PROXY and NO_PROXY set it."
         ) from error
     except (httpx2.TransportError, httpx2.DecodingError) as error:
-        raise Again(
+        raise RetryableError(
             RemoteError(f"The connection to {host} broke.", hint="Look into the server's log.")
         ) from error
 

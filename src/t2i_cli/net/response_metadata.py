@@ -7,12 +7,12 @@ from t2i_cli import __version__
 from t2i_cli.backends import GenerationInfo
 from t2i_cli.errors import RemoteError
 from t2i_cli.net import error_body
-from t2i_cli.net.concurrency import Call
+from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.request import ResolvedRequest
 
-KEY = "t2i"
+METADATA_KEY = "t2i"
 """Where it lies in the answer, beside the image."""
-NOTES = "notes"
+NOTES_KEY = "notes"
 """Where its notes lie, beside both."""
 
 _SETTINGS = ("prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "scheduler")
@@ -20,7 +20,7 @@ _KNOWN = {f.name for f in fields(GenerationInfo)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Echo:
+class ResponseMetadata:
     """An image's own account of itself; empty where the server gives none."""
 
     request: Mapping[str, object] = field(default_factory=dict)
@@ -28,12 +28,12 @@ class Echo:
     seconds: float | None = None
     notes: Sequence[str] = ()
 
-    def tell(self, call: Call) -> None:
+    def forward_notices(self, call: InFlightCall) -> None:
         """Tell what the server noted of the request, as a run on this machine would."""
         for note in self.notes:
             call.quote(note)
 
-    def check(self, request: ResolvedRequest) -> None:
+    def check_request(self, request: ResolvedRequest) -> None:
         """Raise RemoteError if the image is of another request than the one that was sent."""
         for name in _SETTINGS:
             wanted = getattr(request, name)
@@ -48,7 +48,7 @@ class Echo:
         """Whether the server says that it used the request's seed."""
         return self.request.get("seed") == request.seed
 
-    def run_lock(self, request: ResolvedRequest, **place: object) -> GenerationInfo:
+    def generation_info(self, request: ResolvedRequest, **place: object) -> GenerationInfo:
         """The server's lock with where it was: backend, endpoint, deployed model."""
         told = {name: value for name, value in self.lock.items() if name in _KNOWN}
         measures = told.get("measures")
@@ -60,7 +60,7 @@ class Echo:
         return GenerationInfo(**(told | sure | place))  # type: ignore[arg-type]
 
 
-def true_size(call: Call, size: tuple[int, int]) -> ResolvedRequest:
+def true_size(call: InFlightCall, size: tuple[int, int]) -> ResolvedRequest:
     """The request with the size, in pixels, that its image has, and a note where it is another.
 
     Raises RemoteError where the user asked for a size that the image does not have.
@@ -77,16 +77,16 @@ def true_size(call: Call, size: tuple[int, int]) -> ResolvedRequest:
     return replace(request, width=size[0], height=size[1])
 
 
-def read(entry: object) -> Echo:
+def parse_response_metadata(entry: object) -> ResponseMetadata:
     """The account beside an image in an answer, whoever sent it."""
-    record = entry.get(KEY) if isinstance(entry, dict) else None
+    record = entry.get(METADATA_KEY) if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(record, dict):
-        return Echo()
-    notes = entry.get(NOTES)
+        return ResponseMetadata()
+    notes = entry.get(NOTES_KEY)
     request, lock, seconds = (record.get(name) for name in ("request", "lock", "seconds"))
-    return Echo(
+    return ResponseMetadata(
         request=request if isinstance(request, dict) else {},
         lock=lock if isinstance(lock, dict) else {},
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
-        notes=[error_body.shown(str(note)) for note in notes] if isinstance(notes, list) else (),
+        notes=[error_body.sanitise(str(note)) for note in notes] if isinstance(notes, list) else (),
     )

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from t2i_cli.errors import QuotaError, RemoteError, T2IError, TimedOutError
 
-LONGEST_PAUSE = 60.0
+MAX_PAUSE = 60.0
 """Seconds; a server that wants a longer one says so by Retry-After."""
 _BREATH = 1.0
 """Seconds in which several refusals count as one: they answer calls that went out together."""
@@ -20,14 +20,14 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """`retries` tries after the first; `timeout` seconds for one image, its pauses included."""
 
     retries: int
     timeout: float
 
 
-class Again(Exception):
+class RetryableError(Exception):
     """A call failed for a reason that may pass; `error` is what to tell if it does not.
 
     `after` are the seconds that the server asks to wait, `pause` those of the first pause if it
@@ -53,15 +53,15 @@ class Again(Exception):
 
 
 @contextmanager
-def worth_another() -> Iterator[None]:
+def retryable() -> Iterator[None]:
     """What a connection, a server, a limit or a time-out raises in the block may pass."""
     try:
         yield
     except (RemoteError, TimedOutError, QuotaError) as error:
-        raise Again(error) from error
+        raise RetryableError(error) from error
 
 
-class Abandoned(Exception):
+class CallCancelledError(Exception):
     """Nobody waits for the call any more."""
 
 
@@ -99,8 +99,8 @@ class Throttle:
             self._room = min(float(self._most), self._room + 1 / self._room)
 
 
-def persist(
-    attempt: Callable[[float], Made], patience: Patience, throttle: Throttle, stop: Flag
+def call_with_retry(
+    attempt: Callable[[float], Made], patience: RetryPolicy, throttle: Throttle, stop: Flag
 ) -> Made:
     """What `attempt(seconds left)` returns in the end.
 
@@ -111,7 +111,7 @@ def persist(
     while True:
         try:
             made = attempt(max(0.001, end - time.monotonic()))
-        except Again as again:
+        except RetryableError as again:
             if again.waking:
                 wakes += 1
             else:
@@ -124,24 +124,24 @@ def persist(
             if spent or time.monotonic() + pause > end:
                 raise _given_up(again, tries + wakes) from again
             if stop.wait(pause):
-                raise Abandoned from again
+                raise CallCancelledError from again
             continue
         if stop.is_set():
-            raise Abandoned
+            raise CallCancelledError
         throttle.speed_up()
         return made
 
 
-def _pause(again: Again, tries: int) -> float:
+def _pause(again: RetryableError, tries: int) -> float:
     """Seconds to wait: twice as long every time, and as the server asks at least; with jitter."""
     jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-    backoff = min(LONGEST_PAUSE, again.pause * 2.0 ** (tries - 1)) * jitter
+    backoff = min(MAX_PAUSE, again.pause * 2.0 ** (tries - 1)) * jitter
     if again.after is None:
         return backoff
     return max(backoff, again.after + jitter * min(1.0, 0.1 + again.after / 10))
 
 
-def _given_up(again: Again, tries: int) -> T2IError:
+def _given_up(again: RetryableError, tries: int) -> T2IError:
     """The error to tell, with how often it was met."""
     error = again.error
     often = "once" if tries == 1 else f"{tries} times"

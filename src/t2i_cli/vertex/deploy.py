@@ -104,11 +104,11 @@ def _weights(plan: Plan, work: Work, on_bytes: OnBytes) -> None:
     elif bucket == gcs.default_bucket(rest.place):
         gcs.check_owner(rest, bucket)
     # Before the weights, so that whatever arrives can be found and removed.
-    gcs.mark(rest, bucket, plan.labels)
+    gcs.write_marker(rest, bucket, plan.labels)
     # Only t2i's own server looks for weights by the names that fp16 ones have.
     half = plan.labels.serving == "t2i" and plan.hardware.count > 0
     folder = containers.local_weights(plan.source, half=half)
-    prefix = gcs.folder(plan.labels.name)
+    prefix = gcs.weights_prefix(plan.labels.name)
     gcs.upload_folder(rest, folder, bucket, prefix, on_bytes)
     work.say(f"weights gs://{bucket}/{prefix}: there")
 

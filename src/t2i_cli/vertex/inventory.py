@@ -30,7 +30,7 @@ class Deployment:
     endpoints: list[dict[str, Any]] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
-    files: list[tuple[str, gcs.Stored]] = field(default_factory=list)
+    files: list[tuple[str, gcs.Blob]] = field(default_factory=list)
     """Each with its bucket."""
 
     @property
@@ -53,7 +53,7 @@ class Deployment:
     def weights(self) -> list[str]:
         """What there is in buckets, for people."""
         counts = Counter(bucket for bucket, _ in self.files)
-        folder = gcs.folder(self.name)
+        folder = gcs.weights_prefix(self.name)
         return [f"{count} files in gs://{bucket}/{folder}" for bucket, count in counts.items()]
 
 
@@ -102,7 +102,7 @@ def everything(rest: Rest, *more: str | None) -> Survey:
         if one := found.of(model.get("labels", {})):
             one.models.append(model)
             for uri in addresses(model):
-                if uri.endswith(f"/{gcs.folder(one.name)}".rstrip("/")):
+                if uri.endswith(f"/{gcs.weights_prefix(one.name)}".rstrip("/")):
                     buckets.add(uri.removeprefix("gs://").split("/")[0])
     # Without the permission, or with the interface never enabled, there is no job of t2i's.
     with suppress(AccessError, NotFoundError):
@@ -125,14 +125,14 @@ def addresses(model: Mapping[str, Any]) -> set[str]:
 
 
 def _look_into(found: Survey, rest: Rest, bucket: str) -> None:
-    files = gcs.stored(rest, bucket, gcs.ROOT)
+    files = gcs.list_blobs(rest, bucket, gcs.WEIGHTS_ROOT)
     for marker in files:
         labels = Labels.of(marker.labels)
         # A folder that no marker claims in this very bucket may be anybody's.
-        if labels is None or marker.name != gcs.marker(labels.name):
+        if labels is None or marker.name != gcs.marker_name(labels.name):
             continue
         if owner := found.of(marker.labels):
-            folder = gcs.folder(labels.name)
+            folder = gcs.weights_prefix(labels.name)
             mine = [file for file in files if file is marker or file.name.startswith(folder)]
             owner.files += [(bucket, file) for file in mine]
     labels_there = gcs.bucket_labels(rest, bucket)

@@ -69,7 +69,7 @@ class Plan:
     def artifacts(self) -> str | None:
         """The gs:// address that the container takes its weights from, if it is one."""
         if self.source.uploads:
-            return f"gs://{self.bucket}/{gcs.folder(self.labels.name)}".rstrip("/")
+            return f"gs://{self.bucket}/{gcs.weights_prefix(self.labels.name)}".rstrip("/")
         return self.source.uri
 
     def to_json(self) -> dict[str, object]:

@@ -75,7 +75,7 @@ def empty_buckets(rest: Rest, found: Survey, say: Say) -> None:
     """Delete the buckets that t2i made, where nothing is in them any more."""
     for bucket in found.buckets:
         try:
-            if not gcs.stored(rest, bucket, ""):
+            if not gcs.list_blobs(rest, bucket, ""):
                 gcs.remove_bucket(rest, bucket)
                 say(f"bucket gs://{bucket}: removed")
         except T2IError as error:
@@ -108,10 +108,10 @@ def _job(rest: Rest, name: str) -> None:
 
 def _files(rest: Rest, found: Deployment) -> None:
     """The weights first, and what tells whose they are at the end."""
-    marker = gcs.marker(found.name)
+    marker = gcs.marker_name(found.name)
     for bucket, file in sorted(found.files, key=lambda entry: entry[1].name == marker):
         try:
-            gcs.remove(rest, bucket, file.name)
+            gcs.delete_blob(rest, bucket, file.name)
         except NotFoundError:
             continue
 

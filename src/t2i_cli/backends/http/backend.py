@@ -14,16 +14,16 @@ from t2i_cli.errors import RemoteError
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.net import image_decoding, response_metadata
-from t2i_cli.net.concurrency import Call, outcomes
+from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.defaults import CONCURRENCY
-from t2i_cli.net.http_client import Answer, Wire
-from t2i_cli.net.retry import Again, Patience, Throttle, persist
+from t2i_cli.net.http_client import HttpClient, HttpResponse
+from t2i_cli.net.retry import RetryableError, RetryPolicy, Throttle, call_with_retry
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_LOOKING = Patience(retries=1, timeout=30.0)
+_LOOKING = RetryPolicy(retries=1, timeout=30.0)
 """For asking what a server has, which must not take long to fail."""
 _NO_LIST = {404, 405, 501}
 
@@ -33,9 +33,9 @@ class HttpBackend:
 
     def __init__(self, options: HttpOptions) -> None:
         self._options = options
-        self._patience = Patience(retries=options.retries, timeout=options.timeout)
+        self._patience = RetryPolicy(retries=options.retries, timeout=options.timeout)
         self._concurrency = options.concurrency or CONCURRENCY
-        self._wire = Wire(options.url, self._concurrency)
+        self._wire = HttpClient(options.url, self._concurrency)
         self._throttle = Throttle(self._concurrency)
         self._lock = Lock()
         self._found: Server | None = None
@@ -80,7 +80,7 @@ class HttpBackend:
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome a request, with several calls in flight."""
-        return outcomes(
+        return run_concurrently(
             requests, self._make, self._throttle, on_event, cancel, abandon=self._wire.abort
         )
 
@@ -114,14 +114,14 @@ class HttpBackend:
         facts = answer.json() if answer.status == 200 else {}
         return facts if isinstance(facts, dict) else {}
 
-    def _get(self, url: str) -> Answer:
-        def ask(left: float) -> Answer:
-            answer = self._wire.ask("GET", url, headers=self._headers(), timeout=left)
+    def _get(self, url: str) -> HttpResponse:
+        def ask(left: float) -> HttpResponse:
+            answer = self._wire.request("GET", url, headers=self._headers(), timeout=left)
             if answer.status == 200 or answer.status in _NO_LIST:
                 return answer
             raise refusal(answer, self._options.url, self._options.key)
 
-        return persist(ask, _LOOKING, self._throttle, Flag())
+        return call_with_retry(ask, _LOOKING, self._throttle, Flag())
 
     def _headers(self) -> dict[str, str]:
         key = self._options.key
@@ -133,11 +133,11 @@ class HttpBackend:
         guidance = spec.guidance_argument if spec else None
         return dialects.body(request, name, server.dialect, guidance)
 
-    def _make(self, call: Call) -> GeneratedImage:
+    def _make(self, call: InFlightCall) -> GeneratedImage:
         body = self._body(call.request)
 
-        def ask(left: float) -> Answer:
-            answer = self._wire.ask(
+        def ask(left: float) -> HttpResponse:
+            answer = self._wire.request(
                 "POST",
                 f"{self._options.url}/images/generations",
                 headers=self._headers(),
@@ -148,19 +148,19 @@ class HttpBackend:
                 raise refusal(answer, self._options.url, self._options.key)
             return answer
 
-        answer = persist(ask, self._patience, self._throttle, call.stop)
+        answer = call_with_retry(ask, self._patience, self._throttle, call.stop)
         entry, more = _first(answer.json())
         if more:
             call.tell(
                 f"The server answers with {more + 1} images where one is asked for: the first is "
                 f"kept, {more} not."
             )
-        account = response_metadata.read(entry)
-        account.check(call.request)
-        account.tell(call)
+        account = response_metadata.parse_response_metadata(entry)
+        account.check_request(call.request)
+        account.forward_notices(call)
         image = self._image(entry)
         request = response_metadata.true_size(call, image.size)
-        lock = account.run_lock(call.request, backend="http", endpoint=self._options.url)
+        lock = account.generation_info(call.request, backend="http", endpoint=self._options.url)
         return GeneratedImage(
             index=call.index,
             request=request,
@@ -172,21 +172,21 @@ class HttpBackend:
 
     def _image(self, entry: dict[str, Any]) -> "Image":
         if isinstance(entry.get("b64_json"), str):
-            return image_decoding.decode(entry["b64_json"])
+            return image_decoding.decode_base64_image(entry["b64_json"])
         link = entry.get("url")
         if not isinstance(link, str) or not link.startswith(("http://", "https://")):
             raise RemoteError("The server's answer holds no image.", hint="Is it an images API?")
         # The link carries its own permission: the key stays here.
         try:
-            answer = self._wire.ask("GET", link, timeout=self._patience.timeout)
-        except Again as again:
+            answer = self._wire.request("GET", link, timeout=self._patience.timeout)
+        except RetryableError as again:
             raise again.error from again
         if answer.status != 200:
             raise RemoteError(f"The server's link to the image fails with {answer.status}.")
-        return image_decoding.read(answer.body)
+        return image_decoding.decode_image(answer.body)
 
 
-def _entries(answer: Answer) -> list[dict[str, Any]] | None:
+def _entries(answer: HttpResponse) -> list[dict[str, Any]] | None:
     """The models that a server lists; None where it has no list."""
     if answer.status != 200:
         return None

@@ -11,8 +11,8 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.net import error_body
-from t2i_cli.net.http_client import Answer
-from t2i_cli.net.retry import Again
+from t2i_cli.net.http_client import HttpResponse
+from t2i_cli.net.retry import RetryableError
 
 FIELDS = {
     "size": "size",
@@ -27,9 +27,9 @@ _KEY = "T2I_HTTP_API_KEY holds the key; OPENAI_API_KEY is sent to api.openai.com
 _LOG = "Look into the server's log."
 
 
-def refusal(answer: Answer, url: str, key: str | None) -> T2IError | Again:
+def refusal(answer: HttpResponse, url: str, key: str | None) -> T2IError | RetryableError:
     """The error for an answer that is no image; Again where it may pass."""
-    told = error_body.read(answer, key)
+    told = error_body.parse_error_body(answer, key)
     error = _error(answer.status, told, url)
     if told.own is not None and answer.status not in {401, 403}:
         error = told.own
@@ -38,17 +38,17 @@ def refusal(answer: Answer, url: str, key: str | None) -> T2IError | Again:
     if isinstance(error, InputError | ContentFilteredError | AccessError | ModelError):
         return error
     if answer.status == 429 and told.code != "insufficient_quota":
-        return Again(error, after=answer.after, crowded=True)
+        return RetryableError(error, after=answer.retry_after, crowded=True)
     if answer.status == 502:
-        return Again(error, after=answer.after)
+        return RetryableError(error, after=answer.retry_after)
     passing = isinstance(error, RemoteError) and told.kind != "InternalServerException"
     if answer.status == 503 and passing:
-        return Again(error, after=answer.after, crowded=True)
+        return RetryableError(error, after=answer.retry_after, crowded=True)
     return error
 
 
-def _error(status: int, told: error_body.Said, url: str) -> T2IError:
-    message = error_body.sentence(told.message)
+def _error(status: int, told: error_body.ErrorBody, url: str) -> T2IError:
+    message = error_body.with_full_stop(told.message)
     why = f" {message}" if message else ""
     if told.code in _MODERATED:
         return ContentFilteredError(

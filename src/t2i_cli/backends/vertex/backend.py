@@ -12,10 +12,10 @@ from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.net import error_body, image_decoding, response_metadata
-from t2i_cli.net.concurrency import Call, outcomes
+from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.defaults import CALLS_A_REPLICA
-from t2i_cli.net.http_client import Answer, Wire
-from t2i_cli.net.retry import Again, Throttle, persist, worth_another
+from t2i_cli.net.http_client import HttpClient, HttpResponse
+from t2i_cli.net.retry import RetryableError, Throttle, call_with_retry, retryable
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.vertex import credentials, machine_types
@@ -69,7 +69,7 @@ class VertexBackend:
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome a request, with several calls in flight."""
         opened = self._endpoint()
-        return outcomes(
+        return run_concurrently(
             requests, self._make, opened.throttle, on_event, cancel, abandon=opened.wire.abort
         )
 
@@ -90,21 +90,21 @@ class VertexBackend:
         unknown = where.known.model is None
         return payload.body(request, where.serving, format, name_model=unknown)
 
-    def _make(self, call: Call) -> GeneratedImage:
+    def _make(self, call: InFlightCall) -> GeneratedImage:
         opened = self._endpoint()
         where = opened.target
         format = payload.transfer(call.request, self._options.format, where.limit)
         body = self._body(call.request, format)
 
-        def ask(left: float) -> Answer:
+        def ask(left: float) -> HttpResponse:
             try:
                 return opened.ask(body, left, call.request, format)
-            except Again as again:
+            except RetryableError as again:
                 if again.waking:
                     call.tell(errors.WAKING)
                 raise
 
-        answer = persist(ask, self._options.patience, opened.throttle, call.stop)
+        answer = call_with_retry(ask, self._options.patience, opened.throttle, call.stop)
         told = answer.json()
         predicted = payload.predicted(told)
         if predicted.more:
@@ -112,13 +112,13 @@ class VertexBackend:
                 f"The endpoint answers with {predicted.more + 1} images where one is asked for: "
                 f"the first is kept, {predicted.more} not."
             )
-        account = response_metadata.read(predicted.entry)
-        account.check(call.request)
-        account.tell(call)
-        image = image_decoding.decode(predicted.text)
+        account = response_metadata.parse_response_metadata(predicted.entry)
+        account.check_request(call.request)
+        account.forward_notices(call)
+        image = image_decoding.decode_base64_image(predicted.text)
         request = response_metadata.true_size(call, image.size)
         deployed = told.get("deployedModelId") if isinstance(told, dict) else None
-        lock = account.run_lock(
+        lock = account.generation_info(
             call.request,
             backend="vertex",
             endpoint=where.known.name,
@@ -144,31 +144,31 @@ class _Opened:
         replicas = self.target.known.replicas or 1
         self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas
         self.throttle = Throttle(self.concurrency)
-        self.wire = Wire(self.target.url, self.concurrency)
+        self.wire = HttpClient(self.target.url, self.concurrency)
 
     def ask(
         self, body: object, left: float, request: ResolvedRequest, format: ImageFormat
-    ) -> Answer:
+    ) -> HttpResponse:
         """One call. Raises T2IError, or Again where it may pass."""
         end = time.monotonic() + left
-        with worth_another():
+        with retryable():
             headers = {"Authorization": f"Bearer {self._token(left)}"}
         started = time.monotonic()
         try:
-            answer = self.wire.ask(
+            answer = self.wire.request(
                 "POST",
                 self.target.url,
                 headers=headers,
                 json=body,
                 timeout=max(0.001, end - started),
             )
-        except Again as again:
+        except RetryableError as again:
             took = time.monotonic() - started
             if took >= errors.SHARED_CUT - 1 and not self.target.dedicated:
                 raise errors.cut(self.target, took) from again
             raise
         if answer.status == 200:
             return answer
-        if answer.status == 404 and error_body.read(answer).own is None:
+        if answer.status == 404 and error_body.parse_error_body(answer).own is None:
             raise endpoint.not_there(self.target, self._token)
         raise errors.refusal(answer, self.target, request, format)

@@ -12,7 +12,7 @@ from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SETTINGS, SHARED_LI
 from t2i_cli.errors import AccessError, InputError, ModelError, RemoteError, StorageError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.net.retry import Patience, Throttle, persist, worth_another
+from t2i_cli.net.retry import RetryPolicy, Throttle, call_with_retry, retryable
 from t2i_cli.settings.schema import SERVINGS
 from t2i_cli.vertex import client, endpoint_store, location, machine_types
 from t2i_cli.vertex.credentials import Tokens
@@ -148,24 +148,24 @@ def not_there(target: Target, token: Tokens) -> T2IError:
     return _missing(target.place, token, target.number)
 
 
-def _authorise(token: Tokens, patience: Patience) -> None:
+def _authorise(token: Tokens, patience: RetryPolicy) -> None:
     """Have a token at hand: credentials that are refused are not what may look and what may not."""
 
     def ask(left: float) -> str:
-        with worth_another():
+        with retryable():
             return token(left)
 
-    persist(ask, patience, Throttle(1), Flag())
+    call_with_retry(ask, patience, Throttle(1), Flag())
 
 
-def _look_up(where: Place, token: Tokens, name: str, patience: Patience) -> Known:
+def _look_up(where: Place, token: Tokens, name: str, patience: RetryPolicy) -> Known:
     def ask(left: float) -> dict[str, Any]:
         seconds = min(left, CALL)
-        with worth_another(), client.Rest(where, partial(token, left), seconds=seconds) as google:
+        with retryable(), client.Rest(where, partial(token, left), seconds=seconds) as google:
             return google.call("GET", "aiplatform", name, tries=1)
 
     try:
-        found = persist(ask, patience, Throttle(1), Flag())
+        found = call_with_retry(ask, patience, Throttle(1), Flag())
     except client.NotFoundError as error:
         raise _missing(where, token, name.split("/")[-1]) from error
     return endpoint_store.of(name, found)

@@ -6,8 +6,8 @@ from t2i_cli.backends.vertex import payload
 from t2i_cli.backends.vertex.endpoint import Target
 from t2i_cli.errors import InputError, QuotaError, RemoteError, T2IError, TimedOutError
 from t2i_cli.net import error_body
-from t2i_cli.net.http_client import Answer
-from t2i_cli.net.retry import Again
+from t2i_cli.net.http_client import HttpResponse
+from t2i_cli.net.retry import RetryableError
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.vertex import client
@@ -21,11 +21,11 @@ _LOG = "Its log is in the Cloud console: Vertex AI, Online prediction, the endpo
 
 
 def refusal(
-    answer: Answer, target: Target, request: ResolvedRequest, format: ImageFormat
-) -> T2IError | Again:
+    answer: HttpResponse, target: Target, request: ResolvedRequest, format: ImageFormat
+) -> T2IError | RetryableError:
     """The error for an answer that is no prediction; Again where it may pass."""
-    told = error_body.read(answer)
-    message = error_body.sentence(told.message)
+    told = error_body.parse_error_body(answer)
+    message = error_body.with_full_stop(told.message)
     match answer.status:
         case 401 | 403:
             return _not_allowed(answer, target)
@@ -33,22 +33,22 @@ def refusal(
             return _too_large(target, request, format)
         case 429 if "not yet ready" in message:
             error = RemoteError(WAKING, hint="A longer --timeout waits for it.")
-            return Again(error, after=answer.after, pause=10.0, waking=True)
+            return RetryableError(error, after=answer.retry_after, pause=10.0, waking=True)
         case 429:
             quota = QuotaError(
                 f"The endpoint or its quota has no room for the call. {message}",
                 hint="A smaller --concurrency, more replicas, or a larger quota.",
             )
-            return Again(quota, after=answer.after, crowded=True)
+            return RetryableError(quota, after=answer.retry_after, crowded=True)
         case 408 | 504 if not told.own:
             return cut(target, answer.seconds)
     if told.own is not None:
         return told.own
     if answer.status == 503 and told.kind != "InternalServerException":
         busy = RemoteError(f"The endpoint is overloaded. {message}", hint=_LOG)
-        return Again(busy, after=answer.after, crowded=True)
+        return RetryableError(busy, after=answer.retry_after, crowded=True)
     if answer.status == 502:
-        return Again(RemoteError(f"The endpoint cannot be reached. {message}", hint=_LOG))
+        return RetryableError(RemoteError(f"The endpoint cannot be reached. {message}", hint=_LOG))
     if answer.status in {400, 413, 422}:
         return InputError(
             f"The endpoint refuses the request: {message or answer.status}", hint=_way(target)
@@ -72,9 +72,9 @@ def cut(target: Target, seconds: float) -> TimedOutError:
     )
 
 
-def _not_allowed(answer: Answer, target: Target) -> T2IError:
+def _not_allowed(answer: HttpResponse, target: Target) -> T2IError:
     error = client.refusal(answer.status, answer.body)
-    error.message = error_body.shown(error.message)
+    error.message = error_body.sanitise(error.message)
     error.hint = error.hint or _way(target)
     return error
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from t2i_cli.net.defaults import RETRIES, TIMEOUT
-from t2i_cli.net.retry import Patience
+from t2i_cli.net.retry import RetryPolicy
 from t2i_cli.output.filenames import ImageFormat
 
 
@@ -27,6 +27,6 @@ class VertexOptions:
     concurrency: int | None = None
 
     @property
-    def patience(self) -> Patience:
+    def patience(self) -> RetryPolicy:
         """How long and how often one image, or what is needed first, is tried."""
-        return Patience(retries=self.retries, timeout=self.timeout)
+        return RetryPolicy(retries=self.retries, timeout=self.timeout)
