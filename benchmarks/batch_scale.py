@@ -36,7 +36,7 @@ from t2i_cli.events import OnEvent
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.image_writer import SavedImage
-from t2i_cli.prompts import read
+from t2i_cli.prompts import read_prompts
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 RUNS = 5
@@ -188,7 +188,7 @@ def _planned(folder: Path, rows: int) -> Plan:
             for n in range(rows):
                 row = {"prompt": f"a red star, blue background, number {n}", "steps": 10 + n % 3}
                 file.write(json.dumps(row) + "\n")
-    found = read(str(source), "jsonl")
+    found = read_prompts(str(source), "jsonl")
     asked, problems = expand(found.entries, Wishes(), Constant())
     assert not problems  # noqa: S101
     return plan.compose(asked, [], folder / "out", State(), Choice())

@@ -10,7 +10,7 @@ from t2i_cli.backends.http import options as http
 from t2i_cli.batch import timings
 from t2i_cli.batch.lock import parse_shard
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import FIELDS, Problem, read
+from t2i_cli.prompts import ROW_FIELDS, PromptProblem, read_prompts
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server.api.openai import GenerationBody
 from t2i_cli.server.api.predict import PredictBody
@@ -68,19 +68,19 @@ WRONG: dict[type, list[object]] = {
 }
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", ROW_FIELDS)
 def test_rows(field: str, tmp_path: Path) -> None:
-    kind = FIELDS[field]
+    kind = ROW_FIELDS[field]
     values = [v for v in WRONG[kind] if not (v == 10**30 and kind is int)]
     file = tmp_path / "p.jsonl"
     rows = [{"prompt": "a", field: value} for value in values]
     file.write_text("\n".join(map(json.dumps, rows)))
-    found = read(str(file), "jsonl")
+    found = read_prompts(str(file), "jsonl")
     assert found.entries == []
     assert [(p.line, p.field) for p in found.problems] == [
         (line, field) for line in range(1, len(values) + 1)
     ]
-    assert all(isinstance(problem, Problem) and problem.message for problem in found.problems)
+    assert all(isinstance(problem, PromptProblem) and problem.message for problem in found.problems)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from t2i_cli.batch.session import Task
 from t2i_cli.console import EVENTS_VERSION, Console
 from t2i_cli.errors import InputError, ModelError, PartialError, T2IError
 from t2i_cli.events import Downloading, Loading, MemoryMeasure, Notice, OnEvent, RequestSent, Step
-from t2i_cli.prompts import Entry
+from t2i_cli.prompts import PromptEntry
 from t2i_cli.request import ResolvedRequest
 from tests.fakes.painter import Painter
 
@@ -150,7 +150,7 @@ def test_schema_refuses_what_is_not_of_it(tmp_path: Path) -> None:
 
 
 def test_steps_name_rows_by_their_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows, _ = expand([Entry(1, {"prompt": "a", "count": 3})], Wishes(), Painter())
+    rows, _ = expand([PromptEntry(1, {"prompt": "a", "count": 3})], Wishes(), Painter())
     from t2i_cli.batch.manifest import State
 
     plan = compose(rows, [], tmp_path / "none", State(), Choice())

@@ -21,7 +21,7 @@ from t2i_cli.console import Console
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Loading, MemoryMeasure, Notice, Step
 from t2i_cli.output.image_writer import SavedImage
-from t2i_cli.prompts import Entry
+from t2i_cli.prompts import PromptEntry
 from tests.fakes.painter import Painter, painted
 
 NASTY = '</script><script>alert("&amp;\u2028")</script><!-- <img src=x onerror=alert(1)>'
@@ -128,7 +128,7 @@ def test_what_a_killed_run_began_is_where_the_next_one_clears(
 def plan_of(folder: Path, *prompts: str, vary: list[str] | None = None, count: int = 1) -> Plan:
     """A plan of prompts, whose images the manifest calls done; cells have a grey of their own."""
     rows, _ = expand(
-        [Entry(n, {"prompt": p}) for n, p in enumerate(prompts, 1)],
+        [PromptEntry(n, {"prompt": p}) for n, p in enumerate(prompts, 1)],
         Wishes(vary=parse_vary(vary or []), count=count),
         Painter(),
     )

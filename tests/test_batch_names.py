@@ -5,7 +5,7 @@ import pytest
 from t2i_cli.batch import row_filenames
 from t2i_cli.batch.rows import Row
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import Problem
+from t2i_cli.prompts import PromptProblem
 from tests.made import request
 
 
@@ -21,7 +21,7 @@ def assign(
     template: str = row_filenames.DEFAULT_TEMPLATE,
     format: str | None = None,
     owners: dict[str, str] | None = None,
-) -> tuple[list[str], list[Problem]]:
+) -> tuple[list[str], list[PromptProblem]]:
     """The names of rows, and the problems."""
     found, problems = row_filenames.assign(
         rows, template, format, owners or {}, {r.id for r in rows}

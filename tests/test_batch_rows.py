@@ -11,15 +11,16 @@ from t2i_cli.batch.rows import Row, expand
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
-from t2i_cli.prompts import Entry, Problem, PromptsError, Value
+from t2i_cli.prompts import PromptEntry, PromptProblem, PromptsError, Value
 from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest
 from tests.fakes.painter import Painter
 
 
-def entries(*values: Mapping[str, Value] | str) -> list[Entry]:
+def entries(*values: Mapping[str, Value] | str) -> list[PromptEntry]:
     """Entries on lines 1, 2, …; a text is a prompt alone."""
     return [
-        Entry(line, {"prompt": v} if isinstance(v, str) else v) for line, v in enumerate(values, 1)
+        PromptEntry(line, {"prompt": v} if isinstance(v, str) else v)
+        for line, v in enumerate(values, 1)
     ]
 
 
@@ -196,7 +197,7 @@ def test_what_the_command_line_says_wrongly_is_told_once() -> None:
     with pytest.raises(InputError, match="--seeds takes the place"):
         expand(entries("a"), Wishes(count=2, seeds=[1]), Painter())
     _, told = expand(entries({"prompt": "a", "count": 2}), Wishes(seeds=[1]), Painter())
-    assert told == [Problem(1, "count", "a count and --seeds exclude each other.")]
+    assert told == [PromptProblem(1, "count", "a count and --seeds exclude each other.")]
 
 
 class Small(Painter):

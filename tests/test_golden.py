@@ -113,7 +113,7 @@ def ids(batch: Batch) -> list[str]:
     """The ids of a prompts file's rows for the embedded model, as the program has them now."""
     from t2i_cli.batch.options import Wishes, parse_vary
     from t2i_cli.batch.rows import expand
-    from t2i_cli.prompts import format_of, read
+    from t2i_cli.prompts import prompts_format, read_prompts
     from tests.fakes.painter import Painter
 
     given = dict(zip(batch.options[::2], batch.options[1::2], strict=False))
@@ -122,7 +122,7 @@ def ids(batch: Batch) -> list[str]:
         defaults["negative_prompt"] = negative
     vary = parse_vary([given["--vary"]] if "--vary" in given else [])
     source = str(GOLDEN / batch.prompts)
-    entries = read(source, format_of(source, None)).entries
+    entries = read_prompts(source, prompts_format(source, None)).entries
     rows, _ = expand(entries, Wishes(defaults=defaults, vary=vary), Painter())
     return [row.id for row in rows]
 

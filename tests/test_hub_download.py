@@ -59,7 +59,9 @@ def fetch(
     half: bool = False,
 ) -> Path:
     seen = [] if events is None else events
-    return t2i_hub.fetch(name, revision=revision, offline=offline, half=half, on_event=seen.append)
+    return t2i_hub.download_model(
+        name, revision=revision, offline=offline, half=half, on_event=seen.append
+    )
 
 
 def content(folder: Path) -> set[str]:
@@ -306,7 +308,7 @@ def test_an_interrupted_connection_goes_on_within_a_run(
         if isinstance(event, Notice) and "poor" in event.message:
             hub.cut.clear()
 
-    folder = t2i_hub.fetch(NAME, revision=None, offline=False, half=False, on_event=heal)
+    folder = t2i_hub.download_model(NAME, revision=None, offline=False, half=False, on_event=heal)
     assert (folder / FULL).read_bytes() == repository()[FULL]
     assert any(seen.range for seen in hub.requests)
 
@@ -320,7 +322,7 @@ def test_ctrl_c_ends_the_download_and_leaves_nothing_unfinished(hub: FakeHub, ca
 
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        t2i_hub.fetch(NAME, revision=None, offline=False, half=False, on_event=interrupt)
+        t2i_hub.download_model(NAME, revision=None, offline=False, half=False, on_event=interrupt)
     assert time.monotonic() - start < 3
     assert list(cache.glob("models--*/blobs/*.incomplete")) == []
 

@@ -12,17 +12,17 @@ INDEX = json.loads(repository()["model_index.json"])
 
 
 def needed(paths: list[str], half: bool = False) -> set[str]:
-    found = files.needed("a/b", {"unet": ["diffusers", "UNet"]}, paths, half)
-    return set(found) - {files.INDEX}
+    found = files.needed_files("a/b", {"unet": ["diffusers", "UNet"]}, paths, half)
+    return set(found) - {files.MODEL_INDEX}
 
 
 def test_configs_are_small_files_of_components() -> None:
-    assert set(files.configs(INDEX, repository())) == CONFIGS
+    assert set(files.config_files(INDEX, repository())) == CONFIGS
 
 
 @pytest.mark.parametrize(("half", "unet"), [(False, FULL), (True, HALF)])
 def test_needs_one_variant_and_no_other_format(half: bool, unet: str) -> None:
-    found = files.needed("a/b", INDEX, repository(), half)
+    found = files.needed_files("a/b", INDEX, repository(), half)
     assert len(found) == len(set(found))
     assert set(found) == CONFIGS | {unet, TEXT}
 
@@ -67,4 +67,4 @@ def test_takes_code_only_where_the_pipeline_has_its_own() -> None:
     paths = ["pipeline.py", "setup.py", "unet/my_unet.py", "tools/run.py"]
     assert needed(paths) == {"unet/my_unet.py"}
     own = {"_class_name": ["pipeline", "MyPipeline"], "unet": ["my_unet", "MyUnet"]}
-    assert {"pipeline.py", "unet/my_unet.py"} <= set(files.needed("a/b", own, paths, False))
+    assert {"pipeline.py", "unet/my_unet.py"} <= set(files.needed_files("a/b", own, paths, False))

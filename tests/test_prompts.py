@@ -9,14 +9,14 @@ import pytest
 
 from t2i_cli import prompts
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import Entry, Problem, PromptsError, alternatives
+from t2i_cli.prompts import PromptEntry, PromptProblem, PromptsError, alternatives
 
 
-def read(folder: Path, name: str, content: str | bytes) -> prompts.Prompts:
+def read(folder: Path, name: str, content: str | bytes) -> prompts.PromptsFile:
     """The prompts of a file with this content."""
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return prompts.read(str(path), prompts.format_of(str(path), None))
+    return prompts.read_prompts(str(path), prompts.prompts_format(str(path), None))
 
 
 def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
@@ -27,10 +27,10 @@ def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
     )
     assert found.problems == []
     assert found.entries == [
-        Entry(1, {"prompt": "a red star"}),
-        Entry(4, {"prompt": "a blue house"}),
-        Entry(4, {"prompt": "a green house"}),
-        Entry(5, {"prompt": "#1 of all"}),
+        PromptEntry(1, {"prompt": "a red star"}),
+        PromptEntry(4, {"prompt": "a blue house"}),
+        PromptEntry(4, {"prompt": "a green house"}),
+        PromptEntry(5, {"prompt": "#1 of all"}),
     ]
 
 
@@ -47,7 +47,7 @@ def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
     ],
 )
 def test_alternatives_make_all_combinations(prompt: str, expanded: list[str]) -> None:
-    assert alternatives.expand(prompt) == expanded
+    assert alternatives.expand_alternatives(prompt) == expanded
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_alternatives_make_all_combinations(prompt: str, expanded: list[str]) ->
 )
 def test_alternatives_that_cannot_be_expanded(prompt: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        alternatives.expand(prompt)
+        alternatives.expand_alternatives(prompt)
 
 
 def test_jsonl_sets_any_field(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_jsonl_sets_any_field(tmp_path: Path) -> None:
     found = read(tmp_path, "p.jsonl", json.dumps(row) + '\n\n{"prompt": "a"}')
     assert found.problems == []
     del row["revision"]
-    assert found.entries == [Entry(1, row), Entry(3, {"prompt": "a"})]
+    assert found.entries == [PromptEntry(1, row), PromptEntry(3, {"prompt": "a"})]
     assert isinstance(found.entries[0].values["guidance_scale"], float)
 
 
@@ -91,8 +91,8 @@ def test_csv_has_a_header_and_empty_cells_are_not_set(tmp_path: Path) -> None:
     found = read(tmp_path, "p.csv", text)
     assert found.problems == []
     assert found.entries == [
-        Entry(2, {"prompt": 'a, "b"\nc', "steps": 10, "guidance_scale": 5.0}),
-        Entry(5, {"prompt": "d", "guidance_scale": 7.5}),
+        PromptEntry(2, {"prompt": 'a, "b"\nc', "steps": 10, "guidance_scale": 5.0}),
+        PromptEntry(5, {"prompt": "d", "guidance_scale": 7.5}),
     ]
 
 
@@ -156,18 +156,18 @@ def test_a_wrong_header_is_named_once(
 def test_every_wrong_field_of_a_row_is_named(tmp_path: Path) -> None:
     found = read(tmp_path, "p.jsonl", b'{"prompt": 1, "steps": "x", "cfg": 3}\n{"prompt": "a"}\n')
     assert [p.field for p in found.problems] == ["prompt", "steps", "cfg"]
-    assert found.entries == [Entry(2, {"prompt": "a"})]
+    assert found.entries == [PromptEntry(2, {"prompt": "a"})]
 
 
 def test_utf16_is_said_to_be_that(tmp_path: Path) -> None:
     found = read(tmp_path, "p.txt", "a\nb".encode("utf-16"))
-    assert found.problems == [Problem(1, None, "the file is UTF-16; save it as UTF-8.")]
+    assert found.problems == [PromptProblem(1, None, "the file is UTF-16; save it as UTF-8.")]
 
 
 def test_a_csv_row_after_a_broken_one_is_still_read(tmp_path: Path) -> None:
     found = read(tmp_path, "p.csv", b'prompt\n"a"b\nc\n')
     assert [p.line for p in found.problems] == [2]
-    assert found.entries == [Entry(3, {"prompt": "c"})]
+    assert found.entries == [PromptEntry(3, {"prompt": "c"})]
 
 
 @pytest.mark.parametrize("content", [b"", b"# only\n\n", b"\xef\xbb\xbf"])
@@ -178,26 +178,26 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes) -> No
 
 def test_standard_input_is_text_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
-    assert prompts.format_of("-", None) == "txt"
-    assert prompts.format_of("-", "csv") == "csv"
-    found = prompts.read("-", "txt")
+    assert prompts.prompts_format("-", None) == "txt"
+    assert prompts.prompts_format("-", "csv") == "csv"
+    found = prompts.read_prompts("-", "txt")
     assert [entry.values["prompt"] for entry in found.entries] == ["a", "b"]
     assert found.name == "standard input"
 
 
 def test_unclear_formats_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not clear from its name"):
-        prompts.format_of("prompts.md", None)
+        prompts.prompts_format("prompts.md", None)
     with pytest.raises(InputError, match="'xml' is unknown; use one of: txt, jsonl, csv"):
-        prompts.format_of("p.txt", "xml")
+        prompts.prompts_format("p.txt", "xml")
     with pytest.raises(InputError, match="Cannot read .*No such file"):
-        prompts.read(str(tmp_path / "none.txt"), "txt")
+        prompts.read_prompts(str(tmp_path / "none.txt"), "txt")
     with pytest.raises(InputError, match="Cannot read .*directory"):
-        prompts.read(str(tmp_path), "txt")
+        prompts.read_prompts(str(tmp_path), "txt")
 
 
 def test_the_first_twenty_problems_are_told_and_the_others_counted() -> None:
-    problems = [Problem(line, "steps", "bad.") for line in range(30, 0, -1)]
+    problems = [PromptProblem(line, "steps", "bad.") for line in range(30, 0, -1)]
     error = PromptsError("p.csv", problems)
     assert str(error.hint).endswith("or --skip-invalid goes on with the others.")
     assert (

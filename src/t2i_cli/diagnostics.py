@@ -170,7 +170,7 @@ def _postcard() -> Diagnostic:
 def _disk() -> Diagnostic:
     from t2i_cli.hub import cache
 
-    folder = cache.folder()
+    folder = cache.cache_folder()
     free = shutil.disk_usage(filenames.existing_parent(folder)).free
     detail = f"{format_bytes(free)} free for models in {folder}"
     if free < SMALL_DISK:
@@ -188,7 +188,7 @@ def _model() -> Diagnostic:
     if spec is None and not (catalog.folder_named(name) or catalog.is_repository(name)):
         raise catalog.unknown_model(name)
     repo = spec.repo if spec else name
-    here = cache.cached().get(repo or "")
+    here = cache.cached_repos().get(repo or "")
     if (spec and spec.folder) or catalog.folder_named(name) or (here and here.whole):
         return Diagnostic(
             name="model", status="ok", detail=f"{name}, the default, is on this machine"
@@ -205,9 +205,9 @@ def _model() -> Diagnostic:
 def _hub() -> Diagnostic:
     from t2i_cli.hub import account
 
-    who = account.status()
+    who = account.token_owner()
     if who is None:
-        account.reach()
+        account.check_reachable()
         return Diagnostic(
             name="hub",
             status="ok",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import Value, from_text
+from t2i_cli.prompts import Value, parse_value
 from t2i_cli.request import MAX_SEED
 
 MAX_ROWS = 1_000_000
@@ -36,7 +36,7 @@ def parse_vary(texts: Sequence[str]) -> list[tuple[str, Sequence[Value]]]:
             raise InputError(f"--vary cannot vary {name}{' twice' * (name in dict(found))}.")
         try:
             cells = next(csv.reader([listed], skipinitialspace=True, strict=True))
-            values = [from_text(name, cell) for cell in cells]
+            values = [parse_value(name, cell) for cell in cells]
         except csv.Error as error:
             raise InputError(f"--vary {text}: {error}.", field="vary") from error
         except InputError as error:

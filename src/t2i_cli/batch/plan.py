@@ -24,7 +24,7 @@ from t2i_cli.errors import (
 )
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import ImageFormat
-from t2i_cli.prompts import Problem
+from t2i_cli.prompts import PromptProblem
 from t2i_cli.request import ResolvedRequest
 
 PASSING = {
@@ -69,7 +69,7 @@ class Plan:
     done: int
     failed: Mapping[str, int]
     left: int
-    problems: Sequence[Problem]
+    problems: Sequence[PromptProblem]
     needs: Sequence[Mapping[str, object]]
     disk_bytes: int
     free_bytes: int
@@ -125,7 +125,7 @@ class Plan:
 
 def compose(
     rows: Sequence[Row],
-    problems: Sequence[Problem],
+    problems: Sequence[PromptProblem],
     folder: Path,
     state: State,
     choice: Choice,
@@ -219,9 +219,9 @@ def _strangers(
     found: Mapping[str, tuple[str, ImageFormat]],
     state: State,
     folder: Path,
-) -> list[Problem]:
+) -> list[PromptProblem]:
     """Files in the place of an image to be made that are none of this batch's."""
-    problems: list[Problem] = []
+    problems: list[PromptProblem] = []
     if not folder.is_dir():
         return problems
     for row in rows:
@@ -232,7 +232,7 @@ def _strangers(
         if state.owners.get(filenames.normalised_name(file)) == row.id or _is_of(row, Path(path)):
             continue
         message = f"'{path}' is there, and not of this batch; move it, or use another -o."
-        problems.append(Problem(row.line, "name", message))
+        problems.append(PromptProblem(row.line, "name", message))
     return problems
 
 

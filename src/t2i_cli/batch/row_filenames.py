@@ -10,7 +10,7 @@ from t2i_cli.batch.rows import Row
 from t2i_cli.errors import InputError
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import OutputTemplate, TemplateContext
-from t2i_cli.prompts import Problem
+from t2i_cli.prompts import PromptProblem
 
 DEFAULT_TEMPLATE = "{index:05d}-{slug}-{seed}.{ext}"
 OWN = {"index.html", "sheet.png", ".t2i"}
@@ -59,13 +59,13 @@ def assign(
     format: str | None,
     owners: Mapping[str, str],
     wanted: Container[str],
-) -> tuple[dict[str, tuple[str, filenames.ImageFormat]], list[Problem]]:
+) -> tuple[dict[str, tuple[str, filenames.ImageFormat]], list[PromptProblem]]:
     """Names by row id, and what is wrong with any; only `wanted` ids are named.
 
     `owners` says which row the manifest gave a name (as `naming.same_name` writes it).
     """
     names: dict[str, tuple[str, filenames.ImageFormat]] = {}
-    problems: list[Problem] = []
+    problems: list[PromptProblem] = []
     taken: dict[str, Row] = {}
     folders: dict[str, Row] = {}
     for row in rows:
@@ -75,7 +75,7 @@ def assign(
             path, form = name(row, template, format)
             _check_size(row, form)
         except InputError as error:
-            problems.append(Problem(row.line, error.field or "name", error.message))
+            problems.append(PromptProblem(row.line, error.field or "name", error.message))
             continue
         key = filenames.normalised_name(path)
         parents = [str(parent) for parent in PurePosixPath(key).parents][:-1] if "/" in key else []
@@ -83,11 +83,11 @@ def assign(
         clash = clash or next((taken[parent] for parent in parents if parent in taken), None)
         if clash:
             problems.append(
-                Problem(row.line, "name", f"{path!r} is taken by line {clash.line} already.")
+                PromptProblem(row.line, "name", f"{path!r} is taken by line {clash.line} already.")
             )
         elif owners.get(key, row.id) != row.id:
             problems.append(
-                Problem(
+                PromptProblem(
                     row.line,
                     "name",
                     f"{path!r} is another image's of this folder; a --name with {{id}} never is.",

@@ -10,7 +10,7 @@ from t2i_cli.backends import Backend
 from t2i_cli.batch.model_cache import ROW_FAULTS, Models
 from t2i_cli.batch.options import MAX_ROWS, Wishes
 from t2i_cli.errors import InputError, ModelError, T2IError
-from t2i_cli.prompts import Entry, Problem, Value
+from t2i_cli.prompts import PromptEntry, PromptProblem, Value
 from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest, resolve_request
 
 Pin = tuple[str, str | None]
@@ -38,11 +38,11 @@ class Row:
 
 
 def expand(
-    entries: Sequence[Entry],
+    entries: Sequence[PromptEntry],
     wishes: Wishes,
     backend: Backend,
     on_note: Callable[[str], None] = lambda _: None,
-) -> tuple[list[Row], list[Problem]]:
+) -> tuple[list[Row], list[PromptProblem]]:
     """Every row of the entries, checked against its model, and all that is wrong with the rest.
 
     Raises T2IError for what is wrong with the command line, or with no row in particular.
@@ -104,7 +104,7 @@ class _Expansion:
             for values in itertools.product(*(values for _, values in wishes.vary))
         ]
 
-    def run(self, entries: Sequence[Entry]) -> tuple[list[Row], list[Problem]]:
+    def run(self, entries: Sequence[PromptEntry]) -> tuple[list[Row], list[PromptProblem]]:
         # What the command line says is wrong for every row, and said once.
         default = self._wishes.defaults
         GenerateRequest(**{"prompt": "-", **default, "seed": self._wishes.seed})  # type: ignore[arg-type]
@@ -113,9 +113,9 @@ class _Expansion:
             self._models.describe(default.get("model"), default.get("revision"))
         if named <= _ROWS_OWN:
             self._check_command_line()
-        problems: list[Problem] = []
+        problems: list[PromptProblem] = []
         for entry in entries:
-            found: list[Problem] = []
+            found: list[PromptProblem] = []
             rows_before, taken = len(self._rows), 0
             for combination in self._combinations:
                 values = {**self._wishes.defaults, **entry.values, **combination}
@@ -158,10 +158,10 @@ class _Expansion:
 
     def _add(
         self,
-        entry: Entry,
+        entry: PromptEntry,
         values: dict[str, Value],
         varied: tuple[str, ...],
-        problems: list[Problem],
+        problems: list[PromptProblem],
     ) -> int:
         """Add the rows of one entry and combination; how many seeds they take."""
         count = int(values.pop("count", self._wishes.count))
@@ -172,7 +172,7 @@ class _Expansion:
         try:
             seeds = self._seeds(resolved, values, entry, count)
         except InputError as error:
-            problems.append(Problem(entry.line, error.field, error.message))
+            problems.append(PromptProblem(entry.line, error.field, error.message))
             return 0
         if len(self._rows) + len(seeds) > MAX_ROWS:
             raise InputError(f"These are more than {MAX_ROWS:,} images.", field="count")
@@ -197,7 +197,7 @@ class _Expansion:
         return len(seeds)
 
     def _resolved(
-        self, line: int, values: dict[str, Value], problems: list[Problem]
+        self, line: int, values: dict[str, Value], problems: list[PromptProblem]
     ) -> ResolvedRequest | None:
         """The request settled, its seed aside; else `None`, and every field at fault named.
 
@@ -205,7 +205,7 @@ class _Expansion:
         fields at fault, as far as the model that the row names is known by then.
         """
         values = dict(values)
-        found: list[Problem] = []
+        found: list[PromptProblem] = []
         while True:
             try:
                 request = GenerateRequest(**values)  # type: ignore[arg-type]
@@ -216,7 +216,7 @@ class _Expansion:
                 at_fault = getattr(error, "field", None)
                 if isinstance(error, ModelError) and "model" in values:
                     at_fault = "model"
-                found.append(Problem(line, at_fault, _told(error)))
+                found.append(PromptProblem(line, at_fault, _told(error)))
                 if at_fault not in values or isinstance(error, ModelError):
                     break
                 if at_fault == "prompt":
@@ -243,7 +243,7 @@ class _Expansion:
             self._on_note(note)
 
     def _seeds(
-        self, request: ResolvedRequest, values: Mapping[str, Value], entry: Entry, count: int
+        self, request: ResolvedRequest, values: Mapping[str, Value], entry: PromptEntry, count: int
     ) -> Sequence[int]:
         """The seeds of the row's images: its own, the command line's, or derived from the row."""
         if count < 1:

@@ -26,7 +26,7 @@ from t2i_cli.errors import InputError, InterruptedRunError, T2IError, Terminated
 from t2i_cli.generate import terminal_viewer
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import SavedImage
-from t2i_cli.prompts import Problem, Prompts, PromptsError
+from t2i_cli.prompts import PromptProblem, PromptsError, PromptsFile
 
 _NAMES = {"gallery": gallery.PAGE, "sheet": contact_sheet.NAME}
 
@@ -54,7 +54,7 @@ def check(task: Task, console: Console) -> None:
     _max_failures(task.max_failures, 0)
 
 
-def rehearse(task: Task, backend: Backend, console: Console) -> tuple[Prompts, bool]:
+def rehearse(task: Task, backend: Backend, console: Console) -> tuple[PromptsFile, bool]:
     """Raise whatever can be told to be wrong before the backend that is meant costs anything.
 
     Returns the prompts, which may come from a pipe and be gone, and whether an image is missing.
@@ -75,8 +75,8 @@ def rehearse(task: Task, backend: Backend, console: Console) -> tuple[Prompts, b
     return read, bool(found.jobs)
 
 
-def _read(task: Task) -> Prompts:
-    return prompts.read(task.source, prompts.format_of(task.source, task.input_format))
+def _read(task: Task) -> PromptsFile:
+    return prompts.read_prompts(task.source, prompts.prompts_format(task.source, task.input_format))
 
 
 def _warn_of_disk(found: Plan, console: Console) -> None:
@@ -85,7 +85,7 @@ def _warn_of_disk(found: Plan, console: Console) -> None:
 
 
 def _composer(
-    task: Task, read: Prompts, backend: Backend, on_note: Callable[[str], None]
+    task: Task, read: PromptsFile, backend: Backend, on_note: Callable[[str], None]
 ) -> Callable[[State], tuple[Plan, dict[Pin, str]]]:
     """What plans the rows for a state of the folder, with new pins. Both raise PromptsError."""
     if not read.entries:
@@ -110,7 +110,7 @@ def run(
     backend: Backend,
     executor: Executor,
     console: Console,
-    read: Prompts | None = None,
+    read: PromptsFile | None = None,
 ) -> None:
     """Make what is missing of the rows, `read` before or now.
 
@@ -278,10 +278,10 @@ def _pin_lines(pins: Mapping[Pin, str]) -> list[dict[str, object]]:
     ]
 
 
-def _invalid_lines(read: Prompts, found: Plan, state: State) -> Sequence[dict[str, object]]:
+def _invalid_lines(read: PromptsFile, found: Plan, state: State) -> Sequence[dict[str, object]]:
     """The rows that --skip-invalid leaves out, as far as the manifest does not list them yet."""
 
-    def is_new(problem: Problem) -> bool:
+    def is_new(problem: PromptProblem) -> bool:
         return (problem.line, problem.field, problem.message) not in state.invalid
 
     return [

@@ -12,10 +12,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from t2i_cli.hub.download import (  # noqa: E402 - after the variable that it reads
     DownloadSize,
+    download_model,
     download_size,
-    fetch,
     fetch_configs,
     needs_token,
 )
 
-__all__ = ["DownloadSize", "download_size", "fetch", "fetch_configs", "needs_token"]
+__all__ = ["DownloadSize", "download_size", "download_model", "fetch_configs", "needs_token"]

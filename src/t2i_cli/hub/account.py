@@ -12,7 +12,7 @@ from huggingface_hub.utils._auth import get_stored_tokens
 
 from t2i_cli.errors import AccessError, InputError
 from t2i_cli.hub import client
-from t2i_cli.hub.errors import translated
+from t2i_cli.hub.errors import translate_hub_errors
 
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _WHERE = "https://huggingface.co/settings/tokens"
@@ -28,7 +28,7 @@ class Account:
     source: str
 
 
-def login(token: str) -> Account:
+def store_token(token: str) -> Account:
     """Check the token with the Hub, then hand it to huggingface_hub's store; raises T2IError."""
     if not client.is_token(token):
         # The text stays out of the message: it may be a token with a slip.
@@ -39,27 +39,27 @@ def login(token: str) -> Account:
     if token.startswith("api_org"):
         raise InputError("That is an organisation's token.", hint="Use a token of your own.")
     account = _account(_whoami(token, "this token"), str(constants.HF_TOKEN_PATH))
-    with translated():
+    with translate_hub_errors():
         huggingface_hub.login(token, add_to_git_credential=False, skip_if_logged_in=False)
     return account
 
 
-def status() -> Account | None:
+def token_owner() -> Account | None:
     """Who the token in use belongs to, as the Hub says; None without a token. Raises T2IError."""
-    token = client.api().token
+    token = client.hub_api().token
     if not isinstance(token, str):
         return None
-    found = source() or "huggingface_hub"
+    found = token_source() or "huggingface_hub"
     return _account(_whoami(token, f"the token from {found}"), found)
 
 
-def reach() -> None:
+def check_reachable() -> None:
     """Raise RemoteError or TimedOutError unless the Hub answers."""
-    with translated():
+    with translate_hub_errors():
         hf_raise_for_status(get_session().get(f"{constants.ENDPOINT}/api/models?limit=1"))
 
 
-def source() -> str | None:
+def token_source() -> str | None:
     """Where a token is found: a variable's name, which wins, or the store's file."""
     for variable in _VARIABLES:
         if os.environ.get(variable):
@@ -68,13 +68,13 @@ def source() -> str | None:
     return str(stored) if stored.exists() else None
 
 
-def logout() -> str | None:
+def remove_token() -> str | None:
     """Take the token in use out of huggingface_hub's store, and no other; returns its name.
 
     None if the store has none. A token in the environment stays: `source()` tells.
     """
     stored = Path(constants.HF_TOKEN_PATH)
-    with translated():
+    with translate_hub_errors():
         try:
             active = stored.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
@@ -91,7 +91,7 @@ def logout() -> str | None:
 
 def _whoami(token: str, which: str) -> dict[str, Any]:
     try:
-        with translated():
+        with translate_hub_errors():
             return HfApi().whoami(token)
     except AccessError as error:
         raise AccessError(f"The Hub refuses {which}.", hint=f"Make one at {_WHERE}.") from error

@@ -8,12 +8,12 @@ from huggingface_hub.errors import CacheNotFound
 
 from t2i_cli.errors import ModelError
 from t2i_cli.hub import files
-from t2i_cli.hub.download import fetch
-from t2i_cli.hub.errors import not_here, translated
+from t2i_cli.hub.download import download_model
+from t2i_cli.hub.errors import not_downloaded, translate_hub_errors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cached:
+class CachedRepo:
     """A repository in the cache: all its bytes on disk, and the snapshot that would be used.
 
     `whole` tells whether a pipeline can be loaded from the snapshot as it is.
@@ -26,25 +26,25 @@ class Cached:
     whole: bool
 
 
-def folder() -> Path:
+def cache_folder() -> Path:
     """Where the cache is, or would be."""
     return Path(constants.HF_HUB_CACHE)
 
 
-def cached() -> dict[str, Cached]:
+def cached_repos() -> dict[str, CachedRepo]:
     """The models in the cache by repository; asks the Hub nothing."""
-    with translated():
+    with translate_hub_errors():
         try:
             repos = scan_cache_dir().repos
         except CacheNotFound:
             return {}
         found = {}
         for repo in sorted(repos, key=lambda repo: repo.repo_id):
-            usable = [r for r in repo.revisions if (r.snapshot_path / files.INDEX).exists()]
+            usable = [r for r in repo.revisions if (r.snapshot_path / files.MODEL_INDEX).exists()]
             if repo.repo_type != "model" or not usable:
                 continue
             revision = max(usable, key=lambda r: ("main" in r.refs, r.last_modified))
-            found[repo.repo_id] = Cached(
+            found[repo.repo_id] = CachedRepo(
                 repo=repo.repo_id,
                 commit=revision.commit_hash,
                 folder=revision.snapshot_path,
@@ -54,16 +54,16 @@ def cached() -> dict[str, Cached]:
         return found
 
 
-def remove(repo: str) -> int:
+def remove_cached(repo: str) -> int:
     """Remove every revision of a repository from the cache; returns the bytes freed.
 
     Raises ModelError if it is not there.
     """
-    with translated(repo):
+    with translate_hub_errors(repo):
         try:
             cache = scan_cache_dir()
         except CacheNotFound as error:
-            raise not_here(repo) from error
+            raise not_downloaded(repo) from error
         revisions = [
             revision.commit_hash
             for found in cache.repos
@@ -71,7 +71,7 @@ def remove(repo: str) -> int:
             for revision in found.revisions
         ]
         if not revisions:
-            raise not_here(repo)
+            raise not_downloaded(repo)
         strategy = cache.delete_revisions(*revisions)
         strategy.execute()
         return strategy.expected_freed_size
@@ -79,7 +79,7 @@ def remove(repo: str) -> int:
 
 def _is_whole(repo: str, commit: str) -> bool:
     try:
-        fetch(repo, revision=commit, offline=True, half=False, on_event=lambda _: None)
+        download_model(repo, revision=commit, offline=True, half=False, on_event=lambda _: None)
     except ModelError:
         return False
     return True

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants, get_session, get_token, set_client
 from t2i_cli.errors import AccessError
 
 
-class Log(logging.Handler):
+class HubLogHandler(logging.Handler):
     """Takes huggingface_hub's log, which may name signed addresses; only counts its warnings."""
 
     def __init__(self) -> None:
@@ -22,10 +22,10 @@ class Log(logging.Handler):
         self.warnings += 1
 
 
-log = Log()
+hub_log = HubLogHandler()
 
 
-class NoBar:
+class NullProgressBar:
     """What huggingface_hub calls of tqdm, showing nothing."""
 
     total: float | None = None
@@ -51,7 +51,7 @@ class NoBar:
     set_description = set_description_str = refresh = close = _nothing
 
 
-def api() -> HfApi:
+def hub_api() -> HfApi:
     """The client of the Hub, with the token of the environment or the login store, if any.
 
     Raises AccessError on a token that cannot even be sent: the library's own error would show it.
@@ -88,7 +88,7 @@ def _set_up() -> None:
         lambda: httpx2.Client(event_hooks={"request": hooks}, follow_redirects=True, timeout=None)
     )
     logger = logging.getLogger("huggingface_hub")
-    logger.handlers[:] = [log]
+    logger.handlers[:] = [hub_log]
     logger.propagate = False
 
 

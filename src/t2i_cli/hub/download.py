@@ -17,9 +17,9 @@ from t2i_cli.errors import ModelError, StorageError
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.hub import client, files
 from t2i_cli.hub import snapshot as snapshots
-from t2i_cli.hub.client import NoBar
-from t2i_cli.hub.downloader import Transfer
-from t2i_cli.hub.errors import translated
+from t2i_cli.hub.client import NullProgressBar
+from t2i_cli.hub.downloader import FileDownload
+from t2i_cli.hub.errors import translate_hub_errors
 from t2i_cli.hub.snapshot import Snapshot
 from t2i_cli.output.state_files import replace_text
 
@@ -41,29 +41,31 @@ def fetch_configs(repo: str, *, revision: str | None, offline: bool) -> Path:
 
     Raises T2IError.
     """
-    with translated(repo):
-        snapshot = snapshots.find(repo, revision, offline)
-        missing = snapshot.missing(files.configs(snapshot.index(), snapshot.sizes))
+    with translate_hub_errors(repo):
+        snapshot = snapshots.find_snapshot(repo, revision, offline)
+        missing = snapshot.missing(files.config_files(snapshot.index(), snapshot.sizes))
         if missing:
             _refuse_if_unreachable(snapshot, missing)
-            Transfer(snapshot, missing).run()
+            FileDownload(snapshot, missing).run()
         return snapshot.folder
 
 
 def needs_token(repo: str) -> bool:
     """Whether the Hub gives the repository to those only who log in. Raises T2IError."""
-    with translated(repo):
-        info = client.api().model_info(repo)
+    with translate_hub_errors(repo):
+        info = client.hub_api().model_info(repo)
         return bool(info.gated or info.private)
 
 
-def fetch(repo: str, *, revision: str | None, offline: bool, half: bool, on_event: OnEvent) -> Path:
+def download_model(
+    repo: str, *, revision: str | None, offline: bool, half: bool, on_event: OnEvent
+) -> Path:
     """The snapshot folder with every file that the pipeline needs; `half` prefers fp16 weights.
 
     Raises T2IError: ModelError, AccessError, QuotaError, RemoteError, TimedOutError, StorageError.
     """
-    with translated(repo):
-        snapshot = snapshots.find(repo, revision, offline, on_event)
+    with translate_hub_errors(repo):
+        snapshot = snapshots.find_snapshot(repo, revision, offline, on_event)
         needed = snapshot.needed(half)
         if missing := snapshot.missing(needed):
             _refuse_if_unreachable(snapshot, missing)
@@ -71,7 +73,7 @@ def fetch(repo: str, *, revision: str | None, offline: bool, half: bool, on_even
             total = sum(snapshot.sizes[path] for path in needed)
             left = _left(snapshot, missing)
             _announce(snapshot, total, left, on_event)
-            Transfer(snapshot, missing).run(total - left, total, on_event)
+            FileDownload(snapshot, missing).run(total - left, total, on_event)
         if snapshot.obstacle is None and revision != snapshot.commit:
             _remember(snapshot, revision or constants.DEFAULT_REVISION)
         return snapshot.folder
@@ -82,15 +84,15 @@ def download_size(repo: str, *, revision: str | None, offline: bool, half: bool)
 
     With nothing to download, all files are in the snapshot's folder afterwards.
     """
-    with translated(repo):
-        snapshot = snapshots.find(repo, revision, offline)
+    with translate_hub_errors(repo):
+        snapshot = snapshots.find_snapshot(repo, revision, offline)
         needed = snapshot.needed(half)
         missing = snapshot.missing(needed)
         _refuse_if_unreachable(snapshot, missing)
         left = _left(snapshot, missing)
         if not left:
             # What an older commit brought is linked into this one.
-            Transfer(snapshot, missing).run()
+            FileDownload(snapshot, missing).run()
         total = sum(snapshot.sizes[path] for path in needed)
         return DownloadSize(total_bytes=total, missing_bytes=left)
 
@@ -116,7 +118,7 @@ def _left(snapshot: Snapshot, missing: list[str]) -> int:
         snapshot.repo,
         revision=snapshot.commit,
         allow_patterns=[glob.escape(path) for path in missing],
-        tqdm_class=NoBar,
+        tqdm_class=NullProgressBar,
         dry_run=True,
     )
     return sum(file.file_size or 0 for file in plan if file.will_download)

@@ -7,15 +7,15 @@ from huggingface_hub import hf_hub_download
 
 from t2i_cli.events import Downloading, Notice, OnEvent
 from t2i_cli.hub import client
-from t2i_cli.hub.errors import translated
+from t2i_cli.hub.errors import translate_hub_errors
 from t2i_cli.hub.snapshot import Snapshot
 
-PARALLEL = 4
+PARALLEL_DOWNLOADS = 4
 """Files at a time: one connection alone does not fill a fast line."""
 _AGAIN = "Run it again: the files that are finished are kept."
 
 
-class Transfer:
+class FileDownload:
     """The download of some of a snapshot's files."""
 
     def __init__(self, snapshot: Snapshot, paths: list[str]) -> None:
@@ -31,16 +31,16 @@ class Transfer:
         Ends at the first error, or on Ctrl-C; finished files stay. Raises T2IError.
         """
         repo = self._snapshot.repo
-        warnings = client.log.warnings
+        warnings = client.hub_log.warnings
         noted = False
-        pool = ThreadPoolExecutor(PARALLEL)
+        pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
         pending: set[Future[None]] = {pool.submit(self._get, path) for path in self._paths}
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()
-                if client.log.warnings > warnings and not noted:
+                if client.hub_log.warnings > warnings and not noted:
                     noted = True
                     on_event(Notice(message="The connection to the Hub is poor; trying again."))
                 here = min(done + self._bytes, total) if pending else total
@@ -58,11 +58,11 @@ class Transfer:
             raise _Cancelled
         count = self._count
 
-        class Bar(client.NoBar):
+        class Bar(client.NullProgressBar):
             def update(self, n: float | None = 1) -> None:
                 count(int(n or 0))
 
-        with translated(self._snapshot.repo, hint=_AGAIN):
+        with translate_hub_errors(self._snapshot.repo, hint=_AGAIN):
             hf_hub_download(
                 self._snapshot.repo, path, revision=self._snapshot.commit, tqdm_class=Bar
             )

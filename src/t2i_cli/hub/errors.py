@@ -27,7 +27,7 @@ NETWORK = "Check the network and try again."
 
 
 @contextmanager
-def translated(repo: str = "", hint: str = NETWORK) -> Iterator[None]:
+def translate_hub_errors(repo: str = "", hint: str = NETWORK) -> Iterator[None]:
     """Turn what huggingface_hub raises inside into a T2IError; anything else is a bug and passes.
 
     `repo` is the repository that is asked for; `hint` says what to do where the network failed.
@@ -45,10 +45,10 @@ def translated(repo: str = "", hint: str = NETWORK) -> Iterator[None]:
         # hf_xet, which brings large files, raises it for whatever goes wrong on its way.
         RuntimeError,
     ) as error:
-        raise translate(error, repo, hint) from error
+        raise hub_error(error, repo, hint) from error
 
 
-def translate(error: BaseException, repo: str, hint: str = NETWORK) -> T2IError:
+def hub_error(error: BaseException, repo: str, hint: str = NETWORK) -> T2IError:
     """The T2IError for an error of huggingface_hub, found along its chain of causes."""
     failure = _find(error, repo)
     failure.hint = failure.hint or hint
@@ -74,7 +74,7 @@ def _find(error: BaseException, repo: str) -> T2IError:
     return RemoteError(f"The download of {repo} broke off.")
 
 
-def not_here(repo: str) -> ModelError:
+def not_downloaded(repo: str) -> ModelError:
     """The model is wanted offline and is not downloaded."""
     return ModelError(
         f"{repo} is not downloaded.", hint=f"`t2i models pull {repo}` downloads it, once online."

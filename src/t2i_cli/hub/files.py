@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from t2i_cli.errors import ModelError
 
-INDEX = "model_index.json"
+MODEL_INDEX = "model_index.json"
 
 _WEIGHTS = re.compile(
     r"(model|diffusion_pytorch_model)"
@@ -28,12 +28,14 @@ _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _CONFIGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py"}
 
 
-def configs(index: Mapping[str, object], files: Iterable[str]) -> list[str]:
+def config_files(index: Mapping[str, object], files: Iterable[str]) -> list[str]:
     """The files that describe the pipeline and its components, weights aside."""
-    return [INDEX, *(path for path in _inside(index, files) if _is_config(path))]
+    return [MODEL_INDEX, *(path for path in _inside(index, files) if _is_config(path))]
 
 
-def needed(repo: str, index: Mapping[str, object], files: Iterable[str], half: bool) -> list[str]:
+def needed_files(
+    repo: str, index: Mapping[str, object], files: Iterable[str], half: bool
+) -> list[str]:
     """Every file that the pipeline needs, with the fp16 weights preferred if `half`.
 
     Raises ModelError if a component has weights that are not safetensors only, or lacks shards.
@@ -41,7 +43,7 @@ def needed(repo: str, index: Mapping[str, object], files: Iterable[str], half: b
     components: dict[str, list[str]] = {}
     for path in _inside(index, files):
         components.setdefault(path.split("/")[0], []).append(path)
-    chosen = [INDEX]
+    chosen = [MODEL_INDEX]
     for component, paths in components.items():
         chosen += (path for path in paths if _is_config(path))
         chosen += _weights(repo, component, paths, half)

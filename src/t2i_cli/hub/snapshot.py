@@ -22,8 +22,8 @@ from huggingface_hub import errors as hf
 from t2i_cli.errors import ModelError, QuotaError, RemoteError, T2IError, TimedOutError
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.hub import client, files
-from t2i_cli.hub.client import NoBar
-from t2i_cli.hub.errors import not_here, translate
+from t2i_cli.hub.client import NullProgressBar
+from t2i_cli.hub.errors import hub_error, not_downloaded
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ASKED_SECONDS = 60
@@ -48,11 +48,11 @@ class Snapshot:
     def index(self) -> dict[str, Any]:
         """The pipeline's model_index.json."""
         try:
-            index = json.loads((self.folder / files.INDEX).read_text(encoding="utf-8"))
+            index = json.loads((self.folder / files.MODEL_INDEX).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ModelError(f"{self.repo} has a broken {files.INDEX}.") from error
+            raise ModelError(f"{self.repo} has a broken {files.MODEL_INDEX}.") from error
         if not isinstance(index, dict):
-            raise ModelError(f"{self.repo} has a broken {files.INDEX}.")
+            raise ModelError(f"{self.repo} has a broken {files.MODEL_INDEX}.")
         return index
 
     def missing(self, paths: list[str]) -> list[str]:
@@ -62,15 +62,15 @@ class Snapshot:
     def needed(self, half: bool) -> list[str]:
         """The files to load; weights that are here already win over the preferred variant."""
         index = self.index()
-        wanted = files.needed(self.repo, index, self.sizes, half)
+        wanted = files.needed_files(self.repo, index, self.sizes, half)
         if self.missing(wanted):
-            other = files.needed(self.repo, index, self.sizes, not half)
+            other = files.needed_files(self.repo, index, self.sizes, not half)
             if not self.missing(other):
                 return other
         return wanted
 
 
-def find(
+def find_snapshot(
     repo: str, revision: str | None, offline: bool, on_event: OnEvent = lambda _: None
 ) -> Snapshot:
     """The commit a revision stands for, with its file list and model_index.json in the cache.
@@ -79,20 +79,22 @@ def find(
     """
     offline = offline or constants.is_offline_mode()
     if revision and _COMMIT.fullmatch(revision):
-        if known := _known(repo, revision, not_here(repo) if offline else None):
+        if known := _known(repo, revision, not_downloaded(repo) if offline else None):
             return known
     commit, obstacle = _commit(repo, revision, offline, on_event)
     if known := _known(repo, commit, obstacle):
         return known
     if obstacle is None:
-        snapshot_download(repo, revision=commit, allow_patterns=[files.INDEX], tqdm_class=NoBar)
+        snapshot_download(
+            repo, revision=commit, allow_patterns=[files.MODEL_INDEX], tqdm_class=NullProgressBar
+        )
         if known := _known(repo, commit, obstacle):
             return known
         raise ModelError(
-            f"{repo} is not a diffusers repository: it has no {files.INDEX}.",
+            f"{repo} is not a diffusers repository: it has no {files.MODEL_INDEX}.",
             hint="`t2i models list` shows the models t2i knows.",
         )
-    found = try_to_load_from_cache(repo, files.INDEX, revision=commit)
+    found = try_to_load_from_cache(repo, files.MODEL_INDEX, revision=commit)
     if not isinstance(found, str):
         raise obstacle
     # Another program downloaded it, and left no list of the files: what is there has to do.
@@ -107,7 +109,7 @@ def find(
 
 def _known(repo: str, commit: str, obstacle: T2IError | None) -> Snapshot | None:
     """The snapshot, if the cache has the commit's file list and model_index.json."""
-    found = try_to_load_from_cache(repo, files.INDEX, revision=commit)
+    found = try_to_load_from_cache(repo, files.MODEL_INDEX, revision=commit)
     try:
         tree = get_cached_repo_tree(repo, revision=commit)
     except hf.CachedRepoTreeNotFoundError:
@@ -127,15 +129,15 @@ def _commit(
     repo: str, revision: str | None, offline: bool, on_event: OnEvent
 ) -> tuple[str, T2IError | None]:
     """The commit a revision stands for, and why the Hub cannot be asked for more, if so."""
-    api = client.api()
+    api = client.hub_api()
     try:
         cached = api.resolve_revision(repo, revision=revision, local_files_only=True).resolved
     except hf.RevisionResolutionError:
         cached = None
     if offline:
         if cached is None:
-            raise not_here(repo)
-        return cached, not_here(repo)
+            raise not_downloaded(repo)
+        return cached, not_downloaded(repo)
     asked, commit, failure = _asked.get((repo, revision), (-math.inf, "", None))
     if time.monotonic() - asked > _ASKED_SECONDS:
         commit, failure = _ask(api, repo, revision, cached)
@@ -152,7 +154,7 @@ def _ask(
     try:
         return str(api.model_info(repo, revision=revision).sha), None
     except (hf.HfHubHTTPError, httpx2.HTTPError) as error:
-        failure = translate(error, repo)
+        failure = hub_error(error, repo)
         passing = isinstance(failure, RemoteError | TimedOutError | QuotaError)
         if cached is None or not passing:
             raise failure from error

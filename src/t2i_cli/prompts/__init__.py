@@ -14,7 +14,7 @@ from t2i_cli.errors import InputError, os_reason
 InputFormat = Literal["txt", "jsonl", "csv"]
 Value = str | int | float
 
-FIELDS: dict[str, type[Value]] = {
+ROW_FIELDS: dict[str, type[Value]] = {
     "prompt": str,
     "negative_prompt": str,
     "model": str,
@@ -35,7 +35,7 @@ MAX_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PromptEntry:
     """A row of a prompts file: its line (from 1), and the fields that it sets."""
 
     line: int
@@ -43,7 +43,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class PromptProblem:
     """What is wrong with a row, and where; `field` is `None` where the whole line is at fault."""
 
     line: int
@@ -52,12 +52,12 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptsFile:
     """A prompts file as read: `name` is how messages call it."""
 
     name: str
-    entries: Sequence[Entry]
-    problems: Sequence[Problem]
+    entries: Sequence[PromptEntry]
+    problems: Sequence[PromptProblem]
 
 
 class PromptsError(InputError):
@@ -66,11 +66,13 @@ class PromptsError(InputError):
     `skipped` says that good rows would have been made, had there been any.
     """
 
-    def __init__(self, name: str, problems: Sequence[Problem], *, skipped: bool = False) -> None:
+    def __init__(
+        self, name: str, problems: Sequence[PromptProblem], *, skipped: bool = False
+    ) -> None:
         lines = sorted({problem.line for problem in problems})
         shown = sorted(problems, key=lambda problem: problem.line)[:MAX_SHOWN]
         text = [f"{name} is wrong in {len(lines):,} line{'s' * (len(lines) > 1)}:"]
-        text += [f"  {located(name, problem)}" for problem in shown]
+        text += [f"  {locate_problem(name, problem)}" for problem in shown]
         if len(problems) > len(shown):
             text.append(f"  and {len(problems) - len(shown):,} more problems")
         super().__init__(
@@ -86,13 +88,13 @@ class PromptsError(InputError):
         return super().to_json() | {"problems": self._listed, "problems_total": self._total}
 
 
-def located(name: str, problem: Problem) -> str:
+def locate_problem(name: str, problem: PromptProblem) -> str:
     """A problem with its file, line and field, for people."""
     field = f"{problem.field}: " if problem.field else ""
     return f"{name}:{problem.line}: {field}{problem.message}"
 
 
-def format_of(source: str, wanted: str | None) -> InputFormat:
+def prompts_format(source: str, wanted: str | None) -> InputFormat:
     """The format of a prompts file: as wanted, as its extension says, or text on stdin."""
     if wanted is not None and wanted not in get_args(InputFormat):
         raise InputError(f"The input format {wanted!r} is unknown; use one of: txt, jsonl, csv.")
@@ -106,7 +108,7 @@ def format_of(source: str, wanted: str | None) -> InputFormat:
     )
 
 
-def read(source: str, format: InputFormat) -> Prompts:
+def read_prompts(source: str, format: InputFormat) -> PromptsFile:
     """Every row of a prompts file (`-`: standard input), and all that is wrong with them.
 
     Raises InputError if the file cannot be read at all.
@@ -120,12 +122,12 @@ def read(source: str, format: InputFormat) -> Prompts:
         raise InputError(f"Cannot read {source!r}: {os_reason(error)}.") from error
 
 
-def checked(field: str, value: object) -> Value:
+def check_value(field: str, value: object) -> Value:
     """A value of the field's type; raises InputError saying what it should be."""
-    kind = FIELDS.get(field)
+    kind = ROW_FIELDS.get(field)
     if kind is None:
-        near = difflib.get_close_matches(field, FIELDS, n=1)
-        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}."
+        near = difflib.get_close_matches(field, ROW_FIELDS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(ROW_FIELDS)}."
         raise InputError(f"unknown field; {meant}", field=field)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
@@ -137,9 +139,9 @@ def checked(field: str, value: object) -> Value:
     return value
 
 
-def from_text(field: str, text: str) -> Value:
+def parse_value(field: str, text: str) -> Value:
     """A field's value as CSV and --vary write it; raises InputError."""
-    kind = FIELDS.get(field, str)
+    kind = ROW_FIELDS.get(field, str)
     value: object = text if kind is str else text.strip()
     if kind is int and re.fullmatch(r"[+-]?[0-9]{1,20}", str(value)):
         value = int(text)
@@ -147,7 +149,7 @@ def from_text(field: str, text: str) -> Value:
         r"[+-]?[0-9.]{1,20}(e[+-]?[0-9]{1,3})?", str(value).lower()
     ):
         value = _float(text)
-    return checked(field, value)
+    return check_value(field, value)
 
 
 _KIND = {str: "text", int: "a whole number", float: "a number"}
@@ -166,17 +168,19 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _parse(name: str, file: BinaryIO, format: InputFormat) -> Prompts:
+def _parse(name: str, file: BinaryIO, format: InputFormat) -> PromptsFile:
     from t2i_cli.prompts import readers
 
-    reader = {"txt": readers.txt, "jsonl": readers.jsonl, "csv": readers.csv_rows}[format]
-    entries: list[Entry] = []
-    problems: list[Problem] = []
+    reader = {"txt": readers.read_text, "jsonl": readers.read_jsonl, "csv": readers.read_csv}[
+        format
+    ]
+    entries: list[PromptEntry] = []
+    problems: list[PromptProblem] = []
     for found in reader(file):
-        if isinstance(found, Entry):
+        if isinstance(found, PromptEntry):
             entries.append(found)
         else:
             problems.append(found)
     if not entries and not problems:
         raise InputError(f"There is no prompt in {name}.")
-    return Prompts(name=name, entries=entries, problems=problems)
+    return PromptsFile(name=name, entries=entries, problems=problems)

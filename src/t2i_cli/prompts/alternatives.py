@@ -12,11 +12,11 @@ _MAX_DEPTH = 20
 _ESCAPED = "{}|\\#"
 
 # A text is a sequence of parts; a part is a literal, or its alternatives as texts.
-Part = str | list["Text"]
-Text = list[Part]
+PromptPart = str | list["Text"]
+Text = list[PromptPart]
 
 
-def expand(prompt: str) -> list[str]:
+def expand_alternatives(prompt: str) -> list[str]:
     r"""Every combination of the prompt's alternatives, the last varying fastest.
 
     Braces without a `|` stand for themselves, as does `\{`, `\|`, `\}`, `\\` or `\#`. Raises

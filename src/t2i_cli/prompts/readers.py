@@ -6,39 +6,47 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TypeVar
 
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import FIELDS, Entry, Problem, Value, alternatives, checked, from_text
+from t2i_cli.prompts import (
+    ROW_FIELDS,
+    PromptEntry,
+    PromptProblem,
+    Value,
+    alternatives,
+    check_value,
+    parse_value,
+)
 
 Given = TypeVar("Given")
-Found = Iterator[Entry | Problem]
+ReadItem = Iterator[PromptEntry | PromptProblem]
 
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def txt(lines: Iterable[bytes]) -> Found:
+def read_text(lines: Iterable[bytes]) -> ReadItem:
     """A prompt a line; `#` comments, blank lines, and `{a|b}` expanded to all combinations."""
     for number, line in _decoded(lines):
-        if isinstance(line, Problem):
+        if isinstance(line, PromptProblem):
             yield line
             continue
         text = line.strip()
         if not text or text.startswith("#"):
             continue
         if text.startswith("{") and _is_object(text):
-            yield Problem(number, None, "this is JSON; --input-format jsonl reads it.")
+            yield PromptProblem(number, None, "this is JSON; --input-format jsonl reads it.")
             continue
         try:
-            prompts = alternatives.expand(text)
+            prompts = alternatives.expand_alternatives(text)
         except InputError as error:
-            yield Problem(number, "prompt", error.message)
+            yield PromptProblem(number, "prompt", error.message)
             continue
         for prompt in prompts:
-            yield Entry(number, {"prompt": prompt.strip()})
+            yield PromptEntry(number, {"prompt": prompt.strip()})
 
 
-def jsonl(lines: Iterable[bytes]) -> Found:
+def read_jsonl(lines: Iterable[bytes]) -> ReadItem:
     """A JSON object a line, whose keys are fields; blank lines are skipped, null is not set."""
     for number, line in _decoded(lines):
-        if isinstance(line, Problem):
+        if isinstance(line, PromptProblem):
             yield line
             continue
         if not line.strip():
@@ -46,19 +54,19 @@ def jsonl(lines: Iterable[bytes]) -> Found:
         try:
             row = _object(line)
         except InputError as error:
-            yield Problem(number, error.field, error.message)
+            yield PromptProblem(number, error.field, error.message)
             continue
         given = ((field, value) for field, value in row.items() if not _unset(field, value))
-        yield from _row(number, given, checked)
+        yield from _row(number, given, check_value)
 
 
-def csv_rows(lines: Iterable[bytes]) -> Found:
+def read_csv(lines: Iterable[bytes]) -> ReadItem:
     """A header row of fields, then a row an entry; an empty cell is not set."""
-    broken: list[Problem] = []
+    broken: list[PromptProblem] = []
 
     def decoded() -> Iterator[str]:
         for _, line in _decoded(lines):
-            if isinstance(line, Problem):
+            if isinstance(line, PromptProblem):
                 broken.append(line)
                 line = "\n"
             yield line
@@ -70,7 +78,7 @@ def csv_rows(lines: Iterable[bytes]) -> Found:
         try:
             cells = next(rows, None)
         except csv.Error as error:
-            yield Problem(number, None, f"this is not CSV: {error}.")
+            yield PromptProblem(number, None, f"this is not CSV: {error}.")
             continue
         if broken:
             yield from broken
@@ -87,64 +95,64 @@ def csv_rows(lines: Iterable[bytes]) -> Found:
             if problems:
                 return
         elif len(cells) != len(header):
-            yield Problem(
+            yield PromptProblem(
                 number, None, f"there are {len(cells)} cells under a header of {len(header)}."
             )
         else:
             pairs = zip(header, cells, strict=True)
-            yield from _row(number, ((f, cell) for f, cell in pairs if cell.strip()), from_text)
+            yield from _row(number, ((f, cell) for f, cell in pairs if cell.strip()), parse_value)
 
 
 def _row(
     number: int,
     given: Iterable[tuple[str, Given]],
     check: Callable[[str, Given], Value],
-) -> Found:
+) -> ReadItem:
     """The entry that the given fields make, or a problem for each that is wrong."""
     values: dict[str, Value] = {}
-    problems: list[Problem] = []
+    problems: list[PromptProblem] = []
     for field, value in given:
         try:
             values[field] = check(field, value)
         except InputError as error:
-            problems.append(Problem(number, field, error.message))
+            problems.append(PromptProblem(number, field, error.message))
     if not problems and "prompt" not in values:
-        problems.append(Problem(number, "prompt", "there is none."))
+        problems.append(PromptProblem(number, "prompt", "there is none."))
     if problems:
         yield from problems
     else:
-        yield Entry(number, values)
+        yield PromptEntry(number, values)
 
 
 def _unset(field: str, value: object) -> bool:
-    return value is None and field in FIELDS
+    return value is None and field in ROW_FIELDS
 
 
-def _header_problems(number: int, header: list[str]) -> Iterator[Problem]:
+def _header_problems(number: int, header: list[str]) -> Iterator[PromptProblem]:
     for position, field in enumerate(header):
         if field in header[:position]:
-            yield Problem(number, field, "this column is there twice.")
+            yield PromptProblem(number, field, "this column is there twice.")
             continue
         try:
-            from_text(field, "1")
+            parse_value(field, "1")
         except InputError as error:
-            yield Problem(number, field, error.message)
+            yield PromptProblem(number, field, error.message)
     if "prompt" not in header:
-        yield Problem(number, "prompt", "the header row has no such column.")
+        yield PromptProblem(number, "prompt", "the header row has no such column.")
 
 
-def _decoded(lines: Iterable[bytes]) -> Iterator[tuple[int, str | Problem]]:
+def _decoded(lines: Iterable[bytes]) -> Iterator[tuple[int, str | PromptProblem]]:
     """Each line with its number, as text; a byte-order mark at the start is left out."""
     for number, raw in enumerate(lines, 1):
         if number == 1:
             if raw[:2] in _BOMS:
-                yield 1, Problem(1, None, f"the file is {_BOMS[raw[:2]]}; save it as UTF-8.")
+                yield 1, PromptProblem(1, None, f"the file is {_BOMS[raw[:2]]}; save it as UTF-8.")
                 return
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         try:
             yield number, raw.decode()
         except UnicodeDecodeError as error:
-            yield number, Problem(number, None, f"byte {error.start + 1} is not UTF-8.")
+            yield number, PromptProblem(number, None, f"byte {error.start + 1} is not UTF-8.")
 
 
 def _object(line: str) -> dict[str, object]:

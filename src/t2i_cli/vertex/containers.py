@@ -85,7 +85,7 @@ def local_weights(source: Source, *, half: bool) -> Path:
     from t2i_cli.console import console
 
     with Progress(console, 1) as progress:
-        return hub.fetch(
+        return hub.download_model(
             source.spec.repo,
             revision=source.spec.revision,
             offline=False,

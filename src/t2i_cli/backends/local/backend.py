@@ -87,7 +87,7 @@ class LocalBackend:
             return None
         from t2i_cli.hub import snapshot
 
-        return snapshot.find(model, revision, self._options.offline).commit
+        return snapshot.find_snapshot(model, revision, self._options.offline).commit
 
     def plan(self, request: ResolvedRequest) -> Plan:
         """What making the image would take, and what would be done to make it fit."""

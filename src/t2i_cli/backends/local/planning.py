@@ -74,7 +74,7 @@ def fetch(aim: Target, options: LocalOptions, on_event: OnEvent) -> Target:
         return aim
     from t2i_cli import hub
 
-    folder = hub.fetch(
+    folder = hub.download_model(
         aim.spec.repo or aim.spec.name,
         revision=aim.spec.revision,
         offline=options.offline,

@@ -41,13 +41,13 @@ def login(
         return
     from t2i_cli.hub import account
 
-    who = account.login(_token(token_stdin))
+    who = account.store_token(_token(token_stdin))
     if json:
         console.result_json(asdict(who))
     else:
         console.note(f"Logged in to the Hugging Face Hub as {who.user}.")
-    if account.source() != who.source:
-        console.warn(f"{account.source()} is set and wins over the token just stored.")
+    if account.token_source() != who.source:
+        console.warn(f"{account.token_source()} is set and wins over the token just stored.")
 
 
 @app.command()
@@ -79,8 +79,8 @@ def logout(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     console.configure(json=json, quiet=quiet)
     from t2i_cli.hub import account
 
-    name = account.logout()
-    left = account.source()
+    name = account.remove_token()
+    left = account.token_source()
     if json:
         console.result_json({"removed": name, "still_logged_in_by": left})
     else:
@@ -92,7 +92,7 @@ def logout(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 def _status(json: bool) -> None:
     from t2i_cli.hub import account
 
-    who = account.status()
+    who = account.token_owner()
     if who is None:
         raise AccessError(
             "Nobody is logged in to the Hugging Face Hub.",

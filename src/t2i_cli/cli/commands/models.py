@@ -13,7 +13,7 @@ from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
 
 if TYPE_CHECKING:
-    from t2i_cli.hub.cache import Cached
+    from t2i_cli.hub.cache import CachedRepo
 
 app = typer.Typer(
     help="The models that t2i knows, and those on this machine.",
@@ -121,12 +121,14 @@ def remove(
         raise InputError(f"{spec.name} is {what}; only what was downloaded can be removed.")
     from t2i_cli.hub import cache, errors
 
-    found = cache.cached().get(spec.repo)
+    found = cache.cached_repos().get(spec.repo)
     if found is None:
-        raise errors.not_here(spec.repo)
+        raise errors.not_downloaded(spec.repo)
     if not yes:
-        console.confirm(f"Remove {spec.repo} ({format_bytes(found.size)}) from {cache.folder()}?")
-    freed = cache.remove(spec.repo)
+        console.confirm(
+            f"Remove {spec.repo} ({format_bytes(found.size)}) from {cache.cache_folder()}?"
+        )
+    freed = cache.remove_cached(spec.repo)
     if json:
         console.result_json({"model": spec.name, "repo": spec.repo, "freed_bytes": freed})
     else:
@@ -152,7 +154,7 @@ def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:
     from t2i_cli.cli.progress import Progress
 
     with Progress(console, 1) as progress:
-        return hub.fetch(
+        return hub.download_model(
             spec.repo or spec.name,
             revision=revision,
             offline=offline,
@@ -174,13 +176,13 @@ def _half() -> bool:
     return dtype != "float32"
 
 
-def _cached() -> "dict[str, Cached]":
+def _cached() -> "dict[str, CachedRepo]":
     from t2i_cli.hub import cache
 
-    return cache.cached()
+    return cache.cached_repos()
 
 
-def _record(spec: ModelSpec, here: "dict[str, Cached]") -> dict[str, object]:
+def _record(spec: ModelSpec, here: "dict[str, CachedRepo]") -> dict[str, object]:
     """All that is known of a model, for scripts."""
     found = here.get(spec.repo or "")
     folder = spec.folder or (found.folder if found else None)
@@ -193,7 +195,7 @@ def _record(spec: ModelSpec, here: "dict[str, Cached]") -> dict[str, object]:
     }
 
 
-def _row(spec: ModelSpec, here: "dict[str, Cached]") -> tuple[str, str, str, str, str]:
+def _row(spec: ModelSpec, here: "dict[str, CachedRepo]") -> tuple[str, str, str, str, str]:
     record = _record(spec, here)
     size = format_bytes(spec.download_bytes) if spec.download_bytes else ""
     state = {"whole": "yes", "partly": "partly", "no": "no"}[str(record["downloaded"])]
