@@ -24,13 +24,13 @@ from PIL import Image
 
 from t2i_cli.backends import GeneratedImage, GenerationInfo
 from t2i_cli.batch import manifest, plan, runner, session
-from t2i_cli.batch.executor import InProcess
-from t2i_cli.batch.interrupt import Stop
-from t2i_cli.batch.manifest import Manifest, State
-from t2i_cli.batch.options import Wishes
-from t2i_cli.batch.plan import Choice, Plan
-from t2i_cli.batch.rows import expand
-from t2i_cli.batch.runner import Saver
+from t2i_cli.batch.executor import LocalExecutor
+from t2i_cli.batch.interrupt import StopSignal
+from t2i_cli.batch.manifest import Manifest, ManifestState
+from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.plan import BatchPlan, SelectionOptions
+from t2i_cli.batch.rows import expand_rows
+from t2i_cli.batch.runner import BatchWriter
 from t2i_cli.console import Console
 from t2i_cli.events import OnEvent
 from t2i_cli.models import catalog
@@ -113,7 +113,7 @@ def resume(folder: Path, rows: int) -> dict[str, float]:
     found = _planned(folder, rows)
     out = folder / "out"
     out.mkdir()
-    book = Manifest(out / manifest.MAIN)
+    book = Manifest(out / manifest.MAIN_MANIFEST)
     for at in range(0, rows - 10, 1000):
         lines = []
         for job in found.jobs[at : min(at + 1000, rows - 10)]:
@@ -125,16 +125,16 @@ def resume(folder: Path, rows: int) -> dict[str, float]:
     del found, lines
     backend = Constant()
     started = time.perf_counter()
-    session.run(
-        session.Task(
+    session.run_batch(
+        session.BatchConfig(
             source=str(folder / "prompts.jsonl"),
             input_format=None,
             folder=out,
-            wishes=Wishes(),
-            choice=Choice(),
+            wishes=BatchOptions(),
+            choice=SelectionOptions(),
         ),
         backend,
-        InProcess(backend),
+        LocalExecutor(backend),
         _quiet(),
     )
     began = backend.began or 0.0
@@ -150,7 +150,7 @@ def loop(folder: Path, rows: int) -> dict[str, float]:
     found = _planned(folder, rows)
     out = folder / "out"
     out.mkdir()
-    book = Manifest(out / manifest.MAIN, durable=False)
+    book = Manifest(out / manifest.MAIN_MANIFEST, durable=False)
     seconds = _make(found, book, lambda image: _saved(out, found.jobs[image.index]))
     return {"ms_a_row": 1000 * seconds / rows}
 
@@ -160,8 +160,8 @@ def durable(folder: Path, rows: int) -> dict[str, float]:
     found = _planned(folder, rows)
     scratch = folder / "out" / ".t2i"
     scratch.mkdir(parents=True)
-    book = Manifest(folder / "out" / manifest.MAIN)
-    seconds = _make(found, book, Saver(found, scratch))
+    book = Manifest(folder / "out" / manifest.MAIN_MANIFEST)
+    seconds = _make(found, book, BatchWriter(found, scratch))
     return {"rows_a_second": rows / seconds}
 
 
@@ -173,15 +173,15 @@ STAGES: dict[str, Callable[[Path, int], dict[str, float]]] = {
 }
 
 
-def _make(found: Plan, book: Manifest, save: Callable[[GeneratedImage], SavedImage]) -> float:
+def _make(found: BatchPlan, book: Manifest, save: Callable[[GeneratedImage], SavedImage]) -> float:
     started = time.perf_counter()
-    tally = runner.make(found, InProcess(Constant()), save, book, Silent(), Stop())
+    tally = runner.run_plan(found, LocalExecutor(Constant()), save, book, Silent(), StopSignal())
     assert tally.made == len(found.jobs)  # noqa: S101 - a benchmark of what failed says nothing
     book.close()
     return time.perf_counter() - started
 
 
-def _planned(folder: Path, rows: int) -> Plan:
+def _planned(folder: Path, rows: int) -> BatchPlan:
     source = folder / "prompts.jsonl"
     if not source.exists():
         with source.open("w") as file:
@@ -189,12 +189,12 @@ def _planned(folder: Path, rows: int) -> Plan:
                 row = {"prompt": f"a red star, blue background, number {n}", "steps": 10 + n % 3}
                 file.write(json.dumps(row) + "\n")
     found = read_prompts(str(source), "jsonl")
-    asked, problems = expand(found.entries, Wishes(), Constant())
+    asked, problems = expand_rows(found.entries, BatchOptions(), Constant())
     assert not problems  # noqa: S101
-    return plan.compose(asked, [], folder / "out", State(), Choice())
+    return plan.build_plan(asked, [], folder / "out", ManifestState(), SelectionOptions())
 
 
-def _saved(folder: Path, job: plan.Job) -> SavedImage:
+def _saved(folder: Path, job: plan.PlannedImage) -> SavedImage:
     return SavedImage(
         index=0,
         path=folder / job.file,

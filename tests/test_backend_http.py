@@ -21,12 +21,12 @@ from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.backends.factory import choose
 from t2i_cli.backends.http import options as http_options
 from t2i_cli.batch import session
-from t2i_cli.batch.executor import InProcess
-from t2i_cli.batch.interrupt import Stop
-from t2i_cli.batch.manifest import MAIN
-from t2i_cli.batch.options import Wishes
-from t2i_cli.batch.plan import Choice
-from t2i_cli.batch.session import Task
+from t2i_cli.batch.executor import LocalExecutor
+from t2i_cli.batch.interrupt import StopSignal
+from t2i_cli.batch.manifest import MAIN_MANIFEST
+from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.plan import SelectionOptions
+from t2i_cli.batch.session import BatchConfig
 from t2i_cli.console import Console
 from t2i_cli.errors import (
     AccessError,
@@ -485,19 +485,19 @@ def batch(
     prompts.write_text("".join(f"a star number {n}\n" for n in range(rows)))
     console = Console()
     console.configure(json=True, quiet=True)
-    task = Task(
+    task = BatchConfig(
         source=str(prompts),
         input_format=None,
         folder=tmp_path / "out",
-        wishes=Wishes(**wishes),  # type: ignore[arg-type]
-        choice=Choice(),
+        wishes=BatchOptions(**wishes),  # type: ignore[arg-type]
+        choice=SelectionOptions(),
     )
     ended = None
     try:
-        session.run(task, chosen, InProcess(chosen), console)
+        session.run_batch(task, chosen, LocalExecutor(chosen), console)
     except T2IError as failure:
         ended = failure
-    lines = (tmp_path / "out" / MAIN).read_text().splitlines()[1:]
+    lines = (tmp_path / "out" / MAIN_MANIFEST).read_text().splitlines()[1:]
     return ended, [json.loads(line) for line in lines]
 
 
@@ -552,17 +552,17 @@ def test_a_server_that_is_gone_stops_the_batch_and_the_next_run_goes_on(
 
 
 def test_a_stop_keeps_what_was_sent(server: FakeImages, tmp_path: Path) -> None:
-    chosen, stop = backend(server, concurrency=3), Stop()
+    chosen, stop = backend(server, concurrency=3), StopSignal()
     server.pause = 0.3
     spec = chosen.describe(GenerateRequest(prompt="x"))
     requests: list[ResolvedRequest] = [
         resolve_request(GenerateRequest(prompt=f"star {n}"), spec) for n in range(30)
     ]
     sink = ImageWriter([tmp_path / f"{n}.png" for n in range(30)], "png")
-    threading.Timer(0.15, lambda: stop.ask(2)).start()
+    threading.Timer(0.15, lambda: stop.request(2)).start()
     made = [
         outcome
-        for group in InProcess(chosen).run(requests, sink.save, lambda event: None, stop)
+        for group in LocalExecutor(chosen).run(requests, sink.save, lambda event: None, stop)
         for outcome in group
     ]
     assert all(isinstance(outcome, SavedImage) for outcome in made)

@@ -23,11 +23,11 @@ from t2i_cli.backends.factory import choose
 from t2i_cli.backends.vertex import errors, payload
 from t2i_cli.backends.vertex.endpoint import Target
 from t2i_cli.batch import session
-from t2i_cli.batch.executor import InProcess
-from t2i_cli.batch.manifest import MAIN
-from t2i_cli.batch.options import Wishes
-from t2i_cli.batch.plan import Choice
-from t2i_cli.batch.session import Task
+from t2i_cli.batch.executor import LocalExecutor
+from t2i_cli.batch.manifest import MAIN_MANIFEST
+from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.plan import SelectionOptions
+from t2i_cli.batch.session import BatchConfig
 from t2i_cli.console import Console
 from t2i_cli.errors import (
     AccessError,
@@ -740,16 +740,18 @@ def test_500_rows_of_an_endpoint_that_fails_at_random(
     (tmp_path / "prompts.txt").write_text("".join(f"a star number {n}\n" for n in range(500)))
     console = Console()
     console.configure(json=True, quiet=True)
-    task = Task(
+    task = BatchConfig(
         source="prompts.txt",
         input_format=None,
         folder=tmp_path / "out",
-        wishes=Wishes(seed=1, defaults={"width": 16, "height": 16}),
-        choice=Choice(),
+        wishes=BatchOptions(seed=1, defaults={"width": 16, "height": 16}),
+        choice=SelectionOptions(),
     )
     chosen = backend(name, concurrency=8, retries=12)
-    session.run(task, chosen, InProcess(chosen), console)
-    lines = [json.loads(line) for line in (tmp_path / "out" / MAIN).read_text().splitlines()[1:]]
+    session.run_batch(task, chosen, LocalExecutor(chosen), console)
+    lines = [
+        json.loads(line) for line in (tmp_path / "out" / MAIN_MANIFEST).read_text().splitlines()[1:]
+    ]
     assert Counter(line["status"] for line in lines) == {"done": 500}
     assert sorted(line["index"] for line in lines) == list(range(1, 501))
     assert len({line["id"] for line in lines}) == 500

@@ -177,8 +177,8 @@ def test_timings_that_are_none_make_no_estimate(
     file.parent.mkdir(parents=True)
     for text in ("NaN", "Infinity", "-1", "0", "true", '"1"', "null", "1" + "0" * 400):
         file.write_text(f'{{"postcard on cpu": {text}, "sd15 on cpu": 2}}')
-        assert timings.known("postcard", "cpu") is None, text
-        assert timings.known("sd15", "cpu") == 2
+        assert timings.lookup_timing("postcard", "cpu") is None, text
+        assert timings.lookup_timing("sd15", "cpu") == 2
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "x"])

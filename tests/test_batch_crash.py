@@ -67,7 +67,7 @@ def images(folder: Path) -> dict[str, bytes]:
 def assert_whole(folder: Path, expected: Mapping[str, bytes]) -> None:
     """The folder holds exactly the images, a done line for each, and nothing unfinished."""
     assert images(folder) == expected
-    lines = [record for record in manifest.records(folder / manifest.MAIN) if record]
+    lines = [record for record in manifest.read_records(folder / manifest.MAIN_MANIFEST) if record]
     assert sorted(str(line["file"]) for line in lines if line["status"] == "done") == sorted(
         expected
     )

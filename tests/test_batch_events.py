@@ -13,13 +13,13 @@ import pytest
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.batch import session
-from t2i_cli.batch.events import EventLines
-from t2i_cli.batch.executor import InProcess
-from t2i_cli.batch.options import Wishes
-from t2i_cli.batch.plan import Choice, compose
-from t2i_cli.batch.rows import expand
-from t2i_cli.batch.runner import Tally
-from t2i_cli.batch.session import Task
+from t2i_cli.batch.events import EventWriter
+from t2i_cli.batch.executor import LocalExecutor
+from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.plan import SelectionOptions, build_plan
+from t2i_cli.batch.rows import expand_rows
+from t2i_cli.batch.runner import RunStats
+from t2i_cli.batch.session import BatchConfig
 from t2i_cli.console import EVENTS_VERSION, Console
 from t2i_cli.errors import InputError, ModelError, PartialError, T2IError
 from t2i_cli.events import Downloading, Loading, MemoryMeasure, Notice, OnEvent, RequestSent, Step
@@ -68,16 +68,16 @@ def run(
     source.write_text("a 1\nb 2\nc 3\n")
     console = Console()
     console.configure(events=True, json=True)
-    task = Task(
+    task = BatchConfig(
         source=str(source),
         input_format=None,
         folder=tmp_path / "out",
-        wishes=Wishes(),
-        choice=Choice(),
+        wishes=BatchOptions(),
+        choice=SelectionOptions(),
     )
     ended = None
     try:
-        session.run(task, painter, InProcess(painter), console)
+        session.run_batch(task, painter, LocalExecutor(painter), console)
     except T2IError as error:
         console.error(error)
         ended = error
@@ -150,16 +150,16 @@ def test_schema_refuses_what_is_not_of_it(tmp_path: Path) -> None:
 
 
 def test_steps_name_rows_by_their_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows, _ = expand([PromptEntry(1, {"prompt": "a", "count": 3})], Wishes(), Painter())
-    from t2i_cli.batch.manifest import State
+    rows, _ = expand_rows([PromptEntry(1, {"prompt": "a", "count": 3})], BatchOptions(), Painter())
+    from t2i_cli.batch.manifest import ManifestState
 
-    plan = compose(rows, [], tmp_path / "none", State(), Choice())
+    plan = build_plan(rows, [], tmp_path / "none", ManifestState(), SelectionOptions())
     console = Console()
     console.configure(events=True)
-    lines = EventLines(console, plan)
+    lines = EventWriter(console, plan)
     lines.event(Step(indices=(0, 2), step=1, steps=4))
     failure = Failure(index=1, request=rows[1].request, error=ModelError("x"))
-    lines.failed(plan.jobs[1], failure, Tally(made=1))
+    lines.failed(plan.jobs[1], failure, RunStats(made=1))
     step, failed = checked(capsys.readouterr().err)
     assert step["ids"] == [rows[0].id, rows[2].id]
     assert (failed["id"], failed["tried"], failed["to_make"]) == (rows[1].id, 1, 3)

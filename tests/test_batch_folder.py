@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.batch.lock import Shard, held, parse_shard
+from t2i_cli.batch.lock import Shard, lock_folder, parse_shard
 from t2i_cli.errors import InputError
 
 HOLD = """
@@ -42,49 +42,49 @@ def test_second_run_is_refused_while_the_first_lives_and_not_after(
     tmp_path: Path, other: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(InputError, match=f"at work in .*process {other.pid} on "):
-        with held(tmp_path, None):
+        with lock_folder(tmp_path, None):
             pass
     with pytest.raises(InputError, match="at work in"):
-        with held(tmp_path, Shard(1, 2)):
+        with lock_folder(tmp_path, Shard(1, 2)):
             pass
     other.send_signal(signal.SIGKILL)
     other.wait()
-    with held(tmp_path, None) as scratch:
+    with lock_folder(tmp_path, None) as scratch:
         assert list(scratch.iterdir()) == [], "what the dead left is gone"
 
 
 def test_shards_run_beside_each_other_and_nothing_else(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        first = stack.enter_context(held(tmp_path, Shard(1, 2)))
+        first = stack.enter_context(lock_folder(tmp_path, Shard(1, 2)))
         (first / "mine").write_bytes(b"")
-        second = stack.enter_context(held(tmp_path, Shard(2, 2)))
+        second = stack.enter_context(lock_folder(tmp_path, Shard(2, 2)))
         assert first != second
         assert (first / "mine").exists()
         for taken in (Shard(1, 2), None):
             with pytest.raises(InputError, match="at work in"):
-                with held(tmp_path, taken):
+                with lock_folder(tmp_path, taken):
                     pass
-    with held(tmp_path, None):
+    with lock_folder(tmp_path, None):
         pass
 
 
 def test_an_error_inside_is_not_the_folders(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="^mine$"):
-        with held(tmp_path, None):
+        with lock_folder(tmp_path, None):
             raise OSError("mine")
 
 
 def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="Cannot write to the folder"):
-        with held(tmp_path / "file", None):
+        with lock_folder(tmp_path / "file", None):
             pass
 
 
 def test_shards_split_every_row_once() -> None:
     ids = [f"{n * 2654435761:016x}" for n in range(300)]
     parts = [Shard(n, 3) for n in (1, 2, 3)]
-    owners = [[part for part in parts if part.has(row_id)] for row_id in ids]
+    owners = [[part for part in parts if part.includes(row_id)] for row_id in ids]
     assert all(len(owner) == 1 for owner in owners)
     assert {owner[0] for owner in owners} == set(parts)
 
@@ -124,7 +124,7 @@ def lock_is_a_pipe(folder: Path, others: Path) -> None:
 
 
 def scratch_is_a_link(folder: Path, others: Path) -> None:
-    with held(folder, None):
+    with lock_folder(folder, None):
         pass
     (folder / ".t2i/unfinished").symlink_to(others / "unfinished")
 
@@ -137,7 +137,7 @@ def scratch_was_there_before(folder: Path, others: Path) -> None:
 
 
 def scratch_holds_a_folder(folder: Path, others: Path) -> None:
-    with held(folder, None):
+    with lock_folder(folder, None):
         pass
     (folder / ".t2i/unfinished").mkdir()
     (others / "unfinished").rename(folder / ".t2i/unfinished/deep")
@@ -161,7 +161,7 @@ def test_what_t2i_did_not_make_is_refused_and_stays(
     precious.write_text("precious")
     plant(folder, others)
     with pytest.raises(InputError, match=r"\.t2i"):
-        with held(folder, None):
+        with lock_folder(folder, None):
             pass
     assert precious.read_text() == "precious"
     assert sorted(path.name for path in precious.parent.iterdir()) == ["precious.txt"]
@@ -173,7 +173,7 @@ def test_a_folder_of_an_earlier_version_is_held(tmp_path: Path) -> None:
     (state / "unfinished").mkdir(parents=True)
     (state / "unfinished/.t2i-0123456789abcdef.tmp").write_bytes(b"half")
     (state / "lock").write_text("process 12345 on some.host-name\n")
-    with held(tmp_path, None) as scratch:
+    with lock_folder(tmp_path, None) as scratch:
         assert list(scratch.iterdir()) == []
 
 
@@ -185,6 +185,6 @@ def test_who_holds_the_folder_is_told_without_what_steers_a_terminal(
 ) -> None:
     (tmp_path / ".t2i/lock").write_bytes(said)
     with pytest.raises(InputError, match="at work in .*process 7 on ") as raised:
-        with held(tmp_path, None):
+        with lock_folder(tmp_path, None):
             pass
     assert raised.value.message.isprintable()

@@ -11,12 +11,12 @@ from PIL import Image
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.batch import contact_sheet, gallery, manifest, progress
-from t2i_cli.batch.manifest import Manifest, State
-from t2i_cli.batch.options import Wishes, parse_vary
-from t2i_cli.batch.plan import Choice, Plan, compose, duration
-from t2i_cli.batch.progress import Display, progress_text
-from t2i_cli.batch.rows import expand
-from t2i_cli.batch.runner import Tally
+from t2i_cli.batch.manifest import Manifest, ManifestState
+from t2i_cli.batch.options import BatchOptions, parse_vary
+from t2i_cli.batch.plan import BatchPlan, SelectionOptions, build_plan, format_estimate
+from t2i_cli.batch.progress import BatchProgress, progress_text
+from t2i_cli.batch.rows import expand_rows
+from t2i_cli.batch.runner import RunStats
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Loading, MemoryMeasure, Notice, Step
@@ -71,7 +71,7 @@ def line(number: int, prompt: str, **values: object) -> dict[str, object]:
 def test_page_holds_every_image_in_order_and_escapes_every_prompt(
     tmp_path: Path, scratch: Path
 ) -> None:
-    book = Manifest(tmp_path / manifest.MAIN)
+    book = Manifest(tmp_path / manifest.MAIN_MANIFEST)
     failure = {"code": "model", "message": NASTY}
     book.append(
         [
@@ -83,7 +83,7 @@ def test_page_holds_every_image_in_order_and_escapes_every_prompt(
         ]
     )
     book.close()
-    page = gallery.write(tmp_path, scratch)
+    page = gallery.write_gallery(tmp_path, scratch)
     told = entries(page)
     assert [(entry["index"], entry["status"]) for entry in told] == [
         (None, "invalid"),
@@ -103,7 +103,7 @@ def test_page_holds_every_image_in_order_and_escapes_every_prompt(
 
 
 def test_page_of_an_empty_folder_is_a_page(tmp_path: Path, scratch: Path) -> None:
-    assert entries(gallery.write(tmp_path, scratch)) == []
+    assert entries(gallery.write_gallery(tmp_path, scratch)) == []
 
 
 @pytest.mark.parametrize("what", ["page", "sheet"])
@@ -120,20 +120,24 @@ def test_what_a_killed_run_began_is_where_the_next_one_clears(
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KilledError):
-        gallery.write(tmp_path, scratch) if what == "page" else contact_sheet.write(plan, scratch)
+        gallery.write_gallery(tmp_path, scratch) if what == "page" else contact_sheet.write_sheet(
+            plan, scratch
+        )
     assert sorted(tmp_path.iterdir()) == before
     assert len(list(scratch.iterdir())) == 1
 
 
-def plan_of(folder: Path, *prompts: str, vary: list[str] | None = None, count: int = 1) -> Plan:
+def plan_of(
+    folder: Path, *prompts: str, vary: list[str] | None = None, count: int = 1
+) -> BatchPlan:
     """A plan of prompts, whose images the manifest calls done; cells have a grey of their own."""
-    rows, _ = expand(
+    rows, _ = expand_rows(
         [PromptEntry(n, {"prompt": p}) for n, p in enumerate(prompts, 1)],
-        Wishes(vary=parse_vary(vary or []), count=count),
+        BatchOptions(vary=parse_vary(vary or []), count=count),
         Painter(),
     )
-    plan = compose(rows, [], folder, State(), Choice())
-    book = Manifest(folder / manifest.MAIN)
+    plan = build_plan(rows, [], folder, ManifestState(), SelectionOptions())
+    book = Manifest(folder / manifest.MAIN_MANIFEST)
     for job in plan.jobs:
         shade = 10 * job.row.index
         Image.new("RGB", (128, 128), (shade, shade, shade)).save(folder / job.file)
@@ -158,11 +162,11 @@ def greys(picture: Image.Image) -> dict[int, tuple[int, int]]:
 
 def test_two_axes_make_a_grid(tmp_path: Path, scratch: Path) -> None:
     plan = plan_of(tmp_path, "a", vary=["steps=10,20,30", "guidance_scale=5,7.5"])
-    (block,) = contact_sheet.blocks(plan.rows)
+    (block,) = contact_sheet.sheet_grids(plan.rows)
     assert list(block.across) == ["steps 10", "steps 20", "steps 30"]
     assert list(block.down) == ["guidance_scale 5.0", "guidance_scale 7.5"]
     assert block.title.startswith("a (seed ")
-    assert contact_sheet.write(plan, scratch) == tmp_path / "sheet.png"
+    assert contact_sheet.write_sheet(plan, scratch) == tmp_path / "sheet.png"
     with Image.open(tmp_path / "sheet.png") as drawn:
         corner = greys(drawn)
     # Steps run across, guidance down: 1 3 5 over 2 4 6.
@@ -174,7 +178,7 @@ def test_two_axes_make_a_grid(tmp_path: Path, scratch: Path) -> None:
 
 def test_each_prompt_and_seed_has_a_grid_of_its_own(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "a", "b", vary=["steps=10,20", "width=64,128"], count=2)
-    blocks = contact_sheet.blocks(plan.rows)
+    blocks = contact_sheet.sheet_grids(plan.rows)
     assert len(blocks) == 4
     assert all(len(block.cells) == 2 and len(block.cells[0]) == 2 for block in blocks)
 
@@ -183,10 +187,12 @@ def test_other_batches_are_captioned_and_missing_images_crossed(
     tmp_path: Path, scratch: Path
 ) -> None:
     plan = plan_of(tmp_path, *"abcde")
-    (block,) = contact_sheet.blocks(plan.rows)
+    (block,) = contact_sheet.sheet_grids(plan.rows)
     assert [len(cells) for cells in block.cells] == [2, 2, 1]
-    Manifest(tmp_path / manifest.MAIN).append([{"id": plan.rows[0].id, "status": "failed"}])
-    contact_sheet.write(plan, scratch)
+    Manifest(tmp_path / manifest.MAIN_MANIFEST).append(
+        [{"id": plan.rows[0].id, "status": "failed"}]
+    )
+    contact_sheet.write_sheet(plan, scratch)
     with Image.open(tmp_path / "sheet.png") as drawn:
         assert sorted(greys(drawn)) == [2, 3, 4, 5]
         # Under each image stands text.
@@ -196,16 +202,16 @@ def test_other_batches_are_captioned_and_missing_images_crossed(
 
 
 def test_progress_tells_rate_time_left_and_failures() -> None:
-    tally = Tally(made=10, seconds=5.0)
+    tally = RunStats(made=10, seconds=5.0)
     assert progress_text(tally, 100) == "10 of 100, 2.0 images/s, 45 s left"
-    tally = Tally(made=1, seconds=20.0)
+    tally = RunStats(made=1, seconds=20.0)
     tally.failed["model"] = 1
     assert (
         progress_text(tally, 1000)
         == "2 of 1,000, 10.0 s an image, 3 h left".replace("3 h", "2.8 h") + ", 1 failed"
     )
-    assert progress_text(Tally(), 5) == "0 of 5"
-    assert [duration(s) for s in (5, 90, 3600, 7200)] == ["5 s", "2 min", "60 min", "2.0 h"]
+    assert progress_text(RunStats(), 5) == "0 of 5"
+    assert [format_estimate(s) for s in (5, 90, 3600, 7200)] == ["5 s", "2 min", "60 min", "2.0 h"]
 
 
 def test_plain_display_prints_paths_failures_and_notes(
@@ -213,7 +219,7 @@ def test_plain_display_prints_paths_failures_and_notes(
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
     plan = plan_of(tmp_path, "a", "b" * 100)
-    shown = Display(Console(), plan)
+    shown = BatchProgress(Console(), plan)
     for event in (
         Notice(message="a note"),
         MemoryMeasure(name="vae-tiling", reason="memory ran out"),
@@ -222,7 +228,7 @@ def test_plain_display_prints_paths_failures_and_notes(
     ):
         shown.event(event)
     request = plan.rows[1].request
-    tally = Tally(made=1, seconds=1.0)
+    tally = RunStats(made=1, seconds=1.0)
     tally.failed["model"] = 1
     error = ModelError("broken")
     shown.failed(plan.jobs[1], Failure(index=1, request=request, error=error), tally)
@@ -239,10 +245,10 @@ def test_last_picture_is_shown_now_and_then(
 ) -> None:
     plan = plan_of(tmp_path, "a", "b")
     drawn: list[int] = []
-    shown = Display(Console(), plan, lambda generated: drawn.append(generated.index))
+    shown = BatchProgress(Console(), plan, lambda generated: drawn.append(generated.index))
     for index, job in enumerate(plan.jobs):
         shown.latest = painted(index, job.row.request)
-        shown.image(job, saved(tmp_path / job.file, shown.latest), Tally(made=1))
+        shown.image(job, saved(tmp_path / job.file, shown.latest), RunStats(made=1))
     shown.close()
     assert drawn == [0], "not every picture, or the terminal would fall behind"
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / job.file) for job in plan.jobs]
@@ -274,36 +280,36 @@ STRANGERS = [
 @pytest.mark.parametrize("page", STRANGERS)
 def test_a_strangers_page_stays(tmp_path: Path, scratch: Path, page: str) -> None:
     (tmp_path / "index.html").write_text(page)
-    assert gallery.write(tmp_path, scratch) == tmp_path / "gallery.html"
+    assert gallery.write_gallery(tmp_path, scratch) == tmp_path / "gallery.html"
     assert (tmp_path / "index.html").read_text() == page
     # Its own one is replaced, there as well.
-    Manifest(tmp_path / manifest.MAIN).append([line(1, "a", status="failed")])
-    assert len(entries(gallery.write(tmp_path, scratch))) == 1
+    Manifest(tmp_path / manifest.MAIN_MANIFEST).append([line(1, "a", status="failed")])
+    assert len(entries(gallery.write_gallery(tmp_path, scratch))) == 1
     (tmp_path / "gallery.html").write_text(page)
     with pytest.raises(InputError, match=r"Neither index\.html nor gallery\.html in .* is t2i's"):
-        gallery.write(tmp_path, scratch)
+        gallery.write_gallery(tmp_path, scratch)
     assert (tmp_path / "gallery.html").read_text() == page
 
 
 def test_a_link_for_a_page_stays_a_link(tmp_path: Path, scratch: Path) -> None:
-    gallery.write(tmp_path, scratch).rename(tmp_path / "elsewhere.html")
+    gallery.write_gallery(tmp_path, scratch).rename(tmp_path / "elsewhere.html")
     (tmp_path / "index.html").symlink_to("elsewhere.html")
     before = (tmp_path / "elsewhere.html").stat()
-    assert gallery.write(tmp_path, scratch) == tmp_path / "gallery.html"
+    assert gallery.write_gallery(tmp_path, scratch) == tmp_path / "gallery.html"
     assert (tmp_path / "index.html").is_symlink()
     assert (tmp_path / "elsewhere.html").stat() == before
 
 
 def test_an_earlier_versions_page_is_replaced(tmp_path: Path, scratch: Path) -> None:
-    page = gallery.write(tmp_path, scratch)
+    page = gallery.write_gallery(tmp_path, scratch)
     text = page.read_text().replace('<meta name="generator" content="t2i">\n', "")
     assert "generator" not in text
     page.write_text(text)
-    assert gallery.write(tmp_path, scratch) == page
+    assert gallery.write_gallery(tmp_path, scratch) == page
     assert 'content="t2i"' in page.read_text()
 
 
-def pictured(folder: Path, *arguments: str, vary: list[str] | None = None) -> Plan:
+def pictured(folder: Path, *arguments: str, vary: list[str] | None = None) -> BatchPlan:
     """A plan whose images are more than one colour."""
     plan = plan_of(folder, *arguments, vary=vary)
     for job in plan.jobs:
@@ -320,13 +326,13 @@ def test_an_earlier_versions_sheet_is_replaced(
     tmp_path: Path, scratch: Path, vary: list[str] | None
 ) -> None:
     plan = pictured(tmp_path, "a", "b", "c", vary=vary)
-    drawn = contact_sheet.write(plan, scratch)
+    drawn = contact_sheet.write_sheet(plan, scratch)
     with Image.open(drawn) as picture:
         assert picture.info["Software"] == "t2i"
         picture.load()
     bare = Image.frombytes("RGB", picture.size, picture.tobytes())
     bare.save(drawn)
-    assert contact_sheet.write(plan, scratch) == drawn
+    assert contact_sheet.write_sheet(plan, scratch) == drawn
     with Image.open(drawn) as picture:
         assert picture.info["Software"] == "t2i"
 
@@ -341,16 +347,16 @@ def test_a_strangers_picture_stays(tmp_path: Path, scratch: Path, what: str) -> 
     if what == "text":
         target.write_text("precious")
     elif what == "link":
-        contact_sheet.write(plan, scratch).rename(tmp_path / "elsewhere.png")
+        contact_sheet.write_sheet(plan, scratch).rename(tmp_path / "elsewhere.png")
         target.symlink_to("elsewhere.png")
     elif what == "white":
         Image.new("RGB", side, "white").save(target)
     else:
         Image.radial_gradient("L").resize(side).convert("RGB").save(target)
     before = target.read_bytes()
-    assert contact_sheet.write(plan, scratch) == tmp_path / "t2i-sheet.png"
+    assert contact_sheet.write_sheet(plan, scratch) == tmp_path / "t2i-sheet.png"
     assert target.read_bytes() == before
     assert target.is_symlink() == (what == "link")
     (tmp_path / "t2i-sheet.png").write_text("precious")
     with pytest.raises(InputError, match=r"Neither sheet\.png nor t2i-sheet\.png in .* is t2i's"):
-        contact_sheet.write(plan, scratch)
+        contact_sheet.write_sheet(plan, scratch)

@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t2i_cli.batch import gallery, manifest, manifest_lines
-from t2i_cli.batch.manifest import HEADER, MAIN, Known, Manifest, State
+from t2i_cli.batch.manifest import (
+    MAIN_MANIFEST,
+    MANIFEST_HEADER,
+    Manifest,
+    ManifestEntry,
+    ManifestState,
+)
 from t2i_cli.errors import InputError, StorageError, T2IError
 
 
@@ -31,16 +37,16 @@ def write(path: Path, *lines: dict[str, object]) -> None:
 
 
 def test_lines_are_there_when_append_returns(tmp_path: Path) -> None:
-    book = Manifest(tmp_path / MAIN)
+    book = Manifest(tmp_path / MAIN_MANIFEST)
     book.append([line(1), line(2, "failed", error={"code": "model", "message": "m"})])
-    content = (tmp_path / MAIN).read_bytes()
+    content = (tmp_path / MAIN_MANIFEST).read_bytes()
     book.close()
-    assert content.startswith(HEADER)
+    assert content.startswith(MANIFEST_HEADER)
     assert [json.loads(text)["id"][-1] for text in content.splitlines()[1:]] == ["1", "2"]
-    state = manifest.load(tmp_path)
+    state = manifest.load_manifests(tmp_path)
     assert state.rows == {
-        f"{1:016x}": Known("done", "1.png", 1, "s", None),
-        f"{2:016x}": Known("failed", None, None, "None", "model"),
+        f"{1:016x}": ManifestEntry("done", "1.png", 1, "s", None),
+        f"{2:016x}": ManifestEntry("failed", None, None, "None", "model"),
     }
     assert state.owners == {"1.png": f"{1:016x}"}
 
@@ -49,49 +55,49 @@ def test_every_line_is_synced_before_append_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
-    book = Manifest(tmp_path / MAIN)
+    book = Manifest(tmp_path / MAIN_MANIFEST)
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
     book.append([line(1), line(2)])
     book.close()
-    assert synced == [(tmp_path / MAIN).stat().st_size]
+    assert synced == [(tmp_path / MAIN_MANIFEST).stat().st_size]
 
 
 def test_the_last_line_of_an_image_holds(tmp_path: Path) -> None:
     failure = {"code": "model", "message": "m"}
-    write(tmp_path / MAIN, line(1, "failed", error=failure), line(1), line(2))
-    write(tmp_path / MAIN, line(2, "withheld", error={"code": "withheld", "message": ""}))
-    state = manifest.load(tmp_path)
+    write(tmp_path / MAIN_MANIFEST, line(1, "failed", error=failure), line(1), line(2))
+    write(tmp_path / MAIN_MANIFEST, line(2, "withheld", error={"code": "withheld", "message": ""}))
+    state = manifest.load_manifests(tmp_path)
     assert [known.status for known in state.rows.values()] == ["done", "withheld"]
 
 
 def test_manifest_cut_at_every_byte_of_its_last_two_lines_is_repaired(tmp_path: Path) -> None:
-    path = tmp_path / MAIN
+    path = tmp_path / MAIN_MANIFEST
     write(path, *(line(n) for n in range(1, 6)))
     whole = path.read_bytes()
     ends = [at + 1 for at, byte in enumerate(whole) if byte == 10]
     for cut in range(ends[-3], len(whole) + 1):
         path.write_bytes(whole[:cut])
         kept = max(end for end in ends if end <= cut)
-        before = manifest.load(tmp_path)
+        before = manifest.load_manifests(tmp_path)
         assert path.read_bytes() == whole[:cut], "looking changes nothing"
         write(path, line(9))
         assert path.read_bytes()[:kept] == whole[:kept]
-        after = manifest.load(tmp_path)
+        after = manifest.load_manifests(tmp_path)
         assert after.damaged == before.damaged == 0
         assert after.rows.keys() == before.rows.keys() | {f"{9:016x}"}
         assert len(before.rows) == ends.index(kept)
 
 
 def test_manifest_cut_in_its_header_begins_anew(tmp_path: Path) -> None:
-    path = tmp_path / MAIN
-    for cut in range(len(HEADER) + 1):
-        path.write_bytes(HEADER[:cut])
+    path = tmp_path / MAIN_MANIFEST
+    for cut in range(len(MANIFEST_HEADER) + 1):
+        path.write_bytes(MANIFEST_HEADER[:cut])
         write(path, line(1))
-        assert path.read_bytes().startswith(HEADER + b'{"id"')
+        assert path.read_bytes().startswith(MANIFEST_HEADER + b'{"id"')
 
 
 def test_long_torn_line_is_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / MAIN
+    path = tmp_path / MAIN_MANIFEST
     write(path, line(1))
     whole = path.read_bytes()
     path.write_bytes(whole + b"x" * 200_000)
@@ -100,12 +106,12 @@ def test_long_torn_line_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_damaged_line_inside_is_left_out_and_counted(tmp_path: Path) -> None:
-    path = tmp_path / MAIN
+    path = tmp_path / MAIN_MANIFEST
     write(path, line(1), line(2), line(3))
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = b"\0" * 20 + b"\n"
     path.write_bytes(b"".join(lines))
-    state = manifest.load(tmp_path)
+    state = manifest.load_manifests(tmp_path)
     assert (len(state.rows), state.damaged) == (2, 1)
 
 
@@ -121,19 +127,19 @@ def test_damaged_line_inside_is_left_out_and_counted(tmp_path: Path) -> None:
 def test_strangers_file_is_neither_read_nor_changed(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
-    path = tmp_path / MAIN
+    path = tmp_path / MAIN_MANIFEST
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        manifest.load(tmp_path)
+        manifest.load_manifests(tmp_path)
     with pytest.raises(InputError, match=message):
         Manifest(path)
     assert path.read_bytes() == content
 
 
 def test_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = Manifest(tmp_path / MAIN)
+    book = Manifest(tmp_path / MAIN_MANIFEST)
     book.append([line(1)])
-    before = (tmp_path / MAIN).read_bytes()
+    before = (tmp_path / MAIN_MANIFEST).read_bytes()
     real = os.write
     left = [30]
 
@@ -147,48 +153,48 @@ def test_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(StorageError, match="No space left"):
         book.append([line(2), line(3)])
-    assert (tmp_path / MAIN).read_bytes() == before
+    assert (tmp_path / MAIN_MANIFEST).read_bytes() == before
     monkeypatch.undo()
     book.append([line(2)])
     book.close()
-    assert len(manifest.load(tmp_path).rows) == 2
+    assert len(manifest.load_manifests(tmp_path).rows) == 2
 
 
 def test_shards_are_read_together_and_merged(tmp_path: Path) -> None:
     (tmp_path / ".t2i").mkdir()
     failure = {"code": "model", "message": "m"}
-    write(tmp_path / MAIN, line(1))
+    write(tmp_path / MAIN_MANIFEST, line(1))
     write(
-        tmp_path / manifest.shard_name(1, 2),
+        tmp_path / manifest.shard_manifest_name(1, 2),
         {"model": "a/b", "revision": None, "pin": "c" * 40},
         line(2),
         line(3, "failed", error=failure),
     )
-    write(tmp_path / manifest.shard_name(2, 2), line(3), line(1, "failed", error=failure))
-    before = manifest.load(tmp_path)
+    write(tmp_path / manifest.shard_manifest_name(2, 2), line(3), line(1, "failed", error=failure))
+    before = manifest.load_manifests(tmp_path)
     assert len(before.rows) == 3
-    assert manifest.merge(tmp_path) == 2
-    assert [path.name for path in manifest.files(tmp_path)] == [MAIN]
-    after = manifest.load(tmp_path)
+    assert manifest.merge_manifests(tmp_path) == 2
+    assert [path.name for path in manifest.manifest_files(tmp_path)] == [MAIN_MANIFEST]
+    after = manifest.load_manifests(tmp_path)
     assert {row: known.status for row, known in after.rows.items()} == {
         f"{n:016x}": "done" for n in (1, 2, 3)
     }
     assert after.pins == {("a/b", None): "c" * 40}
-    assert manifest.merge(tmp_path) == 0
-    assert manifest.load(tmp_path) == after
+    assert manifest.merge_manifests(tmp_path) == 0
+    assert manifest.load_manifests(tmp_path) == after
 
 
 def test_shard_that_is_still_writing_can_be_read(tmp_path: Path) -> None:
-    path = tmp_path / manifest.shard_name(1, 2)
+    path = tmp_path / manifest.shard_manifest_name(1, 2)
     write(path, line(1))
     with path.open("ab") as file:
         file.write(b'{"id": "half')
-    state = manifest.load(tmp_path)
+    state = manifest.load_manifests(tmp_path)
     assert (len(state.rows), state.damaged) == (1, 0)
 
 
 def test_folder_without_manifest_says_nothing(tmp_path: Path) -> None:
-    assert manifest.load(tmp_path / "none") == State()
+    assert manifest.load_manifests(tmp_path / "none") == ManifestState()
 
 
 FULL: dict[str, object] = {
@@ -243,9 +249,9 @@ def readers(folder: Path) -> None:
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     for read in (
-        lambda: manifest.load(folder),
-        lambda: gallery.write(folder, scratch),
-        lambda: manifest.merge(folder, scratch),
+        lambda: manifest.load_manifests(folder),
+        lambda: gallery.write_gallery(folder, scratch),
+        lambda: manifest.merge_manifests(folder, scratch),
     ):
         try:
             read()
@@ -254,15 +260,19 @@ def readers(folder: Path) -> None:
 
 
 def test_no_line_of_any_kind_is_a_traceback(tmp_path: Path) -> None:
-    path = tmp_path / manifest.shard_name(1, 2)
+    path = tmp_path / manifest.shard_manifest_name(1, 2)
     for record in spoilt():
-        path.write_bytes(HEADER + json.dumps(record).encode() + b"\n" + json.dumps(FULL).encode())
+        path.write_bytes(
+            MANIFEST_HEADER + json.dumps(record).encode() + b"\n" + json.dumps(FULL).encode()
+        )
         with path.open("ab") as file:
             file.write(b"\n")
         readers(tmp_path)
         assert not path.exists()
-        assert f"{1:016x}" in manifest.load(tmp_path).rows, "the sound line counts all the same"
-        (tmp_path / MAIN).unlink()
+        assert f"{1:016x}" in manifest.load_manifests(tmp_path).rows, (
+            "the sound line counts all the same"
+        )
+        (tmp_path / MAIN_MANIFEST).unlink()
 
 
 DAMAGED: list[dict[str, object]] = [
@@ -292,8 +302,8 @@ DAMAGED: list[dict[str, object]] = [
 def test_a_line_that_t2i_did_not_write_is_damaged(
     record: dict[str, object], tmp_path: Path
 ) -> None:
-    (tmp_path / MAIN).write_bytes(HEADER + json.dumps(record).encode() + b"\n")
-    assert manifest.load(tmp_path) == State(damaged=1)
+    (tmp_path / MAIN_MANIFEST).write_bytes(MANIFEST_HEADER + json.dumps(record).encode() + b"\n")
+    assert manifest.load_manifests(tmp_path) == ManifestState(damaged=1)
 
 
 @pytest.mark.parametrize("depth", [40, 900, 100_000])
@@ -301,8 +311,8 @@ def test_a_line_that_t2i_did_not_write_is_damaged(
 def test_deep_lines_are_damaged(depth: int, bracket: str, tmp_path: Path) -> None:
     end = {"[": "]", '{"a":': "}"}[bracket]
     deep = f'{{"id": "1", "status": "failed", "lock": {bracket * depth}1{end * depth}}}\n'
-    (tmp_path / MAIN).write_bytes(HEADER + deep.encode())
-    assert manifest.load(tmp_path) == State(damaged=1)
+    (tmp_path / MAIN_MANIFEST).write_bytes(MANIFEST_HEADER + deep.encode())
+    assert manifest.load_manifests(tmp_path) == ManifestState(damaged=1)
     readers(tmp_path)
 
 
@@ -311,12 +321,14 @@ def test_lines_that_never_end_are_not_read_whole(
 ) -> None:
     monkeypatch.setattr(manifest_lines, "MAX_LINE", 1000)
     long = json.dumps(FULL | {"request": {"prompt": "x" * 5000}}).encode()
-    (tmp_path / MAIN).write_bytes(HEADER + long + b"\n" + json.dumps(line(2)).encode() + b"\n")
-    state = manifest.load(tmp_path)
+    (tmp_path / MAIN_MANIFEST).write_bytes(
+        MANIFEST_HEADER + long + b"\n" + json.dumps(line(2)).encode() + b"\n"
+    )
+    state = manifest.load_manifests(tmp_path)
     assert (list(state.rows), state.damaged) == ([f"{2:016x}"], 1)
-    (tmp_path / MAIN).write_bytes(b"\0" * 100_000)
+    (tmp_path / MAIN_MANIFEST).write_bytes(b"\0" * 100_000)
     with pytest.raises(InputError, match="is no manifest"):
-        manifest.load(tmp_path)
+        manifest.load_manifests(tmp_path)
 
 
 VALUES = st.recursive(
@@ -334,7 +346,7 @@ def test_whatever_lines_say_is_read_or_left_out(
 ) -> None:
     folder = tmp_path_factory.mktemp("batch")
     text = "".join(json.dumps(record) + "\n" for record in records)
-    (folder / manifest.shard_name(1, 2)).write_bytes(HEADER + text.encode())
+    (folder / manifest.shard_manifest_name(1, 2)).write_bytes(MANIFEST_HEADER + text.encode())
     readers(folder)
 
 
@@ -343,7 +355,7 @@ def test_whatever_bytes_a_manifest_has_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, headed: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("batch")
-    (folder / MAIN).write_bytes(HEADER * headed + data)
+    (folder / MAIN_MANIFEST).write_bytes(MANIFEST_HEADER * headed + data)
     readers(folder)
 
 
@@ -357,7 +369,7 @@ def a_dangling_link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("plant", [a_link, a_dangling_link, os.mkfifo, os.mkdir])
-@pytest.mark.parametrize("name", [MAIN, manifest.shard_name(1, 2)])
+@pytest.mark.parametrize("name", [MAIN_MANIFEST, manifest.shard_manifest_name(1, 2)])
 def test_what_is_no_file_is_neither_read_nor_written(
     plant: Callable[[Path], None], name: str, tmp_path: Path
 ) -> None:
@@ -366,7 +378,7 @@ def test_what_is_no_file_is_neither_read_nor_written(
     elsewhere = tmp_path / "elsewhere"
     before = elsewhere.read_bytes() if elsewhere.exists() else None
     kind = stat.S_IFMT(path.lstat().st_mode)
-    for act in (manifest.load, manifest.merge):
+    for act in (manifest.load_manifests, manifest.merge_manifests):
         with pytest.raises(InputError, match="Cannot read .*: it is "):
             act(tmp_path)
     with pytest.raises(InputError, match="Cannot write .*: it is "):
@@ -377,16 +389,16 @@ def test_what_is_no_file_is_neither_read_nor_written(
 
 
 def test_a_torn_line_behind_a_link_is_not_cut_off(tmp_path: Path) -> None:
-    a_link(tmp_path / MAIN)
+    a_link(tmp_path / MAIN_MANIFEST)
     with (tmp_path / "elsewhere").open("ab") as file:
         file.write(b"torn")
     with pytest.raises(InputError, match="it is a link"):
-        Manifest(tmp_path / MAIN)
+        Manifest(tmp_path / MAIN_MANIFEST)
     assert (tmp_path / "elsewhere").read_bytes().endswith(b"torn")
 
 
 def test_only_what_is_called_as_a_shards_is_one(tmp_path: Path) -> None:
     (tmp_path / "manifest-old-of-mine.jsonl").write_text("precious")
-    write(tmp_path / manifest.shard_name(1, 1), line(1))
-    assert manifest.merge(tmp_path) == 1
+    write(tmp_path / manifest.shard_manifest_name(1, 1), line(1))
+    assert manifest.merge_manifests(tmp_path) == 1
     assert (tmp_path / "manifest-old-of-mine.jsonl").read_text() == "precious"

@@ -3,27 +3,27 @@
 import pytest
 
 from t2i_cli.batch import row_filenames
-from t2i_cli.batch.rows import Row
+from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import PromptProblem
 from tests.made import request
 
 
-def row(index: int = 1, name: str | None = None, **changes: object) -> Row:
+def row(index: int = 1, name: str | None = None, **changes: object) -> BatchRow:
     """A row at a line of its index."""
     asked = request(**changes)
     row_id = asked.identity(index)
-    return Row(index, row_id, index, asked, name, (), 0)
+    return BatchRow(index, row_id, index, asked, name, (), 0)
 
 
 def assign(
-    *rows: Row,
-    template: str = row_filenames.DEFAULT_TEMPLATE,
+    *rows: BatchRow,
+    template: str = row_filenames.DEFAULT_NAME_TEMPLATE,
     format: str | None = None,
     owners: dict[str, str] | None = None,
 ) -> tuple[list[str], list[PromptProblem]]:
     """The names of rows, and the problems."""
-    found, problems = row_filenames.assign(
+    found, problems = row_filenames.assign_filenames(
         rows, template, format, owners or {}, {r.id for r in rows}
     )
     return [file for file, _ in found.values()], problems
@@ -48,9 +48,9 @@ def test_template_may_name_every_field_and_the_id() -> None:
 
 
 def test_row_gives_name_format_or_template() -> None:
-    found, problems = row_filenames.assign(
+    found, problems = row_filenames.assign_filenames(
         [row(1, "one"), row(2, "sub/two.JPG"), row(3, "{seed}-{index}.webp")],
-        row_filenames.DEFAULT_TEMPLATE,
+        row_filenames.DEFAULT_NAME_TEMPLATE,
         "jpeg",
         {},
         {row(n).id for n in (1, 2, 3)},
@@ -103,7 +103,7 @@ def test_bad_name_is_refused_at_its_line(name: str, message: str) -> None:
     ("template", "format", "message"),
     [
         ("{slug}.png", "jpeg", "--format jpeg contradicts the extension"),
-        (row_filenames.DEFAULT_TEMPLATE, "gif", "The format 'gif' is unknown"),
+        (row_filenames.DEFAULT_NAME_TEMPLATE, "gif", "The format 'gif' is unknown"),
         ("../{slug}", None, "leaves the folder"),
         ("/a/{slug}", None, "absolute"),
         ("{foo}", None, "unknown placeholder"),
@@ -118,7 +118,7 @@ def test_template_that_no_row_is_to_blame_for_is_refused(
 
 
 @pytest.mark.parametrize(
-    "template", [row_filenames.DEFAULT_TEMPLATE, "{slug}.jpg", "a/{index:03d}", "x{{"]
+    "template", [row_filenames.DEFAULT_NAME_TEMPLATE, "{slug}.jpg", "a/{index:03d}", "x{{"]
 )
 def test_template_that_can_be_is_taken(template: str) -> None:
     row_filenames.check_template(template, "jpeg")

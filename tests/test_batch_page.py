@@ -25,7 +25,7 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     """
     folder = tmp_path / "out"
     (folder / "sub").mkdir(parents=True)
-    book = Manifest(folder / manifest.MAIN)
+    book = Manifest(folder / manifest.MAIN_MANIFEST)
     for index, (prompt, file) in enumerate(FILES.items(), 1):
         Image.new("RGB", (SIDE, SIDE), (60 * index, 90, 120)).save(folder / file)
         asked = {"prompt": prompt, "seed": index, "steps": 4}
@@ -37,7 +37,7 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     book.append([failed | {"request": {"prompt": "a green house", "seed": 4}}])
     book.append([{"status": "invalid", "line": 7, "field": "steps", "message": "steps is wrong"}])
     book.close()
-    address = gallery.write(folder, tmp_path).as_uri()
+    address = gallery.write_gallery(folder, tmp_path).as_uri()
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     context.set_default_timeout(PATIENCE)
     asked_for: list[str] = []

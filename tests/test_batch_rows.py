@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from t2i_cli.batch import options, rows
-from t2i_cli.batch.options import Wishes, parse_seeds, parse_vary
-from t2i_cli.batch.rows import Row, expand
+from t2i_cli.batch.options import BatchOptions, parse_seeds, parse_vary
+from t2i_cli.batch.rows import BatchRow, expand_rows
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.models.catalog import ModelSpec
@@ -24,9 +24,9 @@ def entries(*values: Mapping[str, Value] | str) -> list[PromptEntry]:
     ]
 
 
-def good(*values: Mapping[str, Value] | str, **wished: object) -> list[Row]:
+def good(*values: Mapping[str, Value] | str, **wished: object) -> list[BatchRow]:
     """The rows of entries with nothing wrong."""
-    found, problems = expand(entries(*values), Wishes(**wished), Painter())  # type: ignore[arg-type]
+    found, problems = expand_rows(entries(*values), BatchOptions(**wished), Painter())  # type: ignore[arg-type]
     assert problems == []
     return found
 
@@ -171,7 +171,7 @@ def test_seed_ranges() -> None:
 def test_all_that_is_wrong_with_a_row_is_told(
     values: Mapping[str, Value], problems: list[tuple[str, str]]
 ) -> None:
-    found, told = expand(entries("good", values), Wishes(), Painter())
+    found, told = expand_rows(entries("good", values), BatchOptions(), Painter())
     assert [row.request.prompt for row in found] == ["good"]
     assert sorted((p.line, p.field) for p in told) == sorted((2, field) for field, _ in problems)
     for field, message in problems:
@@ -180,8 +180,8 @@ def test_all_that_is_wrong_with_a_row_is_told(
 
 
 def test_a_row_is_told_of_once_whatever_crosses_it() -> None:
-    found, told = expand(
-        entries({"prompt": "a", "width": 100}), Wishes(vary=[("steps", [1, 2])]), Painter()
+    found, told = expand_rows(
+        entries({"prompt": "a", "width": 100}), BatchOptions(vary=[("steps", [1, 2])]), Painter()
     )
     assert found == []
     assert [(p.line, p.field) for p in told] == [(1, "width")]
@@ -189,14 +189,14 @@ def test_a_row_is_told_of_once_whatever_crosses_it() -> None:
 
 def test_what_the_command_line_says_wrongly_is_told_once() -> None:
     with pytest.raises(InputError, match="steps must be from 1"):
-        expand(entries("a", "b"), Wishes(defaults={"steps": 0}), Painter())
+        expand_rows(entries("a", "b"), BatchOptions(defaults={"steps": 0}), Painter())
     with pytest.raises(ModelError, match="'none' is unknown"):
-        expand(entries("a", "b"), Wishes(defaults={"model": "none"}), Painter())
+        expand_rows(entries("a", "b"), BatchOptions(defaults={"model": "none"}), Painter())
     with pytest.raises(InputError, match="count must be at least 1"):
-        expand(entries("a"), Wishes(count=0), Painter())
+        expand_rows(entries("a"), BatchOptions(count=0), Painter())
     with pytest.raises(InputError, match="--seeds takes the place"):
-        expand(entries("a"), Wishes(count=2, seeds=[1]), Painter())
-    _, told = expand(entries({"prompt": "a", "count": 2}), Wishes(seeds=[1]), Painter())
+        expand_rows(entries("a"), BatchOptions(count=2, seeds=[1]), Painter())
+    _, told = expand_rows(entries({"prompt": "a", "count": 2}), BatchOptions(seeds=[1]), Painter())
     assert told == [PromptProblem(1, "count", "a count and --seeds exclude each other.")]
 
 
@@ -228,19 +228,21 @@ def test_rows_are_not_blamed_for_the_command_line(
     # A row's own fault does not hide it, and what rows set beside it does not either.
     for plain in (["a", "b\x00"], [{"prompt": "a", "seed": 1, "count": 2, "name": "a.png"}]):
         with pytest.raises(kind, match=message) as raised:
-            expand(entries(*plain), Wishes(**wished), Small())
+            expand_rows(entries(*plain), BatchOptions(**wished), Small())
         assert not isinstance(raised.value, PromptsError)
     with pytest.raises(kind, match=message):
-        expand(entries({"prompt": "a", "steps": 5}, {"prompt": "b"}), Wishes(**wished), Small())
+        expand_rows(
+            entries({"prompt": "a", "steps": 5}, {"prompt": "b"}), BatchOptions(**wished), Small()
+        )
 
 
 def test_rows_are_blamed_for_what_they_set() -> None:
     wide: dict[str, Value] = {"prompt": "a", "width": 256}
-    _, told = expand(entries(wide, wide), Wishes(), Small())
+    _, told = expand_rows(entries(wide, wide), BatchOptions(), Small())
     assert [(p.line, p.message) for p in told] == [(1, "too large"), (2, "too large")]
     # Where a good row is, the command line is good.
-    found, told = expand(
-        entries("a", {"prompt": "b", "width": 64}), Wishes(defaults={"width": 256}), Small()
+    found, told = expand_rows(
+        entries("a", {"prompt": "b", "width": 64}), BatchOptions(defaults={"width": 256}), Small()
     )
     assert ([row.line for row in found], [p.line for p in told]) == ([2], [1])
 
@@ -252,7 +254,7 @@ def test_a_field_has_one_option_that_sets_it() -> None:
         {"defaults": {"steps": 5}, "vary": [("steps", [1, 2])]},
     ):
         with pytest.raises(InputError, match="--vary and another option both set (seed|steps)"):
-            expand(entries("a"), Wishes(**wished), Painter())
+            expand_rows(entries("a"), BatchOptions(**wished), Painter())
     assert [r.request.seed for r in good("a", vary=[("seed", [1, 5])], count=2)] == [1, 2, 5, 6]
 
 
@@ -262,7 +264,7 @@ def test_a_network_that_fails_is_no_rows_fault() -> None:
             raise RemoteError("no network")
 
     with pytest.raises(RemoteError):
-        expand(entries("a"), Wishes(), Broken())
+        expand_rows(entries("a"), BatchOptions(), Broken())
 
 
 def test_backend_is_asked_once_for_requests_alike() -> None:
@@ -275,8 +277,10 @@ def test_backend_is_asked_once_for_requests_alike() -> None:
                 raise InputError("too small here", field="width")
 
     small: dict[str, Value] = {"width": 64}
-    _, told = expand(
-        entries("a", "b", {"prompt": "c", **small}, {"prompt": "d", **small}), Wishes(), Slow()
+    _, told = expand_rows(
+        entries("a", "b", {"prompt": "c", **small}, {"prompt": "d", **small}),
+        BatchOptions(),
+        Slow(),
     )
     assert [request.width for request in asked[:2]] == [128, 64]
     assert len(asked) == 2
@@ -286,17 +290,17 @@ def test_backend_is_asked_once_for_requests_alike() -> None:
 def test_too_many_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MAX_ROWS", 10)
     with pytest.raises(InputError, match="more than 10 images"):
-        expand(entries(*"abcdefghijk"), Wishes(), Painter())
+        expand_rows(entries(*"abcdefghijk"), BatchOptions(), Painter())
     with pytest.raises(InputError, match="more than 10 images"):
-        expand(entries("a", {"prompt": "b", "count": 10}), Wishes(), Painter())
+        expand_rows(entries("a", {"prompt": "b", "count": 10}), BatchOptions(), Painter())
     assert options.MAX_ROWS == 1_000_000
 
 
 def test_lenient_leaves_out_and_says_so_once() -> None:
     notes: list[str] = []
     values: dict[str, Value] = {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0}
-    found, told = expand(
-        entries(values, values), Wishes(lenient=True), Painter(), on_note=notes.append
+    found, told = expand_rows(
+        entries(values, values), BatchOptions(lenient=True), Painter(), on_note=notes.append
     )
     assert told == []
     assert [row.request.negative_prompt for row in found] == [None, None]
@@ -313,14 +317,14 @@ def test_groups_are_what_can_run_together_one_model_after_the_other() -> None:
         {"prompt": "f", "model": "sd15"},
         {"prompt": "g", "steps": 5},
     )
-    groups = [[row.request.prompt for row in group] for group in rows.grouped(found)]
+    groups = [[row.request.prompt for row in group] for group in rows.group_rows(found)]
     assert groups == [["a", "d"], ["c", "g"], ["e"], ["b", "f"]]
 
 
 def test_pins_change_the_request_and_not_the_id() -> None:
     found = good("a", {"prompt": "b", "model": "sd15"}, {"prompt": "c", "model": "sdxl"})
     sd15, sdxl = found[1].request.model, found[2].request.model
-    moved, new = rows.pinned(
+    moved, new = rows.pin_revisions(
         found, {(sdxl, None): "known"}, lambda model, _: "now" if "/" in model else None
     )
     assert [row.request.revision for row in moved] == [None, "now", "known"]
@@ -359,7 +363,7 @@ class Watched(Painter):
 )
 def test_a_bad_value_asks_nothing_of_any_backend(values: dict[str, Value], field: str) -> None:
     watched = Watched()
-    found, told = expand(entries({"prompt": "a", **values}), Wishes(), watched)
+    found, told = expand_rows(entries({"prompt": "a", **values}), BatchOptions(), watched)
     assert (found, watched.asked) == ([], [])
     assert field in [problem.field for problem in told]
     assert {problem.field for problem in told} <= values.keys()
@@ -370,7 +374,7 @@ def test_what_else_is_wrong_is_told_by_a_model_that_is_known() -> None:
     watched = Watched()
     good: dict[str, Value] = {"prompt": "a", "model": "sd15"}
     bad: dict[str, Value] = {**good, "steps": 0, "width": 100}
-    _, told = expand(entries(good, bad), Wishes(), watched)
+    _, told = expand_rows(entries(good, bad), BatchOptions(), watched)
     assert [(p.line, p.field) for p in told] == [(2, "steps"), (2, "width")]
     assert watched.asked == ["sd15", f"check {catalog.MODELS['sd15'].repo}"]
 
@@ -378,6 +382,6 @@ def test_what_else_is_wrong_is_told_by_a_model_that_is_known() -> None:
 def test_a_row_that_names_its_model_is_not_settled_with_the_default_one() -> None:
     watched = Watched()
     row: dict[str, Value] = {"prompt": "a", "model": "none"}
-    found, told = expand(entries(row, row), Wishes(), watched)
+    found, told = expand_rows(entries(row, row), BatchOptions(), watched)
     assert (found, watched.asked) == ([], ["none"])
     assert [(p.line, p.field) for p in told] == [(1, "model"), (2, "model")]

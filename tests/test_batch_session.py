@@ -13,12 +13,12 @@ import pytest
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.batch import contact_sheet, executor, manifest, session
-from t2i_cli.batch.executor import InProcess
-from t2i_cli.batch.interrupt import Stop
+from t2i_cli.batch.executor import LocalExecutor
+from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.lock import Shard
-from t2i_cli.batch.options import Wishes
-from t2i_cli.batch.plan import Choice
-from t2i_cli.batch.session import Task
+from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.plan import SelectionOptions
+from t2i_cli.batch.session import BatchConfig
 from t2i_cli.console import Console
 from t2i_cli.errors import (
     ContentFilteredError,
@@ -64,8 +64,8 @@ class Batch:
         self,
         painter: Painter | None = None,
         *,
-        choice: Choice | None = None,
-        wishes: Wishes | None = None,
+        choice: SelectionOptions | None = None,
+        wishes: BatchOptions | None = None,
         events: bool = False,
         needs: Callable[[ResolvedRequest], dict[str, object]] = lambda _: {},
         commit: Callable[[str, str | None], str | None] = lambda model, asked: None,
@@ -75,19 +75,19 @@ class Batch:
         backend = painter or Painter()
         console = Console()
         console.configure(json=True, events=events)
-        wanted = Task(
+        wanted = BatchConfig(
             source=str(self.prompts),
             input_format=None,
             folder=self.folder,
-            wishes=wishes or Wishes(),
-            choice=choice or Choice(),
+            wishes=wishes or BatchOptions(),
+            choice=choice or SelectionOptions(),
             **task,  # type: ignore[arg-type]
         )
         backend.told, backend.commits = needs, commit
         self._capsys.readouterr()
         ended = None
         try:
-            session.run(wanted, backend, InProcess(backend), console)
+            session.run_batch(wanted, backend, LocalExecutor(backend), console)
         except T2IError as error:
             ended = error
         captured = self._capsys.readouterr()
@@ -100,7 +100,7 @@ class Batch:
 
     def lines(self) -> list[dict[str, object]]:
         """The manifest's lines, its header aside."""
-        text = (self.folder / manifest.MAIN).read_text()
+        text = (self.folder / manifest.MAIN_MANIFEST).read_text()
         return [json.loads(line) for line in text.splitlines()[1:]]
 
 
@@ -154,9 +154,9 @@ def test_new_and_reordered_rows_leave_done_images_as_they_are(batch: Batch) -> N
 
 
 def test_name_owned_by_another_image_is_refused(batch: Batch) -> None:
-    batch(wishes=Wishes(seed=1))
+    batch(wishes=BatchOptions(seed=1))
     before = batch.files()
-    painter, ended, _ = batch(wishes=Wishes(seed=1, defaults={"steps": 5}))
+    painter, ended, _ = batch(wishes=BatchOptions(seed=1, defaults={"steps": 5}))
     assert isinstance(ended, PromptsError)
     assert "is another image's of this folder" in ended.message
     assert painter.made == []
@@ -178,7 +178,7 @@ def test_strangers_file_is_not_replaced(batch: Batch) -> None:
 
 def test_image_that_no_line_was_written_for_is_made_again(batch: Batch) -> None:
     batch()
-    path = batch.folder / manifest.MAIN
+    path = batch.folder / manifest.MAIN_MANIFEST
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))
     before = batch.files()
@@ -216,7 +216,7 @@ def test_flipped_byte_is_found_with_verify_files(batch: Batch) -> None:
     data[100] ^= 1
     victim.write_bytes(data)
     assert batch()[0].made == []
-    painter, ended, _ = batch(choice=Choice(verify_files=True))
+    painter, ended, _ = batch(choice=SelectionOptions(verify_files=True))
     assert (ended, len(painter.made)) == (None, 1)
     assert batch.files() == before
 
@@ -235,7 +235,7 @@ def test_failures_are_kept_until_retry_failed(batch: Batch) -> None:
     assert painter.made == []
     assert isinstance(ended, PartialError)
     assert ended.hint == "--retry-failed tries those again that failed before."
-    painter, ended, summary = batch(choice=Choice(retry_failed=True))
+    painter, ended, summary = batch(choice=SelectionOptions(retry_failed=True))
     assert (len(painter.made), ended, summary["done"]) == (2, None, 12)
 
 
@@ -292,18 +292,18 @@ def test_wrong_max_failures_is_refused(batch: Batch, text: str) -> None:
 
 
 def test_limit_makes_the_first_and_the_next_run_goes_on(batch: Batch) -> None:
-    painter, ended, summary = batch(choice=Choice(limit=5))
+    painter, ended, summary = batch(choice=SelectionOptions(limit=5))
     assert ended is None
     assert [r.prompt.split()[-1] for r in painter.made] == ["1", "2", "3", "4", "5"]
     assert (summary["done"], summary["left"], summary["exit"]) == (5, 7, 0)
-    painter, _, summary = batch(choice=Choice(limit=5))
+    painter, _, summary = batch(choice=SelectionOptions(limit=5))
     assert [r.prompt.split()[-1] for r in painter.made] == ["6", "7", "8", "9", "10"]
 
 
 def test_force_makes_everything_again_under_the_same_names(batch: Batch) -> None:
     batch()
     before = batch.files()
-    painter, ended, _ = batch(choice=Choice(force=True))
+    painter, ended, _ = batch(choice=SelectionOptions(force=True))
     assert (len(painter.made), ended) == (12, None)
     assert batch.files() == before
 
@@ -314,12 +314,12 @@ def test_shards_make_each_row_once_and_merge(
     whole = Batch(batch.folder.parent, capsys)
     whole.folder = batch.folder.with_name("whole")
     whole()
-    made = [batch(choice=Choice(shard=Shard(n, 3)))[0].made for n in (1, 2, 3)]
+    made = [batch(choice=SelectionOptions(shard=Shard(n, 3)))[0].made for n in (1, 2, 3)]
     assert sum(map(len, made)) == len({r.prompt for part in made for r in part}) == 12
     assert sum(map(bool, made)) > 1  # twelve rows need not reach all three
     assert batch.files() == whole.files()
-    assert not (batch.folder / manifest.MAIN).exists()
-    session.merge(batch.folder, Console())
+    assert not (batch.folder / manifest.MAIN_MANIFEST).exists()
+    session.merge_shards(batch.folder, Console())
     assert len(batch.lines()) == 12
     painter, ended, summary = batch()
     assert (painter.made, ended, summary["done"]) == ([], None, 12)
@@ -327,7 +327,7 @@ def test_shards_make_each_row_once_and_merge(
 
 def test_merge_needs_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no manifest in"):
-        session.merge(tmp_path, Console())
+        session.merge_shards(tmp_path, Console())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -348,7 +348,7 @@ def test_invalid_rows_stop_everything_or_are_listed(batch: Batch) -> None:
 
 
 def test_bad_names_stop_everything_and_leave_no_folder(batch: Batch) -> None:
-    painter, ended, _ = batch(choice=Choice(template="../{index}.png"))
+    painter, ended, _ = batch(choice=SelectionOptions(template="../{index}.png"))
     assert isinstance(ended, PromptsError)
     assert painter.made == []
     assert not batch.folder.exists()
@@ -365,7 +365,7 @@ def test_dry_run_tells_the_plan_and_leaves_nothing(batch: Batch) -> None:
         return {"device": "cpu", "download_mib": 7}
 
     painter, ended, plan = batch(
-        dry_run=True, needs=needs, wishes=Wishes(vary=[("steps", [5, 10])])
+        dry_run=True, needs=needs, wishes=BatchOptions(vary=[("steps", [5, 10])])
     )
     assert (painter.made, ended, batch.folder.exists()) == ([], None, False)
     assert plan["images"] == plan["to_make"] == 24
@@ -374,8 +374,8 @@ def test_dry_run_tells_the_plan_and_leaves_nothing(batch: Batch) -> None:
     assert plan["disk_bytes"] == 24 * 128 * 128 * 2
     assert plan["free_bytes"] > 0  # type: ignore[operator]
     assert plan["estimated_seconds"] is None
-    batch(wishes=Wishes(vary=[("steps", [5, 10])]), choice=Choice(limit=13))
-    *_, plan = batch(dry_run=True, needs=needs, wishes=Wishes(vary=[("steps", [5, 10])]))
+    batch(wishes=BatchOptions(vary=[("steps", [5, 10])]), choice=SelectionOptions(limit=13))
+    *_, plan = batch(dry_run=True, needs=needs, wishes=BatchOptions(vary=[("steps", [5, 10])]))
     assert (plan["done"], plan["to_make"]) == (13, 11)
     # The painter says that an image takes half a second, whose last one had ten steps.
     assert plan["estimated_seconds"] == pytest.approx(11 * 0.5, rel=0.6)
@@ -383,8 +383,10 @@ def test_dry_run_tells_the_plan_and_leaves_nothing(batch: Batch) -> None:
 
 def test_model_is_pinned_at_the_first_run(batch: Batch) -> None:
     commits = iter(["c" * 40, "d" * 40])
-    hub = {"wishes": Wishes(defaults={"model": "sd15", "width": 64, "height": 64})}
-    first, *_ = batch(commit=lambda model, asked: next(commits), choice=Choice(limit=6), **hub)  # type: ignore[arg-type]
+    hub = {"wishes": BatchOptions(defaults={"model": "sd15", "width": 64, "height": 64})}
+    first, *_ = batch(
+        commit=lambda model, asked: next(commits), choice=SelectionOptions(limit=6), **hub
+    )  # type: ignore[arg-type]
     second, ended, summary = batch(commit=lambda model, asked: next(commits), **hub)  # type: ignore[arg-type]
     assert {r.revision for r in [*first.made, *second.made]} == {"c" * 40}
     assert (ended, summary["done"], len(second.made)) == (None, 12, 6)
@@ -444,7 +446,7 @@ def test_what_a_backend_raises_is_that_rows_failure(batch: Batch, steps: bool) -
     )
     painter, ended, summary = batch()
     assert (painter.made, summary["failed"], type(ended)) == ([], 3, PartialError)
-    painter, ended, summary = batch(choice=Choice(retry_failed=True))
+    painter, ended, summary = batch(choice=SelectionOptions(retry_failed=True))
     assert (len(painter.made), ended, summary["done"]) == (3, None, 12)
 
 
@@ -533,7 +535,7 @@ def test_what_is_no_rows_failure_ends_the_run(batch: Batch, error: type[BaseExce
 
 def test_failures_of_an_unknown_kind_are_still_told(batch: Batch) -> None:
     batch(failing(*range(1, 13), error=ModelError("broken")))
-    path = batch.folder / manifest.MAIN
+    path = batch.folder / manifest.MAIN_MANIFEST
     path.write_text(path.read_text().replace('"code": "model"', '"code": "of a later version"'))
     _, ended, summary = batch()
     assert isinstance(ended, PartialError)
@@ -547,7 +549,7 @@ def test_page_that_cannot_be_written_costs_no_account(batch: Batch) -> None:
     assert isinstance(ended, PartialError)
     assert (summary["done"], summary["failed"], summary["gallery"]) == (11, 1, None)
     assert f"warning: Cannot write '{page}'" in batch.stderr
-    _, ended, summary = batch(choice=Choice(retry_failed=True))
+    _, ended, summary = batch(choice=SelectionOptions(retry_failed=True))
     assert isinstance(ended, InputError)
     assert f"Cannot write '{page}'" in ended.message
     assert str(ended.hint).startswith("Run the same command again")
@@ -658,7 +660,7 @@ def test_device_does_not_wait_for_files_until_the_queue_is_full(batch: Batch) ->
         raise StorageError("not kept")
 
     requests = [_request(n) for n in range(30)]
-    made = InProcess(painter, savers=2).run(requests, save, lambda _: None, Stop())
+    made = LocalExecutor(painter, savers=2).run(requests, save, lambda _: None, StopSignal())
     threading.Timer(0.5, release.set).start()
     first = next(made)
     # Two are being saved, four wait at most, and one is in the backend's hand.
@@ -676,14 +678,14 @@ def test_queue_is_bounded(batch: Batch) -> None:
         release.wait(10)
         raise StorageError("not kept")
 
-    made = InProcess(painter, savers=2).run(
-        [_request(n) for n in range(30)], save, lambda _: None, Stop()
+    made = LocalExecutor(painter, savers=2).run(
+        [_request(n) for n in range(30)], save, lambda _: None, StopSignal()
     )
     threading.Timer(1.0, lambda: (counts.append(len(painter.made)), release.set())).start()  # type: ignore[func-returns-value]
     counts: list[int] = []
     assert sum(len(group) for group in made) == 30
     assert counts == [5]
-    assert executor.SAVERS == 4
+    assert executor.WRITER_THREADS == 4
 
 
 def _request(number: int) -> ResolvedRequest:
@@ -729,7 +731,7 @@ def test_disk_full_in_the_middle_then_space_and_again(
 
 def test_a_failure_that_a_newer_version_recorded_is_told(batch: Batch) -> None:
     batch(failing(*range(1, 13), error=ModelError("broken")))
-    path = batch.folder / manifest.MAIN
+    path = batch.folder / manifest.MAIN_MANIFEST
     path.write_text(path.read_text().replace('"code": "model"', '"code": "melted"'))
     _, ended, summary = batch()
     assert isinstance(ended, PartialError)
@@ -737,14 +739,14 @@ def test_a_failure_that_a_newer_version_recorded_is_told(batch: Batch) -> None:
 
 
 def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(batch: Batch) -> None:
-    batch(choice=Choice(limit=1))
+    batch(choice=SelectionOptions(limit=1))
     [image] = batch.folder.glob("*.png")
     line = batch.lines()[0] | {"bytes": 0}
-    path = batch.folder / manifest.MAIN
-    path.write_bytes(manifest.HEADER + json.dumps(line).encode() + b"\n")
+    path = batch.folder / manifest.MAIN_MANIFEST
+    path.write_bytes(manifest.MANIFEST_HEADER + json.dumps(line).encode() + b"\n")
     image.unlink()
     os.mkfifo(image)
-    _, ended, summary = batch(choice=Choice(verify_files=True))
+    _, ended, summary = batch(choice=SelectionOptions(verify_files=True))
     assert ended is None
     assert summary["made"] == 12
     [other] = [job for job in batch.folder.glob("00012-*.png")]

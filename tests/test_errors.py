@@ -107,7 +107,7 @@ def test_an_event_about_no_image_is_shown(event: Step | RequestSent) -> None:
 
 
 EMPTY: dict[str, tuple[Callable[[], object], type[T2IError]]] = {
-    "name": (lambda: row_filenames.check(""), InputError),
+    "name": (lambda: row_filenames.check_filename(""), InputError),
     "template": (lambda: row_filenames.check_template("", None), InputError),
     "output": (lambda: filenames.parse_output("", None, is_folder=False), InputError),
     "width": (lambda: filenames.parse_output("{seed:" + "9" * 5000 + "}.png", None), InputError),

@@ -111,8 +111,8 @@ FOLDERS = (TXT, JSONL, MERGED, SHARDS, HUB, HTTP)
 
 def ids(batch: Batch) -> list[str]:
     """The ids of a prompts file's rows for the embedded model, as the program has them now."""
-    from t2i_cli.batch.options import Wishes, parse_vary
-    from t2i_cli.batch.rows import expand
+    from t2i_cli.batch.options import BatchOptions, parse_vary
+    from t2i_cli.batch.rows import expand_rows
     from t2i_cli.prompts import prompts_format, read_prompts
     from tests.fakes.painter import Painter
 
@@ -123,7 +123,7 @@ def ids(batch: Batch) -> list[str]:
     vary = parse_vary([given["--vary"]] if "--vary" in given else [])
     source = str(GOLDEN / batch.prompts)
     entries = read_prompts(source, prompts_format(source, None)).entries
-    rows, _ = expand(entries, Wishes(defaults=defaults, vary=vary), Painter())
+    rows, _ = expand_rows(entries, BatchOptions(defaults=defaults, vary=vary), Painter())
     return [row.id for row in rows]
 
 

@@ -99,8 +99,8 @@ def test_timings_are_not_kept_in_anothers_place(plant: Plant) -> None:
     file = timings._path()
     file.parent.mkdir(parents=True)
     plant(file)
-    timings.learn("m", "cpu", 1.0)
-    assert timings.known("m", "cpu") is None
+    timings.record_timing("m", "cpu", 1.0)
+    assert timings.lookup_timing("m", "cpu") is None
     assert kept(file)
 
 

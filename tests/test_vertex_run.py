@@ -222,7 +222,7 @@ def test_an_ephemeral_batch_from_a_pipe_and_one_with_nothing_to_make(
     assert done.returncode == 0, done.stderr
     assert len(vertex.predictions) == 2
     assert counted(vertex)["POST deployModel"] == 1
-    with lock.held(tmp_path / "out", None):
+    with lock.lock_folder(tmp_path / "out", None):
         busy = t2i(*batch, input="a green tree\n", env=vertex.environment)
     assert busy.returncode == 2
     assert "Another run is at work" in busy.stderr

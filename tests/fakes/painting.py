@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from t2i_cli.batch import session
-from t2i_cli.batch.executor import InProcess
-from t2i_cli.batch.options import Wishes
-from t2i_cli.batch.plan import Choice
+from t2i_cli.batch.executor import LocalExecutor
+from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.plan import SelectionOptions
 from t2i_cli.console import console
 from t2i_cli.errors import T2IError
 from t2i_cli.request import ResolvedRequest
@@ -31,15 +31,15 @@ def main() -> int:
         events="--events" in sys.argv, json="--json" in sys.argv, verbose="-v" in sys.argv
     )
     backend = Painter(pause=float(os.environ.get("PAUSE", "0")), steps=True, side=64, fails=bug)
-    task = session.Task(
+    task = session.BatchConfig(
         source=sys.argv[1],
         input_format=None,
         folder=Path(sys.argv[2]),
-        wishes=Wishes(),
-        choice=Choice(retry_failed="--retry-failed" in sys.argv),
+        wishes=BatchOptions(),
+        choice=SelectionOptions(retry_failed="--retry-failed" in sys.argv),
     )
     try:
-        session.run(task, backend, InProcess(backend), console)
+        session.run_batch(task, backend, LocalExecutor(backend), console)
     except T2IError as error:
         console.error(error)
         return error.exit_code

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i_cli.batch import manifest
-from t2i_cli.batch.plan import Plan
-from t2i_cli.batch.rows import Row
+from t2i_cli.batch.plan import BatchPlan
+from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError, StorageError, T2IError
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import free_or_own_path
@@ -21,10 +21,10 @@ from t2i_cli.output.state_files import free_or_own_path
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NAME = "sheet.png"
-NAMES = (NAME, "t2i-sheet.png")
+SHEET_NAME = "sheet.png"
+SHEET_NAMES = (SHEET_NAME, "t2i-sheet.png")
 MAX_IMAGES = 1_000
-CELL = 192
+CELL_SIDE = 192
 """Pixels of the side that an image is made to fit."""
 _GAP = 8
 _LINE = 14
@@ -39,17 +39,17 @@ _ALIKE = 3.0
 
 
 @dataclass(frozen=True)
-class Block:
+class SheetGrid:
     """A grid of rows with its title; `across` and `down` head its columns and its lines."""
 
     title: str
     across: Sequence[str]
     down: Sequence[str]
-    cells: Sequence[Sequence[Row | None]]
+    cells: Sequence[Sequence[BatchRow | None]]
     captions: bool
 
 
-def write(plan: Plan, scratch: Path) -> Path:
+def write_sheet(plan: BatchPlan, scratch: Path) -> Path:
     """Draw the first MAX_IMAGES images of the plan, in `scratch` while unfinished.
 
     Raises StorageError, and InputError where others' pictures have both names.
@@ -59,17 +59,19 @@ def write(plan: Plan, scratch: Path) -> Path:
     folder = plan.folder
     files = {
         row_id: folder / known.file
-        for row_id, known in manifest.load(folder).rows.items()
+        for row_id, known in manifest.load_manifests(folder).rows.items()
         if known.status == "done" and known.file
     }
     images = list(files.values())
-    target = free_or_own_path((folder / name for name in NAMES), lambda path: is_ours(path, images))
+    target = free_or_own_path(
+        (folder / name for name in SHEET_NAMES), lambda path: is_own_sheet(path, images)
+    )
     if target is None:
         raise InputError(
-            f"Neither {' nor '.join(NAMES)} in '{folder}' is t2i's: no sheet without a place."
+            f"Neither {' nor '.join(SHEET_NAMES)} in '{folder}' is t2i's: no sheet without a place."
         )
-    drawn = _draw(blocks(plan.rows[:MAX_IMAGES]), files)
-    unfinished = scratch / NAME
+    drawn = _draw(sheet_grids(plan.rows[:MAX_IMAGES]), files)
+    unfinished = scratch / SHEET_NAME
     info = PngInfo()
     info.add_text(*_MARKER)
     try:
@@ -82,7 +84,7 @@ def write(plan: Plan, scratch: Path) -> Path:
     return target
 
 
-def is_ours(path: Path, images: Sequence[Path]) -> bool:
+def is_own_sheet(path: Path, images: Sequence[Path]) -> bool:
     """Whether a picture is a sheet that t2i made: by its marker, or by what it shows.
 
     Versions before the marker left none: theirs has the size of a sheet, and one of the folder's
@@ -106,11 +108,11 @@ def _corners(width: int, height: int) -> list[tuple[int, int]]:
 
     For a grid they are those of the first one, whatever comes below.
     """
-    columns, margin = divmod(width - _GAP, CELL + _GAP)
-    if columns < 1 or margin not in {0, CELL // 2}:
+    columns, margin = divmod(width - _GAP, CELL_SIDE + _GAP)
+    if columns < 1 or margin not in {0, CELL_SIDE // 2}:
         return []
     head = 2 * (_LINE + _GAP) if margin else 0
-    row = CELL + _GAP + (0 if margin else _LINE * _CAPTION_LINES)
+    row = CELL_SIDE + _GAP + (0 if margin else _LINE * _CAPTION_LINES)
     lines, rest = divmod(height - _GAP - head, row)
     if lines < 1 or (rest and not margin):
         return []
@@ -136,13 +138,13 @@ def _shows(sheet: "Image", file: Path) -> bool:
     return False
 
 
-def blocks(rows: Sequence[Row]) -> list[Block]:
+def sheet_grids(rows: Sequence[BatchRow]) -> list[SheetGrid]:
     """The grids of a sheet: one for each prompt and repeat of two axes, else one of all rows."""
     if not rows or len(rows[0].varied) != 2:
         columns = min(_MAX_COLUMNS, max(1, round(len(rows) ** 0.5)))
         lines = [list(rows[at : at + columns]) for at in range(0, len(rows), columns)]
-        return [Block("", [], [], lines, True)]
-    grids: dict[tuple[int, str, int], dict[tuple[str, str], Row]] = {}
+        return [SheetGrid("", [], [], lines, True)]
+    grids: dict[tuple[int, str, int], dict[tuple[str, str], BatchRow]] = {}
     for row in rows:
         key = (row.line, row.request.prompt, row.repeat)
         grids.setdefault(key, {})[row.varied[0], row.varied[1]] = row
@@ -153,18 +155,18 @@ def blocks(rows: Sequence[Row]) -> list[Block]:
         cells = [[grid.get((x, y)) for x in across] for y in down]
         seeds = {row.request.seed for row in grid.values()}
         title = f"{prompt} (seed {seeds.pop()})" if len(seeds) == 1 else prompt
-        found.append(Block(title, across, down, cells, False))
+        found.append(SheetGrid(title, across, down, cells, False))
     return found
 
 
-def _draw(grids: Sequence[Block], files: dict[str, Path]) -> "Image":
+def _draw(grids: Sequence[SheetGrid], files: dict[str, Path]) -> "Image":
     """The sheet: RGB, black on white."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(11)
     columns = max(max((len(line) for line in grid.cells), default=1) for grid in grids)
-    margin = CELL // 2 if any(grid.down for grid in grids) else 0
-    width = margin + columns * (CELL + _GAP) + _GAP
+    margin = CELL_SIDE // 2 if any(grid.down for grid in grids) else 0
+    width = margin + columns * (CELL_SIDE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, sum(map(_height, grids)) + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
     top = _GAP
@@ -180,7 +182,7 @@ def _draw(grids: Sequence[Block], files: dict[str, Path]) -> "Image":
         for number, line in enumerate(grid.cells):
             if grid.down:
                 label = "\n".join(textwrap.wrap(grid.down[number], margin // 6))
-                pen.text((_GAP, top + CELL // 2), label, fill="black", font=font)
+                pen.text((_GAP, top + CELL_SIDE // 2), label, fill="black", font=font)
             for column, row in enumerate(line):
                 if row is None:
                     continue
@@ -188,7 +190,9 @@ def _draw(grids: Sequence[Block], files: dict[str, Path]) -> "Image":
                 _place(sheet, (left, top), files.get(row.id))
                 if grid.captions:
                     caption = _caption(row)
-                    pen.text((left, top + CELL + 2), caption, fill="black", font=font, spacing=2)
+                    pen.text(
+                        (left, top + CELL_SIDE + 2), caption, fill="black", font=font, spacing=2
+                    )
             top += _row_height(grid)
         top = bottom
     return sheet
@@ -201,8 +205,8 @@ def _place(sheet: "Image", corner: tuple[int, int], file: Path | None) -> None:
     if file is None:
         x, y = corner
         pen = ImageDraw.Draw(sheet)
-        pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), outline="grey")
-        pen.line((x, y, x + CELL - 1, y + CELL - 1), fill="grey")
+        pen.rectangle((x, y, x + CELL_SIDE - 1, y + CELL_SIDE - 1), outline="grey")
+        pen.line((x, y, x + CELL_SIDE - 1, y + CELL_SIDE - 1), fill="grey")
         return
     small = _small(file)
     sheet.paste(small, _middle(corner, small))
@@ -216,40 +220,40 @@ def _small(file: Path) -> "Image":
         if not file.is_file():
             raise OSError("it is no file")
         with Image.open(file) as image:
-            image.draft("RGB", (CELL, CELL))
+            image.draft("RGB", (CELL_SIDE, CELL_SIDE))
             small = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise StorageError(
             f"Cannot read '{file}': {error}.", hint="Remove it: the same command makes it again."
         ) from error
-    small.thumbnail((CELL, CELL))
+    small.thumbnail((CELL_SIDE, CELL_SIDE))
     return small
 
 
 def _middle(corner: tuple[int, int], small: "Image") -> tuple[int, int]:
     """Where an image stands in its cell."""
     x, y = corner
-    return x + (CELL - small.width) // 2, y + (CELL - small.height) // 2
+    return x + (CELL_SIDE - small.width) // 2, y + (CELL_SIDE - small.height) // 2
 
 
-def _caption(row: Row) -> str:
+def _caption(row: BatchRow) -> str:
     text = ", ".join([row.request.prompt, *row.varied, f"seed {row.request.seed}"])
-    lines = textwrap.wrap(text, CELL // 6, max_lines=_CAPTION_LINES, placeholder="…")
+    lines = textwrap.wrap(text, CELL_SIDE // 6, max_lines=_CAPTION_LINES, placeholder="…")
     return "\n".join(lines)
 
 
 def _left(margin: int, column: int) -> int:
-    return margin + _GAP + column * (CELL + _GAP)
+    return margin + _GAP + column * (CELL_SIDE + _GAP)
 
 
-def _row_height(grid: Block) -> int:
-    return CELL + _GAP + _LINE * _CAPTION_LINES * grid.captions
+def _row_height(grid: SheetGrid) -> int:
+    return CELL_SIDE + _GAP + _LINE * _CAPTION_LINES * grid.captions
 
 
-def _height(grid: Block) -> int:
+def _height(grid: SheetGrid) -> int:
     heads = (_LINE + _GAP) * (bool(grid.title) + bool(grid.across))
     return heads + len(grid.cells) * _row_height(grid)
 
 
 def _failed(error: OSError, folder: Path) -> T2IError:
-    return storage_error(error, "write", folder / NAME)
+    return storage_error(error, "write", folder / SHEET_NAME)

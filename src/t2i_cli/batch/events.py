@@ -1,17 +1,17 @@
 """A batch as NDJSON on stderr; docs/events.schema.json is the contract."""
 
 from t2i_cli.backends import Failure
-from t2i_cli.batch.plan import Job, Plan
-from t2i_cli.batch.runner import Tally
+from t2i_cli.batch.plan import BatchPlan, PlannedImage
+from t2i_cli.batch.runner import RunStats
 from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, RequestSent, Step
 from t2i_cli.output.image_writer import SavedImage
 
 
-class EventLines:
+class EventWriter:
     """Tells every event of a run as one line."""
 
-    def __init__(self, console: Console, plan: Plan) -> None:
+    def __init__(self, console: Console, plan: BatchPlan) -> None:
         self._console = console
         self._jobs = plan.jobs
         self._total = len(plan.jobs)
@@ -36,7 +36,7 @@ class EventLines:
             case Notice(message=message):
                 self._console.event("note", message=message)
 
-    def image(self, job: Job, saved: SavedImage, tally: Tally) -> None:
+    def image(self, job: PlannedImage, saved: SavedImage, tally: RunStats) -> None:
         """An image is on the disk, and in the manifest."""
         self._console.event(
             "image",
@@ -48,17 +48,17 @@ class EventLines:
             seconds=round(saved.seconds, 3),
         )
 
-    def failed(self, job: Job, failure: Failure, tally: Tally) -> None:
+    def failed(self, job: PlannedImage, failure: Failure, tally: RunStats) -> None:
         """An image could not be made, and the manifest says so."""
         self._console.event("failed", **self._place(job, tally), error=failure.error.to_json())
         self._console.cause(failure.error)
 
-    def _place(self, job: Job, tally: Tally) -> dict[str, object]:
+    def _place(self, job: PlannedImage, tally: RunStats) -> dict[str, object]:
         row = job.row
         return {
             "id": row.id,
             "index": row.index,
             "line": row.line,
-            "tried": tally.tried,
+            "tried": tally.attempted,
             "to_make": self._total,
         }

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from t2i_cli import run
 from t2i_cli.backends import Backend, CancellationToken, Failure, GeneratedImage
-from t2i_cli.batch.interrupt import Stop
+from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.errors import internal_error
 from t2i_cli.events import Event, OnEvent, RequestSent, Step
 from t2i_cli.output.image_writer import SavedImage
@@ -21,9 +21,9 @@ from t2i_cli.run import SaveImage, save_outcome
 
 Outcome = SavedImage | Failure
 
-SAVERS = 4
+WRITER_THREADS = 4
 """Threads that encode and save: an fsync waits for the disk, and encoding leaves Python's lock."""
-GROUP = 256
+MAX_OUTCOMES = 256
 """Outcomes handed on together at most."""
 _LOOK = 0.2
 """Seconds between two looks at whether all is to stop now."""
@@ -33,7 +33,11 @@ class Executor(Protocol):
     """Makes the images of requests, wherever that is: here, on several GPUs, on a cluster."""
 
     def run(
-        self, requests: Sequence[ResolvedRequest], save: SaveImage, on_event: OnEvent, stop: Stop
+        self,
+        requests: Sequence[ResolvedRequest],
+        save: SaveImage,
+        on_event: OnEvent,
+        stop: StopSignal,
     ) -> Iterator[Sequence[Outcome]]:
         """Yield what became of each request, in groups and in any order, as it is saved.
 
@@ -51,15 +55,19 @@ class _Ended:
     error: BaseException | None = None
 
 
-class InProcess:
+class LocalExecutor:
     """Runs a backend in a thread of this process, and saves in others behind it."""
 
-    def __init__(self, backend: Backend, savers: int = SAVERS) -> None:
+    def __init__(self, backend: Backend, savers: int = WRITER_THREADS) -> None:
         self._backend = backend
         self._savers = savers
 
     def run(
-        self, requests: Sequence[ResolvedRequest], save: SaveImage, on_event: OnEvent, stop: Stop
+        self,
+        requests: Sequence[ResolvedRequest],
+        save: SaveImage,
+        on_event: OnEvent,
+        stop: StopSignal,
     ) -> Iterator[Sequence[Outcome]]:
         """Yield what became of each request; at most two images a saver wait to be saved."""
         line = _Line(self._backend, self._savers, save, stop)
@@ -73,7 +81,7 @@ class InProcess:
 class _Line:
     """One run: the backend's thread fills `outbox` by way of the savers, the caller empties it."""
 
-    def __init__(self, backend: Backend, savers: int, save: SaveImage, stop: Stop) -> None:
+    def __init__(self, backend: Backend, savers: int, save: SaveImage, stop: StopSignal) -> None:
         self.cancel = CancellationToken(stop.soon)
         self._backend = backend
         self._save = save
@@ -137,7 +145,7 @@ class _Line:
         try:
             if seconds is not None:
                 yield self._outbox.get(timeout=seconds)
-            for _ in range(GROUP):
+            for _ in range(MAX_OUTCOMES):
                 yield self._outbox.get_nowait()
         except Empty:
             return

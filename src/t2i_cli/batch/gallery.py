@@ -14,8 +14,8 @@ from t2i_cli.errors import InputError
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import free_or_own_path, read_beginning
 
-PAGE = "index.html"
-PAGES = (PAGE, "gallery.html")
+GALLERY_NAME = "index.html"
+GALLERY_NAMES = (GALLERY_NAME, "gallery.html")
 _MARKER = b'<meta name="generator" content="t2i">'
 _EARLIER = (b"<title>t2i batch</title>", b"\nconst entries = [")
 """What a page of a version without the marker is known by."""
@@ -27,19 +27,19 @@ _SETTINGS = (
 )
 
 
-def write(folder: Path, scratch: Path) -> Path:
+def write_gallery(folder: Path, scratch: Path) -> Path:
     """Write the page over all of the folder's manifests; `scratch` takes it while unfinished.
 
     Raises StorageError, and InputError where others' pages have both names.
     """
-    page = free_or_own_path((folder / name for name in PAGES), is_ours)
+    page = free_or_own_path((folder / name for name in GALLERY_NAMES), is_own_gallery)
     if page is None:
         raise InputError(
-            f"Neither {' nor '.join(PAGES)} in '{folder}' is t2i's: no gallery without a place."
+            f"Neither {' nor '.join(GALLERY_NAMES)} in '{folder}' is t2i's: no gallery without a place."
         )
     latest: dict[str, dict[str, object]] = {}
-    for path in manifest.files(folder):
-        for record in manifest.records(path):
+    for path in manifest.manifest_files(folder):
+        for record in manifest.read_records(path):
             if record is not None and "status" in record:
                 latest[str(record.get("id") or f"line {record.get('line')}")] = _entry(record)
     entries = sorted(latest.values(), key=lambda entry: int(str(entry["index"] or 0)))
@@ -47,7 +47,7 @@ def write(folder: Path, scratch: Path) -> Path:
     # No prompt can end the script: "<" is written as JSON's escape for it.
     data = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    unfinished = scratch / PAGE
+    unfinished = scratch / GALLERY_NAME
     text = template.replace("/*ENTRIES*/[]", data)
     try:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
@@ -59,7 +59,7 @@ def write(folder: Path, scratch: Path) -> Path:
     return page
 
 
-def is_ours(page: Path) -> bool:
+def is_own_gallery(page: Path) -> bool:
     """Whether a page is a gallery that t2i made. Raises OSError."""
     head = read_beginning(page, _HEAD)
     return _MARKER in head or all(sign in head for sign in _EARLIER)

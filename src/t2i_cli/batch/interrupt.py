@@ -9,7 +9,7 @@ from types import FrameType
 from t2i_cli import signals
 
 
-class Stop:
+class StopSignal:
     """How a run is asked to end. `signal` is the one that asked, if one did.
 
     `soon` starts nothing new and keeps what is in hand; `now` leaves that, too.
@@ -20,7 +20,7 @@ class Stop:
         self.now = Flag()
         self.signal: int | None = None
 
-    def ask(self, number: int, _frame: FrameType | None = None) -> None:
+    def request(self, number: int, _frame: FrameType | None = None) -> None:
         """Take a signal; it raises nothing, so that no write is torn."""
         if self.soon.is_set() and self.signal is not None:
             self.now.set()
@@ -29,11 +29,11 @@ class Stop:
 
 
 @contextmanager
-def on_signals(stop: Stop) -> Iterator[None]:
+def handle_signals(stop: StopSignal) -> Iterator[None]:
     """Have the signals that end a process ask `stop`, for as long as a run goes on."""
     before = {number: signal.getsignal(number) for number in signals.termination_signals()}
     for number in before:
-        signal.signal(number, stop.ask)
+        signal.signal(number, stop.request)
     try:
         yield
     finally:

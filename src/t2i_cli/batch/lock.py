@@ -16,7 +16,7 @@ from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import check_regular, open_regular
 
-STATE = ".t2i"
+STATE_FOLDER = ".t2i"
 """The folder's own, with locks and unfinished files."""
 _LOCK = "lock"
 _HELD_BY = re.compile(rb"(?:process \d+ on [^\0]{1,300})?")
@@ -30,14 +30,14 @@ class Shard:
     number: int
     total: int
 
-    def has(self, row_id: str) -> bool:
+    def includes(self, row_id: str) -> bool:
         """Whether the row is this part's."""
         return int(row_id, 16) % self.total == self.number - 1
 
     @property
     def manifest(self) -> str:
         """The part's manifest."""
-        return manifest.shard_name(self.number, self.total)
+        return manifest.shard_manifest_name(self.number, self.total)
 
 
 def parse_shard(text: str) -> Shard:
@@ -51,13 +51,13 @@ def parse_shard(text: str) -> Shard:
 
 
 @contextmanager
-def held(folder: Path, shard: Shard | None) -> Iterator[Path]:
+def lock_folder(folder: Path, shard: Shard | None) -> Iterator[Path]:
     """Hold the folder, or a shard's part of it, made if it is missing; gives a scratch folder.
 
     The system drops the lock when this process dies, however it does. Raises InputError while
     another run holds it, where it cannot be written to, or where t2i's own place is another's.
     """
-    state = folder / STATE
+    state = folder / STATE_FOLDER
     with ExitStack() as stack:
         try:
             _make(state)

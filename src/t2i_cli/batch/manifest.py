@@ -21,24 +21,24 @@ from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import open_regular, parse_json
 
-SCHEMA = 1
-HEADER = json.dumps({"t2i_manifest": SCHEMA}).encode() + b"\n"
-MAIN = "manifest.jsonl"
+MANIFEST_SCHEMA = 1
+MANIFEST_HEADER = json.dumps({"t2i_manifest": MANIFEST_SCHEMA}).encode() + b"\n"
+MAIN_MANIFEST = "manifest.jsonl"
 _SHARD = re.compile(r"manifest-\d+-of-\d+\.jsonl")
 _MAX_HEADER = 1024
 """Bytes."""
 
-Status = Literal["done", "failed", "withheld"]
+RowStatus = Literal["done", "failed", "withheld"]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ManifestEntry:
     """What the manifest says of an image: `file` is relative to the folder.
 
     `code` is a failure's; `bytes` and `sha256` are those of the finished file.
     """
 
-    status: Status
+    status: RowStatus
     file: str | None
     bytes: int | None
     sha256: str | None
@@ -46,33 +46,33 @@ class Known:
 
 
 @dataclass
-class State:
+class ManifestState:
     """All that a folder's manifests say; `owners` gives the row of each file's name."""
 
-    rows: dict[str, Known] = field(default_factory=dict)
+    rows: dict[str, ManifestEntry] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     pins: dict[tuple[str, str | None], str] = field(default_factory=dict)
     invalid: set[tuple[object, ...]] = field(default_factory=set)
     damaged: int = 0
 
 
-def shard_name(number: int, total: int) -> str:
+def shard_manifest_name(number: int, total: int) -> str:
     """The manifest of one machine of several."""
     return f"manifest-{number}-of-{total}.jsonl"
 
 
-def files(folder: Path) -> list[Path]:
+def manifest_files(folder: Path) -> list[Path]:
     """Every manifest of a folder, the main one first."""
-    main = folder / MAIN
+    main = folder / MAIN_MANIFEST
     shards = [path for path in folder.glob("manifest-*-of-*.jsonl") if _SHARD.fullmatch(path.name)]
     return [main] * os.path.lexists(main) + sorted(shards)
 
 
-def load(folder: Path) -> State:
+def load_manifests(folder: Path) -> ManifestState:
     """What the folder's manifests say; raises InputError for a file that is no manifest."""
-    state = State()
-    for path in files(folder):
-        for record in records(path):
+    state = ManifestState()
+    for path in manifest_files(folder):
+        for record in read_records(path):
             if record is None:
                 state.damaged += 1
             elif "pin" in record:
@@ -84,7 +84,7 @@ def load(folder: Path) -> State:
     return state
 
 
-def records(path: Path) -> Iterator[dict[str, object] | None]:
+def read_records(path: Path) -> Iterator[dict[str, object] | None]:
     """The lines of a manifest, `None` for a damaged one.
 
     A last line that was never finished is left out: it may still be being written. Raises
@@ -100,7 +100,7 @@ def records(path: Path) -> Iterator[dict[str, object] | None]:
                     line = file.readline(manifest_lines.MAX_LINE)
                 if not line:
                     return
-                yield manifest_lines.read(line) if whole else None
+                yield manifest_lines.read_line(line) if whole else None
     except OSError as error:
         raise storage_error(error, "read", path) from error
 
@@ -119,7 +119,7 @@ class Manifest:
             try:
                 _repair(self._file, path)
                 if os.fstat(self._file).st_size == 0:
-                    self._write(HEADER)
+                    self._write(MANIFEST_HEADER)
                     sync_folder(path.parent)
             except BaseException:
                 os.close(self._file)
@@ -173,17 +173,17 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def merge(folder: Path, scratch: Path | None = None) -> int:
+def merge_manifests(folder: Path, scratch: Path | None = None) -> int:
     """Put every shard's lines into the main manifest; returns how many shards there were.
 
     `scratch`, or else the folder, takes the new one while it is unfinished. Damaged lines are left
     out. A shard's file goes only once its lines are safe, so that a merge can be broken off
     anywhere.
     """
-    parts = [path for path in files(folder) if path.name != MAIN]
+    parts = [path for path in manifest_files(folder) if path.name != MAIN_MANIFEST]
     latest: dict[str, dict[str, object]] = {}
     pins: dict[str, dict[str, object]] = {}
-    for record in _all(files(folder)):
+    for record in _all(manifest_files(folder)):
         if "pin" in record:
             pins.setdefault(json.dumps([record["model"], record.get("revision")]), record)
             continue
@@ -197,27 +197,27 @@ def merge(folder: Path, scratch: Path | None = None) -> int:
         merged = Manifest(new)
         merged.append([*pins.values(), *latest.values()])
         merged.close()
-        os.replace(new, folder / MAIN)
+        os.replace(new, folder / MAIN_MANIFEST)
         sync_folder(folder)
         for path in parts:
             path.unlink()
     except OSError as error:
-        raise storage_error(error, "write", folder / MAIN) from error
+        raise storage_error(error, "write", folder / MAIN_MANIFEST) from error
     return len(parts)
 
 
 def _all(paths: Iterable[Path]) -> Iterator[dict[str, object]]:
     for path in paths:
-        yield from (record for record in records(path) if record is not None)
+        yield from (record for record in read_records(path) if record is not None)
 
 
-def _take_row(state: State, record: Mapping[str, object]) -> None:
+def _take_row(state: ManifestState, record: Mapping[str, object]) -> None:
     status, file, error = record.get("status"), record.get("file"), record.get("error")
     if status not in {"done", "failed", "withheld"}:
         return
     row_id = str(record["id"])
     code = error.get("code") if isinstance(error, dict) else None
-    state.rows[row_id] = Known(
+    state.rows[row_id] = ManifestEntry(
         status,
         str(file) if file else None,
         _number(record.get("bytes")),
@@ -228,7 +228,7 @@ def _take_row(state: State, record: Mapping[str, object]) -> None:
         state.owners[filenames.normalised_name(str(file))] = row_id
 
 
-def _take_pin(state: State, record: Mapping[str, object]) -> None:
+def _take_pin(state: ManifestState, record: Mapping[str, object]) -> None:
     asked = record.get("revision")
     key = (str(record.get("model")), None if asked is None else str(asked))
     state.pins.setdefault(key, str(record["pin"]))
@@ -239,16 +239,16 @@ def _number(value: object) -> int | None:
 
 
 def _check_header(line: bytes, path: Path) -> None:
-    if HEADER.startswith(line):
+    if MANIFEST_HEADER.startswith(line):
         return
     try:
         header = parse_json(line)
     except ValueError:
         header = None
     version = header.get("t2i_manifest") if isinstance(header, dict) else None
-    if type(version) is not int or version < SCHEMA:
+    if type(version) is not int or version < MANIFEST_SCHEMA:
         raise InputError(f"'{path}' is no manifest of t2i.", hint="-o takes another folder.")
-    if version > SCHEMA:
+    if version > MANIFEST_SCHEMA:
         raise InputError(
             f"'{path}' was written by a newer t2i.", hint="Upgrade: pip install -U t2i-cli"
         )

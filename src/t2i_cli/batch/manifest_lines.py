@@ -9,8 +9,8 @@ from t2i_cli.output.state_files import is_amount, is_count, is_text
 
 MAX_LINE = 2**24
 """Bytes; t2i's own lines take a few thousand."""
-DONE = "done"
-RESULTS = {DONE, "failed", "withheld"}
+DONE_STATUS = "done"
+RESULT_STATUSES = {DONE_STATUS, "failed", "withheld"}
 """What a status says of an image; another one is `invalid`, or a newer t2i's."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -19,7 +19,7 @@ _AMOUNTS = ("seconds", "round_trip_seconds")
 _TEXTS = ("sha256", "field", "message", "time")
 
 
-def read(line: bytes) -> dict[str, object] | None:
+def read_line(line: bytes) -> dict[str, object] | None:
     """A line as an object, `None` for a damaged one."""
     try:
         record = state_files.parse_json(line)
@@ -28,10 +28,10 @@ def read(line: bytes) -> dict[str, object] | None:
             json.dumps(record, ensure_ascii=False).encode()
     except ValueError:
         return None
-    return record if isinstance(record, dict) and is_whole(record) else None
+    return record if isinstance(record, dict) and is_valid_record(record) else None
 
 
-def is_whole(record: Mapping[str, object]) -> bool:
+def is_valid_record(record: Mapping[str, object]) -> bool:
     """Whether every field that is read has a value of its kind, and none is missing."""
     if "pin" in record:
         return _is_pin(record)
@@ -43,15 +43,15 @@ def is_whole(record: Mapping[str, object]) -> bool:
         and all(_is_absent(record, n) or is_count(record[n]) for n in _NUMBERS)
         and all(_is_absent(record, n) or is_amount(record[n]) for n in _AMOUNTS)
         and all(_is_absent(record, n) or isinstance(record[n], str) for n in _TEXTS)
-        and (_is_absent(record, "file") or is_inside(record["file"]))
+        and (_is_absent(record, "file") or is_inside_folder(record["file"]))
         and _is_error(record.get("error"))
         and _is_request(record.get("request"))
-        and (status not in RESULTS or is_text(record.get("id"), 200))
-        and (status != DONE or not _is_absent(record, "file"))
+        and (status not in RESULT_STATUSES or is_text(record.get("id"), 200))
+        and (status != DONE_STATUS or not _is_absent(record, "file"))
     )
 
 
-def is_inside(file: object) -> bool:
+def is_inside_folder(file: object) -> bool:
     """Whether it is a path, relative to a folder, that does not leave it."""
     if not isinstance(file, str) or not 0 < len(file) <= 4096 or "\0" in file:
         return False

@@ -8,15 +8,15 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 ROW_FAULTS = (InputError, ModelError, OutOfMemoryError)
 """What a row can be blamed for; a network that fails is no fault of a row."""
 
-Name = tuple[object, object]
+ModelName = tuple[object, object]
 
 
-class Models:
+class ModelCache:
     """What a backend says of models, remembered, refusals too."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._specs: dict[Name, ModelSpec | T2IError] = {}
+        self._specs: dict[ModelName, ModelSpec | T2IError] = {}
         self._checked: dict[tuple[object, ...], T2IError | None] = {}
 
     def describe(self, model: object, revision: object) -> ModelSpec:

@@ -13,7 +13,7 @@ MAX_ROWS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class BatchOptions:
     """What the command line says of all rows; `defaults` are fields of a request."""
 
     defaults: Mapping[str, Value] = field(default_factory=dict)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from t2i_cli.batch import row_filenames, timings
 from t2i_cli.batch.lock import Shard
-from t2i_cli.batch.manifest import Known, State
-from t2i_cli.batch.rows import Row, grouped
+from t2i_cli.batch.manifest import ManifestEntry, ManifestState
+from t2i_cli.batch.rows import BatchRow, group_rows
 from t2i_cli.console import format_bytes
 from t2i_cli.errors import (
     AccessError,
@@ -27,26 +27,26 @@ from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.prompts import PromptProblem
 from t2i_cli.request import ResolvedRequest
 
-PASSING = {
+RETRIED_CODES = {
     kind.code for kind in (AccessError, QuotaError, TimedOutError, RemoteError, StorageError)
 }
 """Failures that say nothing of the row: they are tried again by every run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PlannedImage:
     """A row to be made now: its file, relative to the folder with `/`, and its format."""
 
-    row: Row
+    row: BatchRow
     file: str
     format: ImageFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class SelectionOptions:
     """Which of the rows a run is to make, and how their files are called."""
 
-    template: str = row_filenames.DEFAULT_TEMPLATE
+    template: str = row_filenames.DEFAULT_NAME_TEMPLATE
     format: str | None = None
     shard: Shard | None = None
     limit: int | None = None
@@ -56,7 +56,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BatchPlan:
     """What a run will do. `jobs` are in the order of their making.
 
     `failed` are those that an earlier run gave up, by the code of the failure; `left` is what
@@ -64,8 +64,8 @@ class Plan:
     """
 
     folder: Path
-    rows: Sequence[Row]
-    jobs: Sequence[Job]
+    rows: Sequence[BatchRow]
+    jobs: Sequence[PlannedImage]
     done: int
     failed: Mapping[str, int]
     left: int
@@ -119,23 +119,23 @@ class Plan:
             f"  disk: about {format_bytes(self.disk_bytes)}; {format_bytes(self.free_bytes)} are free"
         )
         if self.seconds is not None:
-            lines.append(f"  time: about {duration(self.seconds)}, as in earlier runs")
+            lines.append(f"  time: about {format_estimate(self.seconds)}, as in earlier runs")
         return "\n".join(lines)
 
 
-def compose(
-    rows: Sequence[Row],
+def build_plan(
+    rows: Sequence[BatchRow],
     problems: Sequence[PromptProblem],
     folder: Path,
-    state: State,
-    choice: Choice,
+    state: ManifestState,
+    choice: SelectionOptions,
     needs: Callable[[ResolvedRequest], Mapping[str, object]] = lambda _: {},
-) -> Plan:
+) -> BatchPlan:
     """Find out what is to be made; a row that cannot be named joins the problems."""
     looked = {row.id: _standing(row, state, folder, choice) for row in rows}
     missing = {row_id for row_id, standing in looked.items() if standing is None}
     kept = {row_id: path for row_id in missing if (path := _recorded(state.rows.get(row_id)))}
-    found, unnamed = row_filenames.assign(
+    found, unnamed = row_filenames.assign_filenames(
         rows, choice.template, choice.format, state.owners, missing - kept.keys()
     )
     found |= kept
@@ -144,16 +144,16 @@ def compose(
     part = [
         row
         for row in rows
-        if row.line not in wrong and (choice.shard is None or choice.shard.has(row.id))
+        if row.line not in wrong and (choice.shard is None or choice.shard.includes(row.id))
     ]
     wanted = [row for row in part if row.id in missing]
     chosen = wanted if choice.limit is None else wanted[: choice.limit]
-    groups = list(grouped(chosen))
-    jobs = [Job(row, *found[row.id]) for group in groups for row in group]
+    groups = list(group_rows(chosen))
+    jobs = [PlannedImage(row, *found[row.id]) for group in groups for row in group]
     firsts = {(g[0].request.model, g[0].request.revision): g[0].request for g in reversed(groups)}
     told = [{"model": request.model, **needs(request)} for request in firsts.values()]
     devices = {str(need["model"]): _text(need.get("device")) for need in told}
-    return Plan(
+    return BatchPlan(
         folder=folder,
         rows=part,
         jobs=jobs,
@@ -164,31 +164,33 @@ def compose(
         needs=told,
         disk_bytes=sum(map(_size, jobs)),
         free_bytes=_free(folder),
-        seconds=timings.estimate((row.request for row in chosen), devices),
+        seconds=timings.estimate_seconds((row.request for row in chosen), devices),
         groups=[_described(group) for group in groups],
     )
 
 
-def duration(seconds: float) -> str:
+def format_estimate(seconds: float) -> str:
     """A time for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _standing(row: Row, state: State, folder: Path, choice: Choice) -> str | None:
+def _standing(
+    row: BatchRow, state: ManifestState, folder: Path, choice: SelectionOptions
+) -> str | None:
     """ "done", the code of a failure that stands, or `None` for what is to be made."""
     known = state.rows.get(row.id)
     if known is None or choice.force:
         return None
     if known.status == "done":
         return "done" if _is_whole(known, folder, choice.verify_files) else None
-    if choice.retry_failed or known.code in PASSING:
+    if choice.retry_failed or known.code in RETRIED_CODES:
         return None
     return known.code or known.status
 
 
-def _is_whole(known: Known, folder: Path, verify: bool) -> bool:
+def _is_whole(known: ManifestEntry, folder: Path, verify: bool) -> bool:
     path = os.path.join(folder, known.file or "")
     try:
         found = os.stat(path)
@@ -202,12 +204,12 @@ def _is_whole(known: Known, folder: Path, verify: bool) -> bool:
     return True
 
 
-def _recorded(known: Known | None) -> tuple[str, ImageFormat] | None:
+def _recorded(known: ManifestEntry | None) -> tuple[str, ImageFormat] | None:
     """The name that a row has had, if it is one that a row may have."""
     if known is None or known.file is None:
         return None
     try:
-        row_filenames.check(known.file)
+        row_filenames.check_filename(known.file)
     except InputError:
         return None
     format = filenames.IMAGE_FORMATS.get(known.file.rpartition(".")[2].lower())
@@ -215,9 +217,9 @@ def _recorded(known: Known | None) -> tuple[str, ImageFormat] | None:
 
 
 def _strangers(
-    rows: Iterable[Row],
+    rows: Iterable[BatchRow],
     found: Mapping[str, tuple[str, ImageFormat]],
-    state: State,
+    state: ManifestState,
     folder: Path,
 ) -> list[PromptProblem]:
     """Files in the place of an image to be made that are none of this batch's."""
@@ -236,7 +238,7 @@ def _strangers(
     return problems
 
 
-def _is_of(row: Row, path: Path) -> bool:
+def _is_of(row: BatchRow, path: Path) -> bool:
     """Whether a file that no manifest has is the row's: a run died before it could say so."""
     from t2i_cli.output import metadata
 
@@ -249,14 +251,14 @@ def _is_of(row: Row, path: Path) -> bool:
     return record.source == "t2i" and dict(record.request) == row.request.to_json()
 
 
-def _described(group: Sequence[Row]) -> dict[str, object]:
+def _described(group: Sequence[BatchRow]) -> dict[str, object]:
     """What the rows of a group have in common, and how many they are."""
     request = group[0].request
     shared = ("model", "revision", "width", "height", "steps", "scheduler", "guidance_scale")
     return {name: getattr(request, name) for name in shared} | {"images": len(group)}
 
 
-def _size(job: Job) -> int:
+def _size(job: PlannedImage) -> int:
     pixels = (job.row.request.width or 1024) * (job.row.request.height or 1024)
     return int(pixels * filenames.BYTES_A_PIXEL[job.format])
 

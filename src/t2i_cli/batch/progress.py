@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.batch.plan import Job, Plan, duration
-from t2i_cli.batch.runner import Tally
+from t2i_cli.batch.plan import BatchPlan, PlannedImage, format_estimate
+from t2i_cli.batch.runner import RunStats
 from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, Step
 from t2i_cli.output.image_writer import SavedImage
@@ -15,21 +15,21 @@ from t2i_cli.output.image_writer import SavedImage
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-Show = Callable[[GeneratedImage], None]
+ShowImage = Callable[[GeneratedImage], None]
 
-PLAIN_INTERVAL = 10.0
+PLAIN_LINE_INTERVAL = 10.0
 """Seconds between two plain lines."""
 SHOW_INTERVAL = 2.0
 """Seconds between two pictures in the terminal, so that it keeps up."""
 
 
-class Display:
+class BatchProgress:
     """Shows progress, rate, time left and failures; `close()` takes it off the screen.
 
     `latest` is the image saved last, which `show` draws in the terminal now and then.
     """
 
-    def __init__(self, console: Console, plan: Plan, show: Show | None = None) -> None:
+    def __init__(self, console: Console, plan: BatchPlan, show: ShowImage | None = None) -> None:
         self.latest: GeneratedImage | None = None
         self._console = console
         self._total = len(plan.jobs)
@@ -62,7 +62,7 @@ class Display:
                 images = f"{len(indices)} images" if len(indices) > 1 else "image"
                 self._advance(f"{images}, step {step} of {steps}", step, steps)
 
-    def image(self, job: Job, saved: SavedImage, tally: Tally) -> None:
+    def image(self, job: PlannedImage, saved: SavedImage, tally: RunStats) -> None:
         """An image is on the disk, and in the manifest: print where, and go on."""
         if not self._console.json:
             self._clear(sys.__stdout__ is not None and sys.__stdout__.isatty())
@@ -74,7 +74,7 @@ class Display:
             self._show(self.latest)
         self._count(tally)
 
-    def failed(self, job: Job, failure: Failure, tally: Tally) -> None:
+    def failed(self, job: PlannedImage, failure: Failure, tally: RunStats) -> None:
         """An image could not be made, and the manifest says so."""
         prompt = job.row.request.prompt
         short = prompt if len(prompt) <= 60 else f"{prompt[:60]}…"
@@ -83,14 +83,14 @@ class Display:
         self._console.cause(failure.error)
         self._count(tally)
 
-    def _count(self, tally: Tally) -> None:
+    def _count(self, tally: RunStats) -> None:
         title = progress_text(tally, self._total)
         if self._bars is not None:
             self._bars.start()
-            self._bars.update(self._batch, completed=tally.tried, description=title)
+            self._bars.update(self._batch, completed=tally.attempted, description=title)
             return
         now = time.monotonic()
-        if now - self._printed >= PLAIN_INTERVAL:
+        if now - self._printed >= PLAIN_LINE_INTERVAL:
             self._printed = now
             self._console.note(title)
 
@@ -112,13 +112,13 @@ class Display:
             self._bars.stop()
 
 
-def progress_text(tally: Tally, total: int) -> str:
+def progress_text(tally: RunStats, total: int) -> str:
     """How far a run is, how fast, how long it will take, and what failed."""
-    text = f"{tally.tried:,} of {total:,}"
-    if tally.seconds > 0 and tally.tried:
-        rate = tally.tried / tally.seconds
+    text = f"{tally.attempted:,} of {total:,}"
+    if tally.seconds > 0 and tally.attempted:
+        rate = tally.attempted / tally.seconds
         pace = f"{rate:.1f} images/s" if rate >= 1 else f"{1 / rate:.1f} s an image"
-        text += f", {pace}, {duration((total - tally.tried) / rate)} left"
+        text += f", {pace}, {format_estimate((total - tally.attempted) / rate)} left"
     if failed := tally.failed.total():
         text += f", {failed:,} failed"
     return text

@@ -6,16 +6,16 @@ from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from t2i_cli.batch.rows import Row
+from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import OutputTemplate, TemplateContext
 from t2i_cli.prompts import PromptProblem
 
-DEFAULT_TEMPLATE = "{index:05d}-{slug}-{seed}.{ext}"
-OWN = {"index.html", "sheet.png", ".t2i"}
+DEFAULT_NAME_TEMPLATE = "{index:05d}-{slug}-{seed}.{ext}"
+RESERVED_NAMES = {"index.html", "sheet.png", ".t2i"}
 """What t2i itself writes into the folder, manifests aside."""
-MAX_LENGTH = 200
+MAX_FILE_NAME = 200
 """Characters of a whole name: Windows takes 260, the folder's path included."""
 
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
@@ -26,11 +26,11 @@ _FORBIDDEN = re.compile(r'[<>:"|?*\\]')
 def check_template(template: str, format: str | None) -> None:
     """Raise InputError for options that no image can be called by: --name and --format."""
     filenames.parse_output(_with_ending(template), format)
-    check(_PLACEHOLDER.sub("x", template))
+    check_filename(_PLACEHOLDER.sub("x", template))
 
 
 @lru_cache(maxsize=4096)
-def target(template: str, format: str | None) -> OutputTemplate:
+def parse_name_template(template: str, format: str | None) -> OutputTemplate:
     """A template with its format; its own extension stands over that. Raises InputError."""
     whole = _with_ending(template)
     return filenames.parse_output(
@@ -44,17 +44,19 @@ def _with_ending(template: str) -> str:
     return template if filenames.template_extension(template) != "" else template + ".{ext}"
 
 
-def name(row: Row, template: str, format: str | None) -> tuple[str, filenames.ImageFormat]:
+def row_filename(
+    row: BatchRow, template: str, format: str | None
+) -> tuple[str, filenames.ImageFormat]:
     """The row's file, relative to the folder with `/`, and its format. Raises InputError."""
-    aim = target(template if row.name is None else row.name, format)
+    aim = parse_name_template(template if row.name is None else row.name, format)
     subject = TemplateContext(index=row.index, id=row.id, request=row.request, format=aim.format)
     path = filenames.render_template(aim.template or template, subject)
-    check(path)
+    check_filename(path)
     return path, aim.format
 
 
-def assign(
-    rows: Sequence[Row],
+def assign_filenames(
+    rows: Sequence[BatchRow],
     template: str,
     format: str | None,
     owners: Mapping[str, str],
@@ -66,13 +68,13 @@ def assign(
     """
     names: dict[str, tuple[str, filenames.ImageFormat]] = {}
     problems: list[PromptProblem] = []
-    taken: dict[str, Row] = {}
-    folders: dict[str, Row] = {}
+    taken: dict[str, BatchRow] = {}
+    folders: dict[str, BatchRow] = {}
     for row in rows:
         if row.id not in wanted:
             continue
         try:
-            path, form = name(row, template, format)
+            path, form = row_filename(row, template, format)
             _check_size(row, form)
         except InputError as error:
             problems.append(PromptProblem(row.line, error.field or "name", error.message))
@@ -99,17 +101,17 @@ def assign(
     return names, problems
 
 
-def check(path: str) -> None:
+def check_filename(path: str) -> None:
     """Raise InputError for what leaves the folder, or is no file name everywhere."""
     if path.startswith(("/", "\\")) or path[1:2] == ":":
         raise InputError(f"{path!r} is an absolute path; names are inside the folder.")
-    if len(path) > MAX_LENGTH:
-        raise InputError(f"{path[:40]!r}… has {len(path)} characters; at most {MAX_LENGTH} do.")
+    if len(path) > MAX_FILE_NAME:
+        raise InputError(f"{path[:40]!r}… has {len(path)} characters; at most {MAX_FILE_NAME} do.")
     parts = path.split("/")
     if ".." in parts:
         raise InputError(f"{path!r} leaves the folder.")
     first = filenames.normalised_name(parts[0])
-    if first in OWN or (len(parts) == 1 and first.startswith("manifest")):
+    if first in RESERVED_NAMES or (len(parts) == 1 and first.startswith("manifest")):
         raise InputError(f"{path!r} is a name that t2i uses itself.")
     if not path.isascii() and any(unicodedata.category(c) in {"Cf", "Cs"} for c in path):
         raise InputError(f"{path!r} has a character that cannot be seen.")
@@ -124,7 +126,7 @@ def check(path: str) -> None:
             raise InputError(f"{part!r} is the name of a device on Windows.")
 
 
-def _check_size(row: Row, format: filenames.ImageFormat) -> None:
+def _check_size(row: BatchRow, format: filenames.ImageFormat) -> None:
     longest = max(row.request.width or 0, row.request.height or 0)
     if format == "webp" and longest > filenames.MAX_WEBP_SIDE:
         raise InputError(f"WebP holds at most {filenames.MAX_WEBP_SIDE:,} pixels a side; use png.")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli.backends import Backend
-from t2i_cli.batch.model_cache import ROW_FAULTS, Models
-from t2i_cli.batch.options import MAX_ROWS, Wishes
+from t2i_cli.batch.model_cache import ROW_FAULTS, ModelCache
+from t2i_cli.batch.options import MAX_ROWS, BatchOptions
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.prompts import PromptEntry, PromptProblem, Value
 from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest, resolve_request
 
-Pin = tuple[str, str | None]
+ModelRevision = tuple[str, str | None]
 """A model and the revision asked for."""
 
 _ROWS_OWN = frozenset({"prompt", "seed", "count", "name"})
@@ -21,7 +21,7 @@ _ROWS_OWN = frozenset({"prompt", "seed", "count", "name"})
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BatchRow:
     """One image to be made. `index` counts from 1; `id` does not depend on it.
 
     `line` is the prompts file's; `varied` are the texts of what --vary set, and `repeat` counts
@@ -37,12 +37,12 @@ class Row:
     repeat: int
 
 
-def expand(
+def expand_rows(
     entries: Sequence[PromptEntry],
-    wishes: Wishes,
+    wishes: BatchOptions,
     backend: Backend,
     on_note: Callable[[str], None] = lambda _: None,
-) -> tuple[list[Row], list[PromptProblem]]:
+) -> tuple[list[BatchRow], list[PromptProblem]]:
     """Every row of the entries, checked against its model, and all that is wrong with the rest.
 
     Raises T2IError for what is wrong with the command line, or with no row in particular.
@@ -50,16 +50,16 @@ def expand(
     return _Expansion(wishes, backend, on_note).run(entries)
 
 
-def pinned(
-    rows: Sequence[Row],
-    pins: Mapping[Pin, str],
+def pin_revisions(
+    rows: Sequence[BatchRow],
+    pins: Mapping[ModelRevision, str],
     commit: Callable[[str, str | None], str | None],
-) -> tuple[list[Row], dict[Pin, str]]:
+) -> tuple[list[BatchRow], dict[ModelRevision, str]]:
     """The rows with each model at one commit: that of `pins`, or else what `commit` says now.
 
     Their ids stay those of what was asked for. Returns the new pins, too.
     """
-    found: dict[Pin, str | None] = {}
+    found: dict[ModelRevision, str | None] = {}
     for row in rows:
         key = (row.request.model, row.request.revision)
         if key not in found:
@@ -79,7 +79,7 @@ class _Expansion:
 
     def __init__(
         self,
-        wishes: Wishes,
+        wishes: BatchOptions,
         backend: Backend,
         on_note: Callable[[str], None],
     ) -> None:
@@ -92,10 +92,10 @@ class _Expansion:
             if field in wishes.defaults or field in seeded:
                 raise InputError(f"--vary and another option both set {field}.", field="vary")
         self._wishes = wishes
-        self._models = Models(backend)
+        self._models = ModelCache(backend)
         self._on_note = on_note
         self._notes: set[str] = set()
-        self._rows: list[Row] = []
+        self._rows: list[BatchRow] = []
         self._seen: Counter[str] = Counter()
         self._asked: Counter[tuple[object, ...]] = Counter()
         self._next_seed = wishes.seed
@@ -104,7 +104,7 @@ class _Expansion:
             for values in itertools.product(*(values for _, values in wishes.vary))
         ]
 
-    def run(self, entries: Sequence[PromptEntry]) -> tuple[list[Row], list[PromptProblem]]:
+    def run(self, entries: Sequence[PromptEntry]) -> tuple[list[BatchRow], list[PromptProblem]]:
         # What the command line says is wrong for every row, and said once.
         default = self._wishes.defaults
         GenerateRequest(**{"prompt": "-", **default, "seed": self._wishes.seed})  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ class _Expansion:
             if occurrence:
                 row_id = resolved.identity(occurrence, seed=seed)
             self._rows.append(
-                Row(
+                BatchRow(
                     index=len(self._rows) + 1,
                     id=row_id,
                     line=entry.line,
@@ -283,9 +283,9 @@ def _told(error: T2IError) -> str:
     return f"{error.message} {hint}" if hint else error.message
 
 
-def grouped(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def group_rows(rows: Sequence[BatchRow]) -> Iterator[list[BatchRow]]:
     """The rows by what can run together, one model after the other, each in order of coming."""
-    models: dict[tuple[object, ...], dict[tuple[object, ...], list[Row]]] = {}
+    models: dict[tuple[object, ...], dict[tuple[object, ...], list[BatchRow]]] = {}
     for row in rows:
         request = row.request
         kind = (

@@ -11,9 +11,9 @@ from typing import Protocol
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.batch import timings
 from t2i_cli.batch.executor import Executor, Outcome
-from t2i_cli.batch.interrupt import Stop
+from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.manifest import Manifest
-from t2i_cli.batch.plan import PASSING, Job, Plan
+from t2i_cli.batch.plan import RETRIED_CODES, BatchPlan, PlannedImage
 from t2i_cli.errors import (
     ContentFilteredError,
     InputError,
@@ -26,14 +26,14 @@ from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.run import SaveImage
 
-IN_A_ROW = 3
+FAILURES_IN_A_ROW = 3
 """Failures one after the other that no row is to blame for: the next would fail as well."""
-OPENING = 3
+FAILURES_AT_THE_START = 3
 """Outcomes at the start that are one unexpected failure: it is no row's, and ends the run."""
 
 
 @dataclass
-class Tally:
+class RunStats:
     """How a run has gone so far: `failed` by code, `stopped` is why it was ended early."""
 
     made: int = 0
@@ -46,31 +46,31 @@ class Tally:
     """What the first outcomes raised unexpectedly, `None` for any other outcome."""
 
     @property
-    def tried(self) -> int:
+    def attempted(self) -> int:
         """Images made and failed."""
         return self.made + self.failed.total()
 
 
-class Listener(Protocol):
+class ProgressListener(Protocol):
     """Who is told how a batch goes."""
 
     def event(self, event: Event) -> None:
         """The backend tells something."""
         ...
 
-    def image(self, job: Job, saved: SavedImage, tally: Tally) -> None:
+    def image(self, job: PlannedImage, saved: SavedImage, tally: RunStats) -> None:
         """An image is on the disk, and in the manifest."""
         ...
 
-    def failed(self, job: Job, failure: Failure, tally: Tally) -> None:
+    def failed(self, job: PlannedImage, failure: Failure, tally: RunStats) -> None:
         """An image could not be made or recorded."""
         ...
 
 
-class Saver:
+class BatchWriter:
     """Saves each job's image under its name; may be called from several threads."""
 
-    def __init__(self, plan: Plan, scratch: Path) -> None:
+    def __init__(self, plan: BatchPlan, scratch: Path) -> None:
         paths = [plan.folder / job.file for job in plan.jobs]
         self._formats = [job.format for job in plan.jobs]
         self._sinks: dict[ImageFormat, ImageWriter] = {
@@ -87,18 +87,18 @@ class Saver:
             raise StorageError(error.message) from error
 
 
-def make(
-    plan: Plan,
+def run_plan(
+    plan: BatchPlan,
     executor: Executor,
     save: SaveImage,
     book: Manifest,
-    listener: Listener,
-    stop: Stop,
+    listener: ProgressListener,
+    stop: StopSignal,
     *,
     max_failures: int | None = None,
-) -> Tally:
+) -> RunStats:
     """Make the plan's images; returns how it went."""
-    tally = Tally()
+    tally = RunStats()
     paces: dict[tuple[str, str | None], float] = {}
     started = time.monotonic()
     in_a_row = 0
@@ -110,18 +110,18 @@ def make(
             for outcome in outcomes:
                 tally.seconds = time.monotonic() - started
                 job = plan.jobs[outcome.index]
-                if len(tally.opening) < OPENING:
+                if len(tally.opening) < FAILURES_AT_THE_START:
                     tally.opening.append(_unexpected(outcome))
                 if isinstance(outcome, SavedImage):
                     in_a_row = 0
                     tally.made += 1
                     if outcome.lock.endpoint is None:
                         key = (outcome.request.model, outcome.lock.device)
-                        paces[key] = outcome.seconds / timings.cost(outcome.request)
+                        paces[key] = outcome.seconds / timings.relative_cost(outcome.request)
                     listener.image(job, outcome, tally)
                 else:
                     code = outcome.error.code
-                    in_a_row = in_a_row + 1 if code in PASSING else 0
+                    in_a_row = in_a_row + 1 if code in RETRIED_CODES else 0
                     tally.failed[code] += 1
                     tally.first.setdefault(code, outcome.error.message)
                     listener.failed(job, outcome, tally)
@@ -134,12 +134,12 @@ def make(
         raise
     tally.seconds = time.monotonic() - started
     for (model, device), pace in paces.items():
-        timings.learn(model, device, pace)
+        timings.record_timing(model, device, pace)
     return tally
 
 
 def _recorded(
-    outcomes: Sequence[Outcome], plan: Plan, book: Manifest
+    outcomes: Sequence[Outcome], plan: BatchPlan, book: Manifest
 ) -> tuple[Sequence[Outcome], str | None]:
     """The outcomes once the manifest has them; else failures, and why."""
     folders = {o.path.parent for o in outcomes if isinstance(o, SavedImage) and o.path}
@@ -152,14 +152,18 @@ def _recorded(
     return outcomes, None
 
 
-def _reason(tally: Tally, in_a_row: int, max_failures: int | None) -> str | None:
+def _reason(tally: RunStats, in_a_row: int, max_failures: int | None) -> str | None:
     """Why the run should end now, if it should."""
     if max_failures is not None and tally.failed.total() >= max_failures:
         return f"{tally.failed.total()} images failed, as many as --max-failures allows."
-    if in_a_row >= IN_A_ROW:
+    if in_a_row >= FAILURES_IN_A_ROW:
         return f"{in_a_row} images in a row failed for a reason that the next would meet, too."
-    if len(tally.opening) == OPENING and tally.opening[0] and len(set(tally.opening)) == 1:
-        return f"The first {OPENING} images failed alike and unexpectedly: so would the others."
+    if (
+        len(tally.opening) == FAILURES_AT_THE_START
+        and tally.opening[0]
+        and len(set(tally.opening)) == 1
+    ):
+        return f"The first {FAILURES_AT_THE_START} images failed alike and unexpectedly: so would the others."
     return None
 
 
@@ -170,7 +174,7 @@ def _unexpected(outcome: Outcome) -> str | None:
     return None
 
 
-def _line(job: Job, outcome: Outcome) -> dict[str, object]:
+def _line(job: PlannedImage, outcome: Outcome) -> dict[str, object]:
     """What the manifest keeps of an image."""
     row = job.row
     line: dict[str, object] = {"id": row.id, "index": row.index, "line": row.line}

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from t2i_cli.batch.plan import Plan, duration
-from t2i_cli.batch.runner import Tally
+from t2i_cli.batch.plan import BatchPlan, format_estimate
+from t2i_cli.batch.runner import RunStats
 from t2i_cli.errors import ContentFilteredError, PartialError, T2IError
 
 _BY_CODE = {kind.code: kind for kind in T2IError.__subclasses__()}
 
 
-def summary(plan: Plan, tally: Tally, error: T2IError | None) -> dict[str, object]:
+def summarise(plan: BatchPlan, tally: RunStats, error: T2IError | None) -> dict[str, object]:
     """The account: what `--json` prints and the `finished` event tells."""
     failed = _failed(plan, tally)
     withheld = failed.pop(ContentFilteredError.code, 0)
@@ -32,18 +32,18 @@ def summary(plan: Plan, tally: Tally, error: T2IError | None) -> dict[str, objec
     }
 
 
-def text(account: Mapping[str, object]) -> str:
+def format_summary(account: Mapping[str, object]) -> str:
     """The account for a person."""
     parts = [f"{account['done']:,} of {account['images']:,} images are done"]
     others = ("failed", "withheld", "left", "invalid")
     parts += [f"{account[name]:,} {name}" for name in others if account[name]]
     line = ", ".join(parts)
     if account["made"]:
-        line += f"; {account['made']:,} made in {duration(float(str(account['seconds'])))}"
+        line += f"; {account['made']:,} made in {format_estimate(float(str(account['seconds'])))}"
     return f"{line}; {account['gallery']}" if account["gallery"] else line
 
 
-def error(plan: Plan, tally: Tally, again: str) -> T2IError | None:
+def error_for(plan: BatchPlan, tally: RunStats, again: str) -> T2IError | None:
     """The error for images that failed: the one they share if there is no other outcome."""
     failed = _failed(plan, tally)
     invalid = _invalid(plan)
@@ -67,9 +67,9 @@ def error(plan: Plan, tally: Tally, again: str) -> T2IError | None:
     return PartialError(f"{'; '.join(parts)}. {reasons}".strip(), hint=hint)
 
 
-def _failed(plan: Plan, tally: Tally) -> Counter[str]:
+def _failed(plan: BatchPlan, tally: RunStats) -> Counter[str]:
     return Counter(plan.failed) + tally.failed
 
 
-def _invalid(plan: Plan) -> int:
+def _invalid(plan: BatchPlan) -> int:
     return len({problem.line for problem in plan.problems})

@@ -14,30 +14,32 @@ _WEIGHT = 0.5
 """How much a new run counts against what was known."""
 
 
-def cost(request: ResolvedRequest) -> float:
+def relative_cost(request: ResolvedRequest) -> float:
     """The work of an image relative to others of its model: steps times megapixels."""
     pixels = (request.width or 1000) * (request.height or 1000)
     return (request.steps or 1) * pixels / 1e6
 
 
-def known(model: str, device: str | None) -> float | None:
+def lookup_timing(model: str, device: str | None) -> float | None:
     """Seconds for each unit of cost, from earlier runs, or `None` where there were none."""
     return _read().get(f"{model} on {device}")
 
 
-def estimate(requests: Iterable[ResolvedRequest], devices: dict[str, str | None]) -> float | None:
+def estimate_seconds(
+    requests: Iterable[ResolvedRequest], devices: dict[str, str | None]
+) -> float | None:
     """Seconds that the requests will take, or `None` if any of their models never ran here."""
-    paces: dict[str, float | None] = {m: known(m, device) for m, device in devices.items()}
+    paces: dict[str, float | None] = {m: lookup_timing(m, device) for m, device in devices.items()}
     total = 0.0
     for request in requests:
         pace = paces.get(request.model)
         if pace is None:
             return None
-        total += cost(request) * pace
+        total += relative_cost(request) * pace
     return total
 
 
-def learn(model: str, device: str | None, pace: float) -> None:
+def record_timing(model: str, device: str | None, pace: float) -> None:
     """Remember the seconds for each unit of cost; a cache that cannot be written is no failure."""
     paces = _read()
     key = f"{model} on {device}"

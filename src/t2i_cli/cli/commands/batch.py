@@ -164,15 +164,19 @@ def batch(
     console.configure(json=json, quiet=quiet, verbose=verbose, events=events)
     from t2i_cli.backends.factory import choose, default_model
     from t2i_cli.batch import session
-    from t2i_cli.batch.executor import InProcess
+    from t2i_cli.batch.executor import LocalExecutor
     from t2i_cli.batch.lock import parse_shard
-    from t2i_cli.batch.options import Wishes, parse_batch_size, parse_seeds, parse_vary
-    from t2i_cli.batch.plan import Choice
-    from t2i_cli.batch.row_filenames import DEFAULT_TEMPLATE, check_template, target
+    from t2i_cli.batch.options import BatchOptions, parse_batch_size, parse_seeds, parse_vary
+    from t2i_cli.batch.plan import SelectionOptions
+    from t2i_cli.batch.row_filenames import (
+        DEFAULT_NAME_TEMPLATE,
+        check_template,
+        parse_name_template,
+    )
 
     if merge is not None:
         _refuse_beside_merge(context)
-        session.merge(merge, console)
+        session.merge_shards(merge, console)
         return
     if file is None:
         raise InputError("There is no prompts file.", hint="Give one, as t2i batch prompts.txt")
@@ -180,7 +184,7 @@ def batch(
     varied = parse_vary(vary or [])
     if model is None and not ephemeral and "model" not in dict(varied):
         model = default_model(backend)
-    template = name or DEFAULT_TEMPLATE
+    template = name or DEFAULT_NAME_TEMPLATE
     check_template(template, format)
     given: dict[str, Value | None] = {
         "negative_prompt": negative_prompt,
@@ -193,7 +197,7 @@ def batch(
         "height": height,
         "scheduler": scheduler,
     }
-    wishes = Wishes(
+    wishes = BatchOptions(
         defaults={field: value for field, value in given.items() if value is not None},
         vary=varied,
         seed=seed,
@@ -201,7 +205,7 @@ def batch(
         count=count,
         lenient=lenient,
     )
-    choice = Choice(
+    choice = SelectionOptions(
         template=template,
         format=format or store.get_setting("format"),
         shard=parse_shard(shard) if shard else None,
@@ -210,7 +214,7 @@ def batch(
         retry_failed=retry_failed,
         verify_files=verify_files,
     )
-    task = session.Task(
+    task = session.BatchConfig(
         source=file,
         input_format=input_format,
         folder=output,
@@ -248,7 +252,7 @@ def batch(
             lenient=lenient,
             batch_size=images,
             strict=strict,
-            format=target(template, choice.format).format,
+            format=parse_name_template(template, choice.format).format,
         )
 
     deployment: AbstractContextManager[str | None] = nullcontext()
@@ -265,7 +269,7 @@ def batch(
         if not lenient:
             engine("0")  # calls nothing yet, and refuses options that mean nothing there
         stand_in = ExpectedEndpoint(model, serving)
-        read, missing = session.rehearse(task, stand_in, console)
+        read, missing = session.validate(task, stand_in, console)
         if missing:
             deployment = lifecycle.for_one(
                 Wanted(model=model, serving=serving, ttl=ttl or DEFAULT_TTL, max_cost=max_cost),
@@ -277,7 +281,7 @@ def batch(
             )
     with deployment as made:
         chosen = stand_in if stand_in and made is None else engine(made)
-        session.run(task, chosen, InProcess(chosen), console, read)
+        session.run_batch(task, chosen, LocalExecutor(chosen), console, read)
 
 
 def _refuse_beside_merge(context: typer.Context) -> None:
