@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks import models
 from benchmarks.measure import run
 from t2i_cli.backends.local import device, pipeline
-from t2i_cli.backends.local.pipeline_output import Picture
+from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.errors import ModelError
 from t2i_cli.models.libraries import LibraryObject
 
@@ -116,7 +116,7 @@ def _pipe(given: Given) -> LibraryObject:
     import torch
     from diffusers import DiffusionPipeline
 
-    place = device.find(None)
+    place = device.find_device(None)
     dtype = device.choose_dtype(place, None, transformer=False)
     pipe = DiffusionPipeline.from_pretrained(given.model, dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
@@ -133,20 +133,20 @@ def _images(pipe: LibraryObject, given: Given, prompts: Sequence[str]) -> Librar
 @contextmanager
 def _timed(passes: list[tuple[float, float]], then: Callable[[], None]) -> Iterator[None]:
     """Note when each pass of t2i's pipeline began and ended."""
-    real = pipeline.run
+    real = pipeline.run_pipeline
 
-    def timed(*args: LibraryObject) -> list[Picture | ModelError]:
+    def timed(*args: LibraryObject) -> list[PipelineOutput | ModelError]:
         started = time.perf_counter()
         pictures = real(*args)
         passes.append((started, time.perf_counter()))
         then()
         return pictures
 
-    pipeline.run = timed  # type: ignore[assignment]
+    pipeline.run_pipeline = timed  # type: ignore[assignment]
     try:
         yield
     finally:
-        pipeline.run = real
+        pipeline.run_pipeline = real
 
 
 def _t2i(given: Given, size: str) -> None:
@@ -261,7 +261,7 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "device": device.find(None).label,
+        "device": device.find_device(None).label,
         "rounds": rounds,
     }
     suffix = "" if arguments.model == "postcard" else f"_{arguments.model}"

@@ -151,7 +151,7 @@ def bare(folder: str, requests: int, steps: int) -> dict[str, float]:
     import torch
     from diffusers import DiffusionPipeline
 
-    place = device.find(None)
+    place = device.find_device(None)
     dtype = device.choose_dtype(place, None, transformer=False)
     pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype)).to(place.name)
     pipe.set_progress_bar_config(disable=True)
@@ -221,7 +221,7 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "device": device.find(None).label,
+        "device": device.find_device(None).label,
         "rounds": rounds,
         "load": crowded,
     }

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
-from t2i_cli.backends.factory import choose
+from t2i_cli.backends.factory import create_backend
 from t2i_cli.backends.http import options as http_options
 from t2i_cli.batch import session
 from t2i_cli.batch.executor import LocalExecutor
@@ -91,7 +91,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def backend(server: FakeImages, **options: Any) -> Backend:  # noqa: ANN401 - any option
     """The backend as the command line chooses it."""
-    OPEN.append(choose("http", url=server.url, **options))
+    OPEN.append(create_backend("http", url=server.url, **options))
     return OPEN[-1]
 
 
@@ -250,7 +250,7 @@ def test_a_server_of_t2i_settles_and_confirms(server: FakeImages) -> None:
     made = make(backend(server), seed=42, negative_prompt="rain")
     local = resolve_request(
         GenerateRequest(prompt="a red star", model="postcard", seed=42, negative_prompt="rain"),
-        choose().describe(GenerateRequest(prompt="x", model="postcard")),
+        create_backend().describe(GenerateRequest(prompt="x", model="postcard")),
     )
     assert made.request.to_json() == local.to_json()
     assert made.info.seed_confirmed is True
@@ -401,13 +401,13 @@ def test_no_server(server: FakeImages) -> None:
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1 cannot be reached"):
         make(backend(replace(server, url="http://127.0.0.1:9/v1")))
     with pytest.raises(InputError, match="no server to ask"):
-        choose("http")
+        create_backend("http")
     for url in ("localhost:80", "ftp://x/v1", "http://", "http://x:y/"):
         with pytest.raises(InputError, match="not of the form"):
-            choose("http", url=url)
+            create_backend("http", url=url)
     for url in (f"http://me:{KEY}@x/v1", f"http://x/v1?key={KEY}"):
         with pytest.raises(InputError, match="holds no name") as caught:
-            choose("http", url=url)
+            create_backend("http", url=url)
         assert KEY not in caught.value.message
 
 
@@ -458,10 +458,10 @@ def test_which_key_goes_where(
 def test_a_key_that_others_could_read_is_warned_of(
     url: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choose("http", url=url)
+    create_backend("http", url=url)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
-    choose("http", url=url)
+    create_backend("http", url=url)
     said = capsys.readouterr().err
     assert ("unencrypted" in said) == warned
     assert KEY not in said
@@ -622,12 +622,12 @@ def test_ctrl_c_breaks_the_call_off(
 def test_the_other_way_round(server: FakeImages) -> None:
     for options in ({"url": server.url}, {"endpoint": "1"}, {"retries": 0}, {"serving": "t2i"}):
         with pytest.raises(InputError, match="means nothing to the local backend") as caught:
-            choose("local", **options)
+            create_backend("local", **options)
         assert "It is for --backend" in str(caught.value.hint)
     with pytest.raises(InputError, match="--no-safety-checker means"):
-        choose("http", url=server.url, no_safety_checker=True)
+        create_backend("http", url=server.url, no_safety_checker=True)
     with pytest.raises(InputError, match="--attention-slicing means"):
-        choose("http", url=server.url, attention_slicing=False)
+        create_backend("http", url=server.url, attention_slicing=False)
     backend(server, attention_slicing=None, batch_size=1, device=None)
 
 

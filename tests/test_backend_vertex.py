@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from t2i_cli.backends import Backend, Failure, GeneratedImage
-from t2i_cli.backends.factory import choose
+from t2i_cli.backends.factory import create_backend
 from t2i_cli.backends.vertex import errors, payload
 from t2i_cli.backends.vertex.endpoint import Target
 from t2i_cli.batch import session
@@ -97,7 +97,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def backend(endpoint: str | None = None, **options: Any) -> Backend:  # noqa: ANN401
     """The backend as the command line chooses it."""
-    OPEN.append(choose("vertex", endpoint=endpoint, **options))
+    OPEN.append(create_backend("vertex", endpoint=endpoint, **options))
     return OPEN[-1]
 
 
@@ -227,7 +227,7 @@ def test_our_own_container(vertex: FakeVertex) -> None:
             negative_prompt="rain",
             scheduler="euler",
         ),
-        choose().describe(GenerateRequest(prompt="x", model="postcard")),
+        create_backend().describe(GenerateRequest(prompt="x", model="postcard")),
     )
     assert made.request.to_json() == local.to_json()
     assert made.info.backend == "vertex"

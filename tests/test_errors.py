@@ -8,7 +8,7 @@ import pytest
 
 from t2i_cli import prompts
 from t2i_cli.backends.local.device import Device
-from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, Need
+from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, MemoryEstimate
 from t2i_cli.batch import options, row_filenames
 from t2i_cli.cli.commands import models as models_command
 from t2i_cli.cli.progress import Progress
@@ -28,7 +28,7 @@ from t2i_cli.output.image_writer import storage_error
 from t2i_cli.vertex import containers
 
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
-NOTHING = Need(weights={}, denoise=0, attention=0, decode=0, tile=0)
+NOTHING = MemoryEstimate(weights={}, denoise=0, attention=0, decode=0, tile=0)
 
 NAMED: dict[str, Callable[[str], object]] = {
     "local": lambda n: resolution.resolve_model(n, None, offline=True, trust_remote_code=False),

@@ -22,8 +22,8 @@ from t2i_cli.backends.local import (
     prompt_warnings,
 )
 from t2i_cli.backends.local import outcomes as local_outcomes
-from t2i_cli.backends.local.memory import Plan
-from t2i_cli.backends.local.planning import Target
+from t2i_cli.backends.local.memory import MemoryPlan
+from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.errors import (
     ContentFilteredError,
     InputError,
@@ -338,14 +338,14 @@ def test_a_pipelines_own_failure_is_a_model_error(
 def test_a_scheduler_that_cannot_be_used_fails_its_images_only(
     backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loading.Loaded.set_scheduler
+    real = loading.LoadedPipeline.set_scheduler
 
-    def set_scheduler(self: loading.Loaded, name: str | None) -> str | None:
+    def set_scheduler(self: loading.LoadedPipeline, name: str | None) -> str | None:
         if name == "deis":
             raise ImportError("It requires the other library\nbut it was not found.")
         return real(self, name)
 
-    monkeypatch.setattr(loading.Loaded, "set_scheduler", set_scheduler)
+    monkeypatch.setattr(loading.LoadedPipeline, "set_scheduler", set_scheduler)
     asked = [ask(backend, scheduler=name) for name in ("euler", "deis", "deis", "ddim")]
     first, *failed, last = make(backend, *asked)
     assert isinstance(first, GeneratedImage)
@@ -363,11 +363,11 @@ def test_a_scheduler_that_cannot_be_used_fails_its_images_only(
 def test_what_one_image_raises_does_not_fail_those_of_its_pass(
     backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pipeline.run
+    real = pipeline.run_pipeline
     passes: list[int] = []
 
     def run(
-        loaded: loading.Loaded, requests: Sequence[ResolvedRequest], *rest: LibraryObject
+        loaded: loading.LoadedPipeline, requests: Sequence[ResolvedRequest], *rest: LibraryObject
     ) -> LibraryObject:
         passes.append(len(requests))
         if any(request.prompt == "a bad one" for request in requests):
@@ -406,7 +406,7 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
 
     monkeypatch.setattr(place, name, replaced)
     if where == "prepare":
-        monkeypatch.setattr(loading.Loaded, "fitted", lambda self, request: False)
+        monkeypatch.setattr(loading.LoadedPipeline, "fitted", lambda self, request: False)
     outcomes = make(backend, *asked)
     failed = {"prepare": 1, "notes": 2, "pass": 1}[where]
     assert [o.index for o in outcomes if isinstance(o, Failure)] == [failed]
@@ -491,16 +491,18 @@ def test_a_model_that_is_loaded_is_not_counted_twice(
     list(make(backend, ask(backend, steps=1)))
     assert backend._loaded
     planned: list[int] = []
-    plan = planning.plan
+    plan = planning.plan_memory
 
-    def noted(aim: Target, request: ResolvedRequest, options: LocalOptions, resident: int) -> Plan:
+    def noted(
+        aim: LoadTarget, request: ResolvedRequest, options: LocalOptions, resident: int
+    ) -> MemoryPlan:
         planned.append(resident)
         return plan(aim, request, options, resident)
 
     monkeypatch.setattr(planning, "plan", noted)
     backend.check(ask(backend))
     LocalBackend(LocalOptions()).check(ask(backend))
-    assert planned == [backend._loaded.resident, 0]
+    assert planned == [backend._loaded.resident_bytes, 0]
     assert planned[0] > 0
 
 

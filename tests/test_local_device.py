@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from t2i_cli.backends.local import device
-from t2i_cli.backends.local.device import Device, Memory
+from t2i_cli.backends.local.device import Device, MemoryInfo
 from t2i_cli.errors import InputError
 from tests.fakes import gpu
 
@@ -29,7 +29,7 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("everything")
 def test_devices_come_in_order() -> None:
-    assert [(d.name, d.kind) for d in device.devices()] == [
+    assert [(d.name, d.kind) for d in device.list_devices()] == [
         ("cuda:0", "cuda"),
         ("cuda:1", "cuda"),
         ("xpu:0", "xpu"),
@@ -41,7 +41,7 @@ def test_devices_come_in_order() -> None:
 @pytest.mark.usefixtures("everything")
 def test_rocm_is_told_from_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert device.find("rocm") == Device(name="cuda:0", kind="rocm", label="Card 0")
+    assert device.find_device("rocm") == Device(name="cuda:0", kind="rocm", label="Card 0")
 
 
 @pytest.mark.usefixtures("everything")
@@ -50,19 +50,19 @@ def test_rocm_is_told_from_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     [(None, "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("xpu", "xpu:0"), ("cpu", "cpu")],
 )
 def test_a_device_is_found_by_name(asked: str | None, found: str) -> None:
-    assert device.find(asked).name == found
+    assert device.find_device(asked).name == found
 
 
 def test_an_unknown_device_lists_what_is_there() -> None:
     with pytest.raises(
         InputError, match=r"no device 'cuda:7' here; there is cpu \(CPU\)"
     ) as caught:
-        device.find("cuda:7")
+        device.find_device("cuda:7")
     assert caught.value.field == "device"
 
 
 def test_the_hosts_memory_is_what_the_system_says() -> None:
-    here = device.memory(CPU)
+    here = device.device_memory(CPU)
     assert 0 < here.free <= here.total <= psutil.virtual_memory().total
 
 
@@ -70,13 +70,13 @@ def test_unused_memory_that_torch_holds_is_free(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 8000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
-    assert device.memory(CUDA) == Memory(free=1400, total=8000)
+    assert device.device_memory(CUDA) == MemoryInfo(free=1400, total=8000)
 
 
 def test_mps_shares_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 2**60)
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 0)
-    assert device.memory(MPS).free <= psutil.virtual_memory().total
+    assert device.device_memory(MPS).free <= psutil.virtual_memory().total
 
 
 def test_a_control_groups_limit_counts(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_control_groups_limit_counts(tmp_path: Path) -> None:
     (group.parent / "memory.stat").write_text("anon 1\ninactive_file 1500\n")
     own = tmp_path / "own"
     own.write_text("0::/user/job\n")
-    assert device._cgroup_limits(tmp_path, own) == [Memory(free=4500, total=8000)]
+    assert device._cgroup_limits(tmp_path, own) == [MemoryInfo(free=4500, total=8000)]
 
 
 def test_a_limit_of_cgroup_v1_counts(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_limit_of_cgroup_v1_counts(tmp_path: Path) -> None:
     (group / "memory.stat").write_text("total_inactive_file 0\n")
     own = tmp_path / "own"
     own.write_text("5:cpu,cpuacct:/job\n4:memory:/job\n")
-    assert device._cgroup_limits(tmp_path, own) == [Memory(free=0, total=8000)]
+    assert device._cgroup_limits(tmp_path, own) == [MemoryInfo(free=0, total=8000)]
     assert device._cgroup_limits(tmp_path, tmp_path / "none") == []
 
 

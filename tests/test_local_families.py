@@ -126,7 +126,7 @@ def plain(folder: Path, request: ResolvedRequest) -> NDArray[np.int16]:
 
 def test_the_list_of_independent_classes_is_what_is_shown_here() -> None:
     shown = {CLASSES[name] for name in INDEPENDENT}
-    assert shown == batch_size.INDEPENDENT
+    assert shown == batch_size.INDEPENDENT_PIPELINES
 
 
 @pytest.mark.parametrize("name", of(*(name for name in CLASSES if name != "sd")))

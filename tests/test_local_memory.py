@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.backends.local import device, memory, planning
-from t2i_cli.backends.local.device import Device, Memory
+from t2i_cli.backends.local.device import Device, MemoryInfo
 from t2i_cli.backends.local.memory import (
     ATTENTION_SLICING,
     GROUP_OFFLOAD,
     MIB,
     MODEL_OFFLOAD,
     VAE_TILING,
-    Need,
+    MemoryEstimate,
 )
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.backends.local.planning import Target
+from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models.catalog import MODELS
 from tests import made
@@ -25,7 +25,7 @@ from tests.fakes import gpu
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
 MPS = Device(name="mps", kind="mps", label="Apple GPU")
 CPU = Device(name="cpu", kind="cpu", label="CPU")
-NEED = Need(
+NEED = MemoryEstimate(
     weights={"unet": 1600, "text_encoder": 300, "vae": 100},
     denoise=500,
     attention=400,
@@ -67,17 +67,19 @@ def test_peaks_follow_the_measures() -> None:
 def test_the_cheapest_measures_that_fit_are_chosen(
     place: Device, free: int, measures: tuple[str, ...] | None
 ) -> None:
-    assert memory.choose(NEED, place, free, HOST, 1) == measures
+    assert memory.choose_measures(NEED, place, free, HOST, 1) == measures
 
 
 def test_offload_needs_room_on_the_host() -> None:
-    assert memory.choose(NEED, GPU, 2500, 2200, 1) == (VAE_TILING, MODEL_OFFLOAD)
-    assert memory.choose(NEED, GPU, 2500, 2050, 1) is None
+    assert memory.choose_measures(NEED, GPU, 2500, 2200, 1) == (VAE_TILING, MODEL_OFFLOAD)
+    assert memory.choose_measures(NEED, GPU, 2500, 2050, 1) is None
 
 
 def test_low_takes_its_measures_however_much_is_free() -> None:
     def choose(place: Device, free: int) -> memory.Measures | None:
-        return memory.choose(NEED, place, free, HOST, 1, least=memory.lowest(place))
+        return memory.choose_measures(
+            NEED, place, free, HOST, 1, least=memory.low_memory_measures(place)
+        )
 
     assert choose(GPU, HOST) == (VAE_TILING, MODEL_OFFLOAD)
     assert choose(GPU, 1000) == (VAE_TILING, GROUP_OFFLOAD)
@@ -86,18 +88,18 @@ def test_low_takes_its_measures_however_much_is_free() -> None:
 
 
 def test_a_need_grows_with_the_picture_and_the_dtype() -> None:
-    small = memory.need(SHAPES, {}, 128, 128, 2)
-    large = memory.need(SHAPES, {}, 256, 256, 2)
-    full = memory.need(SHAPES, {}, 128, 128, 4)
+    small = memory.estimate_memory(SHAPES, {}, 128, 128, 2)
+    large = memory.estimate_memory(SHAPES, {}, 256, 256, 2)
+    full = memory.estimate_memory(SHAPES, {}, 128, 128, 4)
     assert large.denoise == 4 * small.denoise
     assert large.attention == 16 * small.attention
     assert full.denoise == 2 * small.denoise
     assert large.tile < large.decode
 
 
-def target(place: Device, dtype: str = "float32") -> Target:
+def target(place: Device, dtype: str = "float32") -> LoadTarget:
     size = 30 * MIB if dtype == "float32" else 15 * MIB
-    return Target(
+    return LoadTarget(
         spec=MODELS["postcard"], device=place, dtype=dtype, folder=SHAPES, sizes={"unet": size}
     )
 
@@ -106,15 +108,15 @@ def plan(
     monkeypatch: pytest.MonkeyPatch,
     free_mib: int,
     *,
-    aim: Target | None = None,
+    aim: LoadTarget | None = None,
     options: LocalOptions = AUTO,
     side: int = 2048,
     resident: int = 0,
-) -> memory.Plan:
-    here = Memory(free=free_mib * MIB, total=16_000 * MIB)
+) -> memory.MemoryPlan:
+    here = MemoryInfo(free=free_mib * MIB, total=16_000 * MIB)
     monkeypatch.setattr(device, "memory", lambda _: here)
     request = made.request(model="postcard", width=side, height=side)
-    return planning.plan(aim or target(GPU), request, options, resident)
+    return planning.plan_memory(aim or target(GPU), request, options, resident)
 
 
 def test_a_plan_says_what_is_needed_and_done(monkeypatch: pytest.MonkeyPatch) -> None:

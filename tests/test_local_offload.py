@@ -7,7 +7,7 @@ import pytest
 
 from t2i_cli.backends import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, planning
-from t2i_cli.backends.local.device import Device, devices
+from t2i_cli.backends.local.device import Device, list_devices
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, VAE_TILING, Measures
 from t2i_cli.events import Event, Preview
 from t2i_cli.models import diffusers_folder
@@ -175,10 +175,10 @@ def test_previews_cast_nothing_under_hooks(
     assert not {call for call in calls.made if call.startswith("cast")}
 
 
-def measured(folder: Path, dtype: str) -> tuple[int, memory.Need]:
+def measured(folder: Path, dtype: str) -> tuple[int, memory.MemoryEstimate]:
     """Bytes of the VAE's weights, and what an image needs, as a plan for a GPU counts them."""
     place = Device(name="cuda:0", kind="cuda", label="GPU")
-    aim = planning.Target(
+    aim = planning.LoadTarget(
         spec=ModelSpec(name="it", folder=folder),
         device=place,
         dtype=dtype,
@@ -241,7 +241,7 @@ def test_which_decoder_is_float32(
 def test_on_a_card_offload_makes_the_same_picture(
     offload: Measures, sdxl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert devices()[0].own_memory, "this test needs a GPU with memory of its own"
+    assert list_devices()[0].own_memory, "this test needs a GPU with memory of its own"
     planned(monkeypatch)
     plain = run(sdxl, steps=4)
     planned(monkeypatch, *offload)

@@ -7,19 +7,19 @@ import pytest
 
 from t2i_cli.backends import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, prompt_embedding_cache
-from t2i_cli.backends.local.batch_size import MOST, PassSize
+from t2i_cli.backends.local.batch_size import MAX_SIZE, BatchSizeTuner
 from t2i_cli.backends.local.device import Device
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from tests import tiny
 
 
-def explore(rate: dict[int, float], most: int = MOST, images: int = 200) -> list[int]:
+def explore(rate: dict[int, float], most: int = MAX_SIZE, images: int = 200) -> list[int]:
     """The sizes of passes on a device that makes so many images a second at each size."""
-    sizes = PassSize(None, most)
+    sizes = BatchSizeTuner(None, most)
     taken: list[int] = []
     while images:
-        size = sizes.next(images, None)
-        sizes.took(size, size / rate.get(size, 1.0))
+        size = sizes.next_size(images, None)
+        sizes.record(size, size / rate.get(size, 1.0))
         taken.append(size)
         images -= size
     return taken
@@ -47,28 +47,34 @@ def test_the_size_that_makes_most_images_a_second_is_found(
 
 
 def test_one_slow_pass_ends_no_search() -> None:
-    sizes, slow = PassSize(None), {4, 16}
+    sizes, slow = BatchSizeTuner(None), {4, 16}
     for _ in range(12):
-        size = sizes.next(99, None)
-        sizes.took(size, 99.0 if size in slow else 1.0)
+        size = sizes.next_size(99, None)
+        sizes.record(size, 99.0 if size in slow else 1.0)
         slow.discard(size)
-    assert sizes.next(99, None) == MOST
+    assert sizes.next_size(99, None) == MAX_SIZE
 
 
 def test_memory_and_wishes_bound_the_size() -> None:
     fast = {n: float(n) for n in (1, 2, 4, 8, 16, 32)}
     assert max(explore(fast, most=4)) == 4
     assert set(explore(fast, most=1)) == {1}
-    fixed = PassSize(3)
-    assert [fixed.next(10, None), fixed.next(2, None), fixed.next(10, 1)] == [3, 2, 1]
-    fixed.took(3, 0.001)
-    assert fixed.next(10, None) == 3
+    fixed = BatchSizeTuner(3)
+    assert [fixed.next_size(10, None), fixed.next_size(2, None), fixed.next_size(10, 1)] == [
+        3,
+        2,
+        1,
+    ]
+    fixed.record(3, 0.001)
+    assert fixed.next_size(10, None) == 3
 
 
 def test_as_many_fit_as_there_is_memory() -> None:
-    needed = memory.Need(weights={"unet": 1000}, denoise=100, attention=0, decode=50, tile=10)
+    needed = memory.MemoryEstimate(
+        weights={"unet": 1000}, denoise=100, attention=0, decode=50, tile=10
+    )
     here = Device(kind="cpu", name="cpu", label="")
-    fits = [memory.most_of_a_pass(needed, here, free, ()) for free in (1000, 1400, 1800, 10_000)]
+    fits = [memory.images_that_fit(needed, here, free, ()) for free in (1000, 1400, 1800, 10_000)]
     assert fits == [1, 2, 4, 64]
 
 
@@ -120,7 +126,7 @@ def test_families_with_several_encoders_make_the_same(
 ) -> None:
     folder = tiny.save(family, tmp_path / family)
     made = []
-    for remember in (prompt_embedding_cache.remember, lambda pipe: None):
+    for remember in (prompt_embedding_cache.cache_text_embeddings, lambda pipe: None):
         monkeypatch.setattr(prompt_embedding_cache, "remember", remember)
         backend = LocalBackend(LocalOptions(batch_size=1))
         requests = [ask(backend, p, 3, model=str(folder)) for p in ("a star", "a house", "a star")]

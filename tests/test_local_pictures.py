@@ -94,8 +94,8 @@ def test_pictures_are_rounded_as_diffusers_rounds_them() -> None:
     from diffusers.image_processor import VaeImageProcessor
 
     made_of = np.linspace(0, 1, 48 * 64 * 3, dtype=np.float32).reshape(1, 48, 64, 3)
-    (found,) = pipeline_output.read(loaded(), [made.request()], (made_of,))  # type: ignore[arg-type]
-    assert isinstance(found, pipeline_output.Picture)
+    (found,) = pipeline_output.check_output(loaded(), [made.request()], (made_of,))  # type: ignore[arg-type]
+    assert isinstance(found, pipeline_output.PipelineOutput)
     (expected,) = VaeImageProcessor.numpy_to_pil(made_of)
     assert found.image.tobytes() == expected.tobytes()
     assert not found.withheld
@@ -106,12 +106,12 @@ def test_every_safety_checkers_word_is_heard(name: str) -> None:
     from diffusers.utils.outputs import BaseOutput
 
     output = BaseOutput(images=[made.picture()], **{name: [True]})
-    (found,) = pipeline_output.read(loaded(), [made.request()], output)  # type: ignore[arg-type]
-    assert isinstance(found, pipeline_output.Picture)
+    (found,) = pipeline_output.check_output(loaded(), [made.request()], output)  # type: ignore[arg-type]
+    assert isinstance(found, pipeline_output.PipelineOutput)
     assert found.withheld
 
 
 def test_another_size_is_an_error() -> None:
-    (found,) = pipeline_output.read(loaded(), [made.request()], ([made.picture(32, 48)],))  # type: ignore[arg-type]
+    (found,) = pipeline_output.check_output(loaded(), [made.request()], ([made.picture(32, 48)],))  # type: ignore[arg-type]
     assert isinstance(found, T2IError)
     assert "made 32x48 pixels where 64x48 were asked for." in found.message

@@ -31,7 +31,7 @@ def notes(
 ) -> str:
     components = {f"tokenizer_{number}": t for number, t in enumerate(tokenizers)}
     loaded: LibraryObject = Loaded(components | {"vae": object()}, limit, folder)
-    return " ".join(prompt_warnings.notes(loaded, prompt))
+    return " ".join(prompt_warnings.prompt_warnings(loaded, prompt))
 
 
 @pytest.fixture(scope="module")

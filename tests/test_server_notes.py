@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from t2i_cli.backends import Backend
-from t2i_cli.backends.factory import choose
+from t2i_cli.backends.factory import create_backend
 from t2i_cli.events import Event, Notice
 from t2i_cli.net import response_metadata
 from t2i_cli.request import GenerateRequest, resolve_request
@@ -105,7 +105,7 @@ def test_the_http_backend_hands_them_on_once_to_all_that_they_are_about(
     server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
-    notes = told(choose("http", url=f"{server.url}/v1"), "a", "b", "a")
+    notes = told(create_backend("http", url=f"{server.url}/v1"), "a", "b", "a")
     assert len(notes) == len(set(notes))
     assert {(note.message, note.indices) for note in notes} == {
         (ALL, (0, 2)),

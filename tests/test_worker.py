@@ -24,7 +24,7 @@ import pytest
 
 from t2i_cli.backends import Failure, GeneratedImage, factory
 from t2i_cli.backends.local import LocalBackend, LocalOptions, planning
-from t2i_cli.backends.local.memory import Plan
+from t2i_cli.backends.local.memory import MemoryPlan
 from t2i_cli.cli import main
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
@@ -881,17 +881,17 @@ def test_generate_takes_a_worker_where_one_is_to_be_kept(
 ) -> None:
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
     monkeypatch.delenv("T2I_KEEP_ALIVE", raising=False)
-    assert isinstance(factory.choose(worker=True, keep_alive="10m"), WorkerBackend)
-    assert isinstance(factory.choose(worker=True), LocalBackend)
+    assert isinstance(factory.create_backend(worker=True, keep_alive="10m"), WorkerBackend)
+    assert isinstance(factory.create_backend(worker=True), LocalBackend)
     monkeypatch.setenv("T2I_KEEP_ALIVE", "1h30m")
-    assert isinstance(factory.choose(worker=True), WorkerBackend)
-    assert isinstance(factory.choose(worker=True, keep_alive="0"), LocalBackend)
+    assert isinstance(factory.create_backend(worker=True), WorkerBackend)
+    assert isinstance(factory.create_backend(worker=True, keep_alive="0"), LocalBackend)
     # As batch does, and --dry-run.
-    assert isinstance(factory.choose(), LocalBackend)
+    assert isinstance(factory.create_backend(), LocalBackend)
     with pytest.raises(InputError, match="--keep-alive must be a duration as 90s"):
-        factory.choose(worker=True, keep_alive="soon")
+        factory.create_backend(worker=True, keep_alive="soon")
     with pytest.raises(InputError, match="--keep-alive means nothing to the http backend"):
-        factory.choose("http", worker=True, keep_alive="10m")
+        factory.create_backend("http", worker=True, keep_alive="10m")
 
 
 def test_a_cold_run_on_a_terminal_mentions_it_once(
@@ -928,7 +928,7 @@ def test_whoever_cannot_be_remembered_as_told_is_not_told(
 
 # Memory that a local run needs.
 
-ROOMY = Plan(
+ROOMY = MemoryPlan(
     device="cpu",
     device_name="CPU",
     dtype="float32",
@@ -948,7 +948,7 @@ def test_a_local_run_asks_for_room_only_where_memory_is_short(
     asked: list[str] = []
     tight = False
 
-    def plan(*_: object) -> Plan:
+    def plan(*_: object) -> MemoryPlan:
         if asked or not tight:
             return ROOMY
         if short == "refused":

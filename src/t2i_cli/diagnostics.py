@@ -136,7 +136,7 @@ def _devices() -> Iterator[Diagnostic]:
         return
     from t2i_cli.backends.local import device as local
 
-    found = local.devices()
+    found = local.list_devices()
     if found[0].kind == "cpu" and Path("/dev/nvidia0").exists():
         yield Diagnostic(
             name="device",
@@ -145,7 +145,7 @@ def _devices() -> Iterator[Diagnostic]:
             fix="Install torch for CUDA: https://pytorch.org/get-started/locally/",
         )
     for device in found:
-        memory = local.memory(device)
+        memory = local.device_memory(device)
         yield Diagnostic(
             name="device",
             status="ok",

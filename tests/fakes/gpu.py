@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from t2i_cli.backends.local import device
-from t2i_cli.backends.local.device import Device, Memory
+from t2i_cli.backends.local.device import Device, MemoryInfo
 from t2i_cli.models.libraries import LibraryObject
 
 FAKE = Device(name="cpu", kind="xpu", label="Fake GPU")
@@ -16,13 +16,13 @@ def install(monkeypatch: pytest.MonkeyPatch, *, free: int, fake: Device = FAKE) 
     """Make the fake GPU this machine's best device, with `free` bytes."""
     import torch
 
-    real = device.memory
+    real = device.device_memory
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: None)
     monkeypatch.setattr(device, "devices", lambda: [fake])
     monkeypatch.setattr(
         device,
         "memory",
-        lambda asked: Memory(free=free, total=free) if asked == fake else real(asked),
+        lambda asked: MemoryInfo(free=free, total=free) if asked == fake else real(asked),
     )
 
 

@@ -68,5 +68,5 @@ if __name__ == "__main__":
     from t2i_cli.worker import spawn
 
     spawn.MODULE = WORKER
-    factory.cold = lambda options: Painter(steps=True)
+    factory.create_local_backend = lambda options: Painter(steps=True)
     main.main()

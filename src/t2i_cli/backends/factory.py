@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from t2i_cli.backends.local import LocalOptions
 
 
-class Options(TypedDict, total=False):
+class BackendOptions(TypedDict, total=False):
     """What the command line says of how images are made; None and False are not given.
 
     `format` is that of the files, for what has to choose one for the way here.
@@ -49,15 +49,15 @@ _TAKES = {
     "http": _REMOTE | {"url", "dialect"},
     "vertex": _REMOTE | {"endpoint", "project", "region", "api_endpoint", "serving"},
 }
-_TAKES["local"] = frozenset(Options.__annotations__) - (_TAKES["http"] | _TAKES["vertex"])
+_TAKES["local"] = frozenset(BackendOptions.__annotations__) - (_TAKES["http"] | _TAKES["vertex"])
 
 
-def choose(
+def create_backend(
     backend: str | None = None,
     *,
     lenient: bool | None = False,
     worker: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[BackendOptions],
 ) -> Backend:
     """The backend of that name, else of the settings, else this machine. Raises InputError.
 
@@ -80,7 +80,7 @@ def default_model(backend: str | None) -> str | None:
     return store.get_setting("model") if local else None
 
 
-def _check(backend: str, options: Options, lenient: bool | None) -> None:
+def _check(backend: str, options: BackendOptions, lenient: bool | None) -> None:
     """Raise InputError, or warn, for every option that the backend cannot honour."""
     for name, value in options.items():
         given = value is not None and (value is not False or name == "attention_slicing")
@@ -100,7 +100,7 @@ def _check(backend: str, options: Options, lenient: bool | None) -> None:
         console.warn(f"{flag} means nothing to the {backend} backend. It is left out.")
 
 
-def _local(options: Options, lenient: bool | None, worker: bool) -> Backend:
+def _local(options: BackendOptions, lenient: bool | None, worker: bool) -> Backend:
     from t2i_cli.backends.local import LocalOptions
 
     made = LocalOptions(
@@ -121,11 +121,11 @@ def _local(options: Options, lenient: bool | None, worker: bool) -> Backend:
     if worker and keep_alive:
         from t2i_cli.worker.backend import WorkerBackend
 
-        return WorkerBackend(made, keep_alive, cold, options.get("format", "png"))
-    return cold(made)
+        return WorkerBackend(made, keep_alive, create_local_backend, options.get("format", "png"))
+    return create_local_backend(made)
 
 
-def cold(options: "LocalOptions") -> Backend:
+def create_local_backend(options: "LocalOptions") -> Backend:
     """This machine's images, made in this process."""
     from t2i_cli.backends.local import LocalBackend
     from t2i_cli.worker.spawn import make_room
@@ -133,7 +133,7 @@ def cold(options: "LocalOptions") -> Backend:
     return LocalBackend(options, make_room)
 
 
-def _http(options: Options) -> Backend:
+def _http(options: BackendOptions) -> Backend:
     from t2i_cli.backends.http import HttpBackend, HttpOptions
     from t2i_cli.backends.http import options as http
 
@@ -153,7 +153,7 @@ def _http(options: Options) -> Backend:
     )
 
 
-def _vertex(options: Options) -> Backend:
+def _vertex(options: BackendOptions) -> Backend:
     from t2i_cli.backends.vertex import VertexBackend, VertexOptions
 
     return VertexBackend(
@@ -171,15 +171,15 @@ def _vertex(options: Options) -> Backend:
     )
 
 
-def _retries(options: Options) -> int:
+def _retries(options: BackendOptions) -> int:
     retries = options.get("retries")
     return int(store.get_setting("retries") or RETRIES) if retries is None else retries
 
 
-def _timeout(options: Options) -> float:
+def _timeout(options: BackendOptions) -> float:
     return options.get("timeout") or float(store.get_setting("timeout") or TIMEOUT)
 
 
-def _concurrency(options: Options) -> int | None:
+def _concurrency(options: BackendOptions) -> int | None:
     found = options.get("concurrency") or store.get_setting("concurrency")
     return int(found) if found else None

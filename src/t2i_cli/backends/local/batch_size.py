@@ -3,7 +3,7 @@
 Only images that do not change each other share a pass.
 """
 
-INDEPENDENT = frozenset(
+INDEPENDENT_PIPELINES = frozenset(
     {
         "AuraFlowPipeline",
         "BriaPipeline",
@@ -32,9 +32,9 @@ all at once. tests/test_local_families.py shows it for each of these; what it do
 out.
 """
 
-START = 2
+START_SIZE = 2
 """Images of the first pass: what one alone would teach is learnt from two as well."""
-MOST = 32
+MAX_SIZE = 32
 """Images of a pass at most; no device gains more from more."""
 _GAIN = 1.04
 """A size has to be quicker by this to be preferred: less is noise."""
@@ -44,15 +44,15 @@ _LOOKS = 2
 
 def are_independent(cls: type) -> bool:
     """Whether the images of a pipeline of this class may share a pass."""
-    return cls.__name__ in INDEPENDENT and cls.__module__.startswith("diffusers.")
+    return cls.__name__ in INDEPENDENT_PIPELINES and cls.__module__.startswith("diffusers.")
 
 
-def dependence(cls: type) -> str:
+def dependence_reason(cls: type) -> str:
     """The sentence that tells why images of a pipeline of this class share no pass."""
     return f"Images of a {cls.__name__} may change each other in a pass, so each is made alone."
 
 
-class PassSize:
+class BatchSizeTuner:
     """The size of a pass: `wanted`, or found by measuring, at most `most`.
 
     The search doubles the size as long as that makes more images a second, and tries one image
@@ -60,18 +60,18 @@ class PassSize:
     size is known by its quickest one. The first pass warms up and is not counted.
     """
 
-    def __init__(self, wanted: int | None, most: int = MOST) -> None:
-        self._most = wanted or max(1, min(most, MOST))
-        self._next = wanted or min(START, self._most)
+    def __init__(self, wanted: int | None, most: int = MAX_SIZE) -> None:
+        self._most = wanted or max(1, min(most, MAX_SIZE))
+        self._next = wanted or min(START_SIZE, self._most)
         self._found = wanted is not None or self._most == 1
         self._warm = False
         self._rates: dict[int, list[float]] = {}
 
-    def next(self, left: int, limit: int | None) -> int:
+    def next_size(self, left: int, limit: int | None) -> int:
         """The size of the next pass, of `left` images, at most `limit` since memory ran out."""
         return min(self._next, left, limit or left)
 
-    def took(self, size: int, seconds: float) -> None:
+    def record(self, size: int, seconds: float) -> None:
         """Learn that a pass of this size took so long."""
         if self._found or size != self._next:
             return
@@ -82,7 +82,7 @@ class PassSize:
         best = self._best()
         if 2 * best <= self._most and (unsure := self._unsure(best)):
             self._next = unsure
-        elif best == START and 1 not in self._rates:
+        elif best == START_SIZE and 1 not in self._rates:
             self._next = 1
         else:
             self._next, self._found = best, True

@@ -9,7 +9,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.models import libraries
 from t2i_cli.settings.schema import DTYPES
 
-Kind = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
+DeviceKind = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -18,7 +18,7 @@ class Device:
     """A device under torch's name for it ("cuda:0"), and what people call it."""
 
     name: str
-    kind: Kind
+    kind: DeviceKind
     label: str
 
     @property
@@ -33,18 +33,18 @@ class Device:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryInfo:
     """A device's memory in bytes; `free` is what this process may still take."""
 
     free: int
     total: int
 
 
-def devices() -> list[Device]:
+def list_devices() -> list[Device]:
     """What this machine has, best first: CUDA or ROCm, XPU, MPS, CPU."""
     torch = libraries.import_torch()
     found = []
-    kind: Kind = "rocm" if torch.version.hip else "cuda"
+    kind: DeviceKind = "rocm" if torch.version.hip else "cuda"
     for index in range(torch.cuda.device_count()):
         label = torch.cuda.get_device_name(index)
         found.append(Device(name=f"cuda:{index}", kind=kind, label=label))
@@ -56,12 +56,12 @@ def devices() -> list[Device]:
     return [*found, Device(name="cpu", kind="cpu", label="CPU")]
 
 
-def find(name: str | None) -> Device:
+def find_device(name: str | None) -> Device:
     """The device of that name ("cuda" is the first CUDA device), or the best one.
 
     Raises InputError listing what there is.
     """
-    here = devices()
+    here = list_devices()
     if name is None:
         return here[0]
     for device in here:
@@ -71,7 +71,7 @@ def find(name: str | None) -> Device:
     raise InputError(f"There is no device {name!r} here; there is {listed}.", field="device")
 
 
-def memory(device: Device) -> Memory:
+def device_memory(device: Device) -> MemoryInfo:
     """What the device has and what is free; memory that torch holds unused counts as free."""
     import torch
 
@@ -80,23 +80,25 @@ def memory(device: Device) -> Memory:
     if device.kind == "mps":
         total = torch.mps.recommended_max_memory()
         taken = torch.mps.current_allocated_memory()
-        return Memory(free=min(total - taken, host_memory().free), total=total)
+        return MemoryInfo(free=min(total - taken, host_memory().free), total=total)
     library = torch.xpu if device.kind == "xpu" else torch.cuda
     free, total = library.mem_get_info(device.name)
     unused = library.memory_reserved(device.name) - library.memory_allocated(device.name)
-    return Memory(free=free + unused, total=total)
+    return MemoryInfo(free=free + unused, total=total)
 
 
-def host_memory() -> Memory:
+def host_memory() -> MemoryInfo:
     """The host's memory, as far as the process's control groups let it be used."""
     import psutil
 
     host = psutil.virtual_memory()
-    limits = [Memory(free=host.available, total=host.total), *_cgroup_limits()]
-    return Memory(free=min(m.free for m in limits), total=min(m.total for m in limits))
+    limits = [MemoryInfo(free=host.available, total=host.total), *_cgroup_limits()]
+    return MemoryInfo(free=min(m.free for m in limits), total=min(m.total for m in limits))
 
 
-def _cgroup_limits(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[Memory]:
+def _cgroup_limits(
+    root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")
+) -> list[MemoryInfo]:
     """The limits of the process's control groups (cgroup v2, or v1's memory controller), bytes.
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html: `memory.current` counts the page cache, of
@@ -125,14 +127,14 @@ def _cgroup_limits(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup"))
     return found
 
 
-def _cgroup_limit(group: Path, limit: str, usage: str, cache: str) -> Memory | None:
+def _cgroup_limit(group: Path, limit: str, usage: str, cache: str) -> MemoryInfo | None:
     try:
         total = int((group / limit).read_text())
         used = int((group / usage).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no such group here, or its limit is "max"
         return None
-    return Memory(free=max(0, total - used + int(stat.get(cache, 0))), total=total)
+    return MemoryInfo(free=max(0, total - used + int(stat.get(cache, 0))), total=total)
 
 
 def choose_dtype(device: Device, asked: str | None, *, transformer: bool) -> str:

@@ -24,21 +24,21 @@ from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:
-    from t2i_cli.backends.local.planning import Target
+    from t2i_cli.backends.local.planning import LoadTarget
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _MOMENT = 5.0
 """Seconds."""
 
 
-class Loaded:
+class LoadedPipeline:
     """A pipeline in memory; `measures` are those taken for it so far, in order.
 
     `batch_limit` is how many images fit one pass, once memory has run out; `previews` are how many
     are wanted of each image of the run.
     """
 
-    def __init__(self, aim: "Target", pipe: LibraryObject, on_event: OnEvent) -> None:
+    def __init__(self, aim: "LoadTarget", pipe: LibraryObject, on_event: OnEvent) -> None:
         self.spec = aim.spec
         self.folder = aim.folder
         self.device = aim.device
@@ -53,15 +53,15 @@ class Loaded:
         self._bytes = sum(aim.sizes.values())
         self._own_scheduler: LibraryObject = getattr(pipe, "scheduler", None)
 
-    def is_for(self, aim: "Target") -> bool:
+    def is_for(self, aim: "LoadTarget") -> bool:
         """Whether this is what the target asks for."""
         return (self.folder, self.dtype) == (aim.folder, aim.dtype)
 
-    def made(self, request: ResolvedRequest) -> None:
+    def record_success(self, request: ResolvedRequest) -> None:
         """Remember that an image of the request's kind was just made."""
         self._made = request.batch_key(), time.monotonic()
 
-    def fitted(self, request: ResolvedRequest) -> bool:
+    def recently_fitted(self, request: ResolvedRequest) -> bool:
         """Whether one was made a moment ago, so that memory need not be looked at again."""
         kind, when = self._made or ((), 0.0)
         return kind == request.batch_key() and time.monotonic() - when < _MOMENT
@@ -86,12 +86,12 @@ class Loaded:
         }
 
     @property
-    def resident(self) -> int:
+    def resident_bytes(self) -> int:
         """Bytes of weights that stay on the device."""
         offloaded = {memory.MODEL_OFFLOAD, memory.GROUP_OFFLOAD} & set(self.measures)
         return 0 if offloaded else self._bytes
 
-    def note(self, measure: str, reason: str) -> None:
+    def record_measure(self, measure: str, reason: str) -> None:
         """Record a measure and tell of it."""
         self.measures.append(measure)
         self.on_event(MemoryMeasure(name=measure, reason=reason))
@@ -107,7 +107,7 @@ class Loaded:
         if memory.MODEL_OFFLOAD in new and self.pipe.model_cpu_offload_seq is None:
             new = [memory.GROUP_OFFLOAD if m == memory.MODEL_OFFLOAD else m for m in new]
         for measure in new:
-            self.note(measure, "as asked" if measure in asked else reason)
+            self.record_measure(measure, "as asked" if measure in asked else reason)
         if memory.VAE_TILING in new:
             tile_vae(self.pipe)
         if memory.ATTENTION_SLICING in new:
@@ -186,7 +186,7 @@ def _order_channels_last(pipe: LibraryObject) -> None:
     """Store the weights of convolutions as their fastest kernels read them, on CPUs and GPUs."""
     import torch
 
-    for network in (getattr(pipe, "unet", None), decoder(pipe)):
+    for network in (getattr(pipe, "unet", None), latent_decoder(pipe)):
         # The order has no meaning for the video VAEs that some image models use.
         if network is not None and all(weight.dim() < 5 for weight in network.parameters()):
             network.to(memory_format=torch.channels_last)
@@ -194,20 +194,20 @@ def _order_channels_last(pipe: LibraryObject) -> None:
 
 def tile_vae(pipe: LibraryObject) -> None:
     """Decode one image at a time, in tiles."""
-    vae = decoder(pipe)
+    vae = latent_decoder(pipe)
     for method in ("enable_slicing", "enable_tiling"):
         if hasattr(vae, method):
             getattr(vae, method)()
 
 
-def decoder(pipe: LibraryObject) -> LibraryObject:
+def latent_decoder(pipe: LibraryObject) -> LibraryObject:
     """The network that turns latents into pictures, or None for a pipeline on pixels."""
     return getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
 
 
-def read(
-    aim: "Target", on_event: OnEvent, *, safety_checker: bool, trust_remote_code: bool
-) -> Loaded:
+def load_pipeline(
+    aim: "LoadTarget", on_event: OnEvent, *, safety_checker: bool, trust_remote_code: bool
+) -> LoadedPipeline:
     """Read a pipeline's weights into the host's memory. Raises ModelError, OutOfMemoryError."""
     import torch
 
@@ -252,4 +252,4 @@ def read(
                 hint="The model may be damaged, or need other versions of diffusers or "
                 "transformers.",
             ) from error
-    return Loaded(aim, pipe, on_event)
+    return LoadedPipeline(aim, pipe, on_event)

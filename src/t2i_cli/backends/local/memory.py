@@ -31,7 +31,7 @@ _GROUP_SHARE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class MemoryEstimate:
     """What images of one size take, in bytes: `weights` by component, the rest for each image.
 
     `attention` is the largest attention matrix, held only where SDPA has no fused kernel; `decode`
@@ -61,7 +61,7 @@ class Need:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryPlan:
     """How a request would be run: what it needs, what is free, what is done about it. MiB.
 
     `weights_mib` is an estimate where some of the model is still to be downloaded.
@@ -82,7 +82,7 @@ class Plan:
         return asdict(self) | {"measures": list(self.measures)}
 
 
-def need(
+def estimate_memory(
     folder: Path,
     weights: Mapping[str, int],
     width: int,
@@ -90,7 +90,7 @@ def need(
     element: int,
     *,
     vae_element: int | None = None,
-) -> Need:
+) -> MemoryEstimate:
     """What images of `width` x `height` pixels need, at `element` bytes a number, with guidance.
 
     `vae_element` are the bytes of a number of the VAE, where they differ.
@@ -116,7 +116,7 @@ def need(
     side = min(int(vae.get("sample_size") or 512), 512)
     image = 3 * width * height * 4
     passes = 2
-    return Need(
+    return MemoryEstimate(
         weights=dict(weights),
         denoise=passes * denoise * element,
         attention=passes * attention * element,
@@ -125,7 +125,7 @@ def need(
     )
 
 
-def options(device: Device, *, slicing: bool = True) -> Iterator[Measures]:
+def candidate_measures(device: Device, *, slicing: bool = True) -> Iterator[Measures]:
     """The measures that a plan may take, the cheapest first; attention is cut if `slicing`."""
     yield ()
     yield (VAE_TILING,)
@@ -136,7 +136,7 @@ def options(device: Device, *, slicing: bool = True) -> Iterator[Measures]:
         yield (VAE_TILING, GROUP_OFFLOAD)
 
 
-def lowest(device: Device, *, slicing: bool = True) -> Measures:
+def low_memory_measures(device: Device, *, slicing: bool = True) -> Measures:
     """What `--memory low` takes from the start: all that costs little time."""
     if device.own_memory:
         return (VAE_TILING, MODEL_OFFLOAD)
@@ -144,8 +144,8 @@ def lowest(device: Device, *, slicing: bool = True) -> Measures:
     return (VAE_TILING, ATTENTION_SLICING) if sliced else (VAE_TILING,)
 
 
-def choose(
-    needed: Need,
+def choose_measures(
+    needed: MemoryEstimate,
     device: Device,
     free: int,
     host: int,
@@ -158,7 +158,7 @@ def choose(
 
     `free` bytes on the device; `host` bytes where offloaded weights would rest.
     """
-    for measures in options(device, slicing=slicing):
+    for measures in candidate_measures(device, slicing=slicing):
         if not _includes(measures, least):
             continue
         offloads = {MODEL_OFFLOAD, GROUP_OFFLOAD} & set(measures)
@@ -169,7 +169,7 @@ def choose(
     return None
 
 
-def most_of_a_pass(needed: Need, device: Device, free: int, measures: Measures) -> int:
+def images_that_fit(needed: MemoryEstimate, device: Device, free: int, measures: Measures) -> int:
     """How many images, a power of two, fit one pass beside the weights; at least one."""
     most = 1
     while most < 1024 and needed.peak(measures, 2 * most, device) <= free * _USABLE:

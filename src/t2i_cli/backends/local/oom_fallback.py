@@ -1,11 +1,11 @@
 """When memory runs out all the same: one measure more, then the work is tried again."""
 
 from t2i_cli.backends.local import device, loading, memory
-from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.errors import OutOfMemoryError
 
 
-def descend(loaded: Loaded, *, batch: int, slicing: bool | None) -> None:
+def apply_next_measure(loaded: LoadedPipeline, *, batch: int, slicing: bool | None) -> None:
     """Take the next measure for a pass of `batch` images; `slicing` is the user's word on it.
 
     Raises OutOfMemoryError at the foot of the ladder.
@@ -14,7 +14,7 @@ def descend(loaded: Loaded, *, batch: int, slicing: bool | None) -> None:
     reason = f"{loaded.device.name} ran out of memory"
     if batch > 1:
         loaded.batch_limit = batch // 2
-        loaded.note(f"batch-size-{loaded.batch_limit}", reason)
+        loaded.record_measure(f"batch-size-{loaded.batch_limit}", reason)
         return
     while rungs := [rung for rung in _rungs(loaded, slicing) if rung not in loaded.measures]:
         try:
@@ -32,10 +32,10 @@ def descend(loaded: Loaded, *, batch: int, slicing: bool | None) -> None:
     )
 
 
-def _rungs(loaded: Loaded, slicing: bool | None) -> list[str]:
+def _rungs(loaded: LoadedPipeline, slicing: bool | None) -> list[str]:
     """The measures that can help this pipeline on its device, the cheapest first."""
     rungs = []
-    if hasattr(loading.decoder(loaded.pipe), "enable_tiling"):
+    if hasattr(loading.latent_decoder(loaded.pipe), "enable_tiling"):
         rungs.append(memory.VAE_TILING)
     # Beside a fused kernel, slicing takes more memory than it saves.
     if not loaded.device.fused_attention and slicing is not False:

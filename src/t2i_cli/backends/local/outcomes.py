@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from t2i_cli.backends import Failure, GeneratedImage, GenerationInfo
 from t2i_cli.backends.local import prompt_warnings
-from t2i_cli.backends.local.loading import Loaded
-from t2i_cli.backends.local.pipeline_output import Picture
+from t2i_cli.backends.local.loading import LoadedPipeline
+from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.errors import (
     ContentFilteredError,
     InputError,
@@ -23,13 +23,15 @@ Member = tuple[int, ResolvedRequest]
 """A request and its position in the run."""
 
 
-def tell_notes(loaded: Loaded, group: list[Member], on_event: OnEvent) -> list[Failure]:
+def emit_prompt_warnings(
+    loaded: LoadedPipeline, group: list[Member], on_event: OnEvent
+) -> list[Failure]:
     """Tell what the model will not understand; the failures of what cannot be looked at."""
     failures: dict[int, Failure] = {}
     requests = dict(group)
-    for words, indices in prompt_warnings.prompts(group).items():
+    for words, indices in prompt_warnings.indices_by_prompt(group).items():
         try:
-            for note in prompt_warnings.notes(loaded, words):
+            for note in prompt_warnings.prompt_warnings(loaded, words):
                 on_event(Notice(message=note, indices=tuple(indices)))
         except MemoryError:
             raise
@@ -41,12 +43,14 @@ def tell_notes(loaded: Loaded, group: list[Member], on_event: OnEvent) -> list[F
     return list(failures.values())
 
 
-def failures(members: list[Member], error: T2IError) -> Iterator[Failure]:
+def failures_for(members: list[Member], error: T2IError) -> Iterator[Failure]:
     """The same failure for each of these."""
     return (Failure(index=index, request=request, error=error) for index, request in members)
 
 
-def lock(loaded: Loaded, scheduler: str | None, batch_size: int) -> GenerationInfo:
+def generation_info_for(
+    loaded: LoadedPipeline, scheduler: str | None, batch_size: int
+) -> GenerationInfo:
     """What made the images of a pass what they are."""
     return GenerationInfo(
         backend="local",
@@ -62,10 +66,10 @@ def lock(loaded: Loaded, scheduler: str | None, batch_size: int) -> GenerationIn
     )
 
 
-def outcome(
+def outcome_for(
     index: int,
     request: ResolvedRequest,
-    picture: Picture | ModelError,
+    picture: PipelineOutput | ModelError,
     lock: GenerationInfo,
     seconds: float,
 ) -> GeneratedImage | Failure:
@@ -83,7 +87,7 @@ def outcome(
     )
 
 
-def translated(error: Exception, loaded: Loaded, request: ResolvedRequest) -> T2IError:
+def pipeline_error(error: Exception, loaded: LoadedPipeline, request: ResolvedRequest) -> T2IError:
     """A pipeline's error as one of ours."""
     name = type(loaded.pipe).__name__
     places = {frame.name for frame in traceback.extract_tb(error.__traceback__)}

@@ -6,9 +6,9 @@ from threading import Event as Flag
 from typing import Any, Self
 
 from t2i_cli.backends.local import pipeline_output
-from t2i_cli.backends.local.loading import Loaded
-from t2i_cli.backends.local.pipeline_output import Picture
-from t2i_cli.backends.local.previews import Previews
+from t2i_cli.backends.local.loading import LoadedPipeline
+from t2i_cli.backends.local.pipeline_output import PipelineOutput
+from t2i_cli.backends.local.previews import PreviewHook
 from t2i_cli.errors import ModelError
 from t2i_cli.events import Step
 from t2i_cli.models import libraries
@@ -16,16 +16,16 @@ from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
 
-class Cancelled(Exception):  # noqa: N818 - no error, but the way out of a pipeline's loop
+class RunCancelled(Exception):  # noqa: N818 - no error, but the way out of a pipeline's loop
     """The run was cancelled between two steps."""
 
 
-def run(
-    loaded: Loaded,
+def run_pipeline(
+    loaded: LoadedPipeline,
     requests: Sequence[ResolvedRequest],
     indices: tuple[int, ...],
     cancel: Flag,
-) -> list[Picture | ModelError]:
+) -> list[PipelineOutput | ModelError]:
     """Make the pictures of requests that differ in prompt and seed only.
 
     Each image's noise comes from a CPU generator of its own, so that it depends on the seed alone.
@@ -34,7 +34,7 @@ def run(
     """
     import torch
 
-    shown = Previews(loaded, requests, indices)
+    shown = PreviewHook(loaded, requests, indices)
     loaded.pipe.progress_bar = _Steps(loaded, indices, cancel, shown)
     # Language models that rewrite prompts or draw an image's plan take no generator.
     torch.manual_seed(requests[0].seed)
@@ -46,10 +46,10 @@ def run(
         # As the pipeline itself does at its end: what was moved to the device goes back.
         loaded.pipe.maybe_free_model_hooks()
         raise
-    return pipeline_output.read(loaded, requests, output)
+    return pipeline_output.check_output(loaded, requests, output)
 
 
-def _arguments(loaded: Loaded, requests: Sequence[ResolvedRequest]) -> dict[str, Any]:
+def _arguments(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) -> dict[str, Any]:
     """The pipeline's arguments, as far as the model takes them."""
     first = requests[0]
     taken = inspect.signature(loaded.pipe.__call__).parameters
@@ -72,7 +72,7 @@ def _arguments(loaded: Loaded, requests: Sequence[ResolvedRequest]) -> dict[str,
         # These pipelines leave guidance out, silently, where there is no negative prompt.
         arguments["negative_prompt"] = [" "] * len(requests)
     arguments |= _size_kept(taken, first)
-    if "output_type" in taken and pipeline_output.takes_arrays(loaded.pipe):
+    if "output_type" in taken and pipeline_output.returns_arrays(loaded.pipe):
         arguments["output_type"] = "np"
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -96,7 +96,7 @@ class _Steps:
     """
 
     def __init__(
-        self, loaded: Loaded, indices: tuple[int, ...], cancel: Flag, previews: Previews
+        self, loaded: LoadedPipeline, indices: tuple[int, ...], cancel: Flag, previews: PreviewHook
     ) -> None:
         self._loaded = loaded
         self._previews = previews
@@ -128,5 +128,5 @@ class _Steps:
         self._done += steps
         self._loaded.on_event(Step(indices=self._indices, step=self._done, steps=self._total))
         if self._cancel.is_set():
-            raise Cancelled
+            raise RunCancelled
         self._previews.after(self._done, self._total)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.errors import ModelError
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class PipelineOutput:
     """What a pipeline made of one request: `image` is RGB, black where it was withheld."""
 
     image: "Image"
     withheld: bool
 
 
-def takes_arrays(pipe: LibraryObject) -> bool:
+def returns_arrays(pipe: LibraryObject) -> bool:
     """Whether a pipeline makes of its arrays what it makes of its images.
 
     DeepFloyd IF puts its watermark into images only.
@@ -29,9 +29,9 @@ def takes_arrays(pipe: LibraryObject) -> bool:
     return getattr(pipe, "watermarker", None) is None
 
 
-def read(
-    loaded: Loaded, requests: Sequence[ResolvedRequest], output: LibraryObject
-) -> list[Picture | ModelError]:
+def check_output(
+    loaded: LoadedPipeline, requests: Sequence[ResolvedRequest], output: LibraryObject
+) -> list[PipelineOutput | ModelError]:
     """The pictures in a pipeline's output: arrays (height x width x channels, 0 to 1) or images.
 
     An error stands in the place of one that is not finite or not of its request's size. Raises
@@ -57,8 +57,8 @@ def _flagged(output: LibraryObject) -> Sequence[Any]:
 
 
 def _picture(
-    loaded: Loaded, request: ResolvedRequest, made: LibraryObject, withheld: bool
-) -> Picture | ModelError:
+    loaded: LoadedPipeline, request: ResolvedRequest, made: LibraryObject, withheld: bool
+) -> PipelineOutput | ModelError:
     if hasattr(made, "shape"):
         import numpy as np
         from diffusers.utils.pil_utils import numpy_to_pil
@@ -73,10 +73,10 @@ def _picture(
             "were asked for.",
             hint=f"--size {made.width}x{made.height} is a size that it keeps.",
         )
-    return Picture(image=made.convert("RGB"), withheld=withheld)
+    return PipelineOutput(image=made.convert("RGB"), withheld=withheld)
 
 
-def _not_finite(loaded: Loaded) -> ModelError:
+def _not_finite(loaded: LoadedPipeline) -> ModelError:
     others = [dtype for dtype in ("float32", "bfloat16") if dtype != loaded.dtype]
     return ModelError(
         f"{_name(loaded)} made no picture in {loaded.dtype}, but values that are no numbers (NaN).",
@@ -85,5 +85,5 @@ def _not_finite(loaded: Loaded) -> ModelError:
     )
 
 
-def _name(loaded: Loaded) -> str:
+def _name(loaded: LoadedPipeline) -> str:
     return type(loaded.pipe).__name__

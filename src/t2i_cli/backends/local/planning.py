@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2i_cli.backends.local import batch_size, device, memory
-from t2i_cli.backends.local.device import Device, Memory
-from t2i_cli.backends.local.memory import MIB, Measures, Need, Plan
+from t2i_cli.backends.local.device import Device, MemoryInfo
+from t2i_cli.backends.local.memory import MIB, Measures, MemoryEstimate, MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.errors import InputError, OutOfMemoryError
 from t2i_cli.events import OnEvent
@@ -18,7 +18,7 @@ _ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class LoadTarget:
     """Where and how a model is to run. `folder` may hold its configs only, until `fetch`.
 
     `sizes` are the bytes of each component's weights; an estimate under the name "model" where
@@ -34,9 +34,9 @@ class Target:
     slicing: bool = False
 
 
-def target(spec: ModelSpec, options: LocalOptions) -> Target:
+def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
     """Find device, precision and files of a model; raises T2IError where one does not do."""
-    place = device.find(options.device)
+    place = device.find_device(options.device)
     folder, total, missing = spec.folder, 0, 0
     if folder is None:
         from t2i_cli import hub
@@ -55,7 +55,7 @@ def target(spec: ModelSpec, options: LocalOptions) -> Target:
     if missing:
         # Files in full precision may be halved when they are read; refuse only what cannot fit.
         estimate = total // 2 if half else total
-        return Target(
+        return LoadTarget(
             spec=spec,
             device=place,
             dtype=dtype,
@@ -64,11 +64,11 @@ def target(spec: ModelSpec, options: LocalOptions) -> Target:
             missing_bytes=missing,
             slicing=slicing,
         )
-    aim = Target(spec=spec, device=place, dtype=dtype, folder=folder, sizes={}, slicing=slicing)
+    aim = LoadTarget(spec=spec, device=place, dtype=dtype, folder=folder, sizes={}, slicing=slicing)
     return _measured(aim, options)
 
 
-def fetch(aim: Target, options: LocalOptions, on_event: OnEvent) -> Target:
+def fetch_files(aim: LoadTarget, options: LocalOptions, on_event: OnEvent) -> LoadTarget:
     """The target with its files here, downloaded where they are missing. Raises T2IError."""
     if aim.spec.folder is not None:
         return aim
@@ -108,13 +108,13 @@ def _check_batch_size(folder: Path, options: LocalOptions) -> None:
     if options.lenient or batch_size.are_independent(cls):
         return
     raise InputError(
-        batch_size.dependence(cls),
+        batch_size.dependence_reason(cls),
         hint="Leave --batch-size away, or go on with one image a pass by --lenient.",
         field="batch_size",
     )
 
 
-def _measured(aim: Target, options: LocalOptions) -> Target:
+def _measured(aim: LoadTarget, options: LocalOptions) -> LoadTarget:
     """The target with the true sizes of its weights; raises ModelError if they are not sound."""
     skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
     found = weights.read_weight_headers(aim.folder, half=aim.dtype != "float32", skip=skip)
@@ -123,12 +123,14 @@ def _measured(aim: Target, options: LocalOptions) -> Target:
     return replace(aim, sizes=sizes)
 
 
-def plan(aim: Target, request: ResolvedRequest, options: LocalOptions, resident: int = 0) -> Plan:
+def plan_memory(
+    aim: LoadTarget, request: ResolvedRequest, options: LocalOptions, resident: int = 0
+) -> MemoryPlan:
     """How the request would be run; `resident` bytes of its weights are on the device already.
 
     Raises OutOfMemoryError, naming the nearest thing that would work.
     """
-    memory_here = device.memory(aim.device)
+    memory_here = device.device_memory(aim.device)
     free = memory_here.free + resident
     # Looking takes a millisecond, of the few that a server may add to an image.
     host = memory_here.free if aim.device.kind == "cpu" else device.host_memory().free
@@ -136,11 +138,11 @@ def plan(aim: Target, request: ResolvedRequest, options: LocalOptions, resident:
     needed = _need(aim, width, height, aim.dtype)
     measures = _measures(aim, needed, free, host, options)
     if measures is None:
-        here = Memory(free=free, total=memory_here.total)
+        here = MemoryInfo(free=free, total=memory_here.total)
         raise _refusal(aim, (width, height), here, host, options)
     if aim.slicing and memory.ATTENTION_SLICING not in measures:
         measures += (memory.ATTENTION_SLICING,)
-    return Plan(
+    return MemoryPlan(
         device=aim.device.name,
         device_name=aim.device.label,
         dtype=aim.dtype,
@@ -153,14 +155,16 @@ def plan(aim: Target, request: ResolvedRequest, options: LocalOptions, resident:
     )
 
 
-def most_of_a_pass(aim: Target, request: ResolvedRequest, measures: Measures, resident: int) -> int:
+def max_batch_size(
+    aim: LoadTarget, request: ResolvedRequest, measures: Measures, resident: int
+) -> int:
     """How many images, a power of two, one pass of a loaded model has memory for."""
     needed = _need(aim, request.width or 0, request.height or 0, aim.dtype)
-    free = device.memory(aim.device).free + resident
-    return memory.most_of_a_pass(needed, aim.device, free, measures)
+    free = device.device_memory(aim.device).free + resident
+    return memory.images_that_fit(needed, aim.device, free, measures)
 
 
-def _need(aim: Target, width: int, height: int, dtype: str) -> Need:
+def _need(aim: LoadTarget, width: int, height: int, dtype: str) -> MemoryEstimate:
     now, then = (diffusers_folder.float32_decoder(aim.folder, kind) for kind in (aim.dtype, dtype))
 
     def element(name: str, kind: str, exact: str | None) -> int:
@@ -171,22 +175,28 @@ def _need(aim: Target, width: int, height: int, dtype: str) -> Need:
         for name, size in aim.sizes.items()
     }
     vae_element = element("vae", dtype, then)
-    return memory.need(aim.folder, sizes, width, height, _ELEMENT[dtype], vae_element=vae_element)
+    return memory.estimate_memory(
+        aim.folder, sizes, width, height, _ELEMENT[dtype], vae_element=vae_element
+    )
 
 
 def _measures(
-    aim: Target, needed: Need, free: int, host: int, options: LocalOptions
+    aim: LoadTarget, needed: MemoryEstimate, free: int, host: int, options: LocalOptions
 ) -> Measures | None:
     """What to do from the start; `None` where nothing is enough."""
     if options.memory == "fast":
         return ()
     batch, slicing = options.batch_size or 1, options.attention_slicing is not False
-    least = memory.lowest(aim.device, slicing=slicing) if options.memory == "low" else ()
-    return memory.choose(needed, aim.device, free, host, batch, least=least, slicing=slicing)
+    least = (
+        memory.low_memory_measures(aim.device, slicing=slicing) if options.memory == "low" else ()
+    )
+    return memory.choose_measures(
+        needed, aim.device, free, host, batch, least=least, slicing=slicing
+    )
 
 
 def _refusal(
-    aim: Target, size: tuple[int, int], here: Memory, host: int, options: LocalOptions
+    aim: LoadTarget, size: tuple[int, int], here: MemoryInfo, host: int, options: LocalOptions
 ) -> OutOfMemoryError:
     """The refusal, with the nearest that would work: another dtype, a smaller size or model."""
     width, height = size
@@ -197,7 +207,7 @@ def _refusal(
 
     needed = _need(aim, width, height, aim.dtype)
     slicing = options.attention_slicing is not False
-    possible = memory.options(aim.device, slicing=slicing)
+    possible = memory.candidate_measures(aim.device, slicing=slicing)
     least = min(needed.peak(measures, 1, aim.device) for measures in possible)
     message = (
         f"{aim.spec.name} at {width}x{height} needs about {least // MIB:,} MiB on "

@@ -6,18 +6,18 @@ from functools import wraps
 from typing import Self
 
 from t2i_cli.backends.local import memory
-from t2i_cli.backends.local.loading import Loaded, decoder
+from t2i_cli.backends.local.loading import LoadedPipeline, latent_decoder
 from t2i_cli.events import Preview
 from t2i_cli.models import diffusers_folder, libraries
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
-MAX_SIDE = 256
+MAX_PREVIEW_SIDE = 256
 """Pixels; the latents of larger images are shrunk, so that a preview costs little."""
-log = logging.getLogger(__name__)
+preview_log = logging.getLogger(__name__)
 
 
-class Previews:
+class PreviewHook:
     """Watches the scheduler of one pass, as a context, and shows what is wanted of it.
 
     Where a family's latents cannot be made a picture of, none come, and nothing is said: an image
@@ -26,7 +26,7 @@ class Previews:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedPipeline,
         requests: Sequence[ResolvedRequest],
         indices: Sequence[int],
     ) -> None:
@@ -69,7 +69,7 @@ class Previews:
         try:
             pictures = self._pictures(due)
         except Exception as error:  # noqa: BLE001 - whatever a family's VAE makes of such latents
-            log.debug("No previews: %r", error)
+            preview_log.debug("No previews: %r", error)
             self._on = False
             return
         for row, picture in zip(due, pictures, strict=True):
@@ -82,7 +82,7 @@ class Previews:
         import torch
         from PIL import Image
 
-        pipe, vae = self._loaded.pipe, decoder(self._loaded.pipe)
+        pipe, vae = self._loaded.pipe, latent_decoder(self._loaded.pipe)
         latents = _estimate(self._scheduler, *(self._seen or ()))[rows]
         first = self._requests[0]
         if latents.ndim == 3:  # packed, two by two
@@ -136,10 +136,10 @@ def _shrunk(latents: LibraryObject, side: int) -> LibraryObject:
     """The latents of a picture of at most MAX_SIDE pixels a side."""
     from torch.nn.functional import interpolate
 
-    if side <= MAX_SIDE:
+    if side <= MAX_PREVIEW_SIDE:
         return latents
     flat = latents[:, :, 0] if latents.ndim == 5 else latents
-    flat = interpolate(flat.float(), scale_factor=MAX_SIDE / side, mode="area")
+    flat = interpolate(flat.float(), scale_factor=MAX_PREVIEW_SIDE / side, mode="area")
     return flat.unsqueeze(2) if latents.ndim == 5 else flat
 
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 
 from t2i_cli.models.libraries import LibraryObject
 
-MAX_BYTES = 256 * 2**20
+MAX_CACHE_BYTES = 256 * 2**20
 """Of encoded texts kept in the host's memory; those not used for longest go first."""
 
 _ENCODERS = {"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"}
 """Encoders that make each row of their output of the same row of their input alone."""
 
 
-def remember(pipe: LibraryObject) -> None:
+def cache_text_embeddings(pipe: LibraryObject) -> None:
     """Have a pipeline's text encoders give what they gave before for the same text.
 
     Put around whatever moves an encoder to its device, so that it is left where it is.
@@ -54,7 +54,7 @@ class _Remembering:
         found = _mapped(self._forward(ids, **kwargs), lambda tensor: tensor.detach().cpu())
         self._known[key] = found
         self._bytes += _size(found)
-        while self._bytes > MAX_BYTES and len(self._known) > 1:
+        while self._bytes > MAX_CACHE_BYTES and len(self._known) > 1:
             _, oldest = self._known.popitem(last=False)
             self._bytes -= _size(oldest)
         return found

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from t2i_cli import postcard
-from t2i_cli.backends.local.loading import Loaded
+from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
@@ -14,7 +14,7 @@ _SHOWN = 12
 """Words named at most in a note."""
 
 
-def prompts(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[str, list[int]]:
+def indices_by_prompt(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[str, list[int]]:
     """Prompts and negative prompts, with the positions of the requests that have them."""
     found: dict[str, list[int]] = {}
     for index, request in members:
@@ -24,7 +24,7 @@ def prompts(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[str, list[in
     return found
 
 
-def notes(loaded: Loaded, prompt: str) -> Iterator[str]:
+def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[str]:
     """Sentences on the prompt for the person who wrote it."""
     if cut := _cut(loaded.pipe, prompt):
         yield f"The prompt is too long for the text encoder, which does not read: {cut}"

@@ -2,7 +2,7 @@
 
 from t2i_cli.backends.local import memory
 from t2i_cli.backends.local.device import clear_cache, is_out_of_memory
-from t2i_cli.backends.local.loading import Loaded, decoder
+from t2i_cli.backends.local.loading import LoadedPipeline, latent_decoder
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models.libraries import LibraryObject
 
@@ -10,16 +10,16 @@ VAE_SLICING = "vae-slicing"
 VAE_ON_CPU = "vae-on-cpu"
 
 
-def rescue(loaded: Loaded) -> None:
+def install_decode_fallback(loaded: LoadedPipeline) -> None:
     """Wrap the decode, which every family calls, so that steps are never run twice for it."""
-    if (vae := decoder(loaded.pipe)) is not None:
+    if (vae := latent_decoder(loaded.pipe)) is not None:
         vae.decode = _Decode(loaded, vae)
 
 
 class _Decode:
     """Stands in for `vae.decode`: tries it as it is, sliced, tiled, then on the CPU."""
 
-    def __init__(self, loaded: Loaded, vae: LibraryObject) -> None:
+    def __init__(self, loaded: LoadedPipeline, vae: LibraryObject) -> None:
         self._loaded = loaded
         self._vae = vae
         self._decode = vae.decode
@@ -52,16 +52,16 @@ class _Decode:
         if memory.VAE_TILING not in taken:
             if batch > 1 and VAE_SLICING not in taken and hasattr(self._vae, "enable_slicing"):
                 self._vae.enable_slicing()
-                self._loaded.note(VAE_SLICING, reason)
+                self._loaded.record_measure(VAE_SLICING, reason)
                 return
             if hasattr(self._vae, "enable_tiling"):
                 self._vae.enable_tiling()
-                self._loaded.note(memory.VAE_TILING, reason)
+                self._loaded.record_measure(memory.VAE_TILING, reason)
                 return
         if self._loaded.device.kind == "cpu":
             raise _out_of_memory()
         self._on_cpu = self._read_on_cpu()
-        self._loaded.note(VAE_ON_CPU, reason)
+        self._loaded.record_measure(VAE_ON_CPU, reason)
 
     def _read_on_cpu(self) -> LibraryObject:
         """A second copy of the VAE, free of the first one's device, precision and hooks."""

@@ -162,7 +162,7 @@ def batch(
 ) -> None:
     """Make every image of a prompts file; run it again to make what is missing."""
     console.configure(json=json, quiet=quiet, verbose=verbose, events=events)
-    from t2i_cli.backends.factory import choose, default_model
+    from t2i_cli.backends.factory import create_backend, default_model
     from t2i_cli.batch import session
     from t2i_cli.batch.executor import LocalExecutor
     from t2i_cli.batch.lock import parse_shard
@@ -229,7 +229,7 @@ def batch(
     images = parse_batch_size(batch_size, strict=strict)
 
     def engine(made: str | None) -> Backend:
-        return choose(
+        return create_backend(
             backend="vertex" if ephemeral else backend,
             url=url,
             dialect=dialect,

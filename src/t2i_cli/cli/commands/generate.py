@@ -63,7 +63,7 @@ def generate(
     if offline:
         store.set_offline()
     from t2i_cli import generate
-    from t2i_cli.backends.factory import choose, default_model
+    from t2i_cli.backends.factory import create_backend, default_model
 
     width, height = resolve_size(width, height, size)
     request = GenerateRequest(
@@ -83,7 +83,7 @@ def generate(
         overwrite=overwrite,
         show=show,
     )
-    engine = choose(
+    engine = create_backend(
         backend=backend,
         url=url,
         dialect=dialect,

@@ -171,7 +171,7 @@ def _half() -> bool:
     if dtype is None:
         from t2i_cli.backends.local import device
 
-        here = device.find(store.get_setting("device"))
+        here = device.find_device(store.get_setting("device"))
         dtype = device.choose_dtype(here, None, transformer=False)
     return dtype != "float32"
 

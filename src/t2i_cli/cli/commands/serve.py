@@ -110,13 +110,13 @@ def serve(
     key = _key(api_key_file)
     hosts, origins = tuple(allowed_host or ()), tuple(cors_origin or ())
     container, listening = _place(host, port, uds, key, hosts, origins)
-    from t2i_cli.backends.factory import choose, default_model
+    from t2i_cli.backends.factory import create_backend, default_model
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.runner import ServerLog, serve
 
     local = (store.resolve_setting("backend", backend) or "local") == "local"
-    made = choose(
+    made = create_backend(
         backend=backend,
         url=url,
         dialect=dialect,
@@ -230,7 +230,7 @@ def _fetching(uri: str, backend: "Backend", end: ExitStack) -> "Callable[[OnEven
         folder = gcs_download.fetch(uri, on_event, end)
         if isinstance(backend, LocalBackend) and gcs_download.is_bucket(uri):
             # The copy's own place would differ from replica to replica, and be in every image.
-            backend.adopt(uri, folder)
+            backend.register_folder(uri, folder)
             return uri
         return str(folder)
 
