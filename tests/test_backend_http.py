@@ -433,13 +433,13 @@ def test_which_key_goes_where(
     server: FakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
-    assert http_options.key("https://api.openai.com/v1") == "sk-of-openai"
+    assert http_options.api_key_for("https://api.openai.com/v1") == "sk-of-openai"
     for url in (server.url, "http://api.openai.com/v1", "https://api.openai.com.evil.org/v1"):
-        assert http_options.key(url) is None
+        assert http_options.api_key_for(url) is None
     (tmp_path / "t2i.toml").write_text('http_api_key = "from-file"\n')
-    assert http_options.key(server.url) == "from-file"
+    assert http_options.api_key_for(server.url) == "from-file"
     monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
-    assert http_options.key(server.url) == KEY
+    assert http_options.api_key_for(server.url) == KEY
     server.key = KEY
     make(backend(server))
     assert {h["Authorization"] for h in server.headers} == {f"Bearer {KEY}"}

@@ -21,7 +21,7 @@ from PIL import Image
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.backends.factory import create_backend
 from t2i_cli.backends.vertex import errors, payload
-from t2i_cli.backends.vertex.endpoint import Target
+from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.batch import session
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.manifest import MAIN_MANIFEST
@@ -447,7 +447,7 @@ def test_the_host_of_each_kind_of_endpoint() -> None:
 
     def url(dns: str | None, api_endpoint: str | None = None) -> str:
         where = Place(project="p", region="r-east1", api_endpoint=api_endpoint)
-        return Target(place=where, known=Known(name=name, dns=dns), serving=None).url
+        return Endpoint(place=where, known=Known(name=name, dns=dns), serving=None).url
 
     assert url("") == f"https://r-east1-aiplatform.googleapis.com/v1/{name}:predict"
     assert url("9.r-1.prediction.vertexai.goog") == (
@@ -662,13 +662,13 @@ def test_an_image_that_is_too_large(vertex: FakeVertex, dedicated: bool) -> None
 def test_the_format_for_the_way(vertex: FakeVertex) -> None:
     small, large = request(width=512, height=512), request(width=1024, height=1024)
     shared, dedicated = payload.SHARED_LIMIT, payload.DEDICATED_LIMIT
-    assert payload.transfer(small, "jpeg", shared) == "png"
-    assert payload.transfer(large, "png", shared) == "png"
-    assert payload.transfer(large, "jpeg", shared) == "jpeg"
-    assert payload.transfer(large, "jpeg", dedicated) == "png"
-    assert payload.fitting(large, "png", shared) == "jpeg"
-    assert payload.fitting(request(width=1328, height=1328), "png", shared) == "webp"
-    assert payload.fitting(request(width=2048, height=2048), "png", shared) is None
+    assert payload.choose_transfer_format(small, "jpeg", shared) == "png"
+    assert payload.choose_transfer_format(large, "png", shared) == "png"
+    assert payload.choose_transfer_format(large, "jpeg", shared) == "jpeg"
+    assert payload.choose_transfer_format(large, "jpeg", dedicated) == "png"
+    assert payload.smaller_format(large, "png", shared) == "jpeg"
+    assert payload.smaller_format(request(width=1328, height=1328), "png", shared) == "webp"
+    assert payload.smaller_format(request(width=2048, height=2048), "png", shared) is None
     vertex.predictor = as_t2i
     name = vertex.make_endpoint(dedicated=False, labels=labels("t2i"))
     make(backend(name, format="webp"), width=1024, height=1024)

@@ -164,9 +164,9 @@ def test_keys_of_openai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "none.toml"))
     monkeypatch.setenv("OPENAI_API_KEY", "secret\nkey")
     with pytest.raises(InputError, match="OPENAI_API_KEY") as caught:
-        http.key("https://api.openai.com/v1")
+        http.api_key_for("https://api.openai.com/v1")
     assert "secret" not in caught.value.message
-    assert http.key("https://example.com/v1") is None
+    assert http.api_key_for("https://example.com/v1") is None
 
 
 def test_timings_that_are_none_make_no_estimate(

@@ -137,9 +137,9 @@ def _http(options: BackendOptions) -> Backend:
     from t2i_cli.backends.http import HttpBackend, HttpOptions
     from t2i_cli.backends.http import options as http
 
-    url = http.base(options.get("url") or store.get_setting("http_url"))
-    key = http.key(url)
-    if key and http.is_readable(url):
+    url = http.parse_base_url(options.get("url") or store.get_setting("http_url"))
+    key = http.api_key_for(url)
+    if key and http.is_plaintext(url):
         console.warn(f"The API key goes to {url} unencrypted; https:// would hide it.")
     return HttpBackend(
         HttpOptions(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.http import dialects
-from t2i_cli.backends.http.discovery import Server
-from t2i_cli.backends.http.errors import refusal
+from t2i_cli.backends.http.discovery import ServerInfo
+from t2i_cli.backends.http.errors import error_from_response
 from t2i_cli.backends.http.options import HttpOptions
 from t2i_cli.errors import RemoteError
 from t2i_cli.events import OnEvent
@@ -38,14 +38,14 @@ class HttpBackend:
         self._wire = HttpClient(options.url, self._concurrency)
         self._throttle = Throttle(self._concurrency)
         self._lock = Lock()
-        self._found: Server | None = None
+        self._found: ServerInfo | None = None
         self._specs: dict[str, tuple[str, ModelSpec]] = {}
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """What is known of the model that the request names; asks the server. Raises T2IError."""
         server = self._server()
-        name = server.named(request.model)
-        spec = server.spec(name)
+        name = server.model_name(request.model)
+        spec = server.model_spec(name)
         self._specs[spec.repo or spec.name] = (name, spec)
         return spec
 
@@ -88,20 +88,20 @@ class HttpBackend:
         """Close the connections."""
         self._wire.close()
 
-    def _server(self) -> Server:
+    def _server(self) -> ServerInfo:
         """The server, asked once."""
         with self._lock:
             self._found = self._found or self._look()
             return self._found
 
-    def _look(self) -> Server:
+    def _look(self) -> ServerInfo:
         url = self._options.url
         answer = self._get(f"{url}/models")
         entries = _entries(answer)
         owners = [entry.get("owned_by") for entry in entries or []]
         chosen = self._options.dialect
-        dialect = dialects.DIALECTS[chosen] if chosen else dialects.of(owners)
-        return Server(
+        dialect = dialects.DIALECTS[chosen] if chosen else dialects.detect_dialect(owners)
+        return ServerInfo(
             url=url,
             dialect=dialect,
             models=None if entries is None else [str(entry["id"]) for entry in entries],
@@ -119,7 +119,7 @@ class HttpBackend:
             answer = self._wire.request("GET", url, headers=self._headers(), timeout=left)
             if answer.status == 200 or answer.status in _NO_LIST:
                 return answer
-            raise refusal(answer, self._options.url, self._options.key)
+            raise error_from_response(answer, self._options.url, self._options.key)
 
         return call_with_retry(ask, _LOOKING, self._throttle, Flag())
 
@@ -131,7 +131,7 @@ class HttpBackend:
         server = self._server()
         name, spec = self._specs.get(request.model, (request.model, None))
         guidance = spec.guidance_argument if spec else None
-        return dialects.body(request, name, server.dialect, guidance)
+        return dialects.build_image_request(request, name, server.dialect, guidance)
 
     def _make(self, call: InFlightCall) -> GeneratedImage:
         body = self._body(call.request)
@@ -145,7 +145,7 @@ class HttpBackend:
                 timeout=left,
             )
             if answer.status != 200:
-                raise refusal(answer, self._options.url, self._options.key)
+                raise error_from_response(answer, self._options.url, self._options.key)
             return answer
 
         answer = call_with_retry(ask, self._patience, self._throttle, call.stop)

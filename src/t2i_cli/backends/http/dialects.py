@@ -49,13 +49,13 @@ DIALECTS = {  # setting_table.DIALECTS has the same names
 }
 
 
-def of(owners: Sequence[object]) -> Dialect:
+def detect_dialect(owners: Sequence[object]) -> Dialect:
     """The dialect of a server by the owners that its model list names; OpenAI's for any other."""
     known = (d for d in DIALECTS.values() if d.owner and d.owner in owners)
     return next(known, DIALECTS["openai"])
 
 
-def body(
+def build_image_request(
     request: ResolvedRequest,
     model: str,
     dialect: Dialect,

@@ -14,7 +14,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
+class ServerInfo:
     """A server by its answers: `models` None where it does not list them.
 
     `facts` is what a t2i server tells of its model.
@@ -25,7 +25,7 @@ class Server:
     models: Sequence[str] | None
     facts: Mapping[str, Any]
 
-    def named(self, wanted: str | None) -> str:
+    def model_name(self, wanted: str | None) -> str:
         """The server's name for a model; raises InputError or ModelError."""
         if wanted is None:
             if self.models and len(self.models) == 1:
@@ -49,7 +49,7 @@ class Server:
             hint="-m names one, or leave it out.",
         )
 
-    def spec(self, name: str) -> ModelSpec:
+    def model_spec(self, name: str) -> ModelSpec:
         """What is known of a model, as far as the server lets it be set."""
         known = catalog.find_in_catalog(
             str(self.facts.get("repo") or name)

@@ -27,7 +27,9 @@ _KEY = "T2I_HTTP_API_KEY holds the key; OPENAI_API_KEY is sent to api.openai.com
 _LOG = "Look into the server's log."
 
 
-def refusal(answer: HttpResponse, url: str, key: str | None) -> T2IError | RetryableError:
+def error_from_response(
+    answer: HttpResponse, url: str, key: str | None
+) -> T2IError | RetryableError:
     """The error for an answer that is no image; Again where it may pass."""
     told = error_body.parse_error_body(answer, key)
     error = _error(answer.status, told, url)

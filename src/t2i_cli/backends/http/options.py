@@ -27,7 +27,7 @@ class HttpOptions:
     concurrency: int | None = None
 
 
-def base(url: str | None) -> str:
+def parse_base_url(url: str | None) -> str:
     """The API's base URL without a slash at its end; raises InputError."""
     if not url:
         raise InputError(
@@ -49,7 +49,7 @@ def base(url: str | None) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
-def key(url: str) -> str | None:
+def api_key_for(url: str) -> str | None:
     """The API key for a server: t2i's own setting, and OpenAI's variable for OpenAI alone."""
     parts = urlsplit(url)
     of_openai = parts.scheme == "https" and parts.hostname == OPENAI_HOST
@@ -63,7 +63,7 @@ def key(url: str) -> str | None:
     return key
 
 
-def is_readable(url: str) -> bool:
+def is_plaintext(url: str) -> bool:
     """Whether others on the way can read what is sent: plain HTTP, off this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":

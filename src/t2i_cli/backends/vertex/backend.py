@@ -7,7 +7,7 @@ from threading import Lock
 
 from t2i_cli.backends import Failure, GeneratedImage
 from t2i_cli.backends.vertex import endpoint, errors, payload
-from t2i_cli.backends.vertex.endpoint import Target
+from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
@@ -88,12 +88,12 @@ class VertexBackend:
         where = self._endpoint().target
         # A model that is known was compared with the request's already.
         unknown = where.known.model is None
-        return payload.body(request, where.serving, format, name_model=unknown)
+        return payload.build_prediction_request(request, where.serving, format, name_model=unknown)
 
     def _make(self, call: InFlightCall) -> GeneratedImage:
         opened = self._endpoint()
         where = opened.target
-        format = payload.transfer(call.request, self._options.format, where.limit)
+        format = payload.choose_transfer_format(call.request, self._options.format, where.limit)
         body = self._body(call.request, format)
 
         def ask(left: float) -> HttpResponse:
@@ -104,9 +104,9 @@ class VertexBackend:
                     call.tell(errors.WAKING)
                 raise
 
-        answer = call_with_retry(ask, self._options.patience, opened.throttle, call.stop)
+        answer = call_with_retry(ask, self._options.retry_policy, opened.throttle, call.stop)
         told = answer.json()
-        predicted = payload.predicted(told)
+        predicted = payload.parse_prediction(told)
         if predicted.more:
             call.tell(
                 f"The endpoint answers with {predicted.more + 1} images where one is asked for: "
@@ -140,7 +140,7 @@ class _Opened:
     def __init__(self, options: VertexOptions) -> None:
         found, login = credentials.find()
         self._token = credentials.Tokens(found)
-        self.target: Target = endpoint.find(options, self._token, login.project)
+        self.target: Endpoint = endpoint.find_endpoint(options, self._token, login.project)
         replicas = self.target.known.replicas or 1
         self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas
         self.throttle = Throttle(self.concurrency)
@@ -165,10 +165,10 @@ class _Opened:
         except RetryableError as again:
             took = time.monotonic() - started
             if took >= errors.SHARED_CUT - 1 and not self.target.dedicated:
-                raise errors.cut(self.target, took) from again
+                raise errors.timeout_error(self.target, took) from again
             raise
         if answer.status == 200:
             return answer
         if answer.status == 404 and error_body.parse_error_body(answer).own is None:
-            raise endpoint.not_there(self.target, self._token)
-        raise errors.refusal(answer, self.target, request, format)
+            raise endpoint.not_found_error(self.target, self._token)
+        raise errors.error_from_prediction(answer, self.target, request, format)

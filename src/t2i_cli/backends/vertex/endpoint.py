@@ -23,12 +23,12 @@ _DEDICATED = ".prediction.vertexai.goog"
 """What the hosts of dedicated endpoints end with."""
 _SHOWN = 5
 """Endpoints that an error names."""
-CALL = 60.0
+CALL_POLICY = 60.0
 """Seconds for one look at an endpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Endpoint:
     """An endpoint and what is known of it; `looked_up` is False where that was not allowed."""
 
     place: Place
@@ -93,7 +93,7 @@ class Target:
         )
 
 
-def find(options: VertexOptions, token: Tokens, login_project: str | None) -> Target:
+def find_endpoint(options: VertexOptions, token: Tokens, login_project: str | None) -> Endpoint:
     """The endpoint that the options name, else the settings, else the one deployed last.
 
     What is not remembered of it is asked for once. Raises T2IError.
@@ -126,16 +126,16 @@ def find(options: VertexOptions, token: Tokens, login_project: str | None) -> Ta
         # That host answers predictions and nothing else.
         entry = replace(entry, dns=given)
     if entry.dns is None:
-        _authorise(token, options.patience)
+        _authorise(token, options.retry_policy)
         try:
-            entry = _look_up(where, token, name, options.patience)
+            entry = _look_up(where, token, name, options.retry_policy)
             with suppress(StorageError):
                 # A home that cannot be written to costs a look next time, too.
                 endpoint_store.remember(entry)
         except AccessError:
             # To predict is allowed apart from to look; what is missing may not be needed.
             looked_up = False
-    return Target(
+    return Endpoint(
         place=where,
         known=entry,
         serving=options.serving or entry.serving,
@@ -143,7 +143,7 @@ def find(options: VertexOptions, token: Tokens, login_project: str | None) -> Ta
     )
 
 
-def not_there(target: Target, token: Tokens) -> T2IError:
+def not_found_error(target: Endpoint, token: Tokens) -> T2IError:
     """The error for an endpoint that answers that it does not exist, with those that do."""
     return _missing(target.place, token, target.number)
 
@@ -160,7 +160,7 @@ def _authorise(token: Tokens, patience: RetryPolicy) -> None:
 
 def _look_up(where: Place, token: Tokens, name: str, patience: RetryPolicy) -> Known:
     def ask(left: float) -> dict[str, Any]:
-        seconds = min(left, CALL)
+        seconds = min(left, CALL_POLICY)
         with retryable(), client.Rest(where, partial(token, left), seconds=seconds) as google:
             return google.call("GET", "aiplatform", name, tries=1)
 

@@ -3,7 +3,7 @@
 import re
 
 from t2i_cli.backends.vertex import payload
-from t2i_cli.backends.vertex.endpoint import Target
+from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.errors import InputError, QuotaError, RemoteError, T2IError, TimedOutError
 from t2i_cli.net import error_body
 from t2i_cli.net.http_client import HttpResponse
@@ -20,8 +20,8 @@ _TOO_LARGE = re.compile(r"response (payload )?size", re.IGNORECASE)
 _LOG = "Its log is in the Cloud console: Vertex AI, Online prediction, the endpoint, View logs."
 
 
-def refusal(
-    answer: HttpResponse, target: Target, request: ResolvedRequest, format: ImageFormat
+def error_from_prediction(
+    answer: HttpResponse, target: Endpoint, request: ResolvedRequest, format: ImageFormat
 ) -> T2IError | RetryableError:
     """The error for an answer that is no prediction; Again where it may pass."""
     told = error_body.parse_error_body(answer)
@@ -41,7 +41,7 @@ def refusal(
             )
             return RetryableError(quota, after=answer.retry_after, crowded=True)
         case 408 | 504 if not told.own:
-            return cut(target, answer.seconds)
+            return timeout_error(target, answer.seconds)
     if told.own is not None:
         return told.own
     if answer.status == 503 and told.kind != "InternalServerException":
@@ -58,7 +58,7 @@ def refusal(
     return RemoteError(f"The endpoint failed with status {answer.status}. {message}", hint=_LOG)
 
 
-def cut(target: Target, seconds: float) -> TimedOutError:
+def timeout_error(target: Endpoint, seconds: float) -> TimedOutError:
     """The call was ended on Google's side."""
     if target.dedicated:
         return TimedOutError(
@@ -72,16 +72,16 @@ def cut(target: Target, seconds: float) -> TimedOutError:
     )
 
 
-def _not_allowed(answer: HttpResponse, target: Target) -> T2IError:
+def _not_allowed(answer: HttpResponse, target: Endpoint) -> T2IError:
     error = client.refusal(answer.status, answer.body)
     error.message = error_body.sanitise(error.message)
     error.hint = error.hint or _way(target)
     return error
 
 
-def _too_large(target: Target, request: ResolvedRequest, format: ImageFormat) -> T2IError:
-    choice = target.serving in payload.FORMATS
-    fits = payload.fitting(request, format, target.limit) if choice else None
+def _too_large(target: Endpoint, request: ResolvedRequest, format: ImageFormat) -> T2IError:
+    choice = target.serving in payload.TRANSFER_FORMATS
+    fits = payload.smaller_format(request, format, target.limit) if choice else None
     hint = f"--format {fits} fits." if fits else "A smaller --size fits."
     if not target.dedicated:
         most = payload.DEDICATED_LIMIT / 1e6
@@ -94,7 +94,7 @@ def _too_large(target: Target, request: ResolvedRequest, format: ImageFormat) ->
     )
 
 
-def _way(target: Target) -> str | None:
+def _way(target: Endpoint) -> str | None:
     """What to do where the endpoint's own host could not be looked up."""
     if target.looked_up:
         return "Does --serving say what is deployed there?" if target.serving else None

@@ -27,6 +27,6 @@ class VertexOptions:
     concurrency: int | None = None
 
     @property
-    def patience(self) -> RetryPolicy:
+    def retry_policy(self) -> RetryPolicy:
         """How long and how often one image, or what is needed first, is tried."""
         return RetryPolicy(retries=self.retries, timeout=self.timeout)

@@ -35,14 +35,14 @@ TAKES: dict[str | None, frozenset[str]] = {
 }
 """What each kind of serving honours beside the prompt."""
 
-FORMATS = {"t2i", "torchserve"}
+TRANSFER_FORMATS = {"t2i", "torchserve"}
 """The servings that answer in the format that is asked for."""
 
 _IMAGE_KEYS = ("image", "output", "b64_json", "bytesBase64Encoded", "images", "data")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predicted:
+class Prediction:
     """One image of an answer: its base64, the prediction it came in, how many came beside it."""
 
     text: str
@@ -50,7 +50,7 @@ class Predicted:
     more: int = 0
 
 
-def body(
+def build_prediction_request(
     request: ResolvedRequest, serving: str | None, format: ImageFormat, *, name_model: bool = False
 ) -> dict[str, object]:
     """The JSON to post: only what the request sets and the serving takes.
@@ -66,14 +66,14 @@ def body(
         if field in taken and (value := getattr(request, field)) is not None
     }
     instance = {"prompt": request.prompt, "text": request.prompt} | settings
-    if serving in FORMATS:
+    if serving in TRANSFER_FORMATS:
         instance["format"] = format
     if name_model and serving == "t2i" and "model" in request.user_set:
         instance["model"] = request.model
     return {"instances": [instance]} | ({"parameters": settings} if settings else {})
 
 
-def predicted(answer: object) -> Predicted:
+def parse_prediction(answer: object) -> Prediction:
     """The image in an answer to one instance; the first where there are more. Raises T2IError."""
     predictions = answer.get("predictions") if isinstance(answer, dict) else None
     images = _found(predictions, None)
@@ -90,9 +90,9 @@ def predicted(answer: object) -> Predicted:
     return replace(first, more=more)
 
 
-def _found(value: object, entry: object) -> Iterator[Predicted]:
+def _found(value: object, entry: object) -> Iterator[Prediction]:
     if isinstance(value, str):
-        yield Predicted(text=value, entry=entry)
+        yield Prediction(text=value, entry=entry)
     elif isinstance(value, list):
         for item in value:
             yield from _found(item, entry)
@@ -105,12 +105,14 @@ def _found(value: object, entry: object) -> Iterator[Predicted]:
         yield from next((found for found in named if found), [])
 
 
-def transfer(request: ResolvedRequest, wanted: ImageFormat, limit: int) -> ImageFormat:
+def choose_transfer_format(
+    request: ResolvedRequest, wanted: ImageFormat, limit: int
+) -> ImageFormat:
     """The format for the way: PNG, which loses nothing, where it passes, else that of the files."""
     return "png" if wanted == "png" or _bytes(request, "png") < limit else wanted
 
 
-def fitting(request: ResolvedRequest, than: ImageFormat, limit: int) -> ImageFormat | None:
+def smaller_format(request: ResolvedRequest, than: ImageFormat, limit: int) -> ImageFormat | None:
     """The format in which an image passes that did not in `than`, if there is one."""
     formats = list(filenames.BYTES_A_PIXEL)
     smaller = formats[formats.index(than) + 1 :]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 
 from t2i_cli.backends import Failure, GeneratedImage
-from t2i_cli.backends.vertex.endpoint import Target
+from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -13,7 +13,7 @@ from t2i_cli.vertex.endpoint_store import Known
 from t2i_cli.vertex.location import Place
 
 
-class ExpectedEndpoint:
+class PlannedEndpoint:
     """Stands for the endpoint of a model in the planning of requests, and makes no image.
 
     Raises InputError or ModelError where that cannot be served.
@@ -22,7 +22,7 @@ class ExpectedEndpoint:
     def __init__(self, model: str | None, kind: str | None) -> None:
         kind, _ = containers.choose(kind, None)
         source = containers.find_source(model, kind)
-        self._target = Target(
+        self._target = Endpoint(
             place=Place(project="", region=""),
             known=Known(name="to be made", model=source.named),
             serving=kind,

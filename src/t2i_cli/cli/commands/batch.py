@@ -262,13 +262,13 @@ def batch(
     else:
         if endpoint or dry_run or backend not in (None, "vertex"):
             raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
-        from t2i_cli.backends.vertex.planned_endpoint import ExpectedEndpoint
+        from t2i_cli.backends.vertex.planned_endpoint import PlannedEndpoint
         from t2i_cli.vertex import lifecycle
         from t2i_cli.vertex.plan import Wanted
 
         if not lenient:
             engine("0")  # calls nothing yet, and refuses options that mean nothing there
-        stand_in = ExpectedEndpoint(model, serving)
+        stand_in = PlannedEndpoint(model, serving)
         read, missing = session.validate(task, stand_in, console)
         if missing:
             deployment = lifecycle.for_one(
