@@ -47,9 +47,9 @@ from t2i_cli.request import GenerateRequest, resolve_request
 from t2i_cli.server.api.vertex import Container
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.vertex import endpoint_store
-from t2i_cli.vertex.endpoint_store import Known
-from t2i_cli.vertex.labels import encode
-from t2i_cli.vertex.location import Place
+from t2i_cli.vertex.endpoint_store import EndpointRecord
+from t2i_cli.vertex.labels import encode_label
+from t2i_cli.vertex.location import Location
 from tests.conftest import T2I
 from tests.fakes import vertex as fake
 from tests.fakes.painter import Painter, painted
@@ -173,7 +173,7 @@ def test_a_token_that_is_not_issued_for_the_moment(
 ) -> None:
     name = vertex.make_endpoint()
     if looked_up:
-        endpoint_store.remember(Known(name=name, dns=""))
+        endpoint_store.remember_endpoint(EndpointRecord(name=name, dns=""))
     vertex.faults = [replace(fault, where="/token", times=2)]
     make(backend(name, retries=2))
     # Each try is one request: google-auth's own would not know of --retries.
@@ -189,7 +189,7 @@ def test_a_token_within_the_timeout(vertex: FakeVertex) -> None:
     vertex.faults = [Fault(where="/token", stall=30, times=9)]
     for looked_up in (False, True):
         if looked_up:
-            endpoint_store.remember(Known(name=HERE, dns=""))
+            endpoint_store.remember_endpoint(EndpointRecord(name=HERE, dns=""))
         with pytest.raises(TimedOutError, match="Google did not answer in time"):
             make(backend(HERE, timeout=0.5))
 
@@ -200,7 +200,7 @@ def test_a_refused_credential_is_not_tried_again(vertex: FakeVertex, status: int
     vertex.faults = [Fault(where="/token", status=status, body=body, times=9)]
     for looked_up in (False, True):
         if looked_up:
-            endpoint_store.remember(Known(name=HERE, dns=""))
+            endpoint_store.remember_endpoint(EndpointRecord(name=HERE, dns=""))
         with pytest.raises(AccessError, match=r"refuses these credentials \(invalid_grant\)\.$"):
             make(backend(HERE))
     assert counted(vertex) == {"POST token": 2}
@@ -427,7 +427,7 @@ def test_where_the_endpoint_comes_from(
     def called(**options: str) -> str:
         return str(make(backend(**options)).info.endpoint).split("/")[-1]
 
-    endpoint_store.remember(Known(name=names[0], dns=""), current=True)
+    endpoint_store.remember_endpoint(EndpointRecord(name=names[0], dns=""), current=True)
     assert called() == numbers[0]
     (tmp_path / "t2i.toml").write_text(f'vertex_endpoint = "{numbers[1]}"\n')
     assert called() == numbers[1]
@@ -442,12 +442,12 @@ def test_where_the_endpoint_comes_from(
 
 
 def test_the_host_of_each_kind_of_endpoint() -> None:
-    place = Place(project="p", region="r-east1")
+    place = Location(project="p", region="r-east1")
     name = "projects/p/locations/r-east1/endpoints/9"
 
     def url(dns: str | None, api_endpoint: str | None = None) -> str:
-        where = Place(project="p", region="r-east1", api_endpoint=api_endpoint)
-        return Endpoint(place=where, known=Known(name=name, dns=dns), serving=None).url
+        where = Location(project="p", region="r-east1", api_endpoint=api_endpoint)
+        return Endpoint(place=where, known=EndpointRecord(name=name, dns=dns), serving=None).url
 
     assert url("") == f"https://r-east1-aiplatform.googleapis.com/v1/{name}:predict"
     assert url("9.r-1.prediction.vertexai.goog") == (
@@ -467,7 +467,7 @@ def test_the_host_of_a_dedicated_endpoint_is_given_by_hand(vertex: FakeVertex) -
         GenerateRequest(prompt="x"), chosen.describe(GenerateRequest(prompt="x"))
     )
     assert chosen.estimate(settled)["url"] == f"https://{host}/v1/{name}:predict"
-    assert endpoint_store.find(name) is None
+    assert endpoint_store.find_record(name) is None
     assert not counted(vertex)
 
 
@@ -484,7 +484,7 @@ def test_the_dns_name_is_looked_up_once(vertex: FakeVertex) -> None:
     for _ in range(3):
         make(backend(number))
     assert counted(vertex) == {f"GET {number}": 1, "POST predict": 3, "POST token": 3}
-    (entry,) = endpoint_store.all_known()
+    (entry,) = endpoint_store.list_records()
     assert entry.dns == f"{number}.us-central1-123456789.prediction.vertexai.goog"
     assert (entry.serving, entry.model, entry.replicas) == ("t2i", "postcard", 1)
 
@@ -492,13 +492,13 @@ def test_the_dns_name_is_looked_up_once(vertex: FakeVertex) -> None:
 def test_predict_permission_alone_is_enough_where_the_rest_is_known(vertex: FakeVertex) -> None:
     name = vertex.make_endpoint()
     vertex.granted = {"aiplatform.endpoints.predict"}
-    endpoint_store.remember(Known(name=name, dns="x.prediction.vertexai.goog"))
+    endpoint_store.remember_endpoint(EndpointRecord(name=name, dns="x.prediction.vertexai.goog"))
     make(backend(name))
     assert counted(vertex) == {"POST predict": 1, "POST token": 1}
     # Nothing is known of this one: it may be a shared endpoint, and then the call goes through.
     other = vertex.make_endpoint(dedicated=False)
     make(backend(other))
-    assert endpoint_store.find(other) is None
+    assert endpoint_store.find_record(other) is None
     vertex.faults = [Fault(status=400, body={"error": {"message": "Use the dedicated domain."}})]
     with pytest.raises(InputError, match=r"refuses the request: Use the dedicated") as caught:
         make(backend(other))
@@ -516,7 +516,7 @@ def test_a_home_that_cannot_be_written_to_is_no_failure(
 
 def test_the_model_of_the_endpoint(vertex: FakeVertex) -> None:
     vertex.predictor = as_t2i
-    sdxl = encode("stabilityai/stable-diffusion-xl-base-1.0")
+    sdxl = encode_label("stabilityai/stable-diffusion-xl-base-1.0")
     ours = vertex.make_endpoint(labels=labels("t2i", sdxl))
     with pytest.raises(ModelError, match="has stabilityai/stable-diffusion-xl-base-1.0, not sd15"):
         make(backend(ours), model="sd15")
@@ -549,13 +549,13 @@ def test_an_endpoint_that_is_not_there(vertex: FakeVertex) -> None:
     assert caught.value.message.count("(an endpoint)") == 3
     # One that was remembered, and is gone now.
     name = "projects/gallery/locations/us-central1/endpoints/998"
-    endpoint_store.remember(Known(name=name, dns=""))
+    endpoint_store.remember_endpoint(EndpointRecord(name=name, dns=""))
     with pytest.raises(RemoteError, match="There is no endpoint 998"):
         make(backend(name))
-    assert endpoint_store.find(name) is None
+    assert endpoint_store.find_record(name) is None
     # A 404 that says nothing about the endpoint.
     here = "projects/gallery/locations/us-central1/endpoints/" + first
-    endpoint_store.remember(Known(name=here, dns=""), current=True)
+    endpoint_store.remember_endpoint(EndpointRecord(name=here, dns=""), current=True)
     vertex.faults = [fake.not_found()]
     with pytest.raises(RemoteError, match=f"endpoint {first} is in .* does not know it") as odd:
         make(backend(here))
@@ -564,7 +564,7 @@ def test_an_endpoint_that_is_not_there(vertex: FakeVertex) -> None:
     vertex.faults = [fake.not_found()]
     with pytest.raises(RemoteError):
         make(backend(here))
-    assert endpoint_store.current() == Known(name=here, dns="")
+    assert endpoint_store.current_endpoint() == EndpointRecord(name=here, dns="")
     with pytest.raises(RemoteError, match=r"no endpoint 998 in gallery, us-central1\.$") as blind:
         make(backend(name))
     assert "t2i remote list" in str(blind.value.hint)

@@ -81,17 +81,21 @@ def test_what_is_written_appears_whole_with_its_mode(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("plant", PLANTED)
 def test_endpoints_are_not_kept_in_anothers_place(plant: Plant) -> None:
-    file = endpoint_store.path()
+    file = endpoint_store.store_path()
     file.parent.mkdir(parents=True)
     plant(file)
-    assert endpoint_store.all_known() == []
+    assert endpoint_store.list_records() == []
     with pytest.raises(StorageError, match="Cannot write .*: it is "):
-        endpoint_store.remember(endpoint_store.Known(name="projects/p/locations/l/endpoints/1"))
+        endpoint_store.remember_endpoint(
+            endpoint_store.EndpointRecord(name="projects/p/locations/l/endpoints/1")
+        )
     assert kept(file)
     file.with_name("vertex.json.lock").unlink()
     plant(Path(f"{file}.lock")) if plant is not a_link else None
     with pytest.raises(StorageError, match="Cannot write .*: it is "):
-        endpoint_store.remember(endpoint_store.Known(name="projects/p/locations/l/endpoints/1"))
+        endpoint_store.remember_endpoint(
+            endpoint_store.EndpointRecord(name="projects/p/locations/l/endpoints/1")
+        )
 
 
 @pytest.mark.parametrize("plant", PLANTED)
@@ -194,7 +198,7 @@ VALUES = st.recursive(
 )
 STATE = asdict(State(pid=2, identity="x", version="1", model="m", port=7, secret="s", started=1.0))  # noqa: S106
 ENDPOINT = asdict(
-    endpoint_store.Known(
+    endpoint_store.EndpointRecord(
         name="projects/p/locations/l/endpoints/1",
         dns="1.l-2.prediction.vertexai.goog",
         serving="t2i",
@@ -223,15 +227,15 @@ def state_of(folder: Path, data: bytes) -> State | None:
     return found
 
 
-def endpoints_of(data: bytes) -> list[endpoint_store.Known]:
+def endpoints_of(data: bytes) -> list[endpoint_store.EndpointRecord]:
     """What is known of endpoints; what is believed can be used."""
-    endpoint_store.path().parent.mkdir(parents=True, exist_ok=True)
-    endpoint_store.path().write_bytes(data)
-    found = endpoint_store.all_known()
-    endpoint_store.current()
-    endpoint_store.find("1")
+    endpoint_store.store_path().parent.mkdir(parents=True, exist_ok=True)
+    endpoint_store.store_path().write_bytes(data)
+    found = endpoint_store.list_records()
+    endpoint_store.current_endpoint()
+    endpoint_store.find_record("1")
     for one in found:
-        machine_types.of({"machineSpec": one.machine}).price(machine_types.BUILT_IN)
+        machine_types.hardware_from_api({"machineSpec": one.machine}).price(machine_types.BUILT_IN)
         assert one.expires is None or math.isfinite(one.expires)
     return found
 
@@ -293,7 +297,7 @@ def test_a_damaged_endpoint_is_left_out_and_no_other(field: str) -> None:
         assert len(found) == 1 or getattr(found[0], field) == wrong
     record = {"current": sound["name"], "endpoints": [ENDPOINT | {"dns": "a.b/x?@evil"}, sound]}
     assert len(endpoints_of(json.dumps(record).encode())) == 1
-    assert endpoint_store.current() is not None
+    assert endpoint_store.current_endpoint() is not None
 
 
 def test_a_damaged_time_is_left_out_and_no_other() -> None:

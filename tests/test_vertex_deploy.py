@@ -21,17 +21,17 @@ from t2i_cli.vertex import (
     plan,
     teardown,
 )
-from t2i_cli.vertex.client import Rest
-from t2i_cli.vertex.endpoint_store import Known
+from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.labels import Labels
-from t2i_cli.vertex.lifecycle import Cloud
-from t2i_cli.vertex.location import Place
-from t2i_cli.vertex.operations import Work
-from t2i_cli.vertex.plan import Wanted
+from t2i_cli.vertex.lifecycle import CloudSession
+from t2i_cli.vertex.location import Location
+from t2i_cli.vertex.operations import OperationRunner
+from t2i_cli.vertex.plan import DeploymentSpec
 from tests.fakes.vertex import FakeVertex
 
 KEEPER = "keeper@gallery.iam.gserviceaccount.com"
-ASKED = Wanted(model="sd15")
+ASKED = DeploymentSpec(model="sd15")
 
 
 @pytest.fixture(autouse=True)
@@ -44,24 +44,26 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cloud(vertex: FakeVertex) -> Iterator[Rest]:
+def cloud(vertex: FakeVertex) -> Iterator[GoogleClient]:
     """A connection to the fake."""
-    here = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with Rest(here, lambda: "ya29.test") as connection:
+    here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with GoogleClient(here, lambda: "ya29.test") as connection:
         yield connection
 
 
-def deployed(cloud: Rest, wanted: Wanted = ASKED) -> Known:
+def deployed(cloud: GoogleClient, wanted: DeploymentSpec = ASKED) -> EndpointRecord:
     """An endpoint as `t2i remote deploy` makes it."""
-    settled = plan.make(wanted, cloud, "ann")
-    there = deploy.existing(settled, cloud)
-    return deploy.run(settled, there, Work(cloud, lambda _: None), lambda *_: None)
+    settled = plan.plan_deployment(wanted, cloud, "ann")
+    there = deploy.find_existing(settled, cloud)
+    return deploy.run_deployment(
+        settled, there, OperationRunner(cloud, lambda _: None), lambda *_: None
+    )
 
 
-def removed(cloud: Rest, name: str) -> None:
+def removed(cloud: GoogleClient, name: str) -> None:
     """That deployment and its weights, taken down."""
-    found = inventory.everything(cloud).deployments[name]
-    teardown.remove(cloud, found, lambda _: None, artifacts=True)
+    found = inventory.list_deployments(cloud).deployments[name]
+    teardown.remove_deployment(cloud, found, lambda _: None, artifacts=True)
 
 
 def weights(tmp_path: Path) -> str:
@@ -80,32 +82,34 @@ def put(vertex: FakeVertex, bucket: str, *names: str) -> None:
 
 
 def test_files_without_t2i_s_marker_in_their_bucket_are_somebody_else_s(
-    vertex: FakeVertex, cloud: Rest
+    vertex: FakeVertex, cloud: GoogleClient
 ) -> None:
     deployed(cloud)
     put(vertex, "pail", "t2i/sd15/mine.png", "t2i/sd15.labels", "t2i/sd15.labels/x")
-    found = inventory.everything(cloud, "pail").deployments["sd15"]
+    found = inventory.list_deployments(cloud, "pail").deployments["sd15"]
     assert found.files == []
-    teardown.remove(cloud, found, lambda _: None, artifacts=True, bucket="pail")
+    teardown.remove_deployment(cloud, found, lambda _: None, artifacts=True, bucket="pail")
     assert len(vertex.left()["objects"]) == 3
     gcs.write_marker(cloud, "pail", found.labels)
-    names = [file.name for _, file in inventory.everything(cloud, "pail").deployments["sd15"].files]
+    names = [
+        file.name for _, file in inventory.list_deployments(cloud, "pail").deployments["sd15"].files
+    ]
     assert sorted(names) == ["t2i/sd15.labels", "t2i/sd15/mine.png"]
 
 
-def test_a_ttl_can_be_shortened(vertex: FakeVertex, cloud: Rest) -> None:
+def test_a_ttl_can_be_shortened(vertex: FakeVertex, cloud: GoogleClient) -> None:
     deployed(cloud, replace(ASKED, ttl="9h"))
     deployed(cloud, replace(ASKED, ttl="1h"))
-    (found,) = inventory.everything(cloud).deployments.values()
+    (found,) = inventory.list_deployments(cloud).deployments.values()
     assert found.expires == pytest.approx(vertex.now() + 3600, abs=60)
     vertex.advance(2 * 3600)
-    assert inventory.everything(cloud).overdue(vertex.now())
+    assert inventory.list_deployments(cloud).overdue(vertex.now())
     vertex.endpoints.clear()
-    (left,) = inventory.everything(cloud).deployments.values()
+    (left,) = inventory.list_deployments(cloud).deployments.values()
     assert left.expires == Labels.of(left.models[0]["labels"]).expires  # type: ignore[union-attr]
 
 
-def test_a_scheduler_job_goes_with_the_ttl(vertex: FakeVertex, cloud: Rest) -> None:
+def test_a_scheduler_job_goes_with_the_ttl(vertex: FakeVertex, cloud: GoogleClient) -> None:
     deployed(cloud, replace(ASKED, ttl="1h", scheduler_account=KEEPER))
     deployed(cloud, replace(ASKED, ttl="5h", scheduler_account=KEEPER))
     vertex.advance(2 * 3600)
@@ -117,16 +121,16 @@ def test_a_scheduler_job_goes_with_the_ttl(vertex: FakeVertex, cloud: Rest) -> N
 @pytest.mark.parametrize(
     ("other", "what"),
     [
-        (Wanted(machine_type="g2-standard-8"), "machine"),
-        (Wanted(accelerator="t4"), "machine"),
-        (Wanted(max_replicas=2), "number of replicas"),
-        (Wanted(min_replicas=2, max_replicas=2), "number of replicas"),
-        (Wanted(scale_to_zero="15m"), "number of replicas"),
-        (Wanted(service_account=KEEPER), "service account"),
+        (DeploymentSpec(machine_type="g2-standard-8"), "machine"),
+        (DeploymentSpec(accelerator="t4"), "machine"),
+        (DeploymentSpec(max_replicas=2), "number of replicas"),
+        (DeploymentSpec(min_replicas=2, max_replicas=2), "number of replicas"),
+        (DeploymentSpec(scale_to_zero="15m"), "number of replicas"),
+        (DeploymentSpec(service_account=KEEPER), "service account"),
     ],
 )
 def test_other_options_under_the_same_name_are_refused(
-    vertex: FakeVertex, cloud: Rest, other: Wanted, what: str
+    vertex: FakeVertex, cloud: GoogleClient, other: DeploymentSpec, what: str
 ) -> None:
     deployed(cloud)
     with pytest.raises(InputError, match=f"sd15 is there already with another {what}: ") as caught:
@@ -138,16 +142,16 @@ def test_other_options_under_the_same_name_are_refused(
 
 
 def test_another_image_idle_time_or_bucket_is_refused(
-    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+    vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path
 ) -> None:
-    ours = Wanted(model="sd15", image="r-docker.pkg.dev/p/t2i/t2i:1", scale_to_zero="15m")
+    ours = DeploymentSpec(model="sd15", image="r-docker.pkg.dev/p/t2i/t2i:1", scale_to_zero="15m")
     deployed(cloud, ours)
     deployed(cloud, ours)
     with pytest.raises(InputError, match="another image: "):
         deployed(cloud, replace(ours, image="r-docker.pkg.dev/p/t2i/t2i:2"))
     with pytest.raises(InputError, match="another idle time: 900s, not 1200s"):
         deployed(cloud, replace(ours, scale_to_zero="20m"))
-    mine = Wanted(model=weights(tmp_path), bucket="pail")
+    mine = DeploymentSpec(model=weights(tmp_path), bucket="pail")
     deployed(cloud, mine)
     deployed(cloud, mine)
     with pytest.raises(InputError, match="another weights: gs://pail/t2i/weights"):
@@ -156,18 +160,18 @@ def test_another_image_idle_time_or_bucket_is_refused(
 
 @pytest.mark.parametrize("image", [None, "r-docker.pkg.dev/p/t2i/t2i:1"])
 def test_weights_in_a_bucket_of_the_user_s_are_found_by_their_model(
-    vertex: FakeVertex, cloud: Rest, tmp_path: Path, image: str | None
+    vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path, image: str | None
 ) -> None:
     put(vertex, "pail", "t2i/other/file", "mine")
-    deployed(cloud, Wanted(model=weights(tmp_path), bucket="pail", image=image))
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path), bucket="pail", image=image))
     removed(cloud, "weights")
     assert vertex.left() == {"buckets": ["pail"], "objects": ["t2i/other/file", "mine"]}
 
 
 def test_weights_that_stay_in_a_bucket_of_the_user_s_are_told_of(
-    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+    vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path
 ) -> None:
-    deployed(cloud, Wanted(model=weights(tmp_path), bucket="pail"))
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path), bucket="pail"))
     vertex.granted = {
         *("aiplatform.endpoints.list", "aiplatform.endpoints.get", "aiplatform.endpoints.undeploy"),
         *("aiplatform.endpoints.delete", "aiplatform.models.list", "aiplatform.models.delete"),
@@ -178,28 +182,30 @@ def test_weights_that_stay_in_a_bucket_of_the_user_s_are_told_of(
 
 
 def test_a_bucket_of_another_project_gets_no_weights(
-    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+    vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path
 ) -> None:
-    deployed(cloud, Wanted(model=weights(tmp_path)))
-    deployed(cloud, Wanted(model=weights(tmp_path)))
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path)))
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path)))
     put(vertex, "t2i-gallery-us-central1")
     vertex.buckets["t2i-gallery-us-central1"]["projectNumber"] = "666"
     before = len(vertex.uploads)
     with pytest.raises(AccessError, match="is not of the project gallery"):
-        deployed(cloud, Wanted(model=weights(tmp_path)))
+        deployed(cloud, DeploymentSpec(model=weights(tmp_path)))
     assert len(vertex.uploads) == before
 
 
-def test_a_ttl_that_ends_before_the_deployment(vertex: FakeVertex, cloud: Rest) -> None:
-    settled = plan.make(replace(ASKED, ttl="1h", scheduler_account=KEEPER), cloud, "ann")
+def test_a_ttl_that_ends_before_the_deployment(vertex: FakeVertex, cloud: GoogleClient) -> None:
+    settled = plan.plan_deployment(replace(ASKED, ttl="1h", scheduler_account=KEEPER), cloud, "ann")
     vertex.advance(2 * 3600)
     with pytest.raises(InputError, match="TTL of sd15 ended before"):
-        deploy.run(settled, None, Work(cloud, lambda _: None), lambda *_: None)
+        deploy.run_deployment(
+            settled, None, OperationRunner(cloud, lambda _: None), lambda *_: None
+        )
     assert set(vertex.left()) == {"endpoints", "models"}
 
 
 def test_the_permissions_of_the_steps_are_enough_for_them(
-    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+    vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path
 ) -> None:
     steps = permissions.STEPS
     vertex.granted = {*steps["deploy"]}
@@ -208,32 +214,32 @@ def test_the_permissions_of_the_steps_are_enough_for_them(
     removed(cloud, "sd15")
     assert vertex.left() == {}
     vertex.granted = {*steps["deploy"], *steps["upload"], *steps["scheduler"]}
-    deployed(cloud, Wanted(model=weights(tmp_path), scheduler_account=KEEPER))
-    deployed(cloud, Wanted(model=weights(tmp_path)))
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path), scheduler_account=KEEPER))
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path)))
     vertex.granted = {*steps["remove"], *steps["upload"]}
-    found = inventory.everything(cloud)
+    found = inventory.list_deployments(cloud)
     removed(cloud, "weights")
     teardown.empty_buckets(cloud, found, lambda _: None)
     assert vertex.left() == {}
 
 
 def test_a_home_that_cannot_be_written_to_costs_no_endpoint(
-    vertex: FakeVertex, cloud: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    account = Cloud(cloud, "ann")
-    with lifecycle.ephemeral(ASKED, account, Console(), yes=True) as found:
+    account = CloudSession(cloud, "ann")
+    with lifecycle.ephemeral_deployment(ASKED, account, Console(), yes=True) as found:
         assert found.name.endswith(tuple(vertex.endpoints))
     assert vertex.left() == {}
-    settled = plan.make(ASKED, cloud, "ann")
-    assert lifecycle.make(settled, account, Console()).name.endswith(tuple(vertex.endpoints))
+    settled = plan.plan_deployment(ASKED, cloud, "ann")
+    assert lifecycle.deploy_plan(settled, account, Console()).name.endswith(tuple(vertex.endpoints))
 
 
 @pytest.mark.parametrize(("kind", "half"), [("model-garden", False), ("t2i", True)])
 def test_only_our_own_server_gets_fp16_weights(
     vertex: FakeVertex,
-    cloud: Rest,
+    cloud: GoogleClient,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
@@ -247,7 +253,7 @@ def test_only_our_own_server_gets_fp16_weights(
 
     monkeypatch.setattr(hub, "fetch", fetch)
     image = "r-docker.pkg.dev/p/t2i/t2i:1" if kind == "t2i" else None
-    deployed(cloud, Wanted(model="flux-schnell", serving=kind, image=image))
+    deployed(cloud, DeploymentSpec(model="flux-schnell", serving=kind, image=image))
     assert asked == [half]
-    assert endpoint_store.current() is None
-    assert containers.find_source("flux-schnell", kind).uploads
+    assert endpoint_store.current_endpoint() is None
+    assert containers.find_source("flux-schnell", kind).needs_upload

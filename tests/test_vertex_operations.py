@@ -18,26 +18,28 @@ from t2i_cli.vertex import (
     plan,
     status,
 )
-from t2i_cli.vertex.client import Rest
-from t2i_cli.vertex.lifecycle import Cloud
-from t2i_cli.vertex.location import Place
-from t2i_cli.vertex.plan import Wanted
+from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.lifecycle import CloudSession
+from t2i_cli.vertex.location import Location
+from t2i_cli.vertex.plan import DeploymentSpec
 from tests.fakes.google import refusal
 from tests.fakes.vertex import FakeVertex, Fault, counted
 
-ASKED = Wanted(model="sd15", name="slow")
+ASKED = DeploymentSpec(model="sd15", name="slow")
 
 
 @pytest.fixture
-def cloud(vertex: FakeVertex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+def cloud(
+    vertex: FakeVertex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CloudSession]:
     """A connection to the fake, with no settings and no memory of the developer's."""
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "none.toml"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for setting in store.SETTINGS.values():
         monkeypatch.delenv(setting.variable, raising=False)
-    here = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with Rest(here, lambda: "ya29.test") as connection:
-        yield Cloud(connection, "ann")
+    here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with GoogleClient(here, lambda: "ya29.test") as connection:
+        yield CloudSession(connection, "ann")
 
 
 @pytest.fixture
@@ -47,9 +49,11 @@ def endless(vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "DEPLOYMENT", 0.3)
 
 
-def deploy(cloud: Cloud) -> endpoint_store.Known:
+def deploy(cloud: CloudSession) -> endpoint_store.EndpointRecord:
     """What `t2i remote deploy` does once its plan is agreed to."""
-    return lifecycle.make(plan.make(ASKED, cloud.rest, cloud.account), cloud, Console())
+    return lifecycle.deploy_plan(
+        plan.plan_deployment(ASKED, cloud.rest, cloud.account), cloud, Console()
+    )
 
 
 def gone(where: str = "GET .*/operations/[0-9]+$") -> Fault:
@@ -64,7 +68,7 @@ def test_a_deployment_has_an_hour_and_a_half() -> None:
 
 @pytest.mark.usefixtures("endless")
 def test_a_deployment_that_does_not_end_can_be_gone_on_with(
-    vertex: FakeVertex, cloud: Cloud, capsys: pytest.CaptureFixture[str]
+    vertex: FakeVertex, cloud: CloudSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
         with pytest.raises(TimedOutError, match="^deployment t2i-slow: not done after") as caught:
@@ -76,23 +80,23 @@ def test_a_deployment_that_does_not_end_can_be_gone_on_with(
         assert "Run the same command again to go on, or `t2i remote down slow --bucket`" in said
     (operation,) = (o for o in vertex.operations.values() if o.kind == "deployModel")
     operation.due = 0.0
-    assert deploy(cloud) == endpoint_store.current()
+    assert deploy(cloud) == endpoint_store.current_endpoint()
     assert counted(vertex)["POST deployModel"] == 1
     assert len(vertex.left()["deployed"]) == 1
 
 
 @pytest.mark.usefixtures("endless")
-def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: Cloud) -> None:
+def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: CloudSession) -> None:
     with pytest.raises(TimedOutError):
         deploy(cloud)
-    prices = machine_types.prices()
+    prices = machine_types.load_prices()
 
-    def bill() -> status.Bill:
-        return status.bill(inventory.everything(cloud.rest), cloud.rest, prices)
+    def bill() -> status.CostReport:
+        return status.cost_report(inventory.list_deployments(cloud.rest), cloud.rest, prices)
 
     (line,) = bill().lines
     assert line.state == "deploying"
-    assert status.table([line])[1].split()[:2] == ["slow", "deploying"]
+    assert status.status_table([line])[1].split()[:2] == ["slow", "deploying"]
     assert bill().text()[0] == "slow: deploying, 0.00 USD per hour, 0.00 so far"
     (operation,) = (o for o in vertex.operations.values() if o.kind == "deployModel")
     operation.due = 0.0
@@ -100,21 +104,23 @@ def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: Cloud) -> Non
     assert [one.state for one in bill().lines] == ["deployed"]
 
 
-def test_replicas_that_may_grow_cost_a_range(vertex: FakeVertex, cloud: Cloud) -> None:
-    asked = Wanted(model="sd15", name="grows", max_replicas=3)
-    lifecycle.make(plan.make(asked, cloud.rest, cloud.account), cloud, Console())
+def test_replicas_that_may_grow_cost_a_range(vertex: FakeVertex, cloud: CloudSession) -> None:
+    asked = DeploymentSpec(model="sd15", name="grows", max_replicas=3)
+    lifecycle.deploy_plan(plan.plan_deployment(asked, cloud.rest, cloud.account), cloud, Console())
     vertex.advance(2 * 3600)
-    bill = status.bill(inventory.everything(cloud.rest), cloud.rest, machine_types.prices())
+    bill = status.cost_report(
+        inventory.list_deployments(cloud.rest), cloud.rest, machine_types.load_prices()
+    )
     (line,) = bill.lines
     assert (line.usd_per_hour, line.usd_per_hour_at_most) == (0.81, 2.43)
     told = bill.to_json()
     assert (told["usd_per_hour"], told["usd_per_hour_at_most"]) == (0.81, 2.43)
-    assert "0.81-2.43" in status.table([line])[1]
+    assert "0.81-2.43" in status.status_table([line])[1]
     one, together, _ = bill.text()
     assert one == "grows: 0.81-2.43 USD per hour, at least 1.62 so far"
     assert together == ("all: 0.81-2.43 USD per hour, 19.44-58.32 per day, at least 1.62 so far")
 
-    facts = status.facts(line, {"under_way": False, "log": None, "parts": ["a", "b"]})
+    facts = status.status_facts(line, {"under_way": False, "log": None, "parts": ["a", "b"]})
     assert {
         "age: 2h",
         "USD per hour: 0.81-2.43",
@@ -128,10 +134,12 @@ def test_replicas_that_may_grow_cost_a_range(vertex: FakeVertex, cloud: Cloud) -
 
 
 @pytest.mark.usefixtures("endless")
-def test_a_deployment_that_does_not_end_is_taken_down(vertex: FakeVertex, cloud: Cloud) -> None:
+def test_a_deployment_that_does_not_end_is_taken_down(
+    vertex: FakeVertex, cloud: CloudSession
+) -> None:
     with (
         pytest.raises(TimedOutError, match="not done after"),
-        lifecycle.ephemeral(ASKED, cloud, Console(), yes=True),
+        lifecycle.ephemeral_deployment(ASKED, cloud, Console(), yes=True),
     ):
         raise AssertionError
     assert counted(vertex)["POST cancel"] == 1
@@ -140,7 +148,7 @@ def test_a_deployment_that_does_not_end_is_taken_down(vertex: FakeVertex, cloud:
 
 
 def test_what_is_being_made_is_waited_for_no_longer_either(
-    vertex: FakeVertex, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    vertex: FakeVertex, cloud: CloudSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vertex.slow = {"createEndpoint": 10_000.0}
     monkeypatch.setattr(operations, "OTHERS", 0.3)
@@ -149,7 +157,7 @@ def test_what_is_being_made_is_waited_for_no_longer_either(
 
 
 def test_an_operation_that_vanished(
-    vertex: FakeVertex, cloud: Cloud, capsys: pytest.CaptureFixture[str]
+    vertex: FakeVertex, cloud: CloudSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vertex.slow = {"deployModel": 0.5}
     vertex.faults = [gone("GET .*/endpoints/.*/operations/[0-9]+$")]
@@ -165,9 +173,9 @@ def test_an_operation_that_vanished(
 
 @pytest.mark.parametrize("kind", ["undeployModel", "deleteEndpoint", "deleteModel"])
 def test_one_that_vanished_in_a_removal_is_looked_after(
-    vertex: FakeVertex, cloud: Cloud, kind: str
+    vertex: FakeVertex, cloud: CloudSession, kind: str
 ) -> None:
-    with lifecycle.ephemeral(ASKED, cloud, Console(), yes=True):
+    with lifecycle.ephemeral_deployment(ASKED, cloud, Console(), yes=True):
         vertex.slow = {kind: 0.3}
         vertex.faults = [gone()]
     assert vertex.faults[0].times == 0
@@ -175,13 +183,13 @@ def test_one_that_vanished_in_a_removal_is_looked_after(
 
 
 def test_only_what_is_long_is_told_of_in_between(
-    vertex: FakeVertex, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    vertex: FakeVertex, cloud: CloudSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "TOLD_EVERY", 0.1)
     vertex.operation_seconds = 0.5
     said: list[str] = []
     name = vertex.make_endpoint()
     operation = vertex.begin("something", name, dict)
-    assert operations.wait(cloud.rest, operation, "thing", said.append) == {}
+    assert operations.wait_for_operation(cloud.rest, operation, "thing", said.append) == {}
     assert said
     assert all(re.fullmatch(r"thing: \ds so far", sentence) for sentence in said)

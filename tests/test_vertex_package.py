@@ -37,7 +37,7 @@ def archive(folder: Path) -> Path:
     """postcard's."""
     source = containers.find_source("postcard", "model-garden")
     weights = containers.local_weights(source, half=False)
-    return model_archive.write(source, weights, folder, lambda *_: None)
+    return model_archive.write_archive(source, weights, folder, lambda *_: None)
 
 
 def test_the_archive(t2i: T2I, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_archive_is_deployed(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -
 
 
 def test_what_the_handler_takes() -> None:
-    arguments, format = handler.settled(
+    arguments, format = handler.parse_instance(
         {
             "prompt": "a",
             "text": "a",
@@ -110,7 +110,7 @@ def test_what_the_handler_takes() -> None:
     )
     assert arguments == {"prompt": "a", "seed": 4294967295, "num_inference_steps": 3, "width": 64}
     assert format == "jpeg"
-    drawn, format = handler.settled({"text": "b", "format": "png", "negative_prompt": "c"})
+    drawn, format = handler.parse_instance({"text": "b", "format": "png", "negative_prompt": "c"})
     assert 0 <= drawn["seed"] < 2**32
     assert drawn["negative_prompt"] == "c"
     assert format == "png"

@@ -39,19 +39,19 @@ from t2i_cli.vertex import (
     machine_types,
     permissions,
 )
-from t2i_cli.vertex.client import Rest
+from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.labels import Labels
-from t2i_cli.vertex.location import Place
+from t2i_cli.vertex.location import Location
 from tests.fakes.google import refusal
 from tests.fakes.oauth import ACCOUNT
 from tests.fakes.vertex import FakeVertex, Fault, counted, denied
 
 
 @pytest.fixture
-def cloud(vertex: FakeVertex) -> Iterator[Rest]:
+def cloud(vertex: FakeVertex) -> Iterator[GoogleClient]:
     """A connection to the fake."""
-    here = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with Rest(here, lambda: "ya29.test") as connection:
+    here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with GoogleClient(here, lambda: "ya29.test") as connection:
         yield connection
 
 
@@ -67,16 +67,16 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @given(st.text(max_size=80))
 def test_labels_keep_any_text_in_what_labels_allow(text: str) -> None:
     text = text.encode(errors="ignore").decode()
-    value = labels.encode(text)
+    value = labels.encode_label(text)
     assert len(value) <= 63
     assert set(value) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
-    back = labels.decode(value)
+    back = labels.decode_label(value)
     assert back == text or (back.endswith("…") and text.startswith(back[:-1].rstrip("\ufffd")))
 
 
 def test_long_texts_with_one_beginning_differ() -> None:
     one, other = "a" * 100 + "b", "a" * 100 + "c"
-    assert labels.encode(one) != labels.encode(other)
+    assert labels.encode_label(one) != labels.encode_label(other)
 
 
 def test_labels_of_others_are_not_ours() -> None:
@@ -84,7 +84,7 @@ def test_labels_of_others_are_not_ours() -> None:
     assert Labels.of(mine.encoded()) == mine
     assert Labels.of({"managed-by": "terraform"}) is None
     assert Labels.of({}) is None
-    found = Labels.of({"managed-by": "t2i", "t2i-by": labels.encode("\x1b[2J")})
+    found = Labels.of({"managed-by": "t2i", "t2i-by": labels.encode_label("\x1b[2J")})
     assert found is not None
     assert found.by == "\\u001b[2J"
 
@@ -98,7 +98,7 @@ def _weights(folder: Path) -> Path:
 
 
 def test_upload_goes_on_after_a_break_and_skips_what_is_there(
-    vertex: FakeVertex, cloud: Rest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gcs, "PIECE", 256 * 1024)
     weights = _weights(tmp_path)
@@ -122,7 +122,7 @@ def test_upload_goes_on_after_a_break_and_skips_what_is_there(
 
 
 def test_an_upload_that_never_succeeds_gives_up(
-    vertex: FakeVertex, cloud: Rest, tmp_path: Path
+    vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path
 ) -> None:
     gcs.make_bucket(cloud, "pail", {})
     body = refusal(503, "UNAVAILABLE", "Not now.")
@@ -174,27 +174,32 @@ def test_an_upload_that_never_succeeds_gives_up(
 def test_each_refusal_is_one_sentence(
     status: int, name: str, message: str, kind: type[T2IError], said: str
 ) -> None:
-    error = client.refusal(status, json.dumps(refusal(status, name, message)).encode())
+    error = client.error_from_google(status, json.dumps(refusal(status, name, message)).encode())
     assert isinstance(error, kind)
     assert said in error.message
-    as_list = client.refusal(status, json.dumps([refusal(status, name, message)]).encode())
+    as_list = client.error_from_google(
+        status, json.dumps([refusal(status, name, message)]).encode()
+    )
     assert as_list.message == error.message
 
 
 def test_a_refusal_without_a_body() -> None:
-    assert client.refusal(502, b"<html>").message == "Google says: HTTP status 502."
+    assert client.error_from_google(502, b"<html>").message == "Google says: HTTP status 502."
 
 
 def test_no_connection() -> None:
-    here = Place(project="p", region="us-central1", api_endpoint="http://127.0.0.1:9")
-    with Rest(here, lambda: "ya29.test") as cloud, pytest.raises(RemoteError, match="reached"):
+    here = Location(project="p", region="us-central1", api_endpoint="http://127.0.0.1:9")
+    with (
+        GoogleClient(here, lambda: "ya29.test") as cloud,
+        pytest.raises(RemoteError, match="reached"),
+    ):
         cloud.call("POST", "aiplatform", "projects/p")
 
 
 def test_a_stall_is_a_time_out(vertex: FakeVertex) -> None:
     vertex.faults.append(Fault(where="GET", stall=30))
-    here = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with Rest(here, lambda: "ya29.test", seconds=0.2) as cloud:
+    here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with GoogleClient(here, lambda: "ya29.test", seconds=0.2) as cloud:
         with pytest.raises(TimedOutError):
             cloud.send("GET", vertex.url, tries=1)
 
@@ -204,25 +209,27 @@ def test_a_stall_is_a_time_out(vertex: FakeVertex) -> None:
 )
 def test_no_token_goes_out_in_the_open(url: str) -> None:
     with pytest.raises(InputError, match="--api-endpoint must be a URL with https://"):
-        location.find(project="p", api_endpoint=url)
+        location.find_location(project="p", api_endpoint=url)
 
 
 def test_where_the_place_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no Google Cloud project"):
-        location.find()
-    assert location.find(login_project="a") == Place(project="a", region="us-central1")
+        location.find_location()
+    assert location.find_location(login_project="a") == Location(project="a", region="us-central1")
     made = "projects/b/locations/europe-west4/endpoints/5"
-    endpoint_store.remember(endpoint_store.Known(name=made), current=True)
-    assert location.find(login_project="a") == Place(project="b", region="europe-west4")
+    endpoint_store.remember_endpoint(endpoint_store.EndpointRecord(name=made), current=True)
+    assert location.find_location(login_project="a") == Location(project="b", region="europe-west4")
     monkeypatch.setenv("T2I_VERTEX_PROJECT", "c")
-    assert location.find().project == "c"
-    assert location.find(project="d", region="us-east1") == Place(project="d", region="us-east1")
-    named = location.find(endpoint="projects/e/locations/asia-east1/endpoints/1")
-    assert named == Place(project="e", region="asia-east1")
+    assert location.find_location().project == "c"
+    assert location.find_location(project="d", region="us-east1") == Location(
+        project="d", region="us-east1"
+    )
+    named = location.find_location(endpoint="projects/e/locations/asia-east1/endpoints/1")
+    assert named == Location(project="e", region="asia-east1")
     assert named.host("aiplatform") == "https://asia-east1-aiplatform.googleapis.com"
     assert named.host("storage") == "https://storage.googleapis.com"
-    endpoint_store.forget("5")
-    assert endpoint_store.current() is None
+    endpoint_store.forget_endpoint("5")
+    assert endpoint_store.current_endpoint() is None
 
 
 def test_permissions_are_asked_for_in_the_project_that_is_used(
@@ -230,10 +237,10 @@ def test_permissions_are_asked_for_in_the_project_that_is_used(
 ) -> None:
     for name, value in vertex.environment.items():
         monkeypatch.setenv(name, value)
-    login, _ = permissions.look()
+    login, _ = permissions.check_capabilities()
     assert login.project == "gallery"
     monkeypatch.setenv("T2I_VERTEX_PROJECT", "workshop")
-    login, able = permissions.look()
+    login, able = permissions.check_capabilities()
     assert login.project == "workshop"
     assert able is not None
     asked = [path for _, path in vertex.requests if "testIam" in path]
@@ -259,14 +266,16 @@ def test_a_connection_gets_its_token_in_the_end(
     for name, value in vertex.environment.items():
         monkeypatch.setenv(name, value)
     vertex.faults = [Fault(where="/token", status=500, times=2)]
-    with lifecycle.connected() as there:
+    with lifecycle.connect() as there:
         assert there.account == ACCOUNT
         assert waits == [1, 2]
-        assert list(there.rest.pages("aiplatform", f"{there.rest.place.parent}/models", "m")) == []
+        assert (
+            list(there.rest.list_all("aiplatform", f"{there.rest.place.parent}/models", "m")) == []
+        )
     assert counted(vertex)["POST token"] == 3
     body = {"error": "invalid_grant"}
     vertex.faults = [Fault(where="/token", status=400, body=body, times=9)]
-    with pytest.raises(AccessError, match=r"\(invalid_grant\)"), lifecycle.connected():
+    with pytest.raises(AccessError, match=r"\(invalid_grant\)"), lifecycle.connect():
         raise AssertionError
     assert counted(vertex)["POST token"] == 4
 
@@ -276,9 +285,9 @@ def test_the_metadata_server_is_asked_again(
 ) -> None:
     host = vertex.url.removeprefix("http://")
     monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", host)
-    tokens = credentials.Tokens(compute_engine.Credentials())  # type: ignore[no-untyped-call]
-    place = Place(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with client.Rest(place, tokens) as connection:
+    tokens = credentials.TokenProvider(compute_engine.Credentials())  # type: ignore[no-untyped-call]
+    place = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
+    with client.GoogleClient(place, tokens) as connection:
         vertex.faults = [Fault(where="computeMetadata", status=503, times=9)]
         with pytest.raises(RemoteError, match="answers with status 503"):
             connection.token(tries=3)
@@ -289,7 +298,7 @@ def test_the_metadata_server_is_asked_again(
     assert waits == [1, 2, 1, 2]
 
 
-def test_an_answer_that_is_no_json(vertex: FakeVertex, cloud: Rest) -> None:
+def test_an_answer_that_is_no_json(vertex: FakeVertex, cloud: GoogleClient) -> None:
     vertex.objects["pail", "x"] = ({}, b"<html>")
     with pytest.raises(RemoteError, match="it is no JSON"):
         cloud.call("GET", "storage", "b/pail/o/x", params={"alt": "media"})
@@ -300,52 +309,56 @@ def test_several_runs_at_once_lose_no_endpoint(tmp_path: Path) -> None:
         return f"projects/p/locations/l/endpoints/{number}"
 
     for number in range(100, 104):
-        endpoint_store.remember(endpoint_store.Known(name=name(number)))
+        endpoint_store.remember_endpoint(endpoint_store.EndpointRecord(name=name(number)))
 
     def work(first: int) -> None:
         for number in range(first, first + 10):
-            endpoint_store.remember(endpoint_store.Known(name=name(number)), current=number == 31)
-        endpoint_store.forget(name(100 + first // 10))
+            endpoint_store.remember_endpoint(
+                endpoint_store.EndpointRecord(name=name(number)), current=number == 31
+            )
+        endpoint_store.forget_endpoint(name(100 + first // 10))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, [0, 10, 20, 30]))
-    assert {one.name for one in endpoint_store.all_known()} == {
+    assert {one.name for one in endpoint_store.list_records()} == {
         name(number) for number in range(40)
     }
-    assert (current := endpoint_store.current()) and current.name == name(31)
-    assert sorted(path.name for path in endpoint_store.path().parent.iterdir()) == [
+    assert (current := endpoint_store.current_endpoint()) and current.name == name(31)
+    assert sorted(path.name for path in endpoint_store.store_path().parent.iterdir()) == [
         "vertex.json",
         "vertex.json.lock",
     ]
 
 
 def test_a_run_waits_for_another_one_s_writing(t2i_env: dict[str, str]) -> None:
-    endpoint_store.remember(endpoint_store.Known(name="projects/p/locations/l/endpoints/1"))
+    endpoint_store.remember_endpoint(
+        endpoint_store.EndpointRecord(name="projects/p/locations/l/endpoints/1")
+    )
     code = (
         "from t2i_cli.vertex import known; print('on', flush=True);"
         "known.remember(known.Known(name='projects/p/locations/l/endpoints/2')); print('done')"
     )
     env = t2i_env | {"XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
-    with open(f"{endpoint_store.path()}.lock") as lock:
+    with open(f"{endpoint_store.store_path()}.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         command = [sys.executable, "-c", code]
         other = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
         assert other.stdout is not None
         assert other.stdout.readline() == "on\n"
         time.sleep(0.3)
-        assert len(endpoint_store.all_known()) == 1
+        assert len(endpoint_store.list_records()) == 1
     assert other.communicate(timeout=60)[0] == "done\n"
-    assert len(endpoint_store.all_known()) == 2
+    assert len(endpoint_store.list_records()) == 2
 
 
 def test_a_broken_memory_is_none(tmp_path: Path) -> None:
-    endpoint_store.remember(
-        endpoint_store.Known(name="projects/p/locations/l/endpoints/1"), current=True
+    endpoint_store.remember_endpoint(
+        endpoint_store.EndpointRecord(name="projects/p/locations/l/endpoints/1"), current=True
     )
-    assert endpoint_store.path().stat().st_mode & 0o077 == 0
-    endpoint_store.path().write_text('{"current": 5, "endpoints": [7]}')
-    assert endpoint_store.current() is None
-    assert endpoint_store.all_known() == []
+    assert endpoint_store.store_path().stat().st_mode & 0o077 == 0
+    endpoint_store.store_path().write_text('{"current": 5, "endpoints": [7]}')
+    assert endpoint_store.current_endpoint() is None
+    assert endpoint_store.list_records() == []
 
 
 @pytest.mark.parametrize(
@@ -361,7 +374,7 @@ def test_a_broken_memory_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_hardware(machine: str | None, accelerator: str | None, model: str, text: str) -> None:
-    chosen = machine_types.choose(machine, accelerator, catalog.MODELS[model])
+    chosen = machine_types.choose_hardware(machine, accelerator, catalog.MODELS[model])
     assert chosen.text() == text
     assert chosen.price(machine_types.BUILT_IN) is not None
 
@@ -379,7 +392,7 @@ def test_hardware(machine: str | None, accelerator: str | None, model: str, text
 )
 def test_hardware_that_is_none(machine: str | None, accelerator: str | None) -> None:
     with pytest.raises(InputError):
-        machine_types.choose(machine, accelerator, catalog.MODELS["sd15"])
+        machine_types.choose_hardware(machine, accelerator, catalog.MODELS["sd15"])
 
 
 def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,9 +401,9 @@ def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert containers.find_source("gs://pail/x/", "t2i").uri == "gs://pail/x"
     gated = containers.find_source("flux-schnell", "model-garden")
     assert gated.fetch
-    assert gated.uploads
-    assert not containers.find_source("sd15", "model-garden").uploads
-    assert not containers.find_source("postcard", "t2i").uploads
+    assert gated.needs_upload
+    assert not containers.find_source("sd15", "model-garden").needs_upload
+    assert not containers.find_source("postcard", "t2i").needs_upload
     assert (
         containers.find_source("postcard", "model-garden").folder
         == catalog.MODELS["postcard"].folder
@@ -404,15 +417,15 @@ def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_way_of_serving(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert containers.choose(None, None) == ("model-garden", None)
+    assert containers.choose_container(None, None) == ("model-garden", None)
     image = "us-central1-docker.pkg.dev/gallery/t2i/t2i:1"
     monkeypatch.setenv("T2I_VERTEX_IMAGE", image)
-    assert containers.choose(None, None) == ("t2i", image)
+    assert containers.choose_container(None, None) == ("t2i", image)
     monkeypatch.delenv("T2I_VERTEX_IMAGE")
     with pytest.raises(InputError, match="no image"):
-        containers.choose("t2i", None)
+        containers.choose_container("t2i", None)
     with pytest.raises(InputError, match="--serving"):
-        containers.choose("flask", None)
+        containers.choose_container("flask", None)
     source = containers.find_source("sd15", "t2i")
     resource = containers.model_resource("t2i", source, image, None, gpu=True)
     spec = resource["containerSpec"]

@@ -224,7 +224,7 @@ def _google() -> Diagnostic:
     from t2i_cli.vertex import permissions
 
     try:
-        login, able = permissions.look(seconds=NETWORK_TIMEOUT / 3)
+        login, able = permissions.check_capabilities(seconds=NETWORK_TIMEOUT / 3)
     except AccessError as error:
         return Diagnostic(
             name="google",

@@ -25,8 +25,8 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.vertex import labels as labelling
-from t2i_cli.vertex.client import TRIES, NotFoundError, Rest
-from t2i_cli.vertex.location import Place
+from t2i_cli.vertex.client import MAX_ATTEMPTS, GoogleClient, NotFoundError
+from t2i_cli.vertex.location import Location
 
 WEIGHTS_ROOT = "t2i/"
 """Everything that t2i puts into a bucket lies under this."""
@@ -47,7 +47,7 @@ class Blob:
     labels: Mapping[str, str]
 
 
-def default_bucket(place: Place) -> str:
+def default_bucket(place: Location) -> str:
     """The bucket's name where none is given."""
     return f"t2i-{place.project}-{place.region}".replace(":", "-").replace(".", "-")[:63].strip("-")
 
@@ -62,7 +62,7 @@ def marker_name(name: str) -> str:
     return f"{WEIGHTS_ROOT}{name}.labels"
 
 
-def bucket_labels(rest: Rest, bucket: str) -> Mapping[str, str] | None:
+def bucket_labels(rest: GoogleClient, bucket: str) -> Mapping[str, str] | None:
     """The bucket's labels, or None if there is no such bucket."""
     try:
         found = rest.call("GET", "storage", f"b/{quote(bucket)}")
@@ -72,7 +72,7 @@ def bucket_labels(rest: Rest, bucket: str) -> Mapping[str, str] | None:
     return labels
 
 
-def check_owner(rest: Rest, bucket: str) -> None:
+def check_owner(rest: GoogleClient, bucket: str) -> None:
     """Raise AccessError if the bucket is another project's: its default name can be guessed."""
     owner = rest.call("GET", "storage", f"b/{quote(bucket)}").get("projectNumber")
     ours = rest.call("GET", "cloudresourcemanager", f"projects/{rest.place.project}")["name"]
@@ -83,7 +83,7 @@ def check_owner(rest: Rest, bucket: str) -> None:
         )
 
 
-def make_bucket(rest: Rest, bucket: str, labels: Mapping[str, str]) -> None:
+def make_bucket(rest: GoogleClient, bucket: str, labels: Mapping[str, str]) -> None:
     """A private bucket in the region."""
     body = {
         "name": bucket,
@@ -97,15 +97,15 @@ def make_bucket(rest: Rest, bucket: str, labels: Mapping[str, str]) -> None:
     rest.call("POST", "storage", "b", json=body, params={"project": rest.place.project})
 
 
-def remove_bucket(rest: Rest, bucket: str) -> None:
+def remove_bucket(rest: GoogleClient, bucket: str) -> None:
     """Delete an empty bucket."""
     rest.call("DELETE", "storage", f"b/{quote(bucket)}")
 
 
-def list_blobs(rest: Rest, bucket: str, prefix: str) -> list[Blob]:
+def list_blobs(rest: GoogleClient, bucket: str, prefix: str) -> list[Blob]:
     """The files whose names begin so; none where there is no bucket."""
     try:
-        found = list(rest.pages("storage", f"b/{quote(bucket)}/o", "items", {"prefix": prefix}))
+        found = list(rest.list_all("storage", f"b/{quote(bucket)}/o", "items", {"prefix": prefix}))
     except NotFoundError:
         return []
     return [
@@ -119,17 +119,19 @@ def list_blobs(rest: Rest, bucket: str, prefix: str) -> list[Blob]:
     ]
 
 
-def delete_blob(rest: Rest, bucket: str, name: str) -> None:
+def delete_blob(rest: GoogleClient, bucket: str, name: str) -> None:
     """Delete one file."""
     rest.call("DELETE", "storage", f"b/{quote(bucket)}/o/{quote(name, safe='')}")
 
 
-def write_marker(rest: Rest, bucket: str, labels: labelling.Labels) -> None:
+def write_marker(rest: GoogleClient, bucket: str, labels: labelling.Labels) -> None:
     """Write the object that tells whose the weights are and when they may go."""
     _put(rest, bucket, marker_name(labels.name), b"", labels.encoded())
 
 
-def upload_folder(rest: Rest, source: Path, bucket: str, prefix: str, on_bytes: OnBytes) -> None:
+def upload_folder(
+    rest: GoogleClient, source: Path, bucket: str, prefix: str, on_bytes: OnBytes
+) -> None:
     """Have every file of a local folder under the prefix; those that are there stay."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     total = sum(path.stat().st_size for path in files)
@@ -149,12 +151,16 @@ def _count(on_bytes: OnBytes, before: int, total: int, sent: int) -> None:
     on_bytes(before + sent, total)
 
 
-def _put(rest: Rest, bucket: str, name: str, data: bytes, metadata: Mapping[str, str]) -> None:
+def _put(
+    rest: GoogleClient, bucket: str, name: str, data: bytes, metadata: Mapping[str, str]
+) -> None:
     session = _session(rest, bucket, name, len(data), metadata)
     rest.send("PUT", session, content=data, headers={"Content-Range": _range(0, data, len(data))})
 
 
-def _upload(rest: Rest, bucket: str, name: str, path: Path, on_sent: Callable[[int], None]) -> None:
+def _upload(
+    rest: GoogleClient, bucket: str, name: str, path: Path, on_sent: Callable[[int], None]
+) -> None:
     """Send one file in pieces; after a break it goes on from what arrived."""
     size = path.stat().st_size
     session = _session(rest, bucket, name, size, {})
@@ -168,7 +174,7 @@ def _upload(rest: Rest, bucket: str, name: str, path: Path, on_sent: Callable[[i
                 answer = rest.send("PUT", session, content=piece, headers=headers, tries=1)
             except (RemoteError, TimedOutError, QuotaError):
                 failures += 1
-                if failures == TRIES:
+                if failures == MAX_ATTEMPTS:
                     raise
                 time.sleep(0.1 * 2**failures)
                 answer = rest.send("PUT", session, headers={"Content-Range": f"bytes */{size}"})
@@ -180,7 +186,9 @@ def _upload(rest: Rest, bucket: str, name: str, path: Path, on_sent: Callable[[i
             on_sent(start)
 
 
-def _session(rest: Rest, bucket: str, name: str, size: int, metadata: Mapping[str, str]) -> str:
+def _session(
+    rest: GoogleClient, bucket: str, name: str, size: int, metadata: Mapping[str, str]
+) -> str:
     """The address that takes the file. Whoever knows it can write there: it is shown nowhere."""
     host = rest.place.host("storage")
     answer = rest.send(

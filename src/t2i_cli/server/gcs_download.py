@@ -121,7 +121,7 @@ class Bucket:
             from t2i_cli.vertex import credentials
 
             host = HOST
-            self._token = credentials.Tokens(credentials.find()[0])
+            self._token = credentials.TokenProvider(credentials.find_credentials()[0])
         root = host if "://" in host else f"http://{host}"
         self._objects = f"{root.rstrip('/')}/storage/v1/b/{quote(name, safe='')}/o"
         # What stands in for the real one is near, and no proxy's business.

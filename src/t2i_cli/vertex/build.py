@@ -13,7 +13,7 @@ import t2i_cli
 from t2i_cli.errors import AccessError, InputError, RemoteError, os_reason
 from t2i_cli.models import catalog
 from t2i_cli.vertex import credentials, location
-from t2i_cli.vertex.location import Place
+from t2i_cli.vertex.location import Location
 
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
 REPOSITORY = "t2i"
@@ -26,7 +26,7 @@ _BUILD_TIMEOUT = "7200s"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Build:
+class ImageBuild:
     """What is built, with what, and the command lines that do it."""
 
     image: str
@@ -61,7 +61,9 @@ class Build:
         return {"steps": [step], "images": [self.image], "timeout": _BUILD_TIMEOUT}
 
 
-def plan(image: str | None, builder: str | None, bake: str | None, here: Place) -> Build:
+def plan_build(
+    image: str | None, builder: str | None, bake: str | None, here: Location
+) -> ImageBuild:
     """What would be built. Raises InputError."""
     if builder not in (None, *BUILDERS):
         raise InputError(f"--with must be {' or '.join(BUILDERS)}, not {builder}.")
@@ -78,7 +80,7 @@ def plan(image: str | None, builder: str | None, bake: str | None, here: Place) 
         f"{here.region}-docker.pkg.dev/{here.project.replace(':', '/')}/{REPOSITORY}/"
         f"t2i:{t2i_cli.__version__}"
     )
-    return Build(
+    return ImageBuild(
         image=image or default,
         builder=builder or _found(),
         arguments=arguments,
@@ -87,15 +89,15 @@ def plan(image: str | None, builder: str | None, bake: str | None, here: Place) 
     )
 
 
-def where(project: str | None, region: str | None) -> Place:
+def build_location(project: str | None, region: str | None) -> Location:
     """The place to build for; credentials are looked at for their project alone."""
     of_login = None
     with suppress(AccessError):
-        of_login = credentials.find()[1].project
-    return location.find(project=project, region=region, login_project=of_login)
+        of_login = credentials.find_credentials()[1].project
+    return location.find_location(project=project, region=region, login_project=of_login)
 
 
-def run(build: Build) -> None:
+def run_build(build: ImageBuild) -> None:
     """Build the image and push it; the builder's own output goes to stderr."""
     with tempfile.TemporaryDirectory(prefix="t2i-build-") as folder:
         context = Path(folder)
@@ -104,7 +106,7 @@ def run(build: Build) -> None:
             _call(command, build)
 
 
-def _call(command: Sequence[str], build: Build) -> None:
+def _call(command: Sequence[str], build: ImageBuild) -> None:
     try:
         done = subprocess.run(command, stdout=2, check=False)  # noqa: S603 - made here
     except OSError as error:
@@ -149,7 +151,7 @@ def _requirement() -> str:
     return "/context" if _checkout() else f"t2i-cli=={t2i_cli.__version__}"
 
 
-def _fill(context: Path, build: Build) -> None:
+def _fill(context: Path, build: ImageBuild) -> None:
     """Put into the context what the Dockerfile takes, and nothing else of this machine."""
     shutil.copy(DOCKERFILE, context)
     if root := _checkout():

@@ -23,9 +23,9 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.vertex import credentials
-from t2i_cli.vertex.location import Place
+from t2i_cli.vertex.location import Location
 
-TRIES = 5
+MAX_ATTEMPTS = 5
 _PATHS = {
     "aiplatform": "/v1/",
     "cloudbuild": "/v1/",
@@ -52,13 +52,13 @@ class PreconditionError(RemoteError):
     """The resource is in a state in which this cannot be done."""
 
 
-class Rest:
+class GoogleClient:
     """A connection to one place, as one account; errors leave it only as T2IError.
 
     What can be repeated without harm is tried again where a failure is of the moment.
     """
 
-    def __init__(self, place: Place, token: Callable[[], str], *, seconds: float = 60) -> None:
+    def __init__(self, place: Location, token: Callable[[], str], *, seconds: float = 60) -> None:
         self.place = place
         self._token = token
         # A token must not go through a proxy to this very machine.
@@ -76,11 +76,11 @@ class Rest:
         """End the connections."""
         self.http.close()
 
-    def now(self) -> float:
+    def server_time(self) -> float:
         """Unix seconds by Google's clock: this machine's may be wrong, and a bill depends on it."""
         return time.time() + self._ahead
 
-    def token(self, tries: int = TRIES) -> str:
+    def token(self, tries: int = MAX_ATTEMPTS) -> str:
         """An access token, asked for again where the failure is of the moment."""
         for tried in range(1, tries):
             try:
@@ -97,7 +97,7 @@ class Rest:
         *,
         json: object = None,
         params: Mapping[str, str] | None = None,
-        tries: int = TRIES,
+        tries: int = MAX_ATTEMPTS,
     ) -> dict[str, Any]:
         """The answer's JSON; `path` is a resource's name, or begins with / where it is whole."""
         whole = path if path.startswith("/") else _PATHS[service] + path
@@ -112,7 +112,7 @@ class Rest:
             ) from error
         return value if isinstance(value, dict) else {}
 
-    def pages(
+    def list_all(
         self, service: str, path: str, key: str, params: Mapping[str, str] | None = None
     ) -> Iterator[dict[str, Any]]:
         """Every entry of a list, whatever the number of pages."""
@@ -130,7 +130,7 @@ class Rest:
         url: str,
         *,
         headers: Mapping[str, str] | None = None,
-        tries: int = TRIES,
+        tries: int = MAX_ATTEMPTS,
         **request: Any,  # noqa: ANN401 - handed on to httpx2
     ) -> httpx2.Response:
         """One answer with a good status (308 counts, too)."""
@@ -144,7 +144,7 @@ class Rest:
                 if left and not (sent and method == "POST"):
                     time.sleep(wait)
                     continue
-                raise unreachable(error) from error
+                raise connection_error(error) from error
             self._ahead = _clock(response, self._ahead)
             if response.is_success or response.status_code == 308:
                 return response
@@ -155,7 +155,7 @@ class Rest:
                 time.sleep(max(wait, told or 0))
                 continue
             break
-        raise refusal(response.status_code, response.content)
+        raise error_from_google(response.status_code, response.content)
 
 
 def _pause(tried: int) -> float:
@@ -163,7 +163,7 @@ def _pause(tried: int) -> float:
     return random.uniform(0.1, 0.2) * 2.0**tried  # noqa: S311 - no secret
 
 
-def unreachable(error: httpx2.HTTPError) -> T2IError:
+def connection_error(error: httpx2.HTTPError) -> T2IError:
     """What a connection that failed means."""
     if isinstance(error, httpx2.TimeoutException):
         return TimedOutError("Google Cloud did not answer in time.", hint="Check the network.")
@@ -186,18 +186,18 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def refusal(status: int, body: bytes) -> T2IError:
+def error_from_google(status: int, body: bytes) -> T2IError:
     """What an answer that is an error means."""
     error = _error(body)
     message = str(error.get("message") or f"HTTP status {status}").strip()
-    return translate(status, str(error.get("status") or ""), message)
+    return error_from_status(status, str(error.get("status") or ""), message)
 
 
-def translate(status: int, name: str, message: str) -> T2IError:
+def error_from_status(status: int, name: str, message: str) -> T2IError:
     """The error for a status, by number and by Google's name for it, and a sentence."""
     said = f"Google says: {message.rstrip('.')}."
     if status == 401 or name == "UNAUTHENTICATED":
-        return AccessError("Google refuses these credentials.", hint=credentials.HOW)
+        return AccessError("Google refuses these credentials.", hint=credentials.LOGIN_HINT)
     if status == 403 or name == "PERMISSION_DENIED":
         return _forbidden(message)
     if status == 429 or name == "RESOURCE_EXHAUSTED":

@@ -10,19 +10,19 @@ from urllib.parse import urlencode
 
 from t2i_cli.console import Console
 from t2i_cli.vertex import permissions
-from t2i_cli.vertex.client import ConflictError, Rest
+from t2i_cli.vertex.client import ConflictError, GoogleClient
 from t2i_cli.vertex.credentials import SCOPE
-from t2i_cli.vertex.plan import Plan, is_service_account
+from t2i_cli.vertex.plan import DeploymentPlan, is_service_account
 
-MINUTE = 60
+ONE_MINUTE = 60
 
 
-def offer(rest: Rest, account: str | None, console: Console) -> str | None:
+def prompt_for_account(rest: GoogleClient, account: str | None, console: Console) -> str | None:
     """The service account for a job that the person at the terminal wants, if one can be made.
 
     `account` is whose credentials there are: a service account that may do all of it is offered.
     """
-    tested = permissions.test(rest, ["scheduler", "service account"])
+    tested = permissions.check_permissions(rest, ["scheduler", "service account"])
     if tested.blocking:
         return None
     question = "Have a Cloud Scheduler job undeploy it after the TTL"
@@ -31,9 +31,11 @@ def offer(rest: Rest, account: str | None, console: Console) -> str | None:
     return console.answer(f"{question}? The service account for it [none]:").strip() or None
 
 
-def make(plan: Plan, rest: Rest, endpoint: str, deployed: str) -> None:
+def create_undeploy_job(
+    plan: DeploymentPlan, rest: GoogleClient, endpoint: str, deployed: str
+) -> None:
     """Have Cloud Scheduler undeploy the model when the TTL ends: that ends what is paid for."""
-    at = time.gmtime(plan.labels.expires + MINUTE - 1)
+    at = time.gmtime(plan.labels.expires + ONE_MINUTE - 1)
     body = json.dumps({"deployedModelId": deployed}).encode()
     name = f"{rest.place.parent}/jobs/{plan.title}"
     job = {

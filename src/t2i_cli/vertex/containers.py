@@ -26,7 +26,7 @@ _TORCHSERVE_IMAGE = "us-docker.pkg.dev/vertex-ai/prediction/pytorch-{}.2-4:lates
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ModelSource:
     """A model, and its weights: of the Hub, or else at `uri`, or in a local folder to upload.
 
     `fetch` tells that they come from the Hub through this machine: a token is needed for them, and
@@ -39,47 +39,49 @@ class Source:
     fetch: bool = False
 
     @property
-    def uploads(self) -> bool:
+    def needs_upload(self) -> bool:
         """Whether weights go from here into a bucket."""
         return self.fetch or self.folder is not None
 
     @property
-    def named(self) -> str:
+    def label_name(self) -> str:
         """The model as labels tell it."""
         return self.spec.repo or self.uri or self.spec.name
 
 
-def find_source(model: str | None, serving: str) -> Source:
+def find_source(model: str | None, serving: str) -> ModelSource:
     """The model that is meant. Raises InputError or ModelError; asks the Hub if it must."""
     name = model or store.get_setting("model") or catalog.DEFAULT_MODEL
     if name.startswith("gs://"):
         if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/\s]+)+/?", name):
             raise InputError(f"{name} is not of the form gs://BUCKET/FOLDER.", field="model")
-        return Source(spec=ModelSpec(name=name.rstrip("/").split("/")[-1]), uri=name.rstrip("/"))
+        return ModelSource(
+            spec=ModelSpec(name=name.rstrip("/").split("/")[-1]), uri=name.rstrip("/")
+        )
     spec = catalog.find_in_catalog(name)
     if spec is None and (folder := catalog.folder_named(name)):
         whole = folder.resolve()
-        source = Source(spec=ModelSpec(name=whole.name), folder=whole)
+        source = ModelSource(spec=ModelSpec(name=whole.name), folder=whole)
     elif spec is None and catalog.is_repository(name):
         from t2i_cli import hub
 
-        source = Source(spec=ModelSpec(name=name, repo=name), fetch=hub.needs_token(name))
+        source = ModelSource(spec=ModelSpec(name=name, repo=name), fetch=hub.needs_token(name))
     elif spec is None:
         others = "a folder, owner/name on the Hub and gs://BUCKET/FOLDER do as well"
         raise catalog.unknown_model(name, others)
     elif spec.folder and serving == "t2i":
-        source = Source(spec=spec)  # it is part of the image
+        source = ModelSource(spec=spec)  # it is part of the image
     else:
-        source = Source(spec=spec, folder=spec.folder, fetch=spec.gated)
+        source = ModelSource(spec=spec, folder=spec.folder, fetch=spec.gated)
     return _archived(source) if serving == "torchserve" else source
 
 
-def local_weights(source: Source, *, half: bool) -> Path:
+def local_weights(source: ModelSource, *, half: bool) -> Path:
     """The model's folder on this machine, fetched from the Hub if it must be; raises T2IError."""
     if source.folder:
         return source.folder
     if source.spec.repo is None:
-        raise InputError(f"{source.named} does not lie on this machine, nor on the Hub.")
+        raise InputError(f"{source.label_name} does not lie on this machine, nor on the Hub.")
     from t2i_cli import hub
     from t2i_cli.cli.progress import Progress
     from t2i_cli.console import console
@@ -94,7 +96,7 @@ def local_weights(source: Source, *, half: bool) -> Path:
         )
 
 
-def _archived(source: Source) -> Source:
+def _archived(source: ModelSource) -> ModelSource:
     """The same, with the model that the archive's manifest names. Raises InputError."""
     folder = source.folder
     if not folder or [path.name for path in folder.iterdir()] != [ARCHIVE]:
@@ -111,7 +113,7 @@ def _archived(source: Source) -> Source:
     return replace(source, spec=catalog.find_in_catalog(name) or ModelSpec(name=name))
 
 
-def choose(serving: str | None, image: str | None) -> tuple[str, str | None]:
+def choose_container(serving: str | None, image: str | None) -> tuple[str, str | None]:
     """The way of serving and, for t2i's own, its image. Raises InputError."""
     image = store.resolve_setting("vertex_image", image)
     serving = serving or ("t2i" if image else "model-garden")
@@ -126,7 +128,7 @@ def choose(serving: str | None, image: str | None) -> tuple[str, str | None]:
 
 
 def model_resource(
-    serving: str, source: Source, image: str | None, artifacts: str | None, *, gpu: bool
+    serving: str, source: ModelSource, image: str | None, artifacts: str | None, *, gpu: bool
 ) -> dict[str, object]:
     """The part of Vertex AI's Model that says what to run; `artifacts` is a gs:// address."""
     repo = source.spec.repo or source.spec.name

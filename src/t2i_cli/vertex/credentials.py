@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
-KEY_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
-HOW = (
+CREDENTIALS_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
+LOGIN_HINT = (
     "Run `gcloud auth application-default login`, or set "
-    f"{KEY_VARIABLE} to a service account's key file."
+    f"{CREDENTIALS_VARIABLE} to a service account's key file."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Login:
+class CredentialInfo:
     """Whose credentials there are, for which project, and how they were found."""
 
     account: str | None
@@ -34,7 +34,7 @@ class Login:
     source: str
 
 
-def find(impersonate: str | None = None) -> tuple["Credentials", Login]:
+def find_credentials(impersonate: str | None = None) -> tuple["Credentials", CredentialInfo]:
     """The credentials that google-auth finds, for acting as `impersonate` if that is given.
 
     Order: GOOGLE_APPLICATION_CREDENTIALS, gcloud's application default, the metadata server.
@@ -57,14 +57,18 @@ def find(impersonate: str | None = None) -> tuple["Credentials", Login]:
                 )
             from google.auth import impersonated_credentials
 
-            source = f"impersonation by {account(credentials) or 'the credentials'} from {source}"
+            source = (
+                f"impersonation by {account_name(credentials) or 'the credentials'} from {source}"
+            )
             credentials = impersonated_credentials.Credentials(  # type: ignore[no-untyped-call]
                 source_credentials=credentials, target_principal=impersonate, target_scopes=[SCOPE]
             )
-    return credentials, Login(account=account(credentials), project=project, source=source)
+    return credentials, CredentialInfo(
+        account=account_name(credentials), project=project, source=source
+    )
 
 
-class Tokens:
+class TokenProvider:
     """Access tokens of the credentials, renewed as they run out; threads may share it.
 
     One that is asked for is asked for once: who needs it has retries and a time of its own.
@@ -85,13 +89,13 @@ class Tokens:
             raise _late()
         try:
             if not self._credentials.valid:
-                refresh(self._credentials, most)
+                refresh_token(self._credentials, most)
             return str(self._credentials.token)
         finally:
             self._lock.release()
 
 
-def refresh(credentials: "Credentials", seconds: float) -> None:
+def refresh_token(credentials: "Credentials", seconds: float) -> None:
     """Have Google issue a token, waiting `seconds` for each call."""
     with _translated():
         credentials.refresh(partial(_once, seconds))  # type: ignore[no-untyped-call]
@@ -114,26 +118,28 @@ def _once(seconds: float, *args: Any, **request: Any) -> Any:  # noqa: ANN401 - 
     return answer
 
 
-def check(impersonate: str | None = None, seconds: float = 10) -> tuple["Credentials", Login]:
+def verify_credentials(
+    impersonate: str | None = None, seconds: float = 10
+) -> tuple["Credentials", CredentialInfo]:
     """Find the credentials and have Google issue a token for them, waiting `seconds` for each call.
 
     Raises AccessError, RemoteError or TimedOutError.
     """
-    credentials, login = find(impersonate)
-    refresh(credentials, seconds)
+    credentials, login = find_credentials(impersonate)
+    refresh_token(credentials, seconds)
     # Only now do a person's credentials and the metadata server tell whose they are.
-    return credentials, replace(login, account=account(credentials))
+    return credentials, replace(login, account=account_name(credentials))
 
 
 def _source(credentials: "Credentials") -> str:
-    if file := os.environ.get(KEY_VARIABLE):
-        return f"{file}, named by {KEY_VARIABLE}"
+    if file := os.environ.get(CREDENTIALS_VARIABLE):
+        return f"{file}, named by {CREDENTIALS_VARIABLE}"
     if type(credentials).__module__.startswith("google.auth.compute_engine"):
         return "the metadata server of this machine"
     return "gcloud's application default credentials"
 
 
-def account(credentials: Any) -> str | None:  # noqa: ANN401 - each kind has fields of its own
+def account_name(credentials: Any) -> str | None:  # noqa: ANN401 - each kind has fields of its own
     """Whose they are, as far as is known; some tell it with their first token only."""
     named = getattr(credentials, "service_account_email", None) or getattr(
         credentials, "account", None
@@ -157,11 +163,12 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except exceptions.DefaultCredentialsError as error:
-        if file := os.environ.get(KEY_VARIABLE):
+        if file := os.environ.get(CREDENTIALS_VARIABLE):
             raise AccessError(
-                f"{KEY_VARIABLE} names {file}, which holds no usable credentials.", hint=HOW
+                f"{CREDENTIALS_VARIABLE} names {file}, which holds no usable credentials.",
+                hint=LOGIN_HINT,
             ) from error
-        raise AccessError("There are no Google credentials.", hint=HOW) from error
+        raise AccessError("There are no Google credentials.", hint=LOGIN_HINT) from error
     except exceptions.GoogleAuthError as error:
         raise _refusal(error) from error
 
@@ -177,7 +184,7 @@ def _refusal(error: Exception) -> T2IError:
     answer = error.args[1] if len(error.args) > 1 else None
     code = answer.get("error") if isinstance(answer, dict) else None
     reason = f" ({code})" if isinstance(code, str) else ""
-    return AccessError(f"Google refuses these credentials{reason}.", hint=HOW)
+    return AccessError(f"Google refuses these credentials{reason}.", hint=LOGIN_HINT)
 
 
 def _late() -> TimedOutError:

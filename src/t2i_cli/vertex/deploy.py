@@ -6,28 +6,30 @@ from t2i_cli.errors import InputError
 from t2i_cli.net import gcs
 from t2i_cli.net.gcs import OnBytes
 from t2i_cli.vertex import cloud_scheduler, containers, inventory, machine_types, operations
-from t2i_cli.vertex.client import Rest
-from t2i_cli.vertex.endpoint_store import Known
+from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
-from t2i_cli.vertex.labels import decode, when
-from t2i_cli.vertex.operations import Work
-from t2i_cli.vertex.plan import Plan
+from t2i_cli.vertex.labels import decode_label, format_time
+from t2i_cli.vertex.operations import OperationRunner
+from t2i_cli.vertex.plan import DeploymentPlan
 
 INFERENCE_SECONDS = 600
 """How long a dedicated endpoint lets one call take; a shared one cuts it at 60."""
 
 
-def run(plan: Plan, there: Deployment | None, work: Work, on_bytes: OnBytes) -> Known:
+def run_deployment(
+    plan: DeploymentPlan, there: Deployment | None, work: OperationRunner, on_bytes: OnBytes
+) -> EndpointRecord:
     """Make what is missing of the plan, `there` being what exists already.
 
     Raises T2IError; what was made until then stays.
     """
-    if plan.source.uploads:
+    if plan.source.needs_upload:
         _weights(plan, work, on_bytes)
     model = _model(plan, work, there)
     endpoint = _endpoint(plan, work, there)
     deployed = _deployed(plan, work, endpoint, model, there.jobs if there else [])
-    return Known(
+    return EndpointRecord(
         # With the project as the user names it; Google's own answer has its number.
         name=work.rest.place.endpoint(endpoint["name"].split("/")[-1]),
         dns=endpoint.get("dedicatedEndpointDns", ""),
@@ -40,9 +42,9 @@ def run(plan: Plan, there: Deployment | None, work: Work, on_bytes: OnBytes) -> 
     )
 
 
-def existing(plan: Plan, rest: Rest) -> Deployment | None:
+def find_existing(plan: DeploymentPlan, rest: GoogleClient) -> Deployment | None:
     """What there is under the plan's name. Raises InputError if that is something else."""
-    there = inventory.everything(rest, plan.bucket).deployments.get(plan.labels.name)
+    there = inventory.list_deployments(rest, plan.bucket).deployments.get(plan.labels.name)
     if there is None:
         return None
     wanted = plan.labels.encoded()
@@ -54,8 +56,8 @@ def existing(plan: Plan, rest: Rest) -> Deployment | None:
         here = there.written.get(label, "")
         if here != wanted[label]:
             raise InputError(
-                f"There is a deployment {there.name} already, and it {what} {decode(here)}, "
-                f"not {decode(wanted[label])}.",
+                f"There is a deployment {there.name} already, and it {what} {decode_label(here)}, "
+                f"not {decode_label(wanted[label])}.",
                 hint=f"--name gives yours another name; `t2i remote down {there.name}` removes it.",
             )
     for model in there.models:
@@ -63,19 +65,19 @@ def existing(plan: Plan, rest: Rest) -> Deployment | None:
         if plan.image:
             _same(plan, "image", container.get("imageUri"), plan.image)
         weights = {plan.artifacts} if plan.artifacts else set()
-        _same(plan, "weights", inventory.addresses(model), weights)
+        _same(plan, "weights", inventory.weight_addresses(model), weights)
     for deployed in there.deployed():
         _same_resources(plan, deployed)
     return there
 
 
-def _same_resources(plan: Plan, deployed: dict[str, Any]) -> None:
+def _same_resources(plan: DeploymentPlan, deployed: dict[str, Any]) -> None:
     """Raise InputError if a deployed model runs otherwise than planned."""
     resources = deployed.get("dedicatedResources", {})
     low = int(resources.get("minReplicaCount") or 0)
     high = int(resources.get("maxReplicaCount") or max(low, 1))
     wanted = 0 if plan.idle else plan.min_replicas
-    _same(plan, "machine", machine_types.of(resources).text(), plan.hardware.text())
+    _same(plan, "machine", machine_types.hardware_from_api(resources).text(), plan.hardware.text())
     _same(plan, "number of replicas", f"{low} to {high}", f"{wanted} to {plan.max_replicas}")
     # The stable interface may keep to itself what only the preview knows.
     if idle := resources.get("scaleToZeroSpec", {}).get("idleScaledownPeriod"):
@@ -83,7 +85,7 @@ def _same_resources(plan: Plan, deployed: dict[str, Any]) -> None:
     _same(plan, "service account", deployed.get("serviceAccount"), plan.service_account)
 
 
-def _same(plan: Plan, what: str, here: object, wanted: object) -> None:
+def _same(plan: DeploymentPlan, what: str, here: object, wanted: object) -> None:
     if (here or None) == (wanted or None):
         return
     here, wanted = (
@@ -96,7 +98,7 @@ def _same(plan: Plan, what: str, here: object, wanted: object) -> None:
     )
 
 
-def _weights(plan: Plan, work: Work, on_bytes: OnBytes) -> None:
+def _weights(plan: DeploymentPlan, work: OperationRunner, on_bytes: OnBytes) -> None:
     rest, bucket = work.rest, str(plan.bucket)
     if gcs.bucket_labels(rest, bucket) is None:
         gcs.make_bucket(rest, bucket, plan.labels.encoded())
@@ -113,7 +115,7 @@ def _weights(plan: Plan, work: Work, on_bytes: OnBytes) -> None:
     work.say(f"weights gs://{bucket}/{prefix}: there")
 
 
-def _model(plan: Plan, work: Work, there: Deployment | None) -> str:
+def _model(plan: DeploymentPlan, work: OperationRunner, there: Deployment | None) -> str:
     """The full name of the Model resource."""
     if there and there.models:
         work.say(f"model {plan.title}: there already")
@@ -127,18 +129,20 @@ def _model(plan: Plan, work: Work, there: Deployment | None) -> str:
     )
     body = {"displayName": plan.title, "labels": plan.labels.encoded()} | resource
     path = f"{work.rest.place.parent}/models:upload"
-    response = work.make(path, {"model": body}, f"model {plan.title}")
+    response = work.run_operation(path, {"model": body}, f"model {plan.title}")
     work.say(f"model {plan.title}: made")
     return str(response["model"])
 
 
-def _endpoint(plan: Plan, work: Work, there: Deployment | None) -> dict[str, Any]:
+def _endpoint(
+    plan: DeploymentPlan, work: OperationRunner, there: Deployment | None
+) -> dict[str, Any]:
     """The Endpoint resource, with the plan's labels."""
     labels = plan.labels.encoded()
     if there and there.endpoints:
         name = there.endpoints[0]["name"]
         work.say(
-            f"endpoint {plan.title}: there already; its TTL ends {when(plan.labels.expires)} now"
+            f"endpoint {plan.title}: there already; its TTL ends {format_time(plan.labels.expires)} now"
         )
         return work.rest.call(
             "PATCH", "aiplatform", name, json={"labels": labels}, params={"updateMask": "labels"}
@@ -149,36 +153,44 @@ def _endpoint(plan: Plan, work: Work, there: Deployment | None) -> dict[str, Any
         "dedicatedEndpointEnabled": True,
         "clientConnectionConfig": {"inferenceTimeout": f"{INFERENCE_SECONDS}s"},
     }
-    response = work.make(f"{work.rest.place.parent}/endpoints", body, f"endpoint {plan.title}")
+    response = work.run_operation(
+        f"{work.rest.place.parent}/endpoints", body, f"endpoint {plan.title}"
+    )
     work.say(f"endpoint {plan.title}: made")
     return work.rest.call("GET", "aiplatform", response["name"])
 
 
 def _deployed(
-    plan: Plan, work: Work, endpoint: dict[str, Any], model: str, jobs: list[str]
+    plan: DeploymentPlan,
+    work: OperationRunner,
+    endpoint: dict[str, Any],
+    model: str,
+    jobs: list[str],
 ) -> dict[str, Any]:
     """The DeployedModel, whether it was there, on its way, or is made now.
 
     `jobs` are those of the scheduler that an earlier run made.
     """
     rest, title = work.rest, f"deployment {plan.title}"
-    if under_way := operations.pending(rest, endpoint["name"]):
+    if under_way := operations.pending_operation(rest, endpoint["name"]):
         work.say(f"{title}: under way already")
-        operations.wait(rest, under_way, title, work.say, seconds=operations.DEPLOYMENT)
+        operations.wait_for_operation(
+            rest, under_way, title, work.say, seconds=operations.DEPLOYMENT
+        )
         endpoint = rest.call("GET", "aiplatform", endpoint["name"])
     models: list[dict[str, Any]] = endpoint.get("deployedModels", [])
     there = [one for one in models if one["model"] == model]
     for one in there:
         _same_resources(plan, one)
-    if rest.now() >= plan.labels.expires:
+    if rest.server_time() >= plan.labels.expires:
         raise InputError(
             f"The TTL of {plan.labels.name} ended before it was deployed.",
             hint="A longer --ttl leaves time for the upload and the deployment.",
         )
-    number = there[0]["id"] if there else str(int(rest.now()))
+    number = there[0]["id"] if there else str(int(rest.server_time()))
     if plan.scheduler_account:
-        cloud_scheduler.make(plan, rest, endpoint["name"], number)
-        work.say(f"scheduler job {plan.title}: will undeploy at {when(plan.labels.expires)}")
+        cloud_scheduler.create_undeploy_job(plan, rest, endpoint["name"], number)
+        work.say(f"scheduler job {plan.title}: will undeploy at {format_time(plan.labels.expires)}")
     else:
         for job in jobs:
             # It would undeploy at the time of the earlier run.
@@ -215,7 +227,9 @@ def _deployed(
         f"/{version}/{endpoint['name']}:deployModel",
         json={"deployedModel": body, "trafficSplit": {"0": 100}},
     )
-    response = operations.wait(rest, operation, title, work.say, seconds=operations.DEPLOYMENT)
+    response = operations.wait_for_operation(
+        rest, operation, title, work.say, seconds=operations.DEPLOYMENT
+    )
     work.say(f"{title}: ready")
     deployed: dict[str, Any] = response["deployedModel"]
     return deployed

@@ -28,7 +28,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9.-]+(?::[0-9]{1,5})?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class EndpointRecord:
     """An endpoint by its full resource name; `None` is what was not learnt.
 
     `dns` is the dedicated host, "" for a shared endpoint; `model` a repository, alias or path;
@@ -46,14 +46,14 @@ class Known:
     expires: float | None = None
 
 
-def of(name: str, endpoint: Mapping[str, Any]) -> Known:
+def record_from_api(name: str, endpoint: Mapping[str, Any]) -> EndpointRecord:
     """What Vertex AI's answer says of an endpoint, under the name that the user gives it."""
     labels = Labels.of(endpoint.get("labels", {}))
     deployed: Mapping[str, Any] = next(iter(endpoint.get("deployedModels", [])), {})
     resources = deployed.get("dedicatedResources", {})
     replicas = resources.get("maxReplicaCount") or resources.get("minReplicaCount")
     dedicated = endpoint.get("dedicatedEndpointEnabled")
-    return Known(
+    return EndpointRecord(
         name=name,
         dns=endpoint.get("dedicatedEndpointDns", "") if dedicated else "",
         serving=labels.serving if labels and labels.serving in SERVINGS else None,
@@ -65,42 +65,42 @@ def of(name: str, endpoint: Mapping[str, Any]) -> Known:
     )
 
 
-def path() -> Path:
+def store_path() -> Path:
     """The file; it holds no secret, and can be deleted at any time."""
     from platformdirs import user_state_path
 
     return user_state_path("t2i", appauthor=False) / "vertex.json"
 
 
-def current() -> Known | None:
+def current_endpoint() -> EndpointRecord | None:
     """The endpoint in use: what `remote deploy` made last or `remote use` chose."""
     name, endpoints = _read()
     return endpoints.get(name or "")
 
 
-def find(named: str) -> Known | None:
+def find_record(named: str) -> EndpointRecord | None:
     """The endpoint of that full name or number."""
     _, endpoints = _read()
     return next((k for n, k in endpoints.items() if named in {n, n.split("/")[-1]}), None)
 
 
-def remember(known: Known, *, current: bool = False) -> None:
+def remember_endpoint(known: EndpointRecord, *, current: bool = False) -> None:
     """Keep an endpoint, as the one in use if `current`."""
     with _held():
         name, endpoints = _read()
         _write(known.name if current else name, endpoints | {known.name: known})
 
 
-def forget(named: str) -> None:
+def forget_endpoint(named: str) -> None:
     """Drop an endpoint that is gone, by its full name or number."""
     with _held():
-        gone = find(named.split("/")[-1])
+        gone = find_record(named.split("/")[-1])
         used, endpoints = _read()
         if gone and endpoints.pop(gone.name, None):
             _write(None if used == gone.name else used, endpoints)
 
 
-def all_known() -> list[Known]:
+def list_records() -> list[EndpointRecord]:
     """Every endpoint that is remembered."""
     return list(_read()[1].values())
 
@@ -110,7 +110,7 @@ def _held() -> Iterator[None]:
     """Keep other processes and threads from writing the file until the block ends."""
     import fcntl
 
-    file = path()
+    file = store_path()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # Not the file itself, which is replaced; the system drops the lock of who dies.
@@ -124,10 +124,10 @@ def _held() -> Iterator[None]:
         raise StorageError(f"Cannot write {file}: {os_reason(error)}.") from error
 
 
-def _read() -> tuple[str | None, dict[str, Known]]:
+def _read() -> tuple[str | None, dict[str, EndpointRecord]]:
     """The name in use, and what is known by full name; a damaged file or entry counts as none."""
     try:
-        record = read_json(path())
+        record = read_json(store_path())
     except (OSError, ValueError):
         return None, {}
     if not isinstance(record, dict) or not isinstance(record.get("endpoints"), list):
@@ -137,15 +137,17 @@ def _read() -> tuple[str | None, dict[str, Known]]:
     return name if is_text(name) else None, {known.name: known for known in found}
 
 
-def _known(entry: object) -> Known | None:
+def _known(entry: object) -> EndpointRecord | None:
     """An endpoint as the file has it, `None` for a damaged entry; a newer t2i's may say more."""
     if not isinstance(entry, dict) or not is_text(entry.get("name")):
         return None
-    values = {field.name: entry[field.name] for field in fields(Known) if field.name in entry}
+    values = {
+        field.name: entry[field.name] for field in fields(EndpointRecord) if field.name in entry
+    }
     whole = all(
         value is None or name == "name" or _VALID[name](value) for name, value in values.items()
     )
-    return Known(**values) if whole else None
+    return EndpointRecord(**values) if whole else None
 
 
 def _is_machine(value: object) -> bool:
@@ -172,7 +174,7 @@ _VALID: Mapping[str, Callable[[object], bool]] = {
 }
 
 
-def _write(name: str | None, endpoints: dict[str, Known]) -> None:
+def _write(name: str | None, endpoints: dict[str, EndpointRecord]) -> None:
     """Replace the file whole; raises OSError."""
     record = {"current": name, "endpoints": [asdict(known) for known in endpoints.values()]}
-    replace_text(path(), json.dumps(record, indent=1))
+    replace_text(store_path(), json.dumps(record, indent=1))

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from t2i_cli.errors import AccessError, InputError
 from t2i_cli.net import gcs
 from t2i_cli.settings import store
-from t2i_cli.vertex.client import NotFoundError, Rest
+from t2i_cli.vertex.client import GoogleClient, NotFoundError
 from t2i_cli.vertex.labels import MANAGED, Labels
 
 
@@ -42,15 +42,15 @@ class Deployment:
         """The deployed models: what is paid for."""
         return [one for endpoint in self.endpoints for one in endpoint.get("deployedModels", [])]
 
-    def parts(self) -> list[str]:
+    def parts_text(self) -> list[str]:
         """What is there, for people."""
         found = [f"endpoint {endpoint['name']}" for endpoint in self.endpoints]
         found += [f"deployed model {one['id']} (this is paid for)" for one in self.deployed()]
         found += [f"model {model['name']}" for model in self.models]
         found += [f"scheduler job {job}" for job in self.jobs]
-        return found + self.weights()
+        return found + self.weights_text()
 
-    def weights(self) -> list[str]:
+    def weights_text(self) -> list[str]:
         """What there is in buckets, for people."""
         counts = Counter(bucket for bucket, _ in self.files)
         folder = gcs.weights_prefix(self.name)
@@ -58,7 +58,7 @@ class Deployment:
 
 
 @dataclass(kw_only=True)
-class Survey:
+class Inventory:
     """Every deployment in a place by name, the buckets that t2i made, and what it cannot see."""
 
     deployments: dict[str, Deployment] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Survey:
         """Those past their TTL."""
         return [found for found in self.deployments.values() if found.expires < now]
 
-    def of(self, written: Mapping[str, str]) -> Deployment | None:
+    def deployment_of(self, written: Mapping[str, str]) -> Deployment | None:
         """The deployment that these labels belong to, None if they are not t2i's."""
         labels = Labels.of(written)
         if labels is None:
@@ -83,31 +83,31 @@ class Survey:
         return found
 
 
-def endpoints(rest: Rest) -> Survey:
+def list_endpoints(rest: GoogleClient) -> Inventory:
     """The endpoints alone, which is quick: one call."""
-    found = Survey()
-    for endpoint in rest.pages("aiplatform", f"{rest.place.parent}/endpoints", "endpoints"):
+    found = Inventory()
+    for endpoint in rest.list_all("aiplatform", f"{rest.place.parent}/endpoints", "endpoints"):
         found.all_endpoints.append(endpoint["name"])
-        if one := found.of(endpoint.get("labels", {})):
+        if one := found.deployment_of(endpoint.get("labels", {})):
             one.endpoints.append(endpoint)
     return found
 
 
-def everything(rest: Rest, *more: str | None) -> Survey:
+def list_deployments(rest: GoogleClient, *more: str | None) -> Inventory:
     """All of it; the buckets in `more` are looked into as well as the usual ones."""
-    found = endpoints(rest)
+    found = list_endpoints(rest)
     parent = rest.place.parent
     buckets = {gcs.default_bucket(rest.place), store.get_setting("vertex_bucket"), *more}
-    for model in rest.pages("aiplatform", f"{parent}/models", "models"):
-        if one := found.of(model.get("labels", {})):
+    for model in rest.list_all("aiplatform", f"{parent}/models", "models"):
+        if one := found.deployment_of(model.get("labels", {})):
             one.models.append(model)
-            for uri in addresses(model):
+            for uri in weight_addresses(model):
                 if uri.endswith(f"/{gcs.weights_prefix(one.name)}".rstrip("/")):
                     buckets.add(uri.removeprefix("gs://").split("/")[0])
     # Without the permission, or with the interface never enabled, there is no job of t2i's.
     with suppress(AccessError, NotFoundError):
-        for job in rest.pages("cloudscheduler", f"{parent}/jobs", "jobs"):
-            if one := found.of(dict(parse_qsl(job.get("description", "")))):
+        for job in rest.list_all("cloudscheduler", f"{parent}/jobs", "jobs"):
+            if one := found.deployment_of(dict(parse_qsl(job.get("description", "")))):
                 one.jobs.append(job["name"])
     for place in sorted(bucket for bucket in buckets if bucket):
         try:
@@ -117,21 +117,21 @@ def everything(rest: Rest, *more: str | None) -> Survey:
     return found
 
 
-def addresses(model: Mapping[str, Any]) -> set[str]:
+def weight_addresses(model: Mapping[str, Any]) -> set[str]:
     """Where in Cloud Storage a Model resource has its container take weights from."""
     variables = model.get("containerSpec", {}).get("env", [])
     values = [model.get("artifactUri", ""), *(one.get("value", "") for one in variables)]
     return {value.rstrip("/") for value in values if value.startswith("gs://")}
 
 
-def _look_into(found: Survey, rest: Rest, bucket: str) -> None:
+def _look_into(found: Inventory, rest: GoogleClient, bucket: str) -> None:
     files = gcs.list_blobs(rest, bucket, gcs.WEIGHTS_ROOT)
     for marker in files:
         labels = Labels.of(marker.labels)
         # A folder that no marker claims in this very bucket may be anybody's.
         if labels is None or marker.name != gcs.marker_name(labels.name):
             continue
-        if owner := found.of(marker.labels):
+        if owner := found.deployment_of(marker.labels):
             folder = gcs.weights_prefix(labels.name)
             mine = [file for file in files if file is marker or file.name.startswith(folder)]
             owner.files += [(bucket, file) for file in mine]
@@ -140,7 +140,7 @@ def _look_into(found: Survey, rest: Rest, bucket: str) -> None:
         found.buckets.add(bucket)
 
 
-def named(survey: Survey, wanted: str) -> Deployment:
+def find_deployment(survey: Inventory, wanted: str) -> Deployment:
     """The deployment of that name, or with that endpoint. Raises InputError naming those there."""
     for found in survey.deployments.values():
         numbers = {endpoint["name"].split("/")[-1] for endpoint in found.endpoints}
@@ -153,7 +153,7 @@ def named(survey: Survey, wanted: str) -> Deployment:
     )
 
 
-def since(resource: dict[str, Any]) -> float:
+def created_at(resource: dict[str, Any]) -> float:
     """When a resource was made, in unix seconds."""
     return datetime.fromisoformat(resource["createTime"]).timestamp()
 

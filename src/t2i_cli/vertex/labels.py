@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from t2i_cli.console import escape_controls
 
 MANAGED = ("managed-by", "t2i")
-LONGEST = 63
+MAX_LABEL_LENGTH = 63
 """Characters of a value: Vertex AI takes 64, storage 63."""
 
 _MARK_OF_CUT = "_x"
@@ -32,9 +32,9 @@ class Labels:
         return dict([MANAGED]) | {
             "t2i-name": self.name,
             "t2i-expires": str(self.expires),
-            "t2i-model": encode(self.model),
+            "t2i-model": encode_label(self.model),
             "t2i-serving": self.serving,
-            "t2i-by": encode(self.by),
+            "t2i-by": encode_label(self.by),
         }
 
     @classmethod
@@ -48,31 +48,31 @@ class Labels:
             # What t2i made and nobody can date is past its time.
             expires=int(expires) if expires.isdecimal() else 0,
             # Anybody in the project may write labels, and these are shown on terminals.
-            model=escape_controls(decode(labels.get("t2i-model", ""))),
+            model=escape_controls(decode_label(labels.get("t2i-model", ""))),
             serving=labels.get("t2i-serving", ""),
-            by=escape_controls(decode(labels.get("t2i-by", ""))),
+            by=escape_controls(decode_label(labels.get("t2i-by", ""))),
         )
 
 
-def encode(text: str) -> str:
+def encode_label(text: str) -> str:
     """Any text in lowercase letters, digits, `-` and `_`; what is too long is cut, with a hash."""
     value = "".join(
         char if re.fullmatch("[a-z0-9-]", char) else "".join(f"_{b:02x}" for b in char.encode())
         for char in text
     )
-    if len(value) <= LONGEST:
+    if len(value) <= MAX_LABEL_LENGTH:
         return value
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    kept = value[: LONGEST - len(digest) - len(_MARK_OF_CUT)]
+    kept = value[: MAX_LABEL_LENGTH - len(digest) - len(_MARK_OF_CUT)]
     return re.sub("_.?$", "", kept) + _MARK_OF_CUT + digest
 
 
-def decode(value: str) -> str:
+def decode_label(value: str) -> str:
     """The text that was encoded; of a cut one its beginning, with an ellipsis."""
     text, cut, _ = value.partition(_MARK_OF_CUT)
     return unquote_to_bytes(text.replace("_", "%")).decode(errors="replace") + "…" * bool(cut)
 
 
-def when(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """A time in unix seconds for people, as 2026-11-23 18:30 UTC."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

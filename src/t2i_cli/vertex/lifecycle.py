@@ -35,59 +35,59 @@ from t2i_cli.vertex import (
     teardown,
     ttl,
 )
-from t2i_cli.vertex.client import Rest
-from t2i_cli.vertex.endpoint_store import Known
+from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
-from t2i_cli.vertex.operations import Work
-from t2i_cli.vertex.plan import Plan, Wanted
+from t2i_cli.vertex.operations import OperationRunner
+from t2i_cli.vertex.plan import DeploymentPlan, DeploymentSpec
 
-GRACE = 30.0
+TERMINATION_GRACE = 30.0
 """Seconds that a command has to end after Ctrl-C or SIGTERM."""
 REMOVAL, PAUSE = 300.0, 5.0
 """Seconds for which a removal that fails is tried again, and between two tries."""
 
 
 @dataclass(frozen=True)
-class Cloud:
+class CloudSession:
     """A connection, and whose it is."""
 
-    rest: Rest
+    rest: GoogleClient
     account: str | None
 
 
 @contextmanager
-def connected(
+def connect(
     *,
     project: str | None = None,
     region: str | None = None,
     api_endpoint: str | None = None,
     endpoint: str | None = None,
-) -> Iterator[Cloud]:
+) -> Iterator[CloudSession]:
     """A connection with the credentials that there are. Raises AccessError and InputError."""
-    found, login = credentials.find()
-    where = location.find(
+    found, login = credentials.find_credentials()
+    where = location.find_location(
         project=project,
         region=region,
         api_endpoint=api_endpoint,
         endpoint=endpoint,
         login_project=login.project,
     )
-    with Rest(where, credentials.Tokens(found)) as rest:
+    with GoogleClient(where, credentials.TokenProvider(found)) as rest:
         rest.token()
         # Only now do a person's credentials tell whose they are.
-        yield Cloud(rest, credentials.account(found))
+        yield CloudSession(rest, credentials.account_name(found))
 
 
-def settle(
-    wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool, offer: bool = False
-) -> Plan:
+def confirm_plan(
+    wanted: DeploymentSpec, cloud: CloudSession, console: Console, *, yes: bool, offer: bool = False
+) -> DeploymentPlan:
     """The plan, shown and agreed to. Raises AccessError where permissions are missing.
 
     With `offer`, a person is asked whether to make the scheduler job that was not asked for.
     """
-    settled = plan.make(wanted, cloud.rest, cloud.account)
-    made = inventory.endpoints(cloud.rest)
-    inventory.warn_overdue(made.overdue(cloud.rest.now()), console.warn)
+    settled = plan.plan_deployment(wanted, cloud.rest, cloud.account)
+    made = inventory.list_endpoints(cloud.rest)
+    inventory.warn_overdue(made.overdue(cloud.rest.server_time()), console.warn)
     console.note(settled.text())
     if settled.labels.serving == "torchserve":
         console.warn(f"Google withdraws its PyTorch containers on {containers.TORCHSERVE_END}.")
@@ -99,21 +99,21 @@ def settle(
     if yes:
         return settled
     if offer and console.interactive and not wanted.scheduler_account:
-        if account := cloud_scheduler.offer(cloud.rest, cloud.account, console):
+        if account := cloud_scheduler.prompt_for_account(cloud.rest, cloud.account, console):
             wanted = replace(wanted, scheduler_account=account)
-            settled = plan.make(wanted, cloud.rest, cloud.account)
+            settled = plan.plan_deployment(wanted, cloud.rest, cloud.account)
             console.note(f"enforced by  {settled.enforcement()}")
     console.confirm(settled.question())
     return settled
 
 
-def make(settled: Plan, cloud: Cloud, console: Console) -> Known:
+def deploy_plan(settled: DeploymentPlan, cloud: CloudSession, console: Console) -> EndpointRecord:
     """Deploy, and keep the endpoint as the one in use.
 
     A failure, or Ctrl-C, offers to remove what was made, and says what is left.
     """
-    there = deploy.existing(settled, cloud.rest)
-    work = Work(cloud.rest, console.note)
+    there = deploy.find_existing(settled, cloud.rest)
+    work = OperationRunner(cloud.rest, console.note)
     try:
         found = _deploy(settled, there, work, console)
     except (T2IError, KeyboardInterrupt, Terminated) as error:
@@ -124,31 +124,33 @@ def make(settled: Plan, cloud: Cloud, console: Console) -> Known:
 
 
 @contextmanager
-def ephemeral(wanted: Wanted, cloud: Cloud, console: Console, *, yes: bool) -> Iterator[Known]:
+def ephemeral_deployment(
+    wanted: DeploymentSpec, cloud: CloudSession, console: Console, *, yes: bool
+) -> Iterator[EndpointRecord]:
     """An endpoint for as long as the block runs; removed whatever happens in it, and before."""
     if wanted.name is None:
         wanted = replace(wanted, name=f"run-{secrets.token_hex(4)}")
-    settled = settle(wanted, cloud, console, yes=yes)
-    if deploy.existing(settled, cloud.rest):
+    settled = confirm_plan(wanted, cloud, console, yes=yes)
+    if deploy.find_existing(settled, cloud.rest):
         raise InputError(
             f"There is a deployment {settled.labels.name} already, which would be removed at the "
             "end.",
             hint="Leave --name out.",
         )
-    work = Work(cloud.rest, console.note)
+    work = OperationRunner(cloud.rest, console.note)
     try:
-        with ttl.until(settled.labels.expires, cloud.rest, console):
+        with ttl.terminate_at(settled.labels.expires, cloud.rest, console):
             found = _deploy(settled, None, work, console)
             _remember(found, console)
             yield found
     finally:
-        with ttl.deaf(console):
+        with ttl.ignore_signals(console):
             _remove_all(settled, work, console)
 
 
 @contextmanager
-def for_one(
-    wanted: Wanted,
+def ephemeral_endpoint(
+    wanted: DeploymentSpec,
     console: Console,
     *,
     yes: bool,
@@ -158,18 +160,26 @@ def for_one(
 ) -> Iterator[str]:
     """The name of an endpoint for as long as the block runs."""
     place_options = {"project": project, "region": region, "api_endpoint": api_endpoint}
-    with connected(**place_options) as cloud, ephemeral(wanted, cloud, console, yes=yes) as found:
+    with (
+        connect(**place_options) as cloud,
+        ephemeral_deployment(wanted, cloud, console, yes=yes) as found,
+    ):
         yield found.name
 
 
-def run(
-    wanted: Wanted, cloud: Cloud, console: Console, command: Sequence[str], *, yes: bool
+def run_command(
+    wanted: DeploymentSpec,
+    cloud: CloudSession,
+    console: Console,
+    command: Sequence[str],
+    *,
+    yes: bool,
 ) -> int:
     """The exit code of a command that ran with an endpoint of its own."""
     if shutil.which(command[0]) is None:
         raise InputError(f"Cannot run {command[0]}: there is no such command.")
-    with ephemeral(wanted, cloud, console, yes=yes) as found:
-        environment = os.environ | variables(found, cloud.rest)
+    with ephemeral_deployment(wanted, cloud, console, yes=yes) as found:
+        environment = os.environ | endpoint_environment(found, cloud.rest)
         try:
             child = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's command
         except OSError as error:
@@ -182,7 +192,7 @@ def run(
     return code if code >= 0 else 128 - code
 
 
-def variables(found: Known, rest: Rest) -> Mapping[str, str]:
+def endpoint_environment(found: EndpointRecord, rest: GoogleClient) -> Mapping[str, str]:
     """What has a `t2i` in the environment use the endpoint."""
     environment = {
         "T2I_BACKEND": "vertex",
@@ -195,17 +205,19 @@ def variables(found: Known, rest: Rest) -> Mapping[str, str]:
     return environment
 
 
-def _remember(found: Known, console: Console, *, current: bool = False) -> None:
+def _remember(found: EndpointRecord, console: Console, *, current: bool = False) -> None:
     """Keep an endpoint; where the home cannot be written to, it is there all the same."""
     try:
-        endpoint_store.remember(found, current=current)
+        endpoint_store.remember_endpoint(found, current=current)
     except StorageError as error:
         console.warn(f"{error.message} --endpoint {found.name} names the endpoint.")
 
 
-def _deploy(settled: Plan, there: Deployment | None, work: Work, console: Console) -> Known:
+def _deploy(
+    settled: DeploymentPlan, there: Deployment | None, work: OperationRunner, console: Console
+) -> EndpointRecord:
     with Progress(console, 1) as progress:
-        found = deploy.run(
+        found = deploy.run_deployment(
             settled,
             there,
             work,
@@ -220,23 +232,25 @@ def _end(child: "subprocess.Popen[bytes]", reason: BaseException) -> None:
     if not isinstance(reason, KeyboardInterrupt):
         child.terminate()
     try:
-        child.wait(GRACE)
+        child.wait(TERMINATION_GRACE)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
 
 
-def _offer_removal(settled: Plan, work: Work, console: Console, *, ask: bool) -> None:
+def _offer_removal(
+    settled: DeploymentPlan, work: OperationRunner, console: Console, *, ask: bool
+) -> None:
     """Say what a deployment that failed left behind, and remove it if the person wants that."""
     name = settled.labels.name
     try:
-        work.settle()
-        there = inventory.everything(work.rest, settled.bucket).deployments.get(name)
+        work.wait_for_pending()
+        there = inventory.list_deployments(work.rest, settled.bucket).deployments.get(name)
         if there is None:
             console.note(f"Nothing of {name} is there.")
             return
-        parts = there.parts()
-        if any(operations.pending(work.rest, one["name"]) for one in there.endpoints):
+        parts = there.parts_text()
+        if any(operations.pending_operation(work.rest, one["name"]) for one in there.endpoints):
             parts.append("a deployment under way (it will be paid for)")
         console.warn(f"Of {name} there is: {'; '.join(parts)}.")
         if ask and console.interactive and console.ask("Remove all of that?"):
@@ -247,10 +261,10 @@ def _offer_removal(settled: Plan, work: Work, console: Console, *, ask: bool) ->
     console.note(f"Run the same command again to go on, or `t2i remote down {name} --bucket`.")
 
 
-def _remove_all(settled: Plan, work: Work, console: Console) -> None:
+def _remove_all(settled: DeploymentPlan, work: OperationRunner, console: Console) -> None:
     """Remove a deployment with its weights, trying for minutes: until then it is paid for."""
     end = time.monotonic() + REMOVAL
-    work.settle()
+    work.wait_for_pending()
     while True:
         try:
             _remove_once(settled, work, console)
@@ -263,18 +277,20 @@ def _remove_all(settled: Plan, work: Work, console: Console) -> None:
             return
 
 
-def _remove_once(settled: Plan, work: Work, console: Console) -> None:
+def _remove_once(settled: DeploymentPlan, work: OperationRunner, console: Console) -> None:
     """Remove all of it, and the bucket if t2i made it and nothing is in it."""
     name = settled.labels.name
     try:
-        there = inventory.everything(work.rest, settled.bucket)
+        there = inventory.list_deployments(work.rest, settled.bucket)
     except T2IError as error:
         raise type(error)(
             f"Whether anything of {name} is left cannot be told: {error.message}",
             hint=f"`t2i remote down {name} --bucket` removes it; until then it may be paid for.",
         ) from error
     if found := there.deployments.get(name):
-        teardown.remove(work.rest, found, console.note, artifacts=True, bucket=settled.bucket)
+        teardown.remove_deployment(
+            work.rest, found, console.note, artifacts=True, bucket=settled.bucket
+        )
     if settled.bucket in there.buckets:
         there.buckets = {settled.bucket}
         teardown.empty_buckets(work.rest, there, console.note)

@@ -13,7 +13,7 @@ _FULL_NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Location:
     """A project in a region; `api_endpoint` stands in for every host of Google's."""
 
     project: str
@@ -37,19 +37,19 @@ class Place:
         return named if "/" in named else f"{self.parent}/endpoints/{named}"
 
 
-def find(
+def find_location(
     *,
     project: str | None = None,
     region: str | None = None,
     api_endpoint: str | None = None,
     endpoint: str | None = None,
     login_project: str | None = None,
-) -> Place:
+) -> Location:
     """The place that the options name, else the settings, the remembered endpoint, the credentials.
 
     An `endpoint` given by its full name lies where that says. Raises InputError.
     """
-    current = endpoint_store.current()
+    current = endpoint_store.current_endpoint()
     named = _FULL_NAME.fullmatch(endpoint or "")
     made = _FULL_NAME.fullmatch(current.name) if current else None
     project = (
@@ -66,4 +66,4 @@ def find(
             hint="--project, T2I_VERTEX_PROJECT or GOOGLE_CLOUD_PROJECT names it.",
         )
     api_endpoint = store.resolve_setting("vertex_api_endpoint", api_endpoint)
-    return Place(project=project, region=region, api_endpoint=api_endpoint)
+    return Location(project=project, region=region, api_endpoint=api_endpoint)

@@ -12,7 +12,7 @@ from t2i_cli.settings import store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prices:
+class PriceTable:
     """USD an hour: a machine with the accelerators that belong to it, or one accelerator more."""
 
     date: str
@@ -20,7 +20,7 @@ class Prices:
     accelerators: Mapping[str, float]
 
 
-BUILT_IN = Prices(
+BUILT_IN = PriceTable(
     date="November 2026, us-central1",
     machines={
         "n1-standard-4": 0.22,
@@ -48,7 +48,7 @@ _SMALL, _MIDDLE = 8 * _GB, 20 * _GB
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hardware:
+class ReplicaHardware:
     """One replica: a machine type with so many accelerators."""
 
     machine: str
@@ -68,7 +68,7 @@ class Hardware:
             f"{self.machine} with {self.count} {self.accelerator}" if self.count else self.machine
         )
 
-    def price(self, prices: Prices) -> float | None:
+    def price(self, prices: PriceTable) -> float | None:
         """USD an hour for one replica, None where the table does not have it."""
         machine = prices.machines.get(self.machine)
         if machine is None or self.accelerator is None or _included(self.machine):
@@ -77,7 +77,9 @@ class Hardware:
         return None if each is None else machine + each * self.count
 
 
-def choose(machine: str | None, accelerator: str | None, spec: ModelSpec) -> Hardware:
+def choose_hardware(
+    machine: str | None, accelerator: str | None, spec: ModelSpec
+) -> ReplicaHardware:
     """What the options ask for, or what holds the model's weights. Raises InputError."""
     size = spec.download_bytes
     if machine is None:
@@ -91,7 +93,7 @@ def choose(machine: str | None, accelerator: str | None, spec: ModelSpec) -> Har
             machine = "g2-standard-4"
     if not re.fullmatch(r"[a-z]\w*-[a-z]+-\w+", machine):
         raise InputError(f"{machine} is no machine type; they look like g2-standard-4.")
-    hardware = Hardware(machine=machine)
+    hardware = ReplicaHardware(machine=machine)
     included = _included(machine)
     if included:
         hardware = replace(hardware, accelerator=included[0], count=included[1])
@@ -108,18 +110,18 @@ def choose(machine: str | None, accelerator: str | None, spec: ModelSpec) -> Har
     return replace(hardware, accelerator=kind, count=int(count or 1))
 
 
-def of(resources: Mapping[str, object]) -> Hardware:
+def hardware_from_api(resources: Mapping[str, object]) -> ReplicaHardware:
     """What a deployed model's dedicatedResources say."""
     machine = resources.get("machineSpec")
     spec = machine if isinstance(machine, dict) else {}
-    return Hardware(
+    return ReplicaHardware(
         machine=str(spec.get("machineType", "unknown")),
         accelerator=spec.get("acceleratorType"),
         count=int(spec.get("acceleratorCount", 0)),
     )
 
 
-def prices() -> Prices:
+def load_prices() -> PriceTable:
     """The table, with what the file of the setting `vertex_prices` says over it."""
     named = store.get_setting("vertex_prices")
     if named is None:
@@ -131,7 +133,7 @@ def prices() -> Prices:
         raise StorageError(f"Cannot read {file}: {os_reason(error)}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid TOML: {error}.") from error
-    return Prices(
+    return PriceTable(
         date=f"{record.get('date', 'no date')}, {file}",
         machines={**BUILT_IN.machines, **_prices(record, "machines", file)},
         accelerators={**BUILT_IN.accelerators, **_prices(record, "accelerators", file)},

@@ -9,9 +9,9 @@ from typing import Any
 from t2i_cli import signals
 from t2i_cli.durations import format_duration
 from t2i_cli.errors import ModelError, RemoteError, T2IError, TimedOutError
-from t2i_cli.vertex.client import NotFoundError, Rest, translate
+from t2i_cli.vertex.client import GoogleClient, NotFoundError, error_from_status
 
-Say = Callable[[str], None]
+ReportProgress = Callable[[str], None]
 """Takes a sentence about how it goes on."""
 
 TOLD_EVERY = 30.0
@@ -20,7 +20,7 @@ DEPLOYMENT, OTHERS = 5400.0, 1800.0
 """Seconds after which an operation is waited for no more: a deployment may take an hour, in which
 its container has to get ready, and a while before for a machine; others take minutes.
 """
-AGAIN = "The same command, run again, finds what is there by then and goes on."
+POLL_INTERVALS = "The same command, run again, finds what is there by then and goes on."
 _CODES = {
     1: "CANCELLED",
     3: "INVALID_ARGUMENT",
@@ -36,32 +36,32 @@ _CODES = {
 """google.rpc.Code, which an operation's error has in place of an HTTP status."""
 
 
-class Work:
+class OperationRunner:
     """Runs long-running operations of Vertex AI, and knows those that still make a resource."""
 
-    def __init__(self, rest: Rest, say: Say) -> None:
+    def __init__(self, rest: GoogleClient, say: ReportProgress) -> None:
         self.rest = rest
         self.say = say
         self._unfinished: dict[str, dict[str, Any]] = {}
 
-    def make(self, path: str, body: object, title: str) -> dict[str, Any]:
+    def run_operation(self, path: str, body: object, title: str) -> dict[str, Any]:
         """Begin an operation that makes a resource, wait for it, and return its response."""
-        with uninterrupted():
+        with block_signals():
             operation = self.rest.call("POST", "aiplatform", path, json=body)
             self._unfinished[operation["name"]] = operation
-        response = wait(self.rest, operation, title, self.say)
+        response = wait_for_operation(self.rest, operation, title, self.say)
         del self._unfinished[operation["name"]]
         return response
 
-    def settle(self) -> None:
+    def wait_for_pending(self) -> None:
         """Wait for what still makes a resource, however it ends: only then can that be found."""
         for operation in self._unfinished.values():
             with suppress(T2IError):
-                wait(self.rest, operation, "what is under way", self.say)
+                wait_for_operation(self.rest, operation, "what is under way", self.say)
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Hold the signals back that end t2i: no answer that names something is lost."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -73,8 +73,13 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def wait(
-    rest: Rest, operation: dict[str, Any], title: str, say: Say, *, seconds: float | None = None
+def wait_for_operation(
+    rest: GoogleClient,
+    operation: dict[str, Any],
+    title: str,
+    say: ReportProgress,
+    *,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """The response of an operation once it is done; its error is raised as T2IError.
 
@@ -87,7 +92,7 @@ def wait(
         if time.monotonic() - started > most:
             raise TimedOutError(
                 f"{title}: not done after {format_duration(most)}; it goes on at Google.",
-                hint=AGAIN,
+                hint=POLL_INTERVALS,
             )
         time.sleep(pause)
         pause = min(pause * 1.5, 10.0)
@@ -96,7 +101,7 @@ def wait(
         except NotFoundError as gone:
             raise RemoteError(
                 f"{title}: Google knows nothing of this operation any more, nor how it ended.",
-                hint=AGAIN,
+                hint=POLL_INTERVALS,
             ) from gone
         if time.monotonic() - told > TOLD_EVERY:
             told = time.monotonic()
@@ -107,9 +112,9 @@ def wait(
     return response
 
 
-def end_all(rest: Rest, resource: str, title: str, say: Say) -> None:
+def cancel_all(rest: GoogleClient, resource: str, title: str, say: ReportProgress) -> None:
     """Cancel what is under way on a resource, and wait until nothing is."""
-    for operation in rest.pages("aiplatform", f"{resource}/operations", "operations"):
+    for operation in rest.list_all("aiplatform", f"{resource}/operations", "operations"):
         if operation.get("done"):
             continue
         # Cancelling is a wish: what cannot be cancelled is waited for.
@@ -117,16 +122,16 @@ def end_all(rest: Rest, resource: str, title: str, say: Say) -> None:
             rest.call("POST", "aiplatform", f"{operation['name']}:cancel", json={})
         # How it ended is of no interest to what removes the resource.
         with suppress(T2IError):
-            wait(rest, operation, title, say)
+            wait_for_operation(rest, operation, title, say)
 
 
-def pending(rest: Rest, resource: str) -> dict[str, Any] | None:
+def pending_operation(rest: GoogleClient, resource: str) -> dict[str, Any] | None:
     """An operation that is under way on a resource, if there is one."""
-    found = rest.pages("aiplatform", f"{resource}/operations", "operations")
+    found = rest.list_all("aiplatform", f"{resource}/operations", "operations")
     return next((operation for operation in found if not operation.get("done")), None)
 
 
-def log_link(rest: Rest, endpoint: str) -> str:
+def log_link(rest: GoogleClient, endpoint: str) -> str:
     """Where the container's log can be read."""
     number = endpoint.split("/")[-1]
     query = (
@@ -136,7 +141,7 @@ def log_link(rest: Rest, endpoint: str) -> str:
     return f"https://console.cloud.google.com/logs/query;query={query}?project={rest.place.project}"
 
 
-def _failure(rest: Rest, name: str, error: dict[str, Any]) -> T2IError:
+def _failure(rest: GoogleClient, name: str, error: dict[str, Any]) -> T2IError:
     message = str(error.get("message") or "the operation failed")
     said = message.lower()
     if "model server" in said or "never became ready" in said or "health check" in said:
@@ -145,4 +150,4 @@ def _failure(rest: Rest, name: str, error: dict[str, Any]) -> T2IError:
             "The server in the container never became ready.",
             hint=f"Its log: {log_link(rest, endpoint)}",
         )
-    return translate(0, _CODES.get(int(error.get("code", 0)), ""), message)
+    return error_from_status(0, _CODES.get(int(error.get("code", 0)), ""), message)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.vertex import credentials, location
-from t2i_cli.vertex.client import TRIES, Rest
-from t2i_cli.vertex.credentials import Login
+from t2i_cli.vertex.client import MAX_ATTEMPTS, GoogleClient
+from t2i_cli.vertex.credentials import CredentialInfo
 
 _DEPLOY = tuple(
     f"aiplatform.{permission}"
@@ -59,7 +59,7 @@ _ELSEWHERE = ("storage.", "iam.serviceAccounts.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
+class PermissionCheck:
     """The permissions that were asked for: how many, which are missing, or why nobody knows."""
 
     asked: int
@@ -80,7 +80,9 @@ class Tested:
         return f"{self.asked} needed, missing: {', '.join(self.missing)}"
 
 
-def test(rest: Rest, steps: Iterable[str], *, tries: int = TRIES) -> Tested:
+def check_permissions(
+    rest: GoogleClient, steps: Iterable[str], *, tries: int = MAX_ATTEMPTS
+) -> PermissionCheck:
     """Ask which permissions of these steps the credentials have on the project."""
     asked = list(dict.fromkeys(name for step in steps for name in STEPS[step]))
     try:
@@ -92,13 +94,15 @@ def test(rest: Rest, steps: Iterable[str], *, tries: int = TRIES) -> Tested:
             tries=tries,
         )
     except T2IError as error:
-        return Tested(asked=len(asked), unknown=error.message)
+        return PermissionCheck(asked=len(asked), unknown=error.message)
     there = set(answer.get("permissions", []))
-    return Tested(asked=len(asked), missing=tuple(name for name in asked if name not in there))
+    return PermissionCheck(
+        asked=len(asked), missing=tuple(name for name in asked if name not in there)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Able:
+class Capabilities:
     """What an account may do: the steps that miss permissions, or why nobody knows."""
 
     missing: Mapping[str, tuple[str, ...]]
@@ -113,26 +117,28 @@ class Able:
         return f"{able}{'. Missing for ' if lacking else ''}{lacking}"
 
 
-def look(impersonate: str | None = None, seconds: float = 10) -> tuple[Login, Able | None]:
+def check_capabilities(
+    impersonate: str | None = None, seconds: float = 10
+) -> tuple[CredentialInfo, Capabilities | None]:
     """Find the credentials, have a token issued, and ask what they may do.
 
     The project is the one that t2i would use: of the settings, else of the credentials.
 
     Waits `seconds` for each call. Raises AccessError, RemoteError or TimedOutError.
     """
-    found, login = credentials.check(impersonate, seconds)
+    found, login = credentials.verify_credentials(impersonate, seconds)
     try:
-        where = location.find(login_project=login.project)
+        where = location.find_location(login_project=login.project)
     except InputError:
         if login.project:
             raise
         return login, None
     login = replace(login, project=where.project)
-    with Rest(where, credentials.Tokens(found, seconds), seconds=seconds) as rest:
-        tested = test(rest, STEPS, tries=1)
+    with GoogleClient(where, credentials.TokenProvider(found, seconds), seconds=seconds) as rest:
+        tested = check_permissions(rest, STEPS, tries=1)
     missing = {
         step: lacking
         for step, names in STEPS.items()
         if (lacking := tuple(name for name in names if name in tested.missing))
     }
-    return login, Able(missing=missing, unknown=tested.unknown)
+    return login, Capabilities(missing=missing, unknown=tested.unknown)

@@ -9,10 +9,10 @@ from t2i_cli.errors import InputError
 from t2i_cli.net import gcs
 from t2i_cli.settings import store
 from t2i_cli.vertex import DEFAULT_TTL, containers, machine_types, permissions
-from t2i_cli.vertex.client import Rest
-from t2i_cli.vertex.containers import Source
-from t2i_cli.vertex.labels import Labels, when
-from t2i_cli.vertex.machine_types import Hardware, Prices
+from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.containers import ModelSource
+from t2i_cli.vertex.labels import Labels, format_time
+from t2i_cli.vertex.machine_types import PriceTable, ReplicaHardware
 
 _SCALE_DOWN = range(300, 28801)
 """Seconds, which Vertex AI takes for the idle time before it scales to zero."""
@@ -20,7 +20,7 @@ _ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.gserviceaccount\.com")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class DeploymentSpec:
     """A deployment as the user asked for it; `None` means not set."""
 
     model: str | None = None
@@ -40,25 +40,25 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DeploymentPlan:
     """A deployment with everything settled. `idle` is in seconds, prices in USD."""
 
     parent: str
     labels: Labels
-    source: Source
+    source: ModelSource
     upload_bytes: int
     bucket: str | None
     image: str | None
-    hardware: Hardware
+    hardware: ReplicaHardware
     min_replicas: int
     max_replicas: int
     idle: int | None
     ttl: int
     hourly: float | None
-    prices: Prices
+    prices: PriceTable
     service_account: str | None
     scheduler_account: str | None
-    permissions: permissions.Tested
+    permissions: permissions.PermissionCheck
 
     @property
     def title(self) -> str:
@@ -68,7 +68,7 @@ class Plan:
     @property
     def artifacts(self) -> str | None:
         """The gs:// address that the container takes its weights from, if it is one."""
-        if self.source.uploads:
+        if self.source.needs_upload:
             return f"gs://{self.bucket}/{gcs.weights_prefix(self.labels.name)}".rstrip("/")
         return self.source.uri
 
@@ -90,7 +90,7 @@ class Plan:
             "max_replicas": self.max_replicas,
             "scale_to_zero_seconds": self.idle,
             "ttl_seconds": self.ttl,
-            "expires": when(self.labels.expires),
+            "expires": format_time(self.labels.expires),
             "enforced_by": "scheduler" if self.scheduler_account else None,
             "estimate": {
                 "usd_per_hour": self._cost(1),
@@ -118,7 +118,7 @@ class Plan:
             if self.idle
             else "",
             "price": self._price(),
-            "TTL": f"{format_duration(self.ttl)}, until {when(self.labels.expires)}",
+            "TTL": f"{format_duration(self.ttl)}, until {format_time(self.labels.expires)}",
             "enforced by": self.enforcement(),
             "permissions": self.permissions.text(),
         }
@@ -144,7 +144,7 @@ class Plan:
         )
 
     def _weights(self) -> str:
-        if self.source.uploads:
+        if self.source.needs_upload:
             size = f", {format_bytes(self.upload_bytes)} from here" if self.upload_bytes else ""
             return f"{self.artifacts}{size}"
         return self.source.uri or ""
@@ -167,9 +167,11 @@ class Plan:
         return None if self.hourly is None else round(self.hourly * self.max_replicas * hours, 2)
 
 
-def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
+def plan_deployment(
+    wanted: DeploymentSpec, rest: GoogleClient, account: str | None
+) -> DeploymentPlan:
     """Settle what is asked for; nothing is changed. Raises T2IError."""
-    kind, image = containers.choose(wanted.serving, wanted.image)
+    kind, image = containers.choose_container(wanted.serving, wanted.image)
     source = containers.find_source(wanted.model, kind)
     ttl = _duration("--ttl", wanted.ttl)
     idle = _duration("--scale-to-zero", wanted.scale_to_zero) if wanted.scale_to_zero else None
@@ -184,26 +186,26 @@ def make(wanted: Wanted, rest: Rest, account: str | None) -> Plan:
             raise InputError(
                 f"{account_option} is no service account: they end in .gserviceaccount.com."
             )
-    machine = machine_types.choose(wanted.machine_type, wanted.accelerator, source.spec)
-    prices = machine_types.prices()
+    machine = machine_types.choose_hardware(wanted.machine_type, wanted.accelerator, source.spec)
+    prices = machine_types.load_prices()
     bucket = None
-    if source.uploads:
+    if source.needs_upload:
         bucket = store.resolve_setting("vertex_bucket", wanted.bucket) or gcs.default_bucket(
             rest.place
         )
     steps = ["predict", "deploy", "remove"]
-    steps += ["upload"] if source.uploads else []
+    steps += ["upload"] if source.needs_upload else []
     steps += ["service account"] if wanted.service_account or wanted.scheduler_account else []
     steps += ["scheduler"] if wanted.scheduler_account else []
-    tested = permissions.test(rest, steps)
+    tested = permissions.check_permissions(rest, steps)
     labels = Labels(
         name=_name(wanted.name, source),
-        expires=round(rest.now()) + ttl,
-        model=source.named,
+        expires=round(rest.server_time()) + ttl,
+        model=source.label_name,
         serving=kind,
         by=account or "unknown",
     )
-    plan = Plan(
+    plan = DeploymentPlan(
         parent=rest.place.parent,
         labels=labels,
         source=source,
@@ -233,7 +235,7 @@ def is_service_account(account: str) -> bool:
     return _ACCOUNT.fullmatch(account) is not None
 
 
-def _check_cost(plan: Plan, limit: float) -> None:
+def _check_cost(plan: DeploymentPlan, limit: float) -> None:
     if plan.hourly is None:
         raise InputError(
             f"--max-cost cannot be kept: the price of {plan.hardware.text()} is not known.",
@@ -259,7 +261,7 @@ def _duration(option: str, text: str) -> int:
     return seconds
 
 
-def _name(name: str | None, source: Source) -> str:
+def _name(name: str | None, source: ModelSource) -> str:
     """What tells this deployment from others: the model's name, unless one is given."""
     if name is None:
         short = source.spec.name.split("/")[-1].lower()
@@ -271,7 +273,7 @@ def _name(name: str | None, source: Source) -> str:
     return name
 
 
-def _upload_bytes(source: Source) -> int:
+def _upload_bytes(source: ModelSource) -> int:
     if source.folder:
         return sum(path.stat().st_size for path in source.folder.rglob("*") if path.is_file())
     return (source.spec.download_bytes or 0) if source.fetch else 0

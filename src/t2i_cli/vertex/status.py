@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from t2i_cli.durations import format_duration
 from t2i_cli.errors import T2IError
 from t2i_cli.vertex import machine_types, operations
-from t2i_cli.vertex.client import Rest
-from t2i_cli.vertex.inventory import Deployment, Survey, since
-from t2i_cli.vertex.labels import when
-from t2i_cli.vertex.machine_types import Prices
+from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.inventory import Deployment, Inventory, created_at
+from t2i_cli.vertex.labels import format_time
+from t2i_cli.vertex.machine_types import PriceTable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class EndpointStatus:
     """One deployment: ages in seconds, prices in USD by estimate, `None` where nobody knows.
 
     The prices are of its fewest replicas, but for `usd_per_hour_at_most`.
@@ -38,33 +38,35 @@ class Line:
     overdue: bool
 
     @property
-    def hourly(self) -> str:
+    def hourly_text(self) -> str:
         """USD per hour for people."""
-        return money(self.usd_per_hour, self.usd_per_hour_at_most)
+        return format_money(self.usd_per_hour, self.usd_per_hour_at_most)
 
     @property
-    def so_far(self) -> str:
+    def cost_text(self) -> str:
         """USD until now for people; how many replicas there were, nobody tells."""
         grows = self.usd_per_hour != self.usd_per_hour_at_most
-        return f"{'at least ' if grows else ''}{money(self.usd_so_far)}"
+        return f"{'at least ' if grows else ''}{format_money(self.usd_so_far)}"
 
     def to_json(self) -> dict[str, object]:
         """The line as `--json` prints it."""
-        return asdict(self) | {"expires": when(self.expires)}
+        return asdict(self) | {"expires": format_time(self.expires)}
 
 
-def line(found: Deployment, rest: Rest, prices: Prices) -> Line:
+def endpoint_status(found: Deployment, rest: GoogleClient, prices: PriceTable) -> EndpointStatus:
     """All that is known of a deployment; asks for its number of requests."""
-    now = rest.now()
+    now = rest.server_time()
     endpoint = found.endpoints[0] if found.endpoints else None
     deployed = found.deployed()
-    machines = [machine_types.of(one.get("dedicatedResources", {})) for one in deployed]
+    machines = [
+        machine_types.hardware_from_api(one.get("dedicatedResources", {})) for one in deployed
+    ]
     counts = [_replicas(one.get("dedicatedResources", {})) for one in deployed]
     each = [machine.price(prices) for machine in machines]
     fewest, most = [low for low, _ in counts], [high for _, high in counts]
-    hours = [max(0.0, now - since(one)) / 3600 for one in deployed]
+    hours = [max(0.0, now - created_at(one)) / 3600 for one in deployed]
     spent = [low * hour for low, hour in zip(fewest, hours, strict=True)]
-    return Line(
+    return EndpointStatus(
         name=found.name,
         endpoint=endpoint["name"] if endpoint else None,
         state=_state(found, rest),
@@ -72,10 +74,10 @@ def line(found: Deployment, rest: Rest, prices: Prices) -> Line:
         serving=found.labels.serving,
         by=found.labels.by,
         machine=machines[0].text() if machines else None,
-        age=now - since(endpoint) if endpoint else None,
+        age=now - created_at(endpoint) if endpoint else None,
         replicas=sum(fewest),
         max_replicas=sum(most),
-        requests=requests(rest, endpoint["name"], since(endpoint)) if endpoint else None,
+        requests=count_requests(rest, endpoint["name"], created_at(endpoint)) if endpoint else None,
         usd_per_hour=_total(each, fewest),
         usd_per_hour_at_most=_total(each, most),
         usd_so_far=_total(each, spent),
@@ -85,11 +87,11 @@ def line(found: Deployment, rest: Rest, prices: Prices) -> Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bill:
+class CostReport:
     """What all deployments in a place cost, in USD by estimate."""
 
-    lines: list[Line]
-    prices: Prices
+    lines: list[EndpointStatus]
+    prices: PriceTable
     project: str
 
     def to_json(self) -> dict[str, object]:
@@ -112,11 +114,11 @@ class Bill:
         return [
             *(
                 f"{one.name}: {'' if one.state == 'deployed' else f'{one.state}, '}"
-                f"{one.hourly} USD per hour, {one.so_far} so far"
+                f"{one.hourly_text} USD per hour, {one.cost_text} so far"
                 for one in self.lines
             ),
-            f"all: {money(hourly, most)} USD per hour, {money(*daily)} per day, "
-            f"{least}{money(so_far)} so far",
+            f"all: {format_money(hourly, most)} USD per hour, {format_money(*daily)} per day, "
+            f"{least}{format_money(so_far)} so far",
             f"These are estimates of what is deployed now (table: {self.prices.date}); the bill is "
             f"at https://console.cloud.google.com/billing?project={self.project}",
         ]
@@ -128,27 +130,27 @@ class Bill:
         return _sum(hourly), _sum(most), _sum(so_far)
 
 
-def bill(found: Survey, rest: Rest, prices: Prices) -> Bill:
+def cost_report(found: Inventory, rest: GoogleClient, prices: PriceTable) -> CostReport:
     """What the deployments that were found cost."""
-    lines = [line(one, rest, prices) for one in found.deployments.values()]
-    return Bill(lines=lines, prices=prices, project=rest.place.project)
+    lines = [endpoint_status(one, rest, prices) for one in found.deployments.values()]
+    return CostReport(lines=lines, prices=prices, project=rest.place.project)
 
 
-def requests(rest: Rest, endpoint: str, start: float) -> int | None:
+def count_requests(rest: GoogleClient, endpoint: str, start: float) -> int | None:
     """How often an endpoint answered, as Cloud Monitoring counts it (minutes late), if it tells."""
-    span = max(60, round(rest.now() - start))
+    span = max(60, round(rest.server_time() - start))
     query = {
         "filter": 'metric.type="aiplatform.googleapis.com/prediction/online/response_count" AND '
         f'resource.labels.endpoint_id="{endpoint.split("/")[-1]}"',
-        "interval.startTime": _stamp(rest.now() - span),
-        "interval.endTime": _stamp(rest.now()),
+        "interval.startTime": _stamp(rest.server_time() - span),
+        "interval.endTime": _stamp(rest.server_time()),
         "aggregation.alignmentPeriod": f"{span}s",
         "aggregation.perSeriesAligner": "ALIGN_SUM",
         "aggregation.crossSeriesReducer": "REDUCE_SUM",
     }
     path = f"/v3/projects/{rest.place.project}/timeSeries"
     try:
-        series = list(rest.pages("monitoring", path, "timeSeries", query))
+        series = list(rest.list_all("monitoring", path, "timeSeries", query))
     except T2IError:
         # Without monitoring.timeSeries.list all the rest can still be told.
         return None
@@ -156,7 +158,7 @@ def requests(rest: Rest, endpoint: str, start: float) -> int | None:
     return sum(int(point["value"].get("int64Value", 0)) for point in points)
 
 
-def table(lines: Iterable[Line]) -> list[str]:
+def status_table(lines: Iterable[EndpointStatus]) -> list[str]:
     """The lines for people, in columns."""
     head = (
         "NAME",
@@ -177,13 +179,13 @@ def table(lines: Iterable[Line]) -> list[str]:
     ]
 
 
-def facts(line: Line, more: Mapping[str, object]) -> list[str]:
+def status_facts(line: EndpointStatus, more: Mapping[str, object]) -> list[str]:
     """All about one deployment for people, a fact a line."""
     record = line.to_json() | {
         "age": None if line.age is None else format_duration(line.age),
         "requests": "?" if line.requests is None else line.requests,
-        "usd_per_hour": line.hourly,
-        "usd_so_far": line.so_far,
+        "usd_per_hour": line.hourly_text,
+        "usd_so_far": line.cost_text,
     }
     del record["usd_per_hour_at_most"]
     return [
@@ -193,14 +195,14 @@ def facts(line: Line, more: Mapping[str, object]) -> list[str]:
     ]
 
 
-def money(least: float | None, most: float | None = None) -> str:
+def format_money(least: float | None, most: float | None = None) -> str:
     """USD with cents, as a range where it is one, or that they are not known."""
     if least is None:
         return "?"
     return f"{least:.2f}" if most in {None, least} else f"{least:.2f}-{most:.2f}"
 
 
-def _cells(one: Line) -> tuple[str, ...]:
+def _cells(one: EndpointStatus) -> tuple[str, ...]:
     same = one.replicas == one.max_replicas
     return (
         one.name,
@@ -208,18 +210,18 @@ def _cells(one: Line) -> tuple[str, ...]:
         "" if one.age is None else format_duration(one.age // 60 * 60),
         str(one.replicas) if same else f"{one.replicas}-{one.max_replicas}",
         "?" if one.requests is None else str(one.requests),
-        one.hourly,
-        one.so_far,
-        when(one.expires) + (" PAST" if one.overdue else ""),
+        one.hourly_text,
+        one.cost_text,
+        format_time(one.expires) + (" PAST" if one.overdue else ""),
         one.model,
     )
 
 
-def _state(found: Deployment, rest: Rest) -> str:
+def _state(found: Deployment, rest: GoogleClient) -> str:
     """How far it is; what is being deployed is about to be paid for."""
     if found.deployed():
         return "deployed"
-    if any(operations.pending(rest, endpoint["name"]) for endpoint in found.endpoints):
+    if any(operations.pending_operation(rest, endpoint["name"]) for endpoint in found.endpoints):
         return "deploying"
     return "nothing deployed" if found.endpoints else "leftovers"
 

@@ -7,17 +7,22 @@ from functools import partial
 from t2i_cli.errors import QuotaError, RemoteError, StorageError, T2IError, TimedOutError
 from t2i_cli.net import gcs
 from t2i_cli.vertex import endpoint_store, inventory, operations
-from t2i_cli.vertex.client import NotFoundError, Rest
-from t2i_cli.vertex.inventory import Deployment, Survey
-from t2i_cli.vertex.operations import Say
+from t2i_cli.vertex.client import GoogleClient, NotFoundError
+from t2i_cli.vertex.inventory import Deployment, Inventory
+from t2i_cli.vertex.operations import ReportProgress
 
-TRIES = 5
-FIRST_WAIT = 0.5
+VERIFY_ATTEMPTS = 5
+FIRST_VERIFY_WAIT = 0.5
 """Seconds, doubled each time: what was just released can be held a little longer."""
 
 
-def remove(
-    rest: Rest, found: Deployment, say: Say, *, artifacts: bool, bucket: str | None = None
+def remove_deployment(
+    rest: GoogleClient,
+    found: Deployment,
+    say: ReportProgress,
+    *,
+    artifacts: bool,
+    bucket: str | None = None,
 ) -> None:
     """Remove a deployment, with its weights in the bucket if `artifacts`, and verify that.
 
@@ -40,16 +45,16 @@ def remove(
             failures.append(error)
             say(f"{what} {found.name}: {error.message}")
     buckets = {bucket, *(where for where, _ in found.files)}
-    verify(rest, found.name, failures, artifacts=artifacts, buckets=buckets)
+    verify_removed(rest, found.name, failures, artifacts=artifacts, buckets=buckets)
     for endpoint in found.endpoints:
         try:
-            endpoint_store.forget(endpoint["name"])
+            endpoint_store.forget_endpoint(endpoint["name"])
         except StorageError as error:
             say(error.message)
 
 
-def verify(
-    rest: Rest,
+def verify_removed(
+    rest: GoogleClient,
     name: str,
     failures: list[T2IError],
     *,
@@ -57,11 +62,11 @@ def verify(
     buckets: Iterable[str | None],
 ) -> None:
     """Look whether a deployment is gone; raise the T2IError that names what is left."""
-    after = inventory.everything(rest, *buckets)
+    after = inventory.list_deployments(rest, *buckets)
     left = after.deployments.get(name)
     if left and not artifacts:
         left.files = []
-    parts = left.parts() if left else []
+    parts = left.parts_text() if left else []
     if parts:
         kind = type(failures[0]) if failures else RemoteError
         reason = f" {failures[0].message}" if failures else ""
@@ -71,7 +76,7 @@ def verify(
         )
 
 
-def empty_buckets(rest: Rest, found: Survey, say: Say) -> None:
+def empty_buckets(rest: GoogleClient, found: Inventory, say: ReportProgress) -> None:
     """Delete the buckets that t2i made, where nothing is in them any more."""
     for bucket in found.buckets:
         try:
@@ -83,9 +88,9 @@ def empty_buckets(rest: Rest, found: Survey, say: Say) -> None:
             say(f"bucket gs://{bucket}: {error.message}")
 
 
-def _endpoint(rest: Rest, name: str, say: Say) -> None:
+def _endpoint(rest: GoogleClient, name: str, say: ReportProgress) -> None:
     """End what is under way on an endpoint, undeploy all models, delete it."""
-    operations.end_all(rest, name, "what is under way", say)
+    operations.cancel_all(rest, name, "what is under way", say)
     endpoint = rest.call("GET", "aiplatform", name)
     traffic = endpoint.get("trafficSplit", {})
     # Only the last model may go while it has all the traffic.
@@ -94,19 +99,19 @@ def _endpoint(rest: Rest, name: str, say: Say) -> None:
         operation = rest.call(
             "POST", "aiplatform", f"{name}:undeployModel", json={"deployedModelId": deployed["id"]}
         )
-        operations.wait(rest, operation, "undeployment", say)
+        operations.wait_for_operation(rest, operation, "undeployment", say)
     _delete(rest, name, say)
 
 
-def _delete(rest: Rest, name: str, say: Say) -> None:
-    operations.wait(rest, rest.call("DELETE", "aiplatform", name), "deletion", say)
+def _delete(rest: GoogleClient, name: str, say: ReportProgress) -> None:
+    operations.wait_for_operation(rest, rest.call("DELETE", "aiplatform", name), "deletion", say)
 
 
-def _job(rest: Rest, name: str) -> None:
+def _job(rest: GoogleClient, name: str) -> None:
     rest.call("DELETE", "cloudscheduler", name)
 
 
-def _files(rest: Rest, found: Deployment) -> None:
+def _files(rest: GoogleClient, found: Deployment) -> None:
     """The weights first, and what tells whose they are at the end."""
     marker = gcs.marker_name(found.name)
     for bucket, file in sorted(found.files, key=lambda entry: entry[1].name == marker):
@@ -118,7 +123,7 @@ def _files(rest: Rest, found: Deployment) -> None:
 
 def _until_done(action: Callable[[], None]) -> None:
     """Do it, again where a refusal may be of the moment; what is not there is done."""
-    for left in reversed(range(TRIES)):
+    for left in reversed(range(VERIFY_ATTEMPTS)):
         try:
             action()
             return
@@ -127,4 +132,4 @@ def _until_done(action: Callable[[], None]) -> None:
         except (RemoteError, TimedOutError, QuotaError):
             if not left:
                 raise
-            time.sleep(FIRST_WAIT * 2 ** (TRIES - 1 - left))
+            time.sleep(FIRST_VERIFY_WAIT * 2 ** (VERIFY_ATTEMPTS - 1 - left))

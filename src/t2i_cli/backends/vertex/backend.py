@@ -39,7 +39,7 @@ class VertexBackend:
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """Which endpoint is called, where, what it is told, and what it costs while it is up."""
         opened = self._endpoint()
-        where, prices = opened.target, machine_types.prices()
+        where, prices = opened.target, machine_types.load_prices()
         sent: dict[str, object] = self._body(request, "png")["instances"][0]  # type: ignore[index]
         return {
             "backend": "vertex",
@@ -138,8 +138,8 @@ class _Opened:
     """An endpoint that was found, with what it takes to call it; for several threads."""
 
     def __init__(self, options: VertexOptions) -> None:
-        found, login = credentials.find()
-        self._token = credentials.Tokens(found)
+        found, login = credentials.find_credentials()
+        self._token = credentials.TokenProvider(found)
         self.target: Endpoint = endpoint.find_endpoint(options, self._token, login.project)
         replicas = self.target.known.replicas or 1
         self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas

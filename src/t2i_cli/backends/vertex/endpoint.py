@@ -15,9 +15,9 @@ from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.net.retry import RetryPolicy, Throttle, call_with_retry, retryable
 from t2i_cli.settings.schema import SERVINGS
 from t2i_cli.vertex import client, endpoint_store, location, machine_types
-from t2i_cli.vertex.credentials import Tokens
-from t2i_cli.vertex.endpoint_store import Known
-from t2i_cli.vertex.location import Place
+from t2i_cli.vertex.credentials import TokenProvider
+from t2i_cli.vertex.endpoint_store import EndpointRecord
+from t2i_cli.vertex.location import Location
 
 _DEDICATED = ".prediction.vertexai.goog"
 """What the hosts of dedicated endpoints end with."""
@@ -31,8 +31,8 @@ CALL_POLICY = 60.0
 class Endpoint:
     """An endpoint and what is known of it; `looked_up` is False where that was not allowed."""
 
-    place: Place
-    known: Known
+    place: Location
+    known: EndpointRecord
     serving: str | None
     looked_up: bool = True
 
@@ -59,11 +59,11 @@ class Endpoint:
         """The last part of its name."""
         return self.known.name.split("/")[-1]
 
-    def price(self, prices: machine_types.Prices) -> float | None:
+    def price(self, prices: machine_types.PriceTable) -> float | None:
         """USD an hour for all replicas that there may be, `None` where nobody knows."""
         if self.known.machine is None:
             return None
-        each = machine_types.of({"machineSpec": self.known.machine}).price(prices)
+        each = machine_types.hardware_from_api({"machineSpec": self.known.machine}).price(prices)
         return None if each is None else round(each * (self.known.replicas or 1), 2)
 
     def spec(self, wanted: str | None) -> ModelSpec:
@@ -93,14 +93,16 @@ class Endpoint:
         )
 
 
-def find_endpoint(options: VertexOptions, token: Tokens, login_project: str | None) -> Endpoint:
+def find_endpoint(
+    options: VertexOptions, token: TokenProvider, login_project: str | None
+) -> Endpoint:
     """The endpoint that the options name, else the settings, else the one deployed last.
 
     What is not remembered of it is asked for once. Raises T2IError.
     """
     if options.serving not in (None, *SERVINGS):
         raise InputError(f"--serving must be {', '.join(SERVINGS)}.", field="serving")
-    current = endpoint_store.current()
+    current = endpoint_store.current_endpoint()
     named = options.endpoint or (current and current.name)
     if not named:
         raise InputError(
@@ -109,9 +111,9 @@ def find_endpoint(options: VertexOptions, token: Tokens, login_project: str | No
             field="endpoint",
         )
     elsewhere = "/" in named or options.project or options.region
-    if not elsewhere and (remembered := endpoint_store.find(named)):
+    if not elsewhere and (remembered := endpoint_store.find_record(named)):
         named = remembered.name
-    where = location.find(
+    where = location.find_location(
         project=options.project,
         region=options.region,
         api_endpoint=options.api_endpoint,
@@ -119,7 +121,7 @@ def find_endpoint(options: VertexOptions, token: Tokens, login_project: str | No
         login_project=login_project,
     )
     name = where.endpoint(named)
-    entry = endpoint_store.find(name) or Known(name=name)
+    entry = endpoint_store.find_record(name) or EndpointRecord(name=name)
     looked_up = True
     given = urlsplit(where.api_endpoint or "").hostname or ""
     if entry.dns is None and given.endswith(_DEDICATED):
@@ -131,7 +133,7 @@ def find_endpoint(options: VertexOptions, token: Tokens, login_project: str | No
             entry = _look_up(where, token, name, options.retry_policy)
             with suppress(StorageError):
                 # A home that cannot be written to costs a look next time, too.
-                endpoint_store.remember(entry)
+                endpoint_store.remember_endpoint(entry)
         except AccessError:
             # To predict is allowed apart from to look; what is missing may not be needed.
             looked_up = False
@@ -143,12 +145,12 @@ def find_endpoint(options: VertexOptions, token: Tokens, login_project: str | No
     )
 
 
-def not_found_error(target: Endpoint, token: Tokens) -> T2IError:
+def not_found_error(target: Endpoint, token: TokenProvider) -> T2IError:
     """The error for an endpoint that answers that it does not exist, with those that do."""
     return _missing(target.place, token, target.number)
 
 
-def _authorise(token: Tokens, patience: RetryPolicy) -> None:
+def _authorise(token: TokenProvider, patience: RetryPolicy) -> None:
     """Have a token at hand: credentials that are refused are not what may look and what may not."""
 
     def ask(left: float) -> str:
@@ -158,24 +160,29 @@ def _authorise(token: Tokens, patience: RetryPolicy) -> None:
     call_with_retry(ask, patience, Throttle(1), Flag())
 
 
-def _look_up(where: Place, token: Tokens, name: str, patience: RetryPolicy) -> Known:
+def _look_up(
+    where: Location, token: TokenProvider, name: str, patience: RetryPolicy
+) -> EndpointRecord:
     def ask(left: float) -> dict[str, Any]:
         seconds = min(left, CALL_POLICY)
-        with retryable(), client.Rest(where, partial(token, left), seconds=seconds) as google:
+        with (
+            retryable(),
+            client.GoogleClient(where, partial(token, left), seconds=seconds) as google,
+        ):
             return google.call("GET", "aiplatform", name, tries=1)
 
     try:
         found = call_with_retry(ask, patience, Throttle(1), Flag())
     except client.NotFoundError as error:
         raise _missing(where, token, name.split("/")[-1]) from error
-    return endpoint_store.of(name, found)
+    return endpoint_store.record_from_api(name, found)
 
 
-def _missing(where: Place, token: Tokens, number: str) -> T2IError:
+def _missing(where: Location, token: TokenProvider, number: str) -> T2IError:
     there = f"in {where.project}, {where.region}"
     try:
-        with client.Rest(where, token) as google:
-            found = list(google.pages("aiplatform", f"{where.parent}/endpoints", "endpoints"))
+        with client.GoogleClient(where, token) as google:
+            found = list(google.list_all("aiplatform", f"{where.parent}/endpoints", "endpoints"))
     except T2IError:
         return RemoteError(
             f"There is no endpoint {number} {there}.", hint="`t2i remote list` shows what there is."
@@ -187,7 +194,7 @@ def _missing(where: Place, token: Tokens, number: str) -> T2IError:
             "elsewhere.",
         )
     with suppress(StorageError):
-        endpoint_store.forget(where.endpoint(number))
+        endpoint_store.forget_endpoint(where.endpoint(number))
     names = [f"{e['name'].split('/')[-1]} ({e.get('displayName', '')})" for e in found[:_SHOWN]]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     have = f"; there is {', '.join(names)}{more}" if names else ", nor any other"

@@ -73,7 +73,7 @@ def timeout_error(target: Endpoint, seconds: float) -> TimedOutError:
 
 
 def _not_allowed(answer: HttpResponse, target: Endpoint) -> T2IError:
-    error = client.refusal(answer.status, answer.body)
+    error = client.error_from_google(answer.status, answer.body)
     error.message = error_body.sanitise(error.message)
     error.hint = error.hint or _way(target)
     return error

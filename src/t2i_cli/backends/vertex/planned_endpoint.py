@@ -9,8 +9,8 @@ from t2i_cli.events import OnEvent
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.vertex import containers
-from t2i_cli.vertex.endpoint_store import Known
-from t2i_cli.vertex.location import Place
+from t2i_cli.vertex.endpoint_store import EndpointRecord
+from t2i_cli.vertex.location import Location
 
 
 class PlannedEndpoint:
@@ -20,11 +20,11 @@ class PlannedEndpoint:
     """
 
     def __init__(self, model: str | None, kind: str | None) -> None:
-        kind, _ = containers.choose(kind, None)
+        kind, _ = containers.choose_container(kind, None)
         source = containers.find_source(model, kind)
         self._target = Endpoint(
-            place=Place(project="", region=""),
-            known=Known(name="to be made", model=source.named),
+            place=Location(project="", region=""),
+            known=EndpointRecord(name="to be made", model=source.label_name),
             serving=kind,
         )
 

@@ -264,15 +264,17 @@ def batch(
             raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
         from t2i_cli.backends.vertex.planned_endpoint import PlannedEndpoint
         from t2i_cli.vertex import lifecycle
-        from t2i_cli.vertex.plan import Wanted
+        from t2i_cli.vertex.plan import DeploymentSpec
 
         if not lenient:
             engine("0")  # calls nothing yet, and refuses options that mean nothing there
         stand_in = PlannedEndpoint(model, serving)
         read, missing = session.validate(task, stand_in, console)
         if missing:
-            deployment = lifecycle.for_one(
-                Wanted(model=model, serving=serving, ttl=ttl or DEFAULT_TTL, max_cost=max_cost),
+            deployment = lifecycle.ephemeral_endpoint(
+                DeploymentSpec(
+                    model=model, serving=serving, ttl=ttl or DEFAULT_TTL, max_cost=max_cost
+                ),
                 console,
                 yes=yes,
                 project=project,

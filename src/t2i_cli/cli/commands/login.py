@@ -63,7 +63,7 @@ def vertex(
     console.configure(json=json, quiet=quiet)
     from t2i_cli.vertex import permissions
 
-    found, able = permissions.look(impersonate)
+    found, able = permissions.check_capabilities(impersonate)
     if json:
         console.result_json(asdict(found) | {"able": asdict(able) if able else None})
         return

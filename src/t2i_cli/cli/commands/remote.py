@@ -14,8 +14,8 @@ from t2i_cli.console import console
 from t2i_cli.errors import InputError, RemoteError, StorageError, T2IError
 
 if TYPE_CHECKING:
-    from t2i_cli.vertex.inventory import Deployment, Survey
-    from t2i_cli.vertex.lifecycle import Cloud
+    from t2i_cli.vertex.inventory import Deployment, Inventory
+    from t2i_cli.vertex.lifecycle import CloudSession
 
 app = typer.Typer(
     help="A Vertex AI endpoint: deploy it, use it, see what it costs, take it down.",
@@ -43,7 +43,7 @@ def remote(context: typer.Context) -> None:
 
     if context.invoked_subcommand in _ASKING:
         return
-    for one in endpoint_store.all_known():
+    for one in endpoint_store.list_records():
         if one.expires and one.expires < time.time():
             _warn_past(one.name)
 
@@ -60,8 +60,10 @@ def list_(
     from t2i_cli.vertex import machine_types, status
 
     with _surveyed(project, region, api_endpoint) as (cloud, found):
-        prices = machine_types.prices()
-        lines = [status.line(one, cloud.rest, prices) for one in found.deployments.values()]
+        prices = machine_types.load_prices()
+        lines = [
+            status.endpoint_status(one, cloud.rest, prices) for one in found.deployments.values()
+        ]
     if json:
         for line in lines:
             console.result_json(line.to_json())
@@ -69,7 +71,7 @@ def list_(
     if not lines:
         console.note("There is nothing of t2i's here.")
         return
-    for row in status.table(lines):
+    for row in status.status_table(lines):
         console.result(row)
     console.note(f"Prices are estimates (table: {prices.date}).")
 
@@ -88,10 +90,10 @@ def status(
 
     with _surveyed(project, region, api_endpoint, endpoint=endpoint) as (cloud, found):
         one = _named(found, endpoint)
-        line = status.line(one, cloud.rest, machine_types.prices())
-        more = {"parts": one.parts(), "under_way": False, "log": None}
+        line = status.endpoint_status(one, cloud.rest, machine_types.load_prices())
+        more = {"parts": one.parts_text(), "under_way": False, "log": None}
         if line.endpoint:
-            under_way = operations.pending(cloud.rest, line.endpoint)
+            under_way = operations.pending_operation(cloud.rest, line.endpoint)
             more |= {
                 "under_way": under_way is not None,
                 "log": operations.log_link(cloud.rest, line.endpoint),
@@ -99,7 +101,7 @@ def status(
     if json:
         console.result_json(line.to_json() | more)
     else:
-        for fact in status.facts(line, more):
+        for fact in status.status_facts(line, more):
             console.result(fact)
     if line.state != "deployed":
         raise typer.Exit(RemoteError.exit_code)
@@ -118,10 +120,10 @@ def use(
     console.configure(json=json, quiet=quiet)
     from t2i_cli.vertex import lifecycle, using
 
-    with lifecycle.connected(
+    with lifecycle.connect(
         project=project, region=region, api_endpoint=api_endpoint, endpoint=endpoint
     ) as cloud:
-        found = using.use(endpoint, cloud.rest)
+        found = using.use_endpoint(endpoint, cloud.rest)
     if json:
         console.result_json({"endpoint": found.name, "dns": found.dns, "model": found.model})
     else:
@@ -165,7 +167,9 @@ def reap(
     """Remove whatever is past its TTL, weights in the bucket included; made for cron."""
     console.configure(json=json, quiet=quiet)
     with _surveyed(project, region, api_endpoint, bucket, warn=False) as (cloud, found):
-        _remove(cloud, found, found.overdue(cloud.rest.now()), artifacts=True, bucket=bucket)
+        _remove(
+            cloud, found, found.overdue(cloud.rest.server_time()), artifacts=True, bucket=bucket
+        )
 
 
 @app.command()
@@ -180,8 +184,8 @@ def cost(
     from t2i_cli.vertex import machine_types, status
 
     with _surveyed(project, region, api_endpoint) as (cloud, found):
-        prices = machine_types.prices()
-        bill = status.bill(found, cloud.rest, prices)
+        prices = machine_types.load_prices()
+        bill = status.cost_report(found, cloud.rest, prices)
     if json:
         console.result_json(bill.to_json())
         return
@@ -190,8 +194,8 @@ def cost(
 
 
 def _remove(
-    cloud: "Cloud",
-    found: "Survey",
+    cloud: "CloudSession",
+    found: "Inventory",
     chosen: "list[Deployment]",
     *,
     artifacts: bool,
@@ -203,7 +207,9 @@ def _remove(
     failures: list[T2IError] = []
     for one in chosen:
         try:
-            teardown.remove(cloud.rest, one, console.note, artifacts=artifacts, bucket=bucket)
+            teardown.remove_deployment(
+                cloud.rest, one, console.note, artifacts=artifacts, bucket=bucket
+            )
         except T2IError as error:
             failures.append(error)
             if len(chosen) > 1:
@@ -213,7 +219,7 @@ def _remove(
         for sentence in found.unseen:
             console.warn(f"Weights may still be there: {sentence}")
     else:
-        for stays in (text for one in chosen for text in one.weights()):
+        for stays in (text for one in chosen for text in one.weights_text()):
             console.note(f"Its weights stay: {stays}; with --bucket they go as well.")
     if failures:
         raise failures[0]
@@ -224,26 +230,26 @@ def _remove(
         console.note(f"Removed: {', '.join(names)}." if names else "There was nothing to remove.")
 
 
-def _warn_elsewhere(cloud: "Cloud") -> None:
+def _warn_elsewhere(cloud: "CloudSession") -> None:
     """Warn of what is past its TTL in other places: nobody asks Google about those now."""
     from t2i_cli.vertex import endpoint_store
 
-    for one in endpoint_store.all_known():
+    for one in endpoint_store.list_records():
         elsewhere = not one.name.startswith(f"{cloud.rest.place.parent}/")
-        if elsewhere and one.expires and one.expires < cloud.rest.now():
+        if elsewhere and one.expires and one.expires < cloud.rest.server_time():
             _warn_past(one.name)
 
 
-def _forget_gone(cloud: "Cloud", found: "Survey") -> None:
+def _forget_gone(cloud: "CloudSession", found: "Inventory") -> None:
     """Drop what is remembered of this place and is not there."""
     from t2i_cli.vertex import endpoint_store
 
     there = {name.split("/")[-1] for name in found.all_endpoints}
-    for one in endpoint_store.all_known():
+    for one in endpoint_store.list_records():
         here = one.name.startswith(f"{cloud.rest.place.parent}/")
         if here and one.name.split("/")[-1] not in there:
             with suppress(StorageError):
-                endpoint_store.forget(one.name)
+                endpoint_store.forget_endpoint(one.name)
 
 
 def _warn_past(name: str) -> None:
@@ -254,15 +260,15 @@ def _warn_past(name: str) -> None:
     )
 
 
-def _named(found: "Survey", endpoint: str | None) -> "Deployment":
+def _named(found: "Inventory", endpoint: str | None) -> "Deployment":
     """The deployment that is meant: named, or in use, or the only one."""
     from t2i_cli.settings import store
     from t2i_cli.vertex import endpoint_store, inventory
 
-    current = endpoint_store.current()
+    current = endpoint_store.current_endpoint()
     wanted = endpoint or store.get_setting("vertex_endpoint") or (current and current.name)
     if wanted:
-        return inventory.named(found, wanted)
+        return inventory.find_deployment(found, wanted)
     if len(found.deployments) == 1:
         return next(iter(found.deployments.values()))
     raise InputError(
@@ -280,17 +286,17 @@ def _surveyed(
     *,
     endpoint: str | None = None,
     warn: bool = True,
-) -> "Iterator[tuple[Cloud, Survey]]":
+) -> "Iterator[tuple[CloudSession, Inventory]]":
     """A connection and all that t2i made there, with a warning of what is past its TTL."""
     from t2i_cli.vertex import inventory, lifecycle
 
-    with lifecycle.connected(
+    with lifecycle.connect(
         project=project, region=region, api_endpoint=api_endpoint, endpoint=endpoint
     ) as cloud:
-        found = inventory.everything(cloud.rest, bucket)
+        found = inventory.list_deployments(cloud.rest, bucket)
         _warn_elsewhere(cloud)
         if warn:
-            inventory.warn_overdue(found.overdue(cloud.rest.now()), console.warn)
+            inventory.warn_overdue(found.overdue(cloud.rest.server_time()), console.warn)
         yield cloud, found
         # Only now: a command that means the endpoint in use must not fall back on another.
         _forget_gone(cloud, found)

@@ -38,12 +38,12 @@ def build(
     from t2i_cli.vertex import build as building
 
     image = store.resolve_setting("vertex_image", image) if image else None
-    found = building.plan(image, builder, bake, building.where(project, region))
+    found = building.plan_build(image, builder, bake, building.build_location(project, region))
     if dry_run:
         for command in found.commands(Path("CONTEXT")):
             console.result(" ".join(command))
         return
-    building.run(found)
+    building.run_build(found)
     if json:
         console.result_json({"image": found.image, "builder": found.builder})
     else:
@@ -69,8 +69,10 @@ def package(
     source = containers.find_source(model, "model-garden")
     weights = containers.local_weights(source, half=False)  # the handler names no variant
     with Progress(console, 1) as progress:
-        file = packaging.write(source, weights, output, partial(progress.transfer, "packing"))
+        file = packaging.write_archive(
+            source, weights, output, partial(progress.transfer, "packing")
+        )
     if json:
-        console.result_json({"file": str(file), "model": source.named})
+        console.result_json({"file": str(file), "model": source.label_name})
     else:
         console.result(str(file))

@@ -90,9 +90,9 @@ def deploy(
     """Deploy a model to an endpoint of its own; run it again to go on after a failure."""
     console.configure(json=json, quiet=quiet)
     from t2i_cli.vertex import lifecycle, plan
-    from t2i_cli.vertex.plan import Wanted
+    from t2i_cli.vertex.plan import DeploymentSpec
 
-    wanted = Wanted(
+    wanted = DeploymentSpec(
         model=model,
         machine_type=machine_type,
         accelerator=accelerator,
@@ -108,16 +108,16 @@ def deploy(
         scheduler_account=scheduler_account,
         name=name,
     )
-    with lifecycle.connected(project=project, region=region, api_endpoint=api_endpoint) as cloud:
+    with lifecycle.connect(project=project, region=region, api_endpoint=api_endpoint) as cloud:
         if dry_run:
-            settled = plan.make(wanted, cloud.rest, cloud.account)
+            settled = plan.plan_deployment(wanted, cloud.rest, cloud.account)
             if json:
                 console.result_json(settled.to_json())
             else:
                 console.result(settled.text())
             return
-        settled = lifecycle.settle(wanted, cloud, console, yes=yes, offer=True)
-        found = lifecycle.make(settled, cloud, console)
+        settled = lifecycle.confirm_plan(wanted, cloud, console, yes=yes, offer=True)
+        found = lifecycle.deploy_plan(settled, cloud, console)
     if json:
         console.result_json({"endpoint": found.name, "dns": found.dns} | settled.to_json())
     else:
@@ -149,9 +149,9 @@ def run(
     """Deploy, run a command with the endpoint in its environment, take it down whatever happens."""
     console.configure(quiet=quiet)
     from t2i_cli.vertex import lifecycle
-    from t2i_cli.vertex.plan import Wanted
+    from t2i_cli.vertex.plan import DeploymentSpec
 
-    wanted = Wanted(
+    wanted = DeploymentSpec(
         model=model,
         machine_type=machine_type,
         accelerator=accelerator,
@@ -167,6 +167,6 @@ def run(
         scheduler_account=scheduler_account,
         name=name,
     )
-    with lifecycle.connected(project=project, region=region, api_endpoint=api_endpoint) as cloud:
-        code = lifecycle.run(wanted, cloud, console, command, yes=yes)
+    with lifecycle.connect(project=project, region=region, api_endpoint=api_endpoint) as cloud:
+        code = lifecycle.run_command(wanted, cloud, console, command, yes=yes)
     raise typer.Exit(code)

@@ -21,7 +21,7 @@ NUMBERS = {
 }
 """Field → the pipeline's argument, and its kind: numbers come as doubles, a seed also as text."""
 TEXTS = {"prompt", "text", "negative_prompt", "format"}
-FORMATS = {"png", "jpeg", "webp"}
+ENCODABLE_FORMATS = {"png", "jpeg", "webp"}
 
 
 class Handler:
@@ -58,7 +58,7 @@ class Handler:
 
     def _predict(self, instance: dict[str, Any]) -> dict[str, Any]:
         try:
-            arguments, format = settled(instance)
+            arguments, format = parse_instance(instance)
         except ValueError as error:
             return {"error": {"code": "bad_input", "message": str(error), "hint": None}}
         import torch
@@ -80,7 +80,7 @@ class Handler:
         }
 
 
-def settled(instance: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def parse_instance(instance: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The pipeline's arguments with a seed, and the file's format; raises ValueError."""
     if not isinstance(instance, dict):
         raise ValueError("An instance must be an object with a prompt.")  # noqa: TRY004
@@ -105,6 +105,6 @@ def settled(instance: dict[str, Any]) -> tuple[dict[str, Any], str]:
             raise ValueError(f"{field} must be a whole number, not {instance[field]!r}.")
     arguments.setdefault("seed", random.randrange(2**32))  # noqa: S311 - no secret
     format = str(instance.get("format") or "jpeg").lower()
-    if format not in FORMATS:
+    if format not in ENCODABLE_FORMATS:
         raise ValueError(f"format must be png, jpeg or webp, not {format}.")
     return arguments, format

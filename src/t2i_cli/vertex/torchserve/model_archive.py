@@ -13,7 +13,7 @@ from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.output.state_files import MAX_STATE_BYTES, free_or_own_path, parse_json
-from t2i_cli.vertex.containers import ARCHIVE, MANIFEST, Source
+from t2i_cli.vertex.containers import ARCHIVE, MANIFEST, ModelSource
 
 HANDLER = Path(__file__).with_name("handler.py")
 
@@ -22,8 +22,8 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 """The date of every entry: the same model makes the same bytes."""
 
 
-def write(
-    source: Source, weights: Path, folder: Path, on_bytes: Callable[[int, int], None]
+def write_archive(
+    source: ModelSource, weights: Path, folder: Path, on_bytes: Callable[[int, int], None]
 ) -> Path:
     """Put the handler and a diffusers folder into an archive, whole or not at all.
 
@@ -32,7 +32,7 @@ def write(
     if not (weights / "model_index.json").is_file():
         raise InputError(f"{weights} is not a diffusers folder: it has no model_index.json.")
     target = folder / ARCHIVE
-    if free_or_own_path([target], is_ours) is None:
+    if free_or_own_path([target], is_own_archive) is None:
         raise InputError(
             f"'{target}' is there, and none that t2i packed.",
             hint="Move it away, or give another folder with -o.",
@@ -45,7 +45,7 @@ def write(
         # Weights do not get smaller by compression.
         with zipfile.ZipFile(beside, "x", zipfile.ZIP_STORED) as archive:
             texts = {
-                MANIFEST: json.dumps(_manifest(source.named), indent=1),
+                MANIFEST: json.dumps(_manifest(source.label_name), indent=1),
                 HANDLER.name: HANDLER.read_text(encoding="utf-8"),
                 "requirements.txt": _REQUIREMENTS,
             }
@@ -69,7 +69,7 @@ def write(
     return target
 
 
-def is_ours(archive: Path) -> bool:
+def is_own_archive(archive: Path) -> bool:
     """Whether an archive is one that t2i packed, whichever model it holds."""
     try:
         with zipfile.ZipFile(archive) as packed:
