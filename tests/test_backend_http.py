@@ -44,7 +44,7 @@ from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
-from t2i_cli.server.options import Limits, ServerOptions
+from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.conftest import T2I
 from tests.fakes.images_server import Body, FakeImages, Fault, error, running_images
 from tests.fakes.painter import Painter, painted
@@ -659,7 +659,7 @@ def test_calls_run_beside_each_other_and_cancel_frees_the_server(server: FakeIma
 @pytest.fixture
 def ours(server: FakeImages) -> Iterator[Running]:
     """Our own server over a painter, with a key, and room for two jobs."""
-    options, limits = ServerOptions(api_key=KEY), Limits(queue=1, max_batch=1)
+    options, limits = ServerOptions(api_key=KEY), ServerLimits(queue=1, max_batch=1)
     with serving(Painter(pause=0.02), options=options, limits=limits) as running:
         yield running
         while OPEN:

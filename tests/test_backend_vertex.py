@@ -44,7 +44,7 @@ from t2i_cli.models import catalog
 from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest, resolve_request
-from t2i_cli.server.api.vertex import Container
+from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.vertex import endpoint_store
 from t2i_cli.vertex.endpoint_store import EndpointRecord
@@ -242,7 +242,7 @@ def test_our_own_container_as_it_is(vertex: FakeVertex) -> None:
     variables = {"AIP_HTTP_PORT": "80", "AIP_PREDICT_ROUTE": "/go", "AIP_HEALTH_ROUTE": "/up"}
     fails = {"gone": ContentFilteredError("The checker withheld it.", hint="Reword.")}
     painter = Painter(fails=lambda request: fails.get(request.prompt))
-    options = ServerOptions(container=Container.find(variables))
+    options = ServerOptions(container=VertexContainer.from_environment(variables))
     with serving(painter, options=options) as server:
 
         def forward(body: Body) -> tuple[int, Any]:

@@ -14,9 +14,9 @@ from t2i_cli.prompts import ROW_FIELDS, PromptProblem, read_prompts
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server.api.openai import GenerationBody
 from t2i_cli.server.api.predict import PredictBody
-from t2i_cli.server.api.t2i import Body
-from t2i_cli.server.api.vertex import Container, Instance, PredictionsBody
-from t2i_cli.server.schemas import Asked
+from t2i_cli.server.api.t2i import GenerateBody
+from t2i_cli.server.api.vertex import Instance, PredictionsBody, VertexContainer
+from t2i_cli.server.schemas import ImageRequest
 from t2i_cli.settings import store
 from tests.conftest import T2I
 
@@ -103,7 +103,7 @@ def test_requests(values: dict[str, object]) -> None:
 
 
 BODIES: list[tuple[type[BaseModel], dict[str, object]]] = [
-    (Asked, {"prompt": "a"}),
+    (ImageRequest, {"prompt": "a"}),
     (PredictBody, {"prompt": "a"}),
     (GenerationBody, {"prompt": "a"}),
     (Instance, {"prompt": "a"}),
@@ -134,10 +134,10 @@ def test_bodies(body: type[BaseModel], sound: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("body", "value"),
     [
-        (Body, {"requests": []}),
-        (Body, {"requests": [{"prompt": "a"}], "previews": True}),
-        (Body, {"requests": [{"prompt": "a"}], "lenient": 1}),
-        (Body, {"requests": [{"prompt": "a"}], "format": ""}),
+        (GenerateBody, {"requests": []}),
+        (GenerateBody, {"requests": [{"prompt": "a"}], "previews": True}),
+        (GenerateBody, {"requests": [{"prompt": "a"}], "lenient": 1}),
+        (GenerateBody, {"requests": [{"prompt": "a"}], "format": ""}),
         (PredictionsBody, {"instances": []}),
         (PredictionsBody, {"instances": [{"prompt": "a"}], "parameters": []}),
         (PredictionsBody, {"instances": [{"prompt": "a", "seed": True}]}),
@@ -157,7 +157,7 @@ def test_shards(text: str) -> None:
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "9" * 5000])
 def test_ports_of_vertex(port: str) -> None:
     with pytest.raises(InputError, match="AIP_HTTP_PORT"):
-        Container.find({"AIP_HTTP_PORT": port})
+        VertexContainer.from_environment({"AIP_HTTP_PORT": port})
 
 
 def test_keys_of_openai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

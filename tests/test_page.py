@@ -23,7 +23,7 @@ from t2i_cli.events import OnEvent, Preview, Step
 from t2i_cli.models.schedulers import usable_scheduler_names
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.server.options import Limits, ServerOptions
+from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.conftest import PATIENCE
 from tests.fakes.painter import Painter, painted
 from tests.fakes.serving import Running, serving
@@ -458,7 +458,7 @@ def test_without_a_database_images_last_until_a_reload(server: Running, tab: Tab
 
 
 def test_the_gallery_is_bounded(easel: Easel, tab: Tab) -> None:
-    limits = Limits(images=70, max_batch=70)
+    limits = ServerLimits(images=70, max_batch=70)
     with serving(easel, limits=limits) as server, tab(server.url) as page:
         fill(page, Images="63", Seed="1")
         submit(page, "a red circle")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from t2i_cli import postcard
 from t2i_cli.output import metadata
-from t2i_cli.server.options import MAX_BODY
+from t2i_cli.server.options import MAX_BODY_BYTES
 from tests.conftest import T2I
 from tests.fakes.painter import Painter
 from tests.fakes.serving import serving
@@ -158,12 +158,12 @@ def test_a_body_without_end_is_refused(server: Server) -> None:
         sent = 0
         piece = b"10000\r\n" + b" " * 2**16 + b"\r\n"
         try:
-            while sent < 64 * MAX_BODY:
+            while sent < 64 * MAX_BODY_BYTES:
                 large.sendall(piece)
                 sent += 2**16
         except (BrokenPipeError, ConnectionResetError):
             pass
-        assert sent < 64 * MAX_BODY
+        assert sent < 64 * MAX_BODY_BYTES
     with server.client() as http:
         assert http.post("/predict", json={"prompt": "next", "steps": 2}).status_code == 200
 

@@ -67,19 +67,19 @@ def nothing_left() -> bool:
 @pytest.mark.parametrize("form", [str, Path.as_uri])
 def test_a_folder_is_itself(form: object) -> None:
     assert callable(form)
-    assert gcs_download.fetch(form(postcard.FOLDER)) == postcard.FOLDER
+    assert gcs_download.download_artifacts(form(postcard.FOLDER)) == postcard.FOLDER
 
 
 @pytest.mark.parametrize("uri", ["/no/such/folder", "file:///no/such/folder", "https://there/it"])
 def test_no_folder(uri: str) -> None:
     with pytest.raises(ModelError, match="no model folder"):
-        gcs_download.fetch(uri)
+        gcs_download.download_artifacts(uri)
 
 
 @pytest.mark.parametrize("uri", [URI, f"{URI}/"])
 def test_every_file_of_the_bucket_is_brought(cloud: FakeVertex, uri: str) -> None:
     events: list[Event] = []
-    assert read(gcs_download.fetch(uri, events.append)) == FILES
+    assert read(gcs_download.download_artifacts(uri, events.append)) == FILES
     total = sum(map(len, FILES.values()))
     told = [event for event in events if isinstance(event, Downloading)]
     assert [(e.done, e.total) for e in (told[0], told[-1])] == [(0, total), (total, total)]
@@ -87,31 +87,33 @@ def test_every_file_of_the_bucket_is_brought(cloud: FakeVertex, uri: str) -> Non
 
 def test_the_copy_goes_with_whoever_took_it(cloud: FakeVertex) -> None:
     with ExitStack() as end:
-        assert read(gcs_download.fetch(URI, end=end)) == FILES
-        assert gcs_download.fetch(str(postcard.FOLDER), end=end) == postcard.FOLDER
+        assert read(gcs_download.download_artifacts(URI, end=end)) == FILES
+        assert gcs_download.download_artifacts(str(postcard.FOLDER), end=end) == postcard.FOLDER
     assert nothing_left()
     assert postcard.FOLDER.is_dir()
 
 
 def test_the_copys_place_is_the_same_on_every_replica_and_no_others(cloud: FakeVertex) -> None:
-    first = gcs_download.fetch(URI)
+    first = gcs_download.download_artifacts(URI)
     assert first == Path(tempfile.gettempdir(), "t2i-model-models-sd-one")
     assert first.stat().st_mode & 0o777 == 0o700
     (first / "mine").touch()
     with ExitStack() as end:
-        second = gcs_download.fetch(URI, end=end)
+        second = gcs_download.download_artifacts(URI, end=end)
         assert second.name.startswith(f"{first.name}-")
         assert read(second) == FILES
     assert read(first) == FILES | {"mine": b""}
     long = f"sd/{'é' * 300}"
     put(cloud, f"{long}/model_index.json", b"{}")
-    assert read(gcs_download.fetch(f"gs://models/{long}")) == {"model_index.json": b"{}"}
+    assert read(gcs_download.download_artifacts(f"gs://models/{long}")) == {
+        "model_index.json": b"{}"
+    }
 
 
 def test_the_whole_bucket_is_a_model(cloud: FakeVertex) -> None:
     cloud.objects.clear()
     put(cloud, "model_index.json", b"{}")
-    assert read(gcs_download.fetch("gs://models")) == {"model_index.json": b"{}"}
+    assert read(gcs_download.download_artifacts("gs://models")) == {"model_index.json": b"{}"}
 
 
 def test_it_reads_with_the_credentials_of_google_auth(
@@ -121,36 +123,42 @@ def test_it_reads_with_the_credentials_of_google_auth(
     monkeypatch.delenv(gcs_download.EMULATOR_VARIABLE)
     monkeypatch.setattr(gcs_download, "HOST", cloud.url)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(cloud.key))
-    assert read(gcs_download.fetch(URI)) == FILES
+    assert read(gcs_download.download_artifacts(URI)) == FILES
     # The next token, after one that is not issued for the moment.
-    cloud.faults.append(Fault(where="/token", status=503, body={}, times=gcs_download.TRIES - 1))
-    assert read(gcs_download.fetch(URI)) == FILES
+    cloud.faults.append(
+        Fault(where="/token", status=503, body={}, times=gcs_download.DOWNLOAD_ATTEMPTS - 1)
+    )
+    assert read(gcs_download.download_artifacts(URI)) == FILES
     assert cloud.faults[-1].times == 0
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 @pytest.mark.parametrize("where", [OBJECTS, FILE])
 def test_what_passes_is_tried_again(cloud: FakeVertex, where: str, status: int) -> None:
-    cloud.faults.append(Fault(where=where, status=status, body={}, times=gcs_download.TRIES - 1))
-    assert read(gcs_download.fetch(URI)) == FILES
+    cloud.faults.append(
+        Fault(where=where, status=status, body={}, times=gcs_download.DOWNLOAD_ATTEMPTS - 1)
+    )
+    assert read(gcs_download.download_artifacts(URI)) == FILES
 
 
 def test_a_connection_that_breaks_is_tried_again(cloud: FakeVertex) -> None:
     cloud.faults += [Fault(where=OBJECTS, cut=True), Fault(where="weights", cut=True, times=2)]
-    assert read(gcs_download.fetch(URI)) == FILES
+    assert read(gcs_download.download_artifacts(URI)) == FILES
 
 
 def test_it_gives_up_and_leaves_nothing(cloud: FakeVertex) -> None:
-    cloud.faults.append(Fault(where="weights", status=503, body={}, times=gcs_download.TRIES))
+    cloud.faults.append(
+        Fault(where="weights", status=503, body={}, times=gcs_download.DOWNLOAD_ATTEMPTS)
+    )
     with pytest.raises(RemoteError, match="Cannot read the bucket models: it answers 503"):
-        gcs_download.fetch(URI)
+        gcs_download.download_artifacts(URI)
     assert nothing_left()
 
 
 def test_a_file_that_arrives_damaged_is_no_model(cloud: FakeVertex) -> None:
     put(cloud, "sd/one/vae/a b", b"damaged", sum_of=b"sound")
     with pytest.raises(RemoteError, match="vae/a b arrived damaged"):
-        gcs_download.fetch(URI)
+        gcs_download.download_artifacts(URI)
     assert nothing_left()
 
 
@@ -158,7 +166,7 @@ def test_a_file_that_arrives_damaged_is_no_model(cloud: FakeVertex) -> None:
 def test_a_missing_permission_is_named(cloud: FakeVertex, permission: str) -> None:
     cloud.granted = {"storage.objects.list", "storage.objects.get"} - {permission}
     with pytest.raises(AccessError) as caught:
-        gcs_download.fetch(URI)
+        gcs_download.download_artifacts(URI)
     assert caught.value.hint is not None
     assert permission in caught.value.hint
 
@@ -166,24 +174,24 @@ def test_a_missing_permission_is_named(cloud: FakeVertex, permission: str) -> No
 @pytest.mark.parametrize("uri", ["gs://models/sd/two", "gs://models/sd/one/unet/weights"])
 def test_nothing_is_there(cloud: FakeVertex, uri: str) -> None:
     with pytest.raises(ModelError, match="no files at"):
-        gcs_download.fetch(uri)
+        gcs_download.download_artifacts(uri)
 
 
 def test_no_such_bucket(cloud: FakeVertex) -> None:
     with pytest.raises(ModelError, match="no bucket others"):
-        gcs_download.fetch("gs://others/sd")
+        gcs_download.download_artifacts("gs://others/sd")
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "a\\..\\evil", "./evil"])
 def test_no_name_leads_out_of_the_folder(cloud: FakeVertex, name: str) -> None:
     put(cloud, f"sd/one/{name}", b"evil")
     with pytest.raises(ModelError, match="unsafe name"):
-        gcs_download.fetch(URI)
+        gcs_download.download_artifacts(URI)
     assert nothing_left()
 
 
 def test_a_disk_that_fails(cloud: FakeVertex) -> None:
     put(cloud, "sd/one/model_index.json/nested", b"a file stands in its way")
     with pytest.raises(StorageError, match="Cannot write"):
-        gcs_download.fetch(URI)
+        gcs_download.download_artifacts(URI)
     assert nothing_left()

@@ -27,13 +27,13 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server import batcher
 from t2i_cli.server.batcher import BusyError
 from t2i_cli.server.engine import Engine, NotServedError
-from t2i_cli.server.jobs import Job, Observer
-from t2i_cli.server.options import Limits
+from t2i_cli.server.jobs import ImageJob, JobObserver
+from t2i_cli.server.options import ServerLimits
 from tests.fakes.painter import Held, Painter
 
 
 @asynccontextmanager
-async def started(backend: Painter, limits: Limits | None = None) -> AsyncIterator[Engine]:
+async def started(backend: Painter, limits: ServerLimits | None = None) -> AsyncIterator[Engine]:
     engine = Engine(backend, "postcard", limits)
     await engine.start()
     try:
@@ -54,12 +54,12 @@ async def until(true: Callable[[], object]) -> None:
 
 
 async def asked(engine: Engine, *prompts: str, **fields: object) -> list[ResolvedRequest]:
-    return await engine.settle(
+    return await engine.resolve_requests(
         [GenerateRequest(prompt=prompt, **fields) for prompt in prompts]  # type: ignore[arg-type]
     )
 
 
-async def submit(engine: Engine, *prompts: str, previews: int = 0, **fields: object) -> Job:
+async def submit(engine: Engine, *prompts: str, previews: int = 0, **fields: object) -> ImageJob:
     return engine.submit(await asked(engine, *prompts, **fields), previews=previews)
 
 
@@ -83,7 +83,7 @@ def test_a_job_gets_its_images_in_order() -> None:
 def test_waiting_jobs_of_one_kind_share_a_pass_and_others_keep_their_turn() -> None:
     async def test() -> None:
         held = Held()
-        async with started(held, Limits(max_batch=3)) as engine:
+        async with started(held, ServerLimits(max_batch=3)) as engine:
             first = await submit(engine, "first")
             await until(lambda: held.passes)
             others = [
@@ -110,7 +110,7 @@ def test_every_job_hears_of_its_own_images_only() -> None:
             held.go.set()
             await first.images()
             held.go.clear()
-            heard: dict[Job, list[object]] = {one: [], other: []}
+            heard: dict[ImageJob, list[object]] = {one: [], other: []}
             await until(lambda: len(held.passes) == 2)
             for job in (one, other):
                 while not any(isinstance(m, Step) and m.step == 4 for m in heard[job]):
@@ -164,11 +164,11 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
         held = Held()
         refusals = []
 
-        class Counting(Observer):
+        class Counting(JobObserver):
             def refused(self) -> None:
                 refusals.append(1)
 
-        async with started(held, Limits(queue=2)) as engine:
+        async with started(held, ServerLimits(queue=2)) as engine:
             engine.line.observers.append(Counting())
             jobs = [await submit(engine, "running")]
             await until(lambda: held.passes)
@@ -188,7 +188,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
 
 def test_a_queue_of_none_still_takes_what_can_begin_at_once() -> None:
     async def test() -> None:
-        async with started(Painter(), Limits(queue=0)) as engine:
+        async with started(Painter(), ServerLimits(queue=0)) as engine:
             for prompt in ("one", "two"):
                 assert len(await (await submit(engine, prompt)).images()) == 1
 
@@ -198,7 +198,7 @@ def test_a_queue_of_none_still_takes_what_can_begin_at_once() -> None:
 def test_a_job_that_is_left_frees_its_place_in_the_queue() -> None:
     async def test() -> None:
         held = Held()
-        async with started(held, Limits(queue=1)) as engine:
+        async with started(held, ServerLimits(queue=1)) as engine:
             await submit(engine, "running")
             await until(lambda: held.passes)
             async with await submit(engine, "left", width=256):
@@ -238,7 +238,7 @@ def test_a_pass_ends_only_when_nobody_waits_for_any_of_its_images() -> None:
 def test_a_timeout_cancels_the_work() -> None:
     async def test() -> None:
         held = Held()
-        async with started(held, Limits(timeout=0.2)) as engine:
+        async with started(held, ServerLimits(timeout=0.2)) as engine:
             job = await submit(engine, "slow")
             waits = await submit(engine, "waits", width=256)
             for one in (job, waits):
@@ -365,7 +365,7 @@ def test_a_backend_that_ends_early_leaves_no_job_waiting() -> None:
 def test_stopping_finishes_what_runs_and_refuses_the_rest() -> None:
     async def test() -> None:
         held = Held()
-        async with started(held, Limits(max_batch=2)) as engine:
+        async with started(held, ServerLimits(max_batch=2)) as engine:
             runs = await submit(engine, "a", "b", "c")
             await until(lambda: held.passes)
             waits = await submit(engine, "waits", width=256)
@@ -439,7 +439,7 @@ def test_what_stops_while_the_model_is_found_does_not_load_it() -> None:
 def test_jobs_are_taken_while_the_model_loads_and_hear_of_it() -> None:
     async def test() -> None:
         slow = Slow()
-        engine = Engine(slow, "postcard", Limits(queue=2))
+        engine = Engine(slow, "postcard", ServerLimits(queue=2))
         starting = asyncio.create_task(engine.start())
         first = await submit(engine, "first")
         assert isinstance(await anext(first), Loading)
@@ -465,7 +465,7 @@ def test_a_model_that_cannot_be_loaded_is_told_to_all() -> None:
         starting = asyncio.create_task(engine.start())
         job = await submit(engine, "first")
         slow.go.set()
-        for failing in (job.images(), starting, submit(engine, "second"), engine.described()):
+        for failing in (job.images(), starting, submit(engine, "second"), engine.wait_described()):
             with pytest.raises(ModelError, match="torn"):
                 await failing
         assert not engine.ready
@@ -483,10 +483,10 @@ def test_no_more_wait_for_the_model_than_the_queue_holds() -> None:
             found.wait(60)
             return "postcard"
 
-        engine = Engine(Painter(), find, Limits(queue=2))
+        engine = Engine(Painter(), find, ServerLimits(queue=2))
         engine.line.observers.append(refused)
         starting = asyncio.create_task(engine.start())
-        waiting = [asyncio.create_task(engine.described()) for _ in range(2)]
+        waiting = [asyncio.create_task(engine.wait_described()) for _ in range(2)]
         await asyncio.sleep(0)
         for _ in range(2):
             with pytest.raises(BusyError):
@@ -494,11 +494,11 @@ def test_no_more_wait_for_the_model_than_the_queue_holds() -> None:
         assert refused.count == 2
         waiting[0].cancel()
         await asyncio.wait([waiting.pop(0)])
-        waiting.append(asyncio.create_task(engine.described()))
+        waiting.append(asyncio.create_task(engine.wait_described()))
         found.set()
         assert {spec.name for spec in await asyncio.gather(*waiting)} == {"postcard"}
         await starting
-        assert len(await asyncio.gather(*(engine.described() for _ in range(9)))) == 9
+        assert len(await asyncio.gather(*(engine.wait_described() for _ in range(9)))) == 9
         await engine.stop(grace=0)
 
     run(test())
@@ -512,7 +512,7 @@ def test_the_time_limit_holds_while_the_model_is_found() -> None:
             found.wait(60)
             return "postcard"
 
-        engine = Engine(Painter(), find, Limits(queue=1, timeout=0.1))
+        engine = Engine(Painter(), find, ServerLimits(queue=1, timeout=0.1))
         starting = asyncio.create_task(engine.start())
         for _ in range(2):  # the place of the first is free again
             with pytest.raises(TimedOutError, match="finding its model"):
@@ -525,7 +525,7 @@ def test_the_time_limit_holds_while_the_model_is_found() -> None:
     run(test())
 
 
-class Refusals(Observer):
+class Refusals(JobObserver):
     count = 0
 
     def refused(self) -> None:
@@ -553,13 +553,13 @@ def test_a_model_that_is_found_only_then_is_served_by_its_names_alone() -> None:
 
 
 def test_limits_are_kept() -> None:
-    limits = Limits(images=2, pixels=128 * 128, steps=30)
+    limits = ServerLimits(images=2, pixels=128 * 128, steps=30)
 
     async def test() -> None:
         async with started(Painter(), limits) as engine:
             assert len(await asked(engine, "a", "b", steps=30, width=128, height=128)) == 2
             for wrong, field in (
-                (engine.settle([GenerateRequest(prompt="a")] * 3, counted="n"), "n"),
+                (engine.resolve_requests([GenerateRequest(prompt="a")] * 3, counted="n"), "n"),
                 (asked(engine, "a", "b", "c"), None),
                 (asked(engine, width=136), None),
                 (asked(engine, "a", width=136, height=128), "width"),
@@ -578,7 +578,9 @@ def test_what_cannot_be_honoured_is_left_out_where_that_is_asked_for() -> None:
         async with started(Painter()) as engine:
             notes: list[Notice] = []
             request = GenerateRequest(prompt="a", guidance_scale=1.0, negative_prompt="x")
-            settled = await engine.settle([request] * 2, lenient=True, on_note=notes.append)
+            settled = await engine.resolve_requests(
+                [request] * 2, lenient=True, on_note=notes.append
+            )
             assert [one.negative_prompt for one in settled] == [None, None]
             assert len(notes) == 1
 
@@ -685,13 +687,13 @@ def test_steps_that_nobody_hears_of_do_not_come_to_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     heard: list[object] = []
-    hear = batcher.Line._hear
+    hear = batcher.Batcher._hear
 
-    def counting(self: batcher.Line, work: Any, event: Any) -> None:  # noqa: ANN401 - as it is
+    def counting(self: batcher.Batcher, work: Any, event: Any) -> None:  # noqa: ANN401 - as it is
         heard.append(event)
         hear(self, work, event)
 
-    monkeypatch.setattr(batcher.Line, "_hear", counting)
+    monkeypatch.setattr(batcher.Batcher, "_hear", counting)
 
     async def test() -> None:
         async with started(Painter(steps=True)) as engine:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schemathesis import BaseSchema, GenerationMode, checks
 from schemathesis.core.result import Ok
 
-from t2i_cli.server.api.vertex import Container
+from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
@@ -58,7 +58,7 @@ def send() -> Iterator[Send]:
 
         async def start() -> httpx2.AsyncClient:
             await lifespan.__aenter__()
-            await engine.described()
+            await engine.wait_described()
             transport = httpx2.ASGITransport(app)
             headers = {"Authorization": "Bearer key"}
             return httpx2.AsyncClient(
@@ -73,7 +73,9 @@ def send() -> Iterator[Send]:
             return runner.run(client.request(method, url, **request))
 
         engine = Engine(Painter(side=1), "postcard")
-        options = ServerOptions(container=Container.find(variables), api_key="key")
+        options = ServerOptions(
+            container=VertexContainer.from_environment(variables), api_key="key"
+        )
         app = create_app(engine, options)
         lifespan = app.router.lifespan_context(app)
         client = runner.run(start())

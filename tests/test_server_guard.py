@@ -20,10 +20,10 @@ from t2i_cli.console import Console
 from t2i_cli.errors import InputError
 from t2i_cli.events import MemoryMeasure
 from t2i_cli.server import security
-from t2i_cli.server.api.vertex import Container
+from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.options import Limits, ServerOptions
+from t2i_cli.server.options import ServerLimits, ServerOptions
 from t2i_cli.server.runner import ServerLog
 from tests import tiny
 from tests.fakes.painter import Painter
@@ -38,12 +38,12 @@ POSTS: dict[str, dict[str, object]] = {
 }
 GETS = ["/v1/models", "/v1/images/none", "/t2i/v1/model", "/metrics", "/docs", "/openapi.json"]
 OPEN = ["/", "/static/page.js", "/healthz", "/readyz"]
-CONTAINER = Container(
+CONTAINER = VertexContainer(
     port=8080, health_route="/alive", predict_route="/v1/endpoints/1:predict", storage_uri=None
 )
 
 
-def client(options: ServerOptions | None = None, limits: Limits | None = None) -> TestClient:
+def client(options: ServerOptions | None = None, limits: ServerLimits | None = None) -> TestClient:
     engine = Engine(Painter(), "postcard", limits)
     app = create_app(engine, options or ServerOptions())
     return TestClient(app, base_url="http://localhost:7860", raise_server_exceptions=False)

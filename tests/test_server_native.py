@@ -20,7 +20,7 @@ from t2i_cli.models.schedulers import usable_scheduler_names
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server import responses
-from t2i_cli.server.options import Limits, ServerOptions
+from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.fakes.painter import Held, Painter
 from tests.fakes.serving import Running, serving
 
@@ -68,7 +68,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_the_model_is_described() -> None:
-    limits = Limits(images=3, steps=77)
+    limits = ServerLimits(images=3, steps=77)
     with serving(Painter(), limits=limits, options=ServerOptions(api_key="k")) as server:
         with client(server) as http:
             found = http.get("/t2i/v1/model", headers={"Authorization": "Bearer k"}).json()
@@ -232,7 +232,7 @@ def test_a_job_can_be_cancelled_by_its_name() -> None:
 
 def test_a_full_queue_is_429_in_every_dialect() -> None:
     held = Held()
-    with serving(held, limits=Limits(queue=0)) as server, client(server) as http:
+    with serving(held, limits=ServerLimits(queue=0)) as server, client(server) as http:
         body = {"requests": asked("a")}
         with http.stream("POST", "/t2i/v1/generate", json=body) as answer:
             stream = events(answer)
@@ -300,7 +300,7 @@ def test_what_fails_has_its_status_and_the_server_goes_on(prompt: str, status: i
 
 def test_what_takes_too_long_is_504_and_cancelled() -> None:
     held = Held()
-    with serving(held, limits=Limits(timeout=0.2)) as server, client(server) as http:
+    with serving(held, limits=ServerLimits(timeout=0.2)) as server, client(server) as http:
         for path in ("/predict", "/v1/images/generations"):
             assert http.post(path, json={"prompt": "slow"}).status_code == 504
         [*_, (name, failure), _] = told(server, requests=asked("slow"))

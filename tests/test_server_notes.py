@@ -15,14 +15,16 @@ from t2i_cli.events import Event, Notice
 from t2i_cli.net import response_metadata
 from t2i_cli.request import GenerateRequest, resolve_request
 from t2i_cli.server.api.predict import LONGEST_NOTE, NOTES_HEADER
-from t2i_cli.server.api.vertex import Container
+from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.options import ServerOptions
 from tests.conftest import T2I
 from tests.fakes.painter import Noting
 from tests.fakes.serving import Running, serving
 from tests.fakes.vertex import FakeVertex, running_vertex
 
-CONTAINER = Container.find({"AIP_PREDICT_ROUTE": "/go", "AIP_HEALTH_ROUTE": "/up"})
+CONTAINER = VertexContainer.from_environment(
+    {"AIP_PREDICT_ROUTE": "/go", "AIP_HEALTH_ROUTE": "/up"}
+)
 ALL = "It is for all."
 UNFIT: dict[str, Any] = {"guidance_scale": 1.0, "negative_prompt": "x"}
 LEFT_OUT = "The negative prompt cannot act at guidance 1: it needs more than 1. It is left out."

@@ -27,7 +27,7 @@ from t2i_cli.models import catalog
 from t2i_cli.output import metadata
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.server.options import Limits, ServerOptions
+from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.fakes.painter import Held, Painter
 from tests.fakes.serving import Running, serving
 
@@ -260,7 +260,7 @@ def test_another_model_is_not_found(client: openai.OpenAI) -> None:
 
 
 def test_more_images_than_this_server_makes_name_n() -> None:
-    with serving(Painter(), limits=Limits(images=2)) as server, connected(server) as client:
+    with serving(Painter(), limits=ServerLimits(images=2)) as server, connected(server) as client:
         with pytest.raises(openai.BadRequestError, match="1 to 2 images") as caught:
             client.images.generate(prompt="a", n=3)
     assert caught.value.param == "n"
@@ -285,7 +285,7 @@ def test_a_failure_is_its_clients_own_error(
 def test_a_full_queue_is_a_rate_limit() -> None:
     held = Held()
     with (
-        serving(held, limits=Limits(queue=1, max_batch=1)) as server,
+        serving(held, limits=ServerLimits(queue=1, max_batch=1)) as server,
         connected(server) as client,
         ThreadPoolExecutor(2) as others,
     ):

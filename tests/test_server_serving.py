@@ -48,7 +48,9 @@ def served(backend: Backend, listener: socket.socket) -> Iterator[Engine]:
 
     def run() -> None:
         try:
-            runner.serve(app, engine, listener, grace=5, on_ready=ready.set, expired=end.is_set)
+            runner.run_server(
+                app, engine, listener, grace=5, on_ready=ready.set, expired=end.is_set
+            )
         except T2IError as error:
             caught.append(error)
 
@@ -91,7 +93,7 @@ class Noisy(Painter):
 
 def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "PATIENCE", 0.5)
-    with runner.listen("127.0.0.1", 0) as listener, served(Noisy(), listener):
+    with runner.listen_tcp("127.0.0.1", 0) as listener, served(Noisy(), listener):
         with socket.create_connection(listener.getsockname()[:2], timeout=30) as idle:
             idle.sendall(post("/t2i/v1/generate"))
             received = b""
@@ -120,7 +122,7 @@ def test_a_client_that_only_trickles_is_cut_off_and_its_images_are_let_go(
         return awaited(connection)
 
     monkeypatch.setattr(runner, "_awaited", seen)
-    with runner.listen("127.0.0.1", 0) as listener, served(Noisy(), listener) as engine:
+    with runner.listen_tcp("127.0.0.1", 0) as listener, served(Noisy(), listener) as engine:
         with socket.create_connection(listener.getsockname()[:2], timeout=60) as slow:
             slow.sendall(post(path, body))
             with pytest.raises(ConnectionResetError):
@@ -138,7 +140,7 @@ def test_clients_that_never_ask_are_cut_off_and_harm_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with ExitStack() as stack:
-        listener = stack.enter_context(runner.listen("127.0.0.1", 0))
+        listener = stack.enter_context(runner.listen_tcp("127.0.0.1", 0))
         stack.enter_context(served(Painter(), listener))
         slow = [
             stack.enter_context(socket.create_connection(listener.getsockname()[:2], timeout=60))
@@ -161,7 +163,7 @@ def test_clients_that_never_ask_are_cut_off_and_harm_nobody(
 def test_a_client_that_goes_away_frees_the_device(path: str, half: bool) -> None:
     body = BODY if "t2i" in path else b'{"prompt": "a red house"}'
     held = Held()
-    with runner.listen("127.0.0.1", 0) as listener, served(held, listener) as engine:
+    with runner.listen_tcp("127.0.0.1", 0) as listener, served(held, listener) as engine:
         with socket.create_connection(listener.getsockname()[:2], timeout=30) as gone:
             gone.sendall(post(path, body))
             until(lambda: engine.running)
@@ -178,7 +180,7 @@ def test_a_client_that_goes_away_frees_the_device(path: str, half: bool) -> None
 
 def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
     held = Held()
-    with runner.listen("127.0.0.1", 0) as listener, served(held, listener) as engine:
+    with runner.listen_tcp("127.0.0.1", 0) as listener, served(held, listener) as engine:
         with socket.create_connection(listener.getsockname()[:2], timeout=30) as stays:
             stays.sendall(post("/t2i/v1/generate"))
             until(lambda: engine.running)
@@ -205,13 +207,13 @@ def test_a_backend_that_hangs_does_not_keep_the_server_from_ending(
     monkeypatch.setattr(engine_module, "FORCED", 0.2)
     stuck, end = threading.Event(), threading.Event()
     caught: list[T2IError] = []
-    with runner.listen("127.0.0.1", 0) as listener:
+    with runner.listen_tcp("127.0.0.1", 0) as listener:
         engine = Engine(Hung(), "postcard")
         app = create_app(engine, ServerOptions())
 
         def run() -> None:
             with pytest.raises(TerminatedError) as raised:
-                runner.serve(app, engine, listener, grace=0.2, expired=end.is_set)
+                runner.run_server(app, engine, listener, grace=0.2, expired=end.is_set)
             caught.append(raised.value)
 
         thread = threading.Thread(target=run)
@@ -234,19 +236,19 @@ def test_what_cannot_be_loaded_ends_the_server() -> None:
         def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
             raise ModelError("The weights are torn.")
 
-    with runner.listen("127.0.0.1", 0) as listener:
+    with runner.listen_tcp("127.0.0.1", 0) as listener:
         engine = Engine(Broken(), "postcard")
         app = create_app(engine, ServerOptions())
         with pytest.raises(ModelError, match="torn"):
-            runner.serve(app, engine, listener)
+            runner.run_server(app, engine, listener)
 
 
 def test_a_port_is_taken_once() -> None:
-    with runner.listen("127.0.0.1", 0) as listener:
+    with runner.listen_tcp("127.0.0.1", 0) as listener:
         with pytest.raises(InputError, match="Cannot listen on 127.0.0.1 port"):
-            runner.listen("127.0.0.1", listener.getsockname()[1])
+            runner.listen_tcp("127.0.0.1", listener.getsockname()[1])
     with pytest.raises(InputError, match="no address"):
-        runner.listen("nowhere.invalid", 0)
+        runner.listen_tcp("nowhere.invalid", 0)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_a_port_is_taken_once() -> None:
     [("127.0.0.1", True), ("127.8.9.1", True), ("localhost", True), ("0.0.0.0", False)],  # noqa: S104
 )
 def test_what_only_this_machine_can_reach_is_known(host: str, loopback: bool) -> None:
-    assert runner.is_loopback(host) is loopback
+    assert runner.is_loopback_host(host) is loopback
 
 
 def test_a_unix_socket_is_the_users_alone_and_goes_with_its_server(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from t2i_cli.errors import ContentFilteredError, InputError, OutOfMemoryError, T
 from t2i_cli.events import OnEvent
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.server.api.vertex import Container
-from t2i_cli.server.options import Limits, ServerOptions
+from t2i_cli.server.api.vertex import VertexContainer
+from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.fakes.painter import Painter
 from tests.fakes.serving import Running, serving
 from tests.fakes.vertex import running_vertex
@@ -52,7 +52,7 @@ def fails(request: ResolvedRequest) -> T2IError | None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    options = ServerOptions(container=Container.find(VARIABLES))
+    options = ServerOptions(container=VertexContainer.from_environment(VARIABLES))
     with serving(Painter(fails=fails), options=options) as running:
         yield running
 
@@ -89,21 +89,21 @@ def refused(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
 
 
 def test_the_contract_is_read_from_the_environment() -> None:
-    assert Container.find(VARIABLES) == Container(
+    assert VertexContainer.from_environment(VARIABLES) == VertexContainer(
         port=8080, health_route=HEALTH, predict_route=PREDICT, storage_uri="gs://bucket/model"
     )
 
 
 def test_without_a_word_of_vertex_there_is_no_container() -> None:
-    assert Container.find({"PATH": "/bin", "AIP_STORAGE_URI": ""}) is None
+    assert VertexContainer.from_environment({"PATH": "/bin", "AIP_STORAGE_URI": ""}) is None
 
 
 def test_what_vertex_leaves_empty_is_not_set() -> None:
-    found = Container.find({"AIP_HTTP_PORT": "9000", "AIP_STORAGE_URI": ""})
-    assert found == Container(
+    found = VertexContainer.from_environment({"AIP_HTTP_PORT": "9000", "AIP_STORAGE_URI": ""})
+    assert found == VertexContainer(
         port=9000, health_route="/health", predict_route="/predict", storage_uri=None
     )
-    assert Container.find({"AIP_PREDICT_ROUTE": "/go"}) == Container(
+    assert VertexContainer.from_environment({"AIP_PREDICT_ROUTE": "/go"}) == VertexContainer(
         port=8080, health_route="/health", predict_route="/go", storage_uri=None
     )
 
@@ -120,7 +120,7 @@ def test_what_vertex_leaves_empty_is_not_set() -> None:
 )
 def test_a_wrong_variable_is_named(variable: str, value: str) -> None:
     with pytest.raises(InputError, match=variable):
-        Container.find(VARIABLES | {variable: value})
+        VertexContainer.from_environment(VARIABLES | {variable: value})
 
 
 def test_health_is_good_while_the_model_can_serve(server: Running) -> None:
@@ -260,7 +260,7 @@ def test_errors_from_outside_a_route_have_the_same_form(server: Running) -> None
 
 def test_its_routes_win_over_those_of_the_same_name() -> None:
     variables = VARIABLES | {"AIP_PREDICT_ROUTE": "/predict", "AIP_HEALTH_ROUTE": "/healthz"}
-    options = ServerOptions(container=Container.find(variables))
+    options = ServerOptions(container=VertexContainer.from_environment(variables))
     with serving(Painter(), options=options) as server:
         assert predictions(predict(server, {"prompt": "a"}, route="/predict"))
         assert httpx2.get(f"{server.url}/healthz").content == b""
@@ -273,8 +273,8 @@ def test_while_the_model_is_fetched_few_wait_and_not_for_ever() -> None:
         fetched.wait(60)
         return "postcard"
 
-    options = ServerOptions(container=Container.find(VARIABLES))
-    limits = Limits(queue=2, timeout=0.5)
+    options = ServerOptions(container=VertexContainer.from_environment(VARIABLES))
+    limits = ServerLimits(queue=2, timeout=0.5)
     with serving(Painter(), model=fetch, options=options, limits=limits, ready=False) as server:
         try:
             with ThreadPoolExecutor(8) as clients:
@@ -290,7 +290,9 @@ def test_while_the_model_is_fetched_few_wait_and_not_for_ever() -> None:
 
 
 def test_a_key_is_not_vertexs_business() -> None:
-    options = ServerOptions(container=Container.find(VARIABLES), api_key="a secret key")
+    options = ServerOptions(
+        container=VertexContainer.from_environment(VARIABLES), api_key="a secret key"
+    )
     with serving(Painter(), options=options) as server:
         assert predictions(predict(server, {"prompt": "a"}))
         assert httpx2.get(server.url + HEALTH).status_code == 200

@@ -17,8 +17,8 @@ from t2i_cli.backends import Backend
 from t2i_cli.events import OnEvent
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.options import Limits, ServerOptions
-from t2i_cli.server.runner import listen, serve
+from t2i_cli.server.options import ServerLimits, ServerOptions
+from t2i_cli.server.runner import listen_tcp, run_server
 from tests.fakes.painter import Painter
 
 
@@ -37,14 +37,14 @@ def serving(
     *,
     model: str | Callable[[OnEvent], str] = "postcard",
     options: ServerOptions | None = None,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     ready: bool = True,
 ) -> Iterator[Running]:
     """The server in a thread of this process, until the block ends; from when it is `ready`."""
     engine = Engine(backend, model, limits)
     app = create_app(engine, options or ServerOptions())
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
-    listener = listen("127.0.0.1", 0)
+    listener = listen_tcp("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -60,11 +60,11 @@ def serving(
 def main() -> None:
     """Serve until a signal comes."""
     painter = Painter(pause=float(os.environ.get("PAUSE", "0")), side=128)
-    engine = Engine(painter, "postcard", Limits(queue=16))
+    engine = Engine(painter, "postcard", ServerLimits(queue=16))
     app = create_app(engine, ServerOptions())
-    listener = listen("127.0.0.1", 0)
+    listener = listen_tcp("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    serve(app, engine, listener, on_ready=lambda: print(address, flush=True))  # noqa: T201
+    run_server(app, engine, listener, on_ready=lambda: print(address, flush=True))  # noqa: T201
 
 
 if __name__ == "__main__":

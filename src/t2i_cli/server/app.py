@@ -16,7 +16,7 @@ from t2i_cli.server import docs, health, page, responses
 from t2i_cli.server.api import openai, predict, t2i, vertex
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.security import Guard, Render
+from t2i_cli.server.security import Render, SecurityMiddleware
 
 PROBES = ("/healthz", "/readyz")
 """What tells no more than a state."""
@@ -61,13 +61,13 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
     )
     if options.container:
         # Its routes may have the names of others, which then are its own.
-        app.include_router(vertex.router(engine, options))
-    app.include_router(predict.router(engine, options))
-    app.include_router(openai.router(engine, options))
-    app.include_router(t2i.router(engine, options))
-    app.include_router(health.router(engine))
-    app.include_router(docs.router())
-    app.include_router(page.router())
+        app.include_router(vertex.vertex_router(engine, options))
+    app.include_router(predict.predict_router(engine, options))
+    app.include_router(openai.openai_router(engine, options))
+    app.include_router(t2i.t2i_router(engine, options))
+    app.include_router(health.health_router(engine))
+    app.include_router(docs.docs_router())
+    app.include_router(page.page_router())
     _handle_errors(app, render)
     return app
 
@@ -76,7 +76,7 @@ def _middleware(options: ServerOptions, render: Render) -> list[Middleware]:
     container = options.container
     trusted = {container.health_route, container.predict_route} if container else set()
     guard = Middleware(
-        Guard,
+        SecurityMiddleware,
         options=options,
         open_paths=OPEN_PATHS,
         probes=PROBES,
@@ -98,12 +98,12 @@ def _render(options: ServerOptions) -> Render:
     def render(path: str, error: T2IError, status: int) -> Response:
         """An error in the dialect of the path."""
         if options.container and path == options.container.predict_route:
-            body = vertex.error_body(error, status)
+            body = vertex.google_error(error, status)
         elif path.startswith("/v1/"):
-            body = openai.error_body(error, status)
+            body = openai.openai_error(error, status)
         else:
             body = {"error": error.to_json()}
-        return responses.json_response(body, status, responses.headers(error))
+        return responses.json_response(body, status, responses.error_headers(error))
 
     return render
 
@@ -113,11 +113,11 @@ def _handle_errors(app: FastAPI, render: Render) -> None:
 
     @app.exception_handler(T2IError)
     async def failed(request: Request, error: T2IError) -> Response:
-        return render(request.url.path, error, responses.status(error))
+        return render(request.url.path, error, responses.status_code(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return render(request.url.path, responses.invalid(error.errors()), 400)
+        return render(request.url.path, responses.validation_error(error.errors()), 400)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:

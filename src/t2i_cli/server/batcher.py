@@ -16,8 +16,8 @@ from typing import Any, TypeVar, cast
 from t2i_cli.backends import Backend, Failure, GeneratedImage
 from t2i_cli.errors import InputError, InternalError, ModelError, QuotaError, T2IError
 from t2i_cli.events import Event, MemoryMeasure, Notice, Preview, RequestSent, Step
-from t2i_cli.server.jobs import Job, Observer
-from t2i_cli.server.options import Limits
+from t2i_cli.server.jobs import ImageJob, JobObserver
+from t2i_cli.server.options import ServerLimits
 
 LINGER = 0.05
 """Of a shared pass's time: how long the next one waits for the same clients, beside those that wait
@@ -30,9 +30,9 @@ MAX_RETRY_AFTER = 60
 """Seconds."""
 
 T = TypeVar("T")
-Member = tuple[Job, int]
+IndexedJob = tuple[ImageJob, int]
 """A job and a position in it."""
-log = logging.getLogger(__name__)
+batcher_log = logging.getLogger(__name__)
 
 
 class BusyError(QuotaError):
@@ -47,26 +47,26 @@ class BusyError(QuotaError):
 class _Pass:
     """One call of the backend; `answered` are positions among its members."""
 
-    members: list[Member]
+    members: list[IndexedJob]
     cancel: Flag = field(default_factory=Flag)
     answered: set[int] = field(default_factory=set)
     began: float = field(default_factory=time.monotonic)
 
 
-class Line:
+class Batcher:
     """Jobs in the order they came. All of it is on the event loop, but for the passes."""
 
-    def __init__(self, backend: Backend, limits: Limits) -> None:
-        self.jobs: dict[str, Job] = {}
+    def __init__(self, backend: Backend, limits: ServerLimits) -> None:
+        self.jobs: dict[str, ImageJob] = {}
         self.idle_since: float | None = time.monotonic()
-        self.observers: list[Observer] = []
+        self.observers: list[JobObserver] = []
         self._backend = backend
         self._limits = limits
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="backend")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened = False
-        self._queue: deque[Job] = deque()
-        self._alone: deque[Member] = deque()
+        self._queue: deque[ImageJob] = deque()
+        self._alone: deque[IndexedJob] = deque()
         self._pass: _Pass | None = None
         self._last = 0.0
         self._linger: asyncio.TimerHandle | None = None
@@ -75,7 +75,7 @@ class Line:
     @property
     def waiting(self) -> int:
         """Jobs of which nothing has begun."""
-        return sum(not job.begun for job in self._queue)
+        return sum(not job.has_begun for job in self._queue)
 
     @property
     def running(self) -> int:
@@ -87,34 +87,34 @@ class Line:
         """Whether the device is free, or has nothing left that anyone waits for."""
         return self._opened and (self._pass is None or all(j.done for j, _ in self._pass.members))
 
-    def open(self) -> None:
+    def start(self) -> None:
         """Begin to work."""
         self._opened = True
         self._dispatch()
 
-    def add(self, job: Job) -> None:
+    def add(self, job: ImageJob) -> None:
         """Have a job wait for its turn; raises BusyError where no more may wait."""
         if self.waiting >= self._limits.queue + self._free:
             left = self._last * (1 + self._images_waiting() // self._limits.max_batch)
-            raise self.busy(min(max(1, math.ceil(left)), MAX_RETRY_AFTER))
+            raise self.busy_error(min(max(1, math.ceil(left)), MAX_RETRY_AFTER))
         self.jobs[job.id] = job
         for observer in self.observers:
-            observer.taken(job)
+            observer.on_queued(job)
         self._queue.append(job)
         self.idle_since = None
         self._dispatch()
 
-    def busy(self, retry_after: int = RETRY_AFTER) -> BusyError:
+    def busy_error(self, retry_after: int = RETRY_AFTER) -> BusyError:
         """The error for what finds no place, which observers hear of."""
         for observer in self.observers:
-            observer.refused()
+            observer.on_rejected()
         return BusyError(retry_after)
 
-    def forget(self, job: Job) -> None:
+    def remove(self, job: ImageJob) -> None:
         """Give up the place of a job that ended; a pass that nobody waits for any more ends."""
         if self.jobs.pop(job.id, None):
             for observer in self.observers:
-                observer.ended(job)
+                observer.on_finished(job)
         if job in self._queue:
             self._queue.remove(job)
         if self._pass and self._free:
@@ -122,23 +122,23 @@ class Line:
         if not self.jobs:
             self.idle_since = time.monotonic()
 
-    def tell(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
         """Tell every job and observer, from any thread."""
         self._post(self._tell, event)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    async def run_in_thread(self, work: Callable[[], T]) -> T:
         """What `work` returns, when it had its turn in the backend's thread."""
         self._loop = asyncio.get_running_loop()
         return await self._loop.run_in_executor(self._thread, work)
 
-    async def empty(self, seconds: float) -> bool:
+    async def drain(self, seconds: float) -> bool:
         """Whether no job is left, and no pass, within so many seconds."""
         deadline = time.monotonic() + seconds
         while (self.jobs or self._pass) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         return not (self.jobs or self._pass)
 
-    def shut(self) -> None:
+    def shutdown(self) -> None:
         """Let go of the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -151,16 +151,16 @@ class Line:
         self._stop_lingering()
         if members := self._next_members():
             self._pass = _Pass(members)
-            ending = asyncio.ensure_future(self.in_thread(partial(self._run, self._pass)))
+            ending = asyncio.ensure_future(self.run_in_thread(partial(self._run, self._pass)))
             ending.add_done_callback(partial(self._ended, self._pass))
 
-    def _next_members(self) -> list[Member]:
+    def _next_members(self) -> list[IndexedJob]:
         """The image that waited longest, and those like it, as many as one pass may have."""
         while self._alone:
             job, index = self._alone.popleft()
             if not job.done:
                 return [(job, index)]
-        members: list[Member] = []
+        members: list[IndexedJob] = []
         for job in list(self._queue):
             for index in list(job.unbegun):
                 if len(members) == self._limits.max_batch:
@@ -190,9 +190,9 @@ class Line:
 
     def _tell(self, event: Event) -> None:
         for observer in self.observers:
-            observer.told(event)
+            observer.on_event(event)
         for job in self.jobs.values():
-            job.tell(event)
+            job.publish(event)
 
     def _post(self, call: Callable[..., object], *arguments: object) -> None:
         """Have the event loop make a call."""
@@ -203,20 +203,20 @@ class Line:
         """Hand an event to the jobs it concerns, with the positions that are theirs."""
         if isinstance(event, Preview):
             job, index = work.members[event.index]
-            job.tell(replace(event, index=index))
+            job.publish(replace(event, index=index))
             return
         if not isinstance(event, Step | RequestSent | Notice) or not event.indices:
             for job in dict.fromkeys(job for job, _ in work.members):
-                job.tell(event)
+                job.publish(event)
             for observer in self.observers if isinstance(event, MemoryMeasure) else ():
-                observer.told(event)
+                observer.on_event(event)
             return
-        about: dict[Job, list[int]] = {}
+        about: dict[ImageJob, list[int]] = {}
         for position in event.indices:
             job, index = work.members[position]
             about.setdefault(job, []).append(index)
         for job, own in about.items():
-            job.tell(replace(event, indices=tuple(own)))
+            job.publish(replace(event, indices=tuple(own)))
 
     def _take(self, work: _Pass, outcome: GeneratedImage | Failure) -> None:
         job, index = work.members[outcome.index]
@@ -225,7 +225,7 @@ class Line:
             if isinstance(outcome.error, InternalError):
                 outcome = replace(outcome, error=self._defect(cause))
             else:
-                log.error("An image failed: %s", outcome.error.message, exc_info=cause)
+                batcher_log.error("An image failed: %s", outcome.error.message, exc_info=cause)
             # The cause's frames hold what the device's memory is full of.
             outcome.error.__cause__ = None
             outcome.error.__traceback__ = None
@@ -237,7 +237,7 @@ class Line:
             # It may be a neighbour's fault: each is tried alone.
             self._alone.append((job, index))
             return
-        job.settle(replace(outcome, index=index))
+        job.complete(replace(outcome, index=index))
 
     def _ended(self, work: _Pass, ending: "asyncio.Future[None]") -> None:
         """Answer what the backend left open, and go on with the next pass."""
@@ -253,7 +253,7 @@ class Line:
         self._pass = None
         self._last = time.monotonic() - work.began
         for observer in self.observers:
-            observer.passed(len(work.members), self._last)
+            observer.on_batch_finished(len(work.members), self._last)
         if len({job.id for job, _ in work.members}) > 1:
             # Clients that had their images at the same time ask again at almost the same time.
             self._linger_for = min(
@@ -277,10 +277,10 @@ class Line:
 
     @staticmethod
     def _defect(raised: BaseException) -> InternalError:
-        log.error("The backend met a bug.", exc_info=raised)
+        batcher_log.error("The backend met a bug.", exc_info=raised)
         return InternalError("The server met a bug; its log has the details.")
 
 
-def _kind(member: Member) -> tuple[object, ...]:
+def _kind(member: IndexedJob) -> tuple[object, ...]:
     job, index = member
     return job.requests[index].batch_key()

@@ -12,7 +12,7 @@ _STYLE = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem au
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
-def router() -> APIRouter:
+def docs_router() -> APIRouter:
     """GET /docs."""
     api = APIRouter(include_in_schema=False)
 

@@ -17,9 +17,9 @@ from t2i_cli.errors import (
 from t2i_cli.events import Event, Notice, OnEvent
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
-from t2i_cli.server.batcher import Line
-from t2i_cli.server.jobs import Job
-from t2i_cli.server.options import Limits
+from t2i_cli.server.batcher import Batcher
+from t2i_cli.server.jobs import ImageJob
+from t2i_cli.server.options import ServerLimits
 
 FORCED = 5.0
 """Seconds that a cancelled pass has to end in, when the server stops; mostly it takes one step."""
@@ -48,16 +48,16 @@ class Engine:
         self,
         backend: Backend,
         model: str | None | Callable[[OnEvent], str],
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
         *,
         revision: str | None = None,
         load: bool = True,
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits or ServerLimits()
         self.ready = self.stopping = False
         self.failure: T2IError | None = None
         self.spec: ModelSpec
-        self.line = Line(backend, self.limits)
+        self.line = Batcher(backend, self.limits)
         self._backend = backend
         self._model = model
         self._revision = revision
@@ -84,25 +84,25 @@ class Engine:
         """`time.monotonic()` since when nothing is asked for; `None` while something is."""
         return self.line.idle_since
 
-    def job(self, id: str) -> Job | None:
+    def job(self, id: str) -> ImageJob | None:
         """The job of that id, while it is unfinished."""
         return self.line.jobs.get(id)
 
     async def start(self) -> None:
         """Describe the model, load it, and be ready. Raises T2IError, which waiting jobs get."""
         try:
-            self.spec = await self.line.in_thread(self._describe)
+            self.spec = await self.line.run_in_thread(self._describe)
             self._names |= {self.spec.name, self.spec.repo}
             self._known.set()
             if self._load_first and not self.stopping:
-                await self.line.in_thread(self._load)
+                await self.line.run_in_thread(self._load)
         except T2IError as error:
             self.failure = error
             self._known.set()
             self._fail(list(self.line.jobs.values()), error)
             raise
         self.ready = not self.stopping
-        self.line.open()
+        self.line.start()
 
     async def stop(self, grace: float) -> bool:
         """Take nothing more, refuse what waits, and give what has begun `grace` seconds.
@@ -111,20 +111,20 @@ class Engine:
         """
         self.stopping, self.ready = True, False
         self._known.set()
-        self._fail([job for job in self.line.jobs.values() if not job.begun], _stopping())
-        await self.line.empty(grace)
+        self._fail([job for job in self.line.jobs.values() if not job.has_begun], _stopping())
+        await self.line.drain(grace)
         left = list(self.line.jobs.values())
         self._fail(left, _stopping())
-        ended = await self.line.empty(FORCED)
+        ended = await self.line.drain(FORCED)
         if not self._closed:
             self._closed = True
             with suppress(TimeoutError):
                 if ended:
-                    await asyncio.wait_for(self.line.in_thread(self._backend.close), FORCED)
-            self.line.shut()
+                    await asyncio.wait_for(self.line.run_in_thread(self._backend.close), FORCED)
+            self.line.shutdown()
         return bool(left)
 
-    async def described(self) -> ModelSpec:
+    async def wait_described(self) -> ModelSpec:
         """The model, once it is described; raises T2IError if that failed.
 
         As many may wait as the queue has places, and no longer than a job may take: else it raises
@@ -132,7 +132,7 @@ class Engine:
         """
         if not self._known.is_set():
             if self._asking >= self.limits.queue:
-                raise self.line.busy()
+                raise self.line.busy_error()
             self._asking += 1
             try:
                 await asyncio.wait_for(self._known.wait(), self.limits.timeout)
@@ -159,7 +159,7 @@ class Engine:
                 f"This server does not serve the revision {revision!r}.", field="revision"
             )
 
-    async def settle(
+    async def resolve_requests(
         self,
         requests: Sequence[GenerateRequest],
         *,
@@ -172,7 +172,7 @@ class Engine:
         Waits until the model is described. `counted` is the caller's field that says how many they
         are. `on_note` hears of what `lenient` leaves out.
         """
-        spec = await self.described()
+        spec = await self.wait_described()
         if not 1 <= len(requests) <= self.limits.images:
             raise InputError(
                 f"A job takes 1 to {self.limits.images} images, not {len(requests)}.", field=counted
@@ -210,21 +210,21 @@ class Engine:
         previews: int = 0,
         steps: bool = True,
         notes: Sequence[Notice] = (),
-    ) -> Job:
+    ) -> ImageJob:
         """Have settled requests wait for their turn; `previews` are wanted of each at most.
 
         The job tells of `steps`, if wanted, and of the `notes` that are there already. Raises
         BusyError when the queue is full, TerminatedError when the server is stopping.
         """
         self._refuse()
-        job = Job(requests, previews, self.line.forget, steps=steps)
+        job = ImageJob(requests, previews, self.line.remove, steps=steps)
         self.line.add(job)
         for note in notes:
-            job.tell(note)
+            job.publish(note)
         if self.limits.timeout is not None:
             job.expire(self.limits.timeout)
         if not self.ready and self._latest:
-            job.tell(self._latest)
+            job.publish(self._latest)
         return job
 
     def _refuse(self) -> None:
@@ -249,9 +249,9 @@ class Engine:
     def _hear(self, event: Event) -> None:
         """Tell of the model's loading: those who wait, and those who come meanwhile the latest."""
         self._latest = event
-        self.line.tell(event)
+        self.line.publish(event)
 
-    def _fail(self, jobs: Sequence[Job], error: T2IError) -> None:
+    def _fail(self, jobs: Sequence[ImageJob], error: T2IError) -> None:
         for job in jobs:
             job.fail(error)
 

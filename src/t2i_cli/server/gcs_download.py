@@ -33,11 +33,11 @@ from t2i_cli.errors import (
 )
 from t2i_cli.events import Downloading, OnEvent
 
-TRIES = 5
+DOWNLOAD_ATTEMPTS = 5
 """Of one call or one file; the waits between them double."""
-FIRST_WAIT = 1.0
+FIRST_RETRY_WAIT = 1.0
 """Seconds."""
-HOST = "https://storage.googleapis.com"
+GCS_HOST = "https://storage.googleapis.com"
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
 
 _CHUNK = 2**20
@@ -48,7 +48,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Item:
+class BucketObject:
     """An object, its path in the model's folder, its size in bytes and its CRC32C in base64."""
 
     name: str
@@ -57,14 +57,16 @@ class Item:
     crc32c: str | None
 
 
-def fetch(uri: str, on_event: OnEvent = lambda _: None, end: ExitStack | None = None) -> Path:
+def download_artifacts(
+    uri: str, on_event: OnEvent = lambda _: None, end: ExitStack | None = None
+) -> Path:
     """The folder with the model at `uri`: gs://BUCKET/PATH, file:///PATH or a folder.
 
     A gs:// one is downloaded into a new folder, named for it, which is removed again if that fails,
     and by `end`. Raises T2IError.
     """
     parts = urlsplit(uri)
-    if is_bucket(uri):
+    if is_bucket_uri(uri):
         with closing(Bucket(parts.netloc)) as bucket:
             folder = _download(uri, bucket, parts.path.strip("/"), on_event)
         if end:
@@ -76,7 +78,7 @@ def fetch(uri: str, on_event: OnEvent = lambda _: None, end: ExitStack | None = 
     return folder
 
 
-def is_bucket(uri: str) -> bool:
+def is_bucket_uri(uri: str) -> bool:
     """Whether that is an address in Cloud Storage."""
     return uri.startswith("gs://")
 
@@ -120,7 +122,7 @@ class Bucket:
         if host is None:
             from t2i_cli.vertex import credentials
 
-            host = HOST
+            host = GCS_HOST
             self._token = credentials.TokenProvider(credentials.find_credentials()[0])
         root = host if "://" in host else f"http://{host}"
         self._objects = f"{root.rstrip('/')}/storage/v1/b/{quote(name, safe='')}/o"
@@ -131,11 +133,11 @@ class Bucket:
         """End the connections."""
         self._client.close()
 
-    def items(self, prefix: str) -> list[Item]:
+    def items(self, prefix: str) -> list[BucketObject]:
         """The files under a prefix."""
         under = f"{prefix}/" if prefix else ""
         query = {"prefix": under, "fields": "items(name,size,crc32c),nextPageToken"}
-        found: list[Item] = []
+        found: list[BucketObject] = []
         while True:
             page = self._tried(partial(self._page, query))
             # A name that ends in a slash is what the console makes for an empty folder.
@@ -145,7 +147,7 @@ class Bucket:
                 return found
             query = query | {"pageToken": page["nextPageToken"]}
 
-    def download(self, item: Item, target: Path) -> None:
+    def download(self, item: BucketObject, target: Path) -> None:
         """Bring one file whole, and checked, to its place. Raises StorageError, too."""
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,11 +155,11 @@ class Bucket:
         except OSError as error:
             raise StorageError(f"Cannot write '{target}': {os_reason(error)}.") from error
 
-    def _item(self, entry: dict[str, Any], under: str) -> Item:
+    def _item(self, entry: dict[str, Any], under: str) -> BucketObject:
         path = entry["name"].removeprefix(under)
         if "\\" in path or {"", ".", ".."} & set(path.split("/")):
             raise ModelError(f"The bucket {self._name} holds a file with the unsafe name {path!r}.")
-        return Item(entry["name"], path, int(entry["size"]), entry.get("crc32c"))
+        return BucketObject(entry["name"], path, int(entry["size"]), entry.get("crc32c"))
 
     def _page(self, query: dict[str, str]) -> dict[str, Any]:
         answer = self._client.get(self._objects, params=query, headers=self._headers())
@@ -168,7 +170,7 @@ class Bucket:
             raise _Again("it answers with what is no JSON") from error
         return page
 
-    def _bring(self, item: Item, target: Path) -> None:
+    def _bring(self, item: BucketObject, target: Path) -> None:
         url = f"{self._objects}/{quote(item.name, safe='')}"
         checksum: Any = Checksum()  # type: ignore[no-untyped-call]
         size = 0
@@ -211,7 +213,7 @@ class Bucket:
 
     def _tried(self, call: Callable[[], _T]) -> _T:
         """What the call returns, tried again while Cloud Storage cannot be reached or is busy."""
-        for wait in [FIRST_WAIT * 2**n for n in range(TRIES - 1)]:
+        for wait in [FIRST_RETRY_WAIT * 2**n for n in range(DOWNLOAD_ATTEMPTS - 1)]:
             try:
                 return call()
             except (_Again, httpx2.TransportError):

@@ -15,13 +15,13 @@ from prometheus_client import (
 
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.jobs import Job, Observer
+from t2i_cli.server.jobs import ImageJob, JobObserver
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _IMAGES = (1, 2, 4, 8, 16, 32)
 
 
-def router(engine: Engine) -> APIRouter:
+def health_router(engine: Engine) -> APIRouter:
     """GET /healthz, /readyz and /metrics."""
     api = APIRouter(tags=["health"])
     registry = _registry(engine)
@@ -47,7 +47,7 @@ def router(engine: Engine) -> APIRouter:
     return api
 
 
-class _Figures(Observer):
+class _Figures(JobObserver):
     """What happens, counted."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -76,7 +76,7 @@ class _Figures(Observer):
     def refused(self) -> None:
         self._refused.inc()
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: ImageJob) -> None:
         self._job_seconds.observe(time.monotonic() - job.accepted)
         for outcome, images in job.tally.items():
             self._images.labels(outcome).inc(images)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from t2i_cli.output.filenames import EXTENSIONS, ImageFormat
 
-LIFETIME = 3600.0
+LINK_LIFETIME = 3600.0
 """Seconds; OpenAI's own links live as long."""
-MAX_BYTES = 256 * 2**20
+MAX_STORE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredImage:
     """An image file, and when it goes, in seconds of the store's clock."""
 
     data: bytes
@@ -28,14 +28,14 @@ class ImageStore:
     def __init__(
         self,
         *,
-        max_bytes: int = MAX_BYTES,
-        lifetime: float = LIFETIME,
+        max_bytes: int = MAX_STORE_BYTES,
+        lifetime: float = LINK_LIFETIME,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_bytes = max_bytes
         self._lifetime = lifetime
         self._clock = clock
-        self._kept: OrderedDict[str, Stored] = OrderedDict()
+        self._kept: OrderedDict[str, StoredImage] = OrderedDict()
         self._bytes = 0
 
     def put(self, data: bytes, format: ImageFormat) -> str:
@@ -44,11 +44,11 @@ class ImageStore:
         while self._kept and self._bytes + len(data) > self._max_bytes:
             self._drop_oldest()
         name = f"{secrets.token_urlsafe(32)}.{EXTENSIONS[format]}"
-        self._kept[name] = Stored(data, format, self._clock() + self._lifetime)
+        self._kept[name] = StoredImage(data, format, self._clock() + self._lifetime)
         self._bytes += len(data)
         return name
 
-    def get(self, name: str) -> tuple[Stored, float] | None:
+    def get(self, name: str) -> tuple[StoredImage, float] | None:
         """The image of that name and the seconds it has left, if it is still here."""
         self._drop_expired()
         if (stored := self._kept.get(name)) is None:

@@ -16,7 +16,7 @@ from t2i_cli.request import ResolvedRequest
 Message = Event | GeneratedImage | Failure
 
 
-class Job:
+class ImageJob:
     """Images on their way: an asynchronous iterator over what happens, to its end.
 
     Indices are positions within `requests`; `unbegun` are those that still wait. `tally` counts the
@@ -28,7 +28,7 @@ class Job:
         self,
         requests: Sequence[ResolvedRequest],
         previews: int,
-        on_end: Callable[["Job"], None],
+        on_end: Callable[["ImageJob"], None],
         *,
         steps: bool = True,
     ) -> None:
@@ -70,7 +70,7 @@ class Job:
         return message
 
     @property
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether any of its images is made or being made."""
         return len(self.unbegun) < len(self.requests)
 
@@ -101,14 +101,14 @@ class Job:
     def fail(self, error: T2IError) -> None:
         """End the job: what has no outcome yet has this one."""
         for index in sorted(self._open):
-            self.settle(Failure(index=index, request=self.requests[index], error=error))
+            self.complete(Failure(index=index, request=self.requests[index], error=error))
 
     def expire(self, seconds: float) -> None:
         """End the job in so many seconds, if it is not done by then."""
         error = TimedOutError(f"The time limit of {seconds:g} s ran out.")
         self._timer = asyncio.get_running_loop().call_later(seconds, self.fail, error)
 
-    def tell(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
         """Pass on an event, while anything is open."""
         if not self._open or (isinstance(event, Step) and not self.steps):
             return
@@ -116,7 +116,7 @@ class Job:
             self._notes.append(event)
         self._inbox.put_nowait(event)
 
-    def settle(self, outcome: GeneratedImage | Failure) -> None:
+    def complete(self, outcome: GeneratedImage | Failure) -> None:
         """Take a request's outcome; a second one is dropped."""
         if outcome.index not in self._open:
             return
@@ -129,20 +129,20 @@ class Job:
             self._on_end(self)
 
 
-class Observer:
+class JobObserver:
     """Hears of what becomes of jobs; what it does not care for, it leaves as it is."""
 
-    def told(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """The model is being loaded, or a measure was taken for it."""
 
-    def taken(self, job: Job) -> None:
+    def on_queued(self, job: ImageJob) -> None:
         """A job begins to wait."""
 
-    def refused(self) -> None:
+    def on_rejected(self) -> None:
         """A job found the queue full, or a request too many that wait for the model."""
 
-    def ended(self, job: Job) -> None:
+    def on_finished(self, job: ImageJob) -> None:
         """Every request of a job has its outcome."""
 
-    def passed(self, images: int, seconds: float) -> None:
+    def on_batch_finished(self, images: int, seconds: float) -> None:
         """A pass of so many images took so long."""

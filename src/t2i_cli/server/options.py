@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from t2i_cli.server.api.vertex import Container
+    from t2i_cli.server.api.vertex import VertexContainer
 
-KEY_VARIABLE = "T2I_API_KEY"
-MAX_BODY = 2**20
+API_KEY_VARIABLE = "T2I_API_KEY"
+MAX_BODY_BYTES = 2**20
 """Bytes of a request's body; ten of the longest prompts and negative prompts fit."""
 
 
@@ -22,12 +22,12 @@ class ServerOptions:
     api_key: str | None = field(default=None, repr=False)
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
-    max_body: int = MAX_BODY
-    container: "Container | None" = None
+    max_body: int = MAX_BODY_BYTES
+    container: "VertexContainer | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """What one server takes: jobs that may wait, images of one pass, seconds from acceptance.
 
     `timeout` `None` sets none. `images` are those of one job; `pixels` are width times height.

@@ -32,9 +32,9 @@ from t2i_cli.output import metadata
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.server.batcher import RETRY_AFTER, BusyError
 from t2i_cli.server.engine import NotServedError
-from t2i_cli.server.jobs import Job, Message
+from t2i_cli.server.jobs import ImageJob, Message
 
-STATUS: Mapping[type[T2IError], int] = {
+STATUS_CODES: Mapping[type[T2IError], int] = {
     InputError: 400,
     # Of the server's own, with a hub or another server; its client's are told by guard.py.
     AccessError: 502,
@@ -52,36 +52,36 @@ STATUS: Mapping[type[T2IError], int] = {
     TerminatedError: 503,
 }
 """The HTTP status of each kind of error."""
-PING = b":\n\n"
+KEEPALIVE = b":\n\n"
 """A comment in an event stream: it keeps proxies awake."""
-PING_EVERY = 10.0
+KEEPALIVE_INTERVAL = 10.0
 """Seconds."""
 _PIECE = 3 * 2**16
 """Bytes; base64 makes four of three."""
 
 
-def status(error: T2IError) -> int:
+def status_code(error: T2IError) -> int:
     """The HTTP status that an error is answered with."""
-    return next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+    return next((code for kind, code in STATUS_CODES.items() if isinstance(error, kind)), 500)
 
 
-def headers(error: T2IError) -> dict[str, str]:
+def error_headers(error: T2IError) -> dict[str, str]:
     """The headers that go with an error: when to try again."""
     if isinstance(error, BusyError):
         return {"Retry-After": str(error.retry_after)}
-    return {"Retry-After": str(RETRY_AFTER)} if status(error) in (429, 503) else {}
+    return {"Retry-After": str(RETRY_AFTER)} if status_code(error) in (429, 503) else {}
 
 
 def json_response(
     body: object, code: int = 200, extra: Mapping[str, str] | None = None
 ) -> Response:
     """JSON in ASCII: text that no encoding can hold, as a lone surrogate, cannot make it fail."""
-    text = body.text if isinstance(body, Made) else json.dumps(body)
+    text = body.text if isinstance(body, RawJson) else json.dumps(body)
     return Response(text, code, extra, "application/json")
 
 
 @dataclass(frozen=True)
-class Made:
+class RawJson:
     """JSON that is made already. To look for what is to be escaped in an image's base64 takes
     longer than all else, and holds Python's lock, which the pipeline waits for.
     """
@@ -89,18 +89,18 @@ class Made:
     text: str
 
 
-def made(fields: Mapping[str, object], **ready: Made) -> Made:
+def json_object(fields: Mapping[str, object], **ready: RawJson) -> RawJson:
     """The object of these fields, of which there must be some, and of those that are `ready`."""
     parts = [json.dumps(fields)[:-1], *(f'"{name}": {one.text}' for name, one in ready.items())]
-    return Made(f"{', '.join(parts)}}}")
+    return RawJson(f"{', '.join(parts)}}}")
 
 
-def listed(items: Iterable[Made]) -> Made:
+def json_array(items: Iterable[RawJson]) -> RawJson:
     """The array of what is made already."""
-    return Made(f"[{', '.join(item.text for item in items)}]")
+    return RawJson(f"[{', '.join(item.text for item in items)}]")
 
 
-def invalid(errors: Sequence[Mapping[str, Any]]) -> InputError:
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> InputError:
     """What pydantic found wrong with a body, its first error, as one of ours."""
     first = errors[0]
     place = [part for part in first["loc"] if part != "body"]
@@ -118,7 +118,7 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> InputError:
 
 
 @asynccontextmanager
-async def attended(request: Request, job: Job) -> AsyncIterator[Job]:
+async def cancel_on_disconnect(request: Request, job: ImageJob) -> AsyncIterator[ImageJob]:
     """The job, for as long as its client is there: if that goes away, the job is cancelled.
 
     The request's body must have been read.
@@ -137,17 +137,17 @@ async def attended(request: Request, job: Job) -> AsyncIterator[Job]:
         watcher.cancel()
 
 
-async def images(request: Request, job: Job) -> list[GeneratedImage]:
+async def wait_for_images(request: Request, job: ImageJob) -> list[GeneratedImage]:
     """All images of the job. Raises the first failure's T2IError, StoppedError without a client."""
-    async with attended(request, job):
+    async with cancel_on_disconnect(request, job):
         return await job.images()
 
 
-async def beating(job: Job) -> AsyncIterator[Message | None]:
+async def with_keepalive(job: ImageJob) -> AsyncIterator[Message | None]:
     """The job's messages, and `None` whenever there is none for a while: time for a PING."""
     while True:
         try:
-            yield await asyncio.wait_for(anext(job), PING_EVERY)
+            yield await asyncio.wait_for(anext(job), KEEPALIVE_INTERVAL)
         except TimeoutError:
             yield None
         except StopAsyncIteration:
@@ -156,14 +156,14 @@ async def beating(job: Job) -> AsyncIterator[Message | None]:
 
 class _JobStream(StreamingResponse):
     media_type = "text/event-stream"
-    job: Job
+    job: ImageJob
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with attended(Request(scope, receive), self.job):
+        async with cancel_on_disconnect(Request(scope, receive), self.job):
             await super().__call__(scope, receive, send)
 
 
-def stream(job: Job, body: AsyncIterator[bytes]) -> StreamingResponse:
+def event_stream(job: ImageJob, body: AsyncIterator[bytes]) -> StreamingResponse:
     """Server-sent events about a job, which is cancelled when the client goes away."""
     # Without the second header nginx would keep events back.
     found = _JobStream(body, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
@@ -171,23 +171,25 @@ def stream(job: Job, body: AsyncIterator[bytes]) -> StreamingResponse:
     return found
 
 
-async def encode(image: GeneratedImage, format: ImageFormat, quality: int | None = None) -> bytes:
+async def encode_image(
+    image: GeneratedImage, format: ImageFormat, quality: int | None = None
+) -> bytes:
     """The bytes of the image's file, its records inside; encoded off the event loop."""
     return await asyncio.to_thread(_encoded, image, format, quality)
 
 
-async def encode_text(
+async def encode_base64_image(
     image: GeneratedImage, format: ImageFormat, quality: int | None = None
-) -> Made:
+) -> RawJson:
     """The same in base64."""
-    return await asyncio.to_thread(lambda: in_base64(_encoded(image, format, quality)))
+    return await asyncio.to_thread(lambda: json_base64(_encoded(image, format, quality)))
 
 
-def in_base64(data: bytes) -> Made:
+def json_base64(data: bytes) -> RawJson:
     """Bytes as a JSON string of base64; by pieces, between which other threads have their turn."""
     pieces = range(0, len(data), _PIECE)
     text = b"".join(base64.b64encode(data[at : at + _PIECE]) for at in pieces)
-    return Made(f'"{text.decode()}"')
+    return RawJson(f'"{text.decode()}"')
 
 
 def _encoded(image: GeneratedImage, format: ImageFormat, quality: int | None) -> bytes:
@@ -195,7 +197,7 @@ def _encoded(image: GeneratedImage, format: ImageFormat, quality: int | None) ->
     return metadata.embed_metadata(image.image, image.request, image.info, format, **extra)
 
 
-def echo(image: GeneratedImage) -> dict[str, object]:
+def generation_record(image: GeneratedImage) -> dict[str, object]:
     """What made the image, as every dialect tells it."""
     return {
         "request": image.request.to_json(),
@@ -204,12 +206,12 @@ def echo(image: GeneratedImage) -> dict[str, object]:
     }
 
 
-def account(job: Job, image: GeneratedImage, **place: object) -> dict[str, object]:
+def image_record(job: ImageJob, image: GeneratedImage, **place: object) -> dict[str, object]:
     """What stands beside an image: its echo, with its `place`, and the notes, if there are any."""
     notes = job.notes(image.index)
-    return {"t2i": place | echo(image)} | ({"notes": notes} if notes else {})
+    return {"t2i": place | generation_record(image)} | ({"notes": notes} if notes else {})
 
 
-def sse(event: str, data: Mapping[str, object], **ready: Made) -> bytes:
+def format_sse(event: str, data: Mapping[str, object], **ready: RawJson) -> bytes:
     """One server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-    return f"event: {event}\ndata: {made(data, **ready).text}\n\n".encode()
+    return f"event: {event}\ndata: {json_object(data, **ready).text}\n\n".encode()

@@ -23,13 +23,13 @@ from t2i_cli.errors import InputError, TerminatedError, os_reason
 from t2i_cli.events import Event
 from t2i_cli.output.state_files import open_regular
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.jobs import Job, Observer
+from t2i_cli.server.jobs import ImageJob, JobObserver
 
-PATIENCE = 60.0
+REQUEST_GRACE = 60.0
 """Seconds that a client may take over a request's head, or leave unread what it was sent."""
-SENDING = 300.0
+SEND_TIMEOUT = 300.0
 """Seconds that a client may take over an answer that it reads a little at a time."""
-GRACE = 30.0
+SHUTDOWN_GRACE = 30.0
 """Seconds that what runs has to end in, after the first signal."""
 _LAST_WORDS = 5
 """Seconds that clients then have to take their answers in."""
@@ -38,12 +38,12 @@ _LOCK = b"t2i serve\n"
 """What the lock beside a Unix socket says; those of earlier versions are empty."""
 
 
-def serve(
+def run_server(
     app: FastAPI,
     engine: Engine,
     listener: socket.socket,
     *,
-    grace: float = GRACE,
+    grace: float = SHUTDOWN_GRACE,
     on_ready: Callable[[], None] = lambda: None,
     expired: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -135,7 +135,9 @@ class _Server(uvicorn.Server):
                 moved = before.moved if before.awaited == awaited else now
                 waits[connection] = _Wait(awaited, moved, before.began)
         for connection, wait in waits.items():
-            if now - wait.moved > PATIENCE or (wait.awaited and now - wait.began > SENDING):
+            if now - wait.moved > REQUEST_GRACE or (
+                wait.awaited and now - wait.began > SEND_TIMEOUT
+            ):
                 # What it has not taken is dropped with it.
                 connection.transport.abort()
         self._waits = waits
@@ -157,7 +159,7 @@ def _awaited(connection: H11Protocol) -> int | None:
     return 0 if between and connection.timeout_keep_alive_task is None else None
 
 
-class ServerLog(Observer):
+class ServerLog(JobObserver):
     """What happens, on stderr: loading, measures, and jobs, with their prompts only if asked for.
 
     A context manager, as its progress bar is.
@@ -178,20 +180,20 @@ class ServerLog(Observer):
         """Show how loading goes on, and a measure taken."""
         self._progress(event)
 
-    def taken(self, job: Job) -> None:
+    def taken(self, job: ImageJob) -> None:
         """Tell of what is asked."""
         if self._prompts:
             for request in job.requests:
                 self._console.note(f"job {job.id}: {request.prompt!r}, seed {request.seed}")
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: ImageJob) -> None:
         """Tell what became of it."""
         seconds = time.monotonic() - job.accepted
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in job.tally.items())
         self._console.detail(f"job {job.id}: {outcomes} in {seconds:.2f} s")
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback_host(host: str) -> bool:
     """Whether only this machine can reach that address or name. Raises InputError."""
     return all(
         ipaddress.ip_address(address.partition("%")[0]).is_loopback
@@ -199,7 +201,7 @@ def is_loopback(host: str) -> bool:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen_tcp(host: str, port: int) -> socket.socket:
     """A socket that listens there; port 0 finds a free one. Raises InputError."""
     family, address = _addresses(host)[0]
     try:

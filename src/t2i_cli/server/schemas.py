@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from t2i_cli.request import GenerateRequest
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """An object that takes its fields in their own types, and no others."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -21,7 +21,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class Fields(Strict):
+class RequestFields(StrictModel):
     """GenerateRequest's fields, the prompt aside."""
 
     negative_prompt: str | None = None
@@ -35,11 +35,11 @@ class Fields(Strict):
     scheduler: str | None = None
 
 
-class Asked(Fields):
+class ImageRequest(RequestFields):
     """One image as it is asked for."""
 
     prompt: str
 
     def request(self) -> GenerateRequest:
         """The request that it means; raises InputError on bad values."""
-        return GenerateRequest(**{name: getattr(self, name) for name in Asked.model_fields})
+        return GenerateRequest(**{name: getattr(self, name) for name in ImageRequest.model_fields})

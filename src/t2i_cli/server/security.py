@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from t2i_cli.errors import AccessError, InputError, T2IError, TimedOutError
-from t2i_cli.server.options import KEY_VARIABLE, ServerOptions
+from t2i_cli.server.options import API_KEY_VARIABLE, ServerOptions
 
 BODY_SECONDS = 30.0
 """That a client has to send its body in."""
@@ -37,7 +37,7 @@ class _Refusal(Exception):  # noqa: N818 - no error, but the way to an answer
         self.error = error
 
 
-class Guard:
+class SecurityMiddleware:
     """An ASGI middleware that refuses what the options do not allow.
 
     `open_paths` need no key; one that ends in "/" stands for all below it. `probes` answer to any
@@ -120,7 +120,7 @@ class Guard:
 
     def _check_host(self, host: str) -> None:
         """Names that could be another site's, rebound to this address, are not answered to."""
-        name = host_name(host)
+        name = parse_host(host)
         allowed = {"localhost", *(name.casefold() for name in self._options.allowed_hosts)}
         if name in allowed or "*" in allowed or _is_address(name):
             return
@@ -159,7 +159,7 @@ class Guard:
                 403,
                 AccessError(
                     "In a container without a key, this server answers the container's routes.",
-                    hint=f"Give it a key, by {KEY_VARIABLE}, for all else.",
+                    hint=f"Give it a key, by {API_KEY_VARIABLE}, for all else.",
                 ),
             )
         scheme, _, given = authorization.partition(" ")
@@ -201,7 +201,7 @@ def check_names(hosts: Collection[str], origins: Collection[str]) -> None:
     """Raise InputError for a name that no request's Host or Origin can ever match."""
     for host in hosts:
         plain = host.isascii() and "*" not in host and host.split() == [host]
-        if host != "*" and not (plain and host_name(host) == host.casefold()):
+        if host != "*" and not (plain and parse_host(host) == host.casefold()):
             raise InputError(
                 f"--allowed-host takes a host's name without scheme and port, or *, not {host!r}.",
                 field="allowed_host",
@@ -241,7 +241,7 @@ def _with_headers(send: Send) -> Send:
     return added
 
 
-def host_name(host: str) -> str:
+def parse_host(host: str) -> str:
     """The name or address in a Host header, without its port; "" for what is no host."""
     try:
         found = urlsplit(f"//{host}")

@@ -69,11 +69,11 @@ def _serve(place: Place, state: State, order: dict[str, Any], backend: Backend) 
 
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
-    from t2i_cli.server.options import Limits, ServerOptions
-    from t2i_cli.server.runner import serve
+    from t2i_cli.server.options import ServerLimits, ServerOptions
+    from t2i_cli.server.runner import run_server
 
     # Whatever is asked is done as it would be without the worker: alone, however long it takes.
-    limits = Limits(max_batch=1, timeout=None, pixels=MAX_IMAGE_SIDE**2, steps=MAX_STEPS)
+    limits = ServerLimits(max_batch=1, timeout=None, pixels=MAX_IMAGE_SIDE**2, steps=MAX_STEPS)
     engine = Engine(backend, order["model"], limits, revision=order["revision"], load=False)
     listener, state = _listen(place, state)
     app = create_app(engine, ServerOptions(api_key=state.secret))
@@ -84,7 +84,7 @@ def _serve(place: Place, state: State, order: dict[str, Any], backend: Backend) 
     place.write(state)
     # Whoever asked has heard of the model that could not be had.
     with suppress(T2IError):
-        serve(app, engine, listener, expired=watch.expired)
+        run_server(app, engine, listener, expired=watch.expired)
 
 
 def _listen(place: Place, state: State) -> tuple[socket.socket, State]:
@@ -126,7 +126,7 @@ class _Watch:
 
     async def model(self) -> dict[str, object]:
         """All that is known of the model, once the libraries have told."""
-        spec = await self._engine.described()
+        spec = await self._engine.wait_described()
         return asdict(spec) | {"folder": spec.folder and str(spec.folder)}
 
     def expired(self) -> bool:

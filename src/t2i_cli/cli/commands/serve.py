@@ -11,7 +11,7 @@ import typer
 from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
-from t2i_cli.server.options import KEY_VARIABLE, Limits, ServerOptions
+from t2i_cli.server.options import API_KEY_VARIABLE, ServerLimits, ServerOptions
 from t2i_cli.settings import store
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from t2i_cli.backends import Backend
     from t2i_cli.events import OnEvent
-    from t2i_cli.server.api.vertex import Container
+    from t2i_cli.server.api.vertex import VertexContainer
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
-_USUAL = Limits()
+_USUAL = ServerLimits()
 
 
 def serve(
@@ -113,7 +113,7 @@ def serve(
     from t2i_cli.backends.factory import create_backend, default_model
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
-    from t2i_cli.server.runner import ServerLog, serve
+    from t2i_cli.server.runner import ServerLog, run_server
 
     local = (store.resolve_setting("backend", backend) or "local") == "local"
     made = create_backend(
@@ -140,7 +140,7 @@ def serve(
         # This machine finds out how many images a pass should have.
         batch_size=None if local else 1,
     )
-    limits = Limits(
+    limits = ServerLimits(
         queue=queue,
         max_batch=max_batch,
         timeout=request_timeout,
@@ -166,14 +166,14 @@ def serve(
         engine = Engine(made, found, limits, revision=revision)
         engine.line.observers.append(log)
         app = create_app(engine, access)
-        serve(app, engine, listener, on_ready=lambda: _announce(listener, engine.spec.name))
+        run_server(app, engine, listener, on_ready=lambda: _announce(listener, engine.spec.name))
 
 
 def _key(file: Path | None) -> str | None:
     """The key from the file or the environment; raises InputError for one that cannot be sent."""
-    source = str(file) if file else KEY_VARIABLE
+    source = str(file) if file else API_KEY_VARIABLE
     try:
-        key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(KEY_VARIABLE)
+        key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(API_KEY_VARIABLE)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the key in '{file}': {error}.") from error
     if key is None:
@@ -190,35 +190,35 @@ def _place(
     key: str | None,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
-) -> "tuple[Container | None, AbstractContextManager[socket.socket]]":
+) -> "tuple[VertexContainer | None, AbstractContextManager[socket.socket]]":
     """What Vertex said, if it runs this, and the socket to be; raises InputError.
 
     `hosts` and `origins` are those that may be named in a request.
     """
     from t2i_cli.server import runner, security
-    from t2i_cli.server.api.vertex import Container
+    from t2i_cli.server.api.vertex import VertexContainer
 
     security.check_names(hosts, origins)
-    if container := Container.find(os.environ):
+    if container := VertexContainer.from_environment(os.environ):
         if hosts:
             raise InputError(
                 "What Vertex runs (AIP_HTTP_PORT) answers to every host.", field="allowed_host"
             )
         if (host, port, uds) != (None, None, None):
             raise InputError("Vertex says where to listen (AIP_HTTP_PORT).", field="host")
-        return container, runner.listen("0.0.0.0", container.port)  # noqa: S104 - as Vertex demands
+        return container, runner.listen_tcp("0.0.0.0", container.port)  # noqa: S104 - as Vertex demands
     if uds is not None:
         if host is not None or port is not None:
             raise InputError("Give --uds, or --host and --port.", field="uds")
         return None, runner.listen_unix(uds)
     host = host or DEFAULT_HOST
-    if key is None and not runner.is_loopback(host):
+    if key is None and not runner.is_loopback_host(host):
         raise InputError(
             f"Others can reach {host}: that needs a key.",
-            hint=f"Set {KEY_VARIABLE} or give --api-key-file, or listen on {DEFAULT_HOST}.",
+            hint=f"Set {API_KEY_VARIABLE} or give --api-key-file, or listen on {DEFAULT_HOST}.",
             field="host",
         )
-    return None, runner.listen(host, DEFAULT_PORT if port is None else port)
+    return None, runner.listen_tcp(host, DEFAULT_PORT if port is None else port)
 
 
 def _fetching(uri: str, backend: "Backend", end: ExitStack) -> "Callable[[OnEvent], str]":
@@ -227,8 +227,8 @@ def _fetching(uri: str, backend: "Backend", end: ExitStack) -> "Callable[[OnEven
     from t2i_cli.server import gcs_download
 
     def find(on_event: "OnEvent") -> str:
-        folder = gcs_download.fetch(uri, on_event, end)
-        if isinstance(backend, LocalBackend) and gcs_download.is_bucket(uri):
+        folder = gcs_download.download_artifacts(uri, on_event, end)
+        if isinstance(backend, LocalBackend) and gcs_download.is_bucket_uri(uri):
             # The copy's own place would differ from replica to replica, and be in every image.
             backend.register_folder(uri, folder)
             return uri

@@ -22,12 +22,12 @@ from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, expand_seeds, parse_size
 from t2i_cli.server import responses
-from t2i_cli.server.api.predict import IMAGE
+from t2i_cli.server.api.predict import IMAGE_RESPONSE
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.image_store import ImageStore
-from t2i_cli.server.jobs import Job
+from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.schemas import Strict
+from t2i_cli.server.schemas import StrictModel
 
 _PARAMS = {"steps": "num_inference_steps", "width": "size", "height": "size", "count": "n"}
 """OpenAI's names, and the open servers', for fields that t2i calls otherwise."""
@@ -40,7 +40,7 @@ _NO_TOKENS = {
 """OpenAI's client expects a usage of every streamed image; here nothing is counted in tokens."""
 
 
-class GenerationBody(Strict):
+class GenerationBody(StrictModel):
     """OpenAI's fields, in the values that can be honoured here, and the open servers'."""
 
     prompt: str
@@ -106,7 +106,7 @@ class GenerationBody(Strict):
         return self.true_cfg_scale
 
 
-def error_body(error: T2IError, status: int) -> dict[str, object]:
+def openai_error(error: T2IError, status: int) -> dict[str, object]:
     """OpenAI's error object, with t2i's own code, and its hint in an extra field."""
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
@@ -122,7 +122,7 @@ def error_body(error: T2IError, status: int) -> dict[str, object]:
     }
 
 
-def router(engine: Engine, options: ServerOptions) -> APIRouter:
+def openai_router(engine: Engine, options: ServerOptions) -> APIRouter:
     """POST /v1/images/generations, GET /v1/images/files/NAME, GET /v1/models and /v1/models/ID."""
     api = APIRouter(prefix="/v1", tags=["openai"])
     store = ImageStore()
@@ -131,14 +131,14 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     @api.post("/images/generations", responses={200: {"content": {"text/event-stream": {}}}})
     async def generate(body: GenerationBody, request: Request) -> Response:
         """Make images; with `stream`, server-sent events that show them on their way."""
-        asked = body.request(await engine.described())
-        settled = await engine.settle([asked] * body.n, counted="n")
+        asked = body.request(await engine.wait_described())
+        settled = await engine.resolve_requests([asked] * body.n, counted="n")
         seeds = [] if body.seed is None else [body.seed]
         requests = expand_seeds(settled[0], seeds, body.n)
         job = engine.submit(requests, previews=body.partial_images, steps=False)
         if body.stream:
-            return responses.stream(job, _events(job, body))
-        images = await responses.images(request, job)
+            return responses.event_stream(job, _events(job, body))
+        images = await responses.wait_for_images(request, job)
         answer = {
             "created": int(time.time()),
             "background": "opaque",
@@ -146,22 +146,24 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
             "size": _size(images[0].image),
         }
         data = await asyncio.gather(*(entry(image, job, body, request) for image in images))
-        return responses.json_response(responses.made(answer, data=responses.listed(data)))
+        return responses.json_response(
+            responses.json_object(answer, data=responses.json_array(data))
+        )
 
     async def entry(
-        generated: GeneratedImage, job: Job, body: GenerationBody, request: Request
-    ) -> responses.Made:
-        account = responses.account(job, generated)
+        generated: GeneratedImage, job: ImageJob, body: GenerationBody, request: Request
+    ) -> responses.RawJson:
+        account = responses.image_record(job, generated)
         # OpenAI's compression is the encoder's quality, from 0 to 100.
         encoding = body.output_format, body.output_compression
         if body.response_format == "b64_json":
-            return responses.made(
-                account, b64_json=await responses.encode_text(generated, *encoding)
+            return responses.json_object(
+                account, b64_json=await responses.encode_base64_image(generated, *encoding)
             )
-        name = store.put(await responses.encode(generated, *encoding), body.output_format)
-        return responses.made({"url": str(request.url_for("image", name=name))} | account)
+        name = store.put(await responses.encode_image(generated, *encoding), body.output_format)
+        return responses.json_object({"url": str(request.url_for("image", name=name))} | account)
 
-    @api.get("/images/files/{name}", response_class=Response, responses={200: IMAGE})
+    @api.get("/images/files/{name}", response_class=Response, responses={200: IMAGE_RESPONSE})
     async def image(name: str) -> Response:
         """An image that a `url` leads to, while it is kept."""
         if (found := store.get(name)) is None:
@@ -174,13 +176,13 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     async def models() -> Response:
         """The one model that is served."""
         return responses.json_response(
-            {"object": "list", "data": [listed(await engine.described())]}
+            {"object": "list", "data": [listed(await engine.wait_described())]}
         )
 
     @api.get("/models/{id:path}")
     async def model(id: str) -> Response:
         """The model of that name."""
-        spec = await engine.described()
+        spec = await engine.wait_described()
         engine.check_model(id)
         return responses.json_response(listed(spec))
 
@@ -190,7 +192,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
     return api
 
 
-async def _events(job: Job, body: GenerationBody) -> AsyncIterator[bytes]:
+async def _events(job: ImageJob, body: GenerationBody) -> AsyncIterator[bytes]:
     """The job's previews and images as OpenAI's events; a failure ends them."""
     common = {
         "created_at": int(time.time()),
@@ -199,10 +201,10 @@ async def _events(job: Job, body: GenerationBody) -> AsyncIterator[bytes]:
         "output_format": body.output_format,
     }
     shown = [0] * len(job.requests)
-    async for message in responses.beating(job):
+    async for message in responses.with_keepalive(job):
         match message:
             case None:
-                yield responses.PING
+                yield responses.KEEPALIVE
                 continue
             case Preview(index=index, image=image):
                 data = await asyncio.to_thread(_plain, image, body.output_format)
@@ -211,25 +213,27 @@ async def _events(job: Job, body: GenerationBody) -> AsyncIterator[bytes]:
                 special = {"partial_image_index": shown[index], "t2i": place}
                 shown[index] += 1
             case GeneratedImage(index=index, image=image):
-                data = await responses.encode_text(
+                data = await responses.encode_base64_image(
                     message, body.output_format, body.output_compression
                 )
                 kind = "image_generation.completed"
-                special = {"usage": _NO_TOKENS} | responses.account(job, message, index=index)
+                special = {"usage": _NO_TOKENS} | responses.image_record(job, message, index=index)
             case Failure(error=error):
-                yield responses.sse("error", error_body(error, responses.status(error)))
+                yield responses.format_sse(
+                    "error", openai_error(error, responses.status_code(error))
+                )
                 return
             case _:
                 continue
         content = {"type": kind, "size": _size(image)} | common | special
-        yield responses.sse(kind, content, b64_json=data)
+        yield responses.format_sse(kind, content, b64_json=data)
 
 
-def _plain(image: Image, format: ImageFormat) -> responses.Made:
+def _plain(image: Image, format: ImageFormat) -> responses.RawJson:
     """A preview as a file without records, in base64."""
     buffer = io.BytesIO()
     image.save(buffer, format)
-    return responses.in_base64(buffer.getvalue())
+    return responses.json_base64(buffer.getvalue())
 
 
 def _size(image: Image) -> str:

@@ -12,10 +12,10 @@ from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.schemas import Asked
+from t2i_cli.server.schemas import ImageRequest
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-IMAGE: dict[str, Any] = {
+IMAGE_RESPONSE: dict[str, Any] = {
     "description": "The image.",
     "content": {f"image/{format}": _BINARY for format in filenames.EXTENSIONS},
 }
@@ -27,25 +27,27 @@ LONGEST_NOTE = 300
 """Characters of a note in a header: proxies take a few KB of them."""
 
 
-class PredictBody(Asked):
+class PredictBody(ImageRequest):
     """One image, and how it is encoded; `lenient` leaves out what the model cannot honour."""
 
     format: ImageFormat = "jpeg"
     lenient: bool = False
 
 
-def router(engine: Engine, options: ServerOptions) -> APIRouter:
+def predict_router(engine: Engine, options: ServerOptions) -> APIRouter:
     """POST /predict."""
     api = APIRouter(tags=["predict"])
 
-    @api.post("/predict", response_class=Response, responses={200: IMAGE})
+    @api.post("/predict", response_class=Response, responses={200: IMAGE_RESPONSE})
     async def predict(body: PredictBody, request: Request) -> Response:
         """Make one image; the answer is the image file, a JPEG unless `format` says otherwise."""
         notes: list[Notice] = []
-        requests = await engine.settle([body.request()], lenient=body.lenient, on_note=notes.append)
+        requests = await engine.resolve_requests(
+            [body.request()], lenient=body.lenient, on_note=notes.append
+        )
         job = engine.submit(requests, steps=False, notes=notes)
-        [image] = await responses.images(request, job)
-        data = await responses.encode(image, body.format)
+        [image] = await responses.wait_for_images(request, job)
+        data = await responses.encode_image(image, body.format)
         headers = _noted(job.notes(image.index))
         return Response(data, headers=headers, media_type=f"image/{body.format}")
 

@@ -30,9 +30,9 @@ from t2i_cli.output import filenames
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.jobs import Job
+from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.schemas import Asked, Strict
+from t2i_cli.server.schemas import ImageRequest, StrictModel
 
 _NAMES: dict[type[Event], str] = {
     Downloading: "downloading",
@@ -45,23 +45,23 @@ _NAMES: dict[type[Event], str] = {
 """Events that are told with all their fields."""
 
 
-class Body(Strict):
+class GenerateBody(StrictModel):
     """Images to make in one job; `previews` of each at most."""
 
-    requests: Annotated[list[Asked], Field(min_length=1)]
+    requests: Annotated[list[ImageRequest], Field(min_length=1)]
     lenient: bool = False
     previews: Annotated[int, Field(ge=0, le=100)] = 0
     format: ImageFormat = "png"
 
 
-def router(engine: Engine, options: ServerOptions) -> APIRouter:
+def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
     """GET /t2i/v1/model, POST /t2i/v1/generate and /t2i/v1/jobs/ID/cancel."""
     api = APIRouter(prefix="/t2i/v1", tags=["t2i"])
 
     @api.get("/model")
     async def model() -> Response:
         """The served model: its own settings, and what it takes."""
-        spec = await engine.described()
+        spec = await engine.wait_described()
         return responses.json_response(
             _described(spec)
             | {"limits": asdict(engine.limits), "auth": options.api_key is not None}
@@ -72,15 +72,15 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         response_class=Response,
         responses={200: {"content": {"text/event-stream": {}}}},
     )
-    async def generate(body: Body) -> Response:
+    async def generate(body: GenerateBody) -> Response:
         """Make images: `accepted`, then what happens, an `image` or `failure` each, and `done`."""
         notes: list[Notice] = []
         asked = [one.request() for one in body.requests]
-        requests = await engine.settle(
+        requests = await engine.resolve_requests(
             asked, counted="requests", lenient=body.lenient, on_note=notes.append
         )
         job = engine.submit(requests, previews=body.previews, notes=notes)
-        return responses.stream(job, _events(engine, job, body.format))
+        return responses.event_stream(job, _events(engine, job, body.format))
 
     @api.post("/jobs/{id}/cancel", status_code=204)
     async def cancel(id: str) -> Response:
@@ -114,36 +114,38 @@ def _described(spec: ModelSpec) -> dict[str, object]:
     }
 
 
-async def _events(engine: Engine, job: Job, format: ImageFormat) -> AsyncIterator[bytes]:
+async def _events(engine: Engine, job: ImageJob, format: ImageFormat) -> AsyncIterator[bytes]:
     """The job as server-sent events."""
     requests = [request.to_json() for request in job.requests]
-    yield responses.sse(
+    yield responses.format_sse(
         "accepted", {"job": job.id, "requests": requests, "waiting": engine.waiting}
     )
     images = 0
-    async for message in responses.beating(job):
+    async for message in responses.with_keepalive(job):
         match message:
             case None:
-                yield responses.PING
+                yield responses.KEEPALIVE
             case GeneratedImage():
                 images += 1
-                data = await responses.encode_text(message, format)
+                data = await responses.encode_base64_image(message, format)
                 width, height = message.size
                 told = {"index": message.index, "format": format, "width": width, "height": height}
-                yield responses.sse("image", told | responses.echo(message), image=data)
+                yield responses.format_sse(
+                    "image", told | responses.generation_record(message), image=data
+                )
             case Failure(index=index, error=error):
                 request = requests[index]
-                yield responses.sse(
+                yield responses.format_sse(
                     "failure", {"index": index, "request": request, "error": error.to_json()}
                 )
             case Preview(index=index, step=step, steps=steps, image=image):
                 shown = await asyncio.to_thread(_data_url, image)
-                yield responses.sse(
+                yield responses.format_sse(
                     "preview", {"index": index, "step": step, "steps": steps, "image": shown}
                 )
             case _:
-                yield responses.sse(_NAMES[type(message)], asdict(message))
-    yield responses.sse("done", {"images": images, "failures": len(requests) - images})
+                yield responses.format_sse(_NAMES[type(message)], asdict(message))
+    yield responses.format_sse("done", {"images": images, "failures": len(requests) - images})
 
 
 def _data_url(image: Image) -> str:

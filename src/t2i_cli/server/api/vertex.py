@@ -18,13 +18,13 @@ from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
-from t2i_cli.server.jobs import Job
+from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.schemas import Fields, Strict
+from t2i_cli.server.schemas import RequestFields, StrictModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Container:
+class VertexContainer:
     """What Vertex told the container by its AIP_ variables."""
 
     port: int
@@ -33,7 +33,7 @@ class Container:
     storage_uri: str | None
 
     @classmethod
-    def find(cls, environ: Mapping[str, str]) -> Self | None:
+    def from_environment(cls, environ: Mapping[str, str]) -> Self | None:
         """The contract in the environment, if Vertex runs this; raises InputError on bad values."""
         if not environ.get("AIP_HTTP_PORT") and not environ.get("AIP_PREDICT_ROUTE"):
             return None
@@ -60,7 +60,7 @@ def _seed(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else value
 
 
-class Instance(Fields):
+class Instance(RequestFields):
     """One image as it is asked for, by t2i's names or those of Google's own container."""
 
     prompt: str | None = None
@@ -76,7 +76,7 @@ class Parameters(Instance):
     lenient: bool = False
 
 
-class PredictionsBody(Strict):
+class PredictionsBody(StrictModel):
     """A request for predictions."""
 
     instances: Annotated[list[Instance], Field(min_length=1)]
@@ -86,12 +86,12 @@ class PredictionsBody(Strict):
 _ALIASES = {"text": "prompt", "num_inference_steps": "steps"}
 
 
-def error_body(error: T2IError, status: int) -> dict[str, object]:
+def google_error(error: T2IError, status: int) -> dict[str, object]:
     """An error as Google's services have it, with t2i's own inside."""
     return {"error": {"code": status, "message": error.message, "t2i": error.to_json()}}
 
 
-def router(engine: Engine, options: ServerOptions) -> APIRouter:
+def vertex_router(engine: Engine, options: ServerOptions) -> APIRouter:
     """The two routes that Vertex named."""
     container = options.container
     api = APIRouter(tags=["vertex"])
@@ -112,12 +112,12 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         asked, formats = _asked(body)
         lenient = body.parameters is not None and body.parameters.lenient
         notes: list[Notice] = []
-        requests = await engine.settle(
+        requests = await engine.resolve_requests(
             asked, counted="instances", lenient=lenient, on_note=notes.append
         )
         job = engine.submit(requests, steps=False, notes=notes)
         outcomes: dict[int, GeneratedImage | Failure] = {}
-        async with responses.attended(request, job):
+        async with responses.cancel_on_disconnect(request, job):
             async for message in job:
                 if isinstance(message, GeneratedImage | Failure):
                     outcomes[message.index] = message
@@ -128,7 +128,7 @@ def router(engine: Engine, options: ServerOptions) -> APIRouter:
         pairs = zip(ordered, formats, strict=True)
         told = await asyncio.gather(*(_prediction(job, *pair) for pair in pairs))
         return responses.json_response(
-            responses.Made(f'{{"predictions": {responses.listed(told).text}}}')
+            responses.RawJson(f'{{"predictions": {responses.json_array(told).text}}}')
         )
 
     return api
@@ -157,9 +157,11 @@ def _given(asked: Instance | None) -> dict[str, Any]:
 
 
 async def _prediction(
-    job: Job, outcome: GeneratedImage | Failure, format: ImageFormat
-) -> responses.Made:
+    job: ImageJob, outcome: GeneratedImage | Failure, format: ImageFormat
+) -> responses.RawJson:
     if isinstance(outcome, Failure):
-        return responses.made({"error": outcome.error.to_json()})
-    data = await responses.encode_text(outcome, format)
-    return responses.made({"format": format} | responses.account(job, outcome), image=data)
+        return responses.json_object({"error": outcome.error.to_json()})
+    data = await responses.encode_base64_image(outcome, format)
+    return responses.json_object(
+        {"format": format} | responses.image_record(job, outcome), image=data
+    )

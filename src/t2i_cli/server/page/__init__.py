@@ -52,7 +52,7 @@ def _file(name: str, content: bytes) -> _File:
     return _File(content, headers)
 
 
-def router() -> APIRouter:
+def page_router() -> APIRouter:
     """Serves `/` and `/static/…`; they hold nothing secret and need no key."""
     routes = APIRouter(include_in_schema=False)
 
