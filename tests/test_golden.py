@@ -129,9 +129,9 @@ def ids(batch: Batch) -> list[str]:
 
 def worker_state(folder: Path) -> dict[str, object]:
     """What the program reads of a worker in its folder."""
-    from t2i_cli.worker.state import Place
+    from t2i_cli.worker.state import RuntimeDir
 
-    state = Place(folder).state()
+    state = RuntimeDir(folder).state()
     assert state
     return dict(vars(state))
 

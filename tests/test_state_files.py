@@ -21,8 +21,8 @@ from t2i_cli.output.state_files import open_regular, replace_text
 from t2i_cli.settings import store
 from t2i_cli.vertex import endpoint_store, machine_types
 from t2i_cli.worker import spawn
-from t2i_cli.worker.fingerprint import Wanted
-from t2i_cli.worker.state import Place, State, UnusableError
+from t2i_cli.worker.fingerprint import WorkerSpec
+from t2i_cli.worker.state import RuntimeDir, WorkerState, WorkerUnavailableError
 
 
 def a_link(path: Path) -> None:
@@ -118,24 +118,26 @@ def test_no_worker_is_used_in_a_folder_with_anything_else_in_it(
 ) -> None:
     tmp_path.chmod(0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    place = Place.find()
+    place = RuntimeDir.find()
     plant(place.folder / name)
-    with pytest.raises(UnusableError, match=f"{name}' is not what a warm worker leaves there"):
-        Place.find()
+    with pytest.raises(
+        WorkerUnavailableError, match=f"{name}' is not what a warm worker leaves there"
+    ):
+        RuntimeDir.find()
     assert kept(place.folder / name)
 
 
 def test_the_worker_opens_nothing_through_a_link(tmp_path: Path) -> None:
     """What came there since the folder was looked at."""
-    place = Place(tmp_path)
+    place = RuntimeDir(tmp_path)
     a_link(place.log)
-    wanted = Wanted(model="postcard", revision=None, options=LocalOptions())
-    with pytest.raises(UnusableError, match="it is a link"):
+    wanted = WorkerSpec(model="postcard", revision=None, options=LocalOptions())
+    with pytest.raises(WorkerUnavailableError, match="it is a link"):
         spawn._start(place, wanted, "x", 1.0)
     assert kept(place.log)
     (tmp_path / "worker.sock").write_text("precious")
     (tmp_path / "worker.new").symlink_to("others")
-    place.write(State(pid=2, identity="x", version="1", model="m"))
+    place.write(WorkerState(pid=2, identity="x", version="1", model="m"))
     place.clear()
     assert (tmp_path / "others").read_text() == "precious"
     assert (tmp_path / "worker.sock").read_text() == "precious"
@@ -196,7 +198,9 @@ VALUES = st.recursive(
     ),
     max_leaves=5,
 )
-STATE = asdict(State(pid=2, identity="x", version="1", model="m", port=7, secret="s", started=1.0))  # noqa: S106
+STATE = asdict(
+    WorkerState(pid=2, identity="x", version="1", model="m", port=7, secret="s", started=1.0)
+)  # noqa: S106
 ENDPOINT = asdict(
     endpoint_store.EndpointRecord(
         name="projects/p/locations/l/endpoints/1",
@@ -215,10 +219,10 @@ ENDPOINT = asdict(
 )
 
 
-def state_of(folder: Path, data: bytes) -> State | None:
+def state_of(folder: Path, data: bytes) -> WorkerState | None:
     """What a worker's state says; what is believed can be used."""
     (folder / "worker.json").write_bytes(data)
-    found = Place(folder).state()
+    found = RuntimeDir(folder).state()
     if found:
         assert 1 < found.pid < 2**31
         assert found.port is None or 0 < found.port < 2**16

@@ -34,9 +34,9 @@ from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from t2i_cli.worker import backend, control, fingerprint, process_proof, spawn, state, tips
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
-from t2i_cli.worker.client import KEEP_ALIVE_HEADER, Exchange, _Connection
+from t2i_cli.worker.client import KEEP_ALIVE_HEADER, WorkerExchange, _Connection
 from t2i_cli.worker.daemon import MAX_LOG
-from t2i_cli.worker.state import Place, State
+from t2i_cli.worker.state import RuntimeDir, WorkerState
 from tests import tiny
 from tests.conftest import T2I
 from tests.fakes import warm
@@ -69,7 +69,7 @@ def runtime() -> Iterator[Path]:
 def end() -> None:
     """Leave no worker behind."""
     with suppress(InputError):
-        if (found := control.status()).pid and found.state != "none":
+        if (found := control.worker_status()).pid and found.state != "none":
             kill(found.pid)
 
 
@@ -77,7 +77,7 @@ def kill(pid: int) -> None:
     """Kill the worker, and wait until it is no more."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    assert Place.find().gone(within=PATIENCE)
+    assert RuntimeDir.find().wait_gone(within=PATIENCE)
 
 
 @dataclass
@@ -137,7 +137,7 @@ def run(
 
 def worker() -> int:
     """The process of the worker that is there."""
-    found = control.status()
+    found = control.worker_status()
     assert found.state in {"idle", "busy"}, found
     assert found.pid
     return found.pid
@@ -217,20 +217,20 @@ def test_a_bug_in_the_worker_is_met_again_without_it() -> None:
 @pytest.mark.usefixtures("runtime")
 def test_it_leaves_when_it_was_idle_for_as_long_as_the_newest_run_said() -> None:
     run()
-    found = control.status()
+    found = control.worker_status()
     assert (found.state, found.keep_alive, found.model) == ("idle", LONG, "postcard")
     run(keep_alive=0.2)
-    assert Place.find().gone(within=PATIENCE)
-    assert control.status().state == "none"
-    left = {path.name for path in Place.find().folder.iterdir()}
+    assert RuntimeDir.find().wait_gone(within=PATIENCE)
+    assert control.worker_status().state == "none"
+    left = {path.name for path in RuntimeDir.find().folder.iterdir()}
     assert left == {"worker.lock", "start.lock", "worker.log"}
 
 
 @pytest.mark.usefixtures("runtime")
 def test_it_leaves_when_nobody_can_find_it_any_more() -> None:
     assert run().notes == []
-    (Place.find().folder / "worker.json").unlink()
-    assert Place.find().gone(within=PATIENCE)
+    (RuntimeDir.find().folder / "worker.json").unlink()
+    assert RuntimeDir.find().wait_gone(within=PATIENCE)
 
 
 @pytest.mark.usefixtures("runtime")
@@ -248,7 +248,7 @@ def test_killed_in_mid_image_the_run_goes_on_and_the_next_starts_another() -> No
     assert [request.prompt for request in broken.stand_in.made] == ["slow", "last"]
     assert [event.indices for event in broken.events if isinstance(event, Step)][-1] == (2,)
     # Its state and its socket are still there.
-    assert Place.find().state() is not None
+    assert RuntimeDir.find().state() is not None
     assert run().notes == []
     assert worker() != first
 
@@ -259,7 +259,7 @@ def test_hung_it_is_ended_and_not_waited_for(moment: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(state, "HUNG", 3.0)
     run()
     first = worker()
-    until(lambda: bool((state := Place.find().state()) and state.warm))
+    until(lambda: bool((state := RuntimeDir.find().state()) and state.warm))
 
     def stop(event: Event) -> None:
         if isinstance(event, Step):
@@ -267,31 +267,31 @@ def test_hung_it_is_ended_and_not_waited_for(moment: str, monkeypatch: pytest.Mo
 
     if moment == "before":
         os.kill(first, signal.SIGSTOP)
-        until(lambda: control.status().state == "hung")
+        until(lambda: control.worker_status().state == "hung")
         hung = run()
     else:
         hung = run("slow", meanwhile=stop)
     assert hung.notes == ["The warm worker hung, and was ended. This run goes on without it."]
     assert len(hung.stand_in.made) == 1
-    assert not Place.find().alive()
+    assert not RuntimeDir.find().is_alive()
 
 
 @pytest.mark.usefixtures("runtime")
 def test_hung_it_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "HUNG", 3.0)
     run()
-    until(lambda: bool((state := Place.find().state()) and state.warm))
+    until(lambda: bool((state := RuntimeDir.find().state()) and state.warm))
     pid = worker()
     os.kill(pid, signal.SIGSTOP)
-    until(lambda: control.status().state == "hung")
-    assert control.stop() == pid
-    assert control.status().state == "none"
+    until(lambda: control.worker_status().state == "hung")
+    assert control.stop_worker() == pid
+    assert control.worker_status().state == "none"
 
 
 def spoil() -> None:
     """Damage what a worker says of itself, once it says no more."""
-    until(lambda: bool((state := Place.find().state()) and state.warm))
-    (Place.find().folder / "worker.json").write_text("{")
+    until(lambda: bool((state := RuntimeDir.find().state()) and state.warm))
+    (RuntimeDir.find().folder / "worker.json").write_text("{")
 
 
 @pytest.mark.usefixtures("runtime")
@@ -300,8 +300,8 @@ def test_one_that_cannot_be_read_of_is_replaced() -> None:
     first = worker()
     spoil()
     with pytest.raises(InputError, match="cannot be read"):
-        control.status()
-    assert not spawn.make_room(), "nobody knows whether it is at work"
+        control.worker_status()
+    assert not spawn.evict_idle_worker(), "nobody knows whether it is at work"
     assert run().notes == []
     assert worker() != first
 
@@ -310,8 +310,8 @@ def test_one_that_cannot_be_read_of_is_replaced() -> None:
 def test_one_that_cannot_be_read_of_can_be_stopped() -> None:
     run()
     spoil()
-    assert control.stop() == 0
-    assert control.stop() is None
+    assert control.stop_worker() == 0
+    assert control.stop_worker() is None
 
 
 @pytest.mark.usefixtures("runtime")
@@ -321,61 +321,63 @@ def test_a_hung_one_that_cannot_be_told_from_others_is_left(
     monkeypatch.setattr(state, "HUNG", 3.0)
     run()
     first = worker()
-    until(lambda: bool((found := Place.find().state()) and found.warm))
+    until(lambda: bool((found := RuntimeDir.find().state()) and found.warm))
     os.kill(first, signal.SIGSTOP)
-    found = Place.find().state()
+    found = RuntimeDir.find().state()
     assert found is not None
-    Place.find().write(replace(found, token="another"))  # noqa: S106
-    until(lambda: control.status().state == "hung")
+    RuntimeDir.find().write(replace(found, token="another"))  # noqa: S106
+    until(lambda: control.worker_status().state == "hung")
     notes = ["The warm worker hangs, and cannot be ended. This run goes on without it."]
     assert run().notes == notes
     with pytest.raises(TimedOutError, match="does not end"):
-        control.stop()
-    assert Place.find().alive()
-    Place.find().write(found)
+        control.stop_worker()
+    assert RuntimeDir.find().is_alive()
+    RuntimeDir.find().write(found)
     os.kill(first, signal.SIGCONT)
-    assert control.stop() == first
+    assert control.stop_worker() == first
 
 
 @pytest.mark.usefixtures("runtime")
 def test_its_token_is_known_to_nobody_else() -> None:
     run()
-    state = Place.find().state()
+    state = RuntimeDir.find().state()
     assert state is not None
     assert state.token
     assert state.token not in repr(state)
     command = psutil.Process(state.pid).cmdline()
     assert not any(state.token in word for word in command)
-    assert any(process_proof.proof(state.token) in word for word in command)
-    assert (Place.find().folder / "worker.json").stat().st_mode & 0o777 == 0o600
+    assert any(process_proof.token_digest(state.token) in word for word in command)
+    assert (RuntimeDir.find().folder / "worker.json").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.usefixtures("runtime")
 def test_its_log_is_bounded() -> None:
     run()
-    log = Place.find().log
+    log = RuntimeDir.find().log
     log.write_bytes(b"x" * 2 * MAX_LOG)
     until(lambda: log.stat().st_size < MAX_LOG)
     log.unlink()
-    time.sleep(2 * state.BEAT)
+    time.sleep(2 * state.HEARTBEAT_INTERVAL)
     assert worker()
 
 
 @pytest.mark.usefixtures("runtime")
 def test_only_a_time_to_stay_is_taken_for_one() -> None:
     run()
-    place_ = Place.find()
+    place_ = RuntimeDir.find()
     state = place_.state()
     assert state is not None
     for value in ("nan", "inf", "-1", "soon"):
-        with Exchange(place_, state, spawn.STATUS_PATH, None, {KEEP_ALIVE_HEADER: value}) as one:
+        with WorkerExchange(
+            place_, state, spawn.STATUS_PATH, None, {KEEP_ALIVE_HEADER: value}
+        ) as one:
             assert one.json()["keep_alive"] == LONG
 
 
 def test_a_process_id_that_a_dead_worker_left_gets_no_signal(tmp_path: Path) -> None:
-    place_ = Place(tmp_path)
+    place_ = RuntimeDir(tmp_path)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        place_.signal(State(pid=other.pid, identity="", version="", model=""), signal.SIGTERM)
+        place_.signal(WorkerState(pid=other.pid, identity="", version="", model=""), signal.SIGTERM)
         other.communicate(b"\n")
     assert other.returncode == 0
 
@@ -383,10 +385,10 @@ def test_a_process_id_that_a_dead_worker_left_gets_no_signal(tmp_path: Path) -> 
 def test_what_another_version_says_of_itself_is_understood(tmp_path: Path) -> None:
     said = {"pid": 2, "identity": "x", "version": "9", "model": "y", "mood": "sunny"}
     (tmp_path / "worker.json").write_text(json.dumps(said))
-    state = Place(tmp_path).state()
-    assert state == State(pid=2, identity="x", version="9", model="y")
+    state = RuntimeDir(tmp_path).state()
+    assert state == WorkerState(pid=2, identity="x", version="9", model="y")
     (tmp_path / "worker.json").write_text('{"pid": 1')
-    assert Place(tmp_path).state() is None
+    assert RuntimeDir(tmp_path).state() is None
 
 
 def refused(code: str) -> bytes:
@@ -408,11 +410,11 @@ def leaving(answer: bytes, *, stays: bool = False) -> Iterator[None]:
     It is gone then, or at the end of the block.
     """
     ready, over = threading.Event(), threading.Event()
-    identity_ = fingerprint.Wanted(model="postcard", revision=None, options=USUAL).identity()
-    place_ = Place.find()
+    identity_ = fingerprint.WorkerSpec(model="postcard", revision=None, options=USUAL).fingerprint()
+    place_ = RuntimeDir.find()
 
     def act() -> None:
-        with place_.life(), socket.socket(socket.AF_UNIX) as listener:
+        with place_.lifetime_lock(), socket.socket(socket.AF_UNIX) as listener:
             place_.clear()  # what a killed one left
             path = place_.folder / "worker.sock"
             listener.bind(str(path))
@@ -420,7 +422,9 @@ def leaving(answer: bytes, *, stays: bool = False) -> Iterator[None]:
             # No process gives itself a signal, whatever it reads.
             pid = os.getpid()
             place_.write(
-                State(pid=pid, identity=identity_, version="0", model="postcard", socket=str(path))
+                WorkerState(
+                    pid=pid, identity=identity_, version="0", model="postcard", socket=str(path)
+                )
             )
             ready.set()
             asked = b""
@@ -481,11 +485,11 @@ def test_one_that_leaves_is_not_waited_for_for_long_nor_twice(
     hired: list[str] = []
     again = ExitStack()
 
-    def hire(wanted_: fingerprint.Wanted, keep_alive: float) -> tuple[Place, State]:
+    def hire(wanted_: fingerprint.WorkerSpec, keep_alive: float) -> tuple[RuntimeDir, WorkerState]:
         hired.append(wanted_.model)
         if len(hired) == 2:
             again.enter_context(leaving(LEAVES[0]))
-        return spawn.hire(wanted_, keep_alive)
+        return spawn.get_or_spawn(wanted_, keep_alive)
 
     monkeypatch.setattr(backend, "hire", hire)
     with leaving(LEAVES[0], stays=stays), again:
@@ -512,24 +516,24 @@ with place.life():
 @pytest.mark.parametrize("same", [True, False])
 def test_half_started_it_is_replaced(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     end()
-    wanted = fingerprint.Wanted(model="postcard", revision=None, options=LocalOptions())
-    place_ = Place.find()
+    wanted = fingerprint.WorkerSpec(model="postcard", revision=None, options=LocalOptions())
+    place_ = RuntimeDir.find()
     stuck = subprocess.Popen(
         [
             *(sys.executable, "-c", HALF_STARTED, str(place_.folder), "0"),
-            wanted.identity() if same else "another",
+            wanted.fingerprint() if same else "another",
         ],
         stdout=subprocess.PIPE,
     )
     assert stuck.stdout is not None
     with stuck.stdout as said:
         assert said.readline() == b"locked\n"
-    assert control.status().state == "starting"
-    assert not spawn.make_room()
+    assert control.worker_status().state == "starting"
+    assert not spawn.evict_idle_worker()
     assert stuck.poll() is None
     if same:
         # It could yet come to listen; this one has had its time.
-        old = time.time() - 2 * state.STARTING
+        old = time.time() - 2 * state.START_TIMEOUT
         os.utime(place_.folder / "worker.json", (old, old))
     assert run().notes == []
     assert stuck.wait(PATIENCE) < 0
@@ -544,7 +548,7 @@ def test_a_worker_that_cannot_start_is_done_without(monkeypatch: pytest.MonkeyPa
     assert failed.image
     [note] = failed.notes
     assert "could not start" in note
-    assert "nothing_of_that_name" in Place.find().log.read_text()
+    assert "nothing_of_that_name" in RuntimeDir.find().log.read_text()
 
 
 @pytest.mark.usefixtures("runtime")
@@ -571,27 +575,27 @@ def test_one_of_other_options_is_replaced_when_it_is_idle_and_left_alone_at_work
 @pytest.mark.usefixtures("runtime")
 def test_it_makes_room_for_a_run_without_it_unless_it_is_at_work() -> None:
     end()
-    assert not spawn.make_room()
+    assert not spawn.evict_idle_worker()
     made: list[bool] = []
 
     def make_room(event: Event) -> None:
         if isinstance(event, Step) and not made:
-            made.append(spawn.make_room())
+            made.append(spawn.evict_idle_worker())
             kill(worker())
 
     run("slow", meanwhile=make_room)
     assert made == [False]
     assert run().notes == []
-    assert spawn.make_room()
-    assert control.status().state == "none"
+    assert spawn.evict_idle_worker()
+    assert control.worker_status().state == "none"
 
 
 # Whom it serves.
 
 
-def wanted(**changes: object) -> fingerprint.Wanted:
+def wanted(**changes: object) -> fingerprint.WorkerSpec:
     options: dict[str, object] = {"model": "postcard", "revision": None}
-    return fingerprint.Wanted(**{"options": LocalOptions(), **options, **changes})  # type: ignore[arg-type]
+    return fingerprint.WorkerSpec(**{"options": LocalOptions(), **options, **changes})  # type: ignore[arg-type]
 
 
 OTHER_VARIABLES = [
@@ -613,54 +617,57 @@ OTHER_OPTIONS = [
 def test_other_environments_want_other_workers(
     variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = wanted().identity()
-    assert wanted().identity() == before
+    before = wanted().fingerprint()
+    assert wanted().fingerprint() == before
     monkeypatch.setenv(variable, "hf_secret")
-    assert wanted().identity() != before
-    assert "hf_secret" not in wanted().identity()
+    assert wanted().fingerprint() != before
+    assert "hf_secret" not in wanted().fingerprint()
 
 
 def test_what_reaches_the_worker_otherwise_is_no_difference(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = wanted().identity()
+    before = wanted().fingerprint()
     for variable in ("T2I_OUTPUT", "T2I_KEEP_ALIVE", "T2I_CONFIG", "PWD", "TERM", "COLUMNS"):
         monkeypatch.setenv(variable, "1")
     monkeypatch.chdir(tmp_path)
-    assert wanted().identity() == before
+    assert wanted().fingerprint() == before
     # An alias and its repository are one model.
-    assert wanted(model="sd15").identity() == wanted(model=catalog.MODELS["sd15"].repo).identity()
+    assert (
+        wanted(model="sd15").fingerprint()
+        == wanted(model=catalog.MODELS["sd15"].repo).fingerprint()
+    )
 
 
 @pytest.mark.parametrize("changes", OTHER_OPTIONS, ids=str)
 def test_other_options_want_other_workers(changes: dict[str, object]) -> None:
     options = LocalOptions(**changes)  # type: ignore[arg-type]
-    assert wanted(options=options).identity() != wanted().identity()
+    assert wanted(options=options).fingerprint() != wanted().fingerprint()
 
 
 def test_other_versions_users_and_models_want_other_workers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = wanted().identity()
-    assert wanted(model="sd15").identity() != before
-    assert wanted(model="sd15", revision="main").identity() != wanted(model="sd15").identity()
+    before = wanted().fingerprint()
+    assert wanted(model="sd15").fingerprint() != before
+    assert wanted(model="sd15", revision="main").fingerprint() != wanted(model="sd15").fingerprint()
     with monkeypatch.context() as patch:
         patch.setattr(fingerprint, "__version__", "0.0.0")
-        assert wanted().identity() != before
+        assert wanted().fingerprint() != before
     with monkeypatch.context() as patch:
         patch.setattr(os, "getuid", lambda: 12345)
-        assert wanted().identity() != before
+        assert wanted().fingerprint() != before
     # A model that was trained anew is another, and so is one of the same name elsewhere.
     model = tmp_path / "a" / "model"
     model.mkdir(parents=True)
     (model / "model_index.json").write_text("{}")
     monkeypatch.chdir(tmp_path / "a")
-    trained = wanted(model="./model").identity()
+    trained = wanted(model="./model").fingerprint()
     (model / "unet.safetensors").write_text("new")
-    anew = wanted(model="./model").identity()
+    anew = wanted(model="./model").fingerprint()
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     monkeypatch.chdir(tmp_path / "b")
-    assert len({trained, anew, wanted(model="./model").identity()}) == 3
+    assert len({trained, anew, wanted(model="./model").fingerprint()}) == 3
 
 
 def open_to_others(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -699,8 +706,8 @@ def test_a_folder_that_is_not_the_users_own_is_not_used(
     assert len(refused.stand_in.made) == 1
     assert not (tmp_path / "t2i" / "worker.json").exists()
     with pytest.raises(InputError, match=complaint):
-        control.status()
-    assert not spawn.make_room()
+        control.worker_status()
+    assert not spawn.evict_idle_worker()
 
 
 def test_without_unix_sockets_it_listens_on_loopback_and_asks_for_its_secret(
@@ -711,12 +718,12 @@ def test_without_unix_sockets_it_listens_on_loopback_and_asks_for_its_secret(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
     try:
         assert run().notes == []
-        state = Place.find().state()
+        state = RuntimeDir.find().state()
         assert state is not None
         assert (state.socket, run().stand_in.made) == (None, [])
         assert state.secret
         assert state.secret not in repr(state)
-        assert (Place.find().folder / "worker.json").stat().st_mode & 0o777 == 0o600
+        assert (RuntimeDir.find().folder / "worker.json").stat().st_mode & 0o777 == 0o600
         connection = _Connection(state)
         connection.request("GET", spawn.STATUS_PATH)
         assert connection.getresponse().status == 401
@@ -724,10 +731,10 @@ def test_without_unix_sockets_it_listens_on_loopback_and_asks_for_its_secret(
         connection.request("GET", spawn.STATUS_PATH, headers={KEEP_ALIVE_HEADER: "1"})
         assert connection.getresponse().status == 401
         connection.close()
-        assert control.status().keep_alive == LONG
-        Place.find().write(replace(state, secret="another"))  # noqa: S106
-        assert control.status().state == "none"
-        Place.find().write(state)
+        assert control.worker_status().keep_alive == LONG
+        RuntimeDir.find().write(replace(state, secret="another"))  # noqa: S106
+        assert control.worker_status().state == "none"
+        RuntimeDir.find().write(state)
     finally:
         end()
 
@@ -922,7 +929,7 @@ def test_whoever_cannot_be_remembered_as_told_is_not_told(
     (tmp_path / "state").write_text("a file")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(Console, "live", True)
-    tips.once(Console())
+    tips.show_tip_once(Console())
     assert capsys.readouterr().err == ""
 
 

@@ -67,6 +67,6 @@ if __name__ == "__main__":
     from t2i_cli.cli import main
     from t2i_cli.worker import spawn
 
-    spawn.MODULE = WORKER
+    spawn.DAEMON_MODULE = WORKER
     factory.create_local_backend = lambda options: Painter(steps=True)
     main.main()

@@ -128,9 +128,9 @@ def _local(options: BackendOptions, lenient: bool | None, worker: bool) -> Backe
 def create_local_backend(options: "LocalOptions") -> Backend:
     """This machine's images, made in this process."""
     from t2i_cli.backends.local import LocalBackend
-    from t2i_cli.worker.spawn import make_room
+    from t2i_cli.worker.spawn import evict_idle_worker
 
-    return LocalBackend(options, make_room)
+    return LocalBackend(options, evict_idle_worker)
 
 
 def _http(options: BackendOptions) -> Backend:

@@ -13,10 +13,17 @@ from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import client
-from t2i_cli.worker.client import Exchange
-from t2i_cli.worker.fingerprint import Wanted
-from t2i_cli.worker.spawn import MODEL_PATH, hire
-from t2i_cli.worker.state import LEAVING, HungError, LeavingError, Place, State, UnusableError
+from t2i_cli.worker.client import WorkerExchange
+from t2i_cli.worker.fingerprint import WorkerSpec
+from t2i_cli.worker.spawn import MODEL_PATH, get_or_spawn
+from t2i_cli.worker.state import (
+    EXIT_TIMEOUT,
+    RuntimeDir,
+    WorkerExitingError,
+    WorkerState,
+    WorkerUnavailableError,
+    WorkerUnresponsiveError,
+)
 
 SENT_AT_ONCE = 4
 """Requests: those of other runs come in between, and the device need not wait for files."""
@@ -55,11 +62,11 @@ class WorkerBackend:
         try:
             try:
                 return self._asked(name, request.revision)
-            except LeavingError as error:
-                if not error.place.gone(within=LEAVING):
+            except WorkerExitingError as error:
+                if not error.place.wait_gone(within=EXIT_TIMEOUT):
                     raise
                 return self._asked(name, request.revision)
-        except UnusableError:
+        except WorkerUnavailableError:
             # What stands in the way is told when the image is made.
             return self._without.describe(request)
 
@@ -78,7 +85,7 @@ class WorkerBackend:
         """Have a worker there."""
         try:
             self._hire(request.model, request.revision)
-        except UnusableError:
+        except WorkerUnavailableError:
             self._without.load(request, on_event)
 
     def run(
@@ -99,14 +106,14 @@ class WorkerBackend:
                 before = len(left)
                 try:
                     yield from self._made(left, on_event, cancel)
-                except LeavingError as error:
+                except WorkerExitingError as error:
                     made = len(left) < before
-                    if made or not patient or not error.place.gone(within=LEAVING):
+                    if made or not patient or not error.place.wait_gone(within=EXIT_TIMEOUT):
                         raise
                     patient = False
-        except UnusableError as error:
+        except WorkerUnavailableError as error:
             reason = str(error)
-            if isinstance(error, HungError) and not error.place.kill():
+            if isinstance(error, WorkerUnresponsiveError) and not error.place.kill():
                 reason = "The warm worker hangs, and cannot be ended."
             if left:
                 on_event(Notice(message=f"{reason} This run goes on without it."))
@@ -125,8 +132,8 @@ class WorkerBackend:
     def _asked(self, model: str, revision: str | None) -> ModelSpec:
         """What a worker says of the model."""
         place, state = self._hire(model, revision)
-        with Exchange(place, state, MODEL_PATH) as exchange:
-            return client.model(exchange)
+        with WorkerExchange(place, state, MODEL_PATH) as exchange:
+            return client.worker_model(exchange)
 
     def _made(
         self, left: dict[int, ResolvedRequest], on_event: OnEvent, cancel: Flag
@@ -134,18 +141,18 @@ class WorkerBackend:
         """What a worker makes of the next requests, which then are no longer left."""
         members = list(islice(left.items(), SENT_AT_ONCE))
         place, state = self._hire(members[0][1].model, members[0][1].revision)
-        asked = client.order(members, self._format)
+        asked = client.build_body(members, self._format)
         keep = {client.KEEP_ALIVE_HEADER: f"{self._keep_alive:g}"}
-        with Exchange(place, state, client.GENERATE_PATH, asked, keep) as exchange:
-            for outcome in client.outcomes(exchange, members, on_event):
+        with WorkerExchange(place, state, client.GENERATE_PATH, asked, keep) as exchange:
+            for outcome in client.read_outcomes(exchange, members, on_event):
                 del left[outcome.index]
                 yield outcome
                 if cancel.is_set():
                     return
 
-    def _hire(self, model: str, revision: str | None) -> tuple[Place, State]:
-        wanted = Wanted(model=model, revision=revision, options=self._options)
-        return hire(wanted, self._keep_alive)
+    def _hire(self, model: str, revision: str | None) -> tuple[RuntimeDir, WorkerState]:
+        wanted = WorkerSpec(model=model, revision=revision, options=self._options)
+        return get_or_spawn(wanted, self._keep_alive)
 
     def _run_without(
         self, left: Mapping[int, ResolvedRequest], on_event: OnEvent, cancel: Flag

@@ -21,7 +21,14 @@ from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, O
 from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.worker.state import BEAT, HungError, LeavingError, Place, State, UnusableError
+from t2i_cli.worker.state import (
+    HEARTBEAT_INTERVAL,
+    RuntimeDir,
+    WorkerExitingError,
+    WorkerState,
+    WorkerUnavailableError,
+    WorkerUnresponsiveError,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,12 +45,12 @@ _OWN = ("bug",)
 _BUSY = "quota"
 """What the worker says where its queue is full."""
 
-Member = tuple[int, ResolvedRequest]
+WorkerRequest = tuple[int, ResolvedRequest]
 """A request and its position in the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentImage(GeneratedImage):
+class LazyImage(GeneratedImage):
     """An image that came as a file with its records; decoded only where someone looks at it."""
 
     image: "Image" = field(init=False, repr=False, compare=False)
@@ -70,7 +77,7 @@ class SentImage(GeneratedImage):
         return self.data if format == self.format else super().encode(format)
 
 
-class Exchange:
+class WorkerExchange:
     """One request to a worker and its answer. Leaving it early cancels what was asked.
 
     Raises UnusableError wherever the worker fails, LeavingError where it has not answered yet, and
@@ -79,8 +86,8 @@ class Exchange:
 
     def __init__(
         self,
-        place: Place,
-        state: State,
+        place: RuntimeDir,
+        state: WorkerState,
         path: str,
         body: object = None,
         headers: Mapping[str, str] | None = None,
@@ -98,12 +105,12 @@ class Exchange:
         )
 
     def __enter__(self) -> Self:
-        with self._reading(LeavingError(self.place)):
+        with self._reading(WorkerExitingError(self.place)):
             self._connection.connect()
         watch = threading.Thread(target=self._watch, args=[self._connection.sock], daemon=True)
         watch.start()
         try:
-            with self._reading(LeavingError(self.place)):
+            with self._reading(WorkerExitingError(self.place)):
                 self._connection.request(*self._request)
                 self._response = self._connection.getresponse()
         except BaseException:
@@ -154,23 +161,26 @@ class Exchange:
 
     def _watch(self, connected: socket.socket) -> None:
         """Cut off a worker that is silent and whose heart has stopped."""
-        while not self._over.wait(BEAT):
-            if time.monotonic() - self._heard > 2 * BEAT and self.place.hung(self._state):
+        while not self._over.wait(HEARTBEAT_INTERVAL):
+            if (
+                time.monotonic() - self._heard > 2 * HEARTBEAT_INTERVAL
+                and self.place.is_unresponsive(self._state)
+            ):
                 with suppress(OSError):
                     connected.shutdown(socket.SHUT_RDWR)
                 return
 
     @contextmanager
-    def _reading(self, ended: UnusableError | None = None) -> Iterator[None]:
+    def _reading(self, ended: WorkerUnavailableError | None = None) -> Iterator[None]:
         try:
             yield
         except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
-            if self.place.hung(self._state):
-                raise HungError(self.place) from error
-            raise ended or UnusableError("The warm worker has ended.") from error
+            if self.place.is_unresponsive(self._state):
+                raise WorkerUnresponsiveError(self.place) from error
+            raise ended or WorkerUnavailableError("The warm worker has ended.") from error
 
 
-def reachable(state: State) -> bool:
+def can_connect(state: WorkerState) -> bool:
     """Whether something takes connections there."""
     try:
         connection = _Connection(state)
@@ -184,7 +194,7 @@ def reachable(state: State) -> bool:
 class _Connection(http.client.HTTPConnection):
     """To a worker's Unix socket, or to its port on loopback."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: WorkerState) -> None:
         super().__init__("127.0.0.1", state.port)
         self._path = state.socket
 
@@ -205,7 +215,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(None)
 
 
-def model(exchange: Exchange) -> ModelSpec:
+def worker_model(exchange: WorkerExchange) -> ModelSpec:
     """The model that the worker holds. Raises T2IError where there is none such."""
     answer = exchange.json()
     if not exchange.ok:
@@ -215,7 +225,7 @@ def model(exchange: Exchange) -> ModelSpec:
     return ModelSpec(**answer, folder=folder and Path(folder), refuses=refuses)
 
 
-def order(members: Sequence[Member], format: ImageFormat) -> dict[str, object]:
+def build_body(members: Sequence[WorkerRequest], format: ImageFormat) -> dict[str, object]:
     """The body that asks for these images."""
     left_out = ("model", "revision")
     requests = [
@@ -225,8 +235,8 @@ def order(members: Sequence[Member], format: ImageFormat) -> dict[str, object]:
     return {"requests": requests, "format": format}
 
 
-def outcomes(
-    exchange: Exchange, members: Sequence[Member], on_event: OnEvent
+def read_outcomes(
+    exchange: WorkerExchange, members: Sequence[WorkerRequest], on_event: OnEvent
 ) -> Iterator[GeneratedImage | Failure]:
     """What becomes of the requests that were sent; raises T2IError if they were refused."""
     if not exchange.ok:
@@ -234,7 +244,7 @@ def outcomes(
     for name, data in exchange.events():
         if name == "image":
             index, request = members[data["index"]]
-            yield SentImage(
+            yield LazyImage(
                 index=index,
                 request=request,
                 info=GenerationInfo(**data["lock"] | {"measures": tuple(data["lock"]["measures"])}),
@@ -261,12 +271,14 @@ _EVENTS: dict[str, Callable[..., Event]] = {
 }
 
 
-def _error(exchange: Exchange, answer: Mapping[str, Any], own: Collection[str] = _OWN) -> T2IError:
+def _error(
+    exchange: WorkerExchange, answer: Mapping[str, Any], own: Collection[str] = _OWN
+) -> T2IError:
     """The error in an answer, where a run without the worker would meet it as well."""
     record = answer.get("error")
     error = errors.error_from_json(record) if isinstance(record, dict) else None
     if error is not None and error.code == _LEAVING:
-        raise LeavingError(exchange.place)
+        raise WorkerExitingError(exchange.place)
     if error is None or error.code in own:
-        raise UnusableError("The warm worker cannot take this run.")
+        raise WorkerUnavailableError("The warm worker cannot take this run.")
     return error

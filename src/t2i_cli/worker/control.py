@@ -6,13 +6,13 @@ from typing import Literal
 
 from t2i_cli import durations
 from t2i_cli.errors import InputError, TimedOutError
-from t2i_cli.worker.client import Exchange
+from t2i_cli.worker.client import WorkerExchange
 from t2i_cli.worker.spawn import STATUS_PATH
-from t2i_cli.worker.state import HungError, Place, UnusableError
+from t2i_cli.worker.state import RuntimeDir, WorkerUnavailableError, WorkerUnresponsiveError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class WorkerStatus:
     """How the worker is; what does not fit its state is `None`. Times are seconds."""
 
     state: Literal["none", "starting", "idle", "busy", "hung"]
@@ -44,36 +44,36 @@ class Status:
         return f"{who} has been idle for {durations.format_duration(self.idle or 0)}; it leaves in {left}."
 
 
-def status() -> Status:
+def worker_status() -> WorkerStatus:
     """How the worker is.
 
     Raises InputError if its folder is not the user's own, or what it says of itself is damaged.
     """
     place = _place()
     state = place.state()
-    if not place.alive():
-        return Status(state="none")
+    if not place.is_alive():
+        return WorkerStatus(state="none")
     if state is None:
         if place.damaged:
             raise InputError(
                 f"What the worker says of itself in '{place.folder}' cannot be read.",
                 hint="`t2i worker stop` ends it.",
             )
-        return Status(state="none")
-    known = Status(state="starting", pid=state.pid, version=state.version, model=state.model)
-    if place.hung(state):
+        return WorkerStatus(state="none")
+    known = WorkerStatus(state="starting", pid=state.pid, version=state.version, model=state.model)
+    if place.is_unresponsive(state):
         return replace(known, state="hung")
     if not state.listening:
         return known
     try:
-        with Exchange(place, state, STATUS_PATH) as exchange:
+        with WorkerExchange(place, state, STATUS_PATH) as exchange:
             answer = exchange.json()
             if not exchange.ok:
-                raise UnusableError("The warm worker does not tell how it is.")
-    except HungError:
+                raise WorkerUnavailableError("The warm worker does not tell how it is.")
+    except WorkerUnresponsiveError:
         return replace(known, state="hung")
-    except UnusableError:
-        return Status(state="none")
+    except WorkerUnavailableError:
+        return WorkerStatus(state="none")
     idle = answer["idle"]
     return replace(
         known,
@@ -84,7 +84,7 @@ def status() -> Status:
     )
 
 
-def stop() -> int | None:
+def stop_worker() -> int | None:
     """End the worker: at once if it is idle or hung; what runs has 30 seconds.
 
     Its process id, 0 if it did not tell, None where there is no worker. Raises InputError if its
@@ -92,24 +92,24 @@ def stop() -> int | None:
     """
     place = _place()
     state = place.state()
-    if not place.alive():
+    if not place.is_alive():
         return None
-    if state is None or not place.hung(state):
+    if state is None or not place.is_unresponsive(state):
         if state is None or not place.signal(state, signal.SIGTERM):
             # Not the process that is named there; a worker that cannot be found leaves by itself.
             place.forget()
         # The server gives what runs 30 seconds, and those who asked for it 5.
-        place.gone(within=40)
+        place.wait_gone(within=40)
     if not place.kill():
         raise TimedOutError(
             "The worker does not end, and does not tell which process it is.",
-            hint=f"It holds the lock '{place.life().lock_file}'.",
+            hint=f"It holds the lock '{place.lifetime_lock().lock_file}'.",
         )
     return state.pid if state else 0
 
 
-def _place() -> Place:
+def _place() -> RuntimeDir:
     try:
-        return Place.find()
-    except UnusableError as error:
+        return RuntimeDir.find()
+    except WorkerUnavailableError as error:
         raise InputError(str(error), hint="It must be the user's own, with mode 0700.") from error

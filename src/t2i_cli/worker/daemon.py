@@ -27,7 +27,7 @@ from t2i_cli.request import MAX_IMAGE_SIDE, MAX_STEPS
 from t2i_cli.worker import process_proof
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER
 from t2i_cli.worker.spawn import MODEL_PATH, STATUS_PATH
-from t2i_cli.worker.state import BEAT, Place, State
+from t2i_cli.worker.state import HEARTBEAT_INTERVAL, RuntimeDir, WorkerState
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -39,18 +39,18 @@ MAX_LOG = 2**20
 """Bytes after which the log begins anew."""
 
 
-def main(make_backend: Callable[[LocalOptions], Backend] = LocalBackend) -> None:
+def run_worker(make_backend: Callable[[LocalOptions], Backend] = LocalBackend) -> None:
     """Be the worker, unless there is one; ends the process."""
     order = json.loads(sys.argv[1])
-    place = Place(Path(order["folder"]))
+    place = RuntimeDir(Path(order["folder"]))
     # A client that looks whether a worker lives holds the lock for an instant.
-    with suppress(Timeout), place.life().acquire(timeout=2):
-        state = State(
+    with suppress(Timeout), place.lifetime_lock().acquire(timeout=2):
+        state = WorkerState(
             pid=os.getpid(),
             identity=order["identity"],
             version=__version__,
             model=order["model"],
-            started=process_proof.started(os.getpid()),
+            started=process_proof.start_time(os.getpid()),
             # No process of its own has to know it.
             token=os.environ.pop(process_proof.TOKEN_VARIABLE, None),
         )
@@ -64,7 +64,7 @@ def main(make_backend: Callable[[LocalOptions], Backend] = LocalBackend) -> None
     os._exit(0)
 
 
-def _serve(place: Place, state: State, order: dict[str, Any], backend: Backend) -> None:
+def _serve(place: RuntimeDir, state: WorkerState, order: dict[str, Any], backend: Backend) -> None:
     from starlette.middleware import Middleware
 
     from t2i_cli.server.app import create_app
@@ -87,7 +87,7 @@ def _serve(place: Place, state: State, order: dict[str, Any], backend: Backend) 
         run_server(app, engine, listener, expired=watch.expired)
 
 
-def _listen(place: Place, state: State) -> tuple[socket.socket, State]:
+def _listen(place: RuntimeDir, state: WorkerState) -> tuple[socket.socket, WorkerState]:
     """A socket that only this user can talk to, and where it is."""
     if path := place.socket:
         listener = socket.socket(socket.AF_UNIX)
@@ -104,7 +104,12 @@ class _Watch:
     """What a worker has beside the server: its heart, its idle time, and its status."""
 
     def __init__(
-        self, place: Place, state: State, engine: "Engine", app: "FastAPI", keep_alive: float
+        self,
+        place: RuntimeDir,
+        state: WorkerState,
+        engine: "Engine",
+        app: "FastAPI",
+        keep_alive: float,
     ) -> None:
         self._place = place
         self._state = state
@@ -131,9 +136,9 @@ class _Watch:
 
     def expired(self) -> bool:
         """Beat, keep the log short, and say whether it is time to leave; asked all the time."""
-        if time.monotonic() - self._beat > BEAT:
+        if time.monotonic() - self._beat > HEARTBEAT_INTERVAL:
             self._beat = time.monotonic()
-            if not self._place.beat():
+            if not self._place.heartbeat():
                 return True
             # Whoever empties the folder, or fills its disk, does not end the worker.
             with suppress(OSError):
@@ -182,4 +187,4 @@ class _KeepAlive:
 
 
 if __name__ == "__main__":
-    main()
+    run_worker()

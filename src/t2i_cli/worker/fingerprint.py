@@ -28,7 +28,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class WorkerSpec:
     """The worker that a run wants; `model` as the user called it, or as the request names it."""
 
     model: str
@@ -42,7 +42,7 @@ class Wanted:
             return known.folder
         return catalog.folder_named(self.model)
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of everything that the images of a warm worker could depend on.
 
         Variables may hold secrets; nothing of them can be read from it.

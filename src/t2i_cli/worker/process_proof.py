@@ -13,12 +13,12 @@ _SAME = 2.0
 """Seconds by which two readings of a process's start may differ."""
 
 
-def proof(token: str) -> str:
+def token_digest(token: str) -> str:
     """What a worker's command line has of its token: a hash, which gives nothing of it away."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def started(pid: int) -> float:
+def start_time(pid: int) -> float:
     """When a process began, in seconds from the system's start: setting the clock changes nothing.
 
     Raises psutil.Error.
@@ -28,7 +28,7 @@ def started(pid: int) -> float:
     return float(psutil.Process(pid).create_time() - psutil.boot_time())
 
 
-def send(number: int, pid: int, began: float | None, token: str | None, lock: Path) -> bool:
+def send_signal(number: int, pid: int, began: float | None, token: str | None, lock: Path) -> bool:
     """Send a signal if the process is the worker that says so of itself; whether it was sent.
 
     It began when the worker did, and has the proof of its token in its command line. What a version
@@ -72,8 +72,8 @@ def _is_worker(pid: int, began: float, token: str) -> bool:
     import psutil
 
     try:
-        return abs(started(pid) - began) < _SAME and any(
-            proof(token) in word for word in psutil.Process(pid).cmdline()
+        return abs(start_time(pid) - began) < _SAME and any(
+            token_digest(token) in word for word in psutil.Process(pid).cmdline()
         )
     except psutil.Error:
         return False

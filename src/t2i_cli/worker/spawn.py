@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING
 
 from t2i_cli.output.state_files import open_regular
 from t2i_cli.worker import process_proof
-from t2i_cli.worker.client import Exchange, reachable
-from t2i_cli.worker.fingerprint import Wanted
-from t2i_cli.worker.state import LEAVING, STARTING, HungError, Place, State, UnusableError
+from t2i_cli.worker.client import WorkerExchange, can_connect
+from t2i_cli.worker.fingerprint import WorkerSpec
+from t2i_cli.worker.state import (
+    EXIT_TIMEOUT,
+    START_TIMEOUT,
+    RuntimeDir,
+    WorkerState,
+    WorkerUnavailableError,
+    WorkerUnresponsiveError,
+)
 
 if TYPE_CHECKING:
     import subprocess
@@ -21,76 +28,85 @@ if TYPE_CHECKING:
 STATUS_PATH = "/t2i/v1/worker"
 MODEL_PATH = f"{STATUS_PATH}/model"
 """Where a worker tells how it is, and what its model is: of its own, beside the native dialect."""
-MODULE = "t2i_cli.worker.daemon"
+DAEMON_MODULE = "t2i_cli.worker.daemon"
 """What a worker's process runs."""
 
 
-def hire(wanted: Wanted, keep_alive: float) -> tuple[Place, State]:
+def get_or_spawn(wanted: WorkerSpec, keep_alive: float) -> tuple[RuntimeDir, WorkerState]:
     """The worker that is wanted, taking connections; started, or in another's place, if need be.
 
     Raises UnusableError where there is none to be had soon.
     """
-    place, identity = Place.find(), wanted.identity()
+    place, identity = RuntimeDir.find(), wanted.fingerprint()
     state = place.state()
-    if state and state.identity == identity and reachable(state):
+    if state and state.identity == identity and can_connect(state):
         return place, state
     from filelock import Timeout
 
     try:
-        with place.starting().acquire(timeout=STARTING):
+        with place.start_lock().acquire(timeout=START_TIMEOUT):
             return place, _replaced(place, wanted, identity, keep_alive)
     except Timeout as error:
-        raise UnusableError("Another run's warm worker takes too long to start.") from error
+        raise WorkerUnavailableError(
+            "Another run's warm worker takes too long to start."
+        ) from error
 
 
-def retire(place: Place) -> bool:
+def shut_down(place: RuntimeDir) -> bool:
     """Have the worker leave unless it is at work; whether there is none any more."""
     state = place.state()
-    if not place.alive():
+    if not place.is_alive():
         return True
     if state and state.listening:
         try:
-            with Exchange(place, state, STATUS_PATH) as exchange:
+            with WorkerExchange(place, state, STATUS_PATH) as exchange:
                 if exchange.ok and exchange.json()["idle"] is None:
                     return False
-        except HungError:
+        except WorkerUnresponsiveError:
             return place.kill()
-        except UnusableError:
+        except WorkerUnavailableError:
             # It is on its way out.
-            return place.gone(within=LEAVING)
+            return place.wait_gone(within=EXIT_TIMEOUT)
     if state is None or not place.signal(state, signal.SIGTERM):
         place.forget()
-    return place.gone(within=LEAVING) or place.kill()
+    return place.wait_gone(within=EXIT_TIMEOUT) or place.kill()
 
 
-def make_room() -> bool:
+def evict_idle_worker() -> bool:
     """Have an idle worker leave, for the memory that it holds; whether one did."""
     try:
-        place = Place.find()
-    except UnusableError:
+        place = RuntimeDir.find()
+    except WorkerUnavailableError:
         return False
     state = place.state()
-    if state is None or not place.alive():
+    if state is None or not place.is_alive():
         return False
-    if not state.listening and not place.hung(state):
+    if not state.listening and not place.is_unresponsive(state):
         return False  # another run has just started it
-    return retire(place)
+    return shut_down(place)
 
 
-def _replaced(place: Place, wanted: Wanted, identity: str, keep_alive: float) -> State:
+def _replaced(
+    place: RuntimeDir, wanted: WorkerSpec, identity: str, keep_alive: float
+) -> WorkerState:
     state = place.state()
-    if state and state.identity == identity and place.alive() and not place.hung(state):
+    if (
+        state
+        and state.identity == identity
+        and place.is_alive()
+        and not place.is_unresponsive(state)
+    ):
         # Another run has started it meanwhile, or was stopped while it did.
-        if not state.listening or reachable(state):
+        if not state.listening or can_connect(state):
             return _listening(place, identity, None)
-    if not retire(place):
-        raise UnusableError("The warm worker is at work for other runs.")
+    if not shut_down(place):
+        raise WorkerUnavailableError("The warm worker is at work for other runs.")
     place.clear()
     return _listening(place, identity, _start(place, wanted, identity, keep_alive))
 
 
 def _start(
-    place: Place, wanted: Wanted, identity: str, keep_alive: float
+    place: RuntimeDir, wanted: WorkerSpec, identity: str, keep_alive: float
 ) -> "subprocess.Popen[bytes]":
     """Start a worker that outlives this process and its terminal."""
     import subprocess
@@ -103,19 +119,19 @@ def _start(
         "revision": wanted.revision,
         "options": asdict(wanted.options),
         "keep_alive": keep_alive,
-        "proof": process_proof.proof(token),
+        "proof": process_proof.token_digest(token),
     }
     relative = wanted.folder is not None and not wanted.folder.is_absolute()
     detached = getattr(subprocess, "DETACHED_PROCESS", 0)
     try:
         log = open_regular(place.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     except OSError as error:
-        raise UnusableError(f"The warm worker has no log: {error}.") from error
+        raise WorkerUnavailableError(f"The warm worker has no log: {error}.") from error
     try:
         os.ftruncate(log, 0)
         return subprocess.Popen(  # noqa: S603
             # Without -P, modules in the folder it runs in would come before the libraries'.
-            [sys.executable, "-P", "-m", MODULE, json.dumps(order)],
+            [sys.executable, "-P", "-m", DAEMON_MODULE, json.dumps(order)],
             # Elsewhere than in the user's folder, which may lie on a disk to be taken out.
             cwd=None if relative else place.folder,
             env=os.environ | {process_proof.TOKEN_VARIABLE: token},
@@ -129,9 +145,11 @@ def _start(
         os.close(log)
 
 
-def _listening(place: Place, identity: str, process: "subprocess.Popen[bytes] | None") -> State:
+def _listening(
+    place: RuntimeDir, identity: str, process: "subprocess.Popen[bytes] | None"
+) -> WorkerState:
     """Wait for a worker to listen."""
-    end = time.monotonic() + STARTING
+    end = time.monotonic() + START_TIMEOUT
     while time.monotonic() < end:
         state = place.state()
         if state and state.identity == identity and state.listening:
@@ -139,10 +157,14 @@ def _listening(place: Place, identity: str, process: "subprocess.Popen[bytes] | 
                 # It is nobody's child to wait for; Popen would warn of that.
                 process.returncode = 0
             return state
-        if process.poll() is not None if process else not place.alive():
-            raise UnusableError(f"The warm worker could not start; '{place.log}' may tell why.")
+        if process.poll() is not None if process else not place.is_alive():
+            raise WorkerUnavailableError(
+                f"The warm worker could not start; '{place.log}' may tell why."
+            )
         time.sleep(0.02)
     if process:
         process.kill()
         process.wait()
-    raise UnusableError(f"The warm worker takes too long to start; '{place.log}' may tell why.")
+    raise WorkerUnavailableError(
+        f"The warm worker takes too long to start; '{place.log}' may tell why."
+    )

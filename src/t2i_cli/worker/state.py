@@ -29,13 +29,13 @@ from t2i_cli.output.state_files import (
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-BEAT = 1.0
+HEARTBEAT_INTERVAL = 1.0
 """Seconds between two beats of a worker's heart: the time of its state file is set anew."""
-HUNG = 10.0
+UNRESPONSIVE_AFTER = 10.0
 """Seconds without a beat after which a silent worker counts as hung."""
-STARTING = 30.0
+START_TIMEOUT = 30.0
 """The same of one that is not warm yet; and what it may take until it listens, mostly one."""
-LEAVING = 5.0
+EXIT_TIMEOUT = 5.0
 """Seconds in which a worker that is leaving is gone."""
 _LOCKS = ("worker.lock", "start.lock")
 _SOCKET = "worker.sock"
@@ -44,28 +44,28 @@ _MAX_SOCKET = 103
 """Bytes of a Unix socket's path on macOS; Linux has 107 (sun_path in sys/un.h)."""
 
 
-class UnusableError(Exception):
+class WorkerUnavailableError(Exception):
     """No worker can be used now, and why; never seen by users, as the run goes on without one."""
 
 
-class HungError(UnusableError):
+class WorkerUnresponsiveError(WorkerUnavailableError):
     """The worker at `place` has a heart that stopped: it holds its memory until it is killed."""
 
-    def __init__(self, place: "Place") -> None:
+    def __init__(self, place: "RuntimeDir") -> None:
         super().__init__("The warm worker hung, and was ended.")
         self.place = place
 
 
-class LeavingError(UnusableError):
+class WorkerExitingError(WorkerUnavailableError):
     """The worker at `place` left just as it was asked, before it made anything."""
 
-    def __init__(self, place: "Place") -> None:
+    def __init__(self, place: "RuntimeDir") -> None:
         super().__init__("The warm worker has ended.")
         self.place = place
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class WorkerState:
     """What a worker says of itself; it listens on `socket`, or on loopback's `port` with `secret`.
 
     Neither is there before it listens. `warm` says that it is past its libraries' imports, which
@@ -90,7 +90,7 @@ class State:
         return bool(self.socket or self.port)
 
 
-class Place:
+class RuntimeDir:
     """The folder of one user's worker."""
 
     def __init__(self, folder: Path) -> None:
@@ -116,13 +116,15 @@ class Place:
                 folder.mkdir(mode=0o700)
             found = folder.lstat()
         except OSError as error:
-            raise UnusableError(f"No folder for a warm worker can be made: {error}.") from error
+            raise WorkerUnavailableError(
+                f"No folder for a warm worker can be made: {error}."
+            ) from error
         if not stat.S_ISDIR(found.st_mode):
-            raise UnusableError(f"The warm worker's folder '{folder}' is no folder.")
+            raise WorkerUnavailableError(f"The warm worker's folder '{folder}' is no folder.")
         if sys.platform != "win32" and found.st_uid != os.getuid():
-            raise UnusableError(f"The warm worker's folder '{folder}' is another user's.")
+            raise WorkerUnavailableError(f"The warm worker's folder '{folder}' is another user's.")
         if sys.platform != "win32" and found.st_mode & 0o077:
-            raise UnusableError(
+            raise WorkerUnavailableError(
                 f"The warm worker's folder '{folder}' is open to others "
                 f"(mode {stat.S_IMODE(found.st_mode):04o})."
             )
@@ -137,7 +139,7 @@ class Place:
             with suppress(FileNotFoundError):
                 found = os.lstat(self.folder / name)
                 if stat.S_IFMT(found.st_mode) != kind:
-                    raise UnusableError(
+                    raise WorkerUnavailableError(
                         f"'{self.folder / name}' is not what a warm worker leaves there."
                     )
 
@@ -150,7 +152,7 @@ class Place:
         short = len(os.fsencode(path)) <= _MAX_SOCKET
         return path if hasattr(socket, "AF_UNIX") and short else None
 
-    def state(self) -> State | None:
+    def state(self) -> WorkerState | None:
         """What the worker last said of itself, dead or alive; None if it cannot be read."""
         try:
             found = read_json(self._state)
@@ -163,7 +165,7 @@ class Place:
         """Whether what a worker said of itself cannot be read."""
         return self.state() is None and os.path.lexists(self._state)
 
-    def write(self, state: State) -> None:
+    def write(self, state: WorkerState) -> None:
         """Say something of oneself, whole or not at all."""
         replace_text(self._state, json.dumps(asdict(state)))
 
@@ -177,7 +179,7 @@ class Place:
         with suppress(FileNotFoundError):
             self._state.unlink()
 
-    def beat(self) -> bool:
+    def heartbeat(self) -> bool:
         """Show that the worker's event loop runs; whether it can still be found here."""
         try:
             os.utime(self._state, follow_symlinks=False)
@@ -185,69 +187,69 @@ class Place:
             return False
         return True
 
-    def hung(self, state: State) -> bool:
+    def is_unresponsive(self, state: WorkerState) -> bool:
         """Whether the worker's heart has not beaten for too long."""
         try:
             silent = time.time() - self._state.lstat().st_mtime
         except FileNotFoundError:  # it has left
             return False
-        return silent > (HUNG if state.warm else STARTING)
+        return silent > (UNRESPONSIVE_AFTER if state.warm else START_TIMEOUT)
 
-    def life(self) -> "BaseFileLock":
+    def lifetime_lock(self) -> "BaseFileLock":
         """The lock that a worker holds as long as it lives."""
         from filelock import FileLock
 
         return FileLock(self.folder / _LOCKS[0], mode=0o600)
 
-    def starting(self) -> "BaseFileLock":
+    def start_lock(self) -> "BaseFileLock":
         """The lock of whoever starts or replaces the worker."""
         from filelock import FileLock
 
         return FileLock(self.folder / _LOCKS[1], mode=0o600)
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether a worker lives, sound or not."""
         from filelock import Timeout
 
         try:
-            with self.life().acquire(timeout=0):
+            with self.lifetime_lock().acquire(timeout=0):
                 return False
         except Timeout:
             return True
 
-    def gone(self, within: float) -> bool:
+    def wait_gone(self, within: float) -> bool:
         """Wait at most so many seconds for the worker's end; whether it came."""
         end = time.monotonic() + within
-        while self.alive():
+        while self.is_alive():
             if time.monotonic() > end:
                 return False
             time.sleep(0.02)
         return True
 
-    def signal(self, state: State, number: int) -> bool:
+    def signal(self, state: WorkerState, number: int) -> bool:
         """Send a signal to a worker that lives, and to no other process; whether it was sent."""
         from t2i_cli.worker import process_proof
 
         # Whoever looks whether it lives holds the lock for an instant.
         time.sleep(0.02)
-        if not self.alive():
+        if not self.is_alive():
             return False
-        return process_proof.send(
+        return process_proof.send_signal(
             number, state.pid, state.started, state.token, self.folder / _LOCKS[0]
         )
 
     def kill(self) -> bool:
         """End a worker that does not answer; whether there is none any more."""
-        if self.alive() and (state := self.state()):
+        if self.is_alive() and (state := self.state()):
             # Windows has SIGTERM only, and ends a process at once by it.
             if self.signal(state, getattr(signal, "SIGKILL", signal.SIGTERM)):
-                return self.gone(within=5)
-        return not self.alive()
+                return self.wait_gone(within=5)
+        return not self.is_alive()
 
 
-def _state(found: Mapping[str, object], folder: Path) -> State | None:
+def _state(found: Mapping[str, object], folder: Path) -> WorkerState | None:
     """A state, None if it is damaged; another version's may say more."""
-    values = {f.name: found[f.name] for f in fields(State) if f.name in found}
+    values = {f.name: found[f.name] for f in fields(WorkerState) if f.name in found}
     whole = (
         is_count(pid := values.get("pid"), _MAX_PID)
         and pid > 1
@@ -258,7 +260,7 @@ def _state(found: Mapping[str, object], folder: Path) -> State | None:
         and isinstance(values.get("warm", False), bool)
         and (values.get("started") is None or is_amount(values["started"]))
     )
-    return State(**values) if whole else None  # type: ignore[arg-type]
+    return WorkerState(**values) if whole else None  # type: ignore[arg-type]
 
 
 def _is_socket(value: object, folder: Path) -> bool:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from t2i_cli.console import Console
 
 
-def once(console: Console) -> None:
+def show_tip_once(console: Console) -> None:
     """Tell of keep_alive on a terminal, unless this user was told before."""
     if not console.live or console.json:
         return

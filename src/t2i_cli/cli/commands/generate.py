@@ -121,7 +121,7 @@ def _mention_warmth(backend: str | None, keep_alive: str | None) -> None:
     if local and store.resolve_setting("keep_alive", keep_alive) is None:
         from t2i_cli.worker import tips
 
-        tips.once(console)
+        tips.show_tip_once(console)
 
 
 def _prompt(argument: str | None, option: str | None) -> str:

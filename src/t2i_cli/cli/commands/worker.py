@@ -18,7 +18,7 @@ def status(json: JsonOpt = False) -> None:
     console.configure(json=json)
     from t2i_cli.worker import control
 
-    found = control.status()
+    found = control.worker_status()
     if json:
         console.result_json(found.to_json())
     else:
@@ -31,7 +31,7 @@ def stop(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     console.configure(json=json, quiet=quiet)
     from t2i_cli.worker import control
 
-    pid = control.stop()
+    pid = control.stop_worker()
     if json:
         console.result_json({"stopped": pid is not None, "pid": pid or None})
     elif pid is None:
