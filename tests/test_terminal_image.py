@@ -153,7 +153,7 @@ def test_closed_terminal_is_no_failure() -> None:
 
 def test_no_terminal_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="stderr is none"):
-        terminal_preview.check()
+        terminal_preview.check_terminal()
     assert capfd.readouterr() == ("", "")
 
 
@@ -161,7 +161,7 @@ def test_dumb_terminal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
     with pytest.raises(InputError, match="dumb"):
-        terminal_preview.check()
+        terminal_preview.check_terminal()
 
 
 def test_missing_library_is_told_how_to_get(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,5 +169,5 @@ def test_missing_library_is_told_how_to_get(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setitem(sys.modules, "chafa", None)
     with pytest.raises(InputError, match="cannot load Chafa") as error:
-        terminal_preview.check()
+        terminal_preview.check_terminal()
     assert error.value.hint and "apt install chafa" in error.value.hint

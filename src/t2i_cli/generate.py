@@ -112,13 +112,13 @@ def terminal_viewer(
     from t2i_cli.cli import terminal_preview
 
     try:
-        terminal_preview.check()
+        terminal_preview.check_terminal()
     except InputError as error:
         if not lenient:
             raise
         console.warn(error.message)
         return None
-    return lambda generated: terminal_preview.show(generated.image)
+    return lambda generated: terminal_preview.show_image(generated.image)
 
 
 def _report(saved: SavedImage, console: Console) -> None:

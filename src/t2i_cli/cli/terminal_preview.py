@@ -21,7 +21,7 @@ USUAL_CELL = (10, 20)
 """Width and height in pixels of a VT340's character, where the terminal does not tell its own."""
 
 
-def check() -> None:
+def check_terminal() -> None:
     """Raise InputError if no picture can be drawn here."""
     if not sys.stderr.isatty():
         raise InputError("--show draws on a terminal, and stderr is none.")
@@ -38,7 +38,7 @@ def check() -> None:
         ) from error
 
 
-def show(image: "Image") -> None:
+def show_image(image: "Image") -> None:
     """Draw an RGB image, as wide as the terminal takes (at most 80 columns)."""
     # A terminal that was closed must not turn a finished image into a failure.
     with suppress(OSError):
