@@ -344,7 +344,7 @@ def test_whatever_bytes_come_only_our_error_leaves(noise: bytes, keep: int) -> N
 
 
 def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_decoding, "MAX_PIXELS", 100)
+    monkeypatch.setattr(image_decoding, "MAX_DECODED_PIXELS", 100)
     with pytest.raises(RemoteError, match="more than 100 pixels"):
         image_decoding.decode_image(png())
 

@@ -217,7 +217,7 @@ def test_progress_tells_rate_time_left_and_failures() -> None:
 def test_plain_display_prints_paths_failures_and_notes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_LINE_INTERVAL", 0.0)
     plan = plan_of(tmp_path, "a", "b" * 100)
     shown = BatchProgress(Console(), plan)
     for event in (

@@ -385,8 +385,10 @@ def test_model_is_pinned_at_the_first_run(batch: Batch) -> None:
     commits = iter(["c" * 40, "d" * 40])
     hub = {"wishes": BatchOptions(defaults={"model": "sd15", "width": 64, "height": 64})}
     first, *_ = batch(
-        commit=lambda model, asked: next(commits), choice=SelectionOptions(limit=6), **hub
-    )  # type: ignore[arg-type]
+        commit=lambda model, asked: next(commits),
+        choice=SelectionOptions(limit=6),
+        **hub,  # type: ignore[arg-type]
+    )
     second, ended, summary = batch(commit=lambda model, asked: next(commits), **hub)  # type: ignore[arg-type]
     assert {r.revision for r in [*first.made, *second.made]} == {"c" * 40}
     assert (ended, summary["done"], len(second.made)) == (None, 12, 6)
@@ -514,7 +516,7 @@ def test_what_saving_raises_is_that_rows_failure(
             raise ZeroDivisionError
         return real(self, format)
 
-    monkeypatch.setattr(GeneratedImage, "encoded", encoded)
+    monkeypatch.setattr(GeneratedImage, "encode", encoded)
     _, ended, summary = batch()
     assert isinstance(ended, PartialError)
     assert (summary["done"], summary["failures"]) == (11, {"bug": 1})

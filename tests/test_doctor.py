@@ -54,7 +54,7 @@ def test_a_slow_hub_is_a_note(t2i: T2I, hub: FakeHub) -> None:
 
 
 def test_what_never_answers_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "PATIENCE", 0.2)
+    monkeypatch.setattr(diagnostics, "NETWORK_TIMEOUT", 0.2)
     for name in ("_hub", "_google"):
         monkeypatch.setattr(diagnostics, name, lambda: time.sleep(30))
     start = time.monotonic()

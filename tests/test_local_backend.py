@@ -374,7 +374,7 @@ def test_what_one_image_raises_does_not_fail_those_of_its_pass(
             raise RuntimeError("it broke")
         return real(loaded, list(requests), *rest)
 
-    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "run_pipeline", run)
     prompts = (PROMPT, "a bad one", PROMPT, PROMPT)
     outcomes = make(backend, *(ask(backend, prompt=prompt) for prompt in prompts))
     assert [isinstance(outcome, Failure) for outcome in outcomes] == [False, True, False, False]
@@ -406,7 +406,7 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
 
     monkeypatch.setattr(place, name, replaced)
     if where == "prepare":
-        monkeypatch.setattr(loading.LoadedPipeline, "fitted", lambda self, request: False)
+        monkeypatch.setattr(loading.LoadedPipeline, "recently_fitted", lambda self, request: False)
     outcomes = make(backend, *asked)
     failed = {"prepare": 1, "notes": 2, "pass": 1}[where]
     assert [o.index for o in outcomes if isinstance(o, Failure)] == [failed]
@@ -425,7 +425,7 @@ def test_memory_that_runs_out_where_nothing_can_be_done_comes_out(
     def full(*_: object) -> LibraryObject:
         raise MemoryError
 
-    monkeypatch.setattr(prompt_warnings, "notes", full)
+    monkeypatch.setattr(prompt_warnings, "prompt_warnings", full)
     with pytest.raises(MemoryError):
         make(backend, request)
 
@@ -499,7 +499,7 @@ def test_a_model_that_is_loaded_is_not_counted_twice(
         planned.append(resident)
         return plan(aim, request, options, resident)
 
-    monkeypatch.setattr(planning, "plan", noted)
+    monkeypatch.setattr(planning, "plan_memory", noted)
     backend.check(ask(backend))
     LocalBackend(LocalOptions()).check(ask(backend))
     assert planned == [backend._loaded.resident_bytes, 0]

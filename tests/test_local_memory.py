@@ -114,7 +114,7 @@ def plan(
     resident: int = 0,
 ) -> memory.MemoryPlan:
     here = MemoryInfo(free=free_mib * MIB, total=16_000 * MIB)
-    monkeypatch.setattr(device, "memory", lambda _: here)
+    monkeypatch.setattr(device, "device_memory", lambda _: here)
     request = made.request(model="postcard", width=side, height=side)
     return planning.plan_memory(aim or target(GPU), request, options, resident)
 

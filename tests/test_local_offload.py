@@ -36,7 +36,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned(monkeypatch: pytest.MonkeyPatch, *measures: str) -> None:
     """Have every plan take these measures."""
-    monkeypatch.setattr(memory, "choose", lambda *_, **__: measures)
+    monkeypatch.setattr(memory, "choose_measures", lambda *_, **__: measures)
 
 
 def hooked(module: LibraryObject) -> bool:

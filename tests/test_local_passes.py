@@ -113,7 +113,7 @@ def test_text_is_encoded_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatc
     assert encoded == [1, 1, 1]
     remembering.close()
     encoded.clear()
-    monkeypatch.setattr(prompt_embedding_cache, "remember", lambda pipe: None)
+    monkeypatch.setattr(prompt_embedding_cache, "cache_text_embeddings", lambda pipe: None)
     plain = LocalBackend(LocalOptions(batch_size=1))
     assert pictures(plain, requests) == first
     assert len(encoded) == 8
@@ -127,7 +127,7 @@ def test_families_with_several_encoders_make_the_same(
     folder = tiny.save(family, tmp_path / family)
     made = []
     for remember in (prompt_embedding_cache.cache_text_embeddings, lambda pipe: None):
-        monkeypatch.setattr(prompt_embedding_cache, "remember", remember)
+        monkeypatch.setattr(prompt_embedding_cache, "cache_text_embeddings", remember)
         backend = LocalBackend(LocalOptions(batch_size=1))
         requests = [ask(backend, p, 3, model=str(folder)) for p in ("a star", "a house", "a star")]
         made.append(pictures(backend, requests))
@@ -146,7 +146,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(int(ids[0, 0]))
         return BaseModelOutput(last_hidden_state=ids.float().unsqueeze(-1), hidden_states=(ids,))
 
-    monkeypatch.setattr(prompt_embedding_cache, "MAX_BYTES", 3 * 4 * (4 + 8))
+    monkeypatch.setattr(prompt_embedding_cache, "MAX_CACHE_BYTES", 3 * 4 * (4 + 8))
     remembering = prompt_embedding_cache._Remembering(forward)
     ids = torch.arange(4).repeat(4, 1).T.contiguous()
     for _ in range(2):

@@ -71,7 +71,7 @@ def test_the_last_preview_is_almost_the_image_with_any_scheduler(
 def test_large_images_have_small_previews(
     postcard: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(previews, "MAX_SIDE", 64)
+    monkeypatch.setattr(previews, "MAX_PREVIEW_SIDE", 64)
     [image], shown = made(postcard, [1], steps=2, width=128, height=96)
     assert image.size == (128, 96)
     assert [one.image.size for one in shown] == [(64, 48)]

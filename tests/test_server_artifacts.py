@@ -31,7 +31,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVertex]:
 @pytest.fixture
 def cloud(running: FakeVertex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeVertex:
     """A bucket with a model and some neighbours, read without credentials."""
-    monkeypatch.setattr(gcs_download, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(gcs_download, "FIRST_RETRY_WAIT", 0.0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv(gcs_download.EMULATOR_VARIABLE, running.url.removeprefix("http://"))
     running.require_token, running.granted = False, None
@@ -121,7 +121,7 @@ def test_it_reads_with_the_credentials_of_google_auth(
 ) -> None:
     cloud.require_token = True
     monkeypatch.delenv(gcs_download.EMULATOR_VARIABLE)
-    monkeypatch.setattr(gcs_download, "HOST", cloud.url)
+    monkeypatch.setattr(gcs_download, "GCS_HOST", cloud.url)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(cloud.key))
     assert read(gcs_download.download_artifacts(URI)) == FILES
     # The next token, after one that is not issued for the moment.

@@ -278,7 +278,7 @@ def test_a_bug_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(Engine, "settle", broken)
+    monkeypatch.setattr(Engine, "resolve_requests", broken)
     with client() as server:
         for path in ("/predict", "/t2i/v1/generate", "/v1/images/generations"):
             answer = server.post(path, json=POSTS[path])

@@ -252,7 +252,7 @@ def test_a_full_queue_is_429_in_every_dialect() -> None:
 
 
 def test_who_waits_long_is_kept_awake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(responses, "PING_EVERY", 0.05)
+    monkeypatch.setattr(responses, "KEEPALIVE_INTERVAL", 0.05)
     held = Held()
     with serving(held) as server, client(server) as first, client(server) as second:
         with first.stream("POST", "/t2i/v1/generate", json={"requests": asked("a")}) as running:

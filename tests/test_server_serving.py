@@ -92,7 +92,7 @@ class Noisy(Painter):
 
 
 def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "PATIENCE", 0.5)
+    monkeypatch.setattr(runner, "REQUEST_GRACE", 0.5)
     with runner.listen_tcp("127.0.0.1", 0) as listener, served(Noisy(), listener):
         with socket.create_connection(listener.getsockname()[:2], timeout=30) as idle:
             idle.sendall(post("/t2i/v1/generate"))
@@ -112,7 +112,7 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch)
 def test_a_client_that_only_trickles_is_cut_off_and_its_images_are_let_go(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "SENDING", 1.0)
+    monkeypatch.setattr(runner, "SEND_TIMEOUT", 1.0)
     body = BODY if "t2i" in path else b'{"prompt": "a red house"}'
     held: dict[H11Protocol, int] = {}
     awaited = runner._awaited
@@ -150,7 +150,7 @@ def test_clients_that_never_ask_are_cut_off_and_harm_nobody(
             one.sendall(b"POST /predict HTTP/1.1\r\nHost: local"[: number + 1])
         with httpx2.Client(base_url=url(listener), timeout=60) as client:
             assert client.post("/predict", json={"prompt": "a"}).status_code == 200
-            monkeypatch.setattr(runner, "PATIENCE", 0.5)
+            monkeypatch.setattr(runner, "REQUEST_GRACE", 0.5)
             for one in slow:
                 with pytest.raises(ConnectionResetError):
                     assert one.recv(100) == b""

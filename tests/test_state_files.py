@@ -199,8 +199,8 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 STATE = asdict(
-    WorkerState(pid=2, identity="x", version="1", model="m", port=7, secret="s", started=1.0)
-)  # noqa: S106
+    WorkerState(pid=2, identity="x", version="1", model="m", port=7, secret="s", started=1.0)  # noqa: S106
+)
 ENDPOINT = asdict(
     endpoint_store.EndpointRecord(
         name="projects/p/locations/l/endpoints/1",

@@ -251,7 +251,7 @@ def test_only_our_own_server_gets_fp16_weights(
         asked.append(options["half"])
         return Path(weights(tmp_path))
 
-    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(hub, "download_model", fetch)
     image = "r-docker.pkg.dev/p/t2i/t2i:1" if kind == "t2i" else None
     deployed(cloud, DeploymentSpec(model="flux-schnell", serving=kind, image=image))
     assert asked == [half]

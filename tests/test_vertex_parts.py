@@ -100,7 +100,7 @@ def _weights(folder: Path) -> Path:
 def test_upload_goes_on_after_a_break_and_skips_what_is_there(
     vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gcs, "PIECE", 256 * 1024)
+    monkeypatch.setattr(gcs, "CHUNK_BYTES", 256 * 1024)
     weights = _weights(tmp_path)
     gcs.make_bucket(cloud, "pail", {"managed-by": "t2i"})
     assert vertex.buckets["pail"]["iamConfiguration"]["publicAccessPrevention"] == "enforced"

@@ -60,7 +60,7 @@ def runtime() -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder))
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setattr(spawn, "MODULE", warm.WORKER)
+        patch.setattr(spawn, "DAEMON_MODULE", warm.WORKER)
         yield folder
         end()
     shutil.rmtree(folder)
@@ -256,7 +256,7 @@ def test_killed_in_mid_image_the_run_goes_on_and_the_next_starts_another() -> No
 @pytest.mark.usefixtures("runtime")
 @pytest.mark.parametrize("moment", ["before", "in mid-image"])
 def test_hung_it_is_ended_and_not_waited_for(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "HUNG", 3.0)
+    monkeypatch.setattr(state, "UNRESPONSIVE_AFTER", 3.0)
     run()
     first = worker()
     until(lambda: bool((state := RuntimeDir.find().state()) and state.warm))
@@ -278,7 +278,7 @@ def test_hung_it_is_ended_and_not_waited_for(moment: str, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("runtime")
 def test_hung_it_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "HUNG", 3.0)
+    monkeypatch.setattr(state, "UNRESPONSIVE_AFTER", 3.0)
     run()
     until(lambda: bool((state := RuntimeDir.find().state()) and state.warm))
     pid = worker()
@@ -318,7 +318,7 @@ def test_one_that_cannot_be_read_of_can_be_stopped() -> None:
 def test_a_hung_one_that_cannot_be_told_from_others_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(state, "HUNG", 3.0)
+    monkeypatch.setattr(state, "UNRESPONSIVE_AFTER", 3.0)
     run()
     first = worker()
     until(lambda: bool((found := RuntimeDir.find().state()) and found.warm))
@@ -468,7 +468,7 @@ def test_the_model_is_asked_for_again_where_the_worker_leaves_meanwhile(
 ) -> None:
     end()
     asks = WorkerBackend(USUAL, LONG, lambda _: pytest.fail("It went on without a worker."))
-    monkeypatch.setattr(catalog, "find", lambda *_: None)
+    monkeypatch.setattr(catalog, "find_in_catalog", lambda *_: None)
     monkeypatch.setattr(catalog, "is_repository", lambda _: True)
     with leaving(refused("terminated")):
         asked = GenerateRequest(prompt=PROMPT, model="postcard")
@@ -481,7 +481,7 @@ def test_one_that_leaves_is_not_waited_for_for_long_nor_twice(
     stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end()
-    monkeypatch.setattr(backend, "LEAVING", 0.3 if stays else PATIENCE)
+    monkeypatch.setattr(backend, "EXIT_TIMEOUT", 0.3 if stays else PATIENCE)
     hired: list[str] = []
     again = ExitStack()
 
@@ -491,7 +491,7 @@ def test_one_that_leaves_is_not_waited_for_for_long_nor_twice(
             again.enter_context(leaving(LEAVES[0]))
         return spawn.get_or_spawn(wanted_, keep_alive)
 
-    monkeypatch.setattr(backend, "hire", hire)
+    monkeypatch.setattr(backend, "get_or_spawn", hire)
     with leaving(LEAVES[0], stays=stays), again:
         made = run()
     assert made.notes == ["The warm worker has ended. This run goes on without it."]
@@ -543,7 +543,7 @@ def test_half_started_it_is_replaced(same: bool, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("runtime")
 def test_a_worker_that_cannot_start_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     end()
-    monkeypatch.setattr(spawn, "MODULE", "tests.fakes.nothing_of_that_name")
+    monkeypatch.setattr(spawn, "DAEMON_MODULE", "tests.fakes.nothing_of_that_name")
     failed = run()
     assert failed.image
     [note] = failed.notes
@@ -907,7 +907,7 @@ def test_a_cold_run_on_a_terminal_mentions_it_once(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
     monkeypatch.delenv("T2I_KEEP_ALIVE", raising=False)
-    monkeypatch.setattr(factory, "cold", lambda options: Painter())
+    monkeypatch.setattr(factory, "create_local_backend", lambda options: Painter())
 
     def mentioned(*options: str, live: bool = True) -> bool:
         monkeypatch.setattr(Console, "live", property(lambda self: live and not self.quiet))
@@ -962,8 +962,8 @@ def test_a_local_run_asks_for_room_only_where_memory_is_short(
             raise OutOfMemoryError("It does not fit.")
         return replace(ROOMY, measures=("vae-tiling",))
 
-    monkeypatch.setattr(planning, "target", lambda spec, options: None)
-    monkeypatch.setattr(planning, "plan", plan)
+    monkeypatch.setattr(planning, "resolve_target", lambda spec, options: None)
+    monkeypatch.setattr(planning, "plan_memory", plan)
 
     def make_room() -> bool:
         asked.append("room")

@@ -18,10 +18,10 @@ def install(monkeypatch: pytest.MonkeyPatch, *, free: int, fake: Device = FAKE) 
 
     real = device.device_memory
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: None)
-    monkeypatch.setattr(device, "devices", lambda: [fake])
+    monkeypatch.setattr(device, "list_devices", lambda: [fake])
     monkeypatch.setattr(
         device,
-        "memory",
+        "device_memory",
         lambda asked: MemoryInfo(free=free, total=free) if asked == fake else real(asked),
     )
 

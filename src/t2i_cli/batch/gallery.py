@@ -35,7 +35,8 @@ def write_gallery(folder: Path, scratch: Path) -> Path:
     page = free_or_own_path((folder / name for name in GALLERY_NAMES), is_own_gallery)
     if page is None:
         raise InputError(
-            f"Neither {' nor '.join(GALLERY_NAMES)} in '{folder}' is t2i's: no gallery without a place."
+            f"Neither {' nor '.join(GALLERY_NAMES)} in '{folder}' is t2i's: "
+            "no gallery without a place."
         )
     latest: dict[str, dict[str, object]] = {}
     for path in manifest.manifest_files(folder):

@@ -116,7 +116,8 @@ class BatchPlan:
                 cost = "not known" if price is None else f"at most {price:.2f} USD per hour"
                 lines.append(f"  price: {cost}, while the endpoint is up (table: {date})")
         lines.append(
-            f"  disk: about {format_bytes(self.disk_bytes)}; {format_bytes(self.free_bytes)} are free"
+            f"  disk: about {format_bytes(self.disk_bytes)}; "
+            f"{format_bytes(self.free_bytes)} are free"
         )
         if self.seconds is not None:
             lines.append(f"  time: about {format_estimate(self.seconds)}, as in earlier runs")

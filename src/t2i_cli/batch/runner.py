@@ -163,7 +163,10 @@ def _reason(tally: RunStats, in_a_row: int, max_failures: int | None) -> str | N
         and tally.opening[0]
         and len(set(tally.opening)) == 1
     ):
-        return f"The first {FAILURES_AT_THE_START} images failed alike and unexpectedly: so would the others."
+        return (
+            f"The first {FAILURES_AT_THE_START} images failed alike and unexpectedly: "
+            "so would the others."
+        )
     return None
 
 

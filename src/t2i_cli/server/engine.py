@@ -191,7 +191,7 @@ class Engine:
             self._check_limits(settled[-1])
             for message in said:
                 left_out.setdefault(message, []).append(number)
-        for kind, one in {request.kind(): request for request in settled}.items():
+        for kind, one in {request.batch_key(): request for request in settled}.items():
             if kind not in self._checked:
                 # Memory is seen to when the pass begins, which has it to itself.
                 with suppress(OutOfMemoryError):

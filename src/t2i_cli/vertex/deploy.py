@@ -142,7 +142,8 @@ def _endpoint(
     if there and there.endpoints:
         name = there.endpoints[0]["name"]
         work.say(
-            f"endpoint {plan.title}: there already; its TTL ends {format_time(plan.labels.expires)} now"
+            f"endpoint {plan.title}: there already; "
+            f"its TTL ends {format_time(plan.labels.expires)} now"
         )
         return work.rest.call(
             "PATCH", "aiplatform", name, json={"labels": labels}, params={"updateMask": "labels"}

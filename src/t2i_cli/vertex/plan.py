@@ -246,8 +246,8 @@ def _check_cost(plan: DeploymentPlan, limit: float) -> None:
     if cost > limit:
         fits = int(limit / hourly * 3600) // 60 * 60
         raise InputError(
-            f"Until its TTL of {format_duration(plan.ttl)} this would cost up to {cost:.2f} USD by the "
-            f"estimate, more than --max-cost {limit:.2f}.",
+            f"Until its TTL of {format_duration(plan.ttl)} this would cost up to {cost:.2f} USD "
+            f"by the estimate, more than --max-cost {limit:.2f}.",
             hint=f"--ttl {format_duration(fits)} would fit."
             if fits
             else "A cheaper --machine-type may fit.",

@@ -41,7 +41,8 @@ class WorkerStatus:
                 waiting = f", with {self.waiting} more waiting" if self.waiting else ""
                 return f"{who} is at work{waiting}."
         left = durations.format_duration(max(0, (self.keep_alive or 0) - (self.idle or 0)))
-        return f"{who} has been idle for {durations.format_duration(self.idle or 0)}; it leaves in {left}."
+        idle = durations.format_duration(self.idle or 0)
+        return f"{who} has been idle for {idle}; it leaves in {left}."
 
 
 def worker_status() -> WorkerStatus:

@@ -135,7 +135,8 @@ class LoadedPipeline:
                     self.pipe.scheduler = getattr(diffusers, spec.cls).from_config(config)
                 except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
                     raise InputError(
-                        f"The scheduler {name!r} does not fit {self.spec.name}: {error_reason(error)}",
+                        f"The scheduler {name!r} does not fit {self.spec.name}: "
+                        f"{error_reason(error)}",
                         hint="Leave --scheduler away for the model's own.",
                         field="scheduler",
                     ) from error
