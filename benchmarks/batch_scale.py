@@ -22,7 +22,7 @@ from threading import Event as Flag
 
 from PIL import Image
 
-from t2i_cli.backends import GeneratedImage, GenerationInfo
+from t2i_cli.backend import GeneratedImage
 from t2i_cli.batch import manifest, plan, runner, session
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal
@@ -33,10 +33,11 @@ from t2i_cli.batch.rows import expand_rows
 from t2i_cli.batch.runner import BatchWriter
 from t2i_cli.console import Console
 from t2i_cli.events import OnEvent
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import read_prompts
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 RUNS = 5

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from PIL import Image
 
-from t2i_cli.backends import GeneratedImage, GenerationInfo
+from t2i_cli.backend import GeneratedImage
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
 REQUEST = ResolvedRequest(

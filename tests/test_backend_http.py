@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.backends.factory import create_backend
 from t2i_cli.backends.http import options as http_options
 from t2i_cli.batch import session
@@ -695,6 +695,6 @@ def test_our_own_server(ours: Running, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_lock_has_a_place_for_where_it_was() -> None:
-    from t2i_cli.backends import GenerationInfo
+    from t2i_cli.provenance import GenerationInfo
 
     assert asdict(GenerationInfo(backend="local", model="m"))["endpoint"] is None

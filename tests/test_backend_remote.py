@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from t2i_cli.backends import CancellationToken, Failure, GeneratedImage
+from t2i_cli.backend import CancellationToken, Failure, GeneratedImage
 from t2i_cli.errors import (
     InputError,
     InternalError,

@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.backends.factory import create_backend
 from t2i_cli.backends.vertex import errors, payload
 from t2i_cli.backends.vertex.endpoint import Endpoint

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import session
 from t2i_cli.batch.events import EventWriter
 from t2i_cli.batch.executor import LocalExecutor

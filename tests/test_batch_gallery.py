@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import contact_sheet, gallery, manifest, progress
 from t2i_cli.batch.manifest import Manifest, ManifestState
 from t2i_cli.batch.options import BatchOptions, parse_vary

@@ -9,8 +9,8 @@ from t2i_cli.batch import options, rows
 from t2i_cli.batch.options import BatchOptions, parse_seeds, parse_vary
 from t2i_cli.batch.rows import BatchRow, expand_rows
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError, T2IError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.prompts import PromptEntry, PromptProblem, PromptsError, Value
 from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest
 from tests.fakes.painter import Painter

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import contact_sheet, executor, manifest, session
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal

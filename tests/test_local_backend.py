@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from t2i_cli import postcard
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import (
     LocalBackend,
     LocalOptions,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, batch_size
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Event, Notice

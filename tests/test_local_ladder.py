@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from t2i_cli.backends import GeneratedImage
+from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.backends.local.device import Device
 from t2i_cli.errors import OutOfMemoryError

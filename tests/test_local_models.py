@@ -13,8 +13,8 @@ import pytest
 
 from t2i_cli import hub
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, resolution
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, resolve_request
 from tests import tiny
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.backends import GeneratedImage
+from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, planning
 from t2i_cli.backends.local.device import Device, list_devices
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, VAE_TILING, Measures
 from t2i_cli.events import Event, Preview
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import diffusers_folder
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.models.libraries import LibraryObject
 from tests import tiny
 from tests.fakes import gpu

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.backends import GeneratedImage
+from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, prompt_embedding_cache
 from t2i_cli.backends.local.batch_size import MAX_SIZE, BatchSizeTuner
 from t2i_cli.backends.local.device import Device

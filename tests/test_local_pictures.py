@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, pipeline_output
 from t2i_cli.errors import ModelError, T2IError
 from t2i_cli.request import GenerateRequest, resolve_request

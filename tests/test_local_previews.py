@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from t2i_cli.backends import GeneratedImage
+from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, previews
 from t2i_cli.events import Event, Preview
 from t2i_cli.request import GenerateRequest, resolve_request

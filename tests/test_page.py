@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import ContentFilteredError
 from t2i_cli.events import OnEvent, Preview, Step
 from t2i_cli.models.schedulers import usable_scheduler_names

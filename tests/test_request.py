@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from t2i_cli.errors import InputError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, schedulers
 from t2i_cli.request import (
     MAX_PROMPT,
@@ -85,7 +86,7 @@ def test_distilled_model_keeps_its_own_steps_and_has_no_guidance() -> None:
     ],
 )
 def test_what_the_model_cannot_honour(
-    request_: GenerateRequest, spec: catalog.ModelSpec, field: str
+    request_: GenerateRequest, spec: ModelSpec, field: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         resolve_request(request_, spec)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import (
     InputError,
     InternalError,

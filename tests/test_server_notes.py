@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from t2i_cli.backends import Backend
+from t2i_cli.backend import Backend
 from t2i_cli.backends.factory import create_backend
 from t2i_cli.events import Event, Notice
 from t2i_cli.net import response_metadata

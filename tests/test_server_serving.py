@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.errors import InputError, ModelError, T2IError, TerminatedError
 from t2i_cli.events import OnEvent
 from t2i_cli.request import ResolvedRequest

@@ -22,7 +22,8 @@ from typing import Any, Protocol
 import psutil
 import pytest
 
-from t2i_cli.backends import Failure, GeneratedImage, factory
+from t2i_cli.backend import Failure, GeneratedImage
+from t2i_cli.backends import factory
 from t2i_cli.backends.local import LocalBackend, LocalOptions, planning
 from t2i_cli.backends.local.memory import MemoryPlan
 from t2i_cli.cli import main

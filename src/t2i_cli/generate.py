@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from t2i_cli.backends import Backend, GeneratedImage
+from t2i_cli.backend import Backend, GeneratedImage
 from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError

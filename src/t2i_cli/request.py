@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from operator import attrgetter
 
 from t2i_cli.errors import InputError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import schedulers
-from t2i_cli.models.catalog import ModelSpec
 
 MAX_PROMPT = 5_000
 """Characters; the prompt, the negative prompt and their record fit a JPEG's 64 KB segment."""

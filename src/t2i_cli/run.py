@@ -6,7 +6,7 @@ from dataclasses import replace
 from threading import Event as Flag
 from typing import Protocol, cast
 
-from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.errors import T2IError, internal_error
 from t2i_cli.events import Event, Notice, OnEvent, Preview, RequestSent, Step
 from t2i_cli.output.image_writer import SavedImage

@@ -9,11 +9,12 @@ from threading import Event as Flag
 from PIL import Image
 
 from t2i_cli import __version__
-from t2i_cli.backends import Failure, GeneratedImage, GenerationInfo
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import ModelError, T2IError
 from t2i_cli.events import Notice, OnEvent, Preview, Step
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from t2i_cli.backends import Backend
+from t2i_cli.backend import Backend
 from t2i_cli.events import OnEvent
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine

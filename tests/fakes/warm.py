@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event as Flag
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import OnEvent, Step
 from t2i_cli.request import ResolvedRequest

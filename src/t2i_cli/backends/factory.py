@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from t2i_cli import durations
-from t2i_cli.backends import Backend
+from t2i_cli.backend import Backend
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.net.defaults import RETRIES, TIMEOUT

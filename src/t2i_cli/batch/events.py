@@ -1,6 +1,6 @@
 """A batch as NDJSON on stderr; docs/events.schema.json is the contract."""
 
-from t2i_cli.backends import Failure
+from t2i_cli.backend import Failure
 from t2i_cli.batch.plan import BatchPlan, PlannedImage
 from t2i_cli.batch.runner import RunStats
 from t2i_cli.console import Console

@@ -11,7 +11,7 @@ from threading import Semaphore, Thread
 from typing import Protocol
 
 from t2i_cli import run
-from t2i_cli.backends import Backend, CancellationToken, Failure, GeneratedImage
+from t2i_cli.backend import Backend, CancellationToken, Failure, GeneratedImage
 from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.errors import internal_error
 from t2i_cli.events import Event, OnEvent, RequestSent, Step

@@ -1,8 +1,8 @@
 """The models that a batch names: each is described and checked once."""
 
-from t2i_cli.backends import Backend
+from t2i_cli.backend import Backend
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError
-from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 ROW_FAULTS = (InputError, ModelError, OutOfMemoryError)

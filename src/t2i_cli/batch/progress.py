@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch.plan import BatchPlan, PlannedImage, format_estimate
 from t2i_cli.batch.runner import RunStats
 from t2i_cli.console import Console

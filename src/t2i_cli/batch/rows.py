@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from t2i_cli.backends import Backend
+from t2i_cli.backend import Backend
 from t2i_cli.batch.model_cache import ROW_FAULTS, ModelCache
 from t2i_cli.batch.options import MAX_ROWS, BatchOptions
 from t2i_cli.errors import InputError, ModelError, T2IError

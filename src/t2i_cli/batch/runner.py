@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import timings
 from t2i_cli.batch.executor import Executor, Outcome
 from t2i_cli.batch.interrupt import StopSignal

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from t2i_cli import prompts
-from t2i_cli.backends import Backend, GeneratedImage
+from t2i_cli.backend import Backend, GeneratedImage
 from t2i_cli.batch import contact_sheet, gallery, lock, manifest, plan, rows, runner, summary
 from t2i_cli.batch.events import EventWriter
 from t2i_cli.batch.executor import Executor

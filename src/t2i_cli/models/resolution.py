@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from t2i_cli.errors import ModelError
+from t2i_cli.model_spec import GuidanceArgument, ModelSpec
 from t2i_cli.models import catalog, component_check, diffusers_folder, libraries, schedulers
-from t2i_cli.models.catalog import GuidanceArgument, ModelSpec
 from t2i_cli.models.libraries import LibraryObject
 
 _DEFAULT_SIDE = 1024

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 from threading import Event as Flag
 from threading import Thread
 
-from t2i_cli.backends import CancellationToken, Failure, GeneratedImage
+from t2i_cli.backend import CancellationToken, Failure, GeneratedImage
 from t2i_cli.errors import T2IError, internal_error
 from t2i_cli.events import Notice, OnEvent, RequestSent
 from t2i_cli.net.retry import CallCancelledError, Throttle

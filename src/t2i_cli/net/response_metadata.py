@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from t2i_cli import __version__
-from t2i_cli.backends import GenerationInfo
 from t2i_cli.errors import RemoteError
 from t2i_cli.net import error_body
 from t2i_cli.net.concurrency import InFlightCall
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
 METADATA_KEY = "t2i"

@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from t2i_cli.backends import GeneratedImage, GenerationInfo
+from t2i_cli.backend import GeneratedImage
 from t2i_cli.console import stdout_bytes
 from t2i_cli.errors import InputError, StorageError, T2IError, os_reason
 from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
 _USERS_FAULT = {

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from t2i_cli import __version__
-from t2i_cli.backends import GenerationInfo
 from t2i_cli.models import schedulers
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
 _NEGATIVE = "Negative prompt:"

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from t2i_cli.backends import GenerationInfo
 from t2i_cli.errors import InputError
 from t2i_cli.output import filenames, infotext
 from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from functools import partial
 from threading import Event as Flag
 from typing import Any, TypeVar, cast
 
-from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.errors import InputError, InternalError, ModelError, QuotaError, T2IError
 from t2i_cli.events import Event, MemoryMeasure, Notice, Preview, RequestSent, Step
 from t2i_cli.server.jobs import ImageJob, JobObserver

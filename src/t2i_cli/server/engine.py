@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from t2i_cli.backends import Backend
+from t2i_cli.backend import Backend
 from t2i_cli.errors import (
     InputError,
     ModelError,
@@ -15,7 +15,7 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.events import Event, Notice, OnEvent
-from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
 from t2i_cli.server.batcher import Batcher
 from t2i_cli.server.jobs import ImageJob

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InterruptedRunError, T2IError, TimedOutError
 from t2i_cli.events import Event, Notice, Step
 from t2i_cli.request import ResolvedRequest

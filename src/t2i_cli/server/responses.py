@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from t2i_cli.backends import GeneratedImage
+from t2i_cli.backend import GeneratedImage
 from t2i_cli.errors import (
     AccessError,
     ContentFilteredError,

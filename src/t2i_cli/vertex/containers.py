@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2i_cli.errors import InputError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.settings import store
 from t2i_cli.settings.schema import SERVINGS
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.settings import store
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 from itertools import islice
 from threading import Event as Flag
 
-from t2i_cli.backends import Backend, Failure, GeneratedImage
+from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Event, Notice, OnEvent, Step
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import client

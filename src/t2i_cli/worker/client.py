@@ -15,11 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from t2i_cli import errors
-from t2i_cli.backends import Failure, GeneratedImage, GenerationInfo
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, OnEvent, Step
-from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.worker.state import (
     HEARTBEAT_INTERVAL,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from t2i_cli import __version__
-from t2i_cli.backends import Backend
+from t2i_cli.backend import Backend
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import T2IError
 from t2i_cli.output.state_files import open_regular, remove_socket

@@ -5,14 +5,14 @@ from threading import Event as Flag
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.http import dialects
 from t2i_cli.backends.http.discovery import ServerInfo
 from t2i_cli.backends.http.errors import error_from_response
 from t2i_cli.backends.http.options import HttpOptions
 from t2i_cli.errors import RemoteError
 from t2i_cli.events import OnEvent
-from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.net import image_decoding, response_metadata
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.defaults import CONCURRENCY

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from t2i_cli.errors import InputError
-from t2i_cli.models.catalog import GuidanceArgument
+from t2i_cli.model_spec import GuidanceArgument
 from t2i_cli.request import ResolvedRequest
 
 SETTINGS = (

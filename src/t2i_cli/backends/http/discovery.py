@@ -6,8 +6,8 @@ from typing import Any
 
 from t2i_cli.backends.http.dialects import SETTINGS, Dialect
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.models.catalog import ModelSpec
 
 _SHOWN = 5
 """Models that an error names."""

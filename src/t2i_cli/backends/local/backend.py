@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event as Flag
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import (
     device,
     loading,
@@ -30,8 +30,8 @@ from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Loading, Notice, OnEvent
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, resolution, schedulers
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings import store
 

@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Iterator
 
-from t2i_cli.backends import Failure, GeneratedImage, GenerationInfo
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import prompt_warnings
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
@@ -17,6 +17,7 @@ from t2i_cli.errors import (
     internal_error,
 )
 from t2i_cli.events import Notice, OnEvent
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
 Member = tuple[int, ResolvedRequest]

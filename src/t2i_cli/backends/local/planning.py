@@ -10,8 +10,8 @@ from t2i_cli.backends.local.memory import MIB, Measures, MemoryEstimate, MemoryP
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.errors import InputError, OutOfMemoryError
 from t2i_cli.events import OnEvent
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, libraries, resolution, weights
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.request import ResolvedRequest
 
 _ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 from threading import Lock
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.vertex import endpoint, errors, payload
 from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.events import OnEvent
-from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.net import error_body, image_decoding, response_metadata
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.defaults import CALLS_A_REPLICA

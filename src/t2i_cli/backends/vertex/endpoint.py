@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SETTINGS, SHARED_LIMIT, TAKES
 from t2i_cli.errors import AccessError, InputError, ModelError, RemoteError, StorageError, T2IError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.net.retry import RetryPolicy, Throttle, call_with_retry, retryable
 from t2i_cli.settings.schema import SERVINGS
 from t2i_cli.vertex import client, endpoint_store, location, machine_types

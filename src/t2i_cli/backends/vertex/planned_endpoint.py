@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.events import OnEvent
-from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.vertex import containers
 from t2i_cli.vertex.endpoint_store import EndpointRecord

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli.backends import Backend
+from t2i_cli.backend import Backend
 from t2i_cli.cli import options
 from t2i_cli.console import console
 from t2i_cli.errors import InputError

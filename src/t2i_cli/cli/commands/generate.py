@@ -10,7 +10,7 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_size
 from t2i_cli.settings import store
 
 if TYPE_CHECKING:
-    from t2i_cli.backends import Backend
+    from t2i_cli.backend import Backend
     from t2i_cli.output.image_writer import ImageWriter
 
 

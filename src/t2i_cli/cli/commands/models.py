@@ -9,8 +9,8 @@ import typer
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.console import console, format_bytes
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.models.catalog import ModelSpec
 
 if TYPE_CHECKING:
     from t2i_cli.hub.cache import CachedRepo

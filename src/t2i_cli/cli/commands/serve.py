@@ -17,7 +17,7 @@ from t2i_cli.settings import store
 if TYPE_CHECKING:
     import socket
 
-    from t2i_cli.backends import Backend
+    from t2i_cli.backend import Backend
     from t2i_cli.events import OnEvent
     from t2i_cli.server.api.vertex import VertexContainer
 

@@ -15,10 +15,10 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from PIL.Image import Image
 from pydantic import Field, model_validator
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Preview
-from t2i_cli.models.catalog import ModelSpec
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, expand_seeds, parse_size
 from t2i_cli.server import responses

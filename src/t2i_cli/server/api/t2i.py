@@ -12,7 +12,7 @@ from PIL.Image import Image
 from pydantic import Field
 
 from t2i_cli import __version__
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError
 from t2i_cli.events import (
     Downloading,
@@ -24,8 +24,8 @@ from t2i_cli.events import (
     RequestSent,
     Step,
 )
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import schedulers
-from t2i_cli.models.catalog import ModelSpec
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.server import responses

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator, Field
 
-from t2i_cli.backends import Failure, GeneratedImage
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Notice
 from t2i_cli.output.filenames import ImageFormat
