@@ -64,4 +64,4 @@ def _read() -> dict[str, float]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: float(v) for key, v in found.items() if is_amount(v) and v < _SLOWEST}
+    return {key: float(v) for key, v in found.items() if is_amount(v) and 0 < v < _SLOWEST}

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2i_cli import postcard
-from t2i_cli.errors import InputError
-from t2i_cli.model_spec import ModelError, ModelSpec
+from t2i_cli.errors import InputError, ModelError
+from t2i_cli.model_spec import ModelSpec
 
 DEFAULT_MODEL = "sd15"
 
