@@ -1,4 +1,5 @@
 # What a developer runs; CI runs `make lint types` after the README's two commands.
+# `make test` takes minutes, `make full` up to an hour and a half: docs/testing.md.
 PYTHON ?= .venv/bin/python
 
 .PHONY: check test full lint types docs bench
@@ -9,7 +10,7 @@ test:
 	$(PYTHON) -m pytest
 
 full:
-	$(PYTHON) -m pytest -m "full and not gpu and not network"
+	$(PYTHON) -m pytest -m 'not gpu and not network' --hypothesis-profile=full --durations=30
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -1,5 +1,7 @@
 """AUTOMATIC1111's text, written and read."""
 
+import signal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,8 +103,17 @@ def test_other_texts_are_not_taken_for_it(text: str) -> None:
     "text", ["a" * 1_000_000, " " * 1_000_000, 'ab: "' * 200_000, "ab:" * 9**6]
 )
 def test_a_hostile_text_takes_no_long_time(text: str) -> None:
-    # A quadratic expression would take hours: the test's own time limit is patience.
-    infotext.parse_infotext(text)
+    def too_long(*_: object) -> None:
+        raise AssertionError("it took a minute")
+
+    # A quadratic expression would take hours, a linear one takes a second or two.
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(60)
+    try:
+        infotext.parse_infotext(text)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 PROMPTS = [

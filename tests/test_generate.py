@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
+from tests.amounts import sampled
 from tests.conftest import T2I
 from training.grade import grade_image
 
@@ -117,12 +118,46 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), BAD, ids=[str(b[0])[:40] for b in BAD])
+IN_ONE_PROCESS = """
+import contextlib, io, json, sys
+from t2i_cli import cli
+for arguments in json.load(sys.stdin):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        code = cli._run(["generate", *arguments])
+    print(json.dumps([code, errors.getvalue()]))
+"""
+"""Runs `t2i generate` with each list of arguments; what it prints beside its answers is no JSON."""
+
+
+def bad_arguments(arguments: tuple[str, ...]) -> list[str]:
+    """With the embedded model, unless they name one."""
+    return [*arguments, *(() if "-m" in arguments else ("-m", "postcard"))]
+
+
+def test_every_bad_input_is_told_in_a_sentence(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS],
+        input=json.dumps([bad_arguments(arguments) for arguments, _, _ in BAD]),
+        env=t2i_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for (arguments, code, said), (ended, errors) in zip(BAD, answers, strict=True):
+        assert ended == code, (arguments, errors)
+        assert said in errors
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), sampled(BAD))
 def test_bad_input(
     t2i: T2I, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
 ) -> None:
-    model = () if "-m" in arguments else ("-m", "postcard")
-    done = t2i("generate", *arguments, *model)
+    done = t2i("generate", *bad_arguments(arguments))
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -308,29 +343,37 @@ def test_dry_run_loads_nothing_and_writes_nothing(t2i: T2I, tmp_path: Path) -> N
     assert files(tmp_path) == []
 
 
-def test_help_and_refusals_import_nothing_heavy(t2i_env: dict[str, str], tmp_path: Path) -> None:
-    from t2i_cli.cli.main import command_paths
-
-    program = """
-import os, sys
-os._exit = lambda code: None
-from t2i_cli.cli.main import main
-main()
+HEAVY = """
+import contextlib, io, json, sys
+from t2i_cli.cli import main as cli
 heavy = {"torch", "diffusers", "transformers", "PIL", "google.auth", "huggingface_hub"}
 heavy.add("rich.console")
-print("HEAVY", sorted(heavy & set(sys.modules)), file=sys.stderr)
+for path in [[], *map(list, cli.command_paths())]:
+    for option in ("--help", "--no-such-option"):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = cli._run([*path, option])
+        found = sorted(heavy & set(sys.modules))
+        print(json.dumps([path, option, code, said.getvalue(), found]))
 """
-    for path in command_paths():
-        done = subprocess.run(
-            [sys.executable, "-c", program, *path, "--help"],
-            env=t2i_env,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert "Usage:" in done.stdout
-        assert "HEAVY []" in done.stderr, path
+"""Every command's help and its refusal, in one process, and what has been imported by then."""
+
+
+def test_help_and_refusals_import_nothing_heavy(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HEAVY],
+        env=t2i_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) > 40
+    for path, option, code, said, heavy in answers:
+        assert heavy == [], (path, option)
+        assert code == (0 if option == "--help" else 2)
+        assert ("Usage: t2i" if option == "--help" else "--no-such-option") in said
 
 
 def test_environment_and_config_choose_the_model(t2i: T2I) -> None:

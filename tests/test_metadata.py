@@ -281,7 +281,7 @@ def test_a_truncated_image_is_refused(tmp_path: Path, format: ImageFormat) -> No
             metadata.read_metadata(path)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_image_gives_a_record_or_an_input_error(
     tmp_path: Path, data: st.DataObject

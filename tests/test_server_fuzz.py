@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 import schemathesis
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis import BaseSchema, GenerationMode, checks
 from schemathesis.core.result import Ok
@@ -19,8 +19,6 @@ from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
 from tests.fakes.painter import Painter
 
-EXAMPLES = 125
-"""Of each way to go wrong, for each route."""
 VALID: dict[str, dict[str, Any]] = {
     "/predict": {"prompt": "a star", "seed": 1, "steps": 3, "format": "webp"},
     "/v1/images/generations": {"prompt": "a star", "n": 2, "size": "64x64", "quality": "auto"},
@@ -38,7 +36,6 @@ CHECKS = [
 """Not those of what is accepted: a document cannot tell all that a model does not take."""
 
 ROUTES = pytest.mark.parametrize("route", VALID)
-thorough = settings(max_examples=EXAMPLES)
 
 Send = Callable[..., httpx2.Response]
 
@@ -104,7 +101,6 @@ def test_a_valid_body_is_taken(send: Send, route: str) -> None:
 
 @ROUTES
 def test_bytes(send: Send, route: str) -> None:
-    @thorough
     @given(st.binary(max_size=200))
     def check(content: bytes) -> None:
         answered(send("POST", route, content=content, headers=JSON_TYPE))
@@ -118,7 +114,6 @@ def test_json_that_is_broken(send: Send, route: str) -> None:
     text = json.dumps(VALID[route])
     places = st.integers(0, len(text))
 
-    @thorough
     @given(places, places, st.text(st.characters(codec="utf-8"), max_size=5))
     def check(start: int, end: int, piece: str) -> None:
         content = (text[:start] + piece + text[end:]).encode()
@@ -129,7 +124,6 @@ def test_json_that_is_broken(send: Send, route: str) -> None:
 
 @ROUTES
 def test_any_json(send: Send, route: str) -> None:
-    @thorough
     @given(values)
     def check(body: object) -> None:
         answered(send("POST", route, content=json.dumps(body), headers=JSON_TYPE))
@@ -142,7 +136,6 @@ def test_fields_with_any_value(send: Send, route: str, schema: BaseSchema) -> No
     """A good body in which some field, wherever it lies, has a value that it should not have."""
     names = st.sampled_from(sorted(fields(schema.raw_schema, route))) | st.text()
 
-    @thorough
     @given(st.dictionaries(names, values, min_size=1, max_size=3), st.booleans())
     def check(wrong: dict[str, object], inside: bool) -> None:
         body = dict(VALID[route])
@@ -165,7 +158,6 @@ def test_the_document_is_kept_to(send: Send, schema: BaseSchema, mode: Generatio
         if mode is GenerationMode.NEGATIVE and not operation.body:
             continue  # there is nothing to get wrong: a name in a path may be any text
 
-        @settings(max_examples=50)
         @given(operation.as_strategy(generation_mode=mode))
         def check(case: schemathesis.Case[Any]) -> None:
             request = case.as_transport_kwargs(base_url="http://localhost")

@@ -7,12 +7,14 @@ import signal
 import sys
 import time
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from t2i_cli.batch import lock
 from t2i_cli.vertex import client, teardown
+from tests.amounts import full, sampled
 from tests.conftest import T2I
 from tests.fakes.google import refusal
 from tests.fakes.vertex import FakeVertex, Fault, counted
@@ -81,6 +83,7 @@ def test_the_ttl_ends_the_command(t2i: T2I, vertex: FakeVertex) -> None:
     assert vertex.left() == {}
 
 
+@pytest.mark.full  # the waits of the tries; one refusal is `down`'s, in test_vertex_life.py
 def test_a_removal_that_fails_is_tried_for_minutes(t2i: T2I, vertex: FakeVertex) -> None:
     body = refusal(503, "UNAVAILABLE", "Not now.")
     # The tries of a call times those of a step, and one more.
@@ -92,8 +95,10 @@ def test_a_removal_that_fails_is_tried_for_minutes(t2i: T2I, vertex: FakeVertex)
     assert vertex.left() == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("stage", ["deploying", "running"])
+@pytest.mark.parametrize(
+    ("number", "stage"),
+    sampled(product((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), ("deploying", "running"))),
+)
 def test_signals(
     t2i_env: dict[str, str], vertex: FakeVertex, number: signal.Signals, stage: str
 ) -> None:
@@ -122,8 +127,9 @@ def arrived(vertex: FakeVertex, count: int) -> bool:
     return len(vertex.requests) >= count
 
 
-def test_killed_at_twenty_random_moments(
-    t2i: T2I, t2i_env: dict[str, str], vertex: FakeVertex, tmp_path: Path
+@pytest.mark.parametrize("kills", [5, full(100)])
+def test_killed_at_random_moments(
+    t2i: T2I, t2i_env: dict[str, str], vertex: FakeVertex, tmp_path: Path, kills: int
 ) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()
@@ -135,19 +141,23 @@ def test_killed_at_twenty_random_moments(
         assert process.wait(120) == 0
     whole = len(vertex.requests)
     assert vertex.left() == {}
-    for _ in range(20):
-        seen, wanted = len(vertex.requests), chance.randrange(whole)
-        pause = chance.uniform(0, 0.03)
-        with running(t2i_env, vertex, *RUN[:3], "-m", str(weights), "--", "true") as process:
-            until(partial(arrived, vertex, seen + wanted), process)
-            time.sleep(pause)
-    time.sleep(0.2)  # what was begun ends in the cloud
-    made = vertex.left()
-    assert {"endpoints", "models", "objects"} <= set(made)
-    vertex.advance(5 * 3600)
-    done = t2i("remote", "reap", env=vertex.environment)
-    assert done.returncode == 0, done.stderr
-    assert vertex.left() == {}, done.stderr
+    made: set[str] = set()
+    for _ in range(kills // 5):
+        for fifth in range(5):
+            # A moment of each part of a run, so that few kills meet all of it.
+            seen, wanted = len(vertex.requests), int((fifth + chance.random()) * whole / 5)
+            pause = chance.uniform(0, 0.03)
+            with running(t2i_env, vertex, *RUN[:3], "-m", str(weights), "--", "true") as process:
+                until(partial(arrived, vertex, seen + wanted), process)
+                time.sleep(pause)
+        time.sleep(0.2)  # what was begun ends in the cloud
+        made |= set(vertex.left())
+        # What is left makes lists longer, and would move the moments of later runs.
+        vertex.advance(5 * 3600)
+        done = t2i("remote", "reap", env=vertex.environment)
+        assert done.returncode == 0, done.stderr
+        assert vertex.left() == {}, done.stderr
+    assert {"endpoints", "models", "objects"} <= made
 
 
 def test_an_ephemeral_batch(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -> None:
