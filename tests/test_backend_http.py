@@ -40,10 +40,11 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.events import Notice
+from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
+from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.amounts import full
 from tests.conftest import T2I

@@ -41,9 +41,10 @@ from t2i_cli.errors import (
 )
 from t2i_cli.events import Notice
 from t2i_cli.models import catalog
+from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import retry
 from t2i_cli.output import metadata
-from t2i_cli.request import GenerateRequest, resolve_request
+from t2i_cli.request import GenerateRequest
 from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.vertex import endpoint_store

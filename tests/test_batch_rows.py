@@ -12,7 +12,8 @@ from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.prompts import PromptEntry, PromptProblem, PromptsError, Value
-from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.request_fields import MAX_SEED
 from tests.fakes.painter import Painter
 
 

@@ -36,7 +36,8 @@ from t2i_cli.errors import (
 from t2i_cli.events import Event, Loading, MemoryMeasure, Notice, Step
 from t2i_cli.models import catalog, libraries
 from t2i_cli.models.libraries import LibraryObject
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
+from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.request import GenerateRequest, ResolvedRequest
 from tests import tiny
 from tests.fakes import gpu
 

@@ -17,7 +17,8 @@ from t2i_cli.backends.local import LocalBackend, LocalOptions, batch_size
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Event, Notice
 from t2i_cli.models import diffusers_folder, libraries, schedulers
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
+from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.request import GenerateRequest, ResolvedRequest
 from tests import tiny
 from tests.conftest import T2I
 

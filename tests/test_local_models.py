@@ -15,7 +15,8 @@ from t2i_cli import hub
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, resolution
-from t2i_cli.request import GenerateRequest, resolve_request
+from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.request import GenerateRequest
 from tests import tiny
 
 Family = Callable[[str], Path]

@@ -9,7 +9,8 @@ from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, prompt_embedding_cache
 from t2i_cli.backends.local.batch_size import MAX_SIZE, BatchSizeTuner
 from t2i_cli.backends.local.device import Device
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
+from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.request import GenerateRequest, ResolvedRequest
 from tests import tiny
 
 

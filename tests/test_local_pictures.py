@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, pipeline_output
 from t2i_cli.errors import ModelError, T2IError
-from t2i_cli.request import GenerateRequest, resolve_request
+from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.request import GenerateRequest
 from tests import made, tiny
 from tests.conftest import T2I
 

@@ -9,7 +9,8 @@ from PIL import Image, ImageChops, ImageStat
 from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, previews
 from t2i_cli.events import Event, Preview
-from t2i_cli.request import GenerateRequest, resolve_request
+from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.request import GenerateRequest
 from tests import tiny
 
 

@@ -7,14 +7,13 @@ import pytest
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, schedulers
+from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.request import (
-    MAX_PROMPT,
-    MAX_SEED,
     GenerateRequest,
     expand_seeds,
     parse_size,
-    resolve_request,
 )
+from t2i_cli.request_fields import MAX_PROMPT, MAX_SEED
 
 SD15 = catalog.MODELS["sd15"]
 SCHNELL = catalog.MODELS["flux-schnell"]
@@ -47,7 +46,7 @@ QWEN = catalog.MODELS["qwen-image"]
 )
 def test_bad_value_names_its_field(field: str, value: object) -> None:
     with pytest.raises(InputError) as caught:
-        GenerateRequest(**({"prompt": "a star"} | {field: value}))  # type: ignore[arg-type]
+        build_request({"prompt": "a star", field: value})
     assert caught.value.field == field
     assert caught.value.message.count("\n") == 0
 

@@ -12,8 +12,9 @@ import pytest
 from t2i_cli.backend import Backend
 from t2i_cli.backends.factory import create_backend
 from t2i_cli.events import Event, Notice
+from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import response_metadata
-from t2i_cli.request import GenerateRequest, resolve_request
+from t2i_cli.request import GenerateRequest
 from t2i_cli.server.api.predict import LONGEST_NOTE, NOTES_HEADER
 from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.options import ServerOptions

@@ -31,8 +31,9 @@ from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.events import Event, Notice, Step
 from t2i_cli.models import catalog
+from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output.filenames import ImageFormat
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
+from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import backend, control, fingerprint, process_proof, spawn, state, tips
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER, WorkerExchange, _Connection

@@ -9,9 +9,10 @@ from t2i_cli.backend import Backend, GeneratedImage
 from t2i_cli.cli.progress import Progress
 from t2i_cli.console import Console
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
+from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
-from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds, resolve_request
+from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds
 from t2i_cli.run import generate_and_save
 
 

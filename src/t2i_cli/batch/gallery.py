@@ -13,6 +13,7 @@ from t2i_cli.batch import manifest
 from t2i_cli.errors import InputError
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import free_or_own_path, read_beginning
+from t2i_cli.request_fields import SHOWN
 
 GALLERY_NAME = "index.html"
 GALLERY_NAMES = (GALLERY_NAME, "gallery.html")
@@ -21,10 +22,6 @@ _EARLIER = (b"<title>t2i batch</title>", b"\nconst entries = [")
 """What a page of a version without the marker is known by."""
 _HEAD = 16_384
 """Bytes in which they stand."""
-_SETTINGS = (
-    *("model", "seed", "steps", "guidance_scale", "width", "height", "scheduler"),
-    "negative_prompt",
-)
 
 
 def write_gallery(folder: Path, scratch: Path) -> Path:
@@ -77,7 +74,7 @@ def _entry(record: Mapping[str, object]) -> dict[str, object]:
         "status": record["status"],
         "file": record.get("file"),
         "prompt": asked.get("prompt") or f"line {record.get('line')} of the prompts file",
-        "settings": {n: asked[n] for n in _SETTINGS if isinstance(asked.get(n), str | int | float)},
+        "settings": {n: asked[n] for n in SHOWN if isinstance(asked.get(n), str | int | float)},
         "seconds": record.get("seconds"),
         "message": message,
     }

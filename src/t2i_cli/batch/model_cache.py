@@ -41,10 +41,7 @@ class ModelCache:
 
     def check(self, request: ResolvedRequest) -> None:
         """Raise if the backend cannot make the request; it is asked once for those alike."""
-        key = (
-            *(request.model, request.revision, request.width, request.height),
-            *(request.scheduler, bool(request.negative_prompt)),
-        )
+        key = request.batch_key()
         if key not in self._checked:
             try:
                 self._backend.check(request)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import Value, parse_value
-from t2i_cli.request import MAX_SEED
+from t2i_cli.request_fields import MAX_SEED
 
 MAX_ROWS = 1_000_000
 """Images of one batch; what is known of each has to fit in memory."""

@@ -26,6 +26,7 @@ from t2i_cli.output import filenames
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.prompts import PromptProblem
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_fields import FIELDS
 
 RETRIED_CODES = {
     kind.code for kind in (AccessError, QuotaError, TimedOutError, RemoteError, StorageError)
@@ -102,9 +103,13 @@ class BatchPlan:
         lines = ["; ".join(parts)]
         for group in self.groups:
             size = f"{group['width']}x{group['height']}" if group["width"] else "its own size"
+            settings = [
+                known.summary.format(group[name])
+                for name, known in FIELDS.items()
+                if known.summary and name in group
+            ]
             lines.append(
-                f"  {group['images']:,} with {group['model']}: {size}, {group['steps']} steps"
-                f", guidance {group['guidance_scale']}"
+                f"  {group['images']:,} with {group['model']}: {', '.join([size, *settings])}"
             )
         for need in self.needs:
             if download := need.get("download_mib"):
@@ -255,8 +260,8 @@ def _is_of(row: BatchRow, path: Path) -> bool:
 def _described(group: Sequence[BatchRow]) -> dict[str, object]:
     """What the rows of a group have in common, and how many they are."""
     request = group[0].request
-    shared = ("model", "revision", "width", "height", "steps", "scheduler", "guidance_scale")
-    return {name: getattr(request, name) for name in shared} | {"images": len(group)}
+    told = request.to_json().items()
+    return {n: value for n, value in told if not FIELDS[n].per_image} | {"images": len(group)}
 
 
 def _size(job: PlannedImage) -> int:

@@ -10,8 +10,10 @@ from t2i_cli.backend import Backend
 from t2i_cli.batch.model_cache import ROW_FAULTS, ModelCache
 from t2i_cli.batch.options import MAX_ROWS, BatchOptions
 from t2i_cli.errors import InputError, ModelError, T2IError
+from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.prompts import PromptEntry, PromptProblem, Value
-from t2i_cli.request import MAX_SEED, GenerateRequest, ResolvedRequest, resolve_request
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.request_fields import MAX_SEED
 
 ModelRevision = tuple[str, str | None]
 """A model and the revision asked for."""
@@ -107,7 +109,7 @@ class _Expansion:
     def run(self, entries: Sequence[PromptEntry]) -> tuple[list[BatchRow], list[PromptProblem]]:
         # What the command line says is wrong for every row, and said once.
         default = self._wishes.defaults
-        GenerateRequest(**{"prompt": "-", **default, "seed": self._wishes.seed})  # type: ignore[arg-type]
+        build_request({"prompt": "-", **default, "seed": self._wishes.seed})
         named = {field for entry in entries for field in entry.values}
         if "model" in default or "model" not in named.union(name for name, _ in self._wishes.vary):
             self._models.describe(default.get("model"), default.get("revision"))
@@ -137,7 +139,7 @@ class _Expansion:
         """Raise T2IError for what is wrong with a row that sets nothing."""
         for combination in self._combinations:
             values = {"prompt": "-", **self._wishes.defaults, **combination}
-            self._settled(GenerateRequest(**values))  # type: ignore[arg-type]
+            self._settled(build_request(values))
 
     def _blame_command_line(self, message: str) -> None:
         """Raise the error of that message if rows that set nothing would meet it, too."""
@@ -208,7 +210,7 @@ class _Expansion:
         found: list[PromptProblem] = []
         while True:
             try:
-                request = GenerateRequest(**values)  # type: ignore[arg-type]
+                request = build_request(values)
                 if not found:
                     return self._settled(request)
                 self._check_on(request, {problem.field for problem in found})
@@ -287,12 +289,7 @@ def group_rows(rows: Sequence[BatchRow]) -> Iterator[list[BatchRow]]:
     """The rows by what can run together, one model after the other, each in order of coming."""
     models: dict[tuple[object, ...], dict[tuple[object, ...], list[BatchRow]]] = {}
     for row in rows:
-        request = row.request
-        kind = (
-            *(request.width, request.height, request.steps, request.scheduler),
-            *(request.guidance_scale, bool(request.negative_prompt)),
-        )
-        kinds = models.setdefault((request.model, request.revision), {})
-        kinds.setdefault(kind, []).append(row)
+        kinds = models.setdefault((row.request.model, row.request.revision), {})
+        kinds.setdefault(row.request.batch_key(), []).append(row)
     for kinds in models.values():
         yield from kinds.values()

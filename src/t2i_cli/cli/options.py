@@ -8,8 +8,8 @@ import typer
 from t2i_cli.errors import InputError
 from t2i_cli.models.catalog import DEFAULT_MODEL
 from t2i_cli.net.defaults import CALLS_A_REPLICA, CONCURRENCY, RETRIES, TIMEOUT
-from t2i_cli.request import MAX_SEED
-from t2i_cli.settings.schema import SERVINGS, SETTINGS, join_choices
+from t2i_cli.request_fields import MAX_SEED, SERVINGS
+from t2i_cli.settings.schema import SETTINGS, join_choices
 from t2i_cli.vertex.location import DEFAULT_REGION
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from t2i_cli import postcard
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
-
-DEFAULT_MODEL = "sd15"
-
+from t2i_cli.request_fields import DEFAULT_MODEL as DEFAULT_MODEL
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _GB = 10**9

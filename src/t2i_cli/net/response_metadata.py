@@ -9,13 +9,13 @@ from t2i_cli.net import error_body
 from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_fields import FIELDS
 
 METADATA_KEY = "t2i"
 """Where it lies in the answer, beside the image."""
 NOTES_KEY = "notes"
 """Where its notes lie, beside both."""
 
-_SETTINGS = ("prompt", "negative_prompt", "steps", "guidance_scale", "width", "height", "scheduler")
 _KNOWN = {f.name for f in fields(GenerationInfo)}
 
 
@@ -35,8 +35,8 @@ class ResponseMetadata:
 
     def check_request(self, request: ResolvedRequest) -> None:
         """Raise RemoteError if the image is of another request than the one that was sent."""
-        for name in _SETTINGS:
-            wanted = getattr(request, name)
+        for name in (name for name, known in FIELDS.items() if known.echoed):
+            wanted = FIELDS[name].written(getattr(request, name))
             made = self.request.get(name, wanted)
             if wanted is not None and made != wanted:
                 raise RemoteError(

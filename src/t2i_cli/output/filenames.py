@@ -5,13 +5,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from string import Formatter
 from typing import Literal
 
 from t2i_cli.errors import InputError
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_fields import FIELDS
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 
@@ -46,6 +47,12 @@ class TemplateContext:
     format: ImageFormat
 
 
+def _field_value(name: str, image: TemplateContext) -> object:
+    """A field of the request; a model may keep one to itself."""
+    value = FIELDS[name].written(getattr(image.request, name))
+    return "none" if value is None else value
+
+
 PLACEHOLDERS: dict[str, Callable[[TemplateContext], object]] = {
     "index": lambda image: image.index,
     "seed": lambda image: image.request.seed,
@@ -53,14 +60,7 @@ PLACEHOLDERS: dict[str, Callable[[TemplateContext], object]] = {
     "model": lambda image: image.request.model,
     "ext": lambda image: EXTENSIONS[image.format],
     "id": lambda image: image.id,
-    "prompt": lambda image: image.request.prompt,
-    "negative_prompt": lambda image: _known(image.request.negative_prompt),
-    "revision": lambda image: _known(image.request.revision),
-    "steps": lambda image: _known(image.request.steps),
-    "guidance_scale": lambda image: _known(image.request.guidance_scale),
-    "width": lambda image: _known(image.request.width),
-    "height": lambda image: _known(image.request.height),
-    "scheduler": lambda image: _known(image.request.scheduler),
+    **{name: partial(_field_value, name) for name in FIELDS if name not in {"seed", "model"}},
 }
 """What a template may name."""
 
@@ -188,11 +188,6 @@ def normalised_name(path: str) -> str:
     "A.png" and "a.png" are, and two spellings of "é".
     """
     return path.casefold() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
-
-
-def _known(value: object) -> object:
-    """A model may keep a setting to itself."""
-    return "none" if value is None else value
 
 
 def _format_named(name: str | None) -> ImageFormat | None:

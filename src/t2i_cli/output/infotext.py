@@ -6,17 +6,22 @@ Its format is what `modules/processing.py` (create_infotext) and `modules/infote
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from t2i_cli import __version__
+from t2i_cli.errors import InputError
 from t2i_cli.models import schedulers
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_fields import FIELDS, LATER, RequestField
 
 _NEGATIVE = "Negative prompt:"
 _SETTING = re.compile(r'(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 """AUTOMATIC1111's own expression, its key bounded so that no file can make it slow."""
+_FIELDS = {known.infotext: known for known in FIELDS.values() if known.infotext}
+"""The fields that are settings of their own there, by their names there."""
+_ORDER = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model")
+"""AUTOMATIC1111's, which readers expect; others follow."""
 _FEWEST_SETTINGS = 3
 """In AUTOMATIC1111, a last line with fewer belongs to the prompt."""
 
@@ -36,18 +41,14 @@ def format_infotext(request: ResolvedRequest, lock: GenerationInfo, size: tuple[
     if request.negative_prompt or _negative_line(request.prompt.split("\n")) is not None:
         lines.append(f"{_NEGATIVE} {request.negative_prompt or ''}")
     settings = {
-        "Steps": request.steps,
         "Sampler": _sampler(request, lock),
-        "CFG scale": None if request.guidance_scale is None else f"{request.guidance_scale:.10g}",
-        "Seed": request.seed,
         "Size": f"{size[0]}x{size[1]}",
         "Model hash": lock.revision and lock.revision[:10],
-        "Model": request.model,
-        "Version": f"t2i {__version__}",
     }
-    lines.append(
-        ", ".join(f"{key}: {_quoted(str(v))}" for key, v in settings.items() if v is not None)
-    )
+    settings |= {key: _written(known, request) for key, known in _FIELDS.items()}
+    ordered = {key: settings.pop(key) for key in _ORDER} | settings
+    ordered["Version"] = f"t2i {__version__}"
+    lines.append(", ".join(f"{key}: {_quoted(v)}" for key, v in ordered.items() if v is not None))
     return "\n".join(lines)
 
 
@@ -92,25 +93,24 @@ def _negative_line(lines: list[str]) -> int | None:
     return found[-1] if found else None
 
 
+def _written(known: RequestField, request: ResolvedRequest) -> str | None:
+    value = known.written(getattr(request, known.name))
+    return None if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
 def _fields(parameters: dict[str, str]) -> dict[str, object]:
     """The request's fields among the settings; what does not read as its kind is left out."""
     width, _, height = parameters.get("Size", "").partition("x")
-    wanted: dict[str, tuple[Callable[[str], object], str | None]] = {
-        "model": (str, parameters.get("Model")),
-        "seed": (int, parameters.get("Seed")),
-        "steps": (int, parameters.get("Steps")),
-        "guidance_scale": (float, parameters.get("CFG scale")),
-        "width": (int, width),
-        "height": (int, height),
-        "scheduler": (str, _scheduler(parameters)),
-    }
+    texts = {known.name: parameters.get(key) for key, known in _FIELDS.items()}
+    texts |= {"width": width, "height": height, "scheduler": _scheduler(parameters)}
     found: dict[str, object] = {}
-    for name, (kind, value) in wanted.items():
+    for name, text in texts.items():
+        known = FIELDS[name]
         try:
-            found[name] = kind(value) if value else None
-        except ValueError:
+            found[name] = (known.parse or known.kind)(text) if text else None
+        except (ValueError, InputError):
             found[name] = None
-    return found
+    return {name: v for name, v in found.items() if v is not None or name not in LATER}
 
 
 def _sampler(request: ResolvedRequest, lock: GenerationInfo) -> str | None:

@@ -7,24 +7,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import BinaryIO, Literal, cast, get_args
 
 from t2i_cli.errors import InputError, os_reason
+from t2i_cli.request_fields import FIELDS, FieldValue
 
 InputFormat = Literal["txt", "jsonl", "csv"]
-Value = str | int | float
+Value = FieldValue
 
-ROW_FIELDS: dict[str, type[Value]] = {
-    "prompt": str,
-    "negative_prompt": str,
-    "model": str,
-    "revision": str,
-    "seed": int,
-    "steps": int,
-    "guidance_scale": float,
-    "width": int,
-    "height": int,
-    "scheduler": str,
+ROW_FIELDS: dict[str, type] = {name: field.kind for name, field in FIELDS.items()} | {
     "count": int,
     "name": str,
 }
@@ -122,13 +113,21 @@ def read_prompts(source: str, format: InputFormat) -> PromptsFile:
         raise InputError(f"Cannot read {source!r}: {os_reason(error)}.") from error
 
 
-def check_value(field: str, value: object) -> Value:
-    """A value of the field's type; raises InputError saying what it should be."""
+def field_kind(field: str) -> type:
+    """The type of a field's values; raises InputError for an unknown field."""
     kind = ROW_FIELDS.get(field)
     if kind is None:
         near = difflib.get_close_matches(field, ROW_FIELDS, n=1)
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(ROW_FIELDS)}."
         raise InputError(f"unknown field; {meant}", field=field)
+    return kind
+
+
+def check_value(field: str, value: object) -> Value:
+    """A value of the field's type; raises InputError saying what it should be."""
+    kind = field_kind(field)
+    if field in FIELDS and (parse := FIELDS[field].parse):
+        return cast(Value, parse(value))
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
@@ -136,7 +135,7 @@ def check_value(field: str, value: object) -> Value:
             raise InputError(f"{_shown(value)} is too large.", field=field) from error
     if not isinstance(value, kind) or isinstance(value, bool):
         raise InputError(f"must be {_KIND[kind]}, not {_shown(value)}.", field=field)
-    return value
+    return cast(Value, value)
 
 
 def parse_value(field: str, text: str) -> Value:

@@ -13,6 +13,7 @@ from t2i_cli.prompts import (
     Value,
     alternatives,
     check_value,
+    field_kind,
     parse_value,
 )
 
@@ -134,7 +135,7 @@ def _header_problems(number: int, header: list[str]) -> Iterator[PromptProblem]:
             yield PromptProblem(number, field, "this column is there twice.")
             continue
         try:
-            parse_value(field, "1")
+            field_kind(field)
         except InputError as error:
             yield PromptProblem(number, field, error.message)
     if "prompt" not in header:

@@ -16,7 +16,8 @@ from t2i_cli.errors import (
 )
 from t2i_cli.events import Event, Notice, OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_request
+from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.batcher import Batcher
 from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerLimits

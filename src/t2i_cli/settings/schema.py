@@ -8,10 +8,9 @@ from urllib.parse import urlsplit
 
 from t2i_cli import durations
 from t2i_cli.output import filenames
+from t2i_cli.request_fields import DIALECTS
 
 BACKENDS = ("local", "http", "vertex")
-DIALECTS = ("t2i", "openai", "sglang", "vllm", "localai")
-SERVINGS = ("t2i", "model-garden", "torchserve")
 DTYPES = ("float16", "bfloat16", "float32")
 MEMORY = ("auto", "fast", "low")
 

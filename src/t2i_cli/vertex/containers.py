@@ -9,8 +9,8 @@ from pathlib import Path
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
+from t2i_cli.request_fields import SERVINGS
 from t2i_cli.settings import store
-from t2i_cli.settings.schema import SERVINGS
 
 GARDEN_IMAGE = (
     "us-docker.pkg.dev/deeplearning-platform-release/vertex-model-garden/"

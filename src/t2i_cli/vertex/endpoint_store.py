@@ -21,7 +21,7 @@ from t2i_cli.output.state_files import (
     read_json,
     replace_text,
 )
-from t2i_cli.settings.schema import SERVINGS
+from t2i_cli.request_fields import SERVINGS
 from t2i_cli.vertex.labels import Labels
 
 _HOST = re.compile(r"(?:[A-Za-z0-9.-]+(?::[0-9]{1,5})?)?")

@@ -19,6 +19,7 @@ from t2i_cli.net.defaults import CONCURRENCY
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.retry import RetryableError, RetryPolicy, Throttle, call_with_retry
 from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.request_fields import DIALECTS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,7 +101,7 @@ class HttpBackend:
         entries = _entries(answer)
         owners = [entry.get("owned_by") for entry in entries or []]
         chosen = self._options.dialect
-        dialect = dialects.DIALECTS[chosen] if chosen else dialects.detect_dialect(owners)
+        dialect = DIALECTS[chosen] if chosen else dialects.detect_dialect(owners)
         return ServerInfo(
             url=url,
             dialect=dialect,

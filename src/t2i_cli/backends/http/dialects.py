@@ -4,49 +4,11 @@ Sources: OpenAI's API reference (images); the API pages of SGLang Diffusion, vLL
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import GuidanceArgument
 from t2i_cli.request import ResolvedRequest
-
-SETTINGS = (
-    "negative_prompt",
-    "seed",
-    "steps",
-    "guidance_scale",
-    "width",
-    "height",
-    "scheduler",
-    "revision",
-)
-"""A request's fields that a server may or may not take; all take the prompt and the model."""
-
-_SIZE = frozenset({"width", "height"})
-_SHARED = _SIZE | {"negative_prompt", "seed", "steps", "guidance_scale"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dialect:
-    """One kind of server. `owner` is what its model list says; `steps` is its name for steps."""
-
-    name: str
-    takes: frozenset[str]
-    owner: str | None = None
-    steps: str = "num_inference_steps"
-    true_cfg: bool = False
-
-
-DIALECTS = {  # setting_table.DIALECTS has the same names
-    dialect.name: dialect
-    for dialect in (
-        Dialect(name="t2i", owner="t2i", takes=_SHARED | {"scheduler"}),
-        Dialect(name="openai", takes=_SIZE),
-        Dialect(name="sglang", owner="sglang", takes=_SHARED, true_cfg=True),
-        Dialect(name="vllm", owner="vllm", takes=_SHARED, true_cfg=True),
-        Dialect(name="localai", takes=_SIZE | {"steps"}, steps="step"),
-    )
-}
+from t2i_cli.request_fields import DIALECTS, FIELDS, SIZE, Dialect
 
 
 def detect_dialect(owners: Sequence[object]) -> Dialect:
@@ -73,16 +35,12 @@ def build_image_request(
             "The server takes width and height together.", hint="--size 512x768", field="size"
         )
     if request.width is not None:
-        sent["size"] = f"{request.width}x{request.height}"
-    scale = "true_cfg_scale" if dialect.true_cfg and guidance == "true_cfg_scale" else None
-    named = {
-        "negative_prompt": "negative_prompt",
-        "seed": "seed",
-        "steps": dialect.steps,
-        "guidance_scale": scale or "guidance_scale",
-        "scheduler": "scheduler",
-    }
-    for field, name in named.items():
-        if field in dialect.takes and (value := getattr(request, field)) is not None:
-            sent[name] = value
+        sent[SIZE] = f"{request.width}x{request.height}"
+    for field, known in FIELDS.items():
+        name = known.dialects.get(dialect.name)
+        if name in {None, SIZE} or (value := getattr(request, field)) is None:
+            continue
+        if dialect.true_cfg and guidance is not None and known.true_cfg == guidance:
+            name = guidance
+        sent[str(name)] = known.written(value)
     return sent

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from t2i_cli.backends.http.dialects import SETTINGS, Dialect
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
+from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL, Dialect
 
 _SHOWN = 5
 """Models that an error names."""
@@ -57,8 +57,7 @@ class ServerInfo:
         spec = known or ModelSpec(name=name, multiple=1)
         if self.facts:
             spec = _told(spec, self.facts)
-        defaults = {"steps", "guidance_scale", "width", "height"}
-        left: dict[str, Any] = dict.fromkeys(defaults - self.dialect.takes)
+        left: dict[str, Any] = dict.fromkeys(set(MODEL_DEFAULTS) - self.dialect.takes)
         return replace(spec, revision=self.facts.get("revision"), refuses=self._refuses(), **left)
 
     def _refuses(self) -> tuple[tuple[str, str], ...]:
@@ -66,7 +65,7 @@ class ServerInfo:
         told = set(self.facts.get("refuses") or ())
         return tuple(
             (field, f"{where} {field.replace('_', ' ')}.")
-            for field in SETTINGS
+            for field in OPTIONAL
             if field in told or field not in self.dialect.takes
         )
 
@@ -78,7 +77,7 @@ class ServerInfo:
 
 def _told(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:
     """The model's facts as a t2i server tells them."""
-    same = ("name", "repo", "steps", "guidance_scale", "width", "height", "multiple")
+    same = ("name", "repo", *MODEL_DEFAULTS, "multiple")
     told = {field: facts[field] for field in same if field in facts}
     return replace(
         spec,

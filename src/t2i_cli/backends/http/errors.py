@@ -1,5 +1,6 @@
 """What a server's refusal means: an error in one sentence, and whether to ask again."""
 
+from t2i_cli import request_fields
 from t2i_cli.errors import (
     AccessError,
     ContentFilteredError,
@@ -14,13 +15,13 @@ from t2i_cli.net import error_body
 from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.net.retry import RetryableError
 
-FIELDS = {
-    "size": "size",
-    "num_inference_steps": "steps",
-    "step": "steps",
-    "true_cfg_scale": "guidance_scale",
+FIELD_NAMES = {
+    theirs: name
+    for name, known in request_fields.FIELDS.items()
+    for theirs in (*known.dialects.values(), known.true_cfg)
+    if theirs not in {None, request_fields.SIZE}
 }
-"""A server's name for a field, and ours where that is another."""
+"""Ours for a server's name of a field; that of a size stays."""
 
 _MODERATED = {"content_policy_violation", "moderation_blocked"}
 _KEY = "T2I_HTTP_API_KEY holds the key; OPENAI_API_KEY is sent to api.openai.com only."
@@ -36,7 +37,7 @@ def error_from_response(
     if told.own is not None and answer.status not in {401, 403}:
         error = told.own
     if isinstance(error, InputError) and error.field:
-        error.field = FIELDS.get(error.field, error.field)
+        error.field = FIELD_NAMES.get(error.field, error.field)
     if isinstance(error, InputError | ContentFilteredError | AccessError | ModelError):
         return error
     if answer.status == 429 and told.code != "insufficient_quota":

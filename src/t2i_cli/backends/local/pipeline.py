@@ -1,7 +1,7 @@
 """One pass of a pipeline: requests of one kind in, pictures out, step by step."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from threading import Event as Flag
 from typing import Any, Self
 
@@ -9,11 +9,12 @@ from t2i_cli.backends.local import pipeline_output
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.backends.local.previews import PreviewHook
-from t2i_cli.errors import ModelError
+from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Step
 from t2i_cli.models import libraries
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_fields import FIELDS, LATER
 
 
 class RunCancelled(Exception):  # noqa: N818 - no error, but the way out of a pipeline's loop
@@ -55,10 +56,11 @@ def _arguments(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) -> d
     taken = inspect.signature(loaded.pipe.__call__).parameters
     arguments: dict[str, Any] = {
         "prompt": [request.prompt for request in requests],
-        "num_inference_steps": first.steps,
-        "width": first.width,
-        "height": first.height,
+        **{
+            known.pipeline: getattr(first, name) for name, known in FIELDS.items() if known.pipeline
+        },
     }
+    _refuse_untaken(first, taken)
     argument = loaded.spec.guidance_argument
     if argument is None:
         # Left away, the pipeline's own default would guide a model that was made to need none.
@@ -86,6 +88,16 @@ def _size_kept(taken: Mapping[str, object], request: ResolvedRequest) -> dict[st
     area = (request.width or 0) * (request.height or 0)
     kept = {"use_resolution_binning": False, "max_area": area or None}
     return {name: value for name, value in kept.items() if name in taken}
+
+
+def _refuse_untaken(request: ResolvedRequest, taken: Container[str]) -> None:
+    """Raise InputError for a later field that the pipeline has no argument for."""
+    for name in LATER:
+        known = FIELDS[name]
+        if getattr(request, name) is not None and known.pipeline not in taken:
+            raise InputError(
+                f"{request.model} takes no {name.replace('_', ' ')} on this machine.", field=name
+            )
 
 
 class _Steps:

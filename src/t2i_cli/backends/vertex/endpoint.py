@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from t2i_cli.backends.vertex.options import VertexOptions
-from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SETTINGS, SHARED_LIMIT, TAKES
+from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SHARED_LIMIT, TAKES
 from t2i_cli.errors import AccessError, InputError, ModelError, RemoteError, StorageError, T2IError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.net.retry import RetryPolicy, Throttle, call_with_retry, retryable
-from t2i_cli.settings.schema import SERVINGS
+from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL, SERVINGS
 from t2i_cli.vertex import client, endpoint_store, location, machine_types
 from t2i_cli.vertex.credentials import TokenProvider
 from t2i_cli.vertex.endpoint_store import EndpointRecord
@@ -76,8 +76,7 @@ class Endpoint:
             )
         name = wanted or model or f"endpoints/{self.number}"
         spec = catalog.find_in_catalog(name) or ModelSpec(name=name, multiple=1)
-        defaults = {"steps", "guidance_scale", "width", "height"}
-        left: dict[str, Any] = dict.fromkeys(defaults - TAKES[self.serving])
+        left: dict[str, Any] = dict.fromkeys(set(MODEL_DEFAULTS) - TAKES[self.serving])
         return replace(spec, refuses=self._refuses(), **left)
 
     def _refuses(self) -> tuple[tuple[str, str], ...]:
@@ -88,7 +87,7 @@ class Endpoint:
         )
         return tuple(
             (field, f"The endpoint {self.number} takes no {field.replace('_', ' ')}: {why}")
-            for field in SETTINGS
+            for field in OPTIONAL
             if field not in TAKES[self.serving]
         )
 

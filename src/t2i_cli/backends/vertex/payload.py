@@ -9,29 +9,15 @@ from t2i_cli.errors import RemoteError, T2IError, error_from_json
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_fields import FIELDS, SERVINGS
 
 SHARED_LIMIT, DEDICATED_LIMIT = 1_500_000, 10_000_000
 """Bytes of a request and of an answer (cloud.google.com/vertex-ai/docs/quotas)."""
 
-_NAMES = {
-    "negative_prompt": "negative_prompt",
-    "seed": "seed",
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "width": "width",
-    "height": "height",
-    "scheduler": "scheduler",
-}
-"""A request's fields, and what diffusers and so most containers call them."""
-SETTINGS = (*_NAMES, "revision")
-
-TAKES: dict[str | None, frozenset[str]] = {
-    "t2i": frozenset(_NAMES),
-    "torchserve": frozenset(_NAMES) - {"scheduler"},
-    # Google's own handler draws its noise by itself.
-    "model-garden": frozenset(_NAMES) - {"seed", "scheduler"},
-    # A handler that nobody described: the article's takes the prompt and nothing else.
-    None: frozenset(),
+# A handler that nobody described (None): the article's takes the prompt and nothing else.
+TAKES: dict[str | None, frozenset[str]] = {None: frozenset()} | {
+    serving: frozenset(name for name, known in FIELDS.items() if serving in known.servings)
+    for serving in SERVINGS
 }
 """What each kind of serving honours beside the prompt."""
 
@@ -61,11 +47,11 @@ def build_prediction_request(
     """
     taken = TAKES[serving]
     settings = {
-        name: value
-        for field, name in _NAMES.items()
-        if field in taken and (value := getattr(request, field)) is not None
+        known.vertex or name: known.written(value)
+        for name, known in FIELDS.items()
+        if name in taken and (value := getattr(request, name)) is not None
     }
-    instance = {"prompt": request.prompt, "text": request.prompt} | settings
+    instance: dict[str, object] = {"prompt": request.prompt, "text": request.prompt} | settings
     if serving in TRANSFER_FORMATS:
         instance["format"] = format
     if name_model and serving == "t2i" and "model" in request.user_set:

@@ -1,8 +1,8 @@
 """OpenAI's dialect: /v1/images/generations and /v1/models, as its own client speaks them.
 
-The fields that open servers share (negative_prompt, num_inference_steps, guidance_scale,
-true_cfg_scale, seed) and t2i's `scheduler` are taken beside OpenAI's; every image tells under
-`t2i` what made it, and beside it the notes on its request.
+The fields that open servers share and t2i's own are taken beside OpenAI's, by the names that the
+t2i dialect has in the table of fields; every image tells under `t2i` what made it, and beside it
+the notes on its request.
 """
 
 import asyncio
@@ -19,18 +19,22 @@ from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Preview
 from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models.request_resolution import build_request
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, expand_seeds, parse_size
+from t2i_cli.request_fields import FIELDS, SIZE
 from t2i_cli.server import responses
 from t2i_cli.server.api.predict import IMAGE_RESPONSE
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.image_store import ImageStore
 from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.schemas import StrictModel
+from t2i_cli.server.schemas import StrictModel, parse_fields, with_request_fields
 
-_PARAMS = {"steps": "num_inference_steps", "width": "size", "height": "size", "count": "n"}
-"""OpenAI's names, and the open servers', for fields that t2i calls otherwise."""
+_PARAMS = {n: known.dialects["t2i"] for n, known in FIELDS.items() if "t2i" in known.dialects}
+"""OpenAI's names, and the open servers', for t2i's fields."""
+_NAMES = {theirs: name for name, theirs in _PARAMS.items() if theirs != SIZE}
+"""The fields that are the same there, by their names there."""
 _NO_TOKENS = {
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
@@ -40,6 +44,7 @@ _NO_TOKENS = {
 """OpenAI's client expects a usage of every streamed image; here nothing is counted in tokens."""
 
 
+@with_request_fields(_NAMES)
 class GenerationBody(StrictModel):
     """OpenAI's fields, in the values that can be honoured here, and the open servers'."""
 
@@ -57,12 +62,9 @@ class GenerationBody(StrictModel):
     partial_images: Annotated[int, Field(ge=0, le=3)] = 0
     user: str | None = None
     safety_identifier: str | None = None
-    negative_prompt: str | None = None
-    num_inference_steps: int | None = None
+    seed: int | None = None
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
-    seed: int | None = None
-    scheduler: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -81,17 +83,9 @@ class GenerationBody(StrictModel):
         if self.stream and self.response_format == "url":
             raise InputError("A stream carries images, no links.", field="response_format")
         width, height = (None, None) if self.size == "auto" else parse_size(self.size)
-        return GenerateRequest(
-            prompt=self.prompt,
-            model=self.model,
-            negative_prompt=self.negative_prompt,
-            seed=self.seed,
-            steps=self.num_inference_steps,
-            guidance_scale=self._guidance(spec),
-            scheduler=self.scheduler,
-            width=width,
-            height=height,
-        )
+        given = {name: getattr(self, theirs) for theirs, name in _NAMES.items()}
+        own = {"prompt": self.prompt, "model": self.model, "width": width, "height": height}
+        return build_request(parse_fields(given) | own | {"guidance_scale": self._guidance(spec)})
 
     def _guidance(self, spec: ModelSpec) -> float | None:
         """The guidance by either name; the second is for models whose pipeline has it so."""
@@ -115,7 +109,7 @@ def openai_error(error: T2IError, status: int) -> dict[str, object]:
         "error": {
             "message": error.message,
             "type": kind,
-            "param": _PARAMS.get(field, field) if field else None,
+            "param": (_PARAMS | {"count": "n"}).get(field, field) if field else None,
             "code": error.code,
             "hint": error.hint,
         }

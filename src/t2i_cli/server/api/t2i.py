@@ -28,6 +28,7 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import schedulers
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.request_fields import MODEL_DEFAULTS
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import ImageJob
@@ -100,10 +101,7 @@ def _described(spec: ModelSpec) -> dict[str, object]:
         "name": spec.name,
         "repo": spec.repo,
         "revision": spec.revision,
-        "steps": spec.steps,
-        "guidance_scale": spec.guidance_scale,
-        "width": spec.width,
-        "height": spec.height,
+        **{name: getattr(spec, name) for name in MODEL_DEFAULTS},
         "multiple": spec.multiple,
         "negative_prompt": spec.negative_prompt,
         "guidance": spec.guidance_argument is not None,

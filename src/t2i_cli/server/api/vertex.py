@@ -14,13 +14,15 @@ from pydantic import BeforeValidator, Field
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Notice
+from t2i_cli.models.request_resolution import build_request
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest
+from t2i_cli.request_fields import FIELDS
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.schemas import RequestFields, StrictModel
+from t2i_cli.server.schemas import StrictModel, parse_fields, with_request_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +62,17 @@ def _seed(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else value
 
 
-class Instance(RequestFields):
+_ALIASES = {"text": "prompt"} | {
+    known.vertex: name for name, known in FIELDS.items() if known.vertex
+}
+"""What Google's own container calls fields that t2i calls otherwise."""
+
+
+@with_request_fields({alias: name for alias, name in _ALIASES.items()} | {n: n for n in FIELDS})
+class Instance(StrictModel):
     """One image as it is asked for, by t2i's names or those of Google's own container."""
 
-    prompt: str | None = None
-    text: str | None = None
     seed: Annotated[int | None, BeforeValidator(_seed)] = None
-    num_inference_steps: int | None = None
     format: ImageFormat | None = None
 
 
@@ -81,9 +87,6 @@ class PredictionsBody(StrictModel):
 
     instances: Annotated[list[Instance], Field(min_length=1)]
     parameters: Parameters | None = None
-
-
-_ALIASES = {"text": "prompt", "num_inference_steps": "steps"}
 
 
 def google_error(error: T2IError, status: int) -> dict[str, object]:
@@ -142,7 +145,7 @@ def _asked(body: PredictionsBody) -> tuple[list[GenerateRequest], list[ImageForm
     formats = [values.pop("format") for values in each]
     if any("prompt" not in values for values in each):
         raise InputError("An instance has no prompt.", field="prompt")
-    return [GenerateRequest(**values) for values in each], formats
+    return [build_request(parse_fields(values)) for values in each], formats
 
 
 def _given(asked: Instance | None) -> dict[str, Any]:

@@ -46,21 +46,21 @@ async function meet() {
 
 function offer() {
   $("model").textContent = model.name;
-  for (const name of ["steps", "guidance_scale", "width", "height"]) {
-    fields[name].placeholder = model[name] ?? "Model’s own";
+  for (const field of settings.filter((field) => "default" in field.dataset)) {
+    field.placeholder = model[field.name] ?? "Model’s own";
   }
   fields.steps.max = model.limits.steps;
   fields.count.max = model.limits.images;
   for (const side of [fields.width, fields.height]) side.min = side.step = model.multiple;
-  for (const name of model.schedulers) fields.scheduler.add(new Option(name));
   for (const [n, name] of model.formats.entries()) {
     fields.format.add(new Option(name.toUpperCase(), n ? name : ""));
   }
   const refused = new Set(model.refuses);
-  if (!model.schedulers.length) refused.add("scheduler");
-  if (!model.negative_prompt) refused.add("negative_prompt");
-  if (!model.guidance) refused.add("guidance_scale");
   for (const field of settings) {
+    const { needs } = field.dataset; // what the model must have for it, or the values to choose from
+    const found = needs ? [model[needs] || []].flat() : [true];
+    if (!found.length) refused.add(field.name);
+    if (field.type === "select-one" && needs) for (const name of found) field.add(new Option(name));
     field.disabled = field.closest("label").hidden = refused.has(field.name);
   }
   $("settings").hidden = false;

@@ -1,17 +1,10 @@
 // One picture in full size, and what can be done with it.
 
 const EXTENSIONS = { png: "png", jpeg: "jpg", webp: "webp" };
-const FACTS = {
-  seed: "Seed",
-  model: "Model",
-  steps: "Steps",
-  guidance_scale: "Guidance",
-  scheduler: "Scheduler",
-  negative_prompt: "Negative prompt",
-};
 
 const $ = (id) => document.getElementById(id);
 const dialog = $("viewer");
+const FACTS = JSON.parse($("facts").dataset.names);
 
 /** `focus(picture)` brings the focus back to its tile, `again(picture)` takes its settings. */
 export class Viewer {

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Its own names: where it runs there is no t2i, and so no table of fields.
 NUMBERS = {
     "seed": ("seed", int),
     "steps": ("num_inference_steps", int),

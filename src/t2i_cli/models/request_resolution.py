@@ -1,0 +1,91 @@
+"""How a request is settled for a model: the user's values, the model's own, a random seed."""
+
+import secrets
+from collections.abc import Callable, Mapping
+
+from t2i_cli.errors import InputError
+from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import schedulers
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS
+
+
+def build_request(values: Mapping[str, object]) -> GenerateRequest:
+    """The request of these fields, the scheduler's name checked with the rest. Raises InputError.
+
+    Every request of a user is built by it: a wrong name is refused before the model is known.
+    """
+    request = GenerateRequest(**values)  # type: ignore[arg-type]
+    _check_scheduler(request)
+    return request
+
+
+def resolve_request(
+    request: GenerateRequest,
+    spec: ModelSpec,
+    *,
+    lenient: bool = False,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> ResolvedRequest:
+    """Settle a request for a model: the user's values, then the model's own, then a random seed.
+
+    A value that the model cannot honour raises InputError; with `lenient` it is dropped and
+    `on_note` is told.
+    """
+    _check_scheduler(request)
+    values: dict[str, object] = dict(vars(request))
+    user_set = {name for name, value in values.items() if value is not None}
+    for name, complaint in _unsupported(request, spec):
+        if not lenient:
+            raise InputError(complaint, hint="--lenient goes on without it.", field=name)
+        on_note(f"{complaint} It is left out.")
+        values[name] = None
+        user_set.discard(name)
+    if values["scheduler"] is not None:
+        schedulers.find_scheduler(str(values["scheduler"]), spec.flow)
+    for name in MODEL_DEFAULTS:
+        if values[name] is None:
+            values[name] = getattr(spec, name)
+    _check_multiple("width", values["width"], spec)
+    _check_multiple("height", values["height"], spec)
+    if values["seed"] is None:
+        values["seed"] = secrets.randbelow(MAX_SEED + 1)
+    values |= {"model": spec.repo or spec.name, "revision": spec.revision}
+    return ResolvedRequest(**values, user_set=frozenset(user_set))  # type: ignore[arg-type]
+
+
+def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, str]]:
+    """The fields that the user set and the model cannot honour, each with a sentence."""
+    found = [pair for pair in spec.refuses if getattr(request, pair[0]) not in (None, "")]
+    if request.guidance_scale is not None and spec.guidance_argument is None:
+        found.append(("guidance_scale", f"{spec.name} takes no guidance scale."))
+    if request.negative_prompt:
+        guidance = request.guidance_scale
+        if guidance is None:
+            guidance = spec.guidance_scale
+        if not spec.negative_prompt:
+            found.append(("negative_prompt", f"{spec.name} takes no negative prompt."))
+        elif guidance is not None and guidance <= spec.guidance_off:
+            found.append(
+                (
+                    "negative_prompt",
+                    f"The negative prompt cannot act at guidance {guidance:g}: it needs more than "
+                    f"{spec.guidance_off:g}.",
+                )
+            )
+    return found
+
+
+def _check_scheduler(request: GenerateRequest) -> None:
+    if request.scheduler is not None:
+        schedulers.find_scheduler(request.scheduler, None)
+
+
+def _check_multiple(name: str, value: object, spec: ModelSpec) -> None:
+    if isinstance(value, int) and value % spec.multiple:
+        nearest = max(spec.multiple, round(value / spec.multiple) * spec.multiple)
+        raise InputError(
+            f"{name} {value} is not a multiple of {spec.multiple}, which {spec.name} needs; "
+            f"the nearest is {nearest}.",
+            field=name,
+        )
