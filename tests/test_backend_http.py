@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
-from t2i_cli.backends.factory import create_backend
 from t2i_cli.backends.http import options as http_options
 from t2i_cli.batch import session
 from t2i_cli.batch.executor import LocalExecutor
@@ -46,6 +45,7 @@ from t2i_cli.output import metadata
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.options import ServerLimits, ServerOptions
+from tests import backends
 from tests.amounts import full
 from tests.conftest import T2I
 from tests.fakes.images_server import Body, FakeImages, Fault, error, running_images
@@ -93,7 +93,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def backend(server: FakeImages, **options: Any) -> Backend:  # noqa: ANN401 - any option
     """The backend as the command line chooses it."""
-    OPEN.append(create_backend("http", url=server.url, **options))
+    OPEN.append(backends.chosen("http", url=server.url, **options))
     return OPEN[-1]
 
 
@@ -252,7 +252,7 @@ def test_a_server_of_t2i_settles_and_confirms(server: FakeImages) -> None:
     made = make(backend(server), seed=42, negative_prompt="rain")
     local = resolve_request(
         GenerateRequest(prompt="a red star", model="postcard", seed=42, negative_prompt="rain"),
-        create_backend().describe(GenerateRequest(prompt="x", model="postcard")),
+        backends.chosen().describe(GenerateRequest(prompt="x", model="postcard")),
     )
     assert made.request.to_json() == local.to_json()
     assert made.info.seed_confirmed is True
@@ -403,13 +403,13 @@ def test_no_server(server: FakeImages) -> None:
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1 cannot be reached"):
         make(backend(replace(server, url="http://127.0.0.1:9/v1")))
     with pytest.raises(InputError, match="no server to ask"):
-        create_backend("http")
+        backends.chosen("http")
     for url in ("localhost:80", "ftp://x/v1", "http://", "http://x:y/"):
         with pytest.raises(InputError, match="not of the form"):
-            create_backend("http", url=url)
+            backends.chosen("http", url=url)
     for url in (f"http://me:{KEY}@x/v1", f"http://x/v1?key={KEY}"):
         with pytest.raises(InputError, match="holds no name") as caught:
-            create_backend("http", url=url)
+            backends.chosen("http", url=url)
         assert KEY not in caught.value.message
 
 
@@ -460,10 +460,10 @@ def test_which_key_goes_where(
 def test_a_key_that_others_could_read_is_warned_of(
     url: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    create_backend("http", url=url)
+    backends.chosen("http", url=url)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
-    create_backend("http", url=url)
+    backends.chosen("http", url=url)
     said = capsys.readouterr().err
     assert ("unencrypted" in said) == warned
     assert KEY not in said
@@ -625,12 +625,12 @@ def test_ctrl_c_breaks_the_call_off(
 def test_the_other_way_round(server: FakeImages) -> None:
     for options in ({"url": server.url}, {"endpoint": "1"}, {"retries": 0}, {"serving": "t2i"}):
         with pytest.raises(InputError, match="means nothing to the local backend") as caught:
-            create_backend("local", **options)
+            backends.chosen("local", **options)
         assert "It is for --backend" in str(caught.value.hint)
     with pytest.raises(InputError, match="--no-safety-checker means"):
-        create_backend("http", url=server.url, no_safety_checker=True)
+        backends.chosen("http", url=server.url, no_safety_checker=True)
     with pytest.raises(InputError, match="--attention-slicing means"):
-        create_backend("http", url=server.url, attention_slicing=False)
+        backends.chosen("http", url=server.url, attention_slicing=False)
     backend(server, attention_slicing=None, batch_size=1, device=None)
 
 

@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
-from t2i_cli.backends.factory import create_backend
 from t2i_cli.backends.vertex import errors, payload
 from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.batch import session
@@ -45,12 +44,14 @@ from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest
+from t2i_cli.request_fields import FIELDS, OPTIONAL
 from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.vertex import endpoint_store
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.labels import encode_label
 from t2i_cli.vertex.location import Location
+from tests import backends
 from tests.amounts import full
 from tests.conftest import T2I
 from tests.fakes import vertex as fake
@@ -99,7 +100,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def backend(endpoint: str | None = None, **options: Any) -> Backend:  # noqa: ANN401
     """The backend as the command line chooses it."""
-    OPEN.append(create_backend("vertex", endpoint=endpoint, **options))
+    OPEN.append(backends.chosen("vertex", endpoint=endpoint, **options))
     return OPEN[-1]
 
 
@@ -229,7 +230,7 @@ def test_our_own_container(vertex: FakeVertex) -> None:
             negative_prompt="rain",
             scheduler="euler",
         ),
-        create_backend().describe(GenerateRequest(prompt="x", model="postcard")),
+        backends.chosen().describe(GenerateRequest(prompt="x", model="postcard")),
     )
     assert made.request.to_json() == local.to_json()
     assert made.info.backend == "vertex"
@@ -272,7 +273,7 @@ def test_our_own_container_as_it_is(vertex: FakeVertex) -> None:
         ("t2i", {"revision"}),
         ("torchserve", {"revision", "scheduler"}),
         ("model-garden", {"revision", "seed", "scheduler"}),
-        (None, {"revision", *payload._NAMES}),
+        (None, set(OPTIONAL)),
     ],
 )
 @pytest.mark.parametrize("by", ["label", "option"])
@@ -297,7 +298,7 @@ def test_what_each_serving_honours(
     vertex.predictor = predicting(picture(size=(64, 32)))
     made = make(backend(name, **options), notes, lenient=True, **fields)
     (sent,) = vertex.predictions
-    honoured = {payload._NAMES[field] for field in fields.keys() - refused}
+    honoured = {FIELDS[field].vertex or field for field in fields.keys() - refused}
     assert set(sent.get("parameters", {})) == honoured
     assert set(sent["instances"][0]) - {"format"} == honoured | {"prompt", "text"}
     assert sum(note.endswith("It is left out.") for note in notes) == len(refused)

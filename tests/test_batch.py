@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent
 
 def test_help_names_every_option_without_heavy_imports(t2i_env: dict[str, str]) -> None:
     script = (
-        "import sys; from t2i_cli import cli; code = cli._run(['batch', '--help']);"
+        "import sys; from t2i_cli.cli.main import _run; code = _run(['batch', '--help']);"
         "heavy = {'torch', 'diffusers', 'transformers', 'PIL', 'google.auth', 'rich'};"
         "print(sorted(heavy & set(sys.modules)), code)"
     )

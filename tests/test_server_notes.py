@@ -10,7 +10,6 @@ import httpx2
 import pytest
 
 from t2i_cli.backend import Backend
-from t2i_cli.backends.factory import create_backend
 from t2i_cli.events import Event, Notice
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import response_metadata
@@ -18,6 +17,7 @@ from t2i_cli.request import GenerateRequest
 from t2i_cli.server.api.predict import LONGEST_NOTE, NOTES_HEADER
 from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.options import ServerOptions
+from tests import backends
 from tests.conftest import T2I
 from tests.fakes.painter import Noting
 from tests.fakes.serving import Running, serving
@@ -108,7 +108,7 @@ def test_the_http_backend_hands_them_on_once_to_all_that_they_are_about(
     server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
-    notes = told(create_backend("http", url=f"{server.url}/v1"), "a", "b", "a")
+    notes = told(backends.chosen("http", url=f"{server.url}/v1"), "a", "b", "a")
     assert len(notes) == len(set(notes))
     assert {(note.message, note.indices) for note in notes} == {
         (ALL, (0, 2)),

@@ -11,6 +11,7 @@ from t2i_cli.console import Console
 from t2i_cli.errors import AccessError, InputError
 from t2i_cli.net import gcs
 from t2i_cli.settings import store
+from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.vertex import (
     containers,
     deploy,
@@ -27,7 +28,6 @@ from t2i_cli.vertex.labels import Labels
 from t2i_cli.vertex.lifecycle import CloudSession
 from t2i_cli.vertex.location import Location
 from t2i_cli.vertex.operations import OperationRunner
-from t2i_cli.vertex.plan import DeploymentSpec
 from tests.fakes.vertex import FakeVertex
 
 KEEPER = "keeper@gallery.iam.gserviceaccount.com"

@@ -9,6 +9,7 @@ import pytest
 from t2i_cli.console import Console
 from t2i_cli.errors import RemoteError, TimedOutError
 from t2i_cli.settings import store
+from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.vertex import (
     endpoint_store,
     inventory,
@@ -21,7 +22,6 @@ from t2i_cli.vertex import (
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.lifecycle import CloudSession
 from t2i_cli.vertex.location import Location
-from t2i_cli.vertex.plan import DeploymentSpec
 from tests.fakes.google import refusal
 from tests.fakes.vertex import FakeVertex, Fault, counted
 

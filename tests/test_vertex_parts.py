@@ -28,6 +28,7 @@ from t2i_cli.errors import (
 from t2i_cli.models import catalog
 from t2i_cli.net import gcs
 from t2i_cli.settings import store
+from t2i_cli.settings.options import LocationOptions
 from t2i_cli.vertex import (
     client,
     containers,
@@ -209,7 +210,7 @@ def test_a_stall_is_a_time_out(vertex: FakeVertex) -> None:
 )
 def test_no_token_goes_out_in_the_open(url: str) -> None:
     with pytest.raises(InputError, match="--api-endpoint must be a URL with https://"):
-        location.find_location(project="p", api_endpoint=url)
+        location.find_location(LocationOptions(project="p", api_endpoint=url))
 
 
 def test_where_the_place_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +222,7 @@ def test_where_the_place_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     assert location.find_location(login_project="a") == Location(project="b", region="europe-west4")
     monkeypatch.setenv("T2I_VERTEX_PROJECT", "c")
     assert location.find_location().project == "c"
-    assert location.find_location(project="d", region="us-east1") == Location(
+    assert location.find_location(LocationOptions(project="d", region="us-east1")) == Location(
         project="d", region="us-east1"
     )
     named = location.find_location(endpoint="projects/e/locations/asia-east1/endpoints/1")
@@ -335,8 +336,9 @@ def test_a_run_waits_for_another_one_s_writing(t2i_env: dict[str, str]) -> None:
         endpoint_store.EndpointRecord(name="projects/p/locations/l/endpoints/1")
     )
     code = (
-        "from t2i_cli.vertex import known; print('on', flush=True);"
-        "known.remember(known.Known(name='projects/p/locations/l/endpoints/2')); print('done')"
+        "from t2i_cli.vertex import endpoint_store as store; print('on', flush=True);"
+        "store.remember_endpoint("
+        "store.EndpointRecord(name='projects/p/locations/l/endpoints/2')); print('done')"
     )
     env = t2i_env | {"XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
     with open(f"{endpoint_store.store_path()}.lock") as lock:

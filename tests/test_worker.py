@@ -39,7 +39,7 @@ from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER, WorkerExchange, _Connection
 from t2i_cli.worker.daemon import MAX_LOG
 from t2i_cli.worker.state import RuntimeDir, WorkerState
-from tests import tiny
+from tests import backends, tiny
 from tests.conftest import T2I
 from tests.fakes import warm
 from tests.fakes.painter import Painter
@@ -890,17 +890,17 @@ def test_generate_takes_a_worker_where_one_is_to_be_kept(
 ) -> None:
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
     monkeypatch.delenv("T2I_KEEP_ALIVE", raising=False)
-    assert isinstance(factory.create_backend(worker=True, keep_alive="10m"), WorkerBackend)
-    assert isinstance(factory.create_backend(worker=True), LocalBackend)
+    assert isinstance(backends.chosen(worker=True, keep_alive="10m"), WorkerBackend)
+    assert isinstance(backends.chosen(worker=True), LocalBackend)
     monkeypatch.setenv("T2I_KEEP_ALIVE", "1h30m")
-    assert isinstance(factory.create_backend(worker=True), WorkerBackend)
-    assert isinstance(factory.create_backend(worker=True, keep_alive="0"), LocalBackend)
+    assert isinstance(backends.chosen(worker=True), WorkerBackend)
+    assert isinstance(backends.chosen(worker=True, keep_alive="0"), LocalBackend)
     # As batch does, and --dry-run.
-    assert isinstance(factory.create_backend(), LocalBackend)
+    assert isinstance(backends.chosen(), LocalBackend)
     with pytest.raises(InputError, match="--keep-alive must be a duration as 90s"):
-        factory.create_backend(worker=True, keep_alive="soon")
+        backends.chosen(worker=True, keep_alive="soon")
     with pytest.raises(InputError, match="--keep-alive means nothing to the http backend"):
-        factory.create_backend("http", worker=True, keep_alive="10m")
+        backends.chosen("http", worker=True, keep_alive="10m")
 
 
 def test_a_cold_run_on_a_terminal_mentions_it_once(

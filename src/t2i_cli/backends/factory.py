@@ -1,77 +1,71 @@
-"""Which backend makes the images: `choose()`, from a command's options and the settings."""
+"""Which backend makes the images: `create_backend()`, from a command's options and the settings."""
 
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
 from t2i_cli import durations
 from t2i_cli.backend import Backend
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
-from t2i_cli.net.defaults import RETRIES, TIMEOUT
+from t2i_cli.net.retry import RetryPolicy
 from t2i_cli.output.filenames import ImageFormat
-from t2i_cli.settings import store
+from t2i_cli.settings import defaults, store
+from t2i_cli.settings.options import (
+    BackendOptions,
+    CallOptions,
+    DeviceOptions,
+    EndpointOptions,
+    HttpServerOptions,
+)
 
 if TYPE_CHECKING:
     from t2i_cli.backends.local import LocalOptions
 
-
-class BackendOptions(TypedDict, total=False):
-    """What the command line says of how images are made; None and False are not given.
-
-    `format` is that of the files, for what has to choose one for the way here.
-    """
-
-    device: str | None
-    dtype: str | None
-    memory: str | None
-    attention_slicing: bool | None
-    clear_cache: bool
-    keep_alive: str | None
-    trust_remote_code: bool
-    no_safety_checker: bool
-    offline: bool
-    batch_size: int | None
-    strict: bool
-    url: str | None
-    dialect: str | None
-    endpoint: str | None
-    project: str | None
-    region: str | None
-    api_endpoint: str | None
-    serving: str | None
-    retries: int | None
-    timeout: float | None
-    concurrency: int | None
-    format: ImageFormat
-
-
-_REMOTE = frozenset({"retries", "timeout", "concurrency", "format"})
-_TAKES = {
-    "http": _REMOTE | {"url", "dialect"},
-    "vertex": _REMOTE | {"endpoint", "project", "region", "api_endpoint", "serving"},
+_BACKENDS_OF = {
+    HttpServerOptions: ("http",),
+    EndpointOptions: ("vertex",),
+    CallOptions: ("http", "vertex"),
+    DeviceOptions: ("local",),
 }
-_TAKES["local"] = frozenset(BackendOptions.__annotations__) - (_TAKES["http"] | _TAKES["vertex"])
+"""Which backends each group of options is for."""
 
 
 def create_backend(
-    backend: str | None = None,
+    options: BackendOptions | None = None,
     *,
+    keep_alive: str | None = None,
+    batch_size: int | None = 1,
+    strict: bool = False,
+    format: ImageFormat = "png",
     lenient: bool | None = False,
     worker: bool = False,
-    **options: Unpack[BackendOptions],
 ) -> Backend:
-    """The backend of that name, else of the settings, else this machine. Raises InputError.
+    """The backend that is named, else that of the settings, else this machine. Raises InputError.
 
-    `lenient` is `None` where the command has no such option. With `worker`, this machine's images
-    may come from the warm worker, as `keep_alive` says.
+    `batch_size` are the images of one pass, `None` as many as the device gains by; `format` is that
+    of the files, for what has to choose one for the way here. `lenient` is `None` where the
+    command has no such option. With `worker`, this machine's images may come from the warm worker,
+    as `keep_alive` says.
     """
-    name = store.resolve_setting("backend", backend) or "local"
-    _check(name, options, lenient)
+    options = options or BackendOptions()
+    name = store.resolve_setting("backend", options.backend) or "local"
+    # One image a call is what every server makes.
+    size = None if batch_size == 1 else batch_size
+    own = {"keep_alive": keep_alive, "batch_size": size, "strict": strict or None}
+    _check(name, options, own, lenient)
     match name:
         case "http":
             return _http(options)
         case "vertex":
-            return _vertex(options)
-    return _local(options, lenient, worker)
+            return _vertex(options, format)
+    made = _local_options(options.device, lenient, batch_size)
+    seconds = durations.parse_duration(store.resolve_setting("keep_alive", keep_alive) or "0s")
+    if worker and seconds:
+        from t2i_cli.worker.backend import WorkerBackend
+
+        return WorkerBackend(made, seconds, create_local_backend, format)
+    return create_local_backend(made)
 
 
 def default_model(backend: str | None) -> str | None:
@@ -80,49 +74,46 @@ def default_model(backend: str | None) -> str | None:
     return store.get_setting("model") if local else None
 
 
-def _check(backend: str, options: BackendOptions, lenient: bool | None) -> None:
+def _check(
+    backend: str, options: BackendOptions, local: Mapping[str, object], lenient: bool | None
+) -> None:
     """Raise InputError, or warn, for every option that the backend cannot honour."""
-    for name, value in options.items():
-        given = value is not None and (value is not False or name == "attention_slicing")
-        # One image a call is what every server makes.
-        usual = name == "format" or (name == "batch_size" and value == 1)
-        if not given or usual or name in _TAKES[backend]:
+    given: list[tuple[str, tuple[str, ...]]] = []
+    for group in (options.http, options.endpoint, options.calls, options.device):
+        changed = [one.name for one in fields(group) if getattr(group, one.name) != one.default]
+        given += [(name, _BACKENDS_OF[type(group)]) for name in changed]
+    given += [(name, ("local",)) for name, value in local.items() if value is not None]
+    for name, takers in given:
+        if backend in takers:
             continue
         flag = f"--{name.replace('_', '-')}"
-        theirs = " or ".join(other for other, taken in _TAKES.items() if name in taken)
         if not lenient:
             without = "" if lenient is None else "; --lenient goes on without it"
             raise InputError(
                 f"{flag} means nothing to the {backend} backend.",
-                hint=f"It is for --backend {theirs}{without}.",
+                hint=f"It is for --backend {' or '.join(takers)}{without}.",
                 field=name,
             )
         console.warn(f"{flag} means nothing to the {backend} backend. It is left out.")
 
 
-def _local(options: BackendOptions, lenient: bool | None, worker: bool) -> Backend:
+def _local_options(
+    chosen: DeviceOptions, lenient: bool | None, batch_size: int | None
+) -> "LocalOptions":
     from t2i_cli.backends.local import LocalOptions
 
-    made = LocalOptions(
-        device=options.get("device") or store.get_setting("device"),
-        dtype=options.get("dtype") or store.get_setting("dtype"),
-        memory=store.resolve_setting("memory", options.get("memory")) or "auto",
-        attention_slicing=options.get("attention_slicing"),
-        clear_cache=options.get("clear_cache", False),
-        trust_remote_code=options.get("trust_remote_code", False),
-        safety_checker=not options.get("no_safety_checker", False),
-        offline=options.get("offline", False),
+    return LocalOptions(
+        device=chosen.device or store.get_setting("device"),
+        dtype=chosen.dtype or store.get_setting("dtype"),
+        memory=store.resolve_setting("memory", chosen.memory) or "auto",
+        attention_slicing=chosen.attention_slicing,
+        clear_cache=chosen.clear_cache,
+        trust_remote_code=chosen.trust_remote_code,
+        safety_checker=not chosen.no_safety_checker,
+        offline=chosen.offline,
         lenient=lenient,
-        batch_size=options.get("batch_size", 1),
+        batch_size=batch_size,
     )
-    keep_alive = durations.parse_duration(
-        store.resolve_setting("keep_alive", options.get("keep_alive")) or "0s"
-    )
-    if worker and keep_alive:
-        from t2i_cli.worker.backend import WorkerBackend
-
-        return WorkerBackend(made, keep_alive, create_local_backend, options.get("format", "png"))
-    return create_local_backend(made)
 
 
 def create_local_backend(options: "LocalOptions") -> Backend:
@@ -137,7 +128,7 @@ def _http(options: BackendOptions) -> Backend:
     from t2i_cli.backends.http import HttpBackend, HttpOptions
     from t2i_cli.backends.http import options as http
 
-    url = http.parse_base_url(options.get("url") or store.get_setting("http_url"))
+    url = http.parse_base_url(options.http.url or store.get_setting("http_url"))
     key = http.api_key_for(url)
     if key and http.is_plaintext(url):
         console.warn(f"The API key goes to {url} unencrypted; https:// would hide it.")
@@ -145,41 +136,35 @@ def _http(options: BackendOptions) -> Backend:
         HttpOptions(
             url=url,
             key=key,
-            dialect=store.resolve_setting("http_dialect", options.get("dialect")),
-            retries=_retries(options),
-            timeout=_timeout(options),
-            concurrency=_concurrency(options),
+            dialect=store.resolve_setting("http_dialect", options.http.dialect),
+            retry_policy=_retry_policy(options.calls),
+            concurrency=_concurrency(options.calls),
         )
     )
 
 
-def _vertex(options: BackendOptions) -> Backend:
+def _vertex(options: BackendOptions, format: ImageFormat) -> Backend:
     from t2i_cli.backends.vertex import VertexBackend, VertexOptions
 
+    named = store.resolve_setting("vertex_endpoint", options.endpoint.endpoint)
     return VertexBackend(
         VertexOptions(
-            endpoint=store.resolve_setting("vertex_endpoint", options.get("endpoint")),
-            project=options.get("project"),
-            region=options.get("region"),
-            api_endpoint=options.get("api_endpoint"),
-            serving=options.get("serving"),
-            format=options.get("format", "png"),
-            retries=_retries(options),
-            timeout=_timeout(options),
-            concurrency=_concurrency(options),
+            place=replace(options.endpoint, endpoint=named),
+            format=format,
+            retry_policy=_retry_policy(options.calls),
+            concurrency=_concurrency(options.calls),
         )
     )
 
 
-def _retries(options: BackendOptions) -> int:
-    retries = options.get("retries")
-    return int(store.get_setting("retries") or RETRIES) if retries is None else retries
+def _retry_policy(calls: CallOptions) -> RetryPolicy:
+    retries = calls.retries
+    if retries is None:
+        retries = int(store.get_setting("retries") or defaults.RETRIES)
+    timeout = calls.timeout or float(store.get_setting("timeout") or defaults.TIMEOUT)
+    return RetryPolicy(retries=retries, timeout=timeout)
 
 
-def _timeout(options: BackendOptions) -> float:
-    return options.get("timeout") or float(store.get_setting("timeout") or TIMEOUT)
-
-
-def _concurrency(options: BackendOptions) -> int | None:
-    found = options.get("concurrency") or store.get_setting("concurrency")
+def _concurrency(calls: CallOptions) -> int | None:
+    found = calls.concurrency or store.get_setting("concurrency")
     return int(found) if found else None

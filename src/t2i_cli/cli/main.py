@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperOption
+from typer.core import TyperCommand, TyperOption
 
 from t2i_cli import __version__, signals
 from t2i_cli.cli.commands import (
@@ -25,6 +25,7 @@ from t2i_cli.cli.commands import (
     serve,
     worker,
 )
+from t2i_cli.cli.option_groups import HELP_NAMES, command, examples, group_help
 from t2i_cli.console import console
 from t2i_cli.errors import (
     EXIT_STDOUT_CLOSED,
@@ -44,18 +45,39 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings=HELP_NAMES,
+    epilog=examples(
+        't2i generate "a red star" -m postcard',
+        "t2i batch prompts.txt -m sdxl -o images",
+        "t2i serve -m postcard",
+    ),
 )
-app.command()(generate.generate)
-app.command()(batch.batch)
-app.command()(serve.serve)
-app.command()(inspect.inspect)
+command(
+    app,
+    't2i generate "a red star on a white background" -m postcard',
+    't2i generate "a lighthouse in a storm" -m sdxl -n 4 -o storm/',
+    'echo "a blue house" | t2i generate - -o - > house.png',
+)(generate.generate)
+command(
+    app,
+    "t2i batch prompts.txt -m postcard -o images",
+    "t2i batch covers.jsonl -m sdxl --vary steps=20,40 --sheet",
+    "t2i batch prompts.csv --dry-run --json",
+)(batch.batch)
+command(
+    app,
+    "t2i serve -m postcard",
+    "t2i serve -m sdxl --host 0.0.0.0 --api-key-file key.txt",
+    "t2i serve --uds ~/t2i/socket",
+)(serve.serve)
+command(app, "t2i inspect star.png", "t2i inspect --json images/*.png")(inspect.inspect)
 app.add_typer(remote.app, name="remote")
 app.add_typer(models.app, name="models")
 app.add_typer(login.app, name="login")
-app.command()(login.logout)
+command(app, "t2i logout", "t2i logout --quiet")(login.logout)
 app.add_typer(worker.app, name="worker")
 app.add_typer(config.app, name="config")
-app.command()(doctor.doctor)
+command(app, "t2i doctor", "t2i doctor --json")(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -118,10 +140,12 @@ def _run(arguments: list[str]) -> int:
     try:
         # Options are read by the command; errors before that must know their form, too.
         console.configure(json="--json" in arguments, events="--events" in arguments)
-        command = typer.main.get_command(app)
-        for _, part in _walk((), command):
+        root_command = typer.main.get_command(app)
+        for _, part in _walk((), root_command):
             _refuse_empty_values(getattr(part, "params", ()))
-        code = command(arguments, prog_name="t2i", standalone_mode=False)
+            if isinstance(part, TyperCommand):
+                group_help(part)
+        code = root_command(arguments, prog_name="t2i", standalone_mode=False)
         if code == InterruptedRunError.exit_code:  # Typer's own answer to Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()

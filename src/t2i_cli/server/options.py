@@ -1,7 +1,9 @@
 """How the server is reached and guarded, and how much it takes."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from t2i_cli.settings.options import flag
 
 if TYPE_CHECKING:
     from t2i_cli.server.api.vertex import VertexContainer
@@ -33,9 +35,22 @@ class ServerLimits:
     `timeout` `None` sets none. `images` are those of one job; `pixels` are width times height.
     """
 
-    queue: int = 16
-    max_batch: int = 4
-    timeout: float | None = 300.0
-    images: int = 10
-    pixels: int = 2048 * 2048
-    steps: int = 200
+    PANEL: ClassVar = "Limits"
+
+    queue: Annotated[int, flag("--queue", min=0, help="Jobs that may wait; more get 429.")] = 16
+    max_batch: Annotated[
+        int, flag("--max-batch", min=1, help="Waiting images that may share a pass.")
+    ] = 4
+    timeout: Annotated[
+        float | None,
+        flag("--request-timeout", min=0.001, help="Seconds for a job, waiting too."),
+    ] = 300.0
+    images: Annotated[int, flag("--max-images", min=1, help="Images that one job may ask for.")] = (
+        10
+    )
+    pixels: Annotated[
+        int, flag("--max-pixels", min=1, help="Width times height of an image, at most.")
+    ] = 2048 * 2048
+    steps: Annotated[
+        int, flag("--max-steps", min=1, help="Denoising steps of an image, at most.")
+    ] = 200

@@ -12,6 +12,7 @@ from pathlib import Path
 import t2i_cli
 from t2i_cli.errors import AccessError, InputError, RemoteError, os_reason
 from t2i_cli.models import catalog
+from t2i_cli.settings.options import LocationOptions, ProjectOptions
 from t2i_cli.vertex import credentials, location
 from t2i_cli.vertex.location import Location
 
@@ -89,12 +90,12 @@ def plan_build(
     )
 
 
-def build_location(project: str | None, region: str | None) -> Location:
+def build_location(options: ProjectOptions) -> Location:
     """The place to build for; credentials are looked at for their project alone."""
     of_login = None
     with suppress(AccessError):
         of_login = credentials.find_credentials()[1].project
-    return location.find_location(project=project, region=region, login_project=of_login)
+    return location.find_location(LocationOptions(**vars(options)), login_project=of_login)
 
 
 def run_build(build: ImageBuild) -> None:

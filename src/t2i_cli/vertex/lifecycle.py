@@ -22,6 +22,7 @@ from t2i_cli.errors import (
     TimedOutError,
     os_reason,
 )
+from t2i_cli.settings.options import DeploymentSpec, LocationOptions
 from t2i_cli.vertex import (
     cloud_scheduler,
     containers,
@@ -39,7 +40,7 @@ from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.operations import OperationRunner
-from t2i_cli.vertex.plan import DeploymentPlan, DeploymentSpec
+from t2i_cli.vertex.plan import DeploymentPlan
 
 TERMINATION_GRACE = 30.0
 """Seconds that a command has to end after Ctrl-C or SIGTERM."""
@@ -57,21 +58,11 @@ class CloudSession:
 
 @contextmanager
 def connect(
-    *,
-    project: str | None = None,
-    region: str | None = None,
-    api_endpoint: str | None = None,
-    endpoint: str | None = None,
+    place: LocationOptions | None = None, *, endpoint: str | None = None
 ) -> Iterator[CloudSession]:
     """A connection with the credentials that there are. Raises AccessError and InputError."""
     found, login = credentials.find_credentials()
-    where = location.find_location(
-        project=project,
-        region=region,
-        api_endpoint=api_endpoint,
-        endpoint=endpoint,
-        login_project=login.project,
-    )
+    where = location.find_location(place, endpoint=endpoint, login_project=login.project)
     with GoogleClient(where, credentials.TokenProvider(found)) as rest:
         rest.token()
         # Only now do a person's credentials tell whose they are.
@@ -150,18 +141,11 @@ def ephemeral_deployment(
 
 @contextmanager
 def ephemeral_endpoint(
-    wanted: DeploymentSpec,
-    console: Console,
-    *,
-    yes: bool,
-    project: str | None,
-    region: str | None,
-    api_endpoint: str | None,
+    wanted: DeploymentSpec, place: LocationOptions, console: Console, *, yes: bool
 ) -> Iterator[str]:
     """The name of an endpoint for as long as the block runs."""
-    place_options = {"project": project, "region": region, "api_endpoint": api_endpoint}
     with (
-        connect(**place_options) as cloud,
+        connect(place) as cloud,
         ephemeral_deployment(wanted, cloud, console, yes=yes) as found,
     ):
         yield found.name

@@ -4,10 +4,9 @@ import re
 from dataclasses import dataclass
 
 from t2i_cli.errors import InputError
-from t2i_cli.settings import store
+from t2i_cli.settings import defaults, store
+from t2i_cli.settings.options import LocationOptions
 from t2i_cli.vertex import endpoint_store
-
-DEFAULT_REGION = "us-central1"
 
 _FULL_NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/endpoints/[^/]+")
 
@@ -38,10 +37,8 @@ class Location:
 
 
 def find_location(
+    options: LocationOptions | None = None,
     *,
-    project: str | None = None,
-    region: str | None = None,
-    api_endpoint: str | None = None,
     endpoint: str | None = None,
     login_project: str | None = None,
 ) -> Location:
@@ -49,21 +46,22 @@ def find_location(
 
     An `endpoint` given by its full name lies where that says. Raises InputError.
     """
+    options = options or LocationOptions()
     current = endpoint_store.current_endpoint()
     named = _FULL_NAME.fullmatch(endpoint or "")
     made = _FULL_NAME.fullmatch(current.name) if current else None
     project = (
-        store.resolve_setting("vertex_project", project or (named and named["project"]))
+        store.resolve_setting("vertex_project", options.project or (named and named["project"]))
         or (made and made["project"])
         or login_project
     )
-    region = store.resolve_setting("vertex_region", region or (named and named["region"])) or (
-        made["region"] if made else DEFAULT_REGION
-    )
+    region = store.resolve_setting(
+        "vertex_region", options.region or (named and named["region"])
+    ) or (made["region"] if made else defaults.REGION)
     if not project:
         raise InputError(
             "There is no Google Cloud project: the credentials name none.",
             hint="--project, T2I_VERTEX_PROJECT or GOOGLE_CLOUD_PROJECT names it.",
         )
-    api_endpoint = store.resolve_setting("vertex_api_endpoint", api_endpoint)
+    api_endpoint = store.resolve_setting("vertex_api_endpoint", options.api_endpoint)
     return Location(project=project, region=region, api_endpoint=api_endpoint)

@@ -8,7 +8,8 @@ from t2i_cli.durations import format_duration, parse_duration
 from t2i_cli.errors import InputError
 from t2i_cli.net import gcs
 from t2i_cli.settings import store
-from t2i_cli.vertex import DEFAULT_TTL, containers, machine_types, permissions
+from t2i_cli.settings.options import DeploymentSpec
+from t2i_cli.vertex import containers, machine_types, permissions
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.containers import ModelSource
 from t2i_cli.vertex.labels import Labels, format_time
@@ -17,26 +18,6 @@ from t2i_cli.vertex.machine_types import PriceTable, ReplicaHardware
 _SCALE_DOWN = range(300, 28801)
 """Seconds, which Vertex AI takes for the idle time before it scales to zero."""
 _ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.gserviceaccount\.com")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeploymentSpec:
-    """A deployment as the user asked for it; `None` means not set."""
-
-    model: str | None = None
-    machine_type: str | None = None
-    accelerator: str | None = None
-    min_replicas: int = 1
-    max_replicas: int = 1
-    ttl: str = DEFAULT_TTL
-    max_cost: float | None = None
-    scale_to_zero: str | None = None
-    serving: str | None = None
-    image: str | None = None
-    bucket: str | None = None
-    service_account: str | None = None
-    scheduler_account: str | None = None
-    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from t2i_cli.events import OnEvent
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.net import image_decoding, response_metadata
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
-from t2i_cli.net.defaults import CONCURRENCY
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.retry import RetryableError, RetryPolicy, Throttle, call_with_retry
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import DIALECTS
+from t2i_cli.settings.defaults import CONCURRENCY
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +34,7 @@ class HttpBackend:
 
     def __init__(self, options: HttpOptions) -> None:
         self._options = options
-        self._patience = RetryPolicy(retries=options.retries, timeout=options.timeout)
+        self._patience = options.retry_policy
         self._concurrency = options.concurrency or CONCURRENCY
         self._wire = HttpClient(options.url, self._concurrency)
         self._throttle = Throttle(self._concurrency)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from t2i_cli.errors import InputError
-from t2i_cli.net.defaults import RETRIES, TIMEOUT
+from t2i_cli.net.retry import RetryPolicy
 from t2i_cli.settings import store
 
 OPENAI_HOST = "api.openai.com"
@@ -16,14 +16,13 @@ OPENAI_HOST = "api.openai.com"
 class HttpOptions:
     """`url` is the API's base, as http://host:port/v1; `dialect` None is found out by asking.
 
-    `timeout` are the seconds for one image, its `retries` included.
+    `retry_policy` is for one image.
     """
 
     url: str
+    retry_policy: RetryPolicy
     key: str | None = field(default=None, repr=False)
     dialect: str | None = None
-    retries: int = RETRIES
-    timeout: float = TIMEOUT
     concurrency: int | None = None
 
 

@@ -13,11 +13,11 @@ from t2i_cli.events import OnEvent
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.net import error_body, image_decoding, response_metadata
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
-from t2i_cli.net.defaults import CALLS_A_REPLICA
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.retry import RetryableError, Throttle, call_with_retry, retryable
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.settings.defaults import CALLS_A_REPLICA
 from t2i_cli.vertex import credentials, machine_types
 
 

@@ -99,26 +99,20 @@ def find_endpoint(
 
     What is not remembered of it is asked for once. Raises T2IError.
     """
-    if options.serving not in (None, *SERVINGS):
+    if options.place.serving not in (None, *SERVINGS):
         raise InputError(f"--serving must be {', '.join(SERVINGS)}.", field="serving")
     current = endpoint_store.current_endpoint()
-    named = options.endpoint or (current and current.name)
+    named = options.place.endpoint or (current and current.name)
     if not named:
         raise InputError(
             "There is no endpoint to call.",
             hint="--endpoint names one; `t2i remote deploy` makes one.",
             field="endpoint",
         )
-    elsewhere = "/" in named or options.project or options.region
+    elsewhere = "/" in named or options.place.project or options.place.region
     if not elsewhere and (remembered := endpoint_store.find_record(named)):
         named = remembered.name
-    where = location.find_location(
-        project=options.project,
-        region=options.region,
-        api_endpoint=options.api_endpoint,
-        endpoint=named,
-        login_project=login_project,
-    )
+    where = location.find_location(options.place, endpoint=named, login_project=login_project)
     name = where.endpoint(named)
     entry = endpoint_store.find_record(name) or EndpointRecord(name=name)
     looked_up = True
@@ -139,7 +133,7 @@ def find_endpoint(
     return Endpoint(
         place=where,
         known=entry,
-        serving=options.serving or entry.serving,
+        serving=options.place.serving or entry.serving,
         looked_up=looked_up,
     )
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from t2i_cli.cli.option_groups import command
 from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
@@ -15,7 +16,7 @@ app = typer.Typer(help="Read and write the settings.", no_args_is_help=True, ric
 KeyArg = Annotated[str, typer.Argument(help=f"One of {', '.join(store.SETTINGS)}.")]
 
 
-@app.command()
+@command(app, "t2i config get model", "t2i config get format --json")
 def get(key: KeyArg, json: JsonOpt = False) -> None:
     """Print a setting's value, from the environment or the file."""
     console.configure(json=json)
@@ -28,7 +29,13 @@ def get(key: KeyArg, json: JsonOpt = False) -> None:
         console.note(f"{key} is not set.")
 
 
-@app.command("set")
+@command(
+    app,
+    "t2i config set model sdxl",
+    "t2i config set keep_alive 10m",
+    "t2i config set http_api_key - < key.txt",
+    name="set",
+)
 def set_(
     key: KeyArg,
     value: Annotated[str, typer.Argument(help="The value to keep; a secret's is - (stdin).")],
@@ -51,7 +58,7 @@ def set_(
         console.warn(f"{found.source} is set and wins over the file.")
 
 
-@app.command()
+@command(app, "t2i config unset model", "t2i config unset http_url --quiet")
 def unset(key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     """Take a setting out of the file."""
     console.configure(json=json, quiet=quiet)
@@ -61,7 +68,7 @@ def unset(key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         console.note(f"{key} was not set in {store.settings_path()}.")
 
 
-@app.command("list")
+@command(app, "t2i config list", "t2i config list --json", name="list")
 def list_(json: JsonOpt = False) -> None:
     """Print every setting with its value and where that comes from."""
     console.configure(json=json)
@@ -75,7 +82,7 @@ def list_(json: JsonOpt = False) -> None:
             console.result(f"{key} is not set")
 
 
-@app.command()
+@command(app, "t2i config path", "t2i config path --json")
 def path(json: JsonOpt = False) -> None:
     """Print where the settings file is, or would be."""
     console.configure(json=json)

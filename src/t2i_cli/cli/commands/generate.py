@@ -3,11 +3,18 @@
 import sys
 from typing import TYPE_CHECKING
 
-from t2i_cli.cli import options
+from t2i_cli.cli.options import (
+    ConsoleOptions,
+    OutputOptions,
+    PromptOptions,
+    RequestOptions,
+    RunOptions,
+)
 from t2i_cli.console import console
 from t2i_cli.errors import InputError
-from t2i_cli.request import GenerateRequest, ResolvedRequest, resolve_size
+from t2i_cli.request import ResolvedRequest
 from t2i_cli.settings import store
+from t2i_cli.settings.options import BackendOptions, KeepAliveOptions
 
 if TYPE_CHECKING:
     from t2i_cli.backend import Backend
@@ -15,105 +22,46 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: options.PromptArg = None,
-    prompt_option: options.PromptOpt = None,
-    model: options.ModelOpt = None,
-    negative_prompt: options.NegativePromptOpt = None,
-    steps: options.StepsOpt = None,
-    guidance: options.GuidanceOpt = None,
-    seed: options.SeedOpt = None,
-    count: options.CountOpt = 1,
-    width: options.WidthOpt = None,
-    height: options.HeightOpt = None,
-    size: options.SizeOpt = None,
-    scheduler: options.SchedulerOpt = None,
-    output: options.OutputOpt = None,
-    format: options.FormatOpt = None,
-    overwrite: options.OverwriteOpt = False,
-    backend: options.BackendOpt = None,
-    url: options.UrlOpt = None,
-    dialect: options.DialectOpt = None,
-    endpoint: options.EndpointOpt = None,
-    project: options.ProjectOpt = None,
-    region: options.RegionOpt = None,
-    api_endpoint: options.ApiEndpointOpt = None,
-    serving: options.ServingOpt = None,
-    retries: options.RetriesOpt = None,
-    timeout: options.TimeoutOpt = None,
-    concurrency: options.ConcurrencyOpt = None,
-    device: options.DeviceOpt = None,
-    dtype: options.DtypeOpt = None,
-    memory: options.MemoryOpt = None,
-    attention_slicing: options.AttentionSlicingOpt = None,
-    clear_cache: options.ClearCacheOpt = False,
-    keep_alive: options.KeepAliveOpt = None,
-    revision: options.RevisionOpt = None,
-    trust_remote_code: options.TrustRemoteCodeOpt = False,
-    no_safety_checker: options.NoSafetyCheckerOpt = False,
-    offline: options.OfflineOpt = False,
-    show: options.ShowOpt = False,
-    dry_run: options.DryRunOpt = False,
-    lenient: options.LenientOpt = False,
-    json: options.JsonOpt = False,
-    quiet: options.QuietOpt = False,
-    verbose: options.VerboseOpt = False,
+    prompt: PromptOptions,
+    request: RequestOptions,
+    output: OutputOptions,
+    backend: BackendOptions,
+    warm: KeepAliveOptions,
+    run: RunOptions,
+    shown: ConsoleOptions,
 ) -> None:
     """Make an image from a prompt."""
-    console.configure(json=json, quiet=quiet, verbose=verbose)
-    if offline:
+    console.configure(**vars(shown))
+    if backend.device.offline:
         store.set_offline()
     from t2i_cli import generate
     from t2i_cli.backends.factory import create_backend, default_model
+    from t2i_cli.models.request_resolution import build_request
 
-    width, height = resolve_size(width, height, size)
-    request = GenerateRequest(
-        prompt=_prompt(prompt, prompt_option),
-        negative_prompt=negative_prompt,
-        model=model or default_model(backend),
-        revision=revision,
-        steps=steps,
-        guidance_scale=guidance,
-        scheduler=scheduler,
-        width=width,
-        height=height,
+    given = request.given()
+    asked = build_request(
+        {"model": default_model(backend.backend)} | given | {"prompt": _prompt(prompt)}
     )
+    order = generate.GenerationJob(request=asked, seeds=prompt.seed or [], count=prompt.count)
     place = generate.OutputOptions(
-        target=output or store.get_setting("output"),
-        format=format or store.get_setting("format"),
-        overwrite=overwrite,
-        show=show,
+        target=output.output or store.get_setting("output"),
+        format=output.format or store.get_setting("format"),
+        overwrite=output.overwrite,
+        show=output.show,
     )
     engine = create_backend(
-        backend=backend,
-        url=url,
-        dialect=dialect,
-        endpoint=endpoint,
-        project=project,
-        region=region,
-        api_endpoint=api_endpoint,
-        serving=serving,
-        retries=retries,
-        timeout=timeout,
-        concurrency=concurrency,
-        device=device,
-        dtype=dtype,
-        memory=memory,
-        attention_slicing=attention_slicing,
-        clear_cache=clear_cache,
-        keep_alive=keep_alive,
-        trust_remote_code=trust_remote_code,
-        no_safety_checker=no_safety_checker,
-        offline=offline,
-        lenient=lenient,
-        worker=not dry_run,
+        backend,
+        keep_alive=warm.keep_alive,
         format=place.aim.format,
+        lenient=run.lenient,
+        worker=not run.dry_run,
     )
-    order = generate.GenerationJob(request=request, seeds=seed or [], count=count)
-    if dry_run:
-        _dry_run(*generate.prepare_requests(order, engine, place, console, lenient=lenient), engine)
+    if run.dry_run:
+        made = generate.prepare_requests(order, engine, place, console, lenient=run.lenient)
+        _dry_run(*made, engine)
     else:
-        generate.generate_images(order, engine, place, console, lenient=lenient)
-        _mention_warmth(backend, keep_alive)
+        generate.generate_images(order, engine, place, console, lenient=run.lenient)
+        _mention_warmth(backend.backend, warm.keep_alive)
 
 
 def _mention_warmth(backend: str | None, keep_alive: str | None) -> None:
@@ -124,10 +72,10 @@ def _mention_warmth(backend: str | None, keep_alive: str | None) -> None:
         tips.show_tip_once(console)
 
 
-def _prompt(argument: str | None, option: str | None) -> str:
-    if argument is not None and option is not None:
+def _prompt(given: PromptOptions) -> str:
+    if given.prompt is not None and given.prompt_option is not None:
         raise InputError("The prompt is given twice; use the argument or -p.", field="prompt")
-    text = option if argument is None else argument
+    text = given.prompt_option if given.prompt is None else given.prompt
     if text is None:
         raise InputError(
             "There is no prompt.", hint='Give one, as t2i generate "a red star", or - for stdin.'

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from t2i_cli.cli.option_groups import command
 from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.console import console
 from t2i_cli.errors import AccessError, InputError
@@ -50,7 +51,11 @@ def login(
         console.warn(f"{account.token_source()} is set and wins over the token just stored.")
 
 
-@app.command()
+@command(
+    app,
+    "t2i login vertex",
+    "t2i login vertex --impersonate robot@my-project.iam.gserviceaccount.com",
+)
 def vertex(
     impersonate: Annotated[
         str | None,

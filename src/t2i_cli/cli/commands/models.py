@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t2i_cli.cli.option_groups import command
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.console import console, format_bytes
 from t2i_cli.errors import InputError, ModelError
@@ -27,7 +28,7 @@ _FOR_SCRIPTS = {"refuses", "guidance_off", "words", "examples"}
 ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, or folder.")]
 
 
-@app.command("list")
+@command(app, "t2i models list", "t2i models list --json", name="list")
 def list_(json: JsonOpt = False) -> None:
     """List the catalogue and what else is downloaded."""
     console.configure(json=json)
@@ -47,7 +48,7 @@ def list_(json: JsonOpt = False) -> None:
         console.result(f"{aligned}  {last}".rstrip())
 
 
-@app.command()
+@command(app, "t2i models show sdxl", "t2i models show postcard --json")
 def show(model: ModelArg, json: JsonOpt = False) -> None:
     """Show all that is known of a model; of postcard, all the words it knows, too."""
     console.configure(json=json)
@@ -81,7 +82,7 @@ def show(model: ModelArg, json: JsonOpt = False) -> None:
             console.result(f't2i generate -m postcard "{example}"')
 
 
-@app.command()
+@command(app, "t2i models path postcard", "t2i models path sd15 --revision main")
 def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -> None:
     """Print the folder where a model lies on this machine."""
     console.configure(json=json)
@@ -93,7 +94,7 @@ def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -
         console.result(str(folder))
 
 
-@app.command()
+@command(app, "t2i models pull sdxl", "t2i models pull segmind/tiny-sd --revision main")
 def pull(
     model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False, quiet: QuietOpt = False
 ) -> None:
@@ -109,7 +110,7 @@ def pull(
         console.result(str(folder))
 
 
-@app.command()
+@command(app, "t2i models remove sdxl", "t2i models remove sd15 --yes")
 def remove(
     model: ModelArg, yes: YesOpt = False, json: JsonOpt = False, quiet: QuietOpt = False
 ) -> None:

@@ -9,9 +9,11 @@ import typer
 
 from t2i_cli.cli import options
 from t2i_cli.cli.commands import remote_build, remote_deploy, remote_generate
-from t2i_cli.cli.options import ApiEndpointOpt, JsonOpt, ProjectOpt, QuietOpt, RegionOpt
+from t2i_cli.cli.option_groups import command
+from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.console import console
 from t2i_cli.errors import InputError, RemoteError, StorageError, T2IError
+from t2i_cli.settings.options import LocationOptions
 
 if TYPE_CHECKING:
     from t2i_cli.vertex.inventory import Deployment, Inventory
@@ -22,11 +24,32 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.command()(remote_deploy.deploy)
-app.command()(remote_generate.generate)
-app.command(context_settings={"allow_interspersed_args": False})(remote_deploy.run)
-app.command()(remote_build.build)
-app.command()(remote_build.package)
+command(
+    app,
+    "t2i remote deploy -m sd15 --ttl 2h --max-cost 5",
+    "t2i remote deploy -m sdxl --dry-run",
+)(remote_deploy.deploy)
+command(
+    app,
+    't2i remote generate "a lighthouse at dawn" -o dawn.png',
+    't2i remote generate "a red kite" -n 4 -o kites/',
+)(remote_generate.generate)
+command(
+    app,
+    "t2i remote run -m sd15 --ttl 1h -- t2i batch prompts.txt --backend vertex",
+    "t2i remote run --yes -- ./make-covers.sh",
+    context_settings={"allow_interspersed_args": False},
+)(remote_deploy.run)
+command(
+    app,
+    "t2i remote build --dry-run",
+    "t2i remote build --with cloud-build --bake sd15",
+)(remote_build.build)
+command(
+    app,
+    "t2i remote package -m sd15",
+    "t2i remote package -m ./my-model -o packaged",
+)(remote_build.package)
 
 _ASKING = {"deploy", "run", "list", "status", "down", "reap", "cost"}
 EndpointArg = Annotated[
@@ -48,18 +71,16 @@ def remote(context: typer.Context) -> None:
             _warn_past(one.name)
 
 
-@app.command("list")
+@command(app, "t2i remote list", "t2i remote list --region europe-west4 --json", name="list")
 def list_(
-    project: ProjectOpt = None,
-    region: RegionOpt = None,
-    api_endpoint: ApiEndpointOpt = None,
+    place: LocationOptions,
     json: JsonOpt = False,
 ) -> None:
     """List every endpoint that t2i made here, what it did and what it cost so far."""
     console.configure(json=json)
     from t2i_cli.vertex import machine_types, status
 
-    with _surveyed(project, region, api_endpoint) as (cloud, found):
+    with _surveyed(place) as (cloud, found):
         prices = machine_types.load_prices()
         lines = [
             status.endpoint_status(one, cloud.rest, prices) for one in found.deployments.values()
@@ -76,19 +97,17 @@ def list_(
     console.note(f"Prices are estimates (table: {prices.date}).")
 
 
-@app.command()
+@command(app, "t2i remote status", "t2i remote status t2i-sd15 --json")
 def status(
+    place: LocationOptions,
     endpoint: EndpointArg = None,
-    project: ProjectOpt = None,
-    region: RegionOpt = None,
-    api_endpoint: ApiEndpointOpt = None,
     json: JsonOpt = False,
 ) -> None:
     """Tell all about one endpoint; exit 0 if a model is deployed on it."""
     console.configure(json=json)
     from t2i_cli.vertex import machine_types, operations, status
 
-    with _surveyed(project, region, api_endpoint, endpoint=endpoint) as (cloud, found):
+    with _surveyed(place, endpoint=endpoint) as (cloud, found):
         one = _named(found, endpoint)
         line = status.endpoint_status(one, cloud.rest, machine_types.load_prices())
         more = {"parts": one.parts_text(), "under_way": False, "log": None}
@@ -107,12 +126,10 @@ def status(
         raise typer.Exit(RemoteError.exit_code)
 
 
-@app.command()
+@command(app, "t2i remote use 1234567890", "t2i remote use t2i-sd15 --region us-central1")
 def use(
     endpoint: Annotated[str, typer.Argument(help="Its name, number or full name.")],
-    project: ProjectOpt = None,
-    region: RegionOpt = None,
-    api_endpoint: ApiEndpointOpt = None,
+    place: LocationOptions,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -120,9 +137,7 @@ def use(
     console.configure(json=json, quiet=quiet)
     from t2i_cli.vertex import lifecycle, using
 
-    with lifecycle.connect(
-        project=project, region=region, api_endpoint=api_endpoint, endpoint=endpoint
-    ) as cloud:
+    with lifecycle.connect(place, endpoint=endpoint) as cloud:
         found = using.use_endpoint(endpoint, cloud.rest)
     if json:
         console.result_json({"endpoint": found.name, "dns": found.dns, "model": found.model})
@@ -130,14 +145,12 @@ def use(
         console.result(found.name)
 
 
-@app.command()
+@command(app, "t2i remote down", "t2i remote down t2i-sd15 --bucket", "t2i remote down --all --yes")
 def down(
+    place: LocationOptions,
     endpoint: EndpointArg = None,
     all_: Annotated[bool, typer.Option("--all", help="Every endpoint that t2i made here.")] = False,
     bucket: BucketFlag = False,
-    project: ProjectOpt = None,
-    region: RegionOpt = None,
-    api_endpoint: ApiEndpointOpt = None,
     yes: options.YesOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -146,44 +159,40 @@ def down(
     console.configure(json=json, quiet=quiet)
     if all_ and endpoint:
         raise InputError("Give an endpoint or --all, not both.")
-    with _surveyed(project, region, api_endpoint, endpoint=endpoint) as (cloud, found):
+    with _surveyed(place, endpoint=endpoint) as (cloud, found):
         chosen = list(found.deployments.values()) if all_ else [_named(found, endpoint)]
         if all_ and chosen and not yes:
             console.confirm(f"Remove {', '.join(f'{c.name} (by {c.labels.by})' for c in chosen)}?")
         _remove(cloud, found, chosen, artifacts=bucket)
 
 
-@app.command()
+@command(app, "t2i remote reap", "t2i remote reap --bucket my-bucket --quiet")
 def reap(
+    place: LocationOptions,
     bucket: Annotated[
         str | None, typer.Option("--bucket", help="Look into this bucket as well.")
     ] = None,
-    project: ProjectOpt = None,
-    region: RegionOpt = None,
-    api_endpoint: ApiEndpointOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
     """Remove whatever is past its TTL, weights in the bucket included; made for cron."""
     console.configure(json=json, quiet=quiet)
-    with _surveyed(project, region, api_endpoint, bucket, warn=False) as (cloud, found):
+    with _surveyed(place, bucket, warn=False) as (cloud, found):
         _remove(
             cloud, found, found.overdue(cloud.rest.server_time()), artifacts=True, bucket=bucket
         )
 
 
-@app.command()
+@command(app, "t2i remote cost", "t2i remote cost --json")
 def cost(
-    project: ProjectOpt = None,
-    region: RegionOpt = None,
-    api_endpoint: ApiEndpointOpt = None,
+    place: LocationOptions,
     json: JsonOpt = False,
 ) -> None:
     """Estimate what t2i's endpoints cost: an hour, a day, so far."""
     console.configure(json=json)
     from t2i_cli.vertex import machine_types, status
 
-    with _surveyed(project, region, api_endpoint) as (cloud, found):
+    with _surveyed(place) as (cloud, found):
         prices = machine_types.load_prices()
         bill = status.cost_report(found, cloud.rest, prices)
     if json:
@@ -279,9 +288,7 @@ def _named(found: "Inventory", endpoint: str | None) -> "Deployment":
 
 @contextmanager
 def _surveyed(
-    project: str | None,
-    region: str | None,
-    api_endpoint: str | None,
+    place: LocationOptions,
     bucket: str | None = None,
     *,
     endpoint: str | None = None,
@@ -290,9 +297,7 @@ def _surveyed(
     """A connection and all that t2i made there, with a warning of what is past its TTL."""
     from t2i_cli.vertex import inventory, lifecycle
 
-    with lifecycle.connect(
-        project=project, region=region, api_endpoint=api_endpoint, endpoint=endpoint
-    ) as cloud:
+    with lifecycle.connect(place, endpoint=endpoint) as cloud:
         found = inventory.list_deployments(cloud.rest, bucket)
         _warn_elsewhere(cloud)
         if warn:

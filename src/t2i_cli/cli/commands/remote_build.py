@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from t2i_cli.cli import options
-from t2i_cli.cli.options import JsonOpt, ProjectOpt, QuietOpt, RegionOpt
+from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.console import console
+from t2i_cli.settings.options import ProjectOptions
 
 
 def build(
+    place: ProjectOptions,
     image: Annotated[
         str | None,
         typer.Option(
@@ -26,8 +28,6 @@ def build(
         str | None,
         typer.Option("--bake", help="Put this model's weights into the image.", metavar="MODEL"),
     ] = None,
-    project: ProjectOpt = None,
-    region: RegionOpt = None,
     dry_run: options.DryRunOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -38,7 +38,7 @@ def build(
     from t2i_cli.vertex import build as building
 
     image = store.resolve_setting("vertex_image", image) if image else None
-    found = building.plan_build(image, builder, bake, building.build_location(project, region))
+    found = building.plan_build(image, builder, bake, building.build_location(place))
     if dry_run:
         for command in found.commands(Path("CONTEXT")):
             console.result(" ".join(command))

@@ -2,6 +2,7 @@
 
 import typer
 
+from t2i_cli.cli.option_groups import command
 from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.console import console
 
@@ -12,7 +13,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@command(app, "t2i worker status", "t2i worker status --json")
 def status(json: JsonOpt = False) -> None:
     """Say whether a worker runs, with which model, and how long it stays."""
     console.configure(json=json)
@@ -25,7 +26,7 @@ def status(json: JsonOpt = False) -> None:
         console.result(found.sentence())
 
 
-@app.command()
+@command(app, "t2i worker stop", "t2i worker stop --quiet")
 def stop(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
     """End the worker; an image that it is at has 30 seconds."""
     console.configure(json=json, quiet=quiet)

@@ -1,1 +1,0 @@
-"""The commands of t2i, one module per group."""

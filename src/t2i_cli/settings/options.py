@@ -1,0 +1,257 @@
+"""Groups of options: what a command line may say of where and how images are made.
+
+Each is a frozen dataclass that the code which acts on it receives whole. The command line makes
+its options from the `Flag` beside each field; without one a field is not for the command line.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from t2i_cli.request_fields import DEFAULT_MODEL, SERVINGS
+from t2i_cli.settings import defaults
+from t2i_cli.settings.schema import SETTINGS, join_choices
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a field is given on a command line: its names there, the first of which names it."""
+
+    names: tuple[str, ...]
+    help: str
+    min: float | None = None
+    max: float | None = None
+
+
+def flag(*names: str, help: str, min: float | None = None, max: float | None = None) -> Flag:
+    """A Flag of these names."""
+    return Flag(names, help, min, max)
+
+
+def _takes(key: str) -> str:
+    """What the setting of that key takes."""
+    return SETTINGS[key].takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpServerOptions:
+    """Which server of OpenAI's images API."""
+
+    PANEL: ClassVar = "HTTP server"
+
+    url: Annotated[
+        str | None, flag("--url", help="http: the images API, as http://host:port/v1.")
+    ] = None
+    dialect: Annotated[
+        str | None,
+        flag("--dialect", help=f"http: {_takes('http_dialect')}. [default: as the server says]"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectOptions:
+    """Which project on Google Cloud, and where."""
+
+    PANEL: ClassVar = "Vertex AI"
+
+    project: Annotated[
+        str | None, flag("--project", help="vertex: the project. [default: the credentials']")
+    ] = None
+    region: Annotated[
+        str | None,
+        flag("--region", help=f"vertex: the region. [default: {defaults.REGION}]"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocationOptions(ProjectOptions):
+    """Where on Google Cloud, and by which host."""
+
+    api_endpoint: Annotated[
+        str | None, flag("--api-endpoint", help="vertex: a URL in place of Google's own hosts.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointOptions(LocationOptions):
+    """Which endpoint of Vertex AI, and what serves there."""
+
+    endpoint: Annotated[
+        str | None,
+        flag("--endpoint", help="vertex: number or full name. [default: the one deployed last]"),
+    ] = None
+    serving: Annotated[
+        str | None,
+        flag(
+            "--serving",
+            help=f"vertex: {join_choices(SERVINGS)}. [default: as the endpoint's label says]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallOptions:
+    """How a server is called. `timeout` is in seconds."""
+
+    PANEL: ClassVar = "Calls of servers"
+
+    retries: Annotated[
+        int | None,
+        flag(
+            "--retries",
+            min=0,
+            max=999,
+            help=f"http, vertex: tries after the first. [default: {defaults.RETRIES}]",
+        ),
+    ] = None
+    timeout: Annotated[
+        float | None,
+        flag(
+            "--timeout",
+            min=0.001,
+            help="http, vertex: seconds for one image, retries included."
+            f" [default: {defaults.TIMEOUT}]",
+        ),
+    ] = None
+    concurrency: Annotated[
+        int | None,
+        flag(
+            "--concurrency",
+            min=1,
+            max=256,
+            help=f"http, vertex: calls in flight. [default: {defaults.CONCURRENCY};"
+            f" vertex: {defaults.CALLS_A_REPLICA} for each replica]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """How this machine makes images."""
+
+    PANEL: ClassVar = "This machine"
+
+    device: Annotated[
+        str | None, flag("--device", help="cuda, cuda:1, xpu, mps or cpu. [default: the best]")
+    ] = None
+    dtype: Annotated[
+        str | None, flag("--dtype", help=f"{_takes('dtype')}. [default: what suits the device]")
+    ] = None
+    memory: Annotated[
+        str | None,
+        flag(
+            "--memory",
+            help="auto fits the model to the memory; fast never trades speed; low saves all it "
+            "can. [default: auto]",
+        ),
+    ] = None
+    attention_slicing: Annotated[
+        bool | None,
+        flag(
+            "--attention-slicing/--no-attention-slicing",
+            help="Compute attention in slices: less memory, slower."
+            " [default: where memory is short]",
+        ),
+    ] = None
+    clear_cache: Annotated[
+        bool, flag("--clear-cache", help="Empty the device's cache after every image.")
+    ] = False
+    trust_remote_code: Annotated[
+        bool, flag("--trust-remote-code", help="Run Python code that the repository brings.")
+    ] = False
+    no_safety_checker: Annotated[
+        bool, flag("--no-safety-checker", help="Leave out the model's safety checker.")
+    ] = False
+    offline: Annotated[bool, flag("--offline", help="Contact nothing; use what is downloaded.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepAliveOptions:
+    """How long a model stays loaded."""
+
+    PANEL: ClassVar = "This machine"
+
+    keep_alive: Annotated[
+        str | None,
+        flag(
+            "--keep-alive",
+            help="Keep the model warm in the background for so long after the image, as 90s or "
+            "10m; 0 for not. [default: 0]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """Where images are made, and how."""
+
+    PANEL: ClassVar = "Backend"
+
+    backend: Annotated[
+        str | None,
+        flag("--backend", help=f"Where images are made: {_takes('backend')}. [default: local]"),
+    ] = None
+    http: HttpServerOptions = HttpServerOptions()
+    endpoint: EndpointOptions = EndpointOptions()
+    calls: CallOptions = CallOptions()
+    device: DeviceOptions = DeviceOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentSpec:
+    """A deployment as the user asked for it; `None` means not set."""
+
+    PANEL: ClassVar = "Deployment"
+
+    model: Annotated[
+        str | None,
+        flag(
+            "--model",
+            "-m",
+            help=f"Alias, repository on the Hub, folder, or gs://... [default: {DEFAULT_MODEL}]",
+        ),
+    ] = None
+    machine_type: Annotated[
+        str | None, flag("--machine-type", help="As g2-standard-4. [default: by the model]")
+    ] = None
+    accelerator: Annotated[
+        str | None, flag("--accelerator", help="As T4 or NVIDIA_TESLA_T4:1, or none.")
+    ] = None
+    min_replicas: Annotated[int, flag("--min-replicas", help="Always running.")] = 1
+    max_replicas: Annotated[int, flag("--max-replicas", help="Running under load.")] = 1
+    ttl: Annotated[str, flag("--ttl", help="How long it may live, as 90m or 2h.")] = defaults.TTL
+    max_cost: Annotated[
+        float | None, flag("--max-cost", help="Refuse if it could cost more USD until its TTL.")
+    ] = None
+    scale_to_zero: Annotated[
+        str | None,
+        flag("--scale-to-zero", help="Stop all replicas after so long idle, as 15m (Preview)."),
+    ] = None
+    serving: Annotated[
+        str | None,
+        flag(
+            "--serving",
+            help=f"{join_choices(SERVINGS)}. [default: t2i with an image, else model-garden]",
+        ),
+    ] = None
+    image: Annotated[
+        str | None, flag("--image", help="The image of t2i's server, of `t2i remote build`.")
+    ] = None
+    bucket: Annotated[
+        str | None,
+        flag("--bucket", help="For weights from here. [default: t2i-PROJECT-REGION]"),
+    ] = None
+    service_account: Annotated[
+        str | None, flag("--service-account", help="The container runs as this one.")
+    ] = None
+    scheduler_account: Annotated[
+        str | None,
+        flag(
+            "--scheduler-account",
+            help="Have a Cloud Scheduler job undeploy after the TTL, as this service account.",
+        ),
+    ] = None
+    name: Annotated[
+        str | None, flag("--name", help="Tells it from others. [default: the model's]")
+    ] = None
