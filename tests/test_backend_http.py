@@ -88,7 +88,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeImag
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses a hundred times as short."""
     pause = retry._pause
-    monkeypatch.setattr(retry, "_pause", lambda again, tries: pause(again, tries) / 100)
+    monkeypatch.setattr(retry, "_pause", lambda *told: pause(*told) / 100)
 
 
 def backend(server: FakeImages, **options: Any) -> Backend:  # noqa: ANN401 - any option

@@ -32,9 +32,9 @@ from t2i_cli.net.retry import (
     CallCancelledError,
     RetryableError,
     RetryPolicy,
-    Throttle,
     call_with_retry,
 )
+from t2i_cli.net.throttle import Throttle
 from tests.fakes.images_server import running_images
 from tests.fakes.painter import painted
 from tests.made import picture, request
@@ -76,7 +76,7 @@ def overloaded(after: float | None = None) -> RetryableError:
 
 
 def test_pauses_grow_and_vary() -> None:
-    stop, kept = Waits(), RetryPolicy(retries=8, timeout=3600)
+    stop, kept = Waits(), RetryPolicy(retries=8, timeout=3600, from_options=True)
     assert call_with_retry(failing(8, overloaded), kept, Throttle(4), stop) == "made"
     for tries, seconds in enumerate(stop.seconds):
         most = min(retry.MAX_PAUSE, 2.0**tries)
@@ -87,7 +87,10 @@ def test_pauses_grow_and_vary() -> None:
 def test_retry_after_is_waited_for() -> None:
     stop = Waits()
     call_with_retry(
-        failing(1, lambda: overloaded(7)), RetryPolicy(retries=1, timeout=60), Throttle(1), stop
+        failing(1, lambda: overloaded(7)),
+        RetryPolicy(retries=1, timeout=60, from_options=True),
+        Throttle(1),
+        stop,
     )
     (waited,) = stop.seconds
     assert 7 <= waited <= 8
@@ -96,7 +99,10 @@ def test_retry_after_is_waited_for() -> None:
 def test_retry_after_of_nothing_keeps_the_backoff() -> None:
     stop = Waits()
     call_with_retry(
-        failing(4, lambda: overloaded(0)), RetryPolicy(retries=4, timeout=60), Throttle(1), stop
+        failing(4, lambda: overloaded(0)),
+        RetryPolicy(retries=4, timeout=60, from_options=True),
+        Throttle(1),
+        stop,
     )
     for tries, seconds in enumerate(stop.seconds):
         assert seconds >= 2.0**tries / 2
@@ -110,7 +116,7 @@ def test_one_refusal_holds_the_others_up_no_longer_than_the_timeout(
     with pytest.raises(RemoteError):
         call_with_retry(
             failing(1, lambda: overloaded(9000)),
-            RetryPolicy(retries=5, timeout=60),
+            RetryPolicy(retries=5, timeout=60, from_options=True),
             throttle,
             Waits(),
         )
@@ -125,19 +131,27 @@ def waking() -> RetryableError:
 
 def test_what_wakes_up_is_waited_for_whatever_the_retries() -> None:
     stop = Waits()
-    kept = RetryPolicy(retries=0, timeout=600)
+    kept = RetryPolicy(retries=0, timeout=600, from_options=True)
     assert call_with_retry(failing(12, waking), kept, Throttle(1), stop) == "made"
     assert len(stop.seconds) == 12
     assert sum(stop.seconds) > 300
     with pytest.raises(RemoteError) as caught:
-        call_with_retry(failing(1, waking), RetryPolicy(retries=9, timeout=3), Throttle(1), Waits())
+        call_with_retry(
+            failing(1, waking),
+            RetryPolicy(retries=9, timeout=3, from_options=True),
+            Throttle(1),
+            Waits(),
+        )
     assert caught.value.hint == "It was tried once; --timeout sets the patience."
 
 
 def test_retries_and_the_timeout_bound_it() -> None:
     with pytest.raises(RemoteError, match="overloaded") as caught:
         call_with_retry(
-            failing(9, overloaded), RetryPolicy(retries=2, timeout=60), Throttle(1), Waits()
+            failing(9, overloaded),
+            RetryPolicy(retries=2, timeout=60, from_options=True),
+            Throttle(1),
+            Waits(),
         )
     assert caught.value.hint == (
         "Wait. It was tried 3 times; --retries and --timeout set the patience."
@@ -146,7 +160,7 @@ def test_retries_and_the_timeout_bound_it() -> None:
     with pytest.raises(RemoteError) as caught:
         call_with_retry(
             failing(9, lambda: overloaded(90)),
-            RetryPolicy(retries=5, timeout=60),
+            RetryPolicy(retries=5, timeout=60, from_options=True),
             Throttle(1),
             stop,
         )
@@ -162,7 +176,9 @@ def test_what_is_no_passing_failure_is_not_tried_again() -> None:
         raise InputError("A wrong field.")
 
     with pytest.raises(InputError):
-        call_with_retry(attempt, RetryPolicy(retries=5, timeout=60), Throttle(1), Waits())
+        call_with_retry(
+            attempt, RetryPolicy(retries=5, timeout=60, from_options=True), Throttle(1), Waits()
+        )
     assert len(calls) == 1
     assert 59 < calls[0] <= 60
 
@@ -170,7 +186,7 @@ def test_what_is_no_passing_failure_is_not_tried_again() -> None:
 def test_nobody_waits_any_more() -> None:
     stop = Waits()
     stop.set()
-    kept = RetryPolicy(retries=5, timeout=60)
+    kept = RetryPolicy(retries=5, timeout=60, from_options=True)
     with pytest.raises(CallCancelledError):
         call_with_retry(failing(1, overloaded), kept, Throttle(1), stop)
     with pytest.raises(CallCancelledError):
@@ -408,7 +424,12 @@ def test_retry_after_in_both_forms() -> None:
         < (answer({}, retry_after=formatdate(time.time() + 30, usegmt=True)).retry_after or 0)
         <= 30
     )
-    assert answer({}, retry_after="soon").retry_after is None
+    assert answer({}, retry_after="1.5").retry_after == 1.5
+    assert answer({}, retry_after="Wed, 21 Oct 2015 07:28:00 GMT").retry_after == 0
+    # No pause may be longer than a lock can wait.
+    assert answer({}, retry_after="9" * 400).retry_after == threading.TIMEOUT_MAX
+    for nonsense in ("soon", "-3", "1.2.3", "Wed, 99 Oct 99999 07:28:00 GMT"):
+        assert answer({}, retry_after=nonsense).retry_after is None
     assert answer({}).retry_after is None
 
 

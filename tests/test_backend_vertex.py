@@ -95,7 +95,7 @@ def vertex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVert
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses a thousand times as short."""
     pause = retry._pause
-    monkeypatch.setattr(retry, "_pause", lambda again, tries: pause(again, tries) / 1000)
+    monkeypatch.setattr(retry, "_pause", lambda *told: pause(*told) / 1000)
 
 
 def backend(endpoint: str | None = None, **options: Any) -> Backend:  # noqa: ANN401

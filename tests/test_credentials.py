@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.errors import AccessError, InputError, RemoteError, T2IError, TimedOutError
-from t2i_cli.vertex import credentials
+from t2i_cli.net import google_credentials
 from tests.fakes.oauth import ACCOUNT, FakeOAuth, running_oauth
 
 KEY = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -38,7 +38,7 @@ def test_a_service_account_key(
 ) -> None:
     key = oauth.key_file(tmp_path)
     monkeypatch.setenv(KEY, str(key))
-    assert credentials.verify_credentials()[1] == credentials.CredentialInfo(
+    assert google_credentials.verify_credentials()[1] == google_credentials.CredentialInfo(
         account=ACCOUNT, project="gallery", source=f"{key}, named by {KEY}"
     )
     assert oauth.requests == ["/token"]
@@ -49,7 +49,7 @@ def test_the_environment_names_the_project(
 ) -> None:
     monkeypatch.setenv(KEY, str(oauth.key_file(tmp_path)))
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "museum")
-    assert credentials.verify_credentials()[1].project == "museum"
+    assert google_credentials.verify_credentials()[1].project == "museum"
 
 
 def test_application_default_of_a_person(
@@ -61,7 +61,7 @@ def test_application_default_of_a_person(
     # A person's token always comes from Google's own address.
     monkeypatch.setattr("google.oauth2.credentials._GOOGLE_OAUTH2_TOKEN_ENDPOINT", oauth.token_uri)
     oauth.id_token = statement("ann@example.org")
-    assert credentials.verify_credentials()[1] == credentials.CredentialInfo(
+    assert google_credentials.verify_credentials()[1] == google_credentials.CredentialInfo(
         account="ann@example.org",
         project="museum",
         source="gcloud's application default credentials",
@@ -74,17 +74,17 @@ def test_impersonation(oauth: FakeOAuth, tmp_path: Path, monkeypatch: pytest.Mon
         "google.auth.iam._IAM_ENDPOINT", oauth.url + "/accounts/{}:generateAccessToken"
     )
     target = "deployer@gallery.iam.gserviceaccount.com"
-    _, login = credentials.verify_credentials(target)
+    _, login = google_credentials.verify_credentials(target)
     assert login.account == target
     assert login.source.startswith(f"impersonation by {ACCOUNT} from ")
     assert oauth.requests == ["/token", f"/accounts/{target}:generateAccessToken"]
     with pytest.raises(InputError, match="not a service account"):
-        credentials.verify_credentials("ann@example.org")
+        google_credentials.verify_credentials("ann@example.org")
 
 
 def test_none(oauth: FakeOAuth) -> None:
     with pytest.raises(AccessError, match="no Google credentials") as caught:
-        credentials.verify_credentials()
+        google_credentials.verify_credentials()
     assert "gcloud auth application-default login" in str(caught.value.hint)
 
 
@@ -97,7 +97,7 @@ def test_a_broken_key(
         file.write_text(content)
     monkeypatch.setenv(KEY, str(file))
     with pytest.raises(AccessError, match=r"broken\.json, which holds no usable credentials"):
-        credentials.verify_credentials()
+        google_credentials.verify_credentials()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_refusals(
     monkeypatch.setenv(KEY, str(oauth.key_file(tmp_path)))
     oauth.status = status
     with pytest.raises(kind) as caught:
-        credentials.verify_credentials()
+        google_credentials.verify_credentials()
     assert "secret" not in f"{caught.value.message} {caught.value.hint}"
     if status == 400:
         assert "(invalid_grant)" in caught.value.message
@@ -124,7 +124,7 @@ def test_a_slow_server(oauth: FakeOAuth, tmp_path: Path, monkeypatch: pytest.Mon
     oauth.delay = 3
     start = time.monotonic()
     with pytest.raises(TimedOutError):
-        credentials.verify_credentials(seconds=0.3)
+        google_credentials.verify_credentials(seconds=0.3)
     assert time.monotonic() - start < 2.5
 
 
@@ -132,4 +132,4 @@ def test_no_network(oauth: FakeOAuth, tmp_path: Path, monkeypatch: pytest.Monkey
     oauth.url = "http://127.0.0.1:9"
     monkeypatch.setenv(KEY, str(oauth.key_file(tmp_path)))
     with pytest.raises(RemoteError, match="cannot be reached"):
-        credentials.verify_credentials()
+        google_credentials.verify_credentials()

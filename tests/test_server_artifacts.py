@@ -12,6 +12,7 @@ from google_crc32c import Checksum
 from t2i_cli import postcard
 from t2i_cli.errors import AccessError, ModelError, RemoteError, StorageError
 from t2i_cli.events import Downloading, Event
+from t2i_cli.net import gcs, retry
 from t2i_cli.server import gcs_download
 from tests.fakes.vertex import FakeVertex, Fault, running_vertex
 
@@ -31,9 +32,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeVertex]:
 @pytest.fixture
 def cloud(running: FakeVertex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeVertex:
     """A bucket with a model and some neighbours, read without credentials."""
-    monkeypatch.setattr(gcs_download, "FIRST_RETRY_WAIT", 0.0)
+    monkeypatch.setattr(retry, "_pause", lambda *_: 0.0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv(gcs_download.EMULATOR_VARIABLE, running.url.removeprefix("http://"))
+    monkeypatch.setenv(gcs.EMULATOR_VARIABLE, running.url.removeprefix("http://"))
     running.require_token, running.granted = False, None
     running.faults.clear()
     running.objects.clear()
@@ -120,8 +121,8 @@ def test_it_reads_with_the_credentials_of_google_auth(
     cloud: FakeVertex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cloud.require_token = True
-    monkeypatch.delenv(gcs_download.EMULATOR_VARIABLE)
-    monkeypatch.setattr(gcs_download, "GCS_HOST", cloud.url)
+    monkeypatch.delenv(gcs.EMULATOR_VARIABLE)
+    monkeypatch.setattr(gcs, "GCS_HOST", cloud.url)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(cloud.key))
     assert read(gcs_download.download_artifacts(URI)) == FILES
     # The next token, after one that is not issued for the moment.

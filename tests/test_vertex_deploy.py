@@ -9,7 +9,6 @@ import pytest
 from t2i_cli import hub
 from t2i_cli.console import Console
 from t2i_cli.errors import AccessError, InputError
-from t2i_cli.net import gcs
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.vertex import (
@@ -21,6 +20,7 @@ from t2i_cli.vertex import (
     permissions,
     plan,
     teardown,
+    weights_bucket,
 )
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.endpoint_store import EndpointRecord
@@ -90,7 +90,7 @@ def test_files_without_t2i_s_marker_in_their_bucket_are_somebody_else_s(
     assert found.files == []
     teardown.remove_deployment(cloud, found, lambda _: None, artifacts=True, bucket="pail")
     assert len(vertex.left()["objects"]) == 3
-    gcs.write_marker(cloud, "pail", found.labels)
+    weights_bucket.write_marker(cloud, "pail", found.labels)
     names = [
         file.name for _, file in inventory.list_deployments(cloud, "pail").deployments["sd15"].files
     ]

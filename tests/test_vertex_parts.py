@@ -26,19 +26,19 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.models import catalog
-from t2i_cli.net import gcs
+from t2i_cli.net import gcs, google_credentials, google_http, retry
 from t2i_cli.settings import store
 from t2i_cli.settings.options import LocationOptions
 from t2i_cli.vertex import (
     client,
     containers,
-    credentials,
     endpoint_store,
     labels,
     lifecycle,
     location,
     machine_types,
     permissions,
+    weights_bucket,
 )
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.labels import Labels
@@ -103,11 +103,11 @@ def test_upload_goes_on_after_a_break_and_skips_what_is_there(
 ) -> None:
     monkeypatch.setattr(gcs, "CHUNK_BYTES", 256 * 1024)
     weights = _weights(tmp_path)
-    gcs.make_bucket(cloud, "pail", {"managed-by": "t2i"})
+    weights_bucket.make_bucket(cloud, "pail", {"managed-by": "t2i"})
     assert vertex.buckets["pail"]["iamConfiguration"]["publicAccessPrevention"] == "enforced"
     vertex.cut_uploads = 2
     told: list[tuple[int, int]] = []
-    gcs.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *now: told.append(now))
+    weights_bucket.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *now: told.append(now))
     for path in weights.rglob("*.*"):
         metadata, data = vertex.objects["pail", f"t2i/x/{path.relative_to(weights).as_posix()}"]
         assert data == path.read_bytes()
@@ -117,19 +117,33 @@ def test_upload_goes_on_after_a_break_and_skips_what_is_there(
     assert vertex.cut_uploads == 0
     before = len(vertex.uploads)
     (weights / "model_index.json").write_text("{ }")
-    gcs.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *_: None)
+    weights_bucket.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *_: None)
     assert len(vertex.uploads) == before + 1
     assert vertex.objects["pail", "t2i/x/model_index.json"][1] == b"{ }"
+
+
+def test_an_upload_that_arrives_damaged_is_an_error(
+    vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path
+) -> None:
+    weights_bucket.make_bucket(cloud, "pail", {})
+    weights, name = _weights(tmp_path), "t2i/x/model_index.json"
+    vertex.damaged_uploads = 1
+    with pytest.raises(RemoteError, match="arrived damaged"):
+        weights_bucket.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *_: None)
+    assert vertex.objects["pail", name][1] != bytes(range(256))
+    # Run again, it is seen to be another file, and sent again.
+    weights_bucket.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *_: None)
+    assert vertex.objects["pail", name][1] == bytes(range(256))
 
 
 def test_an_upload_that_never_succeeds_gives_up(
     vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path
 ) -> None:
-    gcs.make_bucket(cloud, "pail", {})
+    weights_bucket.make_bucket(cloud, "pail", {})
     body = refusal(503, "UNAVAILABLE", "Not now.")
     vertex.faults.append(Fault(where="PUT /upload", status=503, body=body, times=99))
     with pytest.raises(RemoteError, match="Not now"):
-        gcs.upload_folder(cloud, _weights(tmp_path), "pail", "t2i/x/", lambda *_: None)
+        weights_bucket.upload_folder(cloud, _weights(tmp_path), "pail", "t2i/x/", lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -175,17 +189,19 @@ def test_an_upload_that_never_succeeds_gives_up(
 def test_each_refusal_is_one_sentence(
     status: int, name: str, message: str, kind: type[T2IError], said: str
 ) -> None:
-    error = client.error_from_google(status, json.dumps(refusal(status, name, message)).encode())
+    error = google_http.error_from_google(
+        status, json.dumps(refusal(status, name, message)).encode()
+    )
     assert isinstance(error, kind)
     assert said in error.message
-    as_list = client.error_from_google(
+    as_list = google_http.error_from_google(
         status, json.dumps([refusal(status, name, message)]).encode()
     )
     assert as_list.message == error.message
 
 
 def test_a_refusal_without_a_body() -> None:
-    assert client.error_from_google(502, b"<html>").message == "Google says: HTTP status 502."
+    assert google_http.error_from_google(502, b"<html>").message == "Google says: HTTP status 502."
 
 
 def test_no_connection() -> None:
@@ -253,11 +269,11 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the tries after which a pause was due; there is none."""
     seen: list[int] = []
 
-    def none(tried: int) -> float:
+    def none(_again: object, tried: int, _policy: object) -> float:
         seen.append(tried)
         return 0.0
 
-    monkeypatch.setattr(client, "_pause", none)
+    monkeypatch.setattr(retry, "_pause", none)
     return seen
 
 
@@ -286,7 +302,7 @@ def test_the_metadata_server_is_asked_again(
 ) -> None:
     host = vertex.url.removeprefix("http://")
     monkeypatch.setattr("google.auth.compute_engine._metadata._GCE_METADATA_HOST", host)
-    tokens = credentials.TokenProvider(compute_engine.Credentials())  # type: ignore[no-untyped-call]
+    tokens = google_credentials.TokenProvider(compute_engine.Credentials())  # type: ignore[no-untyped-call]
     place = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
     with client.GoogleClient(place, tokens) as connection:
         vertex.faults = [Fault(where="computeMetadata", status=503, times=9)]
@@ -302,7 +318,7 @@ def test_the_metadata_server_is_asked_again(
 def test_an_answer_that_is_no_json(vertex: FakeVertex, cloud: GoogleClient) -> None:
     vertex.objects["pail", "x"] = ({}, b"<html>")
     with pytest.raises(RemoteError, match="it is no JSON"):
-        cloud.call("GET", "storage", "b/pail/o/x", params={"alt": "media"})
+        cloud.call("GET", "storage", "/storage/v1/b/pail/o/x", params={"alt": "media"})
 
 
 def test_several_runs_at_once_lose_no_endpoint(tmp_path: Path) -> None:
@@ -336,9 +352,10 @@ def test_a_run_waits_for_another_one_s_writing(t2i_env: dict[str, str]) -> None:
         endpoint_store.EndpointRecord(name="projects/p/locations/l/endpoints/1")
     )
     code = (
-        "from t2i_cli.vertex import endpoint_store as store; print('on', flush=True);"
-        "store.remember_endpoint("
-        "store.EndpointRecord(name='projects/p/locations/l/endpoints/2')); print('done')"
+        "from t2i_cli.vertex.endpoint_store import EndpointRecord, remember_endpoint;"
+        "print('on', flush=True);"
+        "remember_endpoint(EndpointRecord(name='projects/p/locations/l/endpoints/2'));"
+        "print('done')"
     )
     env = t2i_env | {"XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
     with open(f"{endpoint_store.store_path()}.lock") as lock:

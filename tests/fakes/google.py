@@ -61,6 +61,8 @@ class Google:
     builds: list[dict[str, Any]] = field(default_factory=list)
     cut_uploads: int = 0
     """So many pieces of uploads are taken by half, and then the connection breaks."""
+    damaged_uploads: int = 0
+    """So many files arrive with their first byte changed."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     seen_headers: list[dict[str, str]] = field(default_factory=list)
     offset: float = 0.0
@@ -219,6 +221,9 @@ class Google:
         if len(upload.data) < total:
             got = {"Range": f"bytes=0-{len(upload.data) - 1}"} if upload.data else {}
             return 308, got, b""
+        if self.damaged_uploads and upload.data:
+            self.damaged_uploads -= 1
+            upload.data[0] ^= 1
         data = bytes(upload.data)
         metadata = upload.metadata | {
             "bucket": upload.bucket,

@@ -162,7 +162,7 @@ def _retry_policy(calls: CallOptions) -> RetryPolicy:
     if retries is None:
         retries = int(store.get_setting("retries") or defaults.RETRIES)
     timeout = calls.timeout or float(store.get_setting("timeout") or defaults.TIMEOUT)
-    return RetryPolicy(retries=retries, timeout=timeout)
+    return RetryPolicy(retries=retries, timeout=timeout, from_options=True)
 
 
 def _concurrency(calls: CallOptions) -> int | None:

@@ -10,7 +10,8 @@ from threading import Thread
 from t2i_cli.backend import CancellationToken, Failure, GeneratedImage
 from t2i_cli.errors import T2IError, internal_error
 from t2i_cli.events import Notice, OnEvent, RequestSent
-from t2i_cli.net.retry import CallCancelledError, Throttle
+from t2i_cli.net.retry import CallCancelledError
+from t2i_cli.net.throttle import Throttle
 from t2i_cli.request import ResolvedRequest
 
 POLL_INTERVAL = 0.1

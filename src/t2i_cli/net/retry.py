@@ -1,38 +1,53 @@
-"""Calls that are worth another try: how often, how long, and with which pauses."""
+"""Calls that are worth another try: how often, how long, and with which pauses.
 
+Every wait for a server goes through `call_with_retry`. tenacity is no help with it: its loop does
+not end when an Event is set in a pause (`sleep_using_event` only cuts the pause short), hands no
+attempt the seconds that are left, and counts a server that wakes up as a failure; stop, wait and
+sleep would all be callbacks of ours, around a loop of ten lines.
+"""
+
+import math
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import TIMEOUT_MAX
 from threading import Event as Flag
 from typing import TypeVar
 
 from t2i_cli.errors import QuotaError, RemoteError, T2IError, TimedOutError
+from t2i_cli.net.throttle import Throttle
 
 MAX_PAUSE = 60.0
 """Seconds; a server that wants a longer one says so by Retry-After."""
-_BREATH = 1.0
-"""Seconds in which several refusals count as one: they answer calls that went out together."""
 
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """`retries` tries after the first; `timeout` seconds for one image, its pauses included."""
+    """`retries` tries after the first; `timeout` seconds for all of it, its pauses included.
+
+    The first pause is of `first_pause` seconds, each next one `growth` times as long, up to
+    `longest_pause`; each is cut by up to half, so that callers do not come back at the same time.
+    `from_options` says that --retries and --timeout set it, which the error then tells.
+    """
 
     retries: int
-    timeout: float
+    timeout: float = math.inf
+    first_pause: float = 1.0
+    growth: float = 2.0
+    longest_pause: float = MAX_PAUSE
+    from_options: bool = False
 
 
 class RetryableError(Exception):
     """A call failed for a reason that may pass; `error` is what to tell if it does not.
 
     `after` are the seconds that the server asks to wait, `pause` those of the first pause if it
-    does not ask. `crowded` says that the server has too much to do, `waking` that it is not there
-    yet but will be: only the timeout ends that.
+    does not ask and the policy's does not suit. `crowded` says that the server has too much to do,
+    `waking` that it is not there yet but will be: only the timeout ends that.
     """
 
     def __init__(
@@ -40,7 +55,7 @@ class RetryableError(Exception):
         error: T2IError,
         *,
         after: float | None = None,
-        pause: float = 1.0,
+        pause: float | None = None,
         crowded: bool = False,
         waking: bool = False,
     ) -> None:
@@ -65,48 +80,34 @@ class CallCancelledError(Exception):
     """Nobody waits for the call any more."""
 
 
-class Throttle:
-    """How many calls may be in flight; for several threads.
+def parse_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that Retry-After asks to wait, as a number or a date of HTTP (RFC 9110, 10.2.3).
 
-    A server with too much to do halves the number, and every answer brings it back a little
-    (additive increase, multiplicative decrease; Chiu and Jain, 1989).
+    The headers' names are in lower case. None where it is not there or makes no sense.
     """
+    value = headers.get("retry-after", "").strip()
+    if value.replace(".", "", 1).isdecimal():
+        return min(float(value), TIMEOUT_MAX)
+    from email.utils import parsedate_to_datetime
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._room = float(most)
-        self._lock = threading.Lock()
-        self._slowed = self._rest_until = 0.0
-
-    @property
-    def room(self) -> int:
-        """Calls that may be in flight now; 0 while the server wants a rest."""
-        with self._lock:
-            return 0 if time.monotonic() < self._rest_until else int(self._room)
-
-    def slow_down(self, after: float | None = None) -> None:
-        """The server has too much to do, and may ask for `after` seconds of rest."""
-        now = time.monotonic()
-        with self._lock:
-            self._rest_until = max(self._rest_until, now + (after or 0.0))
-            if now - self._slowed >= _BREATH:
-                self._slowed = now
-                self._room = max(1.0, self._room / 2)
-
-    def speed_up(self) -> None:
-        """The server answered."""
-        with self._lock:
-            self._room = min(float(self._most), self._room + 1 / self._room)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def call_with_retry(
-    attempt: Callable[[float], Made], patience: RetryPolicy, throttle: Throttle, stop: Flag
+    attempt: Callable[[float], Made],
+    policy: RetryPolicy,
+    throttle: Throttle | None = None,
+    stop: Flag | None = None,
 ) -> Made:
     """What `attempt(seconds left)` returns in the end.
 
-    Raises its T2IError, or that of its last Again; and Abandoned once `stop` is set.
+    Raises its T2IError, or that of its last RetryableError; and CallCancelledError once `stop` is
+    set.
     """
-    end = time.monotonic() + patience.timeout
+    end = time.monotonic() + policy.timeout
     tries = wakes = 0
     while True:
         try:
@@ -116,34 +117,43 @@ def call_with_retry(
                 wakes += 1
             else:
                 tries += 1
-            if again.crowded:
+            if again.crowded and throttle:
                 # A server must not hold all calls up for longer than one is waited for.
-                throttle.slow_down(min(again.after or 0.0, patience.timeout))
-            pause = _pause(again, wakes if again.waking else tries)
-            spent = tries > patience.retries and not again.waking
-            if spent or time.monotonic() + pause > end:
-                raise _given_up(again, tries + wakes) from again
-            if stop.wait(pause):
+                throttle.slow_down(min(again.after or 0.0, policy.timeout))
+            if tries > policy.retries and not again.waking:
+                raise _given_up(again, tries + wakes, policy) from again
+            pause = _pause(again, wakes if again.waking else tries, policy)
+            if time.monotonic() + pause > end:
+                raise _given_up(again, tries + wakes, policy) from again
+            if stop is None:
+                time.sleep(pause)
+            elif stop.wait(pause):
                 raise CallCancelledError from again
             continue
-        if stop.is_set():
+        if stop and stop.is_set():
             raise CallCancelledError
-        throttle.speed_up()
+        if throttle:
+            throttle.speed_up()
         return made
 
 
-def _pause(again: RetryableError, tries: int) -> float:
-    """Seconds to wait: twice as long every time, and as the server asks at least; with jitter."""
+def _pause(again: RetryableError, tries: int, policy: RetryPolicy) -> float:
+    """Seconds to wait: longer every time, and as the server asks at least; with jitter."""
     jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-    backoff = min(MAX_PAUSE, again.pause * 2.0 ** (tries - 1)) * jitter
+    first = policy.first_pause if again.pause is None else again.pause
+    # A wait of hours has more steps than a float has exponents.
+    growth = policy.growth ** min(tries - 1, 64)
+    backoff = min(policy.longest_pause, first * growth) * jitter
     if again.after is None:
         return backoff
     return max(backoff, again.after + jitter * min(1.0, 0.1 + again.after / 10))
 
 
-def _given_up(again: RetryableError, tries: int) -> T2IError:
+def _given_up(again: RetryableError, tries: int, policy: RetryPolicy) -> T2IError:
     """The error to tell, with how often it was met."""
     error = again.error
+    if not policy.from_options:
+        return error
     often = "once" if tries == 1 else f"{tries} times"
     wait = f" and asks to wait {again.after:.0f} s" if again.after else ""
     sets = "--timeout sets" if again.waking else "--retries and --timeout set"

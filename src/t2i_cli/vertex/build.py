@@ -12,8 +12,9 @@ from pathlib import Path
 import t2i_cli
 from t2i_cli.errors import AccessError, InputError, RemoteError, os_reason
 from t2i_cli.models import catalog
+from t2i_cli.net import google_credentials
 from t2i_cli.settings.options import LocationOptions, ProjectOptions
-from t2i_cli.vertex import credentials, location
+from t2i_cli.vertex import location
 from t2i_cli.vertex.location import Location
 
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
@@ -94,7 +95,7 @@ def build_location(options: ProjectOptions) -> Location:
     """The place to build for; credentials are looked at for their project alone."""
     of_login = None
     with suppress(AccessError):
-        of_login = credentials.find_credentials()[1].project
+        of_login = google_credentials.find_credentials()[1].project
     return location.find_location(LocationOptions(**vars(options)), login_project=of_login)
 
 

@@ -9,9 +9,10 @@ import time
 from urllib.parse import urlencode
 
 from t2i_cli.console import Console
+from t2i_cli.net.google_credentials import SCOPE
+from t2i_cli.net.google_http import ConflictError
 from t2i_cli.vertex import permissions
-from t2i_cli.vertex.client import ConflictError, GoogleClient
-from t2i_cli.vertex.credentials import SCOPE
+from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.plan import DeploymentPlan, is_service_account
 
 ONE_MINUTE = 60

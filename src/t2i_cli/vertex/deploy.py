@@ -3,15 +3,21 @@
 from typing import Any
 
 from t2i_cli.errors import InputError
-from t2i_cli.net import gcs
-from t2i_cli.net.gcs import OnBytes
-from t2i_cli.vertex import cloud_scheduler, containers, inventory, machine_types, operations
+from t2i_cli.vertex import (
+    cloud_scheduler,
+    containers,
+    inventory,
+    machine_types,
+    operations,
+    weights_bucket,
+)
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.labels import decode_label, format_time
 from t2i_cli.vertex.operations import OperationRunner
 from t2i_cli.vertex.plan import DeploymentPlan
+from t2i_cli.vertex.weights_bucket import OnBytes
 
 INFERENCE_SECONDS = 600
 """How long a dedicated endpoint lets one call take; a shared one cuts it at 60."""
@@ -100,18 +106,18 @@ def _same(plan: DeploymentPlan, what: str, here: object, wanted: object) -> None
 
 def _weights(plan: DeploymentPlan, work: OperationRunner, on_bytes: OnBytes) -> None:
     rest, bucket = work.rest, str(plan.bucket)
-    if gcs.bucket_labels(rest, bucket) is None:
-        gcs.make_bucket(rest, bucket, plan.labels.encoded())
+    if weights_bucket.bucket_labels(rest, bucket) is None:
+        weights_bucket.make_bucket(rest, bucket, plan.labels.encoded())
         work.say(f"bucket gs://{bucket}: made")
-    elif bucket == gcs.default_bucket(rest.place):
-        gcs.check_owner(rest, bucket)
+    elif bucket == weights_bucket.default_bucket(rest.place):
+        weights_bucket.check_owner(rest, bucket)
     # Before the weights, so that whatever arrives can be found and removed.
-    gcs.write_marker(rest, bucket, plan.labels)
+    weights_bucket.write_marker(rest, bucket, plan.labels)
     # Only t2i's own server looks for weights by the names that fp16 ones have.
     half = plan.labels.serving == "t2i" and plan.hardware.count > 0
     folder = containers.local_weights(plan.source, half=half)
-    prefix = gcs.weights_prefix(plan.labels.name)
-    gcs.upload_folder(rest, folder, bucket, prefix, on_bytes)
+    prefix = weights_bucket.weights_prefix(plan.labels.name)
+    weights_bucket.upload_folder(rest, folder, bucket, prefix, on_bytes)
     work.say(f"weights gs://{bucket}/{prefix}: there")
 
 

@@ -9,9 +9,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from t2i_cli.errors import AccessError, InputError
-from t2i_cli.net import gcs
+from t2i_cli.net.gcs import Blob
+from t2i_cli.net.google_http import NotFoundError
 from t2i_cli.settings import store
-from t2i_cli.vertex.client import GoogleClient, NotFoundError
+from t2i_cli.vertex import weights_bucket
+from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.labels import MANAGED, Labels
 
 
@@ -30,7 +32,7 @@ class Deployment:
     endpoints: list[dict[str, Any]] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
-    files: list[tuple[str, gcs.Blob]] = field(default_factory=list)
+    files: list[tuple[str, Blob]] = field(default_factory=list)
     """Each with its bucket."""
 
     @property
@@ -53,7 +55,7 @@ class Deployment:
     def weights_text(self) -> list[str]:
         """What there is in buckets, for people."""
         counts = Counter(bucket for bucket, _ in self.files)
-        folder = gcs.weights_prefix(self.name)
+        folder = weights_bucket.weights_prefix(self.name)
         return [f"{count} files in gs://{bucket}/{folder}" for bucket, count in counts.items()]
 
 
@@ -97,12 +99,12 @@ def list_deployments(rest: GoogleClient, *more: str | None) -> Inventory:
     """All of it; the buckets in `more` are looked into as well as the usual ones."""
     found = list_endpoints(rest)
     parent = rest.place.parent
-    buckets = {gcs.default_bucket(rest.place), store.get_setting("vertex_bucket"), *more}
+    buckets = {weights_bucket.default_bucket(rest.place), store.get_setting("vertex_bucket"), *more}
     for model in rest.list_all("aiplatform", f"{parent}/models", "models"):
         if one := found.deployment_of(model.get("labels", {})):
             one.models.append(model)
             for uri in weight_addresses(model):
-                if uri.endswith(f"/{gcs.weights_prefix(one.name)}".rstrip("/")):
+                if uri.endswith(f"/{weights_bucket.weights_prefix(one.name)}".rstrip("/")):
                     buckets.add(uri.removeprefix("gs://").split("/")[0])
     # Without the permission, or with the interface never enabled, there is no job of t2i's.
     with suppress(AccessError, NotFoundError):
@@ -125,17 +127,17 @@ def weight_addresses(model: Mapping[str, Any]) -> set[str]:
 
 
 def _look_into(found: Inventory, rest: GoogleClient, bucket: str) -> None:
-    files = gcs.list_blobs(rest, bucket, gcs.WEIGHTS_ROOT)
+    files = weights_bucket.list_blobs(rest, bucket, weights_bucket.WEIGHTS_ROOT)
     for marker in files:
         labels = Labels.of(marker.labels)
         # A folder that no marker claims in this very bucket may be anybody's.
-        if labels is None or marker.name != gcs.marker_name(labels.name):
+        if labels is None or marker.name != weights_bucket.marker_name(labels.name):
             continue
         if owner := found.deployment_of(marker.labels):
-            folder = gcs.weights_prefix(labels.name)
+            folder = weights_bucket.weights_prefix(labels.name)
             mine = [file for file in files if file is marker or file.name.startswith(folder)]
             owner.files += [(bucket, file) for file in mine]
-    labels_there = gcs.bucket_labels(rest, bucket)
+    labels_there = weights_bucket.bucket_labels(rest, bucket)
     if labels_there and labels_there.get(MANAGED[0]) == MANAGED[1]:
         found.buckets.add(bucket)
 

@@ -22,11 +22,12 @@ from t2i_cli.errors import (
     TimedOutError,
     os_reason,
 )
+from t2i_cli.net import google_credentials
+from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
 from t2i_cli.vertex import (
     cloud_scheduler,
     containers,
-    credentials,
     deploy,
     endpoint_store,
     inventory,
@@ -61,12 +62,12 @@ def connect(
     place: LocationOptions | None = None, *, endpoint: str | None = None
 ) -> Iterator[CloudSession]:
     """A connection with the credentials that there are. Raises AccessError and InputError."""
-    found, login = credentials.find_credentials()
+    found, login = google_credentials.find_credentials()
     where = location.find_location(place, endpoint=endpoint, login_project=login.project)
-    with GoogleClient(where, credentials.TokenProvider(found)) as rest:
+    with GoogleClient(where, google_credentials.TokenProvider(found)) as rest:
         rest.token()
         # Only now do a person's credentials tell whose they are.
-        yield CloudSession(rest, credentials.account_name(found))
+        yield CloudSession(rest, google_credentials.account_name(found))
 
 
 def confirm_plan(
@@ -249,16 +250,20 @@ def _remove_all(settled: DeploymentPlan, work: OperationRunner, console: Console
     """Remove a deployment with its weights, trying for minutes: until then it is paid for."""
     end = time.monotonic() + REMOVAL
     work.wait_for_pending()
-    while True:
+
+    def attempt(left: float) -> None:
         try:
             _remove_once(settled, work, console)
         except (RemoteError, TimedOutError, QuotaError) as error:
-            if time.monotonic() + PAUSE > end:
+            if left < PAUSE:
                 raise
             console.warn(f"{error.message} The removal is tried again.")
-            time.sleep(PAUSE)
-        else:
-            return
+            raise RetryableError(error, waking=True) from error
+
+    # Every time the same pause: until it is gone it is paid for.
+    left = max(0.0, end - time.monotonic())
+    policy = RetryPolicy(retries=0, timeout=left, first_pause=PAUSE, longest_pause=PAUSE)
+    call_with_retry(attempt, policy)
 
 
 def _remove_once(settled: DeploymentPlan, work: OperationRunner, console: Console) -> None:

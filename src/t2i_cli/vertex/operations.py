@@ -9,7 +9,9 @@ from typing import Any
 from t2i_cli import signals
 from t2i_cli.durations import format_duration
 from t2i_cli.errors import ModelError, RemoteError, T2IError, TimedOutError
-from t2i_cli.vertex.client import GoogleClient, NotFoundError, error_from_status
+from t2i_cli.net.google_http import NotFoundError, error_from_status
+from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
+from t2i_cli.vertex.client import GoogleClient
 
 ReportProgress = Callable[[str], None]
 """Takes a sentence about how it goes on."""
@@ -87,29 +89,39 @@ def wait_for_operation(
     """
     most = OTHERS if seconds is None else seconds
     started = told = time.monotonic()
-    pause = 0.1
-    while not operation.get("done"):
-        if time.monotonic() - started > most:
-            raise TimedOutError(
-                f"{title}: not done after {format_duration(most)}; it goes on at Google.",
-                hint=POLL_INTERVALS,
-            )
-        time.sleep(pause)
-        pause = min(pause * 1.5, 10.0)
-        try:
-            operation = rest.call("GET", "aiplatform", operation["name"])
-        except NotFoundError as gone:
-            raise RemoteError(
-                f"{title}: Google knows nothing of this operation any more, nor how it ended.",
-                hint=POLL_INTERVALS,
-            ) from gone
+    known: dict[str, Any] | None = operation
+
+    def look(_left: float) -> dict[str, Any]:
+        nonlocal known, told
+        found, known = known or _ask(rest, operation["name"], title), None
         if time.monotonic() - told > TOLD_EVERY:
             told = time.monotonic()
             say(f"{title}: {format_duration(told - started)} so far")
+        if found.get("done"):
+            return found
+        late = TimedOutError(
+            f"{title}: not done after {format_duration(most)}; it goes on at Google.",
+            hint=POLL_INTERVALS,
+        )
+        raise RetryableError(late, waking=True)
+
+    policy = RetryPolicy(retries=0, timeout=most, first_pause=0.1, growth=1.5, longest_pause=10.0)
+    operation = call_with_retry(look, policy)
     if error := operation.get("error"):
         raise _failure(rest, operation["name"], error)
     response: dict[str, Any] = operation.get("response", {})
     return response
+
+
+def _ask(rest: GoogleClient, name: str, title: str) -> dict[str, Any]:
+    """An operation as it is now."""
+    try:
+        return rest.call("GET", "aiplatform", name)
+    except NotFoundError as gone:
+        raise RemoteError(
+            f"{title}: Google knows nothing of this operation any more, nor how it ended.",
+            hint=POLL_INTERVALS,
+        ) from gone
 
 
 def cancel_all(rest: GoogleClient, resource: str, title: str, say: ReportProgress) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from t2i_cli.errors import InputError, T2IError
-from t2i_cli.vertex import credentials, location
-from t2i_cli.vertex.client import MAX_ATTEMPTS, GoogleClient
-from t2i_cli.vertex.credentials import CredentialInfo
+from t2i_cli.net import google_credentials
+from t2i_cli.net.google_credentials import CredentialInfo
+from t2i_cli.vertex import location
+from t2i_cli.vertex.client import GoogleClient
 
 _DEPLOY = tuple(
     f"aiplatform.{permission}"
@@ -81,7 +82,7 @@ class PermissionCheck:
 
 
 def check_permissions(
-    rest: GoogleClient, steps: Iterable[str], *, tries: int = MAX_ATTEMPTS
+    rest: GoogleClient, steps: Iterable[str], *, tries: int | None = None
 ) -> PermissionCheck:
     """Ask which permissions of these steps the credentials have on the project."""
     asked = list(dict.fromkeys(name for step in steps for name in STEPS[step]))
@@ -126,7 +127,7 @@ def check_capabilities(
 
     Waits `seconds` for each call. Raises AccessError, RemoteError or TimedOutError.
     """
-    found, login = credentials.verify_credentials(impersonate, seconds)
+    found, login = google_credentials.verify_credentials(impersonate, seconds)
     try:
         where = location.find_location(login_project=login.project)
     except InputError:
@@ -134,7 +135,8 @@ def check_capabilities(
             raise
         return login, None
     login = replace(login, project=where.project)
-    with GoogleClient(where, credentials.TokenProvider(found, seconds), seconds=seconds) as rest:
+    token = google_credentials.TokenProvider(found, seconds)
+    with GoogleClient(where, token, seconds=seconds) as rest:
         tested = check_permissions(rest, STEPS, tries=1)
     missing = {
         step: lacking

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from t2i_cli.console import format_bytes
 from t2i_cli.durations import format_duration, parse_duration
 from t2i_cli.errors import InputError
-from t2i_cli.net import gcs
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
-from t2i_cli.vertex import containers, machine_types, permissions
+from t2i_cli.vertex import containers, machine_types, permissions, weights_bucket
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.containers import ModelSource
 from t2i_cli.vertex.labels import Labels, format_time
@@ -50,7 +49,9 @@ class DeploymentPlan:
     def artifacts(self) -> str | None:
         """The gs:// address that the container takes its weights from, if it is one."""
         if self.source.needs_upload:
-            return f"gs://{self.bucket}/{gcs.weights_prefix(self.labels.name)}".rstrip("/")
+            return f"gs://{self.bucket}/{weights_bucket.weights_prefix(self.labels.name)}".rstrip(
+                "/"
+            )
         return self.source.uri
 
     def to_json(self) -> dict[str, object]:
@@ -171,9 +172,8 @@ def plan_deployment(
     prices = machine_types.load_prices()
     bucket = None
     if source.needs_upload:
-        bucket = store.resolve_setting("vertex_bucket", wanted.bucket) or gcs.default_bucket(
-            rest.place
-        )
+        default = weights_bucket.default_bucket(rest.place)
+        bucket = store.resolve_setting("vertex_bucket", wanted.bucket) or default
     steps = ["predict", "deploy", "remove"]
     steps += ["upload"] if source.needs_upload else []
     steps += ["service account"] if wanted.service_account or wanted.scheduler_account else []

@@ -1,19 +1,20 @@
 """Back to zero cost: remove a deployment, look whether it is gone, and say what is not."""
 
-import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 
-from t2i_cli.errors import QuotaError, RemoteError, StorageError, T2IError, TimedOutError
-from t2i_cli.net import gcs
-from t2i_cli.vertex import endpoint_store, inventory, operations
-from t2i_cli.vertex.client import GoogleClient, NotFoundError
+from t2i_cli.errors import RemoteError, StorageError, T2IError
+from t2i_cli.net.google_http import NotFoundError
+from t2i_cli.net.retry import RetryPolicy, call_with_retry, retryable
+from t2i_cli.vertex import endpoint_store, inventory, operations, weights_bucket
+from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.inventory import Deployment, Inventory
 from t2i_cli.vertex.operations import ReportProgress
 
 VERIFY_ATTEMPTS = 5
-FIRST_VERIFY_WAIT = 0.5
-"""Seconds, doubled each time: what was just released can be held a little longer."""
+"""Of one step: what was just released can be held a little longer."""
+_POLICY = RetryPolicy(retries=VERIFY_ATTEMPTS - 1, first_pause=0.7)
 
 
 def remove_deployment(
@@ -80,8 +81,8 @@ def empty_buckets(rest: GoogleClient, found: Inventory, say: ReportProgress) -> 
     """Delete the buckets that t2i made, where nothing is in them any more."""
     for bucket in found.buckets:
         try:
-            if not gcs.list_blobs(rest, bucket, ""):
-                gcs.remove_bucket(rest, bucket)
+            if not weights_bucket.list_blobs(rest, bucket, ""):
+                weights_bucket.storage(rest).remove_bucket(bucket)
                 say(f"bucket gs://{bucket}: removed")
         except T2IError as error:
             # An empty bucket costs nothing.
@@ -113,23 +114,19 @@ def _job(rest: GoogleClient, name: str) -> None:
 
 def _files(rest: GoogleClient, found: Deployment) -> None:
     """The weights first, and what tells whose they are at the end."""
-    marker = gcs.marker_name(found.name)
+    marker = weights_bucket.marker_name(found.name)
     for bucket, file in sorted(found.files, key=lambda entry: entry[1].name == marker):
         try:
-            gcs.delete_blob(rest, bucket, file.name)
+            weights_bucket.storage(rest).delete(bucket, file.name)
         except NotFoundError:
             continue
 
 
 def _until_done(action: Callable[[], None]) -> None:
     """Do it, again where a refusal may be of the moment; what is not there is done."""
-    for left in reversed(range(VERIFY_ATTEMPTS)):
-        try:
+
+    def attempt(_left: float) -> None:
+        with suppress(NotFoundError), retryable():
             action()
-            return
-        except NotFoundError:
-            return
-        except (RemoteError, TimedOutError, QuotaError):
-            if not left:
-                raise
-            time.sleep(FIRST_VERIFY_WAIT * 2 ** (VERIFY_ATTEMPTS - 1 - left))
+
+    call_with_retry(attempt, _POLICY)

@@ -1,7 +1,8 @@
 """Choosing an endpoint that is there already, whoever made it."""
 
+from t2i_cli.net.google_http import NotFoundError
 from t2i_cli.vertex import endpoint_store, inventory
-from t2i_cli.vertex.client import GoogleClient, NotFoundError
+from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 
 

@@ -16,7 +16,8 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.net import image_decoding, response_metadata
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.http_client import HttpClient, HttpResponse
-from t2i_cli.net.retry import RetryableError, RetryPolicy, Throttle, call_with_retry
+from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
+from t2i_cli.net.throttle import Throttle
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import DIALECTS
 from t2i_cli.settings.defaults import CONCURRENCY
@@ -24,7 +25,7 @@ from t2i_cli.settings.defaults import CONCURRENCY
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_LOOKING = RetryPolicy(retries=1, timeout=30.0)
+_LOOKING = RetryPolicy(retries=1, timeout=30.0, from_options=True)
 """For asking what a server has, which must not take long to fail."""
 _NO_LIST = {404, 405, 501}
 

@@ -11,14 +11,15 @@ from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.events import OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.net import error_body, image_decoding, response_metadata
+from t2i_cli.net import error_body, google_credentials, image_decoding, response_metadata
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.http_client import HttpClient, HttpResponse
-from t2i_cli.net.retry import RetryableError, Throttle, call_with_retry, retryable
+from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
+from t2i_cli.net.throttle import Throttle
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings.defaults import CALLS_A_REPLICA
-from t2i_cli.vertex import credentials, machine_types
+from t2i_cli.vertex import machine_types
 
 
 class VertexBackend:
@@ -138,8 +139,8 @@ class _Opened:
     """An endpoint that was found, with what it takes to call it; for several threads."""
 
     def __init__(self, options: VertexOptions) -> None:
-        found, login = credentials.find_credentials()
-        self._token = credentials.TokenProvider(found)
+        found, login = google_credentials.find_credentials()
+        self._token = google_credentials.TokenProvider(found)
         self.target: Endpoint = endpoint.find_endpoint(options, self._token, login.project)
         replicas = self.target.known.replicas or 1
         self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas

@@ -3,7 +3,6 @@
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from threading import Event as Flag
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,10 +11,11 @@ from t2i_cli.backends.vertex.payload import DEDICATED_LIMIT, SHARED_LIMIT, TAKES
 from t2i_cli.errors import AccessError, InputError, ModelError, RemoteError, StorageError, T2IError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.net.retry import RetryPolicy, Throttle, call_with_retry, retryable
+from t2i_cli.net import google_http
+from t2i_cli.net.google_credentials import TokenProvider
+from t2i_cli.net.retry import RetryPolicy, call_with_retry, retryable
 from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL, SERVINGS
 from t2i_cli.vertex import client, endpoint_store, location, machine_types
-from t2i_cli.vertex.credentials import TokenProvider
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.location import Location
 
@@ -150,7 +150,7 @@ def _authorise(token: TokenProvider, patience: RetryPolicy) -> None:
         with retryable():
             return token(left)
 
-    call_with_retry(ask, patience, Throttle(1), Flag())
+    call_with_retry(ask, patience)
 
 
 def _look_up(
@@ -165,8 +165,8 @@ def _look_up(
             return google.call("GET", "aiplatform", name, tries=1)
 
     try:
-        found = call_with_retry(ask, patience, Throttle(1), Flag())
-    except client.NotFoundError as error:
+        found = call_with_retry(ask, patience)
+    except google_http.NotFoundError as error:
         raise _missing(where, token, name.split("/")[-1]) from error
     return endpoint_store.record_from_api(name, found)
 

@@ -5,12 +5,11 @@ import re
 from t2i_cli.backends.vertex import payload
 from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.errors import InputError, QuotaError, RemoteError, T2IError, TimedOutError
-from t2i_cli.net import error_body
+from t2i_cli.net import error_body, google_http
 from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.net.retry import RetryableError
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.vertex import client
 
 SHARED_CUT = 60.0
 """Seconds after which a shared endpoint's calls are cut, whatever the client says."""
@@ -73,7 +72,7 @@ def timeout_error(target: Endpoint, seconds: float) -> TimedOutError:
 
 
 def _not_allowed(answer: HttpResponse, target: Endpoint) -> T2IError:
-    error = client.error_from_google(answer.status, answer.body)
+    error = google_http.error_from_google(answer.status, answer.body)
     error.message = error_body.sanitise(error.message)
     error.hint = error.hint or _way(target)
     return error
