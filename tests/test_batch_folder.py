@@ -16,8 +16,8 @@ from t2i_cli.errors import InputError
 HOLD = """
 import sys, time
 from pathlib import Path
-from t2i_cli.batch.lock import held
-with held(Path(sys.argv[1]), None) as scratch:
+from t2i_cli.batch.lock import lock_folder
+with lock_folder(Path(sys.argv[1]), None) as scratch:
     (scratch / "half.png").write_bytes(b"half")
     print("held", flush=True)
     time.sleep(60)

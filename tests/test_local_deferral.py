@@ -7,11 +7,11 @@ import sys
 IMAGE = """
 import json, sys, threading
 from t2i_cli.backends.local import LocalBackend, LocalOptions
-from t2i_cli.request import GenerateRequest, resolve
+from t2i_cli.request import GenerateRequest, resolve_request
 
 backend = LocalBackend(LocalOptions(device="cpu"))
 asked = GenerateRequest(prompt="a red star", model="postcard", steps=2, scheduler="euler")
-request = resolve(asked, backend.describe(asked))
+request = resolve_request(asked, backend.describe(asked))
 [outcome] = backend.run([request], lambda event: None, threading.Event())
 found = {"image": list(outcome.image.size), "loaded": "torch._dynamo" in sys.modules}
 import torch
@@ -22,9 +22,9 @@ print(json.dumps(found))
 
 ASKED = """
 import json, sys
-from t2i_cli.models.lazy_imports import deferred
+from t2i_cli.models.lazy_imports import defer_imports
 
-with deferred():
+with defer_imports():
     import torch
     from torch._dynamo import disable
     marked = disable(len) is len

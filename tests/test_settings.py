@@ -180,7 +180,8 @@ def test_the_platform_has_a_place_for_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_reading_loads_nothing_heavy(file: Path) -> None:
     write(file, 'model = "sdxl"')
     code = (
-        "import sys; from t2i_cli import settings; assert settings.get('model') == 'sdxl';"
+        "import sys; from t2i_cli.settings import store\n"
+        "assert store.get_setting('model') == 'sdxl'\n"
         "print(sorted({'tomlkit', 'typer', 'torch', 'huggingface_hub'} & set(sys.modules)))"
     )
     run = subprocess.run(
@@ -193,7 +194,7 @@ def test_reading_loads_nothing_heavy(file: Path) -> None:
 def test_go_offline_acts_before_and_after_the_import(imported: bool) -> None:
     code = (
         ("import huggingface_hub.constants;" if imported else "")
-        + "from t2i_cli import settings; settings.go_offline();"
+        + "from t2i_cli.settings import store; store.set_offline();"
         "from huggingface_hub import HfApi, errors\n"
         "try: HfApi().model_info('a/b')\n"
         "except errors.OfflineModeIsEnabled: print('offline')"

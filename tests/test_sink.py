@@ -182,10 +182,10 @@ def in_process(code: str) -> str:
     """What prepare() or save() in a process of its own says, up to the path."""
     setup = (
         "import os, resource, signal, sys\nfrom pathlib import Path\n"
-        "from t2i_cli.errors import T2IError\nfrom t2i_cli.output.image_writer import FileSink\n"
+        "from t2i_cli.errors import T2IError\nfrom t2i_cli.output.image_writer import ImageWriter\n"
         "from tests.made import generated\n"
-        "def prepare(path): FileSink([path], 'png').prepare()\n"
-        "def save(path, **options): FileSink([path], 'png', **options).save(generated())\n"
+        "def prepare(path): ImageWriter([path], 'png').prepare()\n"
+        "def save(path, **options): ImageWriter([path], 'png', **options).save(generated())\n"
         "try:\n"
     )
     body = "".join(f"    {line}\n" for line in code.splitlines())
@@ -318,9 +318,9 @@ def test_of_many_runs_with_one_name_one_wins(tmp_path: Path) -> None:
     """Eight processes save 20 names at once: each name is won once, and is a whole image."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom t2i_cli.errors import InputError\n"
-        "from t2i_cli.output.image_writer import FileSink\nfrom tests.made import generated\n"
+        "from t2i_cli.output.image_writer import ImageWriter\nfrom tests.made import generated\n"
         "paths = [Path(sys.argv[1]) / f'{n}.png' for n in range(20)]\n"
-        "sink, won = FileSink(paths, 'png'), 0\n"
+        "sink, won = ImageWriter(paths, 'png'), 0\n"
         "sys.stdin.read()\n"
         "for n in range(20):\n"
         "    try:\n        sink.save(generated(n, seed=int(sys.argv[2])))\n        won += 1\n"

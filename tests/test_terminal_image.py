@@ -18,8 +18,8 @@ from t2i_cli.cli import terminal_preview
 from t2i_cli.errors import InputError
 
 SHOW = (
-    "from t2i_cli import terminal_image\nfrom tests.made import picture\n"
-    "terminal_image.check()\nterminal_image.show(picture())\n"
+    "from t2i_cli.cli import terminal_preview\nfrom tests.made import picture\n"
+    "terminal_preview.check_terminal()\nterminal_preview.show_image(picture())\n"
 )
 RED, BLUE = (200, 30, 30), (30, 60, 200)
 """The upper and the lower half of the picture."""
@@ -144,9 +144,9 @@ def test_terminal_is_asked_nothing(term: str) -> None:
 
 def test_closed_terminal_is_no_failure() -> None:
     code = SHOW.replace(
-        "terminal_image.show",
+        "terminal_preview.show_image",
         "import os, signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)\nterminal_image.show",
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)\nterminal_preview.show_image",
     )
     assert drawn(code=code, TERM="xterm-256color") == b""
 

@@ -504,11 +504,11 @@ def test_one_that_leaves_is_not_waited_for_for_long_nor_twice(
 HALF_STARTED = """
 import sys, time
 from pathlib import Path
-from t2i_cli.worker.state import Place, State
-place = Place(Path(sys.argv[1]))
-with place.life():
-    place.write(State(pid=int(sys.argv[2]) or __import__("os").getpid(), identity=sys.argv[3],
-                      version="0", model="postcard"))
+from t2i_cli.worker.state import RuntimeDir, WorkerState
+place = RuntimeDir(Path(sys.argv[1]))
+with place.lifetime_lock():
+    place.write(WorkerState(pid=int(sys.argv[2]) or __import__("os").getpid(),
+                            identity=sys.argv[3], version="0", model="postcard"))
     print("locked", flush=True)
     time.sleep(600)
 """

@@ -1,7 +1,7 @@
 """The Hugging Face Hub: the only place that talks to huggingface_hub.
 
 Importing it costs half a second and fixes HF_ENDPOINT and HF_HUB_OFFLINE, which
-huggingface_hub reads once: import it where it is needed, after `settings.go_offline()`.
+huggingface_hub reads once: import it where it is needed, after `settings.store.set_offline()`.
 """
 
 import os
