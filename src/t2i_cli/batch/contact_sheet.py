@@ -3,10 +3,8 @@
 A sheet.png that is not t2i's stays; the sheet is t2i-sheet.png then.
 """
 
-import os
 import textwrap
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +13,7 @@ from t2i_cli.batch import manifest
 from t2i_cli.batch.plan import BatchPlan
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError, StorageError, T2IError
+from t2i_cli.output import atomic
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import free_or_own_path
 
@@ -71,15 +70,12 @@ def write_sheet(plan: BatchPlan, scratch: Path) -> Path:
             f"Neither {' nor '.join(SHEET_NAMES)} in '{folder}' is t2i's: no sheet without a place."
         )
     drawn = _draw(sheet_grids(plan.rows[:MAX_IMAGES]), files)
-    unfinished = scratch / SHEET_NAME
     info = PngInfo()
     info.add_text(*_MARKER)
     try:
-        drawn.save(unfinished, "PNG", pnginfo=info)
-        os.replace(unfinished, target)
+        with atomic.open_atomic(target, scratch=scratch) as file:
+            drawn.save(file, "PNG", pnginfo=info)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise _failed(error, folder) from error
     return target
 

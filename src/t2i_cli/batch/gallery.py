@@ -4,13 +4,12 @@ An index.html that is not t2i's stays; the page is gallery.html then.
 """
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from t2i_cli.batch import manifest
 from t2i_cli.errors import InputError
+from t2i_cli.output import atomic
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import free_or_own_path, read_beginning
 from t2i_cli.request_fields import SHOWN
@@ -45,14 +44,10 @@ def write_gallery(folder: Path, scratch: Path) -> Path:
     # No prompt can end the script: "<" is written as JSON's escape for it.
     data = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    unfinished = scratch / GALLERY_NAME
     text = template.replace("/*ENTRIES*/[]", data)
     try:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(unfinished, page)
+        atomic.write_text(page, text, scratch=scratch)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise storage_error(error, "write", page) from error
     return page
 

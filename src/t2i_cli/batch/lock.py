@@ -3,7 +3,6 @@
 import fcntl
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from t2i_cli.batch import manifest
 from t2i_cli.console import escape_controls
 from t2i_cli.errors import InputError, StorageError, os_reason
+from t2i_cli.output import atomic
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import check_regular, open_regular
 
@@ -135,7 +135,5 @@ def _scratch(state: Path, shard: Shard | None, known: bool) -> Path:
         raise _strange(scratch, "holds a folder that is none")
     for path in left:
         path.unlink()
-    probe = scratch / secrets.token_hex(8)
-    os.close(open_regular(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    probe.unlink()
+    atomic.probe_folder(scratch)
     return scratch

@@ -8,7 +8,6 @@ not as t2i writes it (see `lines`) is damaged, and counts for nothing.
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Literal
 
 from t2i_cli.batch import manifest_lines
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.output import filenames
+from t2i_cli.output import atomic, filenames
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.output.state_files import open_regular, parse_json
 
@@ -132,11 +131,11 @@ class Manifest:
 
         Raises StorageError.
         """
-        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        data = encode_lines(lines)
         try:
             for folder in folders if self.durable else ():
                 sync_folder(folder)
-            self._write(data.encode())
+            self._write(data)
         except OSError as error:
             raise StorageError(
                 f"Cannot write '{self.path}': {os_reason(error)}.",
@@ -160,6 +159,11 @@ class Manifest:
             with suppress(OSError):
                 os.ftruncate(self._file, size)
             raise
+
+
+def encode_lines(lines: Iterable[Mapping[str, object]]) -> bytes:
+    """The lines of a manifest as JSON Lines."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
 def sync_folder(folder: Path) -> None:
@@ -192,12 +196,9 @@ def merge_manifests(folder: Path, scratch: Path | None = None) -> int:
             latest[key] = record
     if not parts:
         return 0
-    new = (scratch or folder) / f".merged-{secrets.token_hex(8)}.jsonl"
     try:
-        merged = Manifest(new)
-        merged.append([*pins.values(), *latest.values()])
-        merged.close()
-        os.replace(new, folder / MAIN_MANIFEST)
+        data = MANIFEST_HEADER + encode_lines([*pins.values(), *latest.values()])
+        atomic.write_bytes(folder / MAIN_MANIFEST, data, scratch=scratch or folder, sync=True)
         sync_folder(folder)
         for path in parts:
             path.unlink()

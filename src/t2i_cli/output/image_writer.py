@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from t2i_cli.backend import GeneratedImage
 from t2i_cli.console import stdout_bytes
 from t2i_cli.errors import InputError, StorageError, T2IError, os_reason
+from t2i_cli.output import atomic
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
@@ -147,15 +147,11 @@ class ImageWriter:
         self._made.clear()
 
     def _probe(self, folder: Path) -> None:
-        # Permissions do not tell: root passes them, a read-only file system ignores them.
-        probe = _temporary(folder)
         try:
             self._make(folder)
-            os.close(_create(probe))
+            atomic.probe_folder(folder)
         except OSError as error:
             raise storage_error(error, "write to the folder", folder) from error
-        finally:
-            _discard(probe)
 
     def _make(self, folder: Path) -> None:
         missing = [p for p in (folder, *folder.parents) if not p.is_dir()]
@@ -165,25 +161,15 @@ class ImageWriter:
                 self._made.append(part)
 
     def _write(self, path: Path, data: bytes) -> None:
-        temporary = _temporary(self.scratch or path.parent)
         try:
             # Another run may have made the folder, and removed it again when it failed.
             self._make(path.parent)
-            with os.fdopen(_create(temporary), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if self.overwrite:
-                os.replace(temporary, path)
-            else:
-                _publish(temporary, path)
+            exclusive = not self.overwrite
+            atomic.write_bytes(path, data, scratch=self.scratch, sync=True, exclusive=exclusive)
         except FileExistsError as error:
             raise _taken(path) from error
         except OSError as error:
             raise storage_error(error, "write", path) from error
-        finally:
-            # Here for errors, Ctrl-C and SIGTERM alike.
-            _discard(temporary)
 
 
 def _check(path: Path, overwrite: bool) -> None:
@@ -196,37 +182,6 @@ def _check(path: Path, overwrite: bool) -> None:
     blocked = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
     if blocked:
         raise InputError(f"The output '{path}' needs a folder where '{blocked}' is a file.")
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Give the finished file its name; raises FileExistsError if another has it."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:
-        # FAT and some network file systems have no links: an empty file holds the name there
-        # until the whole one takes its place.
-        os.close(_create(path))
-        try:
-            os.replace(temporary, path)
-        finally:
-            if temporary.exists():
-                path.unlink()
-
-
-def _create(path: Path) -> int:
-    """Open a new file, with the permissions that the user's umask leaves."""
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
-
-
-def _temporary(folder: Path) -> Path:
-    return folder / f".t2i-{secrets.token_hex(8)}.tmp"
-
-
-def _discard(temporary: Path) -> None:
-    with suppress(OSError):
-        temporary.unlink()
 
 
 def _write_stdout(data: bytes) -> None:

@@ -7,12 +7,13 @@ library only, as the worker's client reads its state by it.
 import errno
 import json
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeGuard
+
+from t2i_cli.output import atomic
 
 MAX_STATE_BYTES = 2**20
 """Bytes of a state file; t2i's own take a few thousand."""
@@ -54,23 +55,9 @@ def _other(found: os.stat_result) -> str | None:
 
 
 def replace_text(path: Path, text: str, *, mode: int = 0o600, sync: bool = False) -> None:
-    """Replace a file in one step, as UTF-8; raises OSError where another kind of thing lies there.
-
-    The unfinished file is a new one of a name that cannot be foreseen.
-    """
+    """Replace a file in one step, as UTF-8; raises OSError where no regular file lies there."""
     check_regular(path)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        handle = open_regular(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            if sync:
-                os.fsync(stream.fileno())
-        os.replace(beside, path)
-    finally:
-        with suppress(FileNotFoundError):
-            beside.unlink()
+    atomic.write_text(path, text, mode=mode, sync=sync)
 
 
 def remove_socket(path: Path) -> None:

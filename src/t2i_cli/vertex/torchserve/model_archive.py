@@ -4,14 +4,13 @@ Its form is torch-model-archiver's: a zip file with MAR-INF/MANIFEST.json.
 """
 
 import json
-import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
+from t2i_cli.output import atomic
 from t2i_cli.output.state_files import MAX_STATE_BYTES, free_or_own_path, parse_json
 from t2i_cli.vertex.containers import ARCHIVE, MANIFEST, ModelSource
 
@@ -37,13 +36,15 @@ def write_archive(
             f"'{target}' is there, and none that t2i packed.",
             hint="Move it away, or give another folder with -o.",
         )
-    beside = folder / f".{ARCHIVE}.{secrets.token_hex(8)}"
     files = sorted(path for path in weights.rglob("*") if path.is_file())
     total, done = sum(path.stat().st_size for path in files), 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Weights do not get smaller by compression.
-        with zipfile.ZipFile(beside, "x", zipfile.ZIP_STORED) as archive:
+        with (
+            atomic.open_atomic(target) as whole,
+            zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive,
+        ):
             texts = {
                 MANIFEST: json.dumps(_manifest(source.label_name), indent=1),
                 HANDLER.name: HANDLER.read_text(encoding="utf-8"),
@@ -61,11 +62,8 @@ def write_archive(
                         outside.write(piece)
                         done += len(piece)
                         on_bytes(done, total)
-        os.replace(beside, target)
     except OSError as error:
         raise StorageError(f"Cannot write {target}: {os_reason(error)}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return target
 
 
