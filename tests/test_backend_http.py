@@ -25,6 +25,7 @@ from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.manifest import MAIN_MANIFEST
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
+from t2i_cli.batch.runner import FAILURES_IN_A_ROW
 from t2i_cli.batch.session import BatchConfig
 from t2i_cli.console import Console
 from t2i_cli.errors import (
@@ -543,11 +544,20 @@ def test_a_server_that_is_gone_stops_the_batch_and_the_next_run_goes_on(
     server: FakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    server.fault = lambda body: Fault(status=401, body=error("Expired."))
+    manifest = tmp_path / "out" / MAIN_MANIFEST
+
+    def refuse(_body: dict[str, Any]) -> Fault:
+        # No sooner than all that was refused before is known: the backend may not run ahead.
+        while manifest.read_text().count("\n") < len(server.asked):
+            assert not server.closing.wait(0.01)
+        return Fault(status=401, body=error("Expired."))
+
+    server.fault = refuse
     ended, lines = batch(tmp_path, backend(server, concurrency=2), 40)
     assert isinstance(ended, T2IError)
     assert {line["status"] for line in lines} == {"failed"}
-    assert len(lines) < 10
+    # One may be answered while the last of them is looked at, and two are on their way then.
+    assert FAILURES_IN_A_ROW <= len(lines) <= FAILURES_IN_A_ROW + 3
     server.fault = lambda body: None
     ended, lines = batch(tmp_path, backend(server, concurrency=2), 40)
     assert ended is None
