@@ -56,6 +56,11 @@ def told(server: Running, **body: object) -> list[Event]:
         return list(events(answer))
 
 
+def test_an_event_is_three_lines_whatever_it_holds() -> None:
+    sent = responses.format_sse("image", {"note": "a\r\nb"}, data=responses.RawJson("[1]"))
+    assert sent == b'event: image\ndata: {"note": "a\\r\\nb", "data": [1]}\n\n'
+
+
 def asked(*prompts: str, **fields: object) -> list[Mapping[str, object]]:
     return [{"prompt": prompt, **fields} for prompt in prompts]
 

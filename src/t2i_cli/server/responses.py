@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from t2i_cli.backend import GeneratedImage
@@ -154,8 +155,13 @@ async def with_keepalive(job: ImageJob) -> AsyncIterator[Message | None]:
             return
 
 
-class _JobStream(StreamingResponse):
-    media_type = "text/event-stream"
+class _JobStream(EventSourceResponse):
+    """Server-sent events about a job.
+
+    fastapi's own stream of a path operation that yields cannot do it: it pings by itself, but a
+    client that goes away cancels no job, and what it yields it encodes as JSON anew.
+    """
+
     job: ImageJob
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -214,4 +220,4 @@ def image_record(job: ImageJob, image: GeneratedImage, **place: object) -> dict[
 
 def format_sse(event: str, data: Mapping[str, object], **ready: RawJson) -> bytes:
     """One server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-    return f"event: {event}\ndata: {json_object(data, **ready).text}\n\n".encode()
+    return format_sse_event(event=event, data_str=json_object(data, **ready).text)
