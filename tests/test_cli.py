@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from t2i_cli.console import table_lines
 from tests.conftest import T2I
 
 
@@ -53,3 +54,16 @@ def test_the_shell_completes_commands_and_options(t2i: T2I, line: str, offered: 
     done = t2i(env={"_T2I_COMPLETE": "complete_bash"} | words)
     assert (done.returncode, done.stderr) == (0, "")
     assert set(done.stdout.split()) == offered
+
+
+def test_a_table_shows_its_cells_as_they_are() -> None:
+    rows = [("NAME", "SIZE", ""), ("[red]x[/] :smile:", "", "日本"), ("日本", "1.5 GB", "y" * 300)]
+    assert table_lines(rows) == [
+        "NAME               SIZE",
+        "[red]x[/] :smile:          日本",
+        # Each of these takes the place of two.
+        f"日本               1.5 GB  {'y' * 300}",
+    ]
+    folded = table_lines(rows, 40)
+    assert max(map(len, folded)) <= 40
+    assert "".join(folded).count("y") == 300

@@ -57,8 +57,8 @@ def told(server: Running, **body: object) -> list[Event]:
 
 
 def test_an_event_is_three_lines_whatever_it_holds() -> None:
-    sent = responses.format_sse("image", {"note": "a\r\nb"}, data=responses.RawJson("[1]"))
-    assert sent == b'event: image\ndata: {"note": "a\\r\\nb", "data": [1]}\n\n'
+    sent = responses.format_sse("image", {"note": "a\r\nb"}, image=responses.RawJson("[1]"))
+    assert sent == b'event: image\ndata: {"note": "a\\r\\nb", "image": [1]}\n\n'
 
 
 def asked(*prompts: str, **fields: object) -> list[Mapping[str, object]]:

@@ -96,7 +96,7 @@ def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: CloudSession)
 
     (line,) = bill().lines
     assert line.state == "deploying"
-    assert status.status_table([line])[1].split()[:2] == ["slow", "deploying"]
+    assert [*status.status_table([line])[1]][:2] == ["slow", "deploying"]
     assert bill().text()[0] == "slow: deploying, 0.00 USD per hour, 0.00 so far"
     (operation,) = (o for o in vertex.operations.values() if o.kind == "deployModel")
     operation.due = 0.0

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, TextIO
 
@@ -62,6 +62,12 @@ class Console:
         out = self.stdout
         out.write(line + "\n")
         out.flush()
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Rows of the result in columns, folded to the width of a terminal where that is one."""
+        columns = os.get_terminal_size(self.stdout.fileno()).columns if self.stdout.isatty() else 0
+        for line in table_lines(rows, columns or None):
+            self.result(line)
 
     def result_json(self, value: object) -> None:
         """A JSON value of the result, on one line."""
@@ -179,6 +185,27 @@ console = Console()
 def stdout_bytes() -> BinaryIO:
     """The binary stream of results, for image bytes."""
     return console.stdout.buffer
+
+
+def table_lines(rows: Sequence[Sequence[str]], columns: int | None = None) -> list[str]:
+    """The rows as lines of text, aligned by what characters take on a terminal.
+
+    Cells are folded where a line would be wider than `columns`; without, every row is one line.
+    """
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for _ in rows[0]:
+        table.add_column(overflow="fold")
+    for row in rows:
+        # As it is: neither rich's markup nor its emoji.
+        table.add_row(*map(Text, row))
+    widest = max(sum(2 * len(cell) + 2 for cell in row) for row in rows) + len(rows[0])
+    out = io.StringIO()
+    RichConsole(file=out, width=columns or widest, color_system=None).print(table)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 def escape_controls(text: str) -> str:

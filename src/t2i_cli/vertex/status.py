@@ -158,8 +158,8 @@ def count_requests(rest: GoogleClient, endpoint: str, start: float) -> int | Non
     return sum(int(point["value"].get("int64Value", 0)) for point in points)
 
 
-def status_table(lines: Iterable[EndpointStatus]) -> list[str]:
-    """The lines for people, in columns."""
+def status_table(lines: Iterable[EndpointStatus]) -> list[Sequence[str]]:
+    """The cells for people, the columns' heads first."""
     head = (
         "NAME",
         "STATE",
@@ -171,12 +171,7 @@ def status_table(lines: Iterable[EndpointStatus]) -> list[str]:
         "TTL ENDS",
         "MODEL",
     )
-    rows = [head, *(_cells(one) for one in lines)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return [head, *(_cells(one) for one in lines)]
 
 
 def status_facts(line: EndpointStatus, more: Mapping[str, object]) -> list[str]:

@@ -41,11 +41,7 @@ def list_(json: JsonOpt = False) -> None:
             console.result_json(_record(spec, here))
         return
     rows = [("NAME", "SIZE", "HERE", "LICENCE", "")]
-    rows += [_row(spec, here) for spec in specs]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for *cells, last in rows:
-        aligned = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        console.result(f"{aligned}  {last}".rstrip())
+    console.table(rows + [_row(spec, here) for spec in specs])
 
 
 @command(app, "t2i models show sdxl", "t2i models show postcard --json")

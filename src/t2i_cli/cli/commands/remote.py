@@ -92,8 +92,7 @@ def list_(
     if not lines:
         console.note("There is nothing of t2i's here.")
         return
-    for row in status.status_table(lines):
-        console.result(row)
+    console.table(status.status_table(lines))
     console.note(f"Prices are estimates (table: {prices.date}).")
 
 
