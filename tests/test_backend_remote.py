@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from t2i_cli import image_files
 from t2i_cli.backend import CancellationToken, Failure, GeneratedImage
 from t2i_cli.errors import (
     InputError,
@@ -360,7 +361,7 @@ def test_whatever_bytes_come_only_our_error_leaves(noise: bytes, keep: int) -> N
 
 
 def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_decoding, "MAX_DECODED_PIXELS", 100)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 100)
     with pytest.raises(RemoteError, match="more than 100 pixels"):
         image_decoding.decode_image(png())
 

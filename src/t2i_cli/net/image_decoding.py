@@ -2,18 +2,14 @@
 
 import base64
 import binascii
-import io
 import re
-import warnings
 from typing import TYPE_CHECKING
 
 from t2i_cli.errors import RemoteError
+from t2i_cli.image_files import ImageFileError, open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-MAX_DECODED_PIXELS = 100_000_000
-"""Of one image, which takes three bytes a pixel; Pillow's own limit is near."""
 
 _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 _DAMAGED = "The server's image is cut off or damaged."
@@ -33,28 +29,13 @@ def decode_base64_image(text: str) -> "Image":
 
 def decode_image(data: bytes) -> "Image":
     """The RGB image in a file's bytes. Raises RemoteError."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with warnings.catch_warnings():
-            # Of its own limit Pillow warns before it raises.
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-            if image.width * image.height > MAX_DECODED_PIXELS:
-                raise RemoteError(
-                    f"The server's image has more than {MAX_DECODED_PIXELS:,} pixels."
-                )
-            return image.convert("RGB")
-    except UnidentifiedImageError as error:
-        if data.startswith(_BEGINNINGS):
+        return open_image(data, rgb=True)
+    except ImageFileError as error:
+        if error.reason == "too large":
+            raise RemoteError(f"The server's image has {error}.") from error
+        if error.reason == "damaged" or data.startswith(_BEGINNINGS):
             raise RemoteError(_DAMAGED, hint=_OFTEN) from error
         raise RemoteError(
             "What the server sent is no PNG, JPEG or WebP image.", hint=_OFTEN
         ) from error
-    except Image.DecompressionBombError as error:
-        raise RemoteError(
-            f"The server's image has more than {MAX_DECODED_PIXELS:,} pixels."
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        # So Pillow reports broken and missing parts.
-        raise RemoteError(_DAMAGED, hint=_OFTEN) from error

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from t2i_cli.errors import InputError
+from t2i_cli.image_files import ImageFileError, open_image
 from t2i_cli.output import filenames, infotext
 from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.provenance import GenerationInfo
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 METADATA_SCHEMA = 1
 """The version of t2i's record; it changes when an older t2i could misread a newer record."""
-MAX_INSPECTED_PIXELS = 100_000_000
-"""Of an image to read, which takes three bytes a pixel; Pillow's own limit is near."""
 
 _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
@@ -149,28 +148,18 @@ def _exif(text: str) -> bytes:
 
 def _open(path: Path) -> "Image":
     """The image, read to its end; raises InputError for whatever is no sound image."""
-    from PIL import Image, UnidentifiedImageError
-
-    too_large = InputError(
-        f"'{path}' has more than {MAX_INSPECTED_PIXELS:,} pixels; t2i does not open it."
-    )
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height > MAX_INSPECTED_PIXELS:
-                raise too_large
-            image.load()
-            return image
-    except UnidentifiedImageError as error:
-        raise InputError(f"'{path}' is no PNG, JPEG or WebP image.") from error
-    except Image.DecompressionBombError as error:
-        raise too_large from error
+        return open_image(path)
+    except ImageFileError as error:
+        raise InputError(
+            {
+                "too large": f"'{path}' has {error}; t2i does not open it.",
+                "no image": f"'{path}' is no PNG, JPEG or WebP image.",
+                "damaged": f"The image '{path}' is damaged: {error}.",
+            }[error.reason]
+        ) from error
     except OSError as error:
-        if error.strerror:
-            raise InputError(f"Cannot read '{path}': {error.strerror}.") from error
-        raise InputError(f"The image '{path}' is damaged: {error}.") from error
-    except (SyntaxError, ValueError) as error:
-        # So Pillow reports broken chunks and segments.
-        raise InputError(f"The image '{path}' is damaged: {error}.") from error
+        raise InputError(f"Cannot read '{path}': {error.strerror}.") from error
 
 
 def _user_comment(image: "Image") -> str | None:
