@@ -13,6 +13,7 @@ from pathlib import Path
 
 from t2i_cli.cli.main import command_paths
 from t2i_cli.models import catalog, schedulers
+from t2i_cli.request_fields import FIELDS, RequestField
 from t2i_cli.settings import store
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +90,48 @@ def settings_table() -> str:
     )
 
 
+def fields_table() -> str:
+    """The fields of a request: what they are called where, and who takes them."""
+    return table(
+        (
+            "field",
+            "takes",
+            "option",
+            "OpenAI's images API",
+            "Vertex AI",
+            "AUTOMATIC1111",
+        ),
+        (
+            (
+                f"`{name}`",
+                field_values(known),
+                ", ".join(f"`{flag}`" for flag in known.flags),
+                "all" if name in {"prompt", "model"} else dialects_of(known),
+                "all" if name == "prompt" else ", ".join(sorted(known.servings)),
+                known.infotext or "",
+            )
+            for name, known in FIELDS.items()
+        ),
+    )
+
+
+def field_values(known: RequestField) -> str:
+    """A field's values in a few words."""
+    kind = {str: "text", int: "whole number", float: "number"}.get(known.kind, "text or JSON")
+    span = f", {known.low} to {known.high:.10g}" if known.high is not None else ""
+    return kind + span + (f" {known.unit}" if known.unit else "")
+
+
+def dialects_of(known: RequestField) -> str:
+    """The dialects that take a field, with its name in each where that is another."""
+    return ", ".join(
+        dialect if theirs == known.name else f"{dialect} (`{theirs}`)"
+        for dialect, theirs in known.dialects.items()
+    )
+
+
 BLOCKS = {
+    "fields": fields_table,
     "generate-help": lambda: f"```text\n{help_text(('generate',))}\n```",
     "models": models_table,
     "schedulers": schedulers_table,

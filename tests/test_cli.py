@@ -1,12 +1,19 @@
 """What holds for every command line, whichever command it calls."""
 
+import ast
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import t2i_cli
 from t2i_cli.console import table_lines
 from tests.conftest import T2I
+
+SOURCE = Path(t2i_cli.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -67,3 +74,61 @@ def test_a_table_shows_its_cells_as_they_are() -> None:
     folded = table_lines(rows, 40)
     assert max(map(len, folded)) <= 40
     assert "".join(folded).count("y") == 300
+
+
+def test_help_tells_options_by_groups_with_examples() -> None:
+    script = (
+        "import contextlib, io, json\n"
+        "from t2i_cli.cli.main import _run, command_paths\n"
+        "told = {}\n"
+        "for path in command_paths():\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as shown:\n"
+        "        assert _run([*path, '-h']) == 0\n"
+        "    told[' '.join(path)] = shown.getvalue()\n"
+        "print(json.dumps(told))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    told: dict[str, str] = json.loads(done.stdout)
+    groups = {"", "remote", "models", "login", "worker", "config"}
+    for path, text in told.items():
+        assert "-h, --help" in text, path
+        if path not in groups - {""}:
+            examples = text.partition("\n  Examples:\n")[2].splitlines()
+            assert 2 <= len(examples) <= 3, path
+            assert all("t2i" in example and len(example) <= 80 for example in examples), path
+    panels = re.findall(r"^(\w[\w ]*):$", told["generate"], re.MULTILINE)
+    assert panels == [
+        *("Arguments", "Request", "Output", "Backend", "HTTP server", "Vertex AI"),
+        *("Calls of servers", "This machine", "Options"),
+    ]
+    assert re.search(r"^Limits:\n  --queue", told["serve"], re.MULTILINE)
+
+
+def test_no_function_takes_more_than_a_dozen_parameters() -> None:
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                taken = node.args
+                count = len(taken.posonlyargs + taken.args + taken.kwonlyargs)
+                assert count <= 12, (file, node.name)
+
+
+def test_a_local_picture_loads_nothing_of_google(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    script = (
+        # Files of installed libraries bring an empty `google` into every Python.
+        "import sys; before = {*sys.modules}; from t2i_cli.cli.main import _run\n"
+        "code = _run(['generate', 'a red star', '-m', 'postcard', '--steps', '1', '-o', 'a.png'])\n"
+        "print(code, sorted(n for n in sys.modules.keys() - before"
+        " if (n + '.').startswith(('google.', 't2i_cli.vertex.'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=t2i_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["a.png", "0 []"]

@@ -65,7 +65,7 @@ def _input(known: RequestField) -> str:
         tag, end = "select", '<option value="">Model’s own</option></select>'
     else:
         tag, end = "input", ""
-    if known.kind is not str:
+    if known.kind in (int, float):
         whole = known.kind is int
         marks |= {"type": "number", "inputmode": "numeric" if whole else "decimal"}
         marks |= {"min": known.low, "max": known.high, "step": None if whole else "any"}

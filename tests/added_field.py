@@ -1,0 +1,127 @@
+"""What a t2i with one more request field, `guidance_rescale`, makes of it: facts in JSON on stdout.
+
+tests/test_request_fields.py runs it with a copy of the program in which the field is declared.
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event as Flag
+from types import ModuleType
+
+from t2i_cli.backends.http.discovery import ServerInfo
+from t2i_cli.backends.vertex import payload
+from t2i_cli.batch.gallery import SHOWN
+from t2i_cli.batch.options import BatchOptions, parse_vary
+from t2i_cli.batch.rows import expand_rows
+from t2i_cli.errors import InputError
+from t2i_cli.models.request_resolution import build_request, resolve_request
+from t2i_cli.output import filenames, infotext
+from t2i_cli.output.filenames import TemplateContext
+from t2i_cli.prompts import PromptEntry, readers
+from t2i_cli.request_fields import DIALECTS
+from t2i_cli.server import page
+from t2i_cli.server.app import create_app
+from t2i_cli.server.engine import Engine
+from t2i_cli.server.options import ServerOptions
+from tests import backends, made
+from tests.fakes.painter import Painter
+from tests.fakes.serving import serving
+
+ROOT = Path(__file__).parent.parent
+
+
+def rows() -> dict[str, object]:
+    """JSONL, CSV and --vary."""
+    read = [
+        *readers.read_jsonl([b'{"prompt": "a", "guidance_rescale": 0.5}']),
+        *readers.read_csv([b"prompt,guidance_rescale\n", b"b,0.7\n"]),
+        *readers.read_jsonl([b'{"prompt": "c", "guidance_rescale": "two"}']),
+    ]
+    entries = [entry for entry in read if isinstance(entry, PromptEntry)]
+    varied = BatchOptions(vary=parse_vary(["guidance_rescale=0.1,0.2"]))
+    found, _ = expand_rows([PromptEntry(1, {"prompt": "d"})], varied, Painter())
+    wrong = PromptEntry(1, {"prompt": "e", "guidance_rescale": 9})
+    _, problems = expand_rows([wrong], BatchOptions(), Painter())
+    return {
+        "read": [entry.values["guidance_rescale"] for entry in entries],
+        "wrong": [entry.message for entry in read if not isinstance(entry, PromptEntry)],
+        "varied": [row.request.to_json()["guidance_rescale"] for row in found],
+        "ids": len({row.id for row in found}),
+        "keys": len({row.request.batch_key() for row in found}),
+        "refused": [problem.message for problem in problems],
+        "shown": "guidance_rescale" in SHOWN,
+    }
+
+
+def server() -> dict[str, object]:
+    """The server's bodies, and a request from one t2i to another over HTTP."""
+    painter = Painter()
+    document = create_app(Engine(painter, "postcard"), ServerOptions()).openapi()
+    schemas = document["components"]["schemas"]
+    with serving(painter) as there:
+        client = backends.chosen("http", url=f"{there.url}/v1")
+        asked = build_request({"prompt": "a red star", "guidance_rescale": 0.5})
+        settled = resolve_request(asked, client.describe(asked))
+        [outcome] = client.run([settled], lambda _: None, Flag())
+        client.close()
+    return {
+        "schemas": sorted(
+            name for name, one in schemas.items() if "guidance_rescale" in one["properties"]
+        ),
+        "sent": [request.to_json().get("guidance_rescale") for request in painter.made],
+        "recorded": outcome.request.to_json()["guidance_rescale"],
+        "page": 'name="guidance_rescale"' in page._with_fields(page._INPUTS),
+    }
+
+
+def told(call: Callable[[], object]) -> str:
+    """The error's field and sentence."""
+    try:
+        call()
+    except InputError as error:
+        return f"{error.field}: {error.message}"
+    return "nothing"
+
+
+def remote() -> dict[str, object]:
+    """A dialect that has no such field, and Vertex AI's instances."""
+    other = ServerInfo(url="http://x/v1", dialect=DIALECTS["sglang"], models=["m"], facts={})
+    asked = build_request({"prompt": "x", "guidance_rescale": 0.5})
+    request = made.request(guidance_rescale=0.5)
+    sent = {s: payload.build_prediction_request(request, s, "png") for s in payload.TAKES}
+    return {
+        "refused": told(lambda: resolve_request(asked, other.model_spec("m"))),
+        "vertex": [s for s, body in sent.items() if '"guidance_rescale": 0.5' in json.dumps(body)],
+    }
+
+
+def records() -> dict[str, object]:
+    """Names of files, records, ids, and the table in the docs."""
+    request = made.request(guidance_rescale=0.5)
+    image = TemplateContext(index=1, id="", request=request, format="png")
+    text = infotext.format_infotext(request, made.LOCK, (64, 48))
+    again = infotext.parse_infotext(text)
+    return {
+        "name": filenames.render_template("{guidance_rescale}-{seed}.png", image),
+        "infotext": "CFG Rescale: 0.5" in text,
+        "parsed": again and again.request["guidance_rescale"],
+        "ids": [made.REQUEST.identity(), made.REQUEST.identity(3, seed=7), request.identity()],
+        "json": list(made.REQUEST.to_json()),
+        "docs": "`guidance_rescale`" in _docs().fields_table(),
+    }
+
+
+def _docs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs/generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    facts = [rows(), server(), remote(), records()]
+    sys.stdout.write(json.dumps(facts))
