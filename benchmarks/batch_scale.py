@@ -31,7 +31,6 @@ from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
 from t2i_cli.batch.rows import expand_rows
 from t2i_cli.batch.runner import BatchWriter
-from t2i_cli.console import Console
 from t2i_cli.events import OnEvent
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
@@ -39,6 +38,7 @@ from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import read_prompts
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.terminal.console import Console
 
 RUNS = 5
 

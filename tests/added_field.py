@@ -13,15 +13,15 @@ from types import ModuleType
 
 from t2i_cli.backends.http.discovery import ServerInfo
 from t2i_cli.backends.vertex import payload
-from t2i_cli.batch.gallery import SHOWN
 from t2i_cli.batch.options import BatchOptions, parse_vary
 from t2i_cli.batch.rows import expand_rows
 from t2i_cli.errors import InputError
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.output import filenames, infotext
 from t2i_cli.output.filenames import TemplateContext
-from t2i_cli.prompts import PromptEntry, readers
-from t2i_cli.request_fields import DIALECTS
+from t2i_cli.prompts import readers
+from t2i_cli.prompts.entries import PromptEntry
+from t2i_cli.request_fields import DIALECTS, SHOWN
 from t2i_cli.server import page
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.output import atomic
+from t2i_cli.files import atomic
 
 
 @pytest.fixture(autouse=True)

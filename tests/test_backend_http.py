@@ -27,7 +27,6 @@ from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
 from t2i_cli.batch.runner import FAILURES_IN_A_ROW
 from t2i_cli.batch.session import BatchConfig
-from t2i_cli.console import Console
 from t2i_cli.errors import (
     AccessError,
     ContentFilteredError,
@@ -46,6 +45,7 @@ from t2i_cli.output import metadata
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.options import ServerLimits, ServerOptions
+from t2i_cli.terminal.console import Console
 from tests import backends
 from tests.amounts import full
 from tests.conftest import T2I

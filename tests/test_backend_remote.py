@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from t2i_cli import image_files
 from t2i_cli.backend import CancellationToken, Failure, GeneratedImage
 from t2i_cli.errors import (
     InputError,
@@ -26,6 +25,7 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.events import Event, Notice, RequestSent
+from t2i_cli.files import image_files
 from t2i_cli.net import error_body, image_decoding, response_metadata, retry
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.http_client import HttpClient, HttpResponse, is_loopback_url

@@ -27,7 +27,6 @@ from t2i_cli.batch.manifest import MAIN_MANIFEST
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
 from t2i_cli.batch.session import BatchConfig
-from t2i_cli.console import Console
 from t2i_cli.errors import (
     AccessError,
     ContentFilteredError,
@@ -45,8 +44,9 @@ from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest
 from t2i_cli.request_fields import FIELDS, OPTIONAL
-from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.vertex_container import VertexContainer
+from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import endpoint_store
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.labels import encode_label

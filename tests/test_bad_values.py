@@ -10,13 +10,15 @@ from t2i_cli.backends.http import options as http
 from t2i_cli.batch import timings
 from t2i_cli.batch.lock import parse_shard
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import ROW_FIELDS, PromptProblem, read_prompts
+from t2i_cli.prompts import read_prompts
+from t2i_cli.prompts.entries import ROW_FIELDS, PromptProblem
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server.api.openai import GenerationBody
 from t2i_cli.server.api.predict import PredictBody
 from t2i_cli.server.api.t2i import GenerateBody
-from t2i_cli.server.api.vertex import Instance, PredictionsBody, VertexContainer
+from t2i_cli.server.api.vertex import Instance, PredictionsBody
 from t2i_cli.server.schemas import ImageRequest
+from t2i_cli.server.vertex_container import VertexContainer
 from t2i_cli.settings import store
 from tests.conftest import T2I
 

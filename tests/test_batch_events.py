@@ -20,11 +20,11 @@ from t2i_cli.batch.plan import SelectionOptions, build_plan
 from t2i_cli.batch.rows import expand_rows
 from t2i_cli.batch.runner import RunStats
 from t2i_cli.batch.session import BatchConfig
-from t2i_cli.console import EVENTS_VERSION, Console
 from t2i_cli.errors import InputError, ModelError, PartialError, T2IError
 from t2i_cli.events import Downloading, Loading, MemoryMeasure, Notice, OnEvent, RequestSent, Step
-from t2i_cli.prompts import PromptEntry
+from t2i_cli.prompts.entries import PromptEntry
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.terminal.console import EVENTS_VERSION, Console
 from tests.fakes.painter import Painter
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "events.schema.json").read_text())

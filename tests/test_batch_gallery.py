@@ -17,11 +17,11 @@ from t2i_cli.batch.plan import BatchPlan, SelectionOptions, build_plan, format_e
 from t2i_cli.batch.progress import BatchProgress, progress_text
 from t2i_cli.batch.rows import expand_rows
 from t2i_cli.batch.runner import RunStats
-from t2i_cli.console import Console
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Loading, MemoryMeasure, Notice, Step
 from t2i_cli.output.image_writer import SavedImage
-from t2i_cli.prompts import PromptEntry
+from t2i_cli.prompts.entries import PromptEntry
+from t2i_cli.terminal.console import Console
 from tests.fakes.painter import Painter, painted
 
 NASTY = '</script><script>alert("&amp;\u2028")</script><!-- <img src=x onerror=alert(1)>'
@@ -246,13 +246,13 @@ def test_last_picture_is_shown_now_and_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = plan_of(tmp_path, "a", "b")
-    drawn: list[int] = []
-    shown = BatchProgress(Console(), plan, lambda generated: drawn.append(generated.index))
-    for index, job in enumerate(plan.jobs):
-        shown.latest = painted(index, job.row.request)
+    drawn: list[object] = []
+    shown = BatchProgress(Console(), plan, drawn.append)
+    made = [painted(index, job.row.request) for index, job in enumerate(plan.jobs)]
+    for job, shown.latest in zip(plan.jobs, made, strict=True):
         shown.image(job, saved(tmp_path / job.file, shown.latest), RunStats(made=1))
     shown.close()
-    assert drawn == [0], "not every picture, or the terminal would fall behind"
+    assert drawn == [made[0].image], "not every picture, or the terminal would fall behind"
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / job.file) for job in plan.jobs]
 
 

@@ -5,7 +5,7 @@ import pytest
 from t2i_cli.batch import row_filenames
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import PromptProblem
+from t2i_cli.prompts.entries import PromptProblem
 from tests.made import request
 
 

@@ -11,7 +11,8 @@ from t2i_cli.batch.rows import BatchRow, expand_rows
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError, T2IError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.prompts import PromptEntry, PromptProblem, PromptsError, Value
+from t2i_cli.prompts import PromptsError
+from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED
 from tests.fakes.painter import Painter

@@ -20,7 +20,6 @@ from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
 from t2i_cli.batch.runner import FAILURES_IN_A_ROW
 from t2i_cli.batch.session import BatchConfig
-from t2i_cli.console import Console
 from t2i_cli.errors import (
     ContentFilteredError,
     InputError,
@@ -35,11 +34,13 @@ from t2i_cli.errors import (
     TerminatedError,
 )
 from t2i_cli.events import OnEvent, Step
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.models.libraries import LibraryObject
-from t2i_cli.output import filenames
+from t2i_cli.output import metadata
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.prompts import PromptsError
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.terminal.console import Console
 from tests.fakes.painter import Painter, painted
 
 PROMPTS = "".join(f"a red star number {n}\n" for n in range(1, 13))
@@ -513,14 +514,14 @@ def test_a_pass_that_raises_fails_those_in_hand_and_no_other(batch: Batch) -> No
 def test_what_saving_raises_is_that_rows_failure(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = GeneratedImage.encode
+    real = metadata.image_file_bytes
 
-    def encoded(self: GeneratedImage, format: filenames.ImageFormat) -> bytes:
-        if self.index == 4:
+    def encoded(generated: GeneratedImage, format: ImageFormat) -> bytes:
+        if generated.index == 4:
             raise ZeroDivisionError
-        return real(self, format)
+        return real(generated, format)
 
-    monkeypatch.setattr(GeneratedImage, "encode", encoded)
+    monkeypatch.setattr(metadata, "image_file_bytes", encoded)
     _, ended, summary = batch()
     assert isinstance(ended, PartialError)
     assert (summary["done"], summary["failures"]) == (11, {"bug": 1})

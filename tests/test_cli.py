@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import t2i_cli
-from t2i_cli.console import table_lines
+from t2i_cli.terminal.console import table_lines
 from tests.conftest import T2I
 
 SOURCE = Path(t2i_cli.__file__).parent

@@ -11,8 +11,6 @@ from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, MemoryEstimate
 from t2i_cli.batch import options, row_filenames
 from t2i_cli.cli.commands import models as models_command
-from t2i_cli.cli.progress import Progress
-from t2i_cli.console import Console
 from t2i_cli.errors import (
     InputError,
     ModelError,
@@ -25,6 +23,9 @@ from t2i_cli.events import RequestSent, Step
 from t2i_cli.models import catalog, resolution
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import storage_error
+from t2i_cli.prompts import entries
+from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.progress import Progress
 from t2i_cli.vertex import containers
 
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
@@ -111,8 +112,8 @@ EMPTY: dict[str, tuple[Callable[[], object], type[T2IError]]] = {
     "template": (lambda: row_filenames.check_template("", None), InputError),
     "output": (lambda: filenames.parse_output("", None, is_folder=False), InputError),
     "width": (lambda: filenames.parse_output("{seed:" + "9" * 5000 + "}.png", None), InputError),
-    "field": (lambda: prompts.check_value("", 1), InputError),
-    "far field": (lambda: prompts.check_value("zzz", 1), InputError),
+    "field": (lambda: entries.check_value("", 1), InputError),
+    "far field": (lambda: entries.check_value("zzz", 1), InputError),
     "format": (lambda: prompts.prompts_format("", None), InputError),
     "vary": (lambda: options.parse_vary([""]), InputError),
     "varied field": (lambda: options.parse_vary(["=1"]), InputError),

@@ -9,7 +9,8 @@ import pytest
 
 from t2i_cli import prompts
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import PromptEntry, PromptProblem, PromptsError, alternatives
+from t2i_cli.prompts import PromptsError, alternatives
+from t2i_cli.prompts.entries import PromptEntry, PromptProblem
 
 
 def read(folder: Path, name: str, content: str | bytes) -> prompts.PromptsFile:

@@ -165,9 +165,9 @@ def test_a_field_of_records_is_read_written_and_identified_by_content(
 ) -> None:
     extended = copied(tmp_path / "source", OF_RECORDS)
     code = (
-        "import json; from tests import made; from t2i_cli import prompts\n"
-        "text = prompts.parse_value('inputs', 'a.bin:0.5')\n"
-        "rows = prompts.check_value('inputs', [['a.bin', 0.5]])\n"
+        "import json; from tests import made; from t2i_cli.prompts import entries\n"
+        "text = entries.parse_value('inputs', 'a.bin:0.5')\n"
+        "rows = entries.check_value('inputs', [['a.bin', 0.5]])\n"
         "one = made.request(inputs=text); before = one.identity(); key = hash(one.batch_key())\n"
         "open('a.bin', 'w').write('other'); after = one.identity()\n"
         "from t2i_cli.server.schemas import ImageRequest\n"

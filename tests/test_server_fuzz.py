@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from schemathesis import BaseSchema, GenerationMode, checks
 from schemathesis.core.result import Ok
 
-from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.vertex_container import VertexContainer
 from tests.fakes.painter import Painter
 
 VALID: dict[str, dict[str, Any]] = {

@@ -16,15 +16,15 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from t2i_cli.console import Console
 from t2i_cli.errors import InputError
 from t2i_cli.events import MemoryMeasure
 from t2i_cli.server import security
-from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerLimits, ServerOptions
 from t2i_cli.server.runner import ServerLog
+from t2i_cli.server.vertex_container import VertexContainer
+from t2i_cli.terminal.console import Console
 from tests import tiny
 from tests.fakes.painter import Painter
 from tests.fakes.serving import serving

@@ -15,8 +15,8 @@ from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import response_metadata
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server.api.predict import LONGEST_NOTE, NOTES_HEADER
-from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.vertex_container import VertexContainer
 from tests import backends
 from tests.conftest import T2I
 from tests.fakes.painter import Noting

@@ -23,9 +23,9 @@ from PIL import Image as Pillow
 
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import ContentFilteredError, OutOfMemoryError, T2IError, TimedOutError
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.models import catalog
 from t2i_cli.output import metadata
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.fakes.painter import Held, Painter

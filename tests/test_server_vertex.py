@@ -24,8 +24,8 @@ from t2i_cli.errors import ContentFilteredError, InputError, OutOfMemoryError, T
 from t2i_cli.events import OnEvent
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.server.api.vertex import VertexContainer
 from t2i_cli.server.options import ServerLimits, ServerOptions
+from t2i_cli.server.vertex_container import VertexContainer
 from tests.fakes.painter import Painter
 from tests.fakes.serving import Running, serving
 from tests.fakes.vertex import running_vertex

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from t2i_cli.errors import InputError, StorageError, Terminated
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output import image_writer, metadata
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.output.image_writer import ImageWriter
 from tests.made import LOCK, generated, picture, request
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from t2i_cli.backends.local import LocalOptions
 from t2i_cli.batch import timings
 from t2i_cli.errors import StorageError
-from t2i_cli.output import state_files
-from t2i_cli.output.state_files import open_regular, replace_text
+from t2i_cli.files import state_files
+from t2i_cli.files.state_files import open_regular, replace_text
 from t2i_cli.settings import store
 from t2i_cli.vertex import endpoint_store, machine_types
 from t2i_cli.worker import spawn

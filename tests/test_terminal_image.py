@@ -14,12 +14,12 @@ import termios
 import pytest
 from PIL import Image
 
-from t2i_cli.cli import terminal_preview
 from t2i_cli.errors import InputError
+from t2i_cli.terminal import preview
 
 SHOW = (
-    "from t2i_cli.cli import terminal_preview\nfrom tests.made import picture\n"
-    "terminal_preview.check_terminal()\nterminal_preview.show_image(picture())\n"
+    "from t2i_cli.terminal import preview\nfrom tests.made import picture\n"
+    "preview.check_terminal()\npreview.show_image(picture())\n"
 )
 RED, BLUE = (200, 30, 30), (30, 60, 200)
 """The upper and the lower half of the picture."""
@@ -144,16 +144,16 @@ def test_terminal_is_asked_nothing(term: str) -> None:
 
 def test_closed_terminal_is_no_failure() -> None:
     code = SHOW.replace(
-        "terminal_preview.show_image",
+        "preview.show_image",
         "import os, signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)\nterminal_preview.show_image",
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)\npreview.show_image",
     )
     assert drawn(code=code, TERM="xterm-256color") == b""
 
 
 def test_no_terminal_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="stderr is none"):
-        terminal_preview.check_terminal()
+        preview.check_terminal()
     assert capfd.readouterr() == ("", "")
 
 
@@ -161,7 +161,7 @@ def test_dumb_terminal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
     with pytest.raises(InputError, match="dumb"):
-        terminal_preview.check_terminal()
+        preview.check_terminal()
 
 
 def test_missing_library_is_told_how_to_get(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,5 +169,5 @@ def test_missing_library_is_told_how_to_get(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setitem(sys.modules, "chafa", None)
     with pytest.raises(InputError, match="cannot load Chafa") as error:
-        terminal_preview.check_terminal()
+        preview.check_terminal()
     assert error.value.hint and "apt install chafa" in error.value.hint

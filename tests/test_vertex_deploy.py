@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from t2i_cli import hub
-from t2i_cli.console import Console
 from t2i_cli.errors import AccessError, InputError
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
+from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import (
     containers,
     deploy,

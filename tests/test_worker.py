@@ -27,13 +27,14 @@ from t2i_cli.backends import factory
 from t2i_cli.backends.local import LocalBackend, LocalOptions, planning
 from t2i_cli.backends.local.memory import MemoryPlan
 from t2i_cli.cli import main
-from t2i_cli.console import Console
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.events import Event, Notice, Step
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.models import catalog
 from t2i_cli.models.request_resolution import resolve_request
-from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.terminal.console import Console
 from t2i_cli.worker import backend, control, fingerprint, process_proof, spawn, state, tips
 from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER, WorkerExchange, _Connection
@@ -169,9 +170,9 @@ def test_images_and_progress_are_those_of_a_run_without_it() -> None:
         assert isinstance(theirs, GeneratedImage)
         assert (ours.request, ours.info) == (theirs.request, theirs.info)
         assert (ours.seconds, ours.size) == (theirs.seconds, theirs.size)
-        assert ours.encode("png") == theirs.encode("png")
+        assert metadata.image_file_bytes(ours, "png") == metadata.image_file_bytes(theirs, "png")
         # In another format than it came in, too.
-        assert ours.encode("webp") == theirs.encode("webp")
+        assert metadata.image_file_bytes(ours, "webp") == metadata.image_file_bytes(theirs, "webp")
     steps = [event for event in warmed.events if isinstance(event, Step)]
     assert [step.indices for step in steps] == [(n // 2,) for n in range(2 * len(prompts))]
 
@@ -182,7 +183,7 @@ def test_runs_share_a_worker_which_sends_the_format_that_is_wanted() -> None:
     first = worker()
     # Lenience matters to a run's requests alone, which are settled before the worker sees them.
     sent = run(format="jpeg", options=LocalOptions(lenient=True)).image
-    assert sent.encode("jpeg")[:2] == b"\xff\xd8"
+    assert metadata.image_file_bytes(sent, "jpeg")[:2] == b"\xff\xd8"
     assert "image" not in vars(sent)
     assert sent.image.size == sent.size
     assert worker() == first

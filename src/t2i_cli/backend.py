@@ -1,12 +1,13 @@
 """The protocol of a source of images, and what it yields: finished images and failures."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Protocol
 
 from t2i_cli.errors import T2IError
 from t2i_cli.events import OnEvent
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -14,7 +15,13 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from t2i_cli.output.filenames import ImageFormat
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImage:
+    """The bytes of an image file."""
+
+    format: ImageFormat
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +29,7 @@ class GeneratedImage:
     """One finished image: `image` is RGB, `index` the position of its request in the run.
 
     `seconds` is the time it took to generate; `round_trip` the seconds that the call to a server
-    took which made it.
+    took which made it. `file` is there where the image came as a file with its records in it.
     """
 
     index: int
@@ -31,17 +38,12 @@ class GeneratedImage:
     info: GenerationInfo
     seconds: float
     round_trip: float | None = None
+    file: EncodedImage | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.image.size
-
-    def encode(self, format: "ImageFormat") -> bytes:
-        """The bytes of a file with the image and its records."""
-        from t2i_cli.output import metadata
-
-        return metadata.embed_metadata(self.image, self.request, self.info, format)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from queue import Empty, SimpleQueue
 from typing import Literal
 
 from t2i_cli import __version__, postcard
-from t2i_cli.console import format_bytes
 from t2i_cli.errors import AccessError, ModelError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.output import filenames
 from t2i_cli.settings import store
+from t2i_cli.terminal.console import format_bytes
 
 NETWORK_TIMEOUT = 8.0
 """Seconds for everything that asks the network, all of it at the same time."""

@@ -2,18 +2,19 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli.backend import Backend, GeneratedImage
-from t2i_cli.cli.progress import Progress
-from t2i_cli.console import Console
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds
 from t2i_cli.run import generate_and_save
+from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.preview import terminal_viewer
+from t2i_cli.terminal.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ def generate_images(
         saved = sink.save(generated)
         if show:
             progress.pause()
-            show(generated)
+            show(generated.image)
         return saved
 
     try:
@@ -102,24 +103,6 @@ def generate_images(
         backend.close()
     if failures:
         raise _verdict(failures, len(requests))
-
-
-def terminal_viewer(
-    wanted: bool, lenient: bool, console: Console
-) -> Callable[[GeneratedImage], None] | None:
-    """What draws an image in the terminal, if that was asked for and can be done."""
-    if not wanted:
-        return None
-    from t2i_cli.cli import terminal_preview
-
-    try:
-        terminal_preview.check_terminal()
-    except InputError as error:
-        if not lenient:
-            raise
-        console.warn(error.message)
-        return None
-    return lambda generated: terminal_preview.show_image(generated.image)
 
 
 def _report(saved: SavedImage, console: Console) -> None:

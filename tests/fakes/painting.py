@@ -12,9 +12,9 @@ from t2i_cli.batch import session
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
-from t2i_cli.console import console
 from t2i_cli.errors import T2IError
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.terminal.console import console
 from tests.fakes.painter import Painter
 
 

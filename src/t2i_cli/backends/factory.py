@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from t2i_cli import durations
 from t2i_cli.backend import Backend
-from t2i_cli.console import console
 from t2i_cli.errors import InputError
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.net.retry import RetryPolicy
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import (
     BackendOptions,
@@ -18,6 +17,7 @@ from t2i_cli.settings.options import (
     EndpointOptions,
     HttpServerOptions,
 )
+from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     from t2i_cli.backends.local import LocalOptions

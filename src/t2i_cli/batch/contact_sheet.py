@@ -13,9 +13,9 @@ from t2i_cli.batch import manifest
 from t2i_cli.batch.plan import BatchPlan
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError, StorageError, T2IError
-from t2i_cli.output import atomic
+from t2i_cli.files import atomic
+from t2i_cli.files.state_files import free_or_own_path
 from t2i_cli.output.image_writer import storage_error
-from t2i_cli.output.state_files import free_or_own_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image

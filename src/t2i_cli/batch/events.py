@@ -3,9 +3,9 @@
 from t2i_cli.backend import Failure
 from t2i_cli.batch.plan import BatchPlan, PlannedImage
 from t2i_cli.batch.runner import RunStats
-from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, RequestSent, Step
 from t2i_cli.output.image_writer import SavedImage
+from t2i_cli.terminal.console import Console
 
 
 class EventWriter:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from t2i_cli.batch import manifest
 from t2i_cli.errors import InputError
-from t2i_cli.output import atomic
+from t2i_cli.files import atomic
+from t2i_cli.files.state_files import free_or_own_path, read_beginning
 from t2i_cli.output.image_writer import storage_error
-from t2i_cli.output.state_files import free_or_own_path, read_beginning
 from t2i_cli.request_fields import SHOWN
 
 GALLERY_NAME = "index.html"

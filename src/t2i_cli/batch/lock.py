@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_cli.batch import manifest
-from t2i_cli.console import escape_controls
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.output import atomic
+from t2i_cli.files import atomic
+from t2i_cli.files.state_files import check_regular, open_regular
 from t2i_cli.output.image_writer import storage_error
-from t2i_cli.output.state_files import check_regular, open_regular
+from t2i_cli.terminal.console import escape_controls
 
 STATE_FOLDER = ".t2i"
 """The folder's own, with locks and unfinished files."""

@@ -16,9 +16,10 @@ from typing import Literal
 
 from t2i_cli.batch import manifest_lines
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.output import atomic, filenames
+from t2i_cli.files import atomic
+from t2i_cli.files.state_files import open_regular, parse_json
+from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import storage_error
-from t2i_cli.output.state_files import open_regular, parse_json
 
 MANIFEST_SCHEMA = 1
 MANIFEST_HEADER = json.dumps({"t2i_manifest": MANIFEST_SCHEMA}).encode() + b"\n"

@@ -4,8 +4,8 @@ import json
 import re
 from collections.abc import Mapping
 
-from t2i_cli.output import state_files
-from t2i_cli.output.state_files import is_amount, is_count, is_text
+from t2i_cli.files import state_files
+from t2i_cli.files.state_files import is_amount, is_count, is_text
 
 MAX_LINE = 2**24
 """Bytes; t2i's own lines take a few thousand."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import Value, parse_value
+from t2i_cli.prompts.entries import Value, parse_value
 from t2i_cli.request_fields import MAX_SEED
 
 MAX_ROWS = 1_000_000

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from t2i_cli import image_formats
 from t2i_cli.batch import row_filenames, timings
 from t2i_cli.batch.lock import Shard
 from t2i_cli.batch.manifest import ManifestEntry, ManifestState
 from t2i_cli.batch.rows import BatchRow, group_rows
-from t2i_cli.console import format_bytes
 from t2i_cli.errors import (
     AccessError,
     InputError,
@@ -22,11 +22,12 @@ from t2i_cli.errors import (
     StorageError,
     TimedOutError,
 )
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output import filenames
-from t2i_cli.output.filenames import ImageFormat
-from t2i_cli.prompts import PromptProblem
+from t2i_cli.prompts.entries import PromptProblem
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS
+from t2i_cli.terminal.console import format_bytes
 
 RETRIED_CODES = {
     kind.code for kind in (AccessError, QuotaError, TimedOutError, RemoteError, StorageError)
@@ -218,7 +219,7 @@ def _recorded(known: ManifestEntry | None) -> tuple[str, ImageFormat] | None:
         row_filenames.check_filename(known.file)
     except InputError:
         return None
-    format = filenames.IMAGE_FORMATS.get(known.file.rpartition(".")[2].lower())
+    format = image_formats.IMAGE_FORMATS.get(known.file.rpartition(".")[2].lower())
     return (known.file, format) if format else None
 
 
@@ -266,7 +267,7 @@ def _described(group: Sequence[BatchRow]) -> dict[str, object]:
 
 def _size(job: PlannedImage) -> int:
     pixels = (job.row.request.width or 1024) * (job.row.request.height or 1024)
-    return int(pixels * filenames.BYTES_A_PIXEL[job.format])
+    return int(pixels * image_formats.BYTES_A_PIXEL[job.format])
 
 
 def _free(folder: Path) -> int:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch.plan import BatchPlan, PlannedImage, format_estimate
 from t2i_cli.batch.runner import RunStats
-from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, Step
 from t2i_cli.output.image_writer import SavedImage
+from t2i_cli.terminal.console import Console
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.progress import Progress as Bars
 
-ShowImage = Callable[[GeneratedImage], None]
+ShowImage = Callable[["Image"], None]
 
 PLAIN_LINE_INTERVAL = 10.0
 """Seconds between two plain lines."""
@@ -71,7 +72,7 @@ class BatchProgress:
         if self._show and self.latest is not None and now - self._shown >= SHOW_INTERVAL:
             self._shown = now
             self._clear(True)
-            self._show(self.latest)
+            self._show(self.latest.image)
         self._count(tally)
 
     def failed(self, job: PlannedImage, failure: Failure, tally: RunStats) -> None:

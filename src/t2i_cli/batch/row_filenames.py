@@ -6,11 +6,13 @@ from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 
+from t2i_cli import image_formats
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError
+from t2i_cli.image_formats import MAX_WEBP_SIDE
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import OutputTemplate, TemplateContext
-from t2i_cli.prompts import PromptProblem
+from t2i_cli.prompts.entries import PromptProblem
 
 DEFAULT_NAME_TEMPLATE = "{index:05d}-{slug}-{seed}.{ext}"
 RESERVED_NAMES = {"index.html", "sheet.png", ".t2i"}
@@ -46,7 +48,7 @@ def _with_ending(template: str) -> str:
 
 def row_filename(
     row: BatchRow, template: str, format: str | None
-) -> tuple[str, filenames.ImageFormat]:
+) -> tuple[str, image_formats.ImageFormat]:
     """The row's file, relative to the folder with `/`, and its format. Raises InputError."""
     aim = parse_name_template(template if row.name is None else row.name, format)
     subject = TemplateContext(index=row.index, id=row.id, request=row.request, format=aim.format)
@@ -61,12 +63,12 @@ def assign_filenames(
     format: str | None,
     owners: Mapping[str, str],
     wanted: Container[str],
-) -> tuple[dict[str, tuple[str, filenames.ImageFormat]], list[PromptProblem]]:
+) -> tuple[dict[str, tuple[str, image_formats.ImageFormat]], list[PromptProblem]]:
     """Names by row id, and what is wrong with any; only `wanted` ids are named.
 
     `owners` says which row the manifest gave a name (as `naming.same_name` writes it).
     """
-    names: dict[str, tuple[str, filenames.ImageFormat]] = {}
+    names: dict[str, tuple[str, image_formats.ImageFormat]] = {}
     problems: list[PromptProblem] = []
     taken: dict[str, BatchRow] = {}
     folders: dict[str, BatchRow] = {}
@@ -126,7 +128,7 @@ def check_filename(path: str) -> None:
             raise InputError(f"{part!r} is the name of a device on Windows.")
 
 
-def _check_size(row: BatchRow, format: filenames.ImageFormat) -> None:
+def _check_size(row: BatchRow, format: image_formats.ImageFormat) -> None:
     longest = max(row.request.width or 0, row.request.height or 0)
-    if format == "webp" and longest > filenames.MAX_WEBP_SIDE:
-        raise InputError(f"WebP holds at most {filenames.MAX_WEBP_SIDE:,} pixels a side; use png.")
+    if format == "webp" and longest > MAX_WEBP_SIDE:
+        raise InputError(f"WebP holds at most {MAX_WEBP_SIDE:,} pixels a side; use png.")

@@ -11,7 +11,7 @@ from t2i_cli.batch.model_cache import ROW_FAULTS, ModelCache
 from t2i_cli.batch.options import MAX_ROWS, BatchOptions
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.models.request_resolution import build_request, resolve_request
-from t2i_cli.prompts import PromptEntry, PromptProblem, Value
+from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED
 

@@ -22,7 +22,7 @@ from t2i_cli.errors import (
     StorageError,
 )
 from t2i_cli.events import Event
-from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.run import SaveImage
 

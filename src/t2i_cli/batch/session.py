@@ -21,12 +21,13 @@ from t2i_cli.batch.plan import BatchPlan, SelectionOptions
 from t2i_cli.batch.progress import BatchProgress, ShowImage
 from t2i_cli.batch.rows import ModelRevision
 from t2i_cli.batch.runner import BatchWriter, RunStats
-from t2i_cli.console import Console
 from t2i_cli.errors import InputError, InterruptedRunError, T2IError, TerminatedError
-from t2i_cli.generate import terminal_viewer
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import SavedImage
-from t2i_cli.prompts import PromptProblem, PromptsError, PromptsFile
+from t2i_cli.prompts import PromptsError, PromptsFile
+from t2i_cli.prompts.entries import PromptProblem
+from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.preview import terminal_viewer
 
 _NAMES = {"gallery": gallery.GALLERY_NAME, "sheet": contact_sheet.SHEET_NAME}
 

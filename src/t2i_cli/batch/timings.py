@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from t2i_cli.output.state_files import is_amount, read_json, replace_text
+from t2i_cli.files.state_files import is_amount, read_json, replace_text
 from t2i_cli.request import ResolvedRequest
 
 _SLOWEST = 1e9

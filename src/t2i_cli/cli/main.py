@@ -26,7 +26,6 @@ from t2i_cli.cli.commands import (
     worker,
 )
 from t2i_cli.cli.option_groups import HELP_NAMES, command, examples, group_help
-from t2i_cli.console import console
 from t2i_cli.errors import (
     EXIT_STDOUT_CLOSED,
     InputError,
@@ -35,6 +34,7 @@ from t2i_cli.errors import (
     Terminated,
     TerminatedError,
 )
+from t2i_cli.terminal.console import console
 
 _MAY_BE_EMPTY = {"negative_prompt"}
 """Options whose empty value says something: there is nothing that the image should not show."""

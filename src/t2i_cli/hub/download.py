@@ -12,16 +12,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from huggingface_hub import constants, snapshot_download
 
-from t2i_cli.console import format_bytes
 from t2i_cli.errors import ModelError, StorageError
 from t2i_cli.events import Notice, OnEvent
+from t2i_cli.files.state_files import replace_text
 from t2i_cli.hub import client, files
 from t2i_cli.hub import snapshot as snapshots
 from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.downloader import FileDownload
 from t2i_cli.hub.errors import translate_hub_errors
 from t2i_cli.hub.snapshot import Snapshot
-from t2i_cli.output.state_files import replace_text
+from t2i_cli.terminal.console import format_bytes
 
 _STALE_SECONDS = 60
 _UNFINISHED = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:\.[0-9a-f]{8})?\.incomplete")

@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from t2i_cli.console import escape_controls
 from t2i_cli.errors import InterruptedRunError, T2IError, TerminatedError, error_from_json
 from t2i_cli.net.http_client import HttpResponse
+from t2i_cli.terminal.console import escape_controls
 
 MAX_MESSAGE = 300
 """Characters of a server's sentence that are shown."""

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from t2i_cli.errors import RemoteError
-from t2i_cli.image_files import ImageFileError, open_image
+from t2i_cli.files.image_files import ImageFileError, open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

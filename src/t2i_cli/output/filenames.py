@@ -8,22 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from string import Formatter
-from typing import Literal
 
 from t2i_cli.errors import InputError
+from t2i_cli.image_formats import EXTENSIONS, IMAGE_FORMATS, MAX_WEBP_SIDE, ImageFormat
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS
 
-ImageFormat = Literal["png", "jpeg", "webp"]
-
-IMAGE_FORMATS: dict[str, ImageFormat] = {
-    "png": "png",
-    "jpg": "jpeg",
-    "jpeg": "jpeg",
-    "webp": "webp",
-}
-"""What `--format` and a file's extension may say, and the format meant."""
-EXTENSIONS: dict[ImageFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 DEFAULT_OUTPUT_TEMPLATE = "{slug}-{seed}.{ext}"
 MAX_NAME_BYTES = 255
 """Of one part of a path: the limit of ext4, APFS (in UTF-8) and, in other units, NTFS."""
@@ -31,10 +21,6 @@ MAX_VALUE_BYTES = 160
 """Of one value put into a name, so that the usual two or three of them fit together."""
 MAX_SLUG = 40
 """Characters."""
-BYTES_A_PIXEL: dict[ImageFormat, float] = {"png": 2.0, "jpeg": 0.8, "webp": 0.5}
-"""Of detailed pictures: 1024x1024 make a PNG of 2.1 MB, a JPEG of 0.8 MB."""
-MAX_WEBP_SIDE = 16_383
-"""Pixels; the format's own limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from t2i_cli.backend import GeneratedImage
-from t2i_cli.console import stdout_bytes
 from t2i_cli.errors import InputError, StorageError, T2IError, os_reason
-from t2i_cli.output import atomic
-from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.files import atomic
+from t2i_cli.image_formats import ImageFormat
+from t2i_cli.output import metadata
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.terminal.console import stdout_bytes
 
 _USERS_FAULT = {
     errno.EACCES,
@@ -119,7 +120,7 @@ class ImageWriter:
     def save(self, generated: GeneratedImage) -> SavedImage:
         """Write one image; raises InputError if its name was taken meanwhile, or StorageError."""
         path = self.paths[generated.index]
-        data = generated.encode(self.format)
+        data = metadata.image_file_bytes(generated, self.format)
         width, height = generated.size
         if path is None:
             _write_stdout(data)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from t2i_cli import image_formats
+from t2i_cli.backend import GeneratedImage
 from t2i_cli.errors import InputError
-from t2i_cli.image_files import ImageFileError, open_image
-from t2i_cli.output import filenames, infotext
-from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.files.image_files import ImageFileError, open_image
+from t2i_cli.image_formats import ImageFormat
+from t2i_cli.output import infotext
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
@@ -59,6 +61,20 @@ class ImageMetadata:
     request: Mapping[str, object]
     lock: Mapping[str, object] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def image_file_bytes(
+    generated: GeneratedImage, format: ImageFormat, quality: int | None = None
+) -> bytes:
+    """A finished image as the bytes of a file with its records.
+
+    One that came as such a file stays what it was, unless another format or quality is asked for.
+    """
+    came = generated.file
+    if came is not None and came.format == format and quality is None:
+        return came.data
+    extra = {} if quality is None else {"quality": quality}
+    return embed_metadata(generated.image, generated.request, generated.info, format, **extra)
 
 
 def embed_metadata(
@@ -123,7 +139,7 @@ def read_metadata(path: Path) -> ImageMetadata:
     return ImageMetadata(
         source="t2i" if isinstance(own, str) else "a1111",
         # A JPEG of several pictures is "MPO" to Pillow.
-        format=filenames.IMAGE_FORMATS.get((image.format or "").lower(), "jpeg"),
+        format=image_formats.IMAGE_FORMATS.get((image.format or "").lower(), "jpeg"),
         width=image.width,
         height=image.height,
         request=request,

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TypeVar
 
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import (
+from t2i_cli.prompts import alternatives
+from t2i_cli.prompts.entries import (
     ROW_FIELDS,
     PromptEntry,
     PromptProblem,
     Value,
-    alternatives,
     check_value,
     field_kind,
     parse_value,

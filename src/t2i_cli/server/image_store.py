@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from t2i_cli.output.filenames import EXTENSIONS, ImageFormat
+from t2i_cli.image_formats import EXTENSIONS, ImageFormat
 
 LINK_LIFETIME = 3600.0
 """Seconds; OpenAI's own links live as long."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from t2i_cli.settings.options import flag
 
 if TYPE_CHECKING:
-    from t2i_cli.server.api.vertex import VertexContainer
+    from t2i_cli.server.vertex_container import VertexContainer
 
 API_KEY_VARIABLE = "T2I_API_KEY"
 MAX_BODY_BYTES = 2**20

@@ -29,8 +29,8 @@ from t2i_cli.errors import (
     TerminatedError,
     TimedOutError,
 )
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output import metadata
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.server.batcher import RETRY_AFTER, BusyError
 from t2i_cli.server.engine import NotServedError
 from t2i_cli.server.jobs import ImageJob, Message
@@ -199,8 +199,7 @@ def json_base64(data: bytes) -> RawJson:
 
 
 def _encoded(image: GeneratedImage, format: ImageFormat, quality: int | None) -> bytes:
-    extra = {} if quality is None else {"quality": quality}
-    return metadata.embed_metadata(image.image, image.request, image.info, format, **extra)
+    return metadata.image_file_bytes(image, format, quality)
 
 
 def generation_record(image: GeneratedImage) -> dict[str, object]:

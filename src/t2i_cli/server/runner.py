@@ -17,13 +17,13 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from t2i_cli.cli.progress import Progress
-from t2i_cli.console import Console
 from t2i_cli.errors import InputError, TerminatedError, os_reason
 from t2i_cli.events import Event
-from t2i_cli.output.state_files import open_regular
+from t2i_cli.files.state_files import open_regular
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import ImageJob, JobObserver
+from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.progress import Progress
 
 REQUEST_GRACE = 60.0
 """Seconds that a client may take over a request's head, or leave unread what it was sent."""

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from t2i_cli import durations
-from t2i_cli.output import filenames
+from t2i_cli import durations, image_formats
 from t2i_cli.request_fields import DIALECTS
 
 BACKENDS = ("local", "http", "vertex")
@@ -93,8 +92,8 @@ _TABLE = (
     Setting(
         key="format",
         variable="T2I_FORMAT",
-        takes=join_choices(filenames.EXTENSIONS),
-        accepts=lambda value: value.lower() in filenames.IMAGE_FORMATS,
+        takes=join_choices(image_formats.EXTENSIONS),
+        accepts=lambda value: value.lower() in image_formats.IMAGE_FORMATS,
     ),
     Setting(
         key="output",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.output.state_files import replace_text
+from t2i_cli.files.state_files import replace_text
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
 

@@ -8,9 +8,9 @@ import json
 import time
 from urllib.parse import urlencode
 
-from t2i_cli.console import Console
 from t2i_cli.net.google_credentials import SCOPE
 from t2i_cli.net.google_http import ConflictError
+from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import permissions
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.plan import DeploymentPlan, is_service_account

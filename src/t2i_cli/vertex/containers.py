@@ -83,8 +83,8 @@ def local_weights(source: ModelSource, *, half: bool) -> Path:
     if source.spec.repo is None:
         raise InputError(f"{source.label_name} does not lie on this machine, nor on the Hub.")
     from t2i_cli import hub
-    from t2i_cli.cli.progress import Progress
-    from t2i_cli.console import console
+    from t2i_cli.terminal.console import console
+    from t2i_cli.terminal.progress import Progress
 
     with Progress(console, 1) as progress:
         return hub.download_model(

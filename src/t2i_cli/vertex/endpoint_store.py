@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i_cli.errors import StorageError, os_reason
-from t2i_cli.output.state_files import (
+from t2i_cli.files.state_files import (
     is_amount,
     is_count,
     is_text,

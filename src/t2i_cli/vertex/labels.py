@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote_to_bytes
 
-from t2i_cli.console import escape_controls
+from t2i_cli.terminal.console import escape_controls
 
 MANAGED = ("managed-by", "t2i")
 MAX_LABEL_LENGTH = 63

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from t2i_cli.cli.progress import Progress
-from t2i_cli.console import Console
 from t2i_cli.errors import (
     AccessError,
     InputError,
@@ -25,6 +23,8 @@ from t2i_cli.errors import (
 from t2i_cli.net import google_credentials
 from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
+from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.progress import Progress
 from t2i_cli.vertex import (
     cloud_scheduler,
     containers,

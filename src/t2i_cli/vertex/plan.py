@@ -3,11 +3,11 @@
 import re
 from dataclasses import dataclass
 
-from t2i_cli.console import format_bytes
 from t2i_cli.durations import format_duration, parse_duration
 from t2i_cli.errors import InputError
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
+from t2i_cli.terminal.console import format_bytes
 from t2i_cli.vertex import containers, machine_types, permissions, weights_bucket
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.containers import ModelSource

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from t2i_cli import signals
-from t2i_cli.console import Console
+from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import operations
 from t2i_cli.vertex.client import GoogleClient
 

@@ -8,9 +8,9 @@ from threading import Event as Flag
 from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Event, Notice, OnEvent, Step
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import client
 from t2i_cli.worker.client import WorkerExchange

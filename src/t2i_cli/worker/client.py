@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from t2i_cli import errors
-from t2i_cli.backend import Failure, GeneratedImage
+from t2i_cli.backend import EncodedImage, Failure, GeneratedImage
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, OnEvent, Step
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.worker.state import (
@@ -55,16 +55,15 @@ class LazyImage(GeneratedImage):
     """An image that came as a file with its records; decoded only where someone looks at it."""
 
     image: "Image" = field(init=False, repr=False, compare=False)
+    file: EncodedImage
     file_size: tuple[int, int]
-    format: ImageFormat
-    data: bytes = field(repr=False)
 
     def __getattr__(self, name: str) -> "Image":
         if name != "image":
             raise AttributeError(name)
         from PIL import Image
 
-        image = Image.open(io.BytesIO(self.data)).convert("RGB")
+        image = Image.open(io.BytesIO(self.file.data)).convert("RGB")
         object.__setattr__(self, "image", image)
         return image
 
@@ -72,10 +71,6 @@ class LazyImage(GeneratedImage):
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.file_size
-
-    def encoded(self, format: ImageFormat) -> bytes:
-        """The file as it came, or another made of its pixels."""
-        return self.data if format == self.format else super().encode(format)
 
 
 class WorkerExchange:
@@ -251,8 +246,7 @@ def read_outcomes(
                 info=GenerationInfo(**data["lock"] | {"measures": tuple(data["lock"]["measures"])}),
                 seconds=data["seconds"],
                 file_size=(data["width"], data["height"]),
-                format=data["format"],
-                data=base64.b64decode(data["image"]),
+                file=EncodedImage(format=data["format"], data=base64.b64decode(data["image"])),
             )
         elif name == "failure":
             index, request = members[data["index"]]

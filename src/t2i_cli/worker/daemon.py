@@ -22,7 +22,7 @@ from t2i_cli import __version__
 from t2i_cli.backend import Backend
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import T2IError
-from t2i_cli.output.state_files import open_regular, remove_socket
+from t2i_cli.files.state_files import open_regular, remove_socket
 from t2i_cli.request_fields import MAX_IMAGE_SIDE, MAX_STEPS
 from t2i_cli.worker import process_proof
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER

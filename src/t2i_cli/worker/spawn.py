@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from t2i_cli.output.state_files import open_regular
+from t2i_cli.files.state_files import open_regular
 from t2i_cli.worker import process_proof
 from t2i_cli.worker.client import WorkerExchange, can_connect
 from t2i_cli.worker.fingerprint import WorkerSpec

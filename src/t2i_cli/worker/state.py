@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from t2i_cli.output.state_files import (
+from t2i_cli.files.state_files import (
     is_amount,
     is_count,
     is_text,

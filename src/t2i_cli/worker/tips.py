@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from t2i_cli.console import Console
+from t2i_cli.terminal.console import Console
 
 
 def show_tip_once(console: Console) -> None:

@@ -10,13 +10,13 @@ from t2i_cli.backends.vertex import endpoint, errors, payload
 from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.events import OnEvent
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.net import error_body, google_credentials, image_decoding, response_metadata
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
 from t2i_cli.net.throttle import Throttle
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings.defaults import CALLS_A_REPLICA
 from t2i_cli.vertex import machine_types

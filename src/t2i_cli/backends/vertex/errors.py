@@ -5,10 +5,10 @@ import re
 from t2i_cli.backends.vertex import payload
 from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.errors import InputError, QuotaError, RemoteError, T2IError, TimedOutError
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.net import error_body, google_http
 from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.net.retry import RetryableError
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import ResolvedRequest
 
 SHARED_CUT = 60.0

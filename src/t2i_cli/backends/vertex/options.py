@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.net.retry import RetryPolicy
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.settings.options import EndpointOptions
 
 

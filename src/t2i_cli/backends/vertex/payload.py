@@ -5,9 +5,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from t2i_cli import image_formats
 from t2i_cli.errors import RemoteError, T2IError, error_from_json
-from t2i_cli.output import filenames
-from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS, SERVINGS
 
@@ -100,7 +100,7 @@ def choose_transfer_format(
 
 def smaller_format(request: ResolvedRequest, than: ImageFormat, limit: int) -> ImageFormat | None:
     """The format in which an image passes that did not in `than`, if there is one."""
-    formats = list(filenames.BYTES_A_PIXEL)
+    formats = list(image_formats.BYTES_A_PIXEL)
     smaller = formats[formats.index(than) + 1 :]
     return next((format for format in smaller if _bytes(request, format) < limit), None)
 
@@ -108,4 +108,4 @@ def smaller_format(request: ResolvedRequest, than: ImageFormat, limit: int) -> I
 def _bytes(request: ResolvedRequest, format: ImageFormat) -> float:
     """Bytes of a detailed picture in base64, about."""
     pixels = (request.width or 1024) * (request.height or 1024)
-    return pixels * filenames.BYTES_A_PIXEL[format] * 4 / 3
+    return pixels * image_formats.BYTES_A_PIXEL[format] * 4 / 3

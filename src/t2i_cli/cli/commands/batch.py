@@ -15,10 +15,10 @@ from t2i_cli.cli.options import (
     ShowOpt,
     YesOpt,
 )
-from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import BackendOptions, DeploymentSpec, EndpointOptions
+from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,9 +7,9 @@ import typer
 
 from t2i_cli.cli.option_groups import command
 from t2i_cli.cli.options import JsonOpt, QuietOpt
-from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.settings import store
+from t2i_cli.terminal.console import console
 
 app = typer.Typer(help="Read and write the settings.", no_args_is_help=True, rich_markup_mode=None)
 

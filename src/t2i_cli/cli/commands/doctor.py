@@ -3,7 +3,7 @@
 import typer
 
 from t2i_cli.cli.options import JsonOpt
-from t2i_cli.console import console
+from t2i_cli.terminal.console import console
 
 _MARKS = {"ok": "ok  ", "note": "note", "problem": "FIX "}
 

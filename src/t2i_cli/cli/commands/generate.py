@@ -10,11 +10,11 @@ from t2i_cli.cli.options import (
     RequestOptions,
     RunOptions,
 )
-from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.settings import store
 from t2i_cli.settings.options import BackendOptions, KeepAliveOptions
+from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     from t2i_cli.backend import Backend

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2i_cli.cli.options import JsonOpt
-from t2i_cli.console import console, escape_controls
 from t2i_cli.errors import InputError
+from t2i_cli.terminal.console import console, escape_controls
 
 if TYPE_CHECKING:
     from t2i_cli.output.metadata import ImageMetadata

@@ -8,8 +8,8 @@ import typer
 
 from t2i_cli.cli.option_groups import command
 from t2i_cli.cli.options import JsonOpt, QuietOpt
-from t2i_cli.console import console
 from t2i_cli.errors import AccessError, InputError
+from t2i_cli.terminal.console import console
 
 app = typer.Typer(
     help="Log in to the Hugging Face Hub, or check the login of Google Cloud.",

@@ -8,10 +8,10 @@ import typer
 
 from t2i_cli.cli.option_groups import command
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
-from t2i_cli.console import console, format_bytes
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
+from t2i_cli.terminal.console import console, format_bytes
 
 if TYPE_CHECKING:
     from t2i_cli.hub.cache import CachedRepo
@@ -148,7 +148,7 @@ def _named(name: str, revision: str | None = None) -> ModelSpec:
 def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:
     """The folder of a model on the Hub, downloaded unless offline."""
     from t2i_cli import hub
-    from t2i_cli.cli.progress import Progress
+    from t2i_cli.terminal.progress import Progress
 
     with Progress(console, 1) as progress:
         return hub.download_model(

@@ -11,9 +11,9 @@ from t2i_cli.cli import options
 from t2i_cli.cli.commands import remote_build, remote_deploy, remote_generate
 from t2i_cli.cli.option_groups import command
 from t2i_cli.cli.options import JsonOpt, QuietOpt
-from t2i_cli.console import console
 from t2i_cli.errors import InputError, RemoteError, StorageError, T2IError
 from t2i_cli.settings.options import LocationOptions
+from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     from t2i_cli.vertex.inventory import Deployment, Inventory

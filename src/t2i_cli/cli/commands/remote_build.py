@@ -8,8 +8,8 @@ import typer
 
 from t2i_cli.cli import options
 from t2i_cli.cli.options import JsonOpt, QuietOpt
-from t2i_cli.console import console
 from t2i_cli.settings.options import ProjectOptions
+from t2i_cli.terminal.console import console
 
 
 def build(
@@ -61,7 +61,7 @@ def package(
 ) -> None:
     """Put a model and its handler into model.mar, for `deploy --serving torchserve`."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.cli.progress import Progress
+    from t2i_cli.terminal.progress import Progress
     from t2i_cli.vertex import containers
     from t2i_cli.vertex.torchserve import model_archive as packaging
 

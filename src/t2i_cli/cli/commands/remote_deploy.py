@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from t2i_cli.cli import options
-from t2i_cli.console import console
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
+from t2i_cli.terminal.console import console
 
 DryRunOpt = Annotated[bool, typer.Option("--dry-run", help="Print the plan; change nothing.")]
 CommandArg = Annotated[

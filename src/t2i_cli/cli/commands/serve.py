@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from t2i_cli.cli.options import ConsoleOptions, ModelOpt, RevisionOpt
-from t2i_cli.console import console
 from t2i_cli.errors import InputError
 from t2i_cli.server.options import API_KEY_VARIABLE, ServerLimits, ServerOptions
 from t2i_cli.settings import store
 from t2i_cli.settings.options import BackendOptions
+from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     import socket
 
     from t2i_cli.backend import Backend
     from t2i_cli.events import OnEvent
-    from t2i_cli.server.api.vertex import VertexContainer
+    from t2i_cli.server.vertex_container import VertexContainer
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
@@ -133,7 +133,7 @@ def _place(
 ) -> "tuple[VertexContainer | None, AbstractContextManager[socket.socket]]":
     """What Vertex said, if it runs this, and the socket to be; raises InputError."""
     from t2i_cli.server import runner, security
-    from t2i_cli.server.api.vertex import VertexContainer
+    from t2i_cli.server.vertex_container import VertexContainer
 
     security.check_names(options.allowed_hosts, options.cors_origins)
     if container := VertexContainer.from_environment(os.environ):

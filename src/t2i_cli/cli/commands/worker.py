@@ -4,7 +4,7 @@ import typer
 
 from t2i_cli.cli.option_groups import command
 from t2i_cli.cli.options import JsonOpt, QuietOpt
-from t2i_cli.console import console
+from t2i_cli.terminal.console import console
 
 app = typer.Typer(
     help="See and end the process that keeps a model warm.",

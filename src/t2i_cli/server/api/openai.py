@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import Preview
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models.request_resolution import build_request
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request import GenerateRequest, expand_seeds, parse_size
 from t2i_cli.request_fields import FIELDS, SIZE
 from t2i_cli.server import responses

@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from t2i_cli import image_formats
 from t2i_cli.events import Notice
-from t2i_cli.output import filenames
-from t2i_cli.output.filenames import ImageFormat
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
@@ -17,7 +17,7 @@ from t2i_cli.server.schemas import ImageRequest
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 IMAGE_RESPONSE: dict[str, Any] = {
     "description": "The image.",
-    "content": {f"image/{format}": _BINARY for format in filenames.EXTENSIONS},
+    "content": {f"image/{format}": _BINARY for format in image_formats.EXTENSIONS},
 }
 """What OpenAPI says of an answer that is an image file."""
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from PIL.Image import Image
 from pydantic import Field
 
-from t2i_cli import __version__
+from t2i_cli import __version__, image_formats
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError
 from t2i_cli.events import (
@@ -24,10 +24,9 @@ from t2i_cli.events import (
     RequestSent,
     Step,
 )
+from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import schedulers
-from t2i_cli.output import filenames
-from t2i_cli.output.filenames import ImageFormat
 from t2i_cli.request_fields import MODEL_DEFAULTS
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
@@ -107,7 +106,7 @@ def _described(spec: ModelSpec) -> dict[str, object]:
         "guidance": spec.guidance_argument is not None,
         "schedulers": schedulers.usable_scheduler_names(spec.flow) if spec.flow is not None else [],
         "refuses": [field for field, _ in spec.refuses],
-        "formats": list(filenames.EXTENSIONS),
+        "formats": list(image_formats.EXTENSIONS),
         "version": __version__,
     }
 

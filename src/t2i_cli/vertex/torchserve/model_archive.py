@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.output import atomic
-from t2i_cli.output.state_files import MAX_STATE_BYTES, free_or_own_path, parse_json
+from t2i_cli.files import atomic
+from t2i_cli.files.state_files import MAX_STATE_BYTES, free_or_own_path, parse_json
 from t2i_cli.vertex.containers import ARCHIVE, MANIFEST, ModelSource
 
 HANDLER = Path(__file__).with_name("handler.py")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeGuard
 
-from t2i_cli.output import atomic
+from t2i_cli.files import atomic
 
 MAX_STATE_BYTES = 2**20
 """Bytes of a state file; t2i's own take a few thousand."""

@@ -6,10 +6,12 @@ the environment and asks the terminal nothing, so that nothing can hang or eat t
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from t2i_cli.errors import InputError
+from t2i_cli.terminal.console import Console
 
 if TYPE_CHECKING:
     import chafa
@@ -19,6 +21,22 @@ MAX_COLUMNS = 80
 USUAL_ROWS = 24
 USUAL_CELL = (10, 20)
 """Width and height in pixels of a VT340's character, where the terminal does not tell its own."""
+
+
+def terminal_viewer(
+    wanted: bool, lenient: bool, console: Console
+) -> "Callable[[Image], None] | None":
+    """What draws an RGB image in the terminal, if that was asked for and can be done."""
+    if not wanted:
+        return None
+    try:
+        check_terminal()
+    except InputError as error:
+        if not lenient:
+            raise
+        console.warn(error.message)
+        return None
+    return show_image
 
 
 def check_terminal() -> None:

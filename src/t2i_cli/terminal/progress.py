@@ -4,8 +4,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from t2i_cli.console import Console
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, RequestSent, Step
+from t2i_cli.terminal.console import Console
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

@@ -1,0 +1,39 @@
+"""What Vertex AI tells a custom container by its AIP_ variables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from t2i_cli.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class VertexContainer:
+    """What Vertex told the container by its AIP_ variables."""
+
+    port: int
+    health_route: str
+    predict_route: str
+    storage_uri: str | None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Self | None:
+        """The contract in the environment, if Vertex runs this; raises InputError on bad values."""
+        if not environ.get("AIP_HTTP_PORT") and not environ.get("AIP_PREDICT_ROUTE"):
+            return None
+        port = environ.get("AIP_HTTP_PORT") or "8080"
+        if not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16:
+            raise InputError(f"AIP_HTTP_PORT must be a port, not {port!r}.")
+        return cls(
+            port=int(port),
+            health_route=_route(environ, "AIP_HEALTH_ROUTE", "/health"),
+            predict_route=_route(environ, "AIP_PREDICT_ROUTE", "/predict"),
+            storage_uri=environ.get("AIP_STORAGE_URI") or None,
+        )
+
+
+def _route(environ: Mapping[str, str], variable: str, default: str) -> str:
+    route = environ.get(variable) or default
+    if not route.startswith("/") or "{" in route or "}" in route:
+        raise InputError(f"{variable} must be a path, not {route!r}.")
+    return route
