@@ -135,7 +135,6 @@ def resume(folder: Path, rows: int) -> dict[str, float]:
             choice=SelectionOptions(),
         ),
         backend,
-        LocalExecutor(backend),
         _quiet(),
     )
     began = backend.began or 0.0

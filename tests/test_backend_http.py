@@ -497,7 +497,7 @@ def batch(
     )
     ended = None
     try:
-        session.run_batch(task, chosen, LocalExecutor(chosen), console)
+        session.run_batch(task, chosen, console)
     except T2IError as failure:
         ended = failure
     lines = (tmp_path / "out" / MAIN_MANIFEST).read_text().splitlines()[1:]

@@ -22,7 +22,6 @@ from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.backends.vertex import errors, payload
 from t2i_cli.backends.vertex.endpoint import Endpoint
 from t2i_cli.batch import session
-from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.manifest import MAIN_MANIFEST
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
@@ -752,7 +751,7 @@ def test_rows_of_an_endpoint_that_fails_at_random(
         choice=SelectionOptions(),
     )
     chosen = backend(name, concurrency=8, retries=12)
-    session.run_batch(task, chosen, LocalExecutor(chosen), console)
+    session.run_batch(task, chosen, console)
     lines = [
         json.loads(line) for line in (tmp_path / "out" / MAIN_MANIFEST).read_text().splitlines()[1:]
     ]

@@ -14,7 +14,6 @@ import pytest
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import session
 from t2i_cli.batch.events import EventWriter
-from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions, build_plan
 from t2i_cli.batch.rows import expand_rows
@@ -77,7 +76,7 @@ def run(
     )
     ended = None
     try:
-        session.run_batch(task, painter, LocalExecutor(painter), console)
+        session.run_batch(task, painter, console)
     except T2IError as error:
         console.error(error)
         ended = error

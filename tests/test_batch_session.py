@@ -89,7 +89,7 @@ class Batch:
         self._capsys.readouterr()
         ended = None
         try:
-            session.run_batch(wanted, backend, LocalExecutor(backend), console)
+            session.run_batch(wanted, backend, console)
         except T2IError as error:
             ended = error
         captured = self._capsys.readouterr()

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli.backend import Backend, GeneratedImage
+from t2i_cli.driver import generate_and_save
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds
-from t2i_cli.run import generate_and_save
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer
 from t2i_cli.terminal.progress import Progress

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from t2i_cli.batch import session
-from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
 from t2i_cli.errors import T2IError
@@ -39,7 +38,7 @@ def main() -> int:
         choice=SelectionOptions(retry_failed="--retry-failed" in sys.argv),
     )
     try:
-        session.run_batch(task, backend, LocalExecutor(backend), console)
+        session.run_batch(task, backend, console)
     except T2IError as error:
         console.error(error)
         return error.exit_code

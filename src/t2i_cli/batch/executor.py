@@ -1,4 +1,4 @@
-"""What makes a batch's images: an executor, and the one that works in this process."""
+"""Makes a batch's images: the backend in a thread of its own, encoding and saving in others."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Event as Flag
 from threading import Semaphore, Thread
-from typing import Protocol
 
-from t2i_cli import run
+from t2i_cli import driver
 from t2i_cli.backend import Backend, CancellationToken, Failure, GeneratedImage
 from t2i_cli.batch.interrupt import StopSignal
+from t2i_cli.driver import SaveImage, save_outcome
 from t2i_cli.errors import internal_error
 from t2i_cli.events import Event, OnEvent, RequestSent, Step
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.run import SaveImage, save_outcome
 
 Outcome = SavedImage | Failure
 
@@ -27,25 +26,6 @@ MAX_OUTCOMES = 256
 """Outcomes handed on together at most."""
 _LOOK = 0.2
 """Seconds between two looks at whether all is to stop now."""
-
-
-class Executor(Protocol):
-    """Makes the images of requests, wherever that is: here, on several GPUs, on a cluster."""
-
-    def run(
-        self,
-        requests: Sequence[ResolvedRequest],
-        save: SaveImage,
-        on_event: OnEvent,
-        stop: StopSignal,
-    ) -> Iterator[Sequence[Outcome]]:
-        """Yield what became of each request, in groups and in any order, as it is saved.
-
-        `save` is called for each image, from any thread; a failed save is that image's failure.
-        `on_event` is called from this generator alone. `stop` ends it early: no request is begun
-        once it says `soon`, and it returns within a second of `now`.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +49,13 @@ class LocalExecutor:
         on_event: OnEvent,
         stop: StopSignal,
     ) -> Iterator[Sequence[Outcome]]:
-        """Yield what became of each request; at most two images a saver wait to be saved."""
+        """Yield what became of each request, in groups and in any order, as it is saved.
+
+        `save` is called for each image, from any thread; a failed save is that image's failure. At
+        most two images a thread wait for it. `on_event` is called from this generator alone. `stop`
+        ends it early: no request is begun once it says `soon`, and it returns within a second of
+        `now`.
+        """
         line = _Line(self._backend, self._savers, save, stop)
         Thread(target=line.produce, args=(requests,), daemon=True, name="backend").start()
         try:
@@ -98,7 +84,7 @@ class _Line:
         """Run the backend to its end, or to that of the images in hand."""
         ended = _Ended()
         try:
-            made = run.run_backend(self._backend, requests, self._hear, self.cancel)
+            made = driver.run_backend(self._backend, requests, self._hear, self.cancel)
             with closing(made):
                 for outcome in made:
                     if self._stop.now.is_set():

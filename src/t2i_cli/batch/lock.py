@@ -1,13 +1,16 @@
 """The folder of a batch: one run at a time, and nothing left of those that died."""
 
-import fcntl
 import os
+import platform
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from t2i_cli.batch import manifest
 from t2i_cli.errors import InputError, StorageError, os_reason
@@ -57,6 +60,8 @@ def lock_folder(folder: Path, shard: Shard | None) -> Iterator[Path]:
     The system drops the lock when this process dies, however it does. Raises InputError while
     another run holds it, where it cannot be written to, or where t2i's own place is another's.
     """
+    if shard and sys.platform == "win32":
+        raise InputError("--shard needs locks that several may hold; Windows has none.")
     state = folder / STATE_FOLDER
     with ExitStack() as stack:
         try:
@@ -97,28 +102,40 @@ def _locked(path: Path, folder: Path, *, shared: bool = False) -> int:
     except OSError as error:
         raise _strange(path, "is no lock") from error
     handle = open_regular(path, os.O_RDWR | os.O_CREAT)
-    if not _HELD_BY.fullmatch(os.pread(handle, 1000, 0)):
+    if not _HELD_BY.fullmatch(os.read(handle, 1000)):
         os.close(handle)
         raise _strange(path, "is no lock")
     try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.pread(handle, 100, 0).decode(errors="replace")
-        owner = escape_controls(" ".join(owner.split())) or "another process"
-        os.close(handle)
-        raise InputError(
-            f"Another run is at work in '{folder}' ({owner}).",
-            hint="Wait for it, or use another folder with -o.",
-        ) from error
+        free = _lock_shared(handle) if shared else lock_descriptor(handle, blocking=False)
     except OSError as error:
         os.close(handle)
         raise StorageError(
             f"The folder '{folder}' cannot be locked: {os_reason(error)}.",
             hint="-o takes a folder on a file system with locks.",
         ) from error
+    os.lseek(handle, 0, os.SEEK_SET)
+    if not free:
+        owner = os.read(handle, 100).decode(errors="replace")
+        owner = escape_controls(" ".join(owner.split())) or "another process"
+        os.close(handle)
+        raise InputError(
+            f"Another run is at work in '{folder}' ({owner}).",
+            hint="Wait for it, or use another folder with -o.",
+        )
     os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
     return handle
+
+
+def _lock_shared(handle: int) -> bool:
+    """Whether the lock was free for one of several holders, which filelock has no lock for."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _scratch(state: Path, shard: Shard | None, known: bool) -> Path:

@@ -10,10 +10,11 @@ from typing import Protocol
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import timings
-from t2i_cli.batch.executor import Executor, Outcome
+from t2i_cli.batch.executor import LocalExecutor, Outcome
 from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.manifest import Manifest
 from t2i_cli.batch.plan import RETRIED_CODES, BatchPlan, PlannedImage
+from t2i_cli.driver import SaveImage
 from t2i_cli.errors import (
     ContentFilteredError,
     InputError,
@@ -24,7 +25,6 @@ from t2i_cli.errors import (
 from t2i_cli.events import Event
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
-from t2i_cli.run import SaveImage
 
 FAILURES_IN_A_ROW = 3
 """Failures one after the other that no row is to blame for: the next would fail as well."""
@@ -89,7 +89,7 @@ class BatchWriter:
 
 def run_plan(
     plan: BatchPlan,
-    executor: Executor,
+    executor: LocalExecutor,
     save: SaveImage,
     book: Manifest,
     listener: ProgressListener,

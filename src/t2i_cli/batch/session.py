@@ -13,7 +13,7 @@ from t2i_cli import prompts
 from t2i_cli.backend import Backend, GeneratedImage
 from t2i_cli.batch import contact_sheet, gallery, lock, manifest, plan, rows, runner, summary
 from t2i_cli.batch.events import EventWriter
-from t2i_cli.batch.executor import Executor
+from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal, handle_signals
 from t2i_cli.batch.manifest import Manifest, ManifestState
 from t2i_cli.batch.options import BatchOptions
@@ -109,7 +109,6 @@ def _composer(
 def run_batch(
     task: BatchConfig,
     backend: Backend,
-    executor: Executor,
     console: Console,
     read: PromptsFile | None = None,
 ) -> None:
@@ -136,7 +135,7 @@ def run_batch(
         book = Manifest(task.folder / (shard.manifest if shard else manifest.MAIN_MANIFEST))
         try:
             book.append([*_pin_lines(pins), *_invalid_lines(read, found, state)])
-            _make(task, found, executor, book, scratch, console, show)
+            _make(task, found, backend, book, scratch, console, show)
         finally:
             book.close()
 
@@ -163,7 +162,7 @@ def merge_shards(target: Path, console: Console) -> None:
 def _make(
     task: BatchConfig,
     found: BatchPlan,
-    executor: Executor,
+    backend: Backend,
     book: Manifest,
     scratch: Path,
     console: Console,
@@ -191,6 +190,7 @@ def _make(
 
     try:
         with console.redirect_stderr(), console.redirect_stdout(), handle_signals(stop):
+            executor = LocalExecutor(backend)
             tally = runner.run_plan(found, executor, save, book, listener, stop, max_failures=limit)
     finally:
         listener.close()

@@ -11,9 +11,10 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Event as Flag
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
+from t2i_cli.driver import run_backend
 from t2i_cli.errors import InputError, InternalError, ModelError, QuotaError, T2IError
 from t2i_cli.events import Event, MemoryMeasure, Notice, Preview, RequestSent, Step
 from t2i_cli.server.jobs import ImageJob, JobObserver
@@ -33,6 +34,7 @@ T = TypeVar("T")
 IndexedJob = tuple[ImageJob, int]
 """A job and a position in it."""
 batcher_log = logging.getLogger(__name__)
+_BUG = "The server met a bug; its log has the details."
 
 
 class BusyError(QuotaError):
@@ -183,8 +185,7 @@ class Batcher:
             if watched or not isinstance(event, Step):
                 self._post(self._hear, work, event)
 
-        # Backends are generators; closing one lets it tidy up.
-        with closing(cast("Any", self._backend.run(requests, hear, work.cancel, previews))) as made:
+        with closing(run_backend(self._backend, requests, hear, work.cancel, previews)) as made:
             for outcome in made:
                 self._post(self._take, work, outcome)
 
@@ -229,6 +230,8 @@ class Batcher:
             # The cause's frames hold what the device's memory is full of.
             outcome.error.__cause__ = None
             outcome.error.__traceback__ = None
+            if isinstance(outcome.error, InternalError):
+                outcome = replace(outcome, error=InternalError(_BUG))
         if (
             len(work.members) > 1
             and isinstance(outcome, Failure)
@@ -278,7 +281,7 @@ class Batcher:
     @staticmethod
     def _defect(raised: BaseException) -> InternalError:
         batcher_log.error("The backend met a bug.", exc_info=raised)
-        return InternalError("The server met a bug; its log has the details.")
+        return InternalError(_BUG)
 
 
 def _kind(member: IndexedJob) -> tuple[object, ...]:

@@ -238,7 +238,7 @@ def listen_unix(path: Path) -> Iterator[socket.socket]:
     """
     if sys.platform == "win32":
         raise InputError("There are no Unix sockets on this system.", field="uds")
-    import fcntl
+    from filelock import lock_descriptor
 
     _check_folder(path.parent)
     beside = Path(f"{path}.lock")
@@ -249,12 +249,10 @@ def listen_unix(path: Path) -> Iterator[socket.socket]:
     try:
         lock = open_regular(beside, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
-        raise InputError(f"Cannot use '{beside}': {error.strerror}.", field="uds") from error
+        raise InputError(f"Cannot use '{beside}': {os_reason(error)}.", field="uds") from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"Another server uses '{path}'.", field="uds") from None
+        if not lock_descriptor(lock, blocking=False):
+            raise InputError(f"Another server uses '{path}'.", field="uds")
         if not known:
             os.pwrite(lock, _LOCK, 0)
         if os.path.lexists(path):

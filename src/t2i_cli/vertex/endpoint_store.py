@@ -108,7 +108,7 @@ def list_records() -> list[EndpointRecord]:
 @contextmanager
 def _held() -> Iterator[None]:
     """Keep other processes and threads from writing the file until the block ends."""
-    import fcntl
+    from filelock import lock_descriptor
 
     file = store_path()
     try:
@@ -116,7 +116,7 @@ def _held() -> Iterator[None]:
         # Not the file itself, which is replaced; the system drops the lock of who dies.
         lock = open_regular(Path(f"{file}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_descriptor(lock)
             yield
         finally:
             os.close(lock)

@@ -184,7 +184,6 @@ def batch(
     console.configure(**vars(shown))
     from t2i_cli.backends.factory import create_backend, default_model
     from t2i_cli.batch import session
-    from t2i_cli.batch.executor import LocalExecutor
     from t2i_cli.batch.options import BatchOptions, parse_batch_size, parse_seeds, parse_vary
     from t2i_cli.batch.row_filenames import (
         DEFAULT_NAME_TEMPLATE,
@@ -242,7 +241,7 @@ def batch(
     if not ephemeral.ephemeral:
         _refuse_without_ephemeral(ephemeral)
         chosen = engine(None)
-        session.run_batch(task, chosen, LocalExecutor(chosen), console)
+        session.run_batch(task, chosen, console)
         return
     if backend.endpoint.endpoint or run.dry_run or backend.backend not in (None, "vertex"):
         raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
@@ -274,7 +273,6 @@ def _on_ephemeral(
     """Run the batch on an endpoint of its own, if there is an image to be made."""
     from t2i_cli.backends.vertex.planned_endpoint import PlannedEndpoint
     from t2i_cli.batch import session
-    from t2i_cli.batch.executor import LocalExecutor
     from t2i_cli.vertex import lifecycle
 
     if not task.wishes.lenient:
@@ -292,7 +290,7 @@ def _on_ephemeral(
         deployment = lifecycle.ephemeral_endpoint(wanted, place, console, yes=asked.yes)
     with deployment as made:
         chosen = planned if made is None else engine(made)
-        session.run_batch(task, chosen, LocalExecutor(chosen), console, read)
+        session.run_batch(task, chosen, console, read)
 
 
 def _refuse_beside_merge(context: typer.Context) -> None:

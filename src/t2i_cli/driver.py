@@ -1,4 +1,4 @@
-"""The loop: requests go to a backend, its images to a sink, and every outcome comes out."""
+"""Drives a backend: requests go in, every outcome comes out; the only caller of `Backend.run`."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -23,7 +23,7 @@ def generate_and_save(
     cancel: Flag,
 ) -> Iterator[SavedImage | Failure]:
     """Yield what became of each request, as it happens; a failed save is that image's failure."""
-    for outcome in backend.run(requests, on_event, cancel):
+    for outcome in run_backend(backend, requests, on_event, cancel):
         yield save_outcome(outcome, save)
 
 
@@ -38,18 +38,23 @@ def save_outcome(outcome: GeneratedImage | Failure, save: SaveImage) -> SavedIma
 
 
 def run_backend(
-    backend: Backend, requests: Sequence[ResolvedRequest], on_event: OnEvent, cancel: Flag
+    backend: Backend,
+    requests: Sequence[ResolvedRequest],
+    on_event: OnEvent,
+    cancel: Flag,
+    previews: Sequence[int] = (),
 ) -> Generator[GeneratedImage | Failure]:
     """Yield what became of each request; what the backend raises is the failure of those in hand.
 
     In hand are those of a Step or Sent that have no outcome yet, or else the first without one. A
-    generator that raised has ended: the backend is called again with the others.
+    generator that raised has ended: the backend is called again with the others. `previews` are
+    how many are wanted of each.
     """
     left = dict(enumerate(requests))
     while left and not cancel.is_set():
         in_hand: set[int] = set()
         try:
-            yield from _once(backend, left, in_hand, on_event, cancel)
+            yield from _once(backend, left, in_hand, on_event, cancel, previews)
             return
         except MemoryError:
             raise
@@ -68,6 +73,7 @@ def _once(
     in_hand: set[int],
     on_event: OnEvent,
     cancel: Flag,
+    previews: Sequence[int],
 ) -> Iterator[GeneratedImage | Failure]:
     """One call of the backend with what is left, by its positions; takes out what got one."""
     positions = list(left)
@@ -82,7 +88,8 @@ def _once(
         on_event(event)
 
     # Backends are generators; closing one lets it tidy up.
-    made = backend.run(list(left.values()), hear, cancel)
+    wanted = [previews[index] for index in positions] if previews else ()
+    made = backend.run(list(left.values()), hear, cancel, wanted)
     with closing(cast("_Closable", made)):
         for outcome in made:
             index = positions[outcome.index]
