@@ -15,6 +15,7 @@ full:
 lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(dir $(PYTHON))lint-imports
 	$(PYTHON) docs/generate.py --check
 
 types:
