@@ -16,44 +16,38 @@ from tests import made
 SOURCE = Path(t2i_cli.__file__).parent
 ROOT = Path(__file__).parent.parent
 DECLARED = """
-    guidance_rescale: float | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--guidance-rescale",),
-                help="How far to take back overexposure.",
-                label="Rescale",
-                low=0,
-                high=1,
-                dialects=_by("guidance_rescale", "t2i"),
-                servings=frozenset({"t2i"}),
-                pipeline="guidance_rescale",
-                infotext="CFG Rescale",
-            )
-        },
+    guidance_rescale: float | None = _declared(
+        RequestField(
+            flags=("--guidance-rescale",),
+            help="How far to take back overexposure.",
+            label="Rescale",
+            low=0,
+            high=1,
+            dialects=_by("guidance_rescale", "t2i"),
+            servings=frozenset({"t2i"}),
+            pipeline="guidance_rescale",
+            infotext="CFG Rescale",
+        )
     )
 """
 OF_RECORDS = """
-    inputs: tuple[tuple[str, float], ...] | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--inputs",),
-                help="Files with weights.",
-                label="Inputs",
-                parse=lambda given: tuple(
-                    (str(name), float(weight))
-                    for name, weight in (
-                        [part.split(":") for part in given.split(",")]
-                        if isinstance(given, str)
-                        else given
-                    )
-                ),
-                to_json=lambda value: [list(pair) for pair in value],
-                digest=lambda value: [[open(name).read(), weight] for name, weight in value],
-                dialects=_by("inputs", "t2i"),
-            )
-        },
+    inputs: tuple[tuple[str, float], ...] | None = _declared(
+        RequestField(
+            flags=("--inputs",),
+            help="Files with weights.",
+            label="Inputs",
+            parse=lambda given: tuple(
+                (str(name), float(weight))
+                for name, weight in (
+                    [part.split(":") for part in given.split(",")]
+                    if isinstance(given, str)
+                    else given
+                )
+            ),
+            to_json=lambda value: [list(pair) for pair in value],
+            digest=lambda value: [[open(name).read(), weight] for name, weight in value],
+            dialects=_by("inputs", "t2i"),
+        )
     )
 """
 BEFORE = "\n\ndef _table()"

@@ -155,174 +155,149 @@ FIELD = "request_field"
 """The key of a RequestField in an attribute's metadata."""
 
 
+def _declared(known: RequestField) -> Any:  # noqa: ANN401 - of the attribute's own type
+    """An attribute that may be left unset, with what is known of it beside it."""
+    return field(default=None, metadata={FIELD: known})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequestFields:
     """What can be asked of one image; `None` is not set."""
 
-    prompt: str | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                help="What the image should show.",
-                label="Prompt",
-                per_image=True,
-                prose=True,
-                on_page=False,
-            )
-        },
+    prompt: str | None = _declared(
+        RequestField(
+            help="What the image should show.",
+            label="Prompt",
+            per_image=True,
+            prose=True,
+            on_page=False,
+        )
     )
-    negative_prompt: str | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--negative-prompt",),
-                help="What the image should not show.",
-                label="Negative prompt",
-                placeholder="What the image must not show",
-                dialects=_by("negative_prompt", *_OPEN),
-                servings=_SERVED,
-                needs="negative_prompt",
-                per_image=True,
-                prose=True,
-                may_be_blank=True,
-            )
-        },
+    negative_prompt: str | None = _declared(
+        RequestField(
+            flags=("--negative-prompt",),
+            help="What the image should not show.",
+            label="Negative prompt",
+            placeholder="What the image must not show",
+            dialects=_by("negative_prompt", *_OPEN),
+            servings=_SERVED,
+            needs="negative_prompt",
+            per_image=True,
+            prose=True,
+            may_be_blank=True,
+        )
     )
-    model: str | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--model", "-m"),
-                help="Alias, repository on the Hub, or folder.",
-                default=DEFAULT_MODEL,
-                label="Model",
-                echoed=False,  # a server may call it otherwise
-                infotext="Model",
-                on_page=False,
-            )
-        },
+    model: str | None = _declared(
+        RequestField(
+            flags=("--model", "-m"),
+            help="Alias, repository on the Hub, or folder.",
+            default=DEFAULT_MODEL,
+            label="Model",
+            echoed=False,  # a server may call it otherwise
+            infotext="Model",
+            on_page=False,
+        )
     )
-    revision: str | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--revision",),
-                help="Branch, tag or commit of the repository.",
-                label="Revision",
-                echoed=False,
-                on_page=False,
-            )
-        },
+    revision: str | None = _declared(
+        RequestField(
+            flags=("--revision",),
+            help="Branch, tag or commit of the repository.",
+            label="Revision",
+            echoed=False,
+            on_page=False,
+        )
     )
-    seed: int | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                help="Decides the noise that an image begins with.",
-                default="random",
-                label="Seed",
-                placeholder="Random",
-                low=0,
-                high=MAX_SEED,
-                dialects=_by("seed", *_OPEN),
-                # Google's own handler draws its noise by itself.
-                servings=_SERVED - {"model-garden"},
-                echoed=False,  # whether it is, is recorded
-                infotext="Seed",
-                per_image=True,
-                on_page=False,
-            )
-        },
+    seed: int | None = _declared(
+        RequestField(
+            help="Decides the noise that an image begins with.",
+            default="random",
+            label="Seed",
+            placeholder="Random",
+            low=0,
+            high=MAX_SEED,
+            dialects=_by("seed", *_OPEN),
+            # Google's own handler draws its noise by itself.
+            servings=_SERVED - {"model-garden"},
+            echoed=False,  # whether it is, is recorded
+            infotext="Seed",
+            per_image=True,
+            on_page=False,
+        )
     )
-    steps: int | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--steps",),
-                help="Denoising steps.",
-                default="the model's",
-                label="Steps",
-                summary="{} steps",
-                low=1,
-                high=MAX_STEPS,
-                dialects=_by("num_inference_steps", *_OPEN) | {"localai": "step"},
-                servings=_SERVED,
-                vertex="num_inference_steps",
-                pipeline="num_inference_steps",
-                infotext="Steps",
-                model_default=True,
-            )
-        },
+    steps: int | None = _declared(
+        RequestField(
+            flags=("--steps",),
+            help="Denoising steps.",
+            default="the model's",
+            label="Steps",
+            summary="{} steps",
+            low=1,
+            high=MAX_STEPS,
+            dialects=_by("num_inference_steps", *_OPEN) | {"localai": "step"},
+            servings=_SERVED,
+            vertex="num_inference_steps",
+            pipeline="num_inference_steps",
+            infotext="Steps",
+            model_default=True,
+        )
     )
-    guidance_scale: float | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--guidance", "--guidance-scale", "--cfg-scale"),
-                help="How closely to follow the prompt.",
-                default="the model's",
-                label="Guidance",
-                summary="guidance {}",
-                low=0,
-                high=MAX_GUIDANCE,
-                dialects=_by("guidance_scale", *_OPEN),
-                true_cfg="true_cfg_scale",
-                servings=_SERVED,
-                infotext="CFG scale",
-                model_default=True,
-                needs="guidance",
-            )
-        },
+    guidance_scale: float | None = _declared(
+        RequestField(
+            flags=("--guidance", "--guidance-scale", "--cfg-scale"),
+            help="How closely to follow the prompt.",
+            default="the model's",
+            label="Guidance",
+            summary="guidance {}",
+            low=0,
+            high=MAX_GUIDANCE,
+            dialects=_by("guidance_scale", *_OPEN),
+            true_cfg="true_cfg_scale",
+            servings=_SERVED,
+            infotext="CFG scale",
+            model_default=True,
+            needs="guidance",
+        )
     )
-    width: int | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--width", "-W"),
-                help="Width of the image.",
-                default="the model's",
-                label="Width",
-                unit="pixels",
-                low=1,
-                high=MAX_IMAGE_SIDE,
-                dialects=_by(SIZE, *_ALL),
-                servings=_SERVED,
-                pipeline="width",
-                model_default=True,
-            )
-        },
+    width: int | None = _declared(
+        RequestField(
+            flags=("--width", "-W"),
+            help="Width of the image.",
+            default="the model's",
+            label="Width",
+            unit="pixels",
+            low=1,
+            high=MAX_IMAGE_SIDE,
+            dialects=_by(SIZE, *_ALL),
+            servings=_SERVED,
+            pipeline="width",
+            model_default=True,
+        )
     )
-    height: int | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--height", "-H"),
-                help="Height of the image.",
-                default="the model's",
-                label="Height",
-                unit="pixels",
-                low=1,
-                high=MAX_IMAGE_SIDE,
-                dialects=_by(SIZE, *_ALL),
-                servings=_SERVED,
-                pipeline="height",
-                model_default=True,
-            )
-        },
+    height: int | None = _declared(
+        RequestField(
+            flags=("--height", "-H"),
+            help="Height of the image.",
+            default="the model's",
+            label="Height",
+            unit="pixels",
+            low=1,
+            high=MAX_IMAGE_SIDE,
+            dialects=_by(SIZE, *_ALL),
+            servings=_SERVED,
+            pipeline="height",
+            model_default=True,
+        )
     )
-    scheduler: str | None = field(
-        default=None,
-        metadata={
-            FIELD: RequestField(
-                flags=("--scheduler",),
-                help="Sampler by short name, as euler.",
-                default="the model's",
-                label="Scheduler",
-                dialects=_by("scheduler", "t2i"),
-                servings=frozenset({"t2i"}),
-                needs="schedulers",
-            )
-        },
+    scheduler: str | None = _declared(
+        RequestField(
+            flags=("--scheduler",),
+            help="Sampler by short name, as euler.",
+            default="the model's",
+            label="Scheduler",
+            dialects=_by("scheduler", "t2i"),
+            servings=frozenset({"t2i"}),
+            needs="schedulers",
+        )
     )
 
 

@@ -1,20 +1,20 @@
 """`t2i batch`: every image of a prompts file, by any backend."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
 import typer
 
-from t2i_cli.cli.options import (
-    ConsoleOptions,
-    FormatOpt,
-    RequestOptions,
-    RunOptions,
-    ShowOpt,
-    YesOpt,
+from t2i_cli.cli.batch_options import (
+    BatchConsoleOptions,
+    EphemeralOptions,
+    FolderOptions,
+    PassOptions,
+    ResumeOptions,
+    RowsOptions,
 )
+from t2i_cli.cli.options import RequestOptions, RunOptions
 from t2i_cli.errors import InputError
 from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import BackendOptions, DeploymentSpec, EndpointOptions
@@ -24,145 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from t2i_cli.backend import Backend
+    from t2i_cli.batch.options import BatchOptions
     from t2i_cli.batch.plan import SelectionOptions
     from t2i_cli.batch.session import BatchConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowsOptions:
-    """The prompts file, and the images of each of its rows."""
-
-    PANEL: ClassVar = "Rows"
-
-    file: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE", help="Prompts: .txt, .jsonl or .csv; - reads standard input."
-        ),
-    ] = None
-    input_format: Annotated[
-        str | None,
-        typer.Option(
-            "--input-format", help="txt, jsonl or csv. [default: by the name; stdin: txt]"
-        ),
-    ] = None
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", "-s", help="The first row's; the next rows count on. [default: derived]"
-        ),
-    ] = None
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", help="Make every row with each of these, as 1-4,9.")
-    ] = None
-    count: Annotated[
-        int, typer.Option("--count", "-n", help="Images of each row, with seeds counting up.")
-    ] = 1
-    vary: Annotated[
-        list[str] | None,
-        typer.Option("--vary", help="Make every row with each value, as steps=10,20; repeatable."),
-    ] = None
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Make the good rows, list the bad ones, exit 8.")
-    ] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderOptions:
-    """The folder, and what is put into it beside the images."""
-
-    PANEL: ClassVar = "Output"
-
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the images.")] = (
-        Path("t2i-out")
-    )
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="File names. [default: {index:05d}-{slug}-{seed}.{ext}]"),
-    ] = None
-    format: FormatOpt = None
-    sheet: Annotated[
-        bool, typer.Option("--sheet", help="Draw sheet.png; a grid where --vary gives two axes.")
-    ] = False
-    show: ShowOpt = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResumeOptions:
-    """Which images a run makes, and when it stops."""
-
-    PANEL: ClassVar = "Selection"
-
-    retry_failed: Annotated[
-        bool,
-        typer.Option("--retry-failed", help="Try those again that failed for their own reason."),
-    ] = False
-    force: Annotated[bool, typer.Option("--force", help="Make everything again.")] = False
-    verify_files: Annotated[
-        bool, typer.Option("--verify-files", help="Compare finished files with their sha256.")
-    ] = False
-    max_failures: Annotated[
-        str | None, typer.Option("--max-failures", help="Stop once so many failed, as 10 or 5%.")
-    ] = None
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Make at most so many images now.")
-    ] = None
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", help="Make part I of N, as 1/4, beside others in one folder."),
-    ] = None
-    merge: Annotated[
-        Path | None,
-        typer.Option("--merge", help="Join the shards of this folder; makes no image."),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassOptions:
-    """How many images this machine makes at once."""
-
-    PANEL: ClassVar = "This machine"
-
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", help="Images of one pass: a number, or auto.")
-    ] = "auto"
-    strict: Annotated[
-        bool, typer.Option("--strict", help="One image a pass: the same bits as alone.")
-    ] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class EphemeralOptions:
-    """An endpoint for the batch alone."""
-
-    PANEL: ClassVar = "Vertex AI"
-
-    ephemeral: Annotated[
-        bool,
-        typer.Option("--ephemeral", help="vertex: deploy an endpoint for this batch alone."),
-    ] = False
-    ttl: Annotated[
-        str | None,
-        typer.Option(
-            "--ttl", help=f"ephemeral: how long the endpoint may live. [default: {defaults.TTL}]"
-        ),
-    ] = None
-    max_cost: Annotated[
-        float | None,
-        typer.Option(
-            "--max-cost", help="ephemeral: refuse if it could cost more USD until its TTL."
-        ),
-    ] = None
-    yes: YesOpt = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchConsoleOptions(ConsoleOptions):
-    """What is printed, and how."""
-
-    events: Annotated[
-        bool, typer.Option("--events", help="Write NDJSON events on stderr, and nothing else.")
-    ] = False
 
 
 _BESIDE_MERGE = {"merge", "json", "quiet", "verbose", "events"}
@@ -182,31 +46,58 @@ def batch(
 ) -> None:
     """Make every image of a prompts file; run it again to make what is missing."""
     console.configure(**vars(shown))
-    from t2i_cli.backends.factory import create_backend, default_model
+    from t2i_cli.backends.factory import create_backend
     from t2i_cli.batch import session
-    from t2i_cli.batch.options import BatchOptions, parse_batch_size, parse_seeds, parse_vary
-    from t2i_cli.batch.row_filenames import (
-        DEFAULT_NAME_TEMPLATE,
-        check_template,
-        parse_name_template,
-    )
+    from t2i_cli.batch.options import parse_batch_size
+    from t2i_cli.batch.row_filenames import parse_name_template
 
     if selection.merge is not None:
         _refuse_beside_merge(context)
         session.merge_shards(selection.merge, console)
         return
+    task = _task(rows, request, folder, selection, run)
+    task = replace(task, wishes=_with_model(task.wishes, backend.backend, ephemeral.ephemeral))
+    images = parse_batch_size(passes.batch_size, strict=passes.strict)
+
+    def engine(made: str | None) -> "Backend":
+        endpoint = replace(backend.endpoint, endpoint=made or backend.endpoint.endpoint)
+        place = "vertex" if ephemeral.ephemeral else backend.backend
+        return create_backend(
+            replace(backend, backend=place, endpoint=endpoint),
+            batch_size=images,
+            strict=passes.strict,
+            lenient=run.lenient,
+            format=parse_name_template(task.choice.template, task.choice.format).format,
+        )
+
+    if not ephemeral.ephemeral:
+        _refuse_without_ephemeral(ephemeral)
+        chosen = engine(None)
+        session.run_batch(task, chosen, console)
+        return
+    if backend.endpoint.endpoint or run.dry_run or backend.backend not in (None, "vertex"):
+        raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
+    _on_ephemeral(task, engine, request.model, backend.endpoint, ephemeral)
+
+
+def _task(
+    rows: RowsOptions,
+    request: RequestOptions,
+    folder: FolderOptions,
+    selection: ResumeOptions,
+    run: RunOptions,
+) -> "BatchConfig":
+    """What is asked for; raises InputError for what can be told to be wrong at once."""
+    from t2i_cli.batch.options import BatchOptions, parse_seeds, parse_vary
+    from t2i_cli.batch.row_filenames import DEFAULT_NAME_TEMPLATE, check_template
+    from t2i_cli.batch.session import BatchConfig
+
     if rows.file is None:
         raise InputError("There is no prompts file.", hint="Give one, as t2i batch prompts.txt")
-    given, model = request.given(), request.model
-    varied = parse_vary(rows.vary or [])
-    if ephemeral.ephemeral:
-        # An endpoint made for these rows has the one model that they are for.
-        given.pop("model", None)
-    elif model is None and "model" not in dict(varied) and (own := default_model(backend.backend)):
-        given["model"] = own
+    given, varied = request.given(), parse_vary(rows.vary or [])
     template = folder.name or DEFAULT_NAME_TEMPLATE
     check_template(template, folder.format)
-    task = session.BatchConfig(
+    return BatchConfig(
         source=rows.file,
         input_format=rows.input_format,
         folder=folder.output,
@@ -225,27 +116,19 @@ def batch(
         sheet=folder.sheet,
         show=folder.show,
     )
-    images = parse_batch_size(passes.batch_size, strict=passes.strict)
 
-    def engine(made: str | None) -> "Backend":
-        endpoint = replace(backend.endpoint, endpoint=made or backend.endpoint.endpoint)
-        place = "vertex" if ephemeral.ephemeral else backend.backend
-        return create_backend(
-            replace(backend, backend=place, endpoint=endpoint),
-            batch_size=images,
-            strict=passes.strict,
-            lenient=run.lenient,
-            format=parse_name_template(template, task.choice.format).format,
-        )
 
-    if not ephemeral.ephemeral:
-        _refuse_without_ephemeral(ephemeral)
-        chosen = engine(None)
-        session.run_batch(task, chosen, console)
-        return
-    if backend.endpoint.endpoint or run.dry_run or backend.backend not in (None, "vertex"):
-        raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
-    _on_ephemeral(task, engine, model, backend.endpoint, ephemeral)
+def _with_model(wishes: "BatchOptions", backend: str | None, ephemeral: bool) -> "BatchOptions":
+    """The same with the model of the settings where none is named, which is this machine's."""
+    from t2i_cli.backends.factory import default_model
+
+    values = dict(wishes.defaults)
+    if ephemeral:
+        # An endpoint made for these rows has the one model that they are for.
+        values.pop("model", None)
+    elif "model" not in {*values, *dict(wishes.vary)} and (own := default_model(backend)):
+        values["model"] = own
+    return replace(wishes, defaults=values)
 
 
 def _selection(template: str, format: str | None, asked: ResumeOptions) -> "SelectionOptions":
