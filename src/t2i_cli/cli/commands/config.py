@@ -5,13 +5,18 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli.cli.option_groups import command
+from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.errors import InputError
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import console
 
-app = typer.Typer(help="Read and write the settings.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Read and write the settings.",
+    no_args_is_help=True,
+    epilog=examples("t2i config set model sdxl", "t2i config list"),
+    rich_markup_mode=None,
+)
 
 KeyArg = Annotated[str, typer.Argument(help=f"One of {', '.join(store.SETTINGS)}.")]
 

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from t2i_cli.cli.option_groups import command
+from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.errors import AccessError, InputError
 from t2i_cli.terminal.console import console
 
 app = typer.Typer(
     help="Log in to the Hugging Face Hub, or check the login of Google Cloud.",
+    epilog=examples("t2i login", "t2i login --token-stdin < token.txt", "t2i login --status"),
     rich_markup_mode=None,
 )
 

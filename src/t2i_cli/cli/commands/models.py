@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_cli.cli.option_groups import command
+from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="The models that t2i knows, and those on this machine.",
     no_args_is_help=True,
+    epilog=examples("t2i models list", "t2i models pull sdxl"),
     rich_markup_mode=None,
 )
 

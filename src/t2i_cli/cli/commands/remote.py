@@ -9,7 +9,7 @@ import typer
 
 from t2i_cli.cli import options
 from t2i_cli.cli.commands import remote_build, remote_deploy, remote_generate
-from t2i_cli.cli.option_groups import command
+from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.errors import InputError, RemoteError, StorageError, T2IError
 from t2i_cli.settings.options import LocationOptions
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="A Vertex AI endpoint: deploy it, use it, see what it costs, take it down.",
     no_args_is_help=True,
+    epilog=examples("t2i remote deploy -m sd15 --ttl 2h --max-cost 5", "t2i remote down --bucket"),
     rich_markup_mode=None,
 )
 command(

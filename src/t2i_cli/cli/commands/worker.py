@@ -2,13 +2,14 @@
 
 import typer
 
-from t2i_cli.cli.option_groups import command
+from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.terminal.console import console
 
 app = typer.Typer(
     help="See and end the process that keeps a model warm.",
     no_args_is_help=True,
+    epilog=examples("t2i worker status", "t2i worker stop"),
     rich_markup_mode=None,
 )
 
