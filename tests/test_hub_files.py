@@ -49,6 +49,23 @@ def test_takes_shards_named_the_old_way() -> None:
     assert needed([*half, index, FULL], half=True) == {*half, index}
 
 
+def test_takes_one_of_two_ways_to_name_the_same_shards() -> None:
+    new = [f"unet/model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    old = [f"unet/model-0000{n}-of-00002.fp16.safetensors" for n in (1, 2)]
+    assert needed([*old, *new], half=True) == set(new)
+
+
+def test_takes_whole_files_for_both_libraries_and_no_shards_beside_them() -> None:
+    both = ["unet/model.safetensors", FULL]
+    shards = [f"unet/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    assert needed([*both, *shards, "unet/model.safetensors.index.json"]) == set(both)
+
+
+def test_an_index_without_its_shards_is_no_weights() -> None:
+    with pytest.raises(ModelError, match="pickle"):
+        needed(["unet/model.safetensors.index.json", "unet/pytorch_model.bin"])
+
+
 def test_leaves_other_variants() -> None:
     assert needed([FULL, "unet/diffusion_pytorch_model.non_ema.safetensors"]) == {FULL}
 

@@ -88,6 +88,20 @@ def test_half_precision_prefers_the_fp16_variant(folder: Path) -> None:
     assert weights.find_variant(folder, half=False) == "fp16"
 
 
+def test_a_folder_is_read_as_a_repository_is(folder: Path) -> None:
+    """Shards with the variant after their number, as older repositories have them."""
+    (folder / UNET).unlink()
+    names = [f"diffusion_pytorch_model-0000{n}-of-00002.fp16.safetensors" for n in (1, 2)]
+    for name in names:
+        save_file({"w": torch.zeros(5, dtype=torch.float16)}, folder / "unet" / name)
+    with pytest.raises(ModelError, match="unet has no index of its weight files"):
+        weights.read_weight_headers(folder, half=True)
+    index = folder / "unet/diffusion_pytorch_model.safetensors.fp16.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": names[0], "y": names[1]}}))
+    assert weights.read_weight_headers(folder, half=False)["unet"].elements == {"F16": 10}
+    assert weights.find_variant(folder, half=False) == "fp16"
+
+
 def test_shards_are_added_up_and_missed(folder: Path) -> None:
     (folder / UNET).unlink()
     names = ["a.safetensors", "b.safetensors"]

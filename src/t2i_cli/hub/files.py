@@ -1,30 +1,17 @@
 """Which files of a diffusers repository a pipeline needs.
 
 The rules are those of diffusers' own loader: a folder for each component that model_index.json
-names, weights called `model` (transformers) or `diffusion_pytorch_model` (diffusers), whole or in
-shards, with the variant before or after the shard's number.
+names, with its configuration and its weights.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
+from t2i_cli import weight_files
 from t2i_cli.errors import ModelError
 
 MODEL_INDEX = "model_index.json"
 
-_WEIGHTS = re.compile(
-    r"(model|diffusion_pytorch_model)"
-    r"(\.(?P<before>\w+))?(-\d{5}-of-\d{5})?(\.(?P<after>\w+))?\.safetensors"
-)
-_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
-_FULL = [(None, None)]
-_HALF = [("fp16", None), (None, "fp16")]
-"""The variant before the shard's number, and after it, as older repositories have it."""
-_SHARD_INDEX = re.compile(
-    r"(model|diffusion_pytorch_model)\.safetensors(\.(?P<before>\w+))?\.index(\.(?P<after>\w+))?\.json"
-)
-_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 _CONFIGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py"}
 
 
@@ -52,35 +39,20 @@ def needed_files(
 
 def _weights(repo: str, component: str, paths: list[str], half: bool) -> list[str]:
     """One component's weights: of the wanted variant, or else of the other one."""
-    named = {path: match for path in paths if (match := _WEIGHTS.fullmatch(_name(path)))}
-    for variant in (_HALF, _FULL) if half else (_FULL, _HALF):
-        for before, after in variant:
-            weights = [p for p, m in named.items() if (m["before"], m["after"]) == (before, after)]
-            if weights:
-                return _whole(repo, weights, paths, before or after)
-    if any(PurePosixPath(path).suffix in _PICKLES for path in paths):
-        raise ModelError(
-            f"{repo} keeps its {component} as pickle files only, which can run code; "
-            "t2i loads safetensors.",
-            hint="Look for a revision or a copy of the model with safetensors.",
-        )
-    return []
-
-
-def _whole(repo: str, weights: list[str], paths: list[str], variant: str | None) -> list[str]:
-    """One set of weights: a single file where there is one, else its shards and their index."""
-    shards = {path: match[1] for path in weights if (match := _SHARD.search(path))}
-    if single := [path for path in weights if path not in shards]:
-        return single
-    expected = int(next(iter(shards.values())))
-    if len(weights) < expected:
-        raise ModelError(f"{repo} lacks {expected - len(weights)} of {expected} weight files.")
-    return weights + [
-        path
-        for path in paths
-        if (match := _SHARD_INDEX.fullmatch(_name(path)))
-        and (match["before"] or match["after"]) == variant
-    ]
+    names = {_name(path): path for path in paths}
+    found = weight_files.choose_weights(names, half=half)
+    if found is None or not (found.whole or found.shards):
+        if weight_files.has_pickles(names):
+            raise ModelError(
+                f"{repo} keeps its {component} as pickle files only, which can run code; "
+                "t2i loads safetensors.",
+                hint="Look for a revision or a copy of the model with safetensors.",
+            )
+        return []
+    if found.missing:
+        raise ModelError(f"{repo} lacks {found.missing} of {found.expected} weight files.")
+    index = [found.index] if found.index else []
+    return [names[name] for name in (*found.whole, *found.shards, *index)]
 
 
 def _inside(index: Mapping[str, object], files: Iterable[str]) -> Iterator[str]:
@@ -98,7 +70,7 @@ def _inside(index: Mapping[str, object], files: Iterable[str]) -> Iterator[str]:
 
 
 def _is_config(path: str) -> bool:
-    return PurePosixPath(path).suffix in _CONFIGS and not _SHARD_INDEX.fullmatch(_name(path))
+    return PurePosixPath(path).suffix in _CONFIGS and not weight_files.is_index(_name(path))
 
 
 def _name(path: str) -> str:

@@ -5,11 +5,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from t2i_cli import weight_files
 from t2i_cli.errors import ModelError
 from t2i_cli.models import diffusers_folder
 
-_STEMS = ("diffusion_pytorch_model", "model")
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _OTHER_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
 _FLOATS = {"F32", "F16", "BF16"}
@@ -50,11 +49,8 @@ def read_weight_headers(
 def find_variant(folder: Path, *, half: bool) -> str | None:
     """The variant to ask diffusers for: "fp16" where it is wanted, or the only one there is."""
     name, _ = diffusers_folder.denoiser_config(folder)
-    try:
-        files = _files(folder / name, half=half)
-    except ModelError:
-        return None
-    return "fp16" if ".fp16" in files[0].name else None
+    found = weight_files.choose_weights(_names(folder / name), half=half)
+    return found.variant if found else None
 
 
 def _component(folder: Path, *, half: bool) -> ComponentWeights:
@@ -66,20 +62,24 @@ def _component(folder: Path, *, half: bool) -> ComponentWeights:
 
 def _files(folder: Path, *, half: bool) -> list[Path]:
     """The safetensors files that diffusers and transformers would load, shards included."""
-    for infix in (".fp16", "") if half else ("", ".fp16"):
-        for stem in _STEMS:
-            file = folder / f"{stem}{infix}.safetensors"
-            if file.is_file():
-                return [file]
-            shards = folder / f"{stem}.safetensors.index{infix}.json"
-            if shards.is_file():
-                return _shards(shards)
-    if any(file.suffix in _PICKLES for file in folder.iterdir()):
+    names = _names(folder)
+    found = weight_files.choose_weights(names, half=half)
+    if found and found.whole:
+        return [folder / found.whole[0]]
+    if found and found.index:
+        return _shards(folder / found.index)
+    if found:
+        raise ModelError(f"The model is incomplete: {folder} has no index of its weight files.")
+    if weight_files.has_pickles(names):
         raise ModelError(
             f"The weights in {folder} are pickle files only, which can run code when loaded.",
             hint="t2i loads safetensors; look for a safetensors copy of the model, or convert it.",
         )
     raise ModelError(f"The model is incomplete: {folder} holds no weights.")
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
 
 
 def _shards(index: Path) -> list[Path]:
