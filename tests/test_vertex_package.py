@@ -23,7 +23,7 @@ from PIL import Image
 from t2i_cli.errors import InputError
 from t2i_cli.models import catalog
 from t2i_cli.vertex import containers
-from t2i_cli.vertex.torchserve import handler, model_archive
+from t2i_cli.vertex.torchserve import container, handler, model_archive
 from tests.conftest import T2I
 from tests.fakes.vertex import FakeVertex
 from training.grade import grade_image
@@ -48,7 +48,7 @@ def test_the_archive(t2i: T2I, tmp_path: Path) -> None:
     file = Path(done.stdout.strip())
     with zipfile.ZipFile(file) as archived:
         names = set(archived.namelist())
-        assert json.loads(archived.read(containers.MANIFEST))["model"]["handler"] == "handler.py"
+        assert json.loads(archived.read(container.MANIFEST))["model"]["handler"] == "handler.py"
         assert archived.read("handler.py") == model_archive.HANDLER.read_bytes()
         weights = catalog.MODELS["postcard"].folder or Path()
         for path in weights.rglob("*.safetensors"):

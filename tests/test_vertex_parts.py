@@ -43,6 +43,7 @@ from t2i_cli.vertex import (
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.labels import Labels
 from t2i_cli.vertex.location import Location
+from t2i_cli.vertex.torchserve import container
 from tests.fakes.google import refusal
 from tests.fakes.oauth import ACCOUNT
 from tests.fakes.vertex import FakeVertex, Fault, counted, denied
@@ -461,4 +462,5 @@ def test_the_documentation_names_every_permission() -> None:
     for step, names in permissions.STEPS.items():
         (row,) = (line for line in text.splitlines() if line.startswith(f"| {step} "))
         assert set(re.findall(r"`((?:\w+\.){2}\w+)`", row)) == set(names), step
-    assert containers.TORCHSERVE_END in text
+    date = container.WARNING.partition(" on ")[2]
+    assert date.rstrip(".") in text

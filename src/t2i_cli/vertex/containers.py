@@ -1,9 +1,7 @@
 """What runs in the cloud: which container, and where it takes its weights from."""
 
-import json
 import re
-import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_cli.errors import InputError
@@ -17,12 +15,6 @@ GARDEN_IMAGE = (
     "pytorch-inference.cu125.0-4.ubuntu2204.py310"
 )
 """Google's ready-made container for diffusers' pipelines."""
-TORCHSERVE_END = "14 January 2027"
-ARCHIVE = "model.mar"
-"""The only name under which Google's PyTorch containers look for an archive."""
-MANIFEST = "MAR-INF/MANIFEST.json"
-
-_TORCHSERVE_IMAGE = "us-docker.pkg.dev/vertex-ai/prediction/pytorch-{}.2-4:latest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +65,11 @@ def find_source(model: str | None, serving: str) -> ModelSource:
         source = ModelSource(spec=spec)  # it is part of the image
     else:
         source = ModelSource(spec=spec, folder=spec.folder, fetch=spec.gated)
-    return _archived(source) if serving == "torchserve" else source
+    if serving == "torchserve":
+        from t2i_cli.vertex.torchserve import container
+
+        return container.archived_source(source)
+    return source
 
 
 def local_weights(source: ModelSource, *, half: bool) -> Path:
@@ -96,23 +92,6 @@ def local_weights(source: ModelSource, *, half: bool) -> Path:
         )
 
 
-def _archived(source: ModelSource) -> ModelSource:
-    """The same, with the model that the archive's manifest names. Raises InputError."""
-    folder = source.folder
-    if not folder or [path.name for path in folder.iterdir()] != [ARCHIVE]:
-        raise InputError(
-            f"TorchServe takes a folder with {ARCHIVE} and nothing else, or a gs:// one.",
-            hint="`t2i remote package` makes it.",
-        )
-    try:
-        with zipfile.ZipFile(folder / ARCHIVE) as archive:
-            manifest = json.loads(archive.read(MANIFEST))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{folder / ARCHIVE} is no archive of TorchServe's.") from error
-    name = str(manifest.get("model", {}).get("description") or source.spec.name)
-    return replace(source, spec=catalog.find_in_catalog(name) or ModelSpec(name=name))
-
-
 def choose_container(serving: str | None, image: str | None) -> tuple[str, str | None]:
     """The way of serving and, for t2i's own, its image. Raises InputError."""
     image = store.resolve_setting("vertex_image", image)
@@ -125,6 +104,15 @@ def choose_container(serving: str | None, image: str | None) -> tuple[str, str |
             hint="`t2i remote build` makes one; --image or T2I_VERTEX_IMAGE names it.",
         )
     return serving, image
+
+
+def serving_warning(serving: str) -> str | None:
+    """What to know of a way of serving before one relies on it."""
+    if serving != "torchserve":
+        return None
+    from t2i_cli.vertex.torchserve import container
+
+    return container.WARNING
 
 
 def model_resource(
@@ -145,8 +133,9 @@ def model_resource(
         # It fetches a gs:// address itself, and has no use for Vertex AI's copy of it.
         environment = {"MODEL_ID": artifacts or repo, "TASK": "text-to-image"}
         return _resource(GARDEN_IMAGE, 7080, "/predict", "/health", environment, None)
-    prebuilt = _TORCHSERVE_IMAGE.format("gpu" if gpu else "cpu")
-    return {"containerSpec": {"imageUri": prebuilt}, "artifactUri": artifacts}
+    from t2i_cli.vertex.torchserve import container
+
+    return container.model_resource(artifacts, gpu=gpu)
 
 
 def _resource(

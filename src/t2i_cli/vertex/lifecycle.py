@@ -81,8 +81,8 @@ def confirm_plan(
     made = inventory.list_endpoints(cloud.rest)
     inventory.warn_overdue(made.overdue(cloud.rest.server_time()), console.warn)
     console.note(settled.text())
-    if settled.labels.serving == "torchserve":
-        console.warn(f"Google withdraws its PyTorch containers on {containers.TORCHSERVE_END}.")
+    if warning := containers.serving_warning(settled.labels.serving):
+        console.warn(warning)
     if missing := settled.permissions.blocking:
         raise AccessError(
             f"These permissions are missing in {cloud.rest.place.project}: {', '.join(missing)}.",
