@@ -27,7 +27,7 @@ import json, os, sys
 import torch, diffusers, transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
-from t2i_cli import cli
+from t2i_cli.cli import main as cli
 torch.set_num_threads(1)
 print("ready", flush=True)
 for line in sys.stdin:

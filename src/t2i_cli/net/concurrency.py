@@ -39,7 +39,9 @@ def run_concurrently(
     cancel: Flag,
     abandon: Callable[[], None],
 ) -> Iterator[GeneratedImage | Failure]:
-    """Yield one outcome for each request; `make` runs in threads and raises T2IError or Abandoned.
+    """Yield one outcome for each request.
+
+    `make` runs in threads and raises T2IError or CallCancelledError.
 
     At most `throttle.room` calls are in flight, none is begun while the caller holds an outcome,
     and a note is told once. Ends early once `cancel` is set; `abandon` then breaks off what is in

@@ -31,7 +31,7 @@ _LOG = "Look into the server's log."
 def error_from_response(
     answer: HttpResponse, url: str, key: str | None
 ) -> T2IError | RetryableError:
-    """The error for an answer that is no image; Again where it may pass."""
+    """The error for an answer that is no image; RetryableError where it may pass."""
     told = error_body.parse_error_body(answer, key)
     error = _error(answer.status, told, url)
     if told.own is not None and answer.status not in {401, 403}:

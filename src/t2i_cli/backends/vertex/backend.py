@@ -150,7 +150,7 @@ class _Opened:
     def ask(
         self, body: object, left: float, request: ResolvedRequest, format: ImageFormat
     ) -> HttpResponse:
-        """One call. Raises T2IError, or Again where it may pass."""
+        """One call. Raises T2IError, or RetryableError where it may pass."""
         end = time.monotonic() + left
         with retryable():
             headers = {"Authorization": f"Bearer {self._token(left)}"}

@@ -22,7 +22,7 @@ _LOG = "Its log is in the Cloud console: Vertex AI, Online prediction, the endpo
 def error_from_prediction(
     answer: HttpResponse, target: Endpoint, request: ResolvedRequest, format: ImageFormat
 ) -> T2IError | RetryableError:
-    """The error for an answer that is no prediction; Again where it may pass."""
+    """The error for an answer that is no prediction; RetryableError where it may pass."""
     told = error_body.parse_error_body(answer)
     message = error_body.with_full_stop(told.message)
     match answer.status:
