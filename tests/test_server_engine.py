@@ -165,7 +165,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
         refusals = []
 
         class Counting(JobObserver):
-            def refused(self) -> None:
+            def on_rejected(self) -> None:
                 refusals.append(1)
 
         async with started(held, ServerLimits(queue=2)) as engine:
@@ -528,7 +528,7 @@ def test_the_time_limit_holds_while_the_model_is_found() -> None:
 class Refusals(JobObserver):
     count = 0
 
-    def refused(self) -> None:
+    def on_rejected(self) -> None:
         self.count += 1
 
 

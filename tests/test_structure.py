@@ -47,5 +47,7 @@ def test_every_module_imports_on_a_system_without_fcntl() -> None:
         "    if not found.name.endswith(('__main__', 'torchserve.handler')):\n"
         "        importlib.import_module(found.name)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")

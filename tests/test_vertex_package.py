@@ -70,7 +70,7 @@ def test_anothers_archive_stays(t2i: T2I, tmp_path: Path) -> None:
     assert archive(tmp_path) == own, "its own one is replaced"
     with zipfile.ZipFile(own, "w") as others:
         manifest = {"model": {"modelName": "mine", "handler": "handler.py"}}
-        others.writestr(containers.MANIFEST, json.dumps(manifest))
+        others.writestr(container.MANIFEST, json.dumps(manifest))
     for plant in (lambda: None, lambda: own.write_text("precious"), lambda: own.write_bytes(b"")):
         plant()
         before = own.read_bytes()

@@ -27,7 +27,7 @@ class GenerationJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions:
+class OutputDestination:
     """Where images go, and how: the options of the commands that make a few."""
 
     target: str | None = None
@@ -45,7 +45,7 @@ class OutputOptions:
 def prepare_requests(
     order: GenerationJob,
     backend: Backend,
-    output: OutputOptions,
+    output: OutputDestination,
     console: Console,
     *,
     lenient: bool,
@@ -68,7 +68,7 @@ def prepare_requests(
 def generate_images(
     order: GenerationJob,
     backend: Backend,
-    output: OutputOptions,
+    output: OutputDestination,
     console: Console,
     *,
     lenient: bool,

@@ -73,15 +73,15 @@ class _Figures(JobObserver):
             "t2i_pass_seconds", "Seconds of a pass.", buckets=_SECONDS, registry=registry
         )
 
-    def refused(self) -> None:
+    def on_rejected(self) -> None:
         self._refused.inc()
 
-    def ended(self, job: ImageJob) -> None:
+    def on_finished(self, job: ImageJob) -> None:
         self._job_seconds.observe(time.monotonic() - job.accepted)
         for outcome, images in job.tally.items():
             self._images.labels(outcome).inc(images)
 
-    def passed(self, images: int, seconds: float) -> None:
+    def on_batch_finished(self, images: int, seconds: float) -> None:
         self._pass_images.observe(images)
         self._pass_seconds.observe(seconds)
 

@@ -176,17 +176,17 @@ class ServerLog(JobObserver):
     def __exit__(self, *_: object) -> None:
         self._progress.pause()
 
-    def told(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Show how loading goes on, and a measure taken."""
         self._progress(event)
 
-    def taken(self, job: ImageJob) -> None:
+    def on_queued(self, job: ImageJob) -> None:
         """Tell of what is asked."""
         if self._prompts:
             for request in job.requests:
                 self._console.note(f"job {job.id}: {request.prompt!r}, seed {request.seed}")
 
-    def ended(self, job: ImageJob) -> None:
+    def on_finished(self, job: ImageJob) -> None:
         """Tell what became of it."""
         seconds = time.monotonic() - job.accepted
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in job.tally.items())

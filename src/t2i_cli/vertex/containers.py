@@ -1,7 +1,6 @@
 """What runs in the cloud: which container, and where it takes its weights from."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_cli.errors import InputError
@@ -9,36 +8,13 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.request_fields import SERVINGS
 from t2i_cli.settings import store
+from t2i_cli.vertex.model_source import ModelSource
 
 GARDEN_IMAGE = (
     "us-docker.pkg.dev/deeplearning-platform-release/vertex-model-garden/"
     "pytorch-inference.cu125.0-4.ubuntu2204.py310"
 )
 """Google's ready-made container for diffusers' pipelines."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """A model, and its weights: of the Hub, or else at `uri`, or in a local folder to upload.
-
-    `fetch` tells that they come from the Hub through this machine: a token is needed for them, and
-    none may enter the container.
-    """
-
-    spec: ModelSpec
-    uri: str | None = None
-    folder: Path | None = None
-    fetch: bool = False
-
-    @property
-    def needs_upload(self) -> bool:
-        """Whether weights go from here into a bucket."""
-        return self.fetch or self.folder is not None
-
-    @property
-    def label_name(self) -> str:
-        """The model as labels tell it."""
-        return self.spec.repo or self.uri or self.spec.name
 
 
 def find_source(model: str | None, serving: str) -> ModelSource:
@@ -135,7 +111,7 @@ def model_resource(
         return _resource(GARDEN_IMAGE, 7080, "/predict", "/health", environment, None)
     from t2i_cli.vertex.torchserve import container
 
-    return container.model_resource(artifacts, gpu=gpu)
+    return container.archive_resource(artifacts, gpu=gpu)
 
 
 def _resource(

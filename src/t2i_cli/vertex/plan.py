@@ -10,9 +10,9 @@ from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import format_bytes
 from t2i_cli.vertex import containers, machine_types, permissions, weights_bucket
 from t2i_cli.vertex.client import GoogleClient
-from t2i_cli.vertex.containers import ModelSource
 from t2i_cli.vertex.labels import Labels, format_time
 from t2i_cli.vertex.machine_types import PriceTable, ReplicaHardware
+from t2i_cli.vertex.model_source import ModelSource
 
 _SCALE_DOWN = range(300, 28801)
 """Seconds, which Vertex AI takes for the idle time before it scales to zero."""

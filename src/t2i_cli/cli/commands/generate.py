@@ -43,7 +43,7 @@ def generate(
         {"model": default_model(backend.backend)} | given | {"prompt": _prompt(prompt)}
     )
     order = generate.GenerationJob(request=asked, seeds=prompt.seed or [], count=prompt.count)
-    place = generate.OutputOptions(
+    place = generate.OutputDestination(
         target=output.output or store.get_setting("output"),
         format=output.format or store.get_setting("format"),
         overwrite=output.overwrite,

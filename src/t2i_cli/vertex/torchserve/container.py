@@ -7,7 +7,7 @@ from dataclasses import replace
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.vertex.containers import ModelSource
+from t2i_cli.vertex.model_source import ModelSource
 
 ARCHIVE = "model.mar"
 """The only name under which Google's PyTorch containers look for an archive."""
@@ -34,7 +34,7 @@ def archived_source(source: ModelSource) -> ModelSource:
     return replace(source, spec=catalog.find_in_catalog(name) or ModelSpec(name=name))
 
 
-def model_resource(artifacts: str | None, *, gpu: bool) -> dict[str, object]:
+def archive_resource(artifacts: str | None, *, gpu: bool) -> dict[str, object]:
     """The part of Vertex AI's Model that says what to run; `artifacts` is a gs:// address."""
     image = _IMAGE.format("gpu" if gpu else "cpu")
     return {"containerSpec": {"imageUri": image}, "artifactUri": artifacts}

@@ -12,7 +12,7 @@ from pathlib import Path
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files import atomic
 from t2i_cli.files.state_files import MAX_STATE_BYTES, free_or_own_path, parse_json
-from t2i_cli.vertex.containers import ModelSource
+from t2i_cli.vertex.model_source import ModelSource
 from t2i_cli.vertex.torchserve.container import ARCHIVE, MANIFEST
 
 HANDLER = Path(__file__).with_name("handler.py")
