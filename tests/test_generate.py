@@ -120,7 +120,7 @@ BAD = [
 
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
-from t2i_cli import cli
+from t2i_cli.cli import main as cli
 for arguments in json.load(sys.stdin):
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
@@ -386,7 +386,7 @@ def test_a_bug_shows_its_traceback(t2i_env: dict[str, str], tmp_path: Path) -> N
     program = """
 from t2i_cli.backends.local import outcomes
 def bug(*args): raise ZeroDivisionError("it broke")
-outcomes.lock = bug
+outcomes.generation_info_for = bug
 from t2i_cli.cli.main import main
 main()
 """

@@ -199,7 +199,7 @@ def test_the_scheduler_keeps_the_models_own_settings(backend: LocalBackend) -> N
 def test_a_model_stays_loaded_until_another_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loads = gpu.Failing(monkeypatch, loading, "read")
+    loads = gpu.Failing(monkeypatch, loading, "load_pipeline")
     backend = LocalBackend(LocalOptions())
     make(backend, ask(backend))
     make(backend, ask(backend, seed=2))
@@ -396,8 +396,8 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
 
     broken: dict[str, tuple[object, str, Callable[..., bool]]] = {
         "prepare": (backend, "_roomy_plan", lambda aim, request, *_: request.steps == 1),
-        "notes": (prompt_warnings, "notes", lambda loaded, prompt: prompt == "a star"),
-        "pass": (local_outcomes, "outcome", lambda index, *_: index == 1),
+        "notes": (prompt_warnings, "prompt_warnings", lambda loaded, prompt: prompt == "a star"),
+        "pass": (local_outcomes, "outcome_for", lambda index, *_: index == 1),
     }
     place, name, concerns = broken[where]
     real = getattr(place, name)

@@ -7,7 +7,8 @@ import sys
 IMAGE = """
 import json, sys, threading
 from t2i_cli.backends.local import LocalBackend, LocalOptions
-from t2i_cli.request import GenerateRequest, resolve_request
+from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.request import GenerateRequest
 
 backend = LocalBackend(LocalOptions(device="cpu"))
 asked = GenerateRequest(prompt="a red star", model="postcard", steps=2, scheduler="euler")

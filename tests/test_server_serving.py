@@ -282,8 +282,8 @@ def left(tmp_path: Path) -> Path:
     """The socket of a t2i that was killed."""
     path = tmp_path / "run" / "t2i.sock"
     code = (
-        "import os, sys; from pathlib import Path; from t2i_cli.server import serving\n"
-        "with serving.listen_unix(Path(sys.argv[1])): os._exit(0)"
+        "import os, sys; from pathlib import Path; from t2i_cli.server import runner\n"
+        "with runner.listen_unix(Path(sys.argv[1])): os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, path], check=True)
     assert path.is_socket()

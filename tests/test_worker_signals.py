@@ -38,22 +38,22 @@ def alone(code: str, folder: Path, env: dict[str, str]) -> str:
 PLANTED = """
 import json, os, subprocess, sys, threading, time
 from pathlib import Path
-from t2i_cli.worker import care, processes
-from t2i_cli.worker.state import Place
+from t2i_cli.worker import control, process_proof
+from t2i_cli.worker.state import RuntimeDir
 
-place = Place(Path(sys.argv[1]) / "t2i")
+place = RuntimeDir(Path(sys.argv[1]) / "t2i")
 place.folder.mkdir(mode=0o700)
 state = place.folder / "worker.json"
 token = "a" * 40
 idle = [sys.executable, "-c", "import time; time.sleep(600)"]
 plain = subprocess.Popen(idle)
-proven = subprocess.Popen([*idle, processes.proof(token)])
-own = subprocess.Popen([*idle, processes.proof("b" * 40)])
+proven = subprocess.Popen([*idle, process_proof.token_digest(token)])
+own = subprocess.Popen([*idle, process_proof.token_digest("b" * 40)])
 
 def says(pid, **more):
     return {"pid": pid, "identity": "x", "version": "1", "model": "m", **more}
 
-began = processes.started(proven.pid)
+began = process_proof.start_time(proven.pid)
 states = {
     "everybody": says(-1),
     "its group": says(0),
@@ -67,15 +67,15 @@ states = {
     "no start": says(proven.pid, token=token),
     "another start": says(proven.pid, token=token, started=began + 60),
     "another token": says(proven.pid, token="c" * 40, started=began),
-    "another process": says(own.pid, token=token, started=processes.started(own.pid)),
-    "not of its argument": says(plain.pid, token=token, started=processes.started(plain.pid)),
+    "another process": says(own.pid, token=token, started=process_proof.start_time(own.pid)),
+    "not of its argument": says(plain.pid, token=token, started=process_proof.start_time(plain.pid)),
 }
 for name, said in states.items():
     locked, gone = threading.Event(), threading.Event()
 
     def live():
         # As a worker that is sound: it leaves where it cannot be found.
-        with place.life():
+        with place.lifetime_lock():
             state.write_text(json.dumps(said))
             locked.set()
             while state.exists():
@@ -91,7 +91,7 @@ for name, said in states.items():
         assert done.returncode == 0, (name, done)
         assert done.stderr.startswith("The worker"), (name, done)
     else:
-        assert care.stop() is not None, name
+        assert control.stop_worker() is not None, name
     thread.join()
     for process in (plain, proven, own):
         assert process.poll() is None, name
@@ -108,7 +108,7 @@ def test_no_process_but_the_worker_is_signalled(t2i_env: dict[str, str], tmp_pat
 PROVEN = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from t2i_cli.worker import processes
+from t2i_cli.worker import process_proof
 
 lock = Path(sys.argv[1]) / "worker.lock"
 lock.touch()
@@ -117,22 +117,22 @@ for fds in (True, False):
     if not fds and hasattr(os, "pidfd_open"):
         del os.pidfd_open  # as on macOS
     code = "import time; time.sleep(600)"
-    worker = subprocess.Popen([sys.executable, "-c", code, processes.proof(token)])
-    began = processes.started(worker.pid)
-    assert not processes.send(signal.SIGKILL, worker.pid, began, "b", lock)
-    assert not processes.send(signal.SIGKILL, worker.pid, None, None, lock)
-    assert processes.send(signal.SIGSTOP, worker.pid, began, token, lock)
-    assert processes.send(signal.SIGKILL, worker.pid, began, token, lock)
+    worker = subprocess.Popen([sys.executable, "-c", code, process_proof.token_digest(token)])
+    began = process_proof.start_time(worker.pid)
+    assert not process_proof.send_signal(signal.SIGKILL, worker.pid, began, "b", lock)
+    assert not process_proof.send_signal(signal.SIGKILL, worker.pid, None, None, lock)
+    assert process_proof.send_signal(signal.SIGSTOP, worker.pid, began, token, lock)
+    assert process_proof.send_signal(signal.SIGKILL, worker.pid, began, token, lock)
     assert worker.wait() == -signal.SIGKILL
-    assert not processes.send(signal.SIGKILL, worker.pid, began, token, lock)
+    assert not process_proof.send_signal(signal.SIGKILL, worker.pid, began, token, lock)
     for nobody in (-1, 0, 1, os.getpid()):
-        assert not processes.send(signal.SIGKILL, nobody, began, token, lock)
+        assert not process_proof.send_signal(signal.SIGKILL, nobody, began, token, lock)
     earlier = subprocess.Popen(
         [sys.executable, "-u", "-c", f"import sys; f = open(sys.argv[1]); print(); {code}", lock],
         stdout=subprocess.PIPE,
     )
     earlier.stdout.readline()
-    assert processes.send(signal.SIGKILL, earlier.pid, None, None, lock)
+    assert process_proof.send_signal(signal.SIGKILL, earlier.pid, None, None, lock)
     assert earlier.wait() == -signal.SIGKILL
 print("done")
 """

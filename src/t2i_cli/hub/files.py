@@ -7,8 +7,8 @@ names, with its configuration and its weights.
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
-from t2i_cli import weight_files
 from t2i_cli.errors import ModelError
+from t2i_cli.files import weight_files
 
 MODEL_INDEX = "model_index.json"
 

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2i_cli import weight_files
 from t2i_cli.errors import ModelError
+from t2i_cli.files import weight_files
 from t2i_cli.models import diffusers_folder
 
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
