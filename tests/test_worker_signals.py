@@ -68,7 +68,9 @@ states = {
     "another start": says(proven.pid, token=token, started=began + 60),
     "another token": says(proven.pid, token="c" * 40, started=began),
     "another process": says(own.pid, token=token, started=process_proof.start_time(own.pid)),
-    "not of its argument": says(plain.pid, token=token, started=process_proof.start_time(plain.pid)),
+    "not of its argument": says(
+        plain.pid, token=token, started=process_proof.start_time(plain.pid)
+    ),
 }
 for name, said in states.items():
     locked, gone = threading.Event(), threading.Event()
