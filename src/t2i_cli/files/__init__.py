@@ -1,1 +1,1 @@
-"""Files, read and written safely: whole or not at all, no link followed, limits before work."""
+"""Safe file access: atomic writes, no symbolic links followed, size limits checked first."""

@@ -1,4 +1,4 @@
-"""The one way to write a file: whole or not at all, beside its place and then into it."""
+"""Atomic file writes: a temporary file in the same file system, then a rename."""
 
 import os
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ def open_atomic(
     sync: bool = False,
     exclusive: bool = False,
 ) -> Iterator[BinaryIO]:
-    """A new file to write to, which takes the place of `path` when the block ends well.
+    """Open a temporary file for writing; it replaces `path` when the block ends without an error.
 
-    Until then it lies under a name of its own beside it, or in `scratch` on the same file system;
-    whatever ends the block otherwise removes it. `mode` is cut by the umask; `sync` has the content
-    on the disk before the name; `exclusive` replaces nothing. Raises OSError, FileExistsError
-    where the name is taken.
+    The temporary file lies beside `path`, or in `scratch`, which must be on the same file system;
+    an exception in the block removes it. `mode` is the file's mode before the umask; `sync` calls
+    fsync before the rename; `exclusive` never replaces a file. Raises OSError, and FileExistsError
+    with `exclusive` if `path` exists.
     """
-    temporary = _temporary(scratch or path.parent)
-    handle = _create(temporary, mode)
+    temporary = _temporary_path(scratch or path.parent)
+    descriptor = _create(temporary, mode)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             yield file
             if sync:
                 file.flush()
@@ -36,7 +36,7 @@ def open_atomic(
         else:
             os.replace(temporary, path)
     finally:
-        # Here for errors, Ctrl-C and SIGTERM alike.
+        # Also reached by KeyboardInterrupt and by SIGTERM raised as an exception.
         with suppress(OSError):
             temporary.unlink()
 
@@ -50,7 +50,7 @@ def write_bytes(
     sync: bool = False,
     exclusive: bool = False,
 ) -> None:
-    """Write a file as `open_atomic` does."""
+    """Write bytes atomically; the options and errors are those of `open_atomic`."""
     with open_atomic(path, scratch=scratch, mode=mode, sync=sync, exclusive=exclusive) as file:
         file.write(data)
 
@@ -63,44 +63,45 @@ def write_text(
     mode: int = 0o666,
     sync: bool = False,
 ) -> None:
-    """Write a file of UTF-8 as `open_atomic` does; the ends of its lines stay as they are."""
+    """Write UTF-8 text atomically, as `write_bytes` does; line endings are not translated."""
     write_bytes(path, text.encode(), scratch=scratch, mode=mode, sync=sync)
 
 
 def probe_folder(folder: Path) -> None:
-    """Write an empty file and remove it: permissions alone do not tell. Raises OSError.
+    """Raise OSError if no file can be created in the folder: creates an empty one and removes it.
 
-    Root passes permissions, and a read-only file system ignores them.
+    Permission bits alone do not tell: root ignores them, and a read-only file system overrides
+    them.
     """
-    temporary = _temporary(folder)
-    handle = _create(temporary, 0o666)
+    temporary = _temporary_path(folder)
+    descriptor = _create(temporary, 0o666)
     try:
-        os.close(handle)
+        os.close(descriptor)
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def _temporary(folder: Path) -> Path:
-    """A name in the folder that nothing has and nobody can foresee."""
+def _temporary_path(folder: Path) -> Path:
+    """A random, unpredictable path for a temporary file in the folder."""
     return folder / f".t2i-{os.urandom(8).hex()}.tmp"
 
 
 def _create(path: Path, mode: int) -> int:
-    """Open a new file. What has the name already, a link too, is an error (open(2), O_EXCL)."""
+    """Create a file and return its descriptor; raises FileExistsError (open(2), O_EXCL)."""
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     return os.open(path, flags, mode)
 
 
 def _publish(temporary: Path, path: Path, mode: int) -> None:
-    """Give the finished file its name; raises FileExistsError if another has it."""
+    """Rename the temporary file to `path`; raises FileExistsError if that exists."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError:
-        # FAT and some network file systems have no links: an empty file holds the name there
-        # until the whole one takes its place.
+        # FAT and some network file systems have no hard links: there, an empty file reserves the
+        # name until the complete file replaces it.
         os.close(_create(path, mode))
         try:
             os.replace(temporary, path)

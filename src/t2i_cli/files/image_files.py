@@ -1,4 +1,4 @@
-"""Opening image files that come from outside: which formats, and how many pixels at most."""
+"""Open untrusted image files: allowed formats and a limit on the number of pixels."""
 
 import io
 import warnings
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 100_000_000
-"""Of one image, which takes three bytes a pixel; Pillow's own limit is near."""
+"""Pixels of one image, at 3 bytes each in RGB; close to Pillow's own default limit."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 class ImageFileError(Exception):
-    """Why a file is no image to work with; whoever opened it tells that in a sentence."""
+    """A file is not a usable image; callers turn `reason` into a message for the user."""
 
     def __init__(self, reason: Literal["too large", "no image", "damaged"], detail: str) -> None:
         super().__init__(detail)
@@ -23,14 +23,14 @@ class ImageFileError(Exception):
 
 
 def open_image(source: Path | bytes, *, rgb: bool = False) -> "Image":
-    """The image in a file or in a file's bytes, read to its end; converted with `rgb`.
+    """Open and decode the image at a path or in a file's bytes; `rgb` converts it to RGB.
 
-    Raises ImageFileError, and OSError where the file cannot be read.
+    Raises ImageFileError if it is not a usable image, OSError if the file cannot be read.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        # Pillow warns of its own limit before it raises, and of damage that does not matter.
+        # Pillow warns before its own pixel limit raises, and about damage that does not matter.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -48,7 +48,7 @@ def open_image(source: Path | bytes, *, rgb: bool = False) -> "Image":
             raise
         raise ImageFileError("damaged", str(error)) from error
     except (SyntaxError, ValueError) as error:
-        # So Pillow reports broken and missing parts.
+        # Pillow raises these for broken or missing chunks.
         raise ImageFileError("damaged", str(error)) from error
 
 

@@ -1,7 +1,7 @@
-"""Files that t2i keeps for itself: no link is followed, none is trusted, each is replaced whole.
+"""t2i's own state files: read without following links, validated, and replaced atomically.
 
-A name proves nothing: whoever else may write beside it can have put anything there. Standard
-library only, as the worker's client reads its state by it.
+A file's name proves nothing: whoever can write to the folder can put anything there. Uses the
+standard library only, because the worker's client reads its state file with it and starts fast.
 """
 
 import errno
@@ -16,68 +16,71 @@ from typing import TypeGuard
 from t2i_cli.files import atomic
 
 MAX_STATE_BYTES = 2**20
-"""Bytes of a state file; t2i's own take a few thousand."""
+"""Maximum bytes of a state file; t2i's own take a few thousand."""
 _MAX_DEPTH = 32
-"""Levels of nesting in JSON; t2i's own has five."""
-_MOST = 1e15
-_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
-"""Without O_NONBLOCK, opening a pipe waits for its other end."""
+"""Maximum nesting depth of JSON; t2i's own files have five levels."""
+_MAX_AMOUNT = 1e15
+_OPEN_FLAGS = sum(
+    getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+)
+"""Flags of every open; without O_NONBLOCK, opening a named pipe blocks until a peer opens it."""
 
 
 def open_regular(path: Path, flags: int, mode: int = 0o666) -> int:
-    """A descriptor of a regular file, not by way of a link; `flags` are without O_TRUNC.
+    """Open a regular file without following a link and return its descriptor.
 
-    Raises OSError: for a link, a folder, a pipe, a socket or a device as well, which is left alone.
+    `flags` must not contain O_TRUNC. Raises OSError, also for a link, folder, pipe, socket or
+    device, which is left as it is.
     """
-    # Opening a device may already do something to it.
+    # Checked before opening as well: opening a device can have side effects.
     check_regular(path)
-    handle = os.open(path, flags | _FLAGS, mode)
-    if reason := _other(os.fstat(handle)):
-        os.close(handle)
+    descriptor = os.open(path, flags | _OPEN_FLAGS, mode)
+    if reason := _irregularity(os.fstat(descriptor)):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, reason, str(path))
-    return handle
+    return descriptor
 
 
 def check_regular(path: Path) -> None:
-    """Raise OSError if something lies there that is no regular file."""
+    """Raise OSError if the path exists and is not a regular file."""
     with suppress(FileNotFoundError):
-        if reason := _other(os.lstat(path)):
+        if reason := _irregularity(os.lstat(path)):
             raise OSError(errno.EINVAL, reason, str(path))
 
 
-def _other(found: os.stat_result) -> str | None:
-    """What is there in place of a regular file."""
-    if stat.S_ISREG(found.st_mode):
+def _irregularity(status: os.stat_result) -> str | None:
+    """Why a file is not a regular one, or `None` if it is."""
+    if stat.S_ISREG(status.st_mode):
         return None
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         return "it is a link"
-    return "it is a folder" if stat.S_ISDIR(found.st_mode) else "it is no regular file"
+    return "it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no regular file"
 
 
 def replace_text(path: Path, text: str, *, mode: int = 0o600, sync: bool = False) -> None:
-    """Replace a file in one step, as UTF-8; raises OSError where no regular file lies there."""
+    """Replace a file atomically with UTF-8 text; raises OSError if it is not a regular file."""
     check_regular(path)
     atomic.write_text(path, text, mode=mode, sync=sync)
 
 
 def remove_socket(path: Path) -> None:
-    """Remove a socket; anything else stays. Raises OSError."""
+    """Remove the path if it is a socket, and nothing else. Raises OSError."""
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
             path.unlink()
 
 
-def free_or_own_path(paths: Iterable[Path], ours: Callable[[Path], bool]) -> Path | None:
-    """The first path where nothing lies, or a regular file that `ours` knows as t2i's.
+def free_or_own_path(paths: Iterable[Path], is_ours: Callable[[Path], bool]) -> Path | None:
+    """The first path that does not exist or is a regular file that `is_ours` accepts.
 
-    A folder counts as such: writing there fails, and tells why.
+    A folder is returned as well: the write to it then fails with an error that says why.
     """
     for path in paths:
         if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
             return path
         with suppress(OSError):
             check_regular(path)
-            if ours(path):
+            if is_ours(path):
                 return path
     return None
 
@@ -89,7 +92,7 @@ def read_beginning(path: Path, size: int) -> bytes:
 
 
 def read_json(path: Path) -> object:
-    """What a state file says. Raises OSError, or ValueError if it is damaged in any way."""
+    """Read and parse a state file. Raises OSError, or ValueError if it is too large or no JSON."""
     data = read_beginning(path, MAX_STATE_BYTES + 1)
     if len(data) > MAX_STATE_BYTES:
         raise ValueError("it is too large")
@@ -97,45 +100,45 @@ def read_json(path: Path) -> object:
 
 
 def parse_json(data: bytes) -> object:
-    """JSON that is nested no deeper than t2i's own. Raises ValueError."""
+    """Parse JSON; raises ValueError if it is malformed or nested too deeply."""
     try:
-        found: object = json.loads(data.decode())
-        if data.count(b"{") + data.count(b"[") > _MAX_DEPTH and _is_deep(found):
+        parsed: object = json.loads(data.decode())
+        if data.count(b"{") + data.count(b"[") > _MAX_DEPTH and _is_deep(parsed):
             raise ValueError("it is nested too deeply")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    return found
+    return parsed
 
 
-def _is_deep(found: object) -> bool:
-    level = [found]
+def _is_deep(root: object) -> bool:
+    level = [root]
     for _ in range(_MAX_DEPTH):
-        level = [inner for value in level for inner in _inside(value)]
+        level = [child for value in level for child in _children(value)]
         if not level:
             return False
     return True
 
 
-def _inside(value: object) -> Iterable[object]:
+def _children(value: object) -> Iterable[object]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
 
 
 def is_text(value: object, longest: int = 4096) -> TypeGuard[str]:
-    """Whether it is text of one line, at most so many characters long."""
+    """Whether the value is one line of text of 1 to `longest` characters."""
     if not isinstance(value, str) or not 0 < len(value) <= longest:
         return False
     return value.isprintable() or not any(c < " " or c == "\x7f" for c in value)
 
 
 def is_count(value: object, most: int = 2**53) -> TypeGuard[int]:
-    """Whether it is a number of something: from 0 to `most`."""
+    """Whether the value is an integer from 0 to `most`."""
     return type(value) is int and 0 <= value <= most
 
 
 def is_amount(value: object) -> TypeGuard[float]:
-    """Whether it is a number from 0 on, and neither infinite nor so large that sums are."""
+    """Whether the value is a finite number from 0 to below 1e15, so that sums stay finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return 0 <= value < _MOST
+    return 0 <= value < _MAX_AMOUNT
