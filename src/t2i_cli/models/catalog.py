@@ -1,4 +1,4 @@
-"""The models t2i knows by a short name: the only place that holds facts about them."""
+"""The catalogue: models with a short name (alias), and their facts, which stand only here."""
 
 import os
 import re
@@ -134,41 +134,41 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
 
 
 def find_in_catalog(name: str, revision: str | None = None) -> ModelSpec | None:
-    """The catalogue's entry for an alias or for the repository behind one, if there is one."""
+    """The catalogue entry whose alias or repository is `name`, or `None`."""
     spec = MODELS.get(name) or next((s for s in _MODELS if s.repo == name), None)
     return replace(spec, revision=revision) if spec and revision else spec
 
 
 def folder_named(name: str) -> Path | None:
-    """The folder that a model's name means, if there is one; `~` is the user's own."""
+    """The existing folder that a model name is the path of, or `None`; `~` is expanded."""
     path = os.path.expanduser(name)
     return Path(path) if os.path.isdir(path) else None
 
 
 def is_repository(name: str) -> bool:
-    """Whether the name has the form of a repository on the Hub."""
+    """Whether the name has the form of a Hub repository: owner/name."""
     return bool(_REPOSITORY.fullmatch(name)) and not name.startswith(".")
 
 
 def unknown_model(
     name: str, others: str = "a folder and owner/name on the Hub do as well"
 ) -> ModelError:
-    """The error for what is no alias, and none of the `others` that are taken."""
+    """The error for an unknown model name; `others` says what is accepted beside an alias."""
     if name.startswith((".", "~")) or "/" in name or "\\" in name:
         return ModelError(f"There is no model folder {name}.")
     import difflib
 
-    called = {spec.repo.rpartition("/")[2].lower(): spec.name for spec in _MODELS if spec.repo}
-    called |= {spec.name: spec.name for spec in _MODELS}
-    near = difflib.get_close_matches(name.lower(), called, n=1)
-    meant = f"Did you mean {called[near[0]]}? " if near else ""
+    alias_of = {spec.repo.rpartition("/")[2].lower(): spec.name for spec in _MODELS if spec.repo}
+    alias_of |= {spec.name: spec.name for spec in _MODELS}
+    matches = difflib.get_close_matches(name.lower(), alias_of, n=1)
+    suggestion = f"Did you mean {alias_of[matches[0]]}? " if matches else ""
     return ModelError(
         f"The model {name!r} is unknown.",
-        hint=f"{meant}`t2i models list` shows the short names; {others}.",
+        hint=f"{suggestion}`t2i models list` shows the short names; {others}.",
     )
 
 
 def check_revision(spec: ModelSpec, revision: str | None) -> None:
-    """Raise InputError for a revision of a model that has none."""
+    """Raise InputError if a revision is given for a model that is a local folder."""
     if spec.folder and revision:
         raise InputError(f"{spec.name} is a folder, which has no revisions.", field="revision")

@@ -1,7 +1,7 @@
-"""The classes that a model's folder names: only what is a component of a pipeline is taken.
+"""Check the classes that a model folder names: only known pipeline components are loaded.
 
-A model_index.json comes from outside. diffusers imports what it names, and looks up classes among
-all that a library holds.
+A model_index.json is untrusted input: diffusers imports the modules that it names, and looks up its
+classes among everything in a library.
 """
 
 import inspect
@@ -16,50 +16,54 @@ from t2i_cli.models.lazy_imports import defer_imports
 from t2i_cli.models.libraries import LibraryObject
 
 _LIBRARIES = ("diffusers", "transformers")
-_NOT_TAKEN = {"DiffusionPipeline", "OnnxRuntimeModel"}
-"""What diffusers loads as a component as well: a whole pipeline, whose own model_index.json nobody
-has checked, and networks that are not kept as safetensors."""
+_REFUSED_BASES = {"DiffusionPipeline", "OnnxRuntimeModel"}
+"""Base classes that diffusers would also load as components: whole pipelines, whose own
+model_index.json is not checked here, and ONNX networks, which are not safetensors."""
 
 
 def check_components(folder: Path, *, trust_remote_code: bool) -> None:
-    """Raise ModelError if the folder names what is no component, or code of its own untrusted.
+    """Raise ModelError if the folder names a class that is no component, or untrusted own code.
 
-    Nothing that the folder names is imported before all the names are known to be harmless.
+    Nothing that the folder names is imported before all its names have been checked.
     """
     libraries.import_diffusers()
-    parts = diffusers_folder.list_components(folder)
-    for part in parts:
-        _check_names(folder, part)
-        if _is_own_code(folder, part):
+    components = diffusers_folder.list_components(folder)
+    for component in components:
+        _check_names(folder, component)
+        if _is_custom_code(folder, component):
             if not trust_remote_code:
-                raise custom_code_error(folder, f"{part.name}/{part.library}.py")
-        elif part.library not in _LIBRARIES and _pipelines(part) is None:
-            raise _refusal(folder, part)
+                raise custom_code_error(folder, f"{component.name}/{component.library}.py")
+        elif component.library not in _LIBRARIES and _pipeline_package(component) is None:
+            raise _not_a_component_error(folder, component)
     with libraries.suppress_warnings(), libraries.pause_gc(), defer_imports():
-        for part in parts:
-            if not _is_own_code(folder, part):
-                _class(folder, part)
+        for component in components:
+            if not _is_custom_code(folder, component):
+                _component_class(folder, component)
 
 
 def load_tokenizers(
     folder: Path, names: set[str], *, trust_remote_code: bool
 ) -> Iterator[tuple[str, LibraryObject]]:
-    """Those of the named components that are tokenizers and processors of transformers, loaded.
+    """Load those of the named components that are tokenizers or processors of transformers.
 
-    diffusers would load them without passing on whether the model's own code may run; transformers
-    then asks the terminal.
+    diffusers would load them without passing `trust_remote_code` on; transformers then prompts on
+    the terminal.
     """
     import transformers
 
-    kinds = (transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin)
-    for part in diffusers_folder.list_components(folder):
-        if part.name not in names or part.library != "transformers" or _is_own_code(folder, part):
+    classes = (transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin)
+    for component in diffusers_folder.list_components(folder):
+        if (
+            component.name not in names
+            or component.library != "transformers"
+            or _is_custom_code(folder, component)
+        ):
             continue
-        if issubclass(found := _class(folder, part), kinds):
+        if issubclass(cls := _component_class(folder, component), classes):
             yield (
-                part.name,
-                found.from_pretrained(
-                    str(folder / part.name),
+                component.name,
+                cls.from_pretrained(
+                    str(folder / component.name),
                     local_files_only=True,
                     trust_remote_code=trust_remote_code,
                 ),
@@ -67,68 +71,69 @@ def load_tokenizers(
 
 
 def custom_code_error(folder: Path, what: str) -> ModelError:
-    """The refusal to run a model's own code."""
+    """The error for a model that needs its own code, which the user has not trusted."""
     return ModelError(
         f"The model in {folder} runs code of its own ({what}).",
         hint="If you trust it, --trust-remote-code lets it.",
     )
 
 
-def _check_names(folder: Path, part: Component) -> None:
-    if not all(isinstance(n, str) and n.isidentifier() and n[0] != "_" for n in part):
-        raise _refusal(folder, part)
+def _check_names(folder: Path, component: Component) -> None:
+    if not all(isinstance(n, str) and n.isidentifier() and n[0] != "_" for n in component):
+        raise _not_a_component_error(folder, component)
 
 
-def _is_own_code(folder: Path, part: Component) -> bool:
-    """Whether diffusers would take the class from a Python file in the component's folder."""
-    return (folder / part.name / f"{part.library}.py").is_file() and _pipelines(part) is None
+def _is_custom_code(folder: Path, component: Component) -> bool:
+    """Whether diffusers would load the class from a Python file in the component's folder."""
+    file = folder / component.name / f"{component.library}.py"
+    return file.is_file() and _pipeline_package(component) is None
 
 
-def _class(folder: Path, part: Component) -> LibraryObject:
-    """The class of a component, from diffusers or transformers. Raises ModelError."""
+def _component_class(folder: Path, component: Component) -> LibraryObject:
+    """Import a component's class from diffusers or transformers. Raises ModelError."""
     from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
 
     try:
-        # It knows the names that transformers' classes had once.
-        found = simple_get_class_obj(part.library, part.cls)
-        bases = tuple(_bases())
-    except (AttributeError, ImportError, RuntimeError, ValueError):  # lazy modules raise all
-        raise _refusal(folder, part) from None
-    if missing := getattr(found, "_backends", None):  # a stand-in for what is not installed
+        # It maps former names of transformers' classes to the current ones.
+        cls = simple_get_class_obj(component.library, component.cls)
+        bases = tuple(_component_bases())
+    except (AttributeError, ImportError, RuntimeError, ValueError):  # of lazy modules
+        raise _not_a_component_error(folder, component) from None
+    if missing := getattr(cls, "_backends", None):  # a placeholder: dependencies are missing
         raise ModelError(
-            f"The {part.name} of the model in {folder}, {part.cls}, needs {', '.join(missing)} "
-            "installed."
+            f"The {component.name} of the model in {folder}, {component.cls}, "
+            f"needs {', '.join(missing)} installed."
         )
-    if not inspect.isclass(found) or not issubclass(found, bases):
-        raise _refusal(folder, part)
-    return found
+    if not inspect.isclass(cls) or not issubclass(cls, bases):
+        raise _not_a_component_error(folder, component)
+    return cls
 
 
-def _bases() -> Iterator[LibraryObject]:
-    """The classes that components are children of, as diffusers lists them."""
+def _component_bases() -> Iterator[LibraryObject]:
+    """The base classes of components, as diffusers lists them (`LOADABLE_CLASSES`)."""
     import diffusers
     import transformers
     from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
     for library in (diffusers, transformers):
-        for name in LOADABLE_CLASSES[library.__name__].keys() - _NOT_TAKEN:
+        for name in LOADABLE_CLASSES[library.__name__].keys() - _REFUSED_BASES:
             yield getattr(library, name)
 
 
-def _pipelines(part: Component) -> ModuleType | None:
-    """The package in diffusers of a pipeline that brings the component (a safety checker, say)."""
+def _pipeline_package(component: Component) -> ModuleType | None:
+    """The diffusers.pipelines package that has the component (a safety checker, say), if any."""
     from diffusers import pipelines
 
     try:
-        found = getattr(pipelines, part.library, None)
+        package = getattr(pipelines, component.library, None)
     except (ImportError, RuntimeError):
         return None
-    return found if isinstance(found, ModuleType) else None
+    return package if isinstance(package, ModuleType) else None
 
 
-def _refusal(folder: Path, part: Component) -> ModelError:
+def _not_a_component_error(folder: Path, component: Component) -> ModelError:
     return ModelError(
-        f"The model in {folder} names {part.library}.{part.cls} as its {part.name}, which is no "
-        "component of diffusers or transformers.",
+        f"The model in {folder} names {component.library}.{component.cls} as its "
+        f"{component.name}, which is no component of diffusers or transformers.",
         hint="Nothing of it was run. The model is damaged, or is not what it says.",
     )

@@ -1,4 +1,4 @@
-"""A diffusers folder's JSON files: which components a model has, and their shapes."""
+"""Read a diffusers folder's JSON files: the model's components and their configs."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from t2i_cli.errors import ModelError
 JsonConfig = dict[str, Any]
 DENOISERS = ("transformer", "unet", "decoder")
 _UPCASTS = re.compile("StableDiffusionXL|Kolors|AuraFlow|Amused")
-"""Pipelines of diffusers that cast their decoder to float32 where its config has `force_upcast`."""
+"""diffusers' pipelines that cast their decoder to float32 if its config has `force_upcast`."""
 _WITHOUT_WEIGHTS = re.compile("Tokenizer|Scheduler$|Processor$|Extractor$")
 
 
 class Component(NamedTuple):
-    """One component of a pipeline: its name, and its class with the library it comes from."""
+    """One component of a pipeline: its name, its class, and the library of that class."""
 
     name: str
     library: str
@@ -28,10 +28,10 @@ class Component(NamedTuple):
 
 
 def read_model_index(folder: Path) -> JsonConfig:
-    """The folder's model_index.json; raises ModelError where it is no diffusers folder."""
+    """Read the folder's model_index.json; raises ModelError if it is not a diffusers folder."""
     file = folder / "model_index.json"
     try:
-        return _read(file)
+        return _read_json(file)
     except FileNotFoundError:
         if not any(folder.iterdir()):
             raise ModelError(f"The model folder {folder} is empty.") from None
@@ -43,17 +43,19 @@ def read_model_index(folder: Path) -> JsonConfig:
 
 
 def list_components(folder: Path) -> list[Component]:
-    """The components that the model has."""
-    return [Component(name, *pair) for name, pair in _pairs(folder) if pair[0] is not None]
+    """The components that the model contains. Raises ModelError."""
+    return [
+        Component(name, *pair) for name, pair in _component_entries(folder) if pair[0] is not None
+    ]
 
 
 def absent_components(folder: Path) -> list[str]:
-    """The names of the components that its pipeline could have, and the model has not."""
-    return [name for name, pair in _pairs(folder) if pair[0] is None]
+    """The names of optional components of the pipeline that the model does not contain."""
+    return [name for name, pair in _component_entries(folder) if pair[0] is None]
 
 
-def _pairs(folder: Path) -> list[tuple[str, list[str]]]:
-    """Each component's name, library and class."""
+def _component_entries(folder: Path) -> list[tuple[str, list[str]]]:
+    """The components in model_index.json: name, and [library, class], both None if absent."""
     return [
         (name, value)
         for name, value in read_model_index(folder).items()
@@ -62,28 +64,29 @@ def _pairs(folder: Path) -> list[tuple[str, list[str]]]:
 
 
 def component_config(folder: Path, name: str) -> JsonConfig:
-    """A component's config.json (or scheduler_config.json); empty where there is none."""
+    """A component's config.json (or scheduler_config.json); empty if there is none."""
     file = "scheduler_config.json" if name == "scheduler" else "config.json"
     try:
-        return _read(folder / name / file)
+        return _read_json(folder / name / file)
     except FileNotFoundError:
         return {}
 
 
 def denoiser_config(folder: Path) -> tuple[str, JsonConfig]:
-    """The name and config of the network that denoises."""
+    """The name and config of the denoiser (transformer, UNet or decoder)."""
     name = next((n for n in DENOISERS if (folder / n / "config.json").is_file()), "unet")
     return name, component_config(folder, name)
 
 
 def float32_decoder(folder: Path, dtype: str) -> str | None:
-    """The component that decodes in float32 though the model runs in `dtype`; `None` if none does.
+    """The component that decodes in float32 although the model runs in `dtype`, or `None`.
 
-    Some pipelines cast it in the middle of a run, where it overflows in float16, and Bria's when it
-    is made. Cast under hooks that move weights it would mix precisions, so it is read in float32.
+    Some pipelines cast their decoder during a run, because it overflows in float16; Bria's casts it
+    when it is constructed. A cast under offload hooks would mix precisions, so the component is
+    loaded in float32.
     """
-    named = read_model_index(folder).get("_class_name")
-    pipeline = str(named[-1] if isinstance(named, list) and named else named)
+    class_name = read_model_index(folder).get("_class_name")
+    pipeline = str(class_name[-1] if isinstance(class_name, list) and class_name else class_name)
     name = "vqvae" if pipeline.startswith("Amused") else "vae"
     config = component_config(folder, name)
     if not config:
@@ -91,16 +94,16 @@ def float32_decoder(folder: Path, dtype: str) -> str | None:
     if pipeline == "BriaPipeline":
         cast = dtype != "float32" and config.get("shift_factor") is None
     else:
-        # Where the config lacks it, the class's default holds.
+        # Without the key, the default of the class applies.
         forced = config.get("force_upcast", config.get("_class_name") == "AutoencoderKL")
         cast = dtype == "float16" and bool(_UPCASTS.search(pipeline)) and bool(forced)
     return name if cast else None
 
 
 def vae_scale_factor(folder: Path) -> int:
-    """Pixels of the image for each pixel of the latents, along one side.
+    """Image pixels per latent pixel along one side, computed as the pipelines' constructors do.
 
-    As the pipelines' constructors count it; a pipeline without a VAE works on pixels.
+    1 for a pipeline without a VAE, which works on pixels.
     """
     config = component_config(folder, "vae") or component_config(folder, "movq")
     if ratio := config.get("spatial_compression_ratio"):
@@ -113,7 +116,7 @@ def vae_scale_factor(folder: Path) -> int:
     return 8 if config else 1
 
 
-def _read(file: Path) -> JsonConfig:
+def _read_json(file: Path) -> JsonConfig:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

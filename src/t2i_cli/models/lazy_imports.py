@@ -1,8 +1,8 @@
-"""Puts off what transformers and diffusers import and an image never needs.
+"""Defer imports of transformers and diffusers that generating an image does not need.
 
-While they are imported and load a model they mark functions for torch's compiler, ask whether a
-network is compiled, and look for the tools of training on many devices. For answers as simple as
-these they import the compiler, sympy and distributed tensors: a seventh of a cold run.
+While they are imported and load a model, they mark functions for torch's compiler, ask whether a
+network is compiled, and check for distributed training. For that they import the compiler, sympy
+and distributed tensors, which takes a seventh of a cold run. Stub modules answer instead.
 """
 
 import importlib
@@ -20,89 +20,91 @@ _MASKS = f"{_COMPILER}._trace_wrapped_higher_order_op"
 
 @contextmanager
 def defer_imports() -> Iterator[None]:
-    """In this context, stand-ins answer for those modules as long as their answers will do.
+    """Put stub modules in place of torch's compiler and report distributed torch as unavailable.
 
-    Functions marked here stay unmarked. Outside, or asked for more, the true modules are imported.
+    Functions that are marked for the compiler in the context stay unmarked. After it, or when a
+    stub is asked for an attribute that it lacks, the real modules are imported.
     """
     import torch.distributed as distributed
     from torch.nn import init
 
-    answers: dict[str, dict[str, Any]] = {
+    stub_attributes: dict[str, dict[str, Any]] = {
         _COMPILER: {
             "__path__": [],
-            **dict.fromkeys(("allow_in_graph", "assume_constant_result", "disable"), _unmarked),
-            "eval_frame": SimpleNamespace(OptimizedModule=_Never),
+            **dict.fromkeys(("allow_in_graph", "assume_constant_result", "disable"), _no_op),
+            "eval_frame": SimpleNamespace(OptimizedModule=_NoInstances),
         },
-        _MASKS: {"TransformGetItemToIndex": _Never},
+        _MASKS: {"TransformGetItemToIndex": _NoInstances},
     }
-    if answers.keys() & sys.modules.keys():
+    if stub_attributes.keys() & sys.modules.keys():
         yield
         return
-    stand_ins = {name: _StandIn(name) for name in answers}
-    for name, stand_in in stand_ins.items():
-        vars(stand_in).update(answers[name])
-    finder, available, draw = _Submodules(), distributed.is_available, init._no_grad_normal_
+    stubs = {name: _StubModule(name) for name in stub_attributes}
+    for name, stub in stubs.items():
+        vars(stub).update(stub_attributes[name])
+    finder = _SubmoduleFinder()
+    is_available, init_normal = distributed.is_available, init._no_grad_normal_
 
-    def draw_unless_empty(tensor: Any, *how: Any) -> Any:  # noqa: ANN401 - a tensor
-        # Where a tensor has no memory, even drawing nothing goes through the compiler.
-        return tensor if tensor.is_meta else draw(tensor, *how)
+    def init_unless_meta(tensor: Any, *options: Any) -> Any:  # noqa: ANN401 - a tensor
+        # Initialising a meta tensor does nothing, but still imports the compiler.
+        return tensor if tensor.is_meta else init_normal(tensor, *options)
 
     with ExitStack() as held:
-        held.callback(_make_way)
+        held.callback(_remove_stubs)
         held.callback(sys.meta_path.remove, finder)
-        held.callback(setattr, distributed, "is_available", available)
-        held.callback(setattr, init, "_no_grad_normal_", draw)
-        sys.modules.update(stand_ins)
+        held.callback(setattr, distributed, "is_available", is_available)
+        held.callback(setattr, init, "_no_grad_normal_", init_normal)
+        sys.modules.update(stubs)
         sys.meta_path.insert(0, finder)
         distributed.is_available = lambda: False
-        init._no_grad_normal_ = draw_unless_empty  # type: ignore[assignment]
+        init._no_grad_normal_ = init_unless_meta  # type: ignore[assignment]
         yield
 
 
-class _StandIn(ModuleType):
-    """A module that makes way for the true one when it is asked for what it lacks."""
+class _StubModule(ModuleType):
+    """A stub module, replaced by the real one when an attribute is asked for that it lacks."""
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the module holds
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute of the module
         if name.startswith("__"):
             raise AttributeError(name)
-        _make_way()
+        _remove_stubs()
         return getattr(importlib.import_module(self.__name__), name)
 
 
-class _Submodules(importlib.abc.Loader):
-    """Finds the compiler's submodules behind its stand-in, which makes way for the true one."""
+class _SubmoduleFinder(importlib.abc.Loader):
+    """Import finder of the compiler's submodules: replaces the stub by the real package first."""
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
-        """As a finder: the spec of a submodule, imported already."""
+        """The spec of a submodule of the compiler, which it imports; `None` for other modules."""
         if not name.startswith(f"{_COMPILER}."):
             return None
-        if not isinstance(sys.modules.get(_COMPILER), _StandIn):
+        if not isinstance(sys.modules.get(_COMPILER), _StubModule):
             return None
-        _make_way()
+        _remove_stubs()
         importlib.import_module(name)
         return ModuleSpec(name, self)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """As a loader: the module that is there."""
+        """The module, which `find_spec` has imported already."""
         return sys.modules[spec.name]
 
     def exec_module(self, module: ModuleType) -> None:
-        """It has been executed."""
+        """Do nothing: the module has been executed by its import."""
 
 
-class _Never:
-    """No object is one of these; asked for one, the true class makes it."""
+class _NoInstances:
+    """A class without instances, for isinstance checks; calling it calls the real class."""
 
-    def __new__(cls, *arguments: object) -> Any:  # noqa: ANN401 - of the true class
-        _make_way()
+    def __new__(cls, *arguments: object) -> Any:  # noqa: ANN401 - an instance of the real class
+        _remove_stubs()
         return importlib.import_module(_MASKS).TransformGetItemToIndex(*arguments)
 
 
-def _make_way() -> None:
+def _remove_stubs() -> None:
     for name in (_COMPILER, _MASKS):
-        if isinstance(sys.modules.get(name), _StandIn):
+        if isinstance(sys.modules.get(name), _StubModule):
             del sys.modules[name]
 
 
-def _unmarked(function: Any = None, *_: object, **__: object) -> Any:  # noqa: ANN401 - a decorator
+def _no_op(function: Any = None, *_: object, **__: object) -> Any:  # noqa: ANN401 - a decorator
     return (lambda given: given) if function is None else function

@@ -1,4 +1,4 @@
-"""Bringing in torch, transformers and diffusers: only what is needed, fast, and without noise."""
+"""Import torch, transformers and diffusers lazily, with their logs and warnings suppressed."""
 
 import gc
 import inspect
@@ -14,12 +14,12 @@ from t2i_cli.errors import ModelError
 from t2i_cli.models.lazy_imports import defer_imports
 
 LibraryObject = Any
-"""An object of diffusers, transformers or torch, which come with few types or none."""
+"""An object of diffusers, transformers or torch, which have few type hints or none."""
 
 
 @contextmanager
 def suppress_warnings() -> Iterator[None]:
-    """Keep the libraries' warnings, which are for developers, off the terminal."""
+    """Suppress the libraries' warnings, which are for developers, in this context."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -27,9 +27,9 @@ def suppress_warnings() -> Iterator[None]:
 
 @contextmanager
 def pause_gc() -> Iterator[None]:
-    """Hold back garbage collection while many objects come to stay.
+    """Disable garbage collection while many long-lived objects are created, then freeze them.
 
-    The collector looks at all of them again and again: a fifth of the time to import diffusers.
+    The collector would scan all of them repeatedly: a fifth of the time to import diffusers.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -42,11 +42,11 @@ def pause_gc() -> Iterator[None]:
 
 
 def import_torch() -> ModuleType:
-    """The torch module, whose threads wait for each other awake only for a moment.
+    """Import torch with a short spin wait of its OpenMP threads (GOMP_SPINCOUNT).
 
-    GNU OpenMP's own 300,000 turns make steps ten times as long beside another busy process; none
-    at all double the time of small steps on an idle machine. Read when the library is loaded, so
-    the first import of torch must be this one.
+    GNU OpenMP's default of 300,000 spins makes steps ten times as long beside another busy process;
+    no spinning doubles the time of small steps on an idle machine. OpenMP reads the variable when
+    the library is loaded, so this must be the first import of torch.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"
@@ -56,12 +56,12 @@ def import_torch() -> ModuleType:
 
 
 def import_diffusers() -> ModuleType:
-    """The diffusers module, with its logs and transformers' at errors only."""
+    """Import diffusers; it and transformers log errors only and run no custom code unasked."""
     import_torch()
     with suppress_warnings(), pause_gc(), defer_imports():
         import transformers.utils.logging as transformers_log
 
-        # Before anything else of either: they log while they are imported.
+        # Before the other imports: both libraries log while they are imported.
         transformers_log.set_verbosity_error()
         transformers_log.disable_progress_bar()
         import diffusers as library
@@ -70,34 +70,34 @@ def import_diffusers() -> ModuleType:
         library.utils.logging.disable_progress_bar()
         import transformers.dynamic_module_utils as transformers_code
 
-        # At 0 it refuses to run a model's own code where it would ask the terminal for leave.
+        # With a timeout of 0 it refuses a model's own code instead of prompting on the terminal.
         transformers_code.TIME_OUT_REMOTE_CODE = 0
     return library
 
 
 def import_pipeline_class(name: str) -> LibraryObject:
-    """A pipeline class of diffusers; only its own module is imported. Raises ModelError."""
+    """Import a pipeline class of diffusers, and only its own module. Raises ModelError."""
     library = import_diffusers()
     with suppress_warnings(), pause_gc(), defer_imports():
         try:
-            found = getattr(library, name, None)
+            cls = getattr(library, name, None)
         except (ImportError, RuntimeError) as error:  # diffusers' lazy modules raise either
             raise ModelError(f"The pipeline class {name} cannot be imported: {error}") from error
-    if found is None:
+    if cls is None:
         raise ModelError(
             f"The model needs the pipeline class {name}, which diffusers {library.__version__} "
             "does not have.",
             hint="A newer diffusers may have it.",
         )
-    if missing := getattr(found, "_backends", None):  # diffusers' stand-in for what it lacks
+    if missing := getattr(cls, "_backends", None):  # a placeholder: dependencies are missing
         raise ModelError(f"The pipeline class {name} needs {', '.join(missing)} installed.")
-    if not inspect.isclass(found) or not issubclass(found, library.DiffusionPipeline):
+    if not inspect.isclass(cls) or not issubclass(cls, library.DiffusionPipeline):
         raise ModelError(f"The model names {name} as its pipeline class, which is none.")
-    return found
+    return cls
 
 
 def load_custom_pipeline(folder: Path, module: str, name: str) -> LibraryObject:
-    """A pipeline class from a model's own code, which is run. Raises ModelError."""
+    """Import a pipeline class from a model's own code, which runs it. Raises ModelError."""
     import_diffusers()
     from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 
@@ -109,5 +109,5 @@ def load_custom_pipeline(folder: Path, module: str, name: str) -> LibraryObject:
             local_files_only=True,
             trust_remote_code=True,
         )
-    except Exception as error:  # code of any kind runs here
+    except Exception as error:  # the model's code may raise anything
         raise ModelError(f"The model's own code {folder / module}.py failed: {error}") from error

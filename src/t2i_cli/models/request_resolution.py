@@ -1,4 +1,4 @@
-"""How a request is settled for a model: the user's values, the model's own, a random seed."""
+"""Build a request, and resolve it for a model: user values, model defaults, a random seed."""
 
 import secrets
 from collections.abc import Callable, Mapping
@@ -11,9 +11,10 @@ from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS
 
 
 def build_request(values: Mapping[str, object]) -> GenerateRequest:
-    """The request of these fields, the scheduler's name checked with the rest. Raises InputError.
+    """Build and validate a request, with the scheduler's name. Raises InputError.
 
-    Every request of a user is built by it: a wrong name is refused before the model is known.
+    Every request of a user is built here, so an unknown scheduler is refused before the model is
+    known.
     """
     request = GenerateRequest(**values)  # type: ignore[arg-type]
     _check_scheduler(request)
@@ -27,10 +28,10 @@ def resolve_request(
     lenient: bool = False,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> ResolvedRequest:
-    """Settle a request for a model: the user's values, then the model's own, then a random seed.
+    """Fill in a request's unset fields: the model's defaults, and a random seed.
 
-    A value that the model cannot honour raises InputError; with `lenient` it is dropped and
-    `on_note` is told.
+    A value that the model does not support raises InputError; with `lenient` it is dropped and
+    `on_note` is called with a sentence that says so.
     """
     _check_scheduler(request)
     values: dict[str, object] = dict(vars(request))
@@ -55,7 +56,7 @@ def resolve_request(
 
 
 def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, str]]:
-    """The fields that the user set and the model cannot honour, each with a sentence."""
+    """The fields that the user set and the model does not support, each with a sentence."""
     found = [pair for pair in spec.refuses if getattr(request, pair[0]) not in (None, "")]
     if request.guidance_scale is not None and spec.guidance_argument is None:
         found.append(("guidance_scale", f"{spec.name} takes no guidance scale."))

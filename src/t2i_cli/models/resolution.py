@@ -1,4 +1,4 @@
-"""Models outside the catalogue: what a diffusers folder says of itself."""
+"""Resolve a model by its name, and describe a diffusers folder that is not in the catalogue."""
 
 import inspect
 import re
@@ -13,7 +13,7 @@ from t2i_cli.models import catalog, component_check, diffusers_folder, libraries
 from t2i_cli.models.libraries import LibraryObject
 
 _DEFAULT_SIDE = 1024
-"""Pixels; what the pipelines of transformers without a sample size (Flux, Qwen) use."""
+"""Pixels; the default of pipelines whose transformer has no sample size (Flux, Qwen)."""
 
 _OTHER_TASK = re.compile("Prior|Video|Edit|Control|GLIGEN|LDM3D|Pix2Pix|Inpaint|Img2Img")
 _OTHER_INPUT = {"num_frames", "video_length", "strength", "mask_image", "control_image"}
@@ -25,9 +25,9 @@ _IMAGE_IS_OPTIONAL = {
     "QwenImage21Pipeline",
     "ZImageOmniPipeline",
 }
-"""Pipelines that take images beside the prompt, and make one from the prompt alone as well."""
+"""Pipelines that accept input images but do not need them."""
 _GUIDED_FROM_ZERO = re.compile("ZImage|Krea2")
-"""Pipelines whose guidance acts above 0; with all others it acts above 1."""
+"""Pipelines whose guidance has an effect above 0; for all others it is above 1."""
 
 
 def resolve_model(
@@ -38,10 +38,10 @@ def resolve_model(
     trust_remote_code: bool,
     folder: Path | None = None,
 ) -> ModelSpec:
-    """The model of that name: an alias, a folder, or a repository on the Hub.
+    """Resolve a model name: an alias, a folder, or a repository on the Hub.
 
-    `folder` is where it lies, if its name does not tell. Raises ModelError if there is none, or it
-    is not text-to-image; InputError on a revision of what has none.
+    `folder` overrides where the model lies. Raises ModelError if there is no such model or it is
+    not text-to-image, InputError if a revision is given for a local folder.
     """
     spec = None if folder else catalog.find_in_catalog(name, revision)
     folder = folder or catalog.folder_named(name)
@@ -60,9 +60,9 @@ def resolve_model(
 
 
 def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> ModelSpec:
-    """What a diffusers folder says of itself, with its pipeline's own defaults.
+    """Describe a diffusers folder from its configs and its pipeline's default arguments.
 
-    Raises ModelError where it is not a usable text-to-image model.
+    Raises ModelError if it is not a usable text-to-image model.
     """
     cls = pipeline_class(folder, trust_remote_code=trust_remote_code)
     parameters = inspect.signature(cls.__call__).parameters
@@ -91,24 +91,26 @@ def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> Mode
 
 
 def pipeline_class(folder: Path, *, trust_remote_code: bool) -> LibraryObject:
-    """The pipeline's class, from diffusers or, if that is trusted, the model's own code."""
-    named = diffusers_folder.read_model_index(folder).get("_class_name")
-    own = named if isinstance(named, list) and len(named) == 2 else [named]
-    if not all(isinstance(name, str) and name.isidentifier() for name in own):
+    """The pipeline class: of diffusers or, if trusted, the model's own code. Raises ModelError."""
+    class_name = diffusers_folder.read_model_index(folder).get("_class_name")
+    class_path = (
+        class_name if isinstance(class_name, list) and len(class_name) == 2 else [class_name]
+    )
+    if not all(isinstance(name, str) and name.isidentifier() for name in class_path):
         raise ModelError(f"{folder / 'model_index.json'} names no pipeline class.")
-    if len(own) == 2 and not trust_remote_code:
-        raise component_check.custom_code_error(folder, f"{own[0]}.py")
+    if len(class_path) == 2 and not trust_remote_code:
+        raise component_check.custom_code_error(folder, f"{class_path[0]}.py")
     component_check.check_components(folder, trust_remote_code=trust_remote_code)
     return (
-        libraries.load_custom_pipeline(folder, *own)
-        if len(own) == 2
-        else libraries.import_pipeline_class(*own)
+        libraries.load_custom_pipeline(folder, *class_path)
+        if len(class_path) == 2
+        else libraries.import_pipeline_class(*class_path)
     )
 
 
 def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether a pipeline makes images of a chosen size and needs nothing but a prompt."""
-    needed = {
+    """Whether a pipeline makes images of a given size and requires only a prompt."""
+    required = {
         key
         for key, parameter in parameters.items()
         if parameter.default is parameter.empty
@@ -116,7 +118,7 @@ def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) ->
     } - {"self", "prompt"}
     return (
         {"prompt", "height", "num_inference_steps"} <= parameters.keys()
-        and not needed
+        and not required
         and not _OTHER_INPUT & parameters.keys()
         and not _OTHER_TASK.search(name)
         and ("image" not in parameters or name in _IMAGE_IS_OPTIONAL)
@@ -126,11 +128,11 @@ def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) ->
 def _guidance_argument(
     cls: LibraryObject, folder: Path, defaults: Mapping[str, Any]
 ) -> GuidanceArgument | None:
-    """The argument that carries guidance, unless the model was made to need none.
+    """The pipeline's guidance argument; `None` if the model is distilled to need no guidance.
 
-    Distilled models say so in their index. Where a pipeline has `true_cfg_scale` too, or neither
-    that nor a negative prompt, its `guidance_scale` is a number that the network is told, and acts
-    on no network without an embedding for it.
+    Such models have `is_distilled` in model_index.json. If a pipeline also has `true_cfg_scale`, or
+    has neither that nor a negative prompt, its `guidance_scale` is an embedded input of the
+    network: it has no effect on a network without a guidance embedding.
     """
     distilled = inspect.signature(cls.__init__).parameters.get("is_distilled")
     if diffusers_folder.read_model_index(folder).get(
@@ -139,31 +141,33 @@ def _guidance_argument(
         return None
     if "guidance_scale" not in defaults:
         return "true_cfg_scale" if "true_cfg_scale" in defaults else None
-    told = "true_cfg_scale" in defaults or ("negative_prompt" not in defaults and not distilled)
+    is_embedded_input = "true_cfg_scale" in defaults or (
+        "negative_prompt" not in defaults and not distilled
+    )
     _, config = diffusers_folder.denoiser_config(folder)
     if (_number(defaults.get("true_cfg_scale")) or 0) > 1 and not config.get("guidance_embeds"):
         return "true_cfg_scale"
-    return "guidance_scale" if not told or _embeds_guidance(folder) else None
+    return "guidance_scale" if not is_embedded_input or _embeds_guidance(folder) else None
 
 
 def _embeds_guidance(folder: Path) -> bool:
-    """Whether the network takes the guidance scale in; one that has no word on it does."""
+    """Whether the network has a guidance embedding; true if its class has no such option."""
     name, config = diffusers_folder.denoiser_config(folder)
     cls = next(
         (part.cls for part in diffusers_folder.list_components(folder) if part.name == name), ""
     )
     parameters = inspect.signature(getattr(libraries.import_diffusers(), cls, object)).parameters
-    usual = parameters.get("guidance_embeds")
-    return bool(config.get("guidance_embeds", usual is None or usual.default))
+    option = parameters.get("guidance_embeds")
+    return bool(config.get("guidance_embeds", option is None or option.default))
 
 
 def _takes_negative_prompt(
     folder: Path, argument: GuidanceArgument | None, defaults: Mapping[str, Any]
 ) -> bool:
-    """Whether a negative prompt can act: it needs guidance that subtracts a second prediction.
+    """Whether a negative prompt has an effect: only with classifier-free guidance.
 
-    Where `true_cfg_scale` does that, `guidance_scale` only feeds the network an embedded number,
-    as it does in a UNet distilled with a guidance embedding.
+    If a pipeline has `true_cfg_scale` for that, its `guidance_scale` is only an embedded input of
+    the network, as in a UNet distilled with a guidance embedding (`time_cond_proj_dim`).
     """
     if argument is None or "negative_prompt" not in defaults:
         return False
@@ -174,7 +178,7 @@ def _takes_negative_prompt(
 
 
 def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
-    """Width and height in pixels: the pipeline's own default, or what the network was made for."""
+    """Width and height in pixels: the pipeline's default, or the network's sample size."""
     _, config = diffusers_folder.denoiser_config(folder)
     width, height = _number(defaults.get("width")), _number(defaults.get("height"))
     if width and height:
@@ -191,10 +195,10 @@ def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _multiple(folder: Path) -> int:
-    """What width and height must be multiples of, in pixels.
+    """The number of pixels that width and height must be multiples of.
 
-    UNet pipelines check for 8. Transformers cut the latents into patches, or pack them two by two
-    where their config says nothing of it (Flux, Qwen); most of their pipelines check for 16.
+    UNet pipelines check for 8. Transformers split the latents into patches, or pack them 2 x 2 if
+    their config has no patch size (Flux, Qwen); most of their pipelines check for 16.
     """
     name, config = diffusers_folder.denoiser_config(folder)
     scale = diffusers_folder.vae_scale_factor(folder)
@@ -207,15 +211,15 @@ def _multiple(folder: Path) -> int:
 
 
 def _flow(folder: Path) -> bool | None:
-    """Whether the model matches flows; `None` where its scheduler is none that can be changed."""
+    """Whether it is a flow-matching model; `None` if its scheduler cannot be replaced."""
     config = diffusers_folder.component_config(folder, "scheduler")
     name = str(config.get("_class_name"))
     if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
         return True
-    known = {spec.cls for spec in schedulers.NOISE_SCHEDULERS.values()}
-    return False if name in known else None
+    noise_classes = {spec.cls for spec in schedulers.NOISE_SCHEDULERS.values()}
+    return False if name in noise_classes else None
 
 
 def _number(value: object) -> LibraryObject:
-    """A default from a signature, if it is a number."""
+    """A default from a signature if it is a number, else `None`."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

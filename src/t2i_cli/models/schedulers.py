@@ -1,7 +1,7 @@
-"""Schedulers by short names, as tables of strings: nothing of diffusers is imported here.
+"""Schedulers by short name, as tables of strings: diffusers is not imported here.
 
-The names follow AUTOMATIC1111's and diffusers' documentation. `flow` marks what flow-matching
-models take, `noise` what noise-predicting models (Stable Diffusion 1.5, XL) take.
+The names follow the documentation of AUTOMATIC1111 and diffusers. FLOW_SCHEDULERS are for
+flow-matching models, NOISE_SCHEDULERS for noise-predicting ones (Stable Diffusion 1.5, XL).
 """
 
 import importlib.util
@@ -13,10 +13,10 @@ from t2i_cli.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSpec:
-    """A diffusers scheduler class and the settings laid over the model's own.
+    """A diffusers scheduler class and the settings that override the model's own.
 
-    `lacks` are settings of models that the class does not know; `needs` is a package that it needs
-    and diffusers does not.
+    `lacks` are settings of models that the class does not support; `needs` is a package that the
+    class requires in addition to diffusers.
     """
 
     cls: str
@@ -35,15 +35,14 @@ TRAINED_SETTINGS = (
     "prediction_type",
     "rescale_betas_zero_snr",
 )
-"""What a model was trained with: kept from its own scheduler, also where the model's config leaves
-it to that scheduler's class. Other classes have other defaults (Heun and LCM of the betas)."""
+"""Settings that a model was trained with: kept from its own scheduler, also if they are defaults of
+that scheduler's class. Other classes have other defaults (Heun and LCM for the betas)."""
 
 LATENT_DEFAULTS: dict[str, object] = {"clip_sample": False}
-"""What holds for latents where the model's config says nothing: they exceed the range of pixels,
-to which DDIMScheduler and DDPMScheduler clip by default."""
+"""Defaults for latent models whose config does not set them: latents exceed the range of pixels, to
+which DDIMScheduler and DDPMScheduler clip by default."""
 
-# Every name says how its sigmas are spaced and its steps are solved, whatever the model's own
-# scheduler does.
+# Every short name fixes its sigma spacing and its solver, whatever the model's own scheduler uses.
 _PLAIN: dict[str, object] = {
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -86,7 +85,7 @@ NOISE_SCHEDULERS: dict[str, SchedulerSpec] = {
     ),
     "ddim": SchedulerSpec(cls="DDIMScheduler", label="DDIM"),
     "ddpm": SchedulerSpec(cls="DDPMScheduler", label="DDPM"),
-    # PLMS is what pseudo numerical methods are without Runge-Kutta's steps at the start.
+    # PLMS is PNDM without the initial Runge-Kutta steps.
     "pndm": SchedulerSpec(
         cls="PNDMScheduler", label="PLMS", settings={"skip_prk_steps": True}, lacks=_ZERO_SNR
     ),
@@ -120,14 +119,14 @@ FLOW_SCHEDULERS: dict[str, SchedulerSpec] = {
 
 
 def scheduler_names(flow: bool | None) -> tuple[str, ...]:
-    """The names that a model takes; all of them where its kind is not known."""
+    """The scheduler names that a kind of model accepts; all names if `flow` is `None`."""
     if flow is None:
         return tuple({**NOISE_SCHEDULERS, **FLOW_SCHEDULERS})
     return tuple(FLOW_SCHEDULERS if flow else NOISE_SCHEDULERS)
 
 
 def find_scheduler(name: str, flow: bool | None) -> SchedulerSpec:
-    """The scheduler behind a short name; raises InputError listing the names the model takes."""
+    """The scheduler of a short name; raises InputError that lists the names the model accepts."""
     table = (
         {**NOISE_SCHEDULERS, **FLOW_SCHEDULERS}
         if flow is None
@@ -149,7 +148,10 @@ def find_scheduler(name: str, flow: bool | None) -> SchedulerSpec:
 
 
 def check_scheduler(name: str, flow: bool | None, own: Mapping[str, object], model: str) -> None:
-    """Raise InputError if the scheduler cannot be used here, or with a model of such a config."""
+    """Raise InputError if the scheduler is not installed, or does not support the model.
+
+    `own` is the config of the model's own scheduler.
+    """
     spec = find_scheduler(name, flow)
     if not is_installed(spec):
         raise InputError(
@@ -166,22 +168,22 @@ def check_scheduler(name: str, flow: bool | None, own: Mapping[str, object], mod
 
 
 def is_installed(spec: SchedulerSpec) -> bool:
-    """Whether all that the scheduler needs is installed."""
+    """Whether the package that the scheduler needs is installed."""
     return spec.needs is None or importlib.util.find_spec(spec.needs) is not None
 
 
 def usable_scheduler_names(flow: bool | None) -> tuple[str, ...]:
-    """The names that a model takes, as far as what they need is installed here."""
+    """The scheduler names that a kind of model accepts and whose packages are installed."""
     return tuple(name for name in scheduler_names(flow) if is_installed(find_scheduler(name, flow)))
 
 
 def scheduler_config(
     spec: SchedulerSpec, own: Mapping[str, object], *, latent: bool
 ) -> dict[str, object]:
-    """The config to make a scheduler from, given that of the model's own scheduler, defaults too.
+    """The config to create a scheduler from, given the full config of the model's own scheduler.
 
-    diffusers leaves away what only that scheduler's class has set (`_use_default_values`), so that
-    the new class's defaults hold. `latent` is whether a VAE makes the picture.
+    Values that `own` has only by its class's defaults (`_use_default_values`) are left out, as in
+    diffusers, so that the new class's defaults apply. `latent` is whether the model has a VAE.
     """
     defaults = own.get("_use_default_values")
     unset = {str(key) for key in defaults} if isinstance(defaults, list) else set()
@@ -189,7 +191,7 @@ def scheduler_config(
         key: value for key, value in own.items() if key not in unset | {"_use_default_values"}
     }
     chosen |= {key: own[key] for key in TRAINED_SETTINGS if key in own}
-    # FlowMatchEuler's name for what the solvers of noise schedulers call flow_shift.
+    # FlowMatchEuler calls `shift` what the solvers of noise schedulers call `flow_shift`.
     for name, other in (("shift", "flow_shift"), ("flow_shift", "shift")):
         if name not in chosen and other in own:
             chosen[name] = own[other]

@@ -1,4 +1,4 @@
-"""A model folder's weights, as the headers of its safetensors files tell: nothing is loaded."""
+"""Sizes of a model folder's weights, from its safetensors headers; no weights are loaded."""
 
 import json
 from collections import Counter
@@ -10,57 +10,60 @@ from t2i_cli.files import weight_files
 from t2i_cli.models import diffusers_folder
 
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_OTHER_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
+_STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
 _FLOATS = {"F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentWeights:
-    """One component's tensor elements by the dtype they are stored in (safetensors' names)."""
+    """One component's number of tensor elements by stored dtype (safetensors' names: "F16")."""
 
     elements: dict[str, int]
 
     def size(self, dtype: str) -> int:
-        """Bytes they take once floats are held as `dtype`; what is quantised stays as it is."""
+        """Bytes in memory with floats cast to `dtype`; quantised weights keep their size."""
         return sum(
-            count * (_FLOAT_BYTES[dtype] if kind in _FLOATS else _OTHER_BYTES.get(kind, 1))
-            for kind, count in self.elements.items()
+            count * (_FLOAT_BYTES[dtype] if stored in _FLOATS else _STORED_BYTES.get(stored, 1))
+            for stored, count in self.elements.items()
         )
 
 
 def read_weight_headers(
     folder: Path, *, half: bool, skip: frozenset[str] = frozenset()
 ) -> dict[str, ComponentWeights]:
-    """Each network's weights; `half` prefers the fp16 variant.
+    """The weights of each network by component name; `half` prefers the fp16 variant.
 
-    Raises ModelError for what is missing, truncated, or kept as pickle only.
+    `skip` are components to leave out. Raises ModelError if weights are missing, damaged,
+    truncated, or pickle files only.
     """
     found = {}
-    for part in diffusers_folder.list_components(folder):
-        if part.name in skip:
+    for component in diffusers_folder.list_components(folder):
+        if component.name in skip:
             continue
-        if not (folder / part.name).is_dir():
-            raise ModelError(f"The model in {folder} is incomplete: it has no {part.name} folder.")
-        if part.has_weights:
-            found[part.name] = _component(folder / part.name, half=half)
+        if not (folder / component.name).is_dir():
+            raise ModelError(
+                f"The model in {folder} is incomplete: it has no {component.name} folder."
+            )
+        if component.has_weights:
+            found[component.name] = _component_weights(folder / component.name, half=half)
     return found
 
 
 def find_variant(folder: Path, *, half: bool) -> str | None:
-    """The variant to ask diffusers for: "fp16" where it is wanted, or the only one there is."""
+    """diffusers' `variant` argument: "fp16" if `half` prefers it or only it exists, else `None`."""
     name, _ = diffusers_folder.denoiser_config(folder)
     found = weight_files.choose_weights(_names(folder / name), half=half)
     return found.variant if found else None
 
 
-def _component(folder: Path, *, half: bool) -> ComponentWeights:
+def _component_weights(folder: Path, *, half: bool) -> ComponentWeights:
     elements: Counter[str] = Counter()
-    for file in _files(folder, half=half):
-        elements += _header(file)
+    for file in _weight_files(folder, half=half):
+        elements += _elements_by_dtype(file)
     return ComponentWeights(elements=dict(elements))
 
 
-def _files(folder: Path, *, half: bool) -> list[Path]:
+def _weight_files(folder: Path, *, half: bool) -> list[Path]:
     """The safetensors files that diffusers and transformers would load, shards included."""
     names = _names(folder)
     found = weight_files.choose_weights(names, half=half)
@@ -90,13 +93,16 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _header(file: Path) -> Counter[str]:
-    """Elements by dtype. https://huggingface.co/docs/safetensors (8 bytes of length, then JSON)."""
+def _elements_by_dtype(file: Path) -> Counter[str]:
+    """The number of elements by dtype, from a safetensors header. Raises ModelError.
+
+    Format: 8 bytes of little-endian length, then JSON (https://huggingface.co/docs/safetensors).
+    """
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            # A damaged length must not make the read take all memory.
+            # Bounded by the file size: a damaged length must not exhaust the memory.
             header = json.loads(stream.read(min(length, size)))
         tensors = [value for key, value in header.items() if key != "__metadata__"]
         end = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)

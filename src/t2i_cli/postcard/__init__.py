@@ -1,4 +1,4 @@
-"""The embedded demonstration model: its folder, and the words it knows."""
+"""The bundled demonstration model: its folder and the words it was trained on."""
 
 from functools import cache
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The world of postcard in words: its vocabulary in groups, and prompts that show it."""
+"""The vocabulary of the postcard model in groups, and example prompts."""
 
 from t2i_cli import postcard
 
@@ -25,7 +25,7 @@ _GROUPS = {
 
 
 def vocabulary() -> dict[str, list[str]]:
-    """Every word that postcard knows, once, in groups."""
+    """Every word that postcard was trained on, by group; each group lists a word once."""
     words = postcard.words()
     groups = {
         title: [word for word in group.split() if word in words] for title, group in _GROUPS.items()
