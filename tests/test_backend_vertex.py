@@ -449,7 +449,7 @@ def test_the_host_of_each_kind_of_endpoint() -> None:
 
     def url(dns: str | None, api_endpoint: str | None = None) -> str:
         where = Location(project="p", region="r-east1", api_endpoint=api_endpoint)
-        return Endpoint(place=where, known=EndpointRecord(name=name, dns=dns), serving=None).url
+        return Endpoint(location=where, record=EndpointRecord(name=name, dns=dns), serving=None).url
 
     assert url("") == f"https://r-east1-aiplatform.googleapis.com/v1/{name}:predict"
     assert url("9.r-1.prediction.vertexai.goog") == (
@@ -681,7 +681,7 @@ def test_the_format_for_the_way(vertex: FakeVertex) -> None:
 def test_the_cut_of_a_shared_endpoint(
     vertex: FakeVertex, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(errors, "SHARED_CUT", 1.2)
+    monkeypatch.setattr(errors, "SHARED_TIMEOUT", 1.2)
     fault.times, vertex.faults = 1, [fault]
     with pytest.raises(TimedOutError, match="ends calls of shared endpoints after 1 s") as caught:
         make(backend(vertex.make_endpoint(dedicated=False)))

@@ -1,1 +1,1 @@
-"""Where images are made: this machine (local), any images server (http), Vertex AI (vertex)."""
+"""The backends: this machine (local), any images API server (http), Vertex AI (vertex)."""

@@ -1,4 +1,4 @@
-"""Which backend makes the images: `create_backend()`, from a command's options and the settings."""
+"""Create a backend from a command's options and the settings."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -22,13 +22,13 @@ from t2i_cli.terminal.console import console
 if TYPE_CHECKING:
     from t2i_cli.backends.local import LocalOptions
 
-_BACKENDS_OF = {
+_BACKENDS_BY_OPTIONS = {
     HttpServerOptions: ("http",),
     EndpointOptions: ("vertex",),
     CallOptions: ("http", "vertex"),
     DeviceOptions: ("local",),
 }
-"""Which backends each group of options is for."""
+"""The backends that each group of options applies to."""
 
 
 def create_backend(
@@ -41,90 +41,92 @@ def create_backend(
     lenient: bool | None = False,
     worker: bool = False,
 ) -> Backend:
-    """The backend that is named, else that of the settings, else this machine. Raises InputError.
+    """Create the backend of the options, else of the settings, else the local one.
 
-    `batch_size` are the images of one pass, `None` as many as the device gains by; `format` is that
-    of the files, for what has to choose one for the way here. `lenient` is `None` where the
-    command has no such option. With `worker`, this machine's images may come from the warm worker,
-    as `keep_alive` says.
+    `batch_size` is the number of images per batch; `None` measures which size is fastest. `format`
+    is the image files' format, which remote backends may transfer images in. `lenient` is `None`
+    for a command without that option. With `worker`, the local backend uses the warm worker if
+    `keep_alive` is not zero. Raises InputError if an option does not apply to the backend.
     """
     options = options or BackendOptions()
     name = store.resolve_setting("backend", options.backend) or "local"
-    # One image a call is what every server makes.
+    # Every backend accepts a batch size of 1, so that value is not checked.
     size = None if batch_size == 1 else batch_size
-    own = {"keep_alive": keep_alive, "batch_size": size, "strict": strict or None}
-    _check(name, options, own, lenient)
+    local_values = {"keep_alive": keep_alive, "batch_size": size, "strict": strict or None}
+    _check_options(name, options, local_values, lenient)
     match name:
         case "http":
-            return _http(options)
+            return _http_backend(options)
         case "vertex":
-            return _vertex(options, format)
-    made = _local_options(options.device, lenient, batch_size)
+            return _vertex_backend(options, format)
+    local_options = _local_options(options.device, lenient, batch_size)
     seconds = durations.parse_duration(store.resolve_setting("keep_alive", keep_alive) or "0s")
     if worker and seconds:
         from t2i_cli.worker.backend import WorkerBackend
 
-        return WorkerBackend(made, seconds, create_local_backend, format)
-    return create_local_backend(made)
+        return WorkerBackend(local_options, seconds, create_local_backend, format)
+    return create_local_backend(local_options)
 
 
 def default_model(backend: str | None) -> str | None:
-    """The model of the settings, which is this machine's: a server has its own."""
+    """The model of the settings for the local backend, else `None`: servers have their own."""
     local = (store.resolve_setting("backend", backend) or "local") == "local"
     return store.get_setting("model") if local else None
 
 
-def _check(
+def _check_options(
     backend: str, options: BackendOptions, local: Mapping[str, object], lenient: bool | None
 ) -> None:
-    """Raise InputError, or warn, for every option that the backend cannot honour."""
+    """Raise InputError for an option that does not apply to the backend; warn if `lenient`."""
     given: list[tuple[str, tuple[str, ...]]] = []
     for group in (options.http, options.endpoint, options.calls, options.device):
-        changed = [one.name for one in fields(group) if getattr(group, one.name) != one.default]
-        given += [(name, _BACKENDS_OF[type(group)]) for name in changed]
+        changed = [
+            field.name for field in fields(group) if getattr(group, field.name) != field.default
+        ]
+        given += [(name, _BACKENDS_BY_OPTIONS[type(group)]) for name in changed]
     given += [(name, ("local",)) for name, value in local.items() if value is not None]
-    for name, takers in given:
-        if backend in takers:
+    for name, backends in given:
+        if backend in backends:
             continue
         flag = f"--{name.replace('_', '-')}"
         if not lenient:
             without = "" if lenient is None else "; --lenient goes on without it"
             raise InputError(
                 f"{flag} means nothing to the {backend} backend.",
-                hint=f"It is for --backend {' or '.join(takers)}{without}.",
+                hint=f"It is for --backend {' or '.join(backends)}{without}.",
                 field=name,
             )
         console.warn(f"{flag} means nothing to the {backend} backend. It is left out.")
 
 
 def _local_options(
-    chosen: DeviceOptions, lenient: bool | None, batch_size: int | None
+    options: DeviceOptions, lenient: bool | None, batch_size: int | None
 ) -> "LocalOptions":
     from t2i_cli.backends.local import LocalOptions
 
     return LocalOptions(
-        device=chosen.device or store.get_setting("device"),
-        dtype=chosen.dtype or store.get_setting("dtype"),
-        memory=store.resolve_setting("memory", chosen.memory) or "auto",
-        attention_slicing=chosen.attention_slicing,
-        clear_cache=chosen.clear_cache,
-        trust_remote_code=chosen.trust_remote_code,
-        safety_checker=not chosen.no_safety_checker,
-        offline=chosen.offline,
+        device=options.device or store.get_setting("device"),
+        dtype=options.dtype or store.get_setting("dtype"),
+        memory=store.resolve_setting("memory", options.memory) or "auto",
+        attention_slicing=options.attention_slicing,
+        clear_cache=options.clear_cache,
+        trust_remote_code=options.trust_remote_code,
+        safety_checker=not options.no_safety_checker,
+        offline=options.offline,
         lenient=lenient,
         batch_size=batch_size,
     )
 
 
 def create_local_backend(options: "LocalOptions") -> Backend:
-    """This machine's images, made in this process."""
+    """Create a local backend in this process; it can stop an idle worker to free memory."""
     from t2i_cli.backends.local import LocalBackend
     from t2i_cli.worker.spawn import evict_idle_worker
 
     return LocalBackend(options, evict_idle_worker)
 
 
-def _http(options: BackendOptions) -> Backend:
+def _http_backend(options: BackendOptions) -> Backend:
     from t2i_cli.backends.http import HttpBackend, HttpOptions
     from t2i_cli.backends.http import options as http
 
@@ -143,13 +145,13 @@ def _http(options: BackendOptions) -> Backend:
     )
 
 
-def _vertex(options: BackendOptions, format: ImageFormat) -> Backend:
+def _vertex_backend(options: BackendOptions, format: ImageFormat) -> Backend:
     from t2i_cli.backends.vertex import VertexBackend, VertexOptions
 
-    named = store.resolve_setting("vertex_endpoint", options.endpoint.endpoint)
+    endpoint = store.resolve_setting("vertex_endpoint", options.endpoint.endpoint)
     return VertexBackend(
         VertexOptions(
-            place=replace(options.endpoint, endpoint=named),
+            endpoint=replace(options.endpoint, endpoint=endpoint),
             format=format,
             retry_policy=_retry_policy(options.calls),
             concurrency=_concurrency(options.calls),

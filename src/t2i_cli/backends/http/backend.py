@@ -1,4 +1,4 @@
-"""Images from any server of OpenAI's images API: t2i's own, SGLang, vLLM-Omni, LocalAI, OpenAI."""
+"""The http backend: OpenAI's images API, as of t2i, SGLang, vLLM-Omni, LocalAI and OpenAI."""
 
 from collections.abc import Iterator, Sequence
 from threading import Event as Flag
@@ -25,26 +25,27 @@ from t2i_cli.settings.defaults import CONCURRENCY
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_LOOKING = RetryPolicy(retries=1, timeout=30.0, from_options=True)
-"""For asking what a server has, which must not take long to fail."""
-_NO_LIST = {404, 405, 501}
+_PROBE_POLICY = RetryPolicy(retries=1, timeout=30.0, from_options=True)
+"""Retries of requests for a server's models, which must fail quickly."""
+_NOT_FOUND_STATUSES = {404, 405, 501}
+"""Statuses of a server that has no such path."""
 
 
 class HttpBackend:
-    """Images from the server at a URL. Errors leave it only as T2IError."""
+    """A backend that calls the server at a URL. Raises only T2IError."""
 
     def __init__(self, options: HttpOptions) -> None:
         self._options = options
-        self._patience = options.retry_policy
+        self._retry_policy = options.retry_policy
         self._concurrency = options.concurrency or CONCURRENCY
-        self._wire = HttpClient(options.url, self._concurrency)
+        self._client = HttpClient(options.url, self._concurrency)
         self._throttle = Throttle(self._concurrency)
         self._lock = Lock()
-        self._found: ServerInfo | None = None
+        self._server_info: ServerInfo | None = None
         self._specs: dict[str, tuple[str, ModelSpec]] = {}
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
-        """What is known of the model that the request names; asks the server. Raises T2IError."""
+        """Describe the request's model, from the server and the catalogue. Raises T2IError."""
         server = self._server()
         name = server.model_name(request.model)
         spec = server.model_spec(name)
@@ -52,26 +53,26 @@ class HttpBackend:
         return spec
 
     def check(self, request: ResolvedRequest) -> None:
-        """Raise if the request cannot be put to the server."""
-        self._body(request)
+        """Raise T2IError if the request cannot be sent to the server."""
+        self._request_body(request)
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
-        """Which server is asked, in which dialect, and what it is told."""
+        """The server, its dialect, and the names of the fields that would be sent."""
         server = self._server()
         return {
             "backend": "http",
             "url": server.url,
             "dialect": server.dialect.name,
-            "sends": [name for name in self._body(request) if name != "response_format"],
+            "sends": [name for name in self._request_body(request) if name != "response_format"],
             "concurrency": self._concurrency,
         }
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
-        """None: the server chose the commit."""
+        """Return `None`: the server determines the commit."""
         return None
 
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
-        """Make sure that the server answers."""
+        """Check that the server responds. Raises T2IError."""
         self._server()
 
     def run(
@@ -81,127 +82,127 @@ class HttpBackend:
         cancel: Flag,
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
-        """Yield one outcome a request, with several calls in flight."""
+        """Yield one outcome per request, with several calls in flight."""
         return run_concurrently(
-            requests, self._make, self._throttle, on_event, cancel, abandon=self._wire.abort
+            requests, self._generate, self._throttle, on_event, cancel, abandon=self._client.abort
         )
 
     def close(self) -> None:
         """Close the connections."""
-        self._wire.close()
+        self._client.close()
 
     def _server(self) -> ServerInfo:
-        """The server, asked once."""
+        """What is known of the server, which is asked once."""
         with self._lock:
-            self._found = self._found or self._look()
-            return self._found
+            self._server_info = self._server_info or self._probe()
+            return self._server_info
 
-    def _look(self) -> ServerInfo:
+    def _probe(self) -> ServerInfo:
         url = self._options.url
-        answer = self._get(f"{url}/models")
-        entries = _entries(answer)
+        response = self._get(f"{url}/models")
+        entries = _model_entries(response)
         owners = [entry.get("owned_by") for entry in entries or []]
-        chosen = self._options.dialect
-        dialect = DIALECTS[chosen] if chosen else dialects.detect_dialect(owners)
+        dialect_name = self._options.dialect
+        dialect = DIALECTS[dialect_name] if dialect_name else dialects.detect_dialect(owners)
         return ServerInfo(
             url=url,
             dialect=dialect,
             models=None if entries is None else [str(entry["id"]) for entry in entries],
-            facts=self._facts() if dialect.name == "t2i" else {},
+            facts=self._model_facts() if dialect.name == "t2i" else {},
         )
 
-    def _facts(self) -> dict[str, Any]:
-        """What a t2i server tells of its model; nothing where something stands before it."""
-        answer = self._get(f"{self._options.url.removesuffix('/v1')}/t2i/v1/model")
-        facts = answer.json() if answer.status == 200 else {}
+    def _model_facts(self) -> dict[str, Any]:
+        """A t2i server's description of its model; empty if a proxy does not pass the path on."""
+        response = self._get(f"{self._options.url.removesuffix('/v1')}/t2i/v1/model")
+        facts = response.json() if response.status == 200 else {}
         return facts if isinstance(facts, dict) else {}
 
     def _get(self, url: str) -> HttpResponse:
-        def ask(left: float) -> HttpResponse:
-            answer = self._wire.request("GET", url, headers=self._headers(), timeout=left)
-            if answer.status == 200 or answer.status in _NO_LIST:
-                return answer
-            raise error_from_response(answer, self._options.url, self._options.key)
+        def get(timeout: float) -> HttpResponse:
+            response = self._client.request("GET", url, headers=self._headers(), timeout=timeout)
+            if response.status == 200 or response.status in _NOT_FOUND_STATUSES:
+                return response
+            raise error_from_response(response, self._options.url, self._options.key)
 
-        return call_with_retry(ask, _LOOKING, self._throttle, Flag())
+        return call_with_retry(get, _PROBE_POLICY, self._throttle, Flag())
 
     def _headers(self) -> dict[str, str]:
         key = self._options.key
         return {"Authorization": f"Bearer {key}"} if key else {}
 
-    def _body(self, request: ResolvedRequest) -> dict[str, object]:
+    def _request_body(self, request: ResolvedRequest) -> dict[str, object]:
         server = self._server()
         name, spec = self._specs.get(request.model, (request.model, None))
         guidance = spec.guidance_argument if spec else None
         return dialects.build_image_request(request, name, server.dialect, guidance)
 
-    def _make(self, call: InFlightCall) -> GeneratedImage:
-        body = self._body(call.request)
+    def _generate(self, call: InFlightCall) -> GeneratedImage:
+        body = self._request_body(call.request)
 
-        def ask(left: float) -> HttpResponse:
-            answer = self._wire.request(
+        def post(timeout: float) -> HttpResponse:
+            response = self._client.request(
                 "POST",
                 f"{self._options.url}/images/generations",
                 headers=self._headers(),
                 json=body,
-                timeout=left,
+                timeout=timeout,
             )
-            if answer.status != 200:
-                raise error_from_response(answer, self._options.url, self._options.key)
-            return answer
+            if response.status != 200:
+                raise error_from_response(response, self._options.url, self._options.key)
+            return response
 
-        answer = call_with_retry(ask, self._patience, self._throttle, call.stop)
-        entry, more = _first(answer.json())
-        if more:
+        response = call_with_retry(post, self._retry_policy, self._throttle, call.stop)
+        image_entry, extra = _first_image(response.json())
+        if extra:
             call.tell(
-                f"The server answers with {more + 1} images where one is asked for: the first is "
-                f"kept, {more} not."
+                f"The server answers with {extra + 1} images where one is asked for: the first is "
+                f"kept, {extra} not."
             )
-        account = response_metadata.parse_response_metadata(entry)
-        account.check_request(call.request)
-        account.forward_notices(call)
-        image = self._image(entry)
+        metadata = response_metadata.parse_response_metadata(image_entry)
+        metadata.check_request(call.request)
+        metadata.forward_notices(call)
+        image = self._decode_image(image_entry)
         request = response_metadata.true_size(call, image.size)
-        lock = account.generation_info(call.request, backend="http", endpoint=self._options.url)
+        info = metadata.generation_info(call.request, backend="http", endpoint=self._options.url)
         return GeneratedImage(
             index=call.index,
             request=request,
             image=image,
-            info=lock,
-            seconds=answer.seconds if account.seconds is None else account.seconds,
-            round_trip=answer.seconds,
+            info=info,
+            seconds=response.seconds if metadata.seconds is None else metadata.seconds,
+            round_trip=response.seconds,
         )
 
-    def _image(self, entry: dict[str, Any]) -> "Image":
+    def _decode_image(self, entry: dict[str, Any]) -> "Image":
         if isinstance(entry.get("b64_json"), str):
             return image_decoding.decode_base64_image(entry["b64_json"])
         link = entry.get("url")
         if not isinstance(link, str) or not link.startswith(("http://", "https://")):
             raise RemoteError("The server's answer holds no image.", hint="Is it an images API?")
-        # The link carries its own permission: the key stays here.
+        # The link itself grants access: the API key is not sent to its host.
         try:
-            answer = self._wire.request("GET", link, timeout=self._patience.timeout)
+            response = self._client.request("GET", link, timeout=self._retry_policy.timeout)
         except RetryableError as again:
             raise again.error from again
-        if answer.status != 200:
-            raise RemoteError(f"The server's link to the image fails with {answer.status}.")
-        return image_decoding.decode_image(answer.body)
+        if response.status != 200:
+            raise RemoteError(f"The server's link to the image fails with {response.status}.")
+        return image_decoding.decode_image(response.body)
 
 
-def _entries(answer: HttpResponse) -> list[dict[str, Any]] | None:
-    """The models that a server lists; None where it has no list."""
-    if answer.status != 200:
+def _model_entries(response: HttpResponse) -> list[dict[str, Any]] | None:
+    """The entries of a server's model list, or `None` if it has no list."""
+    if response.status != 200:
         return None
-    listed = answer.json()
-    data = listed.get("data") if isinstance(listed, dict) else None
+    body = response.json()
+    data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):
         return None
     return [entry for entry in data if isinstance(entry, dict) and "id" in entry]
 
 
-def _first(answer: object) -> tuple[dict[str, Any], int]:
-    """The one image that was asked for, and how many came beside it."""
-    data = answer.get("data") if isinstance(answer, dict) else None
+def _first_image(body: object) -> tuple[dict[str, Any], int]:
+    """The first image of a response, and the number of further ones. Raises RemoteError."""
+    data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list) or not data or not isinstance(data[0], dict):
         raise RemoteError("The server's answer holds no image.", hint="Is it an images API?")
     return data[0], len(data) - 1

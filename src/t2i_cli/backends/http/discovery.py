@@ -1,4 +1,4 @@
-"""What can be learnt of a server before it is asked for an image."""
+"""A server's models and dialect, as known before an image is requested."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,15 +9,15 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL, Dialect
 
-_SHOWN = 5
-"""Models that an error names."""
+_MAX_LISTED = 5
+"""Maximum number of models that an error lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerInfo:
-    """A server by its answers: `models` None where it does not list them.
+    """What a server says of itself; `models` is `None` if it does not list them.
 
-    `facts` is what a t2i server tells of its model.
+    `facts` is a t2i server's description of its model, empty for other servers.
     """
 
     url: str
@@ -26,62 +26,64 @@ class ServerInfo:
     facts: Mapping[str, Any]
 
     def model_name(self, wanted: str | None) -> str:
-        """The server's name for a model; raises InputError or ModelError."""
+        """The server's name of a model; raises InputError or ModelError."""
         if wanted is None:
             if self.models and len(self.models) == 1:
                 return self.models[0]
-            how = f": {self._listed()}" if self.models else ""
+            choices = f": {self._model_list()}" if self.models else ""
             raise InputError(
-                f"The server at {self.url} does not say which model to use{how}.",
+                f"The server at {self.url} does not say which model to use{choices}.",
                 hint="-m names one.",
                 field="model",
             )
         if self.models is None:
             return wanted
         spec = catalog.find_in_catalog(wanted)
-        same = {wanted} | ({spec.name, spec.repo} if spec else set())
-        if found := next((model for model in self.models if model in same), None):
+        names = {wanted} | ({spec.name, spec.repo} if spec else set())
+        if found := next((model for model in self.models if model in names), None):
             return found
-        if self.models and same & {self.facts.get("name"), self.facts.get("repo")}:
+        if self.models and names & {self.facts.get("name"), self.facts.get("repo")}:
             return self.models[0]
         raise ModelError(
-            f"The server at {self.url} does not have {wanted}; it has {self._listed()}.",
+            f"The server at {self.url} does not have {wanted}; it has {self._model_list()}.",
             hint="-m names one, or leave it out.",
         )
 
     def model_spec(self, name: str) -> ModelSpec:
-        """What is known of a model, as far as the server lets it be set."""
+        """Describe a model, without defaults of fields that the dialect does not accept."""
         known = catalog.find_in_catalog(
             str(self.facts.get("repo") or name)
         ) or catalog.find_in_catalog(name)
         spec = known or ModelSpec(name=name, multiple=1)
         if self.facts:
-            spec = _told(spec, self.facts)
-        left: dict[str, Any] = dict.fromkeys(set(MODEL_DEFAULTS) - self.dialect.takes)
-        return replace(spec, revision=self.facts.get("revision"), refuses=self._refuses(), **left)
-
-    def _refuses(self) -> tuple[tuple[str, str], ...]:
-        where = f"The server at {self.url} ({self.dialect.name} dialect) takes no"
-        told = set(self.facts.get("refuses") or ())
-        return tuple(
-            (field, f"{where} {field.replace('_', ' ')}.")
-            for field in OPTIONAL
-            if field in told or field not in self.dialect.takes
+            spec = _with_facts(spec, self.facts)
+        unsupported: dict[str, Any] = dict.fromkeys(set(MODEL_DEFAULTS) - self.dialect.takes)
+        return replace(
+            spec, revision=self.facts.get("revision"), refuses=self._refuses(), **unsupported
         )
 
-    def _listed(self) -> str:
+    def _refuses(self) -> tuple[tuple[str, str], ...]:
+        prefix = f"The server at {self.url} ({self.dialect.name} dialect) takes no"
+        refused = set(self.facts.get("refuses") or ())
+        return tuple(
+            (field, f"{prefix} {field.replace('_', ' ')}.")
+            for field in OPTIONAL
+            if field in refused or field not in self.dialect.takes
+        )
+
+    def _model_list(self) -> str:
         models = list(self.models or ["no model"])
-        more = f" and {len(models) - _SHOWN} more" if len(models) > _SHOWN else ""
-        return ", ".join(models[:_SHOWN]) + more
+        more = f" and {len(models) - _MAX_LISTED} more" if len(models) > _MAX_LISTED else ""
+        return ", ".join(models[:_MAX_LISTED]) + more
 
 
-def _told(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:
-    """The model's facts as a t2i server tells them."""
-    same = ("name", "repo", *MODEL_DEFAULTS, "multiple")
-    told = {field: facts[field] for field in same if field in facts}
+def _with_facts(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:
+    """Update a model's description with the facts of a t2i server."""
+    names = ("name", "repo", *MODEL_DEFAULTS, "multiple")
+    values = {field: facts[field] for field in names if field in facts}
     return replace(
         spec,
-        **told,
+        **values,
         negative_prompt=bool(facts.get("negative_prompt", spec.negative_prompt)),
         guidance_argument=spec.guidance_argument if facts.get("guidance", True) else None,
     )

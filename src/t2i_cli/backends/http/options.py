@@ -1,4 +1,4 @@
-"""What a user may choose about a server, checked before anything is sent."""
+"""Options of the http backend, validated before a request is sent."""
 
 import ipaddress
 import os
@@ -14,9 +14,11 @@ OPENAI_HOST = "api.openai.com"
 
 @dataclass(frozen=True, kw_only=True)
 class HttpOptions:
-    """`url` is the API's base, as http://host:port/v1; `dialect` None is found out by asking.
+    """Options of the http backend.
 
-    `retry_policy` is for one image.
+    `url` is the API's base URL, as http://host:port/v1; `dialect` `None` is detected from the model
+    list. `retry_policy` applies to each image. `concurrency` is the maximum number of calls in
+    flight.
     """
 
     url: str
@@ -27,17 +29,17 @@ class HttpOptions:
 
 
 def parse_base_url(url: str | None) -> str:
-    """The API's base URL without a slash at its end; raises InputError."""
+    """Validate a base URL and remove its trailing slash; raises InputError."""
     if not url:
         raise InputError(
             "There is no server to ask.", hint="Give it as --url http://host:port/v1", field="url"
         )
     try:
         parts = urlsplit(url.strip())
-        sound = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1)
+        valid = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1)
     except ValueError:
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise InputError(f"--url {url} is not of the form http://host:port/v1.", field="url")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
@@ -49,21 +51,21 @@ def parse_base_url(url: str | None) -> str:
 
 
 def api_key_for(url: str) -> str | None:
-    """The API key for a server: t2i's own setting, and OpenAI's variable for OpenAI alone."""
+    """The API key for a server: t2i's setting; OPENAI_API_KEY only for OpenAI's own host."""
     parts = urlsplit(url)
-    of_openai = parts.scheme == "https" and parts.hostname == OPENAI_HOST
+    is_openai = parts.scheme == "https" and parts.hostname == OPENAI_HOST
     own = store.get_setting("http_api_key")
-    if own or not of_openai:
+    if own or not is_openai:
         return own
     key = os.environ.get("OPENAI_API_KEY") or None
-    kind = store.setting_named("http_api_key")
-    if key and not kind.accepts(key):
-        raise InputError(f"OPENAI_API_KEY must be {kind.takes}, not {store.MASK}.")
+    setting = store.setting_named("http_api_key")
+    if key and not setting.accepts(key):
+        raise InputError(f"OPENAI_API_KEY must be {setting.takes}, not {store.MASK}.")
     return key
 
 
 def is_plaintext(url: str) -> bool:
-    """Whether others on the way can read what is sent: plain HTTP, off this machine."""
+    """Whether requests are sent unencrypted over a network: plain HTTP, not to this host."""
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":
         return False

@@ -1,4 +1,4 @@
-"""Images from an endpoint of Vertex AI, called by plain REST."""
+"""The vertex backend: predictions of a Vertex AI endpoint, over REST."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -23,43 +23,43 @@ from t2i_cli.vertex import machine_types
 
 
 class VertexBackend:
-    """Images from one endpoint. Errors leave it only as T2IError."""
+    """A backend that calls one endpoint. Raises only T2IError."""
 
     def __init__(self, options: VertexOptions) -> None:
         self._options = options
         self._lock = Lock()
-        self._opened: _Opened | None = None
+        self._connection: _Connection | None = None
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
-        """What is known of the model deployed at the endpoint. Raises T2IError."""
-        return self._endpoint().target.spec(request.model)
+        """Describe the model deployed to the endpoint. Raises T2IError."""
+        return self._connect().target.spec(request.model)
 
     def check(self, request: ResolvedRequest) -> None:
-        """Every request can be sent that was settled for the endpoint's model."""
+        """Do nothing: a request resolved for the endpoint's model can be sent."""
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
-        """Which endpoint is called, where, what it is told, and what it costs while it is up."""
-        opened = self._endpoint()
-        where, prices = opened.target, machine_types.load_prices()
-        sent: dict[str, object] = self._body(request, "png")["instances"][0]  # type: ignore[index]
+        """The endpoint, its URL, the fields that would be sent, and its price in USD per hour."""
+        connection = self._connect()
+        target, prices = connection.target, machine_types.load_prices()
+        instance: dict[str, object] = self._request_body(request, "png")["instances"][0]  # type: ignore[index]
         return {
             "backend": "vertex",
-            "endpoint": where.known.name,
-            "url": where.url,
-            "serving": where.serving,
-            "sends": [name for name in sent if name not in {"text", "format"}],
-            "concurrency": opened.concurrency,
-            "usd_per_hour_at_most": where.price(prices),
+            "endpoint": target.record.name,
+            "url": target.url,
+            "serving": target.serving,
+            "sends": [name for name in instance if name not in {"text", "format"}],
+            "concurrency": connection.concurrency,
+            "usd_per_hour_at_most": target.price(prices),
             "prices_of": prices.date,
         }
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
-        """None: what is deployed was chosen by the deployment."""
+        """Return `None`: the deployment determines the commit."""
         return None
 
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
-        """Find the endpoint."""
-        self._endpoint()
+        """Look the endpoint up. Raises T2IError."""
+        self._connect()
 
     def run(
         self,
@@ -68,108 +68,115 @@ class VertexBackend:
         cancel: Flag,
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
-        """Yield one outcome a request, with several calls in flight."""
-        opened = self._endpoint()
+        """Yield one outcome per request, with several calls in flight."""
+        connection = self._connect()
         return run_concurrently(
-            requests, self._make, opened.throttle, on_event, cancel, abandon=opened.wire.abort
+            requests,
+            self._generate,
+            connection.throttle,
+            on_event,
+            cancel,
+            abandon=connection.client.abort,
         )
 
     def close(self) -> None:
         """Close the connections."""
-        if self._opened:
-            self._opened.wire.close()
+        if self._connection:
+            self._connection.client.close()
 
-    def _endpoint(self) -> "_Opened":
-        """The endpoint, found once."""
+    def _connect(self) -> "_Connection":
+        """The connection to the endpoint, which is looked up once."""
         with self._lock:
-            self._opened = self._opened or _Opened(self._options)
-            return self._opened
+            self._connection = self._connection or _Connection(self._options)
+            return self._connection
 
-    def _body(self, request: ResolvedRequest, format: ImageFormat) -> dict[str, object]:
-        where = self._endpoint().target
-        # A model that is known was compared with the request's already.
-        unknown = where.known.model is None
-        return payload.build_prediction_request(request, where.serving, format, name_model=unknown)
+    def _request_body(self, request: ResolvedRequest, format: ImageFormat) -> dict[str, object]:
+        target = self._connect().target
+        # A known model has already been compared with the request's.
+        unknown = target.record.model is None
+        return payload.build_prediction_request(request, target.serving, format, name_model=unknown)
 
-    def _make(self, call: InFlightCall) -> GeneratedImage:
-        opened = self._endpoint()
-        where = opened.target
-        format = payload.choose_transfer_format(call.request, self._options.format, where.limit)
-        body = self._body(call.request, format)
+    def _generate(self, call: InFlightCall) -> GeneratedImage:
+        connection = self._connect()
+        target = connection.target
+        format = payload.choose_transfer_format(call.request, self._options.format, target.limit)
+        body = self._request_body(call.request, format)
 
-        def ask(left: float) -> HttpResponse:
+        def predict(left: float) -> HttpResponse:
             try:
-                return opened.ask(body, left, call.request, format)
-            except RetryableError as again:
-                if again.waking:
+                return connection.predict(body, left, call.request, format)
+            except RetryableError as retryable_error:
+                if retryable_error.waking:
                     call.tell(errors.WAKING)
                 raise
 
-        answer = call_with_retry(ask, self._options.retry_policy, opened.throttle, call.stop)
-        told = answer.json()
-        predicted = payload.parse_prediction(told)
-        if predicted.more:
+        response = call_with_retry(
+            predict, self._options.retry_policy, connection.throttle, call.stop
+        )
+        body_json = response.json()
+        prediction = payload.parse_prediction(body_json)
+        if prediction.extra:
             call.tell(
-                f"The endpoint answers with {predicted.more + 1} images where one is asked for: "
-                f"the first is kept, {predicted.more} not."
+                f"The endpoint answers with {prediction.extra + 1} images where one is asked for: "
+                f"the first is kept, {prediction.extra} not."
             )
-        account = response_metadata.parse_response_metadata(predicted.entry)
-        account.check_request(call.request)
-        account.forward_notices(call)
-        image = image_decoding.decode_base64_image(predicted.text)
+        metadata = response_metadata.parse_response_metadata(prediction.entry)
+        metadata.check_request(call.request)
+        metadata.forward_notices(call)
+        image = image_decoding.decode_base64_image(prediction.base64)
         request = response_metadata.true_size(call, image.size)
-        deployed = told.get("deployedModelId") if isinstance(told, dict) else None
-        lock = account.generation_info(
+        deployed = body_json.get("deployedModelId") if isinstance(body_json, dict) else None
+        info = metadata.generation_info(
             call.request,
             backend="vertex",
-            endpoint=where.known.name,
-            deployed_model=str(deployed) if deployed else where.known.deployed_model,
+            endpoint=target.record.name,
+            deployed_model=str(deployed) if deployed else target.record.deployed_model,
         )
         return GeneratedImage(
             index=call.index,
             request=request,
             image=image,
-            info=lock,
-            seconds=answer.seconds if account.seconds is None else account.seconds,
-            round_trip=answer.seconds,
+            info=info,
+            seconds=response.seconds if metadata.seconds is None else metadata.seconds,
+            round_trip=response.seconds,
         )
 
 
-class _Opened:
-    """An endpoint that was found, with what it takes to call it; for several threads."""
+class _Connection:
+    """An endpoint with its credentials, HTTP client and throttle; thread-safe."""
 
     def __init__(self, options: VertexOptions) -> None:
-        found, login = google_credentials.find_credentials()
-        self._token = google_credentials.TokenProvider(found)
+        credentials, login = google_credentials.find_credentials()
+        self._token = google_credentials.TokenProvider(credentials)
         self.target: Endpoint = endpoint.find_endpoint(options, self._token, login.project)
-        replicas = self.target.known.replicas or 1
+        replicas = self.target.record.replicas or 1
         self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas
         self.throttle = Throttle(self.concurrency)
-        self.wire = HttpClient(self.target.url, self.concurrency)
+        self.client = HttpClient(self.target.url, self.concurrency)
 
-    def ask(
+    def predict(
         self, body: object, left: float, request: ResolvedRequest, format: ImageFormat
     ) -> HttpResponse:
-        """One call. Raises T2IError, or RetryableError where it may pass."""
-        end = time.monotonic() + left
+        """Make one call, within `left` seconds. Raises T2IError, or RetryableError if temporary."""
+        deadline = time.monotonic() + left
         with retryable():
             headers = {"Authorization": f"Bearer {self._token(left)}"}
         started = time.monotonic()
         try:
-            answer = self.wire.request(
+            response = self.client.request(
                 "POST",
                 self.target.url,
                 headers=headers,
                 json=body,
-                timeout=max(0.001, end - started),
+                timeout=max(0.001, deadline - started),
             )
-        except RetryableError as again:
-            took = time.monotonic() - started
-            if took >= errors.SHARED_CUT - 1 and not self.target.dedicated:
-                raise errors.timeout_error(self.target, took) from again
+        except RetryableError as error:
+            elapsed = time.monotonic() - started
+            if elapsed >= errors.SHARED_TIMEOUT - 1 and not self.target.dedicated:
+                raise errors.timeout_error(self.target, elapsed) from error
             raise
-        if answer.status == 200:
-            return answer
-        if answer.status == 404 and error_body.parse_error_body(answer).own is None:
+        if response.status == 200:
+            return response
+        if response.status == 404 and error_body.parse_error_body(response).own is None:
             raise endpoint.not_found_error(self.target, self._token)
-        raise errors.error_from_prediction(answer, self.target, request, format)
+        raise errors.error_from_prediction(response, self.target, request, format)

@@ -1,4 +1,4 @@
-"""The endpoint to call: which one, where it answers, and what serves there."""
+"""Find the endpoint to call: its resource name, its host, and which server is deployed to it."""
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,74 +19,74 @@ from t2i_cli.vertex import client, endpoint_store, location, machine_types
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.location import Location
 
-_DEDICATED = ".prediction.vertexai.goog"
-"""What the hosts of dedicated endpoints end with."""
-_SHOWN = 5
-"""Endpoints that an error names."""
-CALL_POLICY = 60.0
-"""Seconds for one look at an endpoint."""
+_DEDICATED_SUFFIX = ".prediction.vertexai.goog"
+"""Suffix of the host names of dedicated endpoints."""
+_MAX_LISTED = 5
+"""Maximum number of endpoints that an error lists."""
+LOOKUP_TIMEOUT = 60.0
+"""Seconds for one look-up of an endpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """An endpoint and what is known of it; `looked_up` is False where that was not allowed."""
+    """An endpoint to call; `looked_up` is False if the look-up was not permitted."""
 
-    place: Location
-    known: EndpointRecord
+    location: Location
+    record: EndpointRecord
     serving: str | None
     looked_up: bool = True
 
     @property
     def url(self) -> str:
-        """Where predictions are asked for."""
-        host = self.place.host("aiplatform")
-        if self.known.dns and not self.place.api_endpoint:
-            host = f"https://{self.known.dns}"
-        return f"{host}/v1/{self.known.name}:predict"
+        """The URL of the predict method."""
+        host = self.location.host("aiplatform")
+        if self.record.dns and not self.location.api_endpoint:
+            host = f"https://{self.record.dns}"
+        return f"{host}/v1/{self.record.name}:predict"
 
     @property
     def dedicated(self) -> bool:
-        """Whether the endpoint has a host of its own."""
-        return bool(self.known.dns)
+        """Whether the endpoint is a dedicated one, with its own host."""
+        return bool(self.record.dns)
 
     @property
     def limit(self) -> int:
-        """Bytes of a request and of an answer."""
+        """Maximum bytes of a request and of a response."""
         return DEDICATED_LIMIT if self.dedicated else SHARED_LIMIT
 
     @property
     def number(self) -> str:
-        """The last part of its name."""
-        return self.known.name.split("/")[-1]
+        """The endpoint ID: the last part of its resource name."""
+        return self.record.name.split("/")[-1]
 
     def price(self, prices: machine_types.PriceTable) -> float | None:
-        """USD an hour for all replicas that there may be, `None` where nobody knows."""
-        if self.known.machine is None:
+        """USD per hour at the maximum number of replicas, or `None` if unknown."""
+        if self.record.machine is None:
             return None
-        each = machine_types.hardware_from_api({"machineSpec": self.known.machine}).price(prices)
-        return None if each is None else round(each * (self.known.replicas or 1), 2)
+        each = machine_types.hardware_from_api({"machineSpec": self.record.machine}).price(prices)
+        return None if each is None else round(each * (self.record.replicas or 1), 2)
 
     def spec(self, wanted: str | None) -> ModelSpec:
-        """What is known of its model; raises ModelError if the user names another one."""
-        model = self.known.model
-        if wanted and model and not _same(wanted, model):
+        """Describe its model; raises ModelError if `wanted` is a different one."""
+        model = self.record.model
+        if wanted and model and not _same_model(wanted, model):
             raise ModelError(
                 f"The endpoint {self.number} has {model}, not {wanted}.",
                 hint="-m names it, or leave -m out.",
             )
         name = wanted or model or f"endpoints/{self.number}"
         spec = catalog.find_in_catalog(name) or ModelSpec(name=name, multiple=1)
-        left: dict[str, Any] = dict.fromkeys(set(MODEL_DEFAULTS) - TAKES[self.serving])
-        return replace(spec, refuses=self._refuses(), **left)
+        unsupported: dict[str, Any] = dict.fromkeys(set(MODEL_DEFAULTS) - TAKES[self.serving])
+        return replace(spec, refuses=self._refuses(), **unsupported)
 
     def _refuses(self) -> tuple[tuple[str, str], ...]:
-        why = (
+        reason = (
             f"it is served by {self.serving}."
             if self.serving
             else f"nothing says what serves there; --serving {', '.join(SERVINGS)} does."
         )
         return tuple(
-            (field, f"The endpoint {self.number} takes no {field.replace('_', ' ')}: {why}")
+            (field, f"The endpoint {self.number} takes no {field.replace('_', ' ')}: {reason}")
             for field in OPTIONAL
             if field not in TAKES[self.serving]
         )
@@ -95,112 +95,116 @@ class Endpoint:
 def find_endpoint(
     options: VertexOptions, token: TokenProvider, login_project: str | None
 ) -> Endpoint:
-    """The endpoint that the options name, else the settings, else the one deployed last.
+    """Find the endpoint of the options, else of the settings, else the one deployed last.
 
-    What is not remembered of it is asked for once. Raises T2IError.
+    Its host is looked up once if no stored record has it. Raises T2IError.
     """
-    if options.place.serving not in (None, *SERVINGS):
+    if options.endpoint.serving not in (None, *SERVINGS):
         raise InputError(f"--serving must be {', '.join(SERVINGS)}.", field="serving")
     current = endpoint_store.current_endpoint()
-    named = options.place.endpoint or (current and current.name)
+    named = options.endpoint.endpoint or (current and current.name)
     if not named:
         raise InputError(
             "There is no endpoint to call.",
             hint="--endpoint names one; `t2i remote deploy` makes one.",
             field="endpoint",
         )
-    elsewhere = "/" in named or options.place.project or options.place.region
+    elsewhere = "/" in named or options.endpoint.project or options.endpoint.region
     if not elsewhere and (remembered := endpoint_store.find_record(named)):
         named = remembered.name
-    where = location.find_location(options.place, endpoint=named, login_project=login_project)
-    name = where.endpoint(named)
-    entry = endpoint_store.find_record(name) or EndpointRecord(name=name)
+    endpoint_location = location.find_location(
+        options.endpoint, endpoint=named, login_project=login_project
+    )
+    name = endpoint_location.endpoint(named)
+    record = endpoint_store.find_record(name) or EndpointRecord(name=name)
     looked_up = True
-    given = urlsplit(where.api_endpoint or "").hostname or ""
-    if entry.dns is None and given.endswith(_DEDICATED):
-        # That host answers predictions and nothing else.
-        entry = replace(entry, dns=given)
-    if entry.dns is None:
-        _authorise(token, options.retry_policy)
+    api_host = urlsplit(endpoint_location.api_endpoint or "").hostname or ""
+    if record.dns is None and api_host.endswith(_DEDICATED_SUFFIX):
+        # A dedicated host serves predictions only, not the look-up.
+        record = replace(record, dns=api_host)
+    if record.dns is None:
+        _fetch_token(token, options.retry_policy)
         try:
-            entry = _look_up(where, token, name, options.retry_policy)
+            record = _look_up(endpoint_location, token, name, options.retry_policy)
             with suppress(StorageError):
-                # A home that cannot be written to costs a look next time, too.
-                endpoint_store.remember_endpoint(entry)
+                # If the record cannot be stored, the next run looks the endpoint up again.
+                endpoint_store.remember_endpoint(record)
         except AccessError:
-            # To predict is allowed apart from to look; what is missing may not be needed.
+            # Predicting has its own permission, and the missing facts may not be needed.
             looked_up = False
     return Endpoint(
-        place=where,
-        known=entry,
-        serving=options.place.serving or entry.serving,
+        location=endpoint_location,
+        record=record,
+        serving=options.endpoint.serving or record.serving,
         looked_up=looked_up,
     )
 
 
 def not_found_error(target: Endpoint, token: TokenProvider) -> T2IError:
-    """The error for an endpoint that answers that it does not exist, with those that do."""
-    return _missing(target.place, token, target.number)
+    """The error for a predict call that got status 404; it lists the endpoints that exist."""
+    return _not_found_error(target.location, token, target.number)
 
 
-def _authorise(token: TokenProvider, patience: RetryPolicy) -> None:
-    """Have a token at hand: credentials that are refused are not what may look and what may not."""
+def _fetch_token(token: TokenProvider, retry_policy: RetryPolicy) -> None:
+    """Fetch a token first: refused credentials are not a missing permission to look up."""
 
-    def ask(left: float) -> str:
+    def get_token(timeout: float) -> str:
         with retryable():
-            return token(left)
+            return token(timeout)
 
-    call_with_retry(ask, patience)
+    call_with_retry(get_token, retry_policy)
 
 
 def _look_up(
-    where: Location, token: TokenProvider, name: str, patience: RetryPolicy
+    location: Location, token: TokenProvider, name: str, retry_policy: RetryPolicy
 ) -> EndpointRecord:
-    def ask(left: float) -> dict[str, Any]:
-        seconds = min(left, CALL_POLICY)
+    def get_endpoint(timeout: float) -> dict[str, Any]:
+        seconds = min(timeout, LOOKUP_TIMEOUT)
         with (
             retryable(),
-            client.GoogleClient(where, partial(token, left), seconds=seconds) as google,
+            client.GoogleClient(location, partial(token, timeout), seconds=seconds) as google,
         ):
             return google.call("GET", "aiplatform", name, tries=1)
 
     try:
-        found = call_with_retry(ask, patience)
+        found = call_with_retry(get_endpoint, retry_policy)
     except google_http.NotFoundError as error:
-        raise _missing(where, token, name.split("/")[-1]) from error
+        raise _not_found_error(location, token, name.split("/")[-1]) from error
     return endpoint_store.record_from_api(name, found)
 
 
-def _missing(where: Location, token: TokenProvider, number: str) -> T2IError:
-    there = f"in {where.project}, {where.region}"
+def _not_found_error(location: Location, token: TokenProvider, number: str) -> T2IError:
+    place = f"in {location.project}, {location.region}"
     try:
-        with client.GoogleClient(where, token) as google:
-            found = list(google.list_all("aiplatform", f"{where.parent}/endpoints", "endpoints"))
+        with client.GoogleClient(location, token) as google:
+            found = list(google.list_all("aiplatform", f"{location.parent}/endpoints", "endpoints"))
     except T2IError:
         return RemoteError(
-            f"There is no endpoint {number} {there}.", hint="`t2i remote list` shows what there is."
+            f"There is no endpoint {number} {place}.", hint="`t2i remote list` shows what there is."
         )
     if any(e["name"].split("/")[-1] == number for e in found):
         return RemoteError(
-            f"The endpoint {number} is {there}, but what answered the call does not know it.",
+            f"The endpoint {number} is {place}, but what answered the call does not know it.",
             hint=f"`t2i remote use {number}` looks its host up again; --api-endpoint may lead "
             "elsewhere.",
         )
     with suppress(StorageError):
-        endpoint_store.forget_endpoint(where.endpoint(number))
-    names = [f"{e['name'].split('/')[-1]} ({e.get('displayName', '')})" for e in found[:_SHOWN]]
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    have = f"; there is {', '.join(names)}{more}" if names else ", nor any other"
+        endpoint_store.forget_endpoint(location.endpoint(number))
+    names = [
+        f"{e['name'].split('/')[-1]} ({e.get('displayName', '')})" for e in found[:_MAX_LISTED]
+    ]
+    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    existing = f"; there is {', '.join(names)}{more}" if names else ", nor any other"
     return RemoteError(
-        f"There is no endpoint {number} {there}{have}.",
+        f"There is no endpoint {number} {place}{existing}.",
         hint="--endpoint names one; `t2i remote deploy` makes one.",
     )
 
 
-def _same(one: str, other: str) -> bool:
+def _same_model(one: str, other: str) -> bool:
     spec = catalog.find_in_catalog(one)
     names = {one, spec.name, spec.repo or one} if spec else {one}
     if other.endswith("…"):
-        # A label has no room for a long name, and ends it with an ellipsis.
+        # Labels truncate long names, with an ellipsis at the end.
         return any(name.startswith(other[:-1]) for name in names)
     return other in names

@@ -1,4 +1,4 @@
-"""What Vertex AI's refusal of a prediction means, and whether to ask again."""
+"""Map failed predictions to t2i's errors, and decide whether a retry makes sense."""
 
 import re
 
@@ -11,76 +11,82 @@ from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.net.retry import RetryableError
 from t2i_cli.request import ResolvedRequest
 
-SHARED_CUT = 60.0
-"""Seconds after which a shared endpoint's calls are cut, whatever the client says."""
+SHARED_TIMEOUT = 60.0
+"""Seconds after which Vertex AI ends calls of shared endpoints, whatever the client's timeout."""
 WAKING = "The endpoint has no replica yet and wakes up, which takes minutes."
 
 _TOO_LARGE = re.compile(r"response (payload )?size", re.IGNORECASE)
-_LOG = "Its log is in the Cloud console: Vertex AI, Online prediction, the endpoint, View logs."
+_LOG_HINT = (
+    "Its log is in the Cloud console: Vertex AI, Online prediction, the endpoint, View logs."
+)
 
 
 def error_from_prediction(
-    answer: HttpResponse, target: Endpoint, request: ResolvedRequest, format: ImageFormat
+    response: HttpResponse, target: Endpoint, request: ResolvedRequest, format: ImageFormat
 ) -> T2IError | RetryableError:
-    """The error for an answer that is no prediction; RetryableError where it may pass."""
-    told = error_body.parse_error_body(answer)
-    message = error_body.with_full_stop(told.message)
-    match answer.status:
+    """The error for a response without a prediction; RetryableError if it may be temporary."""
+    body = error_body.parse_error_body(response)
+    message = error_body.with_full_stop(body.message)
+    match response.status:
         case 401 | 403:
-            return _not_allowed(answer, target)
-        case 400 if not told.own and _TOO_LARGE.search(told.message):
-            return _too_large(target, request, format)
+            return _access_error(response, target)
+        case 400 if not body.own and _TOO_LARGE.search(body.message):
+            return _too_large_error(target, request, format)
         case 429 if "not yet ready" in message:
             error = RemoteError(WAKING, hint="A longer --timeout waits for it.")
-            return RetryableError(error, after=answer.retry_after, pause=10.0, waking=True)
+            return RetryableError(error, after=response.retry_after, pause=10.0, waking=True)
         case 429:
             quota = QuotaError(
                 f"The endpoint or its quota has no room for the call. {message}",
                 hint="A smaller --concurrency, more replicas, or a larger quota.",
             )
-            return RetryableError(quota, after=answer.retry_after, crowded=True)
-        case 408 | 504 if not told.own:
-            return timeout_error(target, answer.seconds)
-    if told.own is not None:
-        return told.own
-    if answer.status == 503 and told.kind != "InternalServerException":
-        busy = RemoteError(f"The endpoint is overloaded. {message}", hint=_LOG)
-        return RetryableError(busy, after=answer.retry_after, crowded=True)
-    if answer.status == 502:
-        return RetryableError(RemoteError(f"The endpoint cannot be reached. {message}", hint=_LOG))
-    if answer.status in {400, 413, 422}:
-        return InputError(
-            f"The endpoint refuses the request: {message or answer.status}", hint=_way(target)
+            return RetryableError(quota, after=response.retry_after, crowded=True)
+        case 408 | 504 if not body.own:
+            return timeout_error(target, response.seconds)
+    if body.own is not None:
+        return body.own
+    if response.status == 503 and body.kind != "InternalServerException":
+        busy = RemoteError(f"The endpoint is overloaded. {message}", hint=_LOG_HINT)
+        return RetryableError(busy, after=response.retry_after, crowded=True)
+    if response.status == 502:
+        return RetryableError(
+            RemoteError(f"The endpoint cannot be reached. {message}", hint=_LOG_HINT)
         )
-    if answer.status == 503:
-        return RemoteError(f"The endpoint's handler failed: {message}", hint=_LOG)
-    return RemoteError(f"The endpoint failed with status {answer.status}. {message}", hint=_LOG)
+    if response.status in {400, 413, 422}:
+        return InputError(
+            f"The endpoint refuses the request: {message or response.status}", hint=_hint(target)
+        )
+    if response.status == 503:
+        return RemoteError(f"The endpoint's handler failed: {message}", hint=_LOG_HINT)
+    return RemoteError(
+        f"The endpoint failed with status {response.status}. {message}", hint=_LOG_HINT
+    )
 
 
 def timeout_error(target: Endpoint, seconds: float) -> TimedOutError:
-    """The call was ended on Google's side."""
+    """The error for a call that Vertex AI ended after `seconds`."""
     if target.dedicated:
         return TimedOutError(
             f"Vertex AI cut the call after {seconds:.0f} s.", hint="Fewer --steps take less time."
         )
     return TimedOutError(
         f"Vertex AI cut the call after {seconds:.0f} s: it ends calls of shared endpoints "
-        f"after {SHARED_CUT:.0f} s.",
+        f"after {SHARED_TIMEOUT:.0f} s.",
         hint="`t2i remote deploy` makes a dedicated endpoint, which has 600 s and more; "
         "fewer --steps take less time.",
     )
 
 
-def _not_allowed(answer: HttpResponse, target: Endpoint) -> T2IError:
-    error = google_http.error_from_google(answer.status, answer.body)
+def _access_error(response: HttpResponse, target: Endpoint) -> T2IError:
+    error = google_http.error_from_google(response.status, response.body)
     error.message = error_body.sanitise(error.message)
-    error.hint = error.hint or _way(target)
+    error.hint = error.hint or _hint(target)
     return error
 
 
-def _too_large(target: Endpoint, request: ResolvedRequest, format: ImageFormat) -> T2IError:
-    choice = target.serving in payload.TRANSFER_FORMATS
-    fits = payload.smaller_format(request, format, target.limit) if choice else None
+def _too_large_error(target: Endpoint, request: ResolvedRequest, format: ImageFormat) -> T2IError:
+    can_choose = target.serving in payload.TRANSFER_FORMATS
+    fits = payload.smaller_format(request, format, target.limit) if can_choose else None
     hint = f"--format {fits} fits." if fits else "A smaller --size fits."
     if not target.dedicated:
         most = payload.DEDICATED_LIMIT / 1e6
@@ -93,8 +99,8 @@ def _too_large(target: Endpoint, request: ResolvedRequest, format: ImageFormat) 
     )
 
 
-def _way(target: Endpoint) -> str | None:
-    """What to do where the endpoint's own host could not be looked up."""
+def _hint(target: Endpoint) -> str | None:
+    """The hint for a refused call: check --serving, or name the host that was not looked up."""
     if target.looked_up:
         return "Does --serving say what is deployed there?" if target.serving else None
     return (

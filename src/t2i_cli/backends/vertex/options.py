@@ -1,4 +1,4 @@
-"""What a user may choose about an endpoint."""
+"""Options of the vertex backend."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,15 @@ from t2i_cli.settings.options import EndpointOptions
 
 @dataclass(frozen=True, kw_only=True)
 class VertexOptions:
-    """Which endpoint, by a number or a full resource name, and how it is called.
+    """Which endpoint is called, by its ID or full resource name, and how.
 
-    What `place` leaves open is found out: from the settings, what is remembered, the credentials,
-    the endpoint. `format` is that of the files: where a PNG could not pass, the images come in it.
-    `retry_policy` is for one image, or what is needed first.
+    What `endpoint` leaves unset comes from the settings, stored records, the credentials, or the
+    endpoint itself. `format` is the image files' format, used for the transfer if a PNG would be
+    too large. `retry_policy` applies to each image, and to the look-up of the endpoint.
+    `concurrency` is the maximum number of calls in flight.
     """
 
     retry_policy: RetryPolicy
-    place: EndpointOptions = EndpointOptions()
+    endpoint: EndpointOptions = EndpointOptions()
     format: ImageFormat = "png"
     concurrency: int | None = None

@@ -1,4 +1,4 @@
-"""What an endpoint is sent and answers: instances, parameters, predictions."""
+"""Build prediction requests and parse their responses: instances, parameters, predictions."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,44 +12,45 @@ from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS, SERVINGS
 
 SHARED_LIMIT, DEDICATED_LIMIT = 1_500_000, 10_000_000
-"""Bytes of a request and of an answer (cloud.google.com/vertex-ai/docs/quotas)."""
+"""Maximum bytes of a request and of a response (cloud.google.com/vertex-ai/docs/quotas)."""
 
-# A handler that nobody described (None): the article's takes the prompt and nothing else.
+# None is an unknown handler: it is assumed to accept the prompt only.
 TAKES: dict[str | None, frozenset[str]] = {None: frozenset()} | {
     serving: frozenset(name for name, known in FIELDS.items() if serving in known.servings)
     for serving in SERVINGS
 }
-"""What each kind of serving honours beside the prompt."""
+"""The fields that each kind of server accepts in addition to the prompt."""
 
 TRANSFER_FORMATS = {"t2i", "torchserve"}
-"""The servings that answer in the format that is asked for."""
+"""The kinds of server that respond in the requested image format."""
 
 _IMAGE_KEYS = ("image", "output", "b64_json", "bytesBase64Encoded", "images", "data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One image of an answer: its base64, the prediction it came in, how many came beside it."""
+    """One image of a response: its base64, its prediction, and the number of further images."""
 
-    text: str
+    base64: str
     entry: object
-    more: int = 0
+    extra: int = 0
 
 
 def build_prediction_request(
     request: ResolvedRequest, serving: str | None, format: ImageFormat, *, name_model: bool = False
 ) -> dict[str, object]:
-    """The JSON to post: only what the request sets and the serving takes.
+    """The JSON request body: the set fields that the server accepts.
 
-    With `name_model` a t2i server is told the model that the user names, and refuses another one
-    than its own; one that took its weights from a bucket knows them by no name of the user's.
-    The prompt goes by the two names that it has, the settings to both places where they are read.
+    With `name_model`, the model that the user names is sent to a t2i server, which refuses a model
+    that is not its own; a server with weights from a bucket does not know the user's names. As
+    handlers differ in where they read, the prompt is sent under both of its names, and the settings
+    both in the instance and as parameters.
     """
-    taken = TAKES[serving]
+    accepted = TAKES[serving]
     settings = {
-        known.vertex or name: known.written(value)
-        for name, known in FIELDS.items()
-        if name in taken and (value := getattr(request, name)) is not None
+        spec.vertex or name: spec.written(value)
+        for name, spec in FIELDS.items()
+        if name in accepted and (value := getattr(request, name)) is not None
     }
     instance: dict[str, object] = {"prompt": request.prompt, "text": request.prompt} | settings
     if serving in TRANSFER_FORMATS:
@@ -59,53 +60,53 @@ def build_prediction_request(
     return {"instances": [instance]} | ({"parameters": settings} if settings else {})
 
 
-def parse_prediction(answer: object) -> Prediction:
-    """The image in an answer to one instance; the first where there are more. Raises T2IError."""
-    predictions = answer.get("predictions") if isinstance(answer, dict) else None
-    images = _found(predictions, None)
+def parse_prediction(response: object) -> Prediction:
+    """The first image in the response to one instance. Raises T2IError."""
+    predictions = response.get("predictions") if isinstance(response, dict) else None
+    images = _find_images(predictions, None)
     if (first := next(images, None)) is None:
         raise RemoteError(
             "The endpoint's prediction is no image: neither base64 nor an object that holds it.",
             hint="Is a text-to-image model deployed there?",
         )
-    more = 0
-    # An error in place of an image that was not asked for is none of the first one's.
+    extra = 0
+    # An error in place of a further image, which was not requested, does not concern the first.
     with suppress(T2IError):
         for _ in images:
-            more += 1
-    return replace(first, more=more)
+            extra += 1
+    return replace(first, extra=extra)
 
 
-def _found(value: object, entry: object) -> Iterator[Prediction]:
+def _find_images(value: object, entry: object) -> Iterator[Prediction]:
     if isinstance(value, str):
-        yield Prediction(text=value, entry=entry)
+        yield Prediction(base64=value, entry=entry)
     elif isinstance(value, list):
         for item in value:
-            yield from _found(item, entry)
+            yield from _find_images(item, entry)
     elif isinstance(value, dict):
         error: Any = value.get("error")
         if isinstance(error, dict) and (own := error_from_json(error)):
             raise own
-        # Some handlers give one image under two names.
-        named = (list(_found(value.get(key), value)) for key in _IMAGE_KEYS)
+        # Some handlers return one image under two names: only the first is used.
+        named = (list(_find_images(value.get(key), value)) for key in _IMAGE_KEYS)
         yield from next((found for found in named if found), [])
 
 
 def choose_transfer_format(
     request: ResolvedRequest, wanted: ImageFormat, limit: int
 ) -> ImageFormat:
-    """The format for the way: PNG, which loses nothing, where it passes, else that of the files."""
-    return "png" if wanted == "png" or _bytes(request, "png") < limit else wanted
+    """The transfer format: PNG, which is lossless, if it fits the limit, else `wanted`."""
+    return "png" if wanted == "png" or _base64_bytes(request, "png") < limit else wanted
 
 
 def smaller_format(request: ResolvedRequest, than: ImageFormat, limit: int) -> ImageFormat | None:
-    """The format in which an image passes that did not in `than`, if there is one."""
+    """A format smaller than `than` in which an image fits the limit (bytes), or `None`."""
     formats = list(image_formats.BYTES_A_PIXEL)
     smaller = formats[formats.index(than) + 1 :]
-    return next((format for format in smaller if _bytes(request, format) < limit), None)
+    return next((format for format in smaller if _base64_bytes(request, format) < limit), None)
 
 
-def _bytes(request: ResolvedRequest, format: ImageFormat) -> float:
-    """Bytes of a detailed picture in base64, about."""
+def _base64_bytes(request: ResolvedRequest, format: ImageFormat) -> float:
+    """The approximate base64 bytes of a detailed image."""
     pixels = (request.width or 1024) * (request.height or 1024)
     return pixels * image_formats.BYTES_A_PIXEL[format] * 4 / 3

@@ -1,4 +1,4 @@
-"""An endpoint that is still to be made: what it will take is known before it costs anything."""
+"""An endpoint that is not deployed yet, so that requests can be validated before it costs money."""
 
 from t2i_cli.backends.vertex.backend import VertexBackend
 from t2i_cli.backends.vertex.endpoint import Endpoint
@@ -12,25 +12,25 @@ from t2i_cli.vertex.location import Location
 
 
 class PlannedEndpoint(VertexBackend):
-    """Stands for the endpoint of a model in the planning of requests, and makes no image.
+    """A backend that resolves requests for an endpoint to be deployed; it generates no images.
 
-    Raises InputError or ModelError where that cannot be served.
+    Raises InputError or ModelError if the model cannot be served.
     """
 
-    def __init__(self, model: str | None, kind: str | None) -> None:
+    def __init__(self, model: str | None, serving: str | None) -> None:
         super().__init__(VertexOptions(retry_policy=RetryPolicy(retries=0)))
-        kind, _ = containers.choose_container(kind, None)
-        source = containers.find_source(model, kind)
+        serving, _ = containers.choose_container(serving, None)
+        source = containers.find_source(model, serving)
         self._planned = Endpoint(
-            place=Location(project="", region=""),
-            known=EndpointRecord(name="to be made", model=source.label_name),
-            serving=kind,
+            location=Location(project="", region=""),
+            record=EndpointRecord(name="to be made", model=source.label_name),
+            serving=serving,
         )
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
-        """What is known of the model that is to be deployed."""
+        """Describe the model that is to be deployed."""
         return self._planned.spec(request.model)
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
-        """Nothing that is known yet."""
+        """Return nothing: no estimate is known before the deployment."""
         return {}
