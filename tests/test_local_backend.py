@@ -395,7 +395,7 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
         raise ZeroDivisionError("it broke")
 
     broken: dict[str, tuple[object, str, Callable[..., bool]]] = {
-        "prepare": (backend, "_roomy_plan", lambda aim, request, *_: request.steps == 1),
+        "prepare": (backend, "_plan_memory", lambda aim, request, *_: request.steps == 1),
         "notes": (prompt_warnings, "prompt_warnings", lambda loaded, prompt: prompt == "a star"),
         "pass": (local_outcomes, "outcome_for", lambda index, *_: index == 1),
     }

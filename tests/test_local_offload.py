@@ -185,8 +185,8 @@ def measured(folder: Path, dtype: str) -> tuple[int, memory.MemoryEstimate]:
         folder=folder,
         sizes={},
     )
-    aim = planning._measured(aim, LocalOptions())
-    return aim.sizes["vae"], planning._need(aim, 1024, 1024, dtype)
+    aim = planning._with_weight_sizes(aim, LocalOptions())
+    return aim.sizes["vae"], planning._estimate(aim, 1024, 1024, dtype)
 
 
 def test_a_plan_counts_the_vae_as_it_is_read(sdxl: Path, tmp_path: Path) -> None:

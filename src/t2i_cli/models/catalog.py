@@ -1,4 +1,4 @@
-"""The catalogue: models with a short name (alias), and their facts, which stand only here."""
+"""The catalogue: models with a short name (alias), and the only place with their facts."""
 
 import os
 import re

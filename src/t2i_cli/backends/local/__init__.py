@@ -1,4 +1,4 @@
-"""Images from this machine's own GPU or CPU, by diffusers."""
+"""The local backend: diffusers pipelines on this machine's GPU or CPU."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ __all__ = ["LocalBackend", "LocalOptions"]
 
 
 def __getattr__(name: str) -> object:
-    # The warm worker's client has use for the options alone, and little time.
+    # Lazy: the warm worker's client needs only the options, and has to start fast.
     if name == "LocalBackend":
         from t2i_cli.backends.local.backend import LocalBackend
 

@@ -1,6 +1,6 @@
-"""How many images one pass makes: as many as memory takes, if the device gains by them.
+"""Choose the batch size: the fastest one that fits into memory.
 
-Only images that do not change each other share a pass.
+Images share a batch only if that does not change them.
 """
 
 INDEPENDENT_PIPELINES = frozenset(
@@ -25,79 +25,81 @@ INDEPENDENT_PIPELINES = frozenset(
         "StableDiffusionXLPipeline",
     }
 )
-"""diffusers' pipelines whose images are, with others in a pass, what they are alone.
+"""diffusers' pipelines whose images do not depend on the other images of their batch.
 
-Others pad the shorter prompts of a pass and read the padding, or have a language model rewrite them
-all at once. tests/test_local_families.py shows it for each of these; what it does not show stays
-out.
+Other pipelines pad the shorter prompts of a batch and attend to the padding, or have a language
+model rewrite all prompts at once. tests/test_local_families.py tests each of these; a pipeline
+without that test is not listed.
 """
 
 START_SIZE = 2
-"""Images of the first pass: what one alone would teach is learnt from two as well."""
+"""Images of the first batch: it warms up as well as a single image would."""
 MAX_SIZE = 32
-"""Images of a pass at most; no device gains more from more."""
-_GAIN = 1.04
-"""A size has to be quicker by this to be preferred: less is noise."""
-_LOOKS = 2
-"""Passes that two sizes are compared by before the larger is given up."""
+"""Maximum images per batch; no device gets faster with more."""
+_MIN_SPEEDUP = 1.04
+"""Minimum speed-up, as a ratio, for a larger size to be preferred: less is noise."""
+_MIN_SAMPLES = 2
+"""Batches measured of each of two sizes before the larger one is rejected."""
 
 
 def are_independent(cls: type) -> bool:
-    """Whether the images of a pipeline of this class may share a pass."""
+    """Whether images of a pipeline class may share a batch."""
     return cls.__name__ in INDEPENDENT_PIPELINES and cls.__module__.startswith("diffusers.")
 
 
 def dependence_reason(cls: type) -> str:
-    """The sentence that tells why images of a pipeline of this class share no pass."""
+    """The message that says why images of a pipeline class do not share a batch."""
     return f"Images of a {cls.__name__} may change each other in a pass, so each is made alone."
 
 
 class BatchSizeTuner:
-    """The size of a pass: `wanted`, or found by measuring, at most `most`.
+    """The batch size: `fixed`, or the fastest by measurement, at most `limit`.
 
-    The search doubles the size as long as that makes more images a second, and tries one image
-    alone where not even the first doubling does. Other programs can only slow a pass down, so a
-    size is known by its quickest one. The first pass warms up and is not counted.
+    The search doubles the size as long as that gives more images per second, and tries single
+    images if not even the first doubling does. Other programs can only slow a batch down, so a size
+    is rated by its fastest batch. The first batch is a warm-up and is not counted.
     """
 
-    def __init__(self, wanted: int | None, most: int = MAX_SIZE) -> None:
-        self._most = wanted or max(1, min(most, MAX_SIZE))
-        self._next = wanted or min(START_SIZE, self._most)
-        self._found = wanted is not None or self._most == 1
-        self._warm = False
+    def __init__(self, fixed: int | None, limit: int = MAX_SIZE) -> None:
+        self._limit = fixed or max(1, min(limit, MAX_SIZE))
+        self._next = fixed or min(START_SIZE, self._limit)
+        self._settled = fixed is not None or self._limit == 1
+        self._warmed_up = False
         self._rates: dict[int, list[float]] = {}
 
     def next_size(self, left: int, limit: int | None) -> int:
-        """The size of the next pass, of `left` images, at most `limit` since memory ran out."""
+        """The size of the next batch, with `left` images to go and at most `limit`, if set."""
         return min(self._next, left, limit or left)
 
     def record(self, size: int, seconds: float) -> None:
-        """Learn that a pass of this size took so long."""
-        if self._found or size != self._next:
+        """Record that a batch of this size took `seconds`."""
+        if self._settled or size != self._next:
             return
-        if not self._warm:
-            self._warm = True
+        if not self._warmed_up:
+            self._warmed_up = True
             return
         self._rates.setdefault(size, []).append(size / max(seconds, 1e-9))
         best = self._best()
-        if 2 * best <= self._most and (unsure := self._unsure(best)):
-            self._next = unsure
+        if 2 * best <= self._limit and (size_to_measure := self._size_to_measure(best)):
+            self._next = size_to_measure
         elif best == START_SIZE and 1 not in self._rates:
             self._next = 1
         else:
-            self._next, self._found = best, True
+            self._next, self._settled = best, True
 
-    def _unsure(self, best: int) -> int | None:
-        """The size to look at again before the double of the best is given up."""
+    def _size_to_measure(self, best: int) -> int | None:
+        """The size to measure before twice the best size is rejected; `None` if it is rejected."""
         larger = 2 * best
         if larger not in self._rates:
             return larger
-        return next((size for size in (best, larger) if len(self._rates[size]) < _LOOKS), None)
+        return next(
+            (size for size in (best, larger) if len(self._rates[size]) < _MIN_SAMPLES), None
+        )
 
     def _best(self) -> int:
-        """The smallest size that no larger one clearly beats."""
+        """The smallest size that no larger one beats by the minimum speed-up."""
         best = 0
         for size in sorted(self._rates):
-            if not best or max(self._rates[size]) >= _GAIN * max(self._rates[best]):
+            if not best or max(self._rates[size]) >= _MIN_SPEEDUP * max(self._rates[best]):
                 best = size
         return best

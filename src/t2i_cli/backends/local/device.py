@@ -1,4 +1,4 @@
-"""The devices of this machine: found, named, measured, and the precision they compute in."""
+"""Devices of this machine: detection, memory, and the dtype to compute in."""
 
 import gc
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A device under torch's name for it ("cuda:0"), and what people call it."""
+    """A device: torch's name ("cuda:0"), its kind, and its product name (`label`)."""
 
     name: str
     kind: DeviceKind
@@ -23,25 +23,25 @@ class Device:
 
     @property
     def own_memory(self) -> bool:
-        """Whether its memory is apart from the host's, so that moving weights away frees some."""
+        """Whether its memory is separate from the host's, so that offloading weights frees some."""
         return self.kind in {"cuda", "rocm", "xpu"}
 
     @property
     def fused_attention(self) -> bool:
-        """Whether SDPA has a fused kernel there, which never holds the whole attention matrix."""
+        """Whether SDPA has a fused kernel, which never stores the whole attention matrix."""
         return self.kind != "mps"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryInfo:
-    """A device's memory in bytes; `free` is what this process may still take."""
+    """A device's memory in bytes; `free` is what this process may still allocate."""
 
     free: int
     total: int
 
 
 def list_devices() -> list[Device]:
-    """What this machine has, best first: CUDA or ROCm, XPU, MPS, CPU."""
+    """The devices of this machine, best first: CUDA or ROCm, XPU, MPS, CPU."""
     torch = libraries.import_torch()
     found = []
     kind: DeviceKind = "rocm" if torch.version.hip else "cuda"
@@ -57,38 +57,38 @@ def list_devices() -> list[Device]:
 
 
 def find_device(name: str | None) -> Device:
-    """The device of that name ("cuda" is the first CUDA device), or the best one.
+    """The device of that name ("cuda" is the first CUDA device), or the best one if `None`.
 
-    Raises InputError listing what there is.
+    Raises InputError that lists the devices.
     """
-    here = list_devices()
+    devices = list_devices()
     if name is None:
-        return here[0]
-    for device in here:
+        return devices[0]
+    for device in devices:
         if name in {device.name, device.name.partition(":")[0], device.kind}:
             return device
-    listed = ", ".join(f"{device.name} ({device.label})" for device in here)
+    listed = ", ".join(f"{device.name} ({device.label})" for device in devices)
     raise InputError(f"There is no device {name!r} here; there is {listed}.", field="device")
 
 
 def device_memory(device: Device) -> MemoryInfo:
-    """What the device has and what is free; memory that torch holds unused counts as free."""
+    """Total and free memory; what torch has reserved but not allocated counts as free."""
     import torch
 
     if device.kind == "cpu":
         return host_memory()
     if device.kind == "mps":
         total = torch.mps.recommended_max_memory()
-        taken = torch.mps.current_allocated_memory()
-        return MemoryInfo(free=min(total - taken, host_memory().free), total=total)
+        allocated = torch.mps.current_allocated_memory()
+        return MemoryInfo(free=min(total - allocated, host_memory().free), total=total)
     library = torch.xpu if device.kind == "xpu" else torch.cuda
     free, total = library.mem_get_info(device.name)
-    unused = library.memory_reserved(device.name) - library.memory_allocated(device.name)
-    return MemoryInfo(free=free + unused, total=total)
+    cached = library.memory_reserved(device.name) - library.memory_allocated(device.name)
+    return MemoryInfo(free=free + cached, total=total)
 
 
 def host_memory() -> MemoryInfo:
-    """The host's memory, as far as the process's control groups let it be used."""
+    """The host's memory, within the limits of the process's control groups."""
     import psutil
 
     host = psutil.virtual_memory()
@@ -97,20 +97,20 @@ def host_memory() -> MemoryInfo:
 
 
 def _cgroup_limits(
-    root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")
+    root: Path = _CGROUPS, process_file: Path = Path("/proc/self/cgroup")
 ) -> list[MemoryInfo]:
-    """The limits of the process's control groups (cgroup v2, or v1's memory controller), bytes.
+    """The memory limits, in bytes, of the process's control groups (v2, or v1's memory controller).
 
-    https://docs.kernel.org/admin-guide/cgroup-v2.html: `memory.current` counts the page cache, of
-    which the inactive part is given back at need.
+    `memory.current` includes the page cache, whose inactive part can be reclaimed
+    (https://docs.kernel.org/admin-guide/cgroup-v2.html).
     """
     try:
-        lines = own.read_text().splitlines()
+        lines = process_file.read_text().splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
-        _, controllers, place = line.split(":", 2)
+        _, controllers, path = line.split(":", 2)
         names = ("memory.max", "memory.current", "inactive_file")
         base = root
         if controllers:
@@ -118,7 +118,7 @@ def _cgroup_limits(
             base = root / "memory"
         if controllers and "memory" not in controllers.split(","):
             continue
-        folder = base / place.lstrip("/")
+        folder = base / path.lstrip("/")
         for group in [folder, *folder.parents]:
             if limit := _cgroup_limit(group, *names):
                 found.append(limit)
@@ -137,24 +137,25 @@ def _cgroup_limit(group: Path, limit: str, usage: str, cache: str) -> MemoryInfo
     return MemoryInfo(free=max(0, total - used + int(stat.get(cache, 0))), total=total)
 
 
-def choose_dtype(device: Device, asked: str | None, *, transformer: bool) -> str:
-    """The precision to compute in: the user's, or half precision where the device is made for it.
+def choose_dtype(device: Device, requested: str | None, *, transformer: bool) -> str:
+    """The dtype to compute in: `requested`, else half precision on a GPU and float32 on a CPU.
 
-    Diffusion transformers are trained in bfloat16 and overflow in float16; UNets fit float16.
-    Raises InputError.
+    Diffusion transformers are trained in bfloat16 and overflow in float16; UNets work in float16.
+    Raises InputError for an unknown dtype.
     """
-    if asked is not None:
-        if asked not in DTYPES:
+    if requested is not None:
+        if requested not in DTYPES:
             raise InputError(
-                f"The dtype {asked!r} is unknown; use one of: {', '.join(DTYPES)}.", field="dtype"
+                f"The dtype {requested!r} is unknown; use one of: {', '.join(DTYPES)}.",
+                field="dtype",
             )
-        return asked
+        return requested
     if device.kind == "cpu":
         return "float32"
-    return "bfloat16" if transformer and _computes_bfloat16(device) else "float16"
+    return "bfloat16" if transformer and _supports_bfloat16(device) else "float16"
 
 
-def _computes_bfloat16(device: Device) -> bool:
+def _supports_bfloat16(device: Device) -> bool:
     import torch
 
     if device.kind == "cuda":
@@ -163,7 +164,7 @@ def _computes_bfloat16(device: Device) -> bool:
 
 
 def clear_cache(device: Device) -> None:
-    """Give back what torch holds of the device's memory without using it."""
+    """Collect garbage and release the device memory that torch caches unused."""
     import torch
 
     gc.collect()
@@ -176,9 +177,9 @@ def clear_cache(device: Device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that memory ran out: torch's own type, or a plain RuntimeError.
+    """Whether an error is an out-of-memory error: by torch's type, or by a RuntimeError's text.
 
-    The CPU allocator and MPS raise RuntimeError, which only its text tells from others.
+    The CPU allocator and MPS raise RuntimeError, which only its text distinguishes from others.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A model's pipeline: read into memory, put on its device, and what was done to make it fit."""
+"""Load a model's pipeline, place it on its device, and record its memory measures."""
 
 import inspect
 import re
@@ -27,53 +27,53 @@ if TYPE_CHECKING:
     from t2i_cli.backends.local.planning import LoadTarget
 
 _COMMIT = re.compile("[0-9a-f]{40}")
-_MOMENT = 5.0
-"""Seconds."""
+_RECENT_SECONDS = 5.0
+"""Seconds after a successful batch within which free memory is not checked again."""
 
 
 class LoadedPipeline:
-    """A pipeline in memory; `measures` are those taken for it so far, in order.
+    """A loaded pipeline; `measures` are the memory measures applied so far, in order.
 
-    `batch_limit` is how many images fit one pass, once memory has run out; `previews` are how many
-    are wanted of each image of the run.
+    `batch_limit` is the maximum batch size, set once memory has run out; `previews` is the number
+    of previews wanted of each image of the run.
     """
 
-    def __init__(self, aim: "LoadTarget", pipe: LibraryObject, on_event: OnEvent) -> None:
-        self.spec = aim.spec
-        self.folder = aim.folder
-        self.device = aim.device
-        self.dtype = aim.dtype
+    def __init__(self, target: "LoadTarget", pipe: LibraryObject, on_event: OnEvent) -> None:
+        self.spec = target.spec
+        self.folder = target.folder
+        self.device = target.device
+        self.dtype = target.dtype
         self.pipe = pipe
         self.on_event = on_event
         self.previews: Sequence[int] = ()
         self.measures: list[str] = []
         self.batch_limit: int | None = None
-        self._placed: str | None = None
-        self._made: tuple[tuple[object, ...], float] | None = None
-        self._bytes = sum(aim.sizes.values())
-        self._own_scheduler: LibraryObject = getattr(pipe, "scheduler", None)
+        self._offload: str | None = None
+        self._last_success: tuple[tuple[object, ...], float] | None = None
+        self._weight_bytes = sum(target.sizes.values())
+        self._model_scheduler: LibraryObject = getattr(pipe, "scheduler", None)
 
-    def is_for(self, aim: "LoadTarget") -> bool:
-        """Whether this is what the target asks for."""
-        return (self.folder, self.dtype) == (aim.folder, aim.dtype)
+    def is_for(self, target: "LoadTarget") -> bool:
+        """Whether this is the pipeline of the target."""
+        return (self.folder, self.dtype) == (target.folder, target.dtype)
 
     def record_success(self, request: ResolvedRequest) -> None:
-        """Remember that an image of the request's kind was just made."""
-        self._made = request.batch_key(), time.monotonic()
+        """Record that an image with the request's batch key was just generated."""
+        self._last_success = request.batch_key(), time.monotonic()
 
     def recently_fitted(self, request: ResolvedRequest) -> bool:
-        """Whether one was made a moment ago, so that memory need not be looked at again."""
-        kind, when = self._made or ((), 0.0)
-        return kind == request.batch_key() and time.monotonic() - when < _MOMENT
+        """Whether one was generated a moment ago, so that memory need not be checked again."""
+        key, at = self._last_success or ((), 0.0)
+        return key == request.batch_key() and time.monotonic() - at < _RECENT_SECONDS
 
     @property
     def revision(self) -> str | None:
-        """The commit of a model from the Hub: its snapshot folder is named after it."""
+        """The commit of a Hub model, after which its snapshot folder is named, else `None`."""
         return self.folder.name if _COMMIT.fullmatch(self.folder.name) else None
 
     @property
     def libraries(self) -> dict[str, str]:
-        """The versions that the image depends on."""
+        """The versions of the libraries that the image depends on."""
         import diffusers
         import torch
         import transformers
@@ -87,49 +87,52 @@ class LoadedPipeline:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of weights that stay on the device."""
+        """Bytes of weights that stay on the device between batches."""
         offloaded = {memory.MODEL_OFFLOAD, memory.GROUP_OFFLOAD} & set(self.measures)
-        return 0 if offloaded else self._bytes
+        return 0 if offloaded else self._weight_bytes
 
     def record_measure(self, measure: str, reason: str) -> None:
-        """Record a measure and tell of it."""
+        """Record a measure and emit its event."""
         self.measures.append(measure)
         self.on_event(MemoryMeasure(name=measure, reason=reason))
 
     def place(
-        self, measures: memory.Measures = (), reason: str = "", asked: memory.Measures = ()
+        self, measures: memory.Measures = (), reason: str = "", requested: memory.Measures = ()
     ) -> None:
-        """Take measures and put the pipeline where it runs. Out of memory is raised as it comes.
+        """Apply measures and move the pipeline to its device. Raises what torch raises.
 
-        `reason` is told of every measure that the user has not `asked` for.
+        `reason` is reported for every measure that is not in `requested`, the user's own.
         """
         new = [measure for measure in measures if measure not in self.measures]
         if memory.MODEL_OFFLOAD in new and self.pipe.model_cpu_offload_seq is None:
             new = [memory.GROUP_OFFLOAD if m == memory.MODEL_OFFLOAD else m for m in new]
         for measure in new:
-            self.record_measure(measure, "as asked" if measure in asked else reason)
+            self.record_measure(measure, "as asked" if measure in requested else reason)
         if memory.VAE_TILING in new:
             tile_vae(self.pipe)
         if memory.ATTENTION_SLICING in new:
             self.pipe.enable_attention_slicing()
         offloads = [m for m in (memory.GROUP_OFFLOAD, memory.MODEL_OFFLOAD) if m in self.measures]
         offload = offloads[0] if offloads else ""
-        if offload != self._placed:
-            self._placed = None
-            self._move(offload)
-            self._placed = offload
+        if offload != self._offload:
+            self._offload = None
+            self._apply_offload(offload)
+            self._offload = offload
 
     def set_scheduler(self, name: str | None) -> str | None:
-        """Use the scheduler of that short name, or the model's own; returns its class's name."""
+        """Set the scheduler of a short name, or the model's own if `None`; returns its class name.
+
+        Raises InputError if it does not fit the model.
+        """
         if name is None:
-            if getattr(self.pipe, "scheduler", None) is not self._own_scheduler:
-                self.pipe.scheduler = self._own_scheduler
+            if getattr(self.pipe, "scheduler", None) is not self._model_scheduler:
+                self.pipe.scheduler = self._model_scheduler
         else:
             import diffusers
 
             spec = schedulers.find_scheduler(name, self.spec.flow)
             latent = not {"vae", "movq", "vqvae", "vqgan"}.isdisjoint(self.pipe.components)
-            config = schedulers.scheduler_config(spec, self._own_scheduler.config, latent=latent)
+            config = schedulers.scheduler_config(spec, self._model_scheduler.config, latent=latent)
             with libraries.suppress_warnings(), defer_imports():
                 try:
                     self.pipe.scheduler = getattr(diffusers, spec.cls).from_config(config)
@@ -142,25 +145,25 @@ class LoadedPipeline:
                     ) from error
         return type(self.pipe.scheduler).__name__ if self.pipe.scheduler is not None else None
 
-    def _move(self, offload: str) -> None:
-        """Put the weights where they rest: hooks off, then moved, then hooks on.
+    def _apply_offload(self, offload: str) -> None:
+        """Move the weights: remove offload hooks, move, then install the hooks of `offload`.
 
-        Their precision was settled when they were read: under hooks, nothing may be cast.
+        The dtypes were set at loading: weights must not be cast under hooks.
         """
         _remove_hooks(self.pipe)
         if offload == memory.GROUP_OFFLOAD:
-            self._offload_groups()
+            self._enable_group_offload()
         elif offload == memory.MODEL_OFFLOAD:
             self.pipe.enable_model_cpu_offload(device=self.device.name)
         else:
             self.pipe.to(self.device.name)
-            _order_channels_last(self.pipe)
+            _use_channels_last(self.pipe)
 
-    def _offload_groups(self) -> None:
+    def _enable_group_offload(self) -> None:
         import torch
 
         self.pipe.to("cpu", silence_dtype_warnings=True)
-        # Streams hide the copies behind the computation, where the device has them.
+        # CUDA streams overlap the copies with the computation.
         stream = self.device.kind in {"cuda", "rocm"}
         self.pipe.enable_group_offload(
             onload_device=torch.device(self.device.name),
@@ -171,30 +174,30 @@ class LoadedPipeline:
 
 
 def _remove_hooks(pipe: LibraryObject) -> None:
-    """Free a pipeline's networks of what moves them, also where putting it on failed midway."""
+    """Remove all offload hooks from a pipeline, also if installing them failed midway."""
     import torch
 
-    pipe.remove_all_hooks()  # accelerate's
+    pipe.remove_all_hooks()  # accelerate's hooks
     for network in pipe.components.values():
         for module in network.modules() if isinstance(network, torch.nn.Module) else ():
-            # diffusers' own
+            # diffusers' own hooks
             if (registry := getattr(module, "_diffusers_hook", None)) is not None:
                 for name in list(registry.hooks):
                     registry.remove_hook(name, recurse=False)
 
 
-def _order_channels_last(pipe: LibraryObject) -> None:
-    """Store the weights of convolutions as their fastest kernels read them, on CPUs and GPUs."""
+def _use_channels_last(pipe: LibraryObject) -> None:
+    """Store convolution weights in channels-last order, which is faster on CPUs and GPUs."""
     import torch
 
     for network in (getattr(pipe, "unet", None), latent_decoder(pipe)):
-        # The order has no meaning for the video VAEs that some image models use.
+        # Not defined for the 5-D weights of the video VAEs that some image models use.
         if network is not None and all(weight.dim() < 5 for weight in network.parameters()):
             network.to(memory_format=torch.channels_last)
 
 
 def tile_vae(pipe: LibraryObject) -> None:
-    """Decode one image at a time, in tiles."""
+    """Enable sliced and tiled decoding: one image at a time, in tiles."""
     vae = latent_decoder(pipe)
     for method in ("enable_slicing", "enable_tiling"):
         if hasattr(vae, method):
@@ -202,36 +205,36 @@ def tile_vae(pipe: LibraryObject) -> None:
 
 
 def latent_decoder(pipe: LibraryObject) -> LibraryObject:
-    """The network that turns latents into pictures, or None for a pipeline on pixels."""
+    """The network that decodes latents to images, or `None` for a pipeline on pixels."""
     return getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
 
 
 def load_pipeline(
-    aim: "LoadTarget", on_event: OnEvent, *, safety_checker: bool, trust_remote_code: bool
+    target: "LoadTarget", on_event: OnEvent, *, safety_checker: bool, trust_remote_code: bool
 ) -> LoadedPipeline:
-    """Read a pipeline's weights into the host's memory. Raises ModelError, OutOfMemoryError."""
+    """Load a pipeline into the host's memory. Raises ModelError, OutOfMemoryError."""
     import torch
 
-    folder, name = aim.folder, aim.spec.name
+    folder, name = target.folder, target.spec.name
     cls = resolution.pipeline_class(folder, trust_remote_code=trust_remote_code)
-    # Some pipelines go without a component only where they are told so (SD 3 without T5).
+    # Some pipelines accept a missing component only as an explicit None (SD 3 without T5).
     extra: dict[str, Any] = dict.fromkeys(diffusers_folder.absent_components(folder))
-    dtype: Any = getattr(torch, aim.dtype)
-    exact = diffusers_folder.float32_decoder(folder, aim.dtype)
-    # Where there is MPS, the pipelines themselves cast it to half precision and back.
-    if exact and not torch.backends.mps.is_available():
-        dtype = {"default": dtype, exact: torch.float32}
+    dtype: Any = getattr(torch, target.dtype)
+    float32_component = diffusers_folder.float32_decoder(folder, target.dtype)
+    # With MPS, the pipelines themselves cast that component to half precision and back.
+    if float32_component and not torch.backends.mps.is_available():
+        dtype = {"default": dtype, float32_component: torch.float32}
     if not safety_checker and any(
         p.name == "safety_checker" for p in diffusers_folder.list_components(folder)
     ):
         extra |= {"safety_checker": None, "requires_safety_checker": False}
-    if variant := weights.find_variant(folder, half=aim.dtype != "float32"):
+    if variant := weights.find_variant(folder, half=target.dtype != "float32"):
         extra["variant"] = variant
-    wanted = set(inspect.signature(cls.__init__).parameters) - extra.keys()
+    parameters = set(inspect.signature(cls.__init__).parameters) - extra.keys()
     with libraries.suppress_warnings(), libraries.pause_gc(), defer_imports():
         try:
             extra |= component_check.load_tokenizers(
-                folder, wanted, trust_remote_code=trust_remote_code
+                folder, parameters, trust_remote_code=trust_remote_code
             )
             pipe = cls.from_pretrained(
                 str(folder),
@@ -241,7 +244,7 @@ def load_pipeline(
                 trust_remote_code=trust_remote_code,
                 **extra,
             )
-        except Exception as error:  # whatever a model's files and its libraries may raise
+        except Exception as error:  # libraries may raise anything for a damaged model
             if is_out_of_memory(error):
                 raise OutOfMemoryError(
                     f"Memory ran out while {name} was read.", hint="Use a smaller model."
@@ -253,4 +256,4 @@ def load_pipeline(
                 hint="The model may be damaged, or need other versions of diffusers or "
                 "transformers.",
             ) from error
-    return LoadedPipeline(aim, pipe, on_event)
+    return LoadedPipeline(target, pipe, on_event)

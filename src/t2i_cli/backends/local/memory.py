@@ -1,4 +1,4 @@
-"""Whether a model fits: what it needs, what is free, and the measures that close the gap."""
+"""Estimate the memory that a model needs, and choose the measures with which it fits."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -14,11 +14,11 @@ GROUP_OFFLOAD = "group-offload"
 Measures = tuple[str, ...]
 
 MIB = 2**20
-_USABLE = 0.95
-"""The share of the free memory that a plan counts on; the rest goes to fragments."""
-_DECODE = 4
-_UNET = 32
-_TRANSFORMER = 24
+_USABLE_FRACTION = 0.95
+"""Fraction of the free memory that a plan uses; the rest is lost to fragmentation."""
+_DECODE_FACTOR = 4
+_UNET_FACTOR = 32
+_TRANSFORMER_FACTOR = 24
 """Peak memory as a multiple of one full-size activation.
 
 Counted from the allocations of diffusers' own networks: AutoencoderKL's decode peaks at 3 x
@@ -26,16 +26,16 @@ Counted from the allocations of diffusers' own networks: AutoencoderKL's decode 
 grows by 26 x (latent pixels x first channels). The rest is for convolution workspaces.
 """
 _TEXT_TOKENS = 512
-_GROUP_SHARE = 16
-"""A group that is on the device at a time is at most this part of the largest network."""
+_GROUPS = 16
+"""A group that is on the device at a time has at most 1/16 of the largest network's bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """What images of one size take, in bytes: `weights` by component, the rest for each image.
+    """Bytes that images of one size need: `weights` by component, the other fields per image.
 
-    `attention` is the largest attention matrix, held only where SDPA has no fused kernel; `decode`
-    decodes whole, `tile` in tiles.
+    `attention` is the largest attention matrix, stored only without a fused SDPA kernel; `decode`
+    is for decoding the whole image, `tile` for decoding in tiles.
     """
 
     weights: Mapping[str, int]
@@ -45,16 +45,16 @@ class MemoryEstimate:
     tile: int
 
     def working(self, measures: Measures, batch: int, device: Device) -> int:
-        """Bytes beside the weights at the worst moment."""
+        """Peak bytes in addition to the weights."""
         attention = 0 if device.fused_attention or ATTENTION_SLICING in measures else self.attention
         decode = self.tile if VAE_TILING in measures else self.decode * batch
         return max((self.denoise + attention) * batch, decode)
 
     def peak(self, measures: Measures, batch: int, device: Device) -> int:
-        """Bytes on the device at the worst moment."""
+        """Peak bytes on the device."""
         resident = sum(self.weights.values())
         if GROUP_OFFLOAD in measures:
-            resident = 2 * max(self.weights.values(), default=0) // _GROUP_SHARE
+            resident = 2 * max(self.weights.values(), default=0) // _GROUPS
         elif MODEL_OFFLOAD in measures:
             resident = max(self.weights.values(), default=0)
         return resident + self.working(measures, batch, device)
@@ -62,9 +62,9 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """How a request would be run: what it needs, what is free, what is done about it. MiB.
+    """How a request would be run: memory needed and free, in MiB, and the measures applied.
 
-    `weights_mib` is an estimate where some of the model is still to be downloaded.
+    `weights_mib` is an estimate if part of the model is still to be downloaded.
     """
 
     device: str
@@ -91,11 +91,12 @@ def estimate_memory(
     *,
     vae_element: int | None = None,
 ) -> MemoryEstimate:
-    """What images of `width` x `height` pixels need, at `element` bytes a number, with guidance.
+    """The memory for images of `width` x `height` pixels with guidance.
 
-    `vae_element` are the bytes of a number of the VAE, where they differ.
+    `weights` are bytes by component; `element` is the bytes per number, `vae_element` that of the
+    VAE if it differs.
     """
-    at_decode = vae_element or element
+    vae_bytes = vae_element or element
     name, config = diffusers_folder.denoiser_config(folder)
     vae = diffusers_folder.component_config(folder, "vae") or diffusers_folder.component_config(
         folder, "movq"
@@ -106,27 +107,31 @@ def estimate_memory(
     if name == "transformer":
         heads = config.get("num_attention_heads") or 24
         inner = int(heads) * int(config.get("attention_head_dim") or 128)
-        denoise = _TRANSFORMER * (latent // 4 + _TEXT_TOKENS) * inner
+        denoise = _TRANSFORMER_FACTOR * (latent // 4 + _TEXT_TOKENS) * inner
     else:
         channels = config.get("block_out_channels") or [320]
-        denoise = _UNET * latent * int(channels[0])
+        denoise = _UNET_FACTOR * latent * int(channels[0])
         attention = 8 * latent**2
     channels = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or [128, 256]
-    wide = int(channels[min(1, len(channels) - 1)])
+    vae_channels = int(channels[min(1, len(channels) - 1)])
     side = min(int(vae.get("sample_size") or 512), 512)
-    image = 3 * width * height * 4
-    passes = 2
+    pixel_bytes = 3 * width * height * 4
+    guidance_batch = 2
     return MemoryEstimate(
         weights=dict(weights),
-        denoise=passes * denoise * element,
-        attention=passes * attention * element,
-        decode=_DECODE * width * height * wide * at_decode + image,
-        tile=_DECODE * min(width * height, side**2) * wide * at_decode + 2 * image,
+        denoise=guidance_batch * denoise * element,
+        attention=guidance_batch * attention * element,
+        decode=_DECODE_FACTOR * width * height * vae_channels * vae_bytes + pixel_bytes,
+        tile=_DECODE_FACTOR * min(width * height, side**2) * vae_channels * vae_bytes
+        + 2 * pixel_bytes,
     )
 
 
 def candidate_measures(device: Device, *, slicing: bool = True) -> Iterator[Measures]:
-    """The measures that a plan may take, the cheapest first; attention is cut if `slicing`."""
+    """The sets of measures that a plan may use, cheapest first.
+
+    `slicing` allows attention slicing.
+    """
     yield ()
     yield (VAE_TILING,)
     if slicing and not device.fused_attention:
@@ -137,7 +142,7 @@ def candidate_measures(device: Device, *, slicing: bool = True) -> Iterator[Meas
 
 
 def low_memory_measures(device: Device, *, slicing: bool = True) -> Measures:
-    """What `--memory low` takes from the start: all that costs little time."""
+    """The measures of `--memory low`: all that cost little time."""
     if device.own_memory:
         return (VAE_TILING, MODEL_OFFLOAD)
     sliced = slicing and not device.fused_attention
@@ -154,30 +159,30 @@ def choose_measures(
     least: Measures = (),
     slicing: bool = True,
 ) -> Measures | None:
-    """The cheapest measures, `least` among them, with which the request fits; `None` if none do.
+    """The cheapest measures, including `least`, with which the request fits, or `None`.
 
-    `free` bytes on the device; `host` bytes where offloaded weights would rest.
+    `free` is the bytes free on the device, `host` those free on the host for offloaded weights.
     """
     for measures in candidate_measures(device, slicing=slicing):
         if not _includes(measures, least):
             continue
         offloads = {MODEL_OFFLOAD, GROUP_OFFLOAD} & set(measures)
-        if offloads and sum(needed.weights.values()) > host * _USABLE:
+        if offloads and sum(needed.weights.values()) > host * _USABLE_FRACTION:
             continue
-        if needed.peak(measures, batch, device) <= free * _USABLE:
+        if needed.peak(measures, batch, device) <= free * _USABLE_FRACTION:
             return measures
     return None
 
 
 def images_that_fit(needed: MemoryEstimate, device: Device, free: int, measures: Measures) -> int:
-    """How many images, a power of two, fit one pass beside the weights; at least one."""
-    most = 1
-    while most < 1024 and needed.peak(measures, 2 * most, device) <= free * _USABLE:
-        most *= 2
-    return most
+    """The largest batch size, a power of two, that fits into `free` bytes; at least 1."""
+    size = 1
+    while size < 1024 and needed.peak(measures, 2 * size, device) <= free * _USABLE_FRACTION:
+        size *= 2
+    return size
 
 
 def _includes(measures: Measures, least: Measures) -> bool:
-    """Whether the measures are as strong as `least`: group offload does what model offload does."""
+    """Whether the measures include `least`; group offload counts as model offload, too."""
     stronger = {MODEL_OFFLOAD: GROUP_OFFLOAD}
     return all(m in measures or stronger.get(m) in measures for m in least)

@@ -1,4 +1,4 @@
-"""When memory runs out all the same: one measure more, then the work is tried again."""
+"""The out-of-memory fallback: apply one more memory measure, then the batch is tried again."""
 
 from t2i_cli.backends.local import device, loading, memory
 from t2i_cli.backends.local.loading import LoadedPipeline
@@ -6,9 +6,10 @@ from t2i_cli.errors import OutOfMemoryError
 
 
 def apply_next_measure(loaded: LoadedPipeline, *, batch: int, slicing: bool | None) -> None:
-    """Take the next measure for a pass of `batch` images; `slicing` is the user's word on it.
+    """Apply the next measure after a batch of `batch` images ran out of memory.
 
-    Raises OutOfMemoryError at the foot of the ladder.
+    `slicing` is the user's choice of attention slicing. Raises OutOfMemoryError if no measure is
+    left.
     """
     device.clear_cache(loaded.device)
     reason = f"{loaded.device.name} ran out of memory"
@@ -16,10 +17,12 @@ def apply_next_measure(loaded: LoadedPipeline, *, batch: int, slicing: bool | No
         loaded.batch_limit = batch // 2
         loaded.record_measure(f"batch-size-{loaded.batch_limit}", reason)
         return
-    while rungs := [rung for rung in _rungs(loaded, slicing) if rung not in loaded.measures]:
+    while left := [
+        measure for measure in _fallback_measures(loaded, slicing) if measure not in loaded.measures
+    ]:
         try:
-            loaded.place((rungs[0],), reason)
-        except Exception as error:  # only memory is dealt with here
+            loaded.place((left[0],), reason)
+        except Exception as error:  # only out of memory is handled
             if not device.is_out_of_memory(error):
                 raise
         else:
@@ -32,16 +35,16 @@ def apply_next_measure(loaded: LoadedPipeline, *, batch: int, slicing: bool | No
     )
 
 
-def _rungs(loaded: LoadedPipeline, slicing: bool | None) -> list[str]:
-    """The measures that can help this pipeline on its device, the cheapest first."""
-    rungs = []
+def _fallback_measures(loaded: LoadedPipeline, slicing: bool | None) -> list[str]:
+    """The measures that can help this pipeline on its device, cheapest first."""
+    measures = []
     if hasattr(loading.latent_decoder(loaded.pipe), "enable_tiling"):
-        rungs.append(memory.VAE_TILING)
-    # Beside a fused kernel, slicing takes more memory than it saves.
+        measures.append(memory.VAE_TILING)
+    # With a fused kernel, slicing needs more memory than it saves.
     if not loaded.device.fused_attention and slicing is not False:
-        rungs.append(memory.ATTENTION_SLICING)
+        measures.append(memory.ATTENTION_SLICING)
     if loaded.device.own_memory and memory.GROUP_OFFLOAD not in loaded.measures:
         if loaded.pipe.model_cpu_offload_seq is not None:
-            rungs.append(memory.MODEL_OFFLOAD)
-        rungs.append(memory.GROUP_OFFLOAD)
-    return rungs
+            measures.append(memory.MODEL_OFFLOAD)
+        measures.append(memory.GROUP_OFFLOAD)
+    return measures

@@ -1,18 +1,17 @@
-"""What a user may choose about how this machine makes an image."""
+"""Options of the local backend."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOptions:
-    """Choices that change how an image is made, not which one is asked for.
+    """Options that change how images are generated, not what they show.
 
-    `device` and `dtype` are found by themselves where they are `None`. `memory` is "auto" (a plan
-    from what is free), "fast" (no plan: everything on the device, measures only once memory runs
-    out) or "low" (every measure that costs little, from the start). `attention_slicing` `None`
-    leaves it to the plan. `lenient` leaves out what a model cannot do; it is `None` where nobody is
-    offered that. `batch_size` counts the
-    images of one pass at most; `None` finds what the device gains most by.
+    `device` and `dtype` are chosen automatically if `None`. `memory` is "auto" (measures planned
+    from the free memory), "fast" (everything on the device, measures only once memory runs out) or
+    "low" (every cheap measure from the start). `attention_slicing` `None` leaves it to the plan.
+    `lenient` drops what a model does not support; `None` is for a command without that option.
+    `batch_size` is the maximum number of images per batch; `None` measures which size is fastest.
     """
 
     device: str | None = None

@@ -1,4 +1,4 @@
-"""What a pass comes to: images with their record, or failures in t2i's own words."""
+"""Build the outcomes of a batch: images with their generation info, or failures."""
 
 import traceback
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
 Member = tuple[int, ResolvedRequest]
-"""A request and its position in the run."""
+"""A request after its position in the run."""
 
 
 def emit_prompt_warnings(
     loaded: LoadedPipeline, group: list[Member], on_event: OnEvent
 ) -> list[Failure]:
-    """Tell what the model will not understand; the failures of what cannot be looked at."""
+    """Emit notices on the prompts; return failures of requests whose prompt check failed."""
     failures: dict[int, Failure] = {}
     requests = dict(group)
     for words, indices in prompt_warnings.indices_by_prompt(group).items():
@@ -36,7 +36,7 @@ def emit_prompt_warnings(
                 on_event(Notice(message=note, indices=tuple(indices)))
         except MemoryError:
             raise
-        except Exception as raised:  # noqa: BLE001 - told as the failure of those it is for
+        except Exception as raised:  # noqa: BLE001 - becomes the failure of its requests
             for index in indices:
                 failures[index] = Failure(
                     index=index, request=requests[index], error=internal_error(raised)
@@ -45,14 +45,14 @@ def emit_prompt_warnings(
 
 
 def failures_for(members: list[Member], error: T2IError) -> Iterator[Failure]:
-    """The same failure for each of these."""
+    """A failure with the same error for each request."""
     return (Failure(index=index, request=request, error=error) for index, request in members)
 
 
 def generation_info_for(
     loaded: LoadedPipeline, scheduler: str | None, batch_size: int
 ) -> GenerationInfo:
-    """What made the images of a pass what they are."""
+    """The generation info of a batch's images."""
     return GenerationInfo(
         backend="local",
         model=loaded.spec.repo or loaded.spec.name,
@@ -70,35 +70,38 @@ def generation_info_for(
 def outcome_for(
     index: int,
     request: ResolvedRequest,
-    picture: PipelineOutput | ModelError,
-    lock: GenerationInfo,
+    output: PipelineOutput | ModelError,
+    info: GenerationInfo,
     seconds: float,
 ) -> GeneratedImage | Failure:
-    """The image, unless it is none or the model's safety checker withheld it."""
-    if isinstance(picture, ModelError):
-        return Failure(index=index, request=request, error=picture)
-    if picture.withheld:
+    """The image, or a failure for an error or an image that the safety checker withheld.
+
+    `seconds` is the time per image.
+    """
+    if isinstance(output, ModelError):
+        return Failure(index=index, request=request, error=output)
+    if output.withheld:
         error = ContentFilteredError(
             "The model's safety checker withheld the image.",
             hint="Another seed or wording may pass; --no-safety-checker leaves the checker out.",
         )
         return Failure(index=index, request=request, error=error)
     return GeneratedImage(
-        index=index, request=request, image=picture.image, info=lock, seconds=seconds
+        index=index, request=request, image=output.image, info=info, seconds=seconds
     )
 
 
 def pipeline_error(error: Exception, loaded: LoadedPipeline, request: ResolvedRequest) -> T2IError:
-    """A pipeline's error as one of ours."""
+    """Map an exception of a pipeline to a T2IError."""
     name = type(loaded.pipe).__name__
-    places = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    if "set_scheduler" in places:
+    functions = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    if "set_scheduler" in functions:
         return InputError(
             f"The scheduler {request.scheduler!r} cannot be used here: {error_reason(error)}",
             hint="Leave --scheduler away for the model's own.",
             field="scheduler",
         )
-    if request.scheduler is not None and places & {"retrieve_timesteps", "set_timesteps"}:
+    if request.scheduler is not None and functions & {"retrieve_timesteps", "set_timesteps"}:
         return InputError(
             f"The scheduler {request.scheduler!r} does not fit {name}.",
             hint="Leave --scheduler away for the model's own.",

@@ -1,4 +1,4 @@
-"""One pass of a pipeline: requests of one kind in, pictures out, step by step."""
+"""Run a pipeline for one batch of requests, with step events and cancellation."""
 
 import inspect
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS, LATER
 
 
-class RunCancelled(Exception):  # noqa: N818 - no error, but the way out of a pipeline's loop
+class RunCancelled(Exception):  # noqa: N818 - control flow, not an error
     """The run was cancelled between two steps."""
 
 
@@ -27,84 +27,86 @@ def run_pipeline(
     indices: tuple[int, ...],
     cancel: Flag,
 ) -> list[PipelineOutput | ModelError]:
-    """Make the pictures of requests that differ in prompt and seed only.
+    """Generate the images of requests that have equal batch keys; one output per request.
 
-    Each image's noise comes from a CPU generator of its own, so that it depends on the seed alone.
-    An error stands in the place of a picture that is not what was asked for. Raises Cancelled, and
-    whatever the pipeline raises.
+    Each image has its own CPU random generator, so that its noise depends on its seed alone. An
+    output that does not match its request is a ModelError. Raises RunCancelled, and whatever the
+    pipeline raises.
     """
     import torch
 
-    shown = PreviewHook(loaded, requests, indices)
-    loaded.pipe.progress_bar = _Steps(loaded, indices, cancel, shown)
-    # Language models that rewrite prompts or draw an image's plan take no generator.
+    preview_hook = PreviewHook(loaded, requests, indices)
+    loaded.pipe.progress_bar = _ProgressBar(loaded, indices, cancel, preview_hook)
+    # Language models that rewrite prompts or plan an image use the global generator.
     torch.manual_seed(requests[0].seed)
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     try:
-        with libraries.suppress_warnings(), shown:
-            output = loaded.pipe(**_arguments(loaded, requests), generator=generators)
-    except Exception:  # whatever it is, it goes on from here
-        # As the pipeline itself does at its end: what was moved to the device goes back.
+        with libraries.suppress_warnings(), preview_hook:
+            output = loaded.pipe(**_pipeline_arguments(loaded, requests), generator=generators)
+    except Exception:  # any error: it is raised again
+        # Offload the networks again, as the pipeline itself does at its end.
         loaded.pipe.maybe_free_model_hooks()
         raise
     return pipeline_output.check_output(loaded, requests, output)
 
 
-def _arguments(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) -> dict[str, Any]:
-    """The pipeline's arguments, as far as the model takes them."""
+def _pipeline_arguments(
+    loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]
+) -> dict[str, Any]:
+    """The arguments of the pipeline call, without those that are unset. Raises InputError."""
     first = requests[0]
-    taken = inspect.signature(loaded.pipe.__call__).parameters
+    parameters = inspect.signature(loaded.pipe.__call__).parameters
     arguments: dict[str, Any] = {
         "prompt": [request.prompt for request in requests],
         **{
             known.pipeline: getattr(first, name) for name, known in FIELDS.items() if known.pipeline
         },
     }
-    _refuse_untaken(first, taken)
+    _check_arguments(first, parameters)
     argument = loaded.spec.guidance_argument
     if argument is None:
-        # Left away, the pipeline's own default would guide a model that was made to need none.
-        off = {"guidance_scale": 0.0, "true_cfg_scale": 1.0}
-        arguments |= {name: value for name, value in off.items() if name in taken}
+        # Without these, the pipeline's default would guide a model distilled to need no guidance.
+        unguided = {"guidance_scale": 0.0, "true_cfg_scale": 1.0}
+        arguments |= {name: value for name, value in unguided.items() if name in parameters}
     else:
         arguments[argument] = first.guidance_scale
     if first.negative_prompt:
         arguments["negative_prompt"] = [request.negative_prompt for request in requests]
     elif argument == "true_cfg_scale" and loaded.spec.negative_prompt:
-        # These pipelines leave guidance out, silently, where there is no negative prompt.
+        # Without a negative prompt, these pipelines silently skip guidance.
         arguments["negative_prompt"] = [" "] * len(requests)
-    arguments |= _size_kept(taken, first)
-    if "output_type" in taken and pipeline_output.returns_arrays(loaded.pipe):
+    arguments |= _size_arguments(parameters, first)
+    if "output_type" in parameters and pipeline_output.returns_arrays(loaded.pipe):
         arguments["output_type"] = "np"
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _size_kept(taken: Mapping[str, object], request: ResolvedRequest) -> dict[str, Any]:
-    """The arguments that have a pipeline work at the size that is asked for.
+def _size_arguments(parameters: Mapping[str, object], request: ResolvedRequest) -> dict[str, Any]:
+    """The arguments that make a pipeline keep the requested size.
 
-    Left alone, some take the nearest of a list of sizes, and may or may not fit the image in the
+    By default, some use the nearest of a list of sizes, and may or may not resize the image at the
     end; FluxKontext scales to an area.
     """
     area = (request.width or 0) * (request.height or 0)
-    kept = {"use_resolution_binning": False, "max_area": area or None}
-    return {name: value for name, value in kept.items() if name in taken}
+    size_arguments = {"use_resolution_binning": False, "max_area": area or None}
+    return {name: value for name, value in size_arguments.items() if name in parameters}
 
 
-def _refuse_untaken(request: ResolvedRequest, taken: Container[str]) -> None:
-    """Raise InputError for a later field that the pipeline has no argument for."""
+def _check_arguments(request: ResolvedRequest, parameters: Container[str]) -> None:
+    """Raise InputError if a field of `LATER` is set that the pipeline has no argument for."""
     for name in LATER:
         known = FIELDS[name]
-        if getattr(request, name) is not None and known.pipeline not in taken:
+        if getattr(request, name) is not None and known.pipeline not in parameters:
             raise InputError(
                 f"{request.model} takes no {name.replace('_', ' ')} on this machine.", field=name
             )
 
 
-class _Steps:
-    """Stands in for `pipe.progress_bar`, which every family calls once for each step.
+class _ProgressBar:
+    """Replaces `pipe.progress_bar`, which every pipeline updates once per step.
 
-    Step callbacks would do for most families; some have none, and second-order schedulers call
-    them twice a step.
+    Step callbacks are missing in some pipelines, and called twice per step with second-order
+    schedulers.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class _Steps:
         self._total = self._done = 0
 
     def __call__(self, iterable: LibraryObject = None, total: int | None = None) -> Self:
-        """Begin to count; as tqdm, over an iterable or up to a total."""
+        """Start counting, over an iterable or up to a total, as tqdm does."""
         self._iterable = () if iterable is None else iterable
         self._total = len(iterable) if total is None else total
         self._done = 0
@@ -136,9 +138,9 @@ class _Steps:
             self.update()
 
     def update(self, steps: int = 1) -> None:
-        """Count a step that is done. Raises Cancelled."""
+        """Count completed steps and emit the event. Raises RunCancelled."""
         self._done += steps
         self._loaded.on_event(Step(indices=self._indices, step=self._done, steps=self._total))
         if self._cancel.is_set():
             raise RunCancelled
-        self._previews.after(self._done, self._total)
+        self._previews.after_step(self._done, self._total)

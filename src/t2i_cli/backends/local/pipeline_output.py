@@ -1,4 +1,4 @@
-"""What a pipeline made, compared with what was asked for: how many, which size, finite numbers."""
+"""Check a pipeline's output against the requests: number of images, sizes, finite values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOutput:
-    """What a pipeline made of one request: `image` is RGB, black where it was withheld."""
+    """The image of one request: RGB; black if the safety checker withheld it."""
 
     image: "Image"
     withheld: bool
 
 
 def returns_arrays(pipe: LibraryObject) -> bool:
-    """Whether a pipeline makes of its arrays what it makes of its images.
+    """Whether a pipeline's arrays have the same content as its images.
 
-    DeepFloyd IF puts its watermark into images only.
+    DeepFloyd IF adds its watermark to images only.
     """
     return getattr(pipe, "watermarker", None) is None
 
@@ -32,51 +32,52 @@ def returns_arrays(pipe: LibraryObject) -> bool:
 def check_output(
     loaded: LoadedPipeline, requests: Sequence[ResolvedRequest], output: LibraryObject
 ) -> list[PipelineOutput | ModelError]:
-    """The pictures in a pipeline's output: arrays (height x width x channels, 0 to 1) or images.
+    """The images in a pipeline's output, one per request, in their order.
 
-    An error stands in the place of one that is not finite or not of its request's size. Raises
-    ModelError where there are more or fewer than requests.
+    `output` holds float arrays (height x width x channels, 0 to 1) or PIL images. An image that is
+    not finite or has the wrong size is a ModelError. Raises ModelError if the number of images is
+    not that of the requests.
     """
-    # "images" for most pipelines, "image" for Kandinsky 5: the first field for all.
-    found = list(output[0])
-    if len(found) != len(requests):
+    # The field is "images" in most pipelines, "image" in Kandinsky 5, and the first in all.
+    images = list(output[0])
+    if len(images) != len(requests):
         raise ModelError(
-            f"{_name(loaded)} made {len(found)} images where {len(requests)} were asked for."
+            f"{_name(loaded)} made {len(images)} images where {len(requests)} were asked for."
         )
-    flagged = _flagged(output) or [False] * len(requests)
+    flags = _safety_flags(output) or [False] * len(requests)
     return [
-        _picture(loaded, request, made, bool(flag))
-        for request, made, flag in zip(requests, found, flagged, strict=True)
+        _check_image(loaded, request, image, bool(flag))
+        for request, image, flag in zip(requests, images, flags, strict=True)
     ]
 
 
-def _flagged(output: LibraryObject) -> Sequence[Any]:
-    """What the safety checker said of each image; nothing where there is none."""
+def _safety_flags(output: LibraryObject) -> Sequence[Any]:
+    """The safety checker's flag of each image; empty without a checker."""
     names = ("nsfw_content_detected", "nsfw_detected")
-    return next((list(said) for name in names if (said := getattr(output, name, None))), [])
+    return next((list(flags) for name in names if (flags := getattr(output, name, None))), [])
 
 
-def _picture(
-    loaded: LoadedPipeline, request: ResolvedRequest, made: LibraryObject, withheld: bool
+def _check_image(
+    loaded: LoadedPipeline, request: ResolvedRequest, image: LibraryObject, withheld: bool
 ) -> PipelineOutput | ModelError:
-    if hasattr(made, "shape"):
+    if hasattr(image, "shape"):
         import numpy as np
         from diffusers.utils.pil_utils import numpy_to_pil
 
-        if not np.isfinite(made).all():
-            return _not_finite(loaded)
-        (made,) = numpy_to_pil(made)
-    wanted = (request.width or made.width, request.height or made.height)
-    if made.size != wanted:
+        if not np.isfinite(image).all():
+            return _not_finite_error(loaded)
+        (image,) = numpy_to_pil(image)
+    wanted = (request.width or image.width, request.height or image.height)
+    if image.size != wanted:
         return ModelError(
-            f"{_name(loaded)} made {made.width}x{made.height} pixels where {wanted[0]}x{wanted[1]} "
-            "were asked for.",
-            hint=f"--size {made.width}x{made.height} is a size that it keeps.",
+            f"{_name(loaded)} made {image.width}x{image.height} pixels "
+            f"where {wanted[0]}x{wanted[1]} were asked for.",
+            hint=f"--size {image.width}x{image.height} is a size that it keeps.",
         )
-    return PipelineOutput(image=made.convert("RGB"), withheld=withheld)
+    return PipelineOutput(image=image.convert("RGB"), withheld=withheld)
 
 
-def _not_finite(loaded: LoadedPipeline) -> ModelError:
+def _not_finite_error(loaded: LoadedPipeline) -> ModelError:
     others = [dtype for dtype in ("float32", "bfloat16") if dtype != loaded.dtype]
     return ModelError(
         f"{_name(loaded)} made no picture in {loaded.dtype}, but values that are no numbers (NaN).",

@@ -1,4 +1,4 @@
-"""A request before it is run: which device and precision, whether it fits, and with what."""
+"""Plan a request before it is run: device, dtype, and the memory measures it needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,15 +14,16 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, libraries, resolution, weights
 from t2i_cli.request import ResolvedRequest
 
-_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}
+_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadTarget:
-    """Where and how a model is to run. `folder` may hold its configs only, until `fetch`.
+    """How to load a model. `folder` may contain its configs only, until `fetch_files`.
 
-    `sizes` are the bytes of each component's weights; an estimate under the name "model" where
-    `missing_bytes` are still to be downloaded. `slicing` is asked for and can be done.
+    `sizes` are the bytes of each component's weights, or an estimate under the name "model" while
+    `missing_bytes` are still to be downloaded. `slicing` is whether attention slicing is requested
+    and supported.
     """
 
     spec: ModelSpec
@@ -35,8 +36,8 @@ class LoadTarget:
 
 
 def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
-    """Find device, precision and files of a model; raises T2IError where one does not do."""
-    place = device.find_device(options.device)
+    """Find the device, dtype and files of a model; raises T2IError if one is not usable."""
+    found_device = device.find_device(options.device)
     folder, total, missing = spec.folder, 0, 0
     if folder is None:
         from t2i_cli import hub
@@ -44,8 +45,8 @@ def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
         repo = spec.repo or spec.name
         folder = hub.fetch_configs(repo, revision=spec.revision, offline=options.offline)
     transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
-    dtype = device.choose_dtype(place, options.dtype, transformer=transformer)
-    slicing = bool(options.attention_slicing) and _can_slice(folder, options)
+    dtype = device.choose_dtype(found_device, options.dtype, transformer=transformer)
+    slicing = bool(options.attention_slicing) and _supports_slicing(folder, options)
     if (options.batch_size or 1) > 1:
         _check_batch_size(folder, options)
     if spec.folder is None:
@@ -53,39 +54,41 @@ def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
         size = hub.download_size(repo, revision=spec.revision, offline=options.offline, half=half)
         total, missing = size.total_bytes, size.missing_bytes
     if missing:
-        # Files in full precision may be halved when they are read; refuse only what cannot fit.
+        # Full-precision files may be halved at loading; assume so, to refuse only what cannot fit.
         estimate = total // 2 if half else total
         return LoadTarget(
             spec=spec,
-            device=place,
+            device=found_device,
             dtype=dtype,
             folder=folder,
             sizes={"model": estimate},
             missing_bytes=missing,
             slicing=slicing,
         )
-    aim = LoadTarget(spec=spec, device=place, dtype=dtype, folder=folder, sizes={}, slicing=slicing)
-    return _measured(aim, options)
+    target = LoadTarget(
+        spec=spec, device=found_device, dtype=dtype, folder=folder, sizes={}, slicing=slicing
+    )
+    return _with_weight_sizes(target, options)
 
 
-def fetch_files(aim: LoadTarget, options: LocalOptions, on_event: OnEvent) -> LoadTarget:
-    """The target with its files here, downloaded where they are missing. Raises T2IError."""
-    if aim.spec.folder is not None:
-        return aim
+def fetch_files(target: LoadTarget, options: LocalOptions, on_event: OnEvent) -> LoadTarget:
+    """Download missing files and return the target with its complete folder. Raises T2IError."""
+    if target.spec.folder is not None:
+        return target
     from t2i_cli import hub
 
     folder = hub.download_model(
-        aim.spec.repo or aim.spec.name,
-        revision=aim.spec.revision,
+        target.spec.repo or target.spec.name,
+        revision=target.spec.revision,
         offline=options.offline,
-        half=aim.dtype != "float32",
+        half=target.dtype != "float32",
         on_event=on_event,
     )
-    return _measured(replace(aim, folder=folder, missing_bytes=0), options)
+    return _with_weight_sizes(replace(target, folder=folder, missing_bytes=0), options)
 
 
-def _can_slice(folder: Path, options: LocalOptions) -> bool:
-    """Whether the model's denoiser can slice its attention; if not, InputError unless lenient."""
+def _supports_slicing(folder: Path, options: LocalOptions) -> bool:
+    """Whether the denoiser supports attention slicing; if not, InputError unless lenient."""
     name, _ = diffusers_folder.denoiser_config(folder)
     cls = next(
         (part.cls for part in diffusers_folder.list_components(folder) if part.name == name), ""
@@ -102,8 +105,18 @@ def _can_slice(folder: Path, options: LocalOptions) -> bool:
     )
 
 
+def attention_slicing_notice(target: LoadTarget) -> str:
+    """The sentence for a user who asks for attention slicing: its cost, or that there is none."""
+    if not target.slicing:
+        return "The model has no attention slicing; it is left out."
+    return (
+        "Attention slicing is on: it can make attention three times slower, and beside a fused "
+        "kernel it takes more memory than it saves."
+    )
+
+
 def _check_batch_size(folder: Path, options: LocalOptions) -> None:
-    """Raise InputError, unless lenient, where the model's images cannot share a pass."""
+    """Raise InputError, unless lenient, if the model's images cannot share a batch."""
     cls = resolution.pipeline_class(folder, trust_remote_code=options.trust_remote_code)
     if options.lenient or batch_size.are_independent(cls):
         return
@@ -114,122 +127,133 @@ def _check_batch_size(folder: Path, options: LocalOptions) -> None:
     )
 
 
-def _measured(aim: LoadTarget, options: LocalOptions) -> LoadTarget:
-    """The target with the true sizes of its weights; raises ModelError if they are not sound."""
+def _with_weight_sizes(target: LoadTarget, options: LocalOptions) -> LoadTarget:
+    """The target with the actual sizes of its weights; raises ModelError if they are damaged."""
     skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
-    found = weights.read_weight_headers(aim.folder, half=aim.dtype != "float32", skip=skip)
-    exact = diffusers_folder.float32_decoder(aim.folder, aim.dtype)
-    sizes = {name: w.size("float32" if name == exact else aim.dtype) for name, w in found.items()}
-    return replace(aim, sizes=sizes)
+    found = weights.read_weight_headers(target.folder, half=target.dtype != "float32", skip=skip)
+    float32_component = diffusers_folder.float32_decoder(target.folder, target.dtype)
+    sizes = {
+        name: w.size("float32" if name == float32_component else target.dtype)
+        for name, w in found.items()
+    }
+    return replace(target, sizes=sizes)
 
 
 def plan_memory(
-    aim: LoadTarget, request: ResolvedRequest, options: LocalOptions, resident: int = 0
+    target: LoadTarget, request: ResolvedRequest, options: LocalOptions, resident: int = 0
 ) -> MemoryPlan:
-    """How the request would be run; `resident` bytes of its weights are on the device already.
+    """Plan how to run a request; `resident` bytes of its weights are on the device already.
 
-    Raises OutOfMemoryError, naming the nearest thing that would work.
+    Raises OutOfMemoryError, with a hint to what would fit.
     """
-    memory_here = device.device_memory(aim.device)
-    free = memory_here.free + resident
-    # Looking takes a millisecond, of the few that a server may add to an image.
-    host = memory_here.free if aim.device.kind == "cpu" else device.host_memory().free
+    info = device.device_memory(target.device)
+    free = info.free + resident
+    # A look-up takes a millisecond, so it is not repeated for a CPU: a server adds few per image.
+    host = info.free if target.device.kind == "cpu" else device.host_memory().free
     width, height = request.width or 0, request.height or 0
-    needed = _need(aim, width, height, aim.dtype)
-    measures = _measures(aim, needed, free, host, options)
+    needed = _estimate(target, width, height, target.dtype)
+    measures = _measures(target, needed, free, host, options)
     if measures is None:
-        here = MemoryInfo(free=free, total=memory_here.total)
-        raise _refusal(aim, (width, height), here, host, options)
-    if aim.slicing and memory.ATTENTION_SLICING not in measures:
+        found = MemoryInfo(free=free, total=info.total)
+        raise _out_of_memory_error(target, (width, height), found, host, options)
+    if target.slicing and memory.ATTENTION_SLICING not in measures:
         measures += (memory.ATTENTION_SLICING,)
     return MemoryPlan(
-        device=aim.device.name,
-        device_name=aim.device.label,
-        dtype=aim.dtype,
+        device=target.device.name,
+        device_name=target.device.label,
+        dtype=target.dtype,
         free_mib=free // MIB,
-        total_mib=memory_here.total // MIB,
+        total_mib=info.total // MIB,
         weights_mib=sum(needed.weights.values()) // MIB,
-        working_mib=needed.working(measures, options.batch_size or 1, aim.device) // MIB,
+        working_mib=needed.working(measures, options.batch_size or 1, target.device) // MIB,
         measures=measures,
-        download_mib=aim.missing_bytes // MIB,
+        download_mib=target.missing_bytes // MIB,
     )
 
 
 def max_batch_size(
-    aim: LoadTarget, request: ResolvedRequest, measures: Measures, resident: int
+    target: LoadTarget, request: ResolvedRequest, measures: Measures, resident: int
 ) -> int:
-    """How many images, a power of two, one pass of a loaded model has memory for."""
-    needed = _need(aim, request.width or 0, request.height or 0, aim.dtype)
-    free = device.device_memory(aim.device).free + resident
-    return memory.images_that_fit(needed, aim.device, free, measures)
+    """The largest batch size, a power of two, that a loaded model has memory for."""
+    needed = _estimate(target, request.width or 0, request.height or 0, target.dtype)
+    free = device.device_memory(target.device).free + resident
+    return memory.images_that_fit(needed, target.device, free, measures)
 
 
-def _need(aim: LoadTarget, width: int, height: int, dtype: str) -> MemoryEstimate:
-    now, then = (diffusers_folder.float32_decoder(aim.folder, kind) for kind in (aim.dtype, dtype))
+def _estimate(target: LoadTarget, width: int, height: int, dtype: str) -> MemoryEstimate:
+    now, then = (
+        diffusers_folder.float32_decoder(target.folder, kind) for kind in (target.dtype, dtype)
+    )
 
-    def element(name: str, kind: str, exact: str | None) -> int:
-        return _ELEMENT["float32" if name == exact else kind]
+    def element(name: str, kind: str, float32_component: str | None) -> int:
+        return _DTYPE_BYTES["float32" if name == float32_component else kind]
 
     sizes = {
-        name: size * element(name, dtype, then) // element(name, aim.dtype, now)
-        for name, size in aim.sizes.items()
+        name: size * element(name, dtype, then) // element(name, target.dtype, now)
+        for name, size in target.sizes.items()
     }
     vae_element = element("vae", dtype, then)
     return memory.estimate_memory(
-        aim.folder, sizes, width, height, _ELEMENT[dtype], vae_element=vae_element
+        target.folder, sizes, width, height, _DTYPE_BYTES[dtype], vae_element=vae_element
     )
 
 
 def _measures(
-    aim: LoadTarget, needed: MemoryEstimate, free: int, host: int, options: LocalOptions
+    target: LoadTarget, needed: MemoryEstimate, free: int, host: int, options: LocalOptions
 ) -> Measures | None:
-    """What to do from the start; `None` where nothing is enough."""
+    """The measures to apply from the start, or `None` if none are enough."""
     if options.memory == "fast":
         return ()
     batch, slicing = options.batch_size or 1, options.attention_slicing is not False
     least = (
-        memory.low_memory_measures(aim.device, slicing=slicing) if options.memory == "low" else ()
+        memory.low_memory_measures(target.device, slicing=slicing)
+        if options.memory == "low"
+        else ()
     )
     return memory.choose_measures(
-        needed, aim.device, free, host, batch, least=least, slicing=slicing
+        needed, target.device, free, host, batch, least=least, slicing=slicing
     )
 
 
-def _refusal(
-    aim: LoadTarget, size: tuple[int, int], here: MemoryInfo, host: int, options: LocalOptions
+def _out_of_memory_error(
+    target: LoadTarget,
+    size: tuple[int, int],
+    found: MemoryInfo,
+    host: int,
+    options: LocalOptions,
 ) -> OutOfMemoryError:
-    """The refusal, with the nearest that would work: another dtype, a smaller size or model."""
+    """The error, with a hint to what would fit: another dtype, a smaller size or model."""
     width, height = size
 
     def fits(width: int, height: int, dtype: str) -> bool:
-        needed = _need(aim, width, height, dtype)
-        return _measures(aim, needed, here.free, host, options) is not None
+        needed = _estimate(target, width, height, dtype)
+        return _measures(target, needed, found.free, host, options) is not None
 
-    needed = _need(aim, width, height, aim.dtype)
+    needed = _estimate(target, width, height, target.dtype)
     slicing = options.attention_slicing is not False
-    possible = memory.candidate_measures(aim.device, slicing=slicing)
-    least = min(needed.peak(measures, 1, aim.device) for measures in possible)
+    possible = memory.candidate_measures(target.device, slicing=slicing)
+    least = min(needed.peak(measures, 1, target.device) for measures in possible)
     message = (
-        f"{aim.spec.name} at {width}x{height} needs about {least // MIB:,} MiB on "
-        f"{aim.device.name}, and {here.free // MIB:,} of {here.total // MIB:,} MiB are free."
+        f"{target.spec.name} at {width}x{height} needs about {least // MIB:,} MiB on "
+        f"{target.device.name}, and {found.free // MIB:,} of {found.total // MIB:,} MiB are free."
     )
     sliced = replace(options, attention_slicing=None)
-    if not slicing and _measures(aim, needed, here.free, host, sliced) is not None:
+    if not slicing and _measures(target, needed, found.free, host, sliced) is not None:
         return OutOfMemoryError(message, hint="It would fit without --no-attention-slicing.")
-    if aim.dtype == "float32" and aim.device.kind != "cpu" and fits(width, height, "float16"):
+    if target.dtype == "float32" and target.device.kind != "cpu" and fits(width, height, "float16"):
         return OutOfMemoryError(message, hint="It would fit with --dtype float16.")
     for eighths in range(7, 0, -1):
-        grid = aim.spec.multiple
+        grid = target.spec.multiple
         smaller = [max(grid, side * eighths // 8 // grid * grid) for side in size]
-        if fits(smaller[0], smaller[1], aim.dtype):
+        if fits(smaller[0], smaller[1], target.dtype):
             return OutOfMemoryError(
                 message, hint=f"It would fit with --size {smaller[0]}x{smaller[1]}."
             )
     models = [
         model
         for model in catalog.MODELS.values()
-        # Downloads in half precision double on a CPU; the other half is to work in.
-        if (model.download_bytes or 0) * 2 < here.free
+        # Twice the download: half-precision weights double on a CPU, or activations need as much.
+        if (model.download_bytes or 0) * 2 < found.free
     ]
     best = max(models, key=lambda model: model.download_bytes or 0, default=None)
     if best is None:

@@ -1,4 +1,4 @@
-"""Pictures of what an image is becoming: small ones, decoded from the latents between two steps."""
+"""Previews of an image during denoising: small, decoded from the latents between two steps."""
 
 import logging
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
 MAX_PREVIEW_SIDE = 256
-"""Pixels; the latents of larger images are shrunk, so that a preview costs little."""
+"""Pixels; the latents of larger images are downscaled, so that a preview costs little."""
 preview_log = logging.getLogger(__name__)
 
 
 class PreviewHook:
-    """Watches the scheduler of one pass, as a context, and shows what is wanted of it.
+    """Context manager that wraps the scheduler's step of one batch and emits its previews.
 
-    Where a family's latents cannot be made a picture of, none come, and nothing is said: an image
-    is not to fail for its preview.
+    If a pipeline's latents cannot be decoded, previews are turned off without a message: an image
+    must not fail because of its preview.
     """
 
     def __init__(
@@ -33,118 +33,125 @@ class PreviewHook:
         self._loaded = loaded
         self._requests = requests
         self._indices = indices
-        self._wanted = [loaded.previews[index] for index in indices]
+        self._counts = [loaded.previews[index] for index in indices]
         self._scheduler: LibraryObject = getattr(loaded.pipe, "scheduler", None)
-        self._seen: tuple[LibraryObject, ...] | None = None
-        # The VAE would come to the device, and the denoiser go, for every preview.
+        self._last_step: tuple[LibraryObject, ...] | None = None
+        # With model offload, every preview would swap the denoiser for the VAE on the device.
         offloaded = memory.MODEL_OFFLOAD in loaded.measures
-        self._on = any(self._wanted) and self._scheduler is not None and not offloaded
+        self._enabled = any(self._counts) and self._scheduler is not None and not offloaded
 
     def __enter__(self) -> Self:
-        if self._on:
+        if self._enabled:
             step = self._scheduler.step
 
-            # Pipelines look at its signature.
+            # Pipelines inspect the signature of `step`.
             @wraps(step)
-            def watched(*args: LibraryObject, **kwargs: LibraryObject) -> LibraryObject:
+            def recorded_step(*args: LibraryObject, **kwargs: LibraryObject) -> LibraryObject:
                 result = step(*args, **kwargs)
-                self._seen = (args, result)
+                self._last_step = (args, result)
                 return result
 
-            self._scheduler.step = watched
+            self._scheduler.step = recorded_step
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._seen = None
+        self._last_step = None
         if "step" in vars(self._scheduler or self):
             del self._scheduler.step
 
-    def after(self, step: int, steps: int) -> None:
-        """Show what is due after a step."""
-        if not self._on or self._seen is None:
+    def after_step(self, step: int, steps: int) -> None:
+        """Emit the previews that are due after a step (from 1 to `steps`)."""
+        if not self._enabled or self._last_step is None:
             return
-        due = [row for row, count in enumerate(self._wanted) if step in _moments(count, steps)]
+        due = [
+            row for row, count in enumerate(self._counts) if step in _preview_steps(count, steps)
+        ]
         if not due:
             return
         try:
-            pictures = self._pictures(due)
-        except Exception as error:  # noqa: BLE001 - whatever a family's VAE makes of such latents
+            images = self._decode(due)
+        except Exception as error:  # noqa: BLE001 - a VAE may raise anything
             preview_log.debug("No previews: %r", error)
-            self._on = False
+            self._enabled = False
             return
-        for row, picture in zip(due, pictures, strict=True):
+        for row, image in zip(due, images, strict=True):
             self._loaded.on_event(
-                Preview(index=self._indices[row], step=step, steps=steps, image=picture)
+                Preview(index=self._indices[row], step=step, steps=steps, image=image)
             )
 
-    def _pictures(self, rows: list[int]) -> list[LibraryObject]:
-        """RGB pictures of some of the pass's images."""
+    def _decode(self, rows: list[int]) -> list[LibraryObject]:
+        """RGB PIL images of the given rows of the batch."""
         import torch
         from PIL import Image
 
         pipe, vae = self._loaded.pipe, latent_decoder(self._loaded.pipe)
-        latents = _estimate(self._scheduler, *(self._seen or ()))[rows]
+        latents = _predicted_latents(self._scheduler, *(self._last_step or ()))[rows]
         first = self._requests[0]
-        if latents.ndim == 3:  # packed, two by two
+        if latents.ndim == 3:  # packed 2 x 2: batch x tokens x channels
             latents = pipe._unpack_latents(
                 latents, first.height, first.width, pipe.vae_scale_factor
             )
-        # Some families work at a size of their own, and fit the picture in the end.
+        # Some pipelines work at their own size, and resize the image at the end.
         side = max(latents.shape[-2:]) * getattr(pipe, "vae_scale_factor", 8)
-        latents = _unscaled(vae, _shrunk(latents, side))
-        # Only where its pipeline casts it as well (on MPS): it was read in float32 elsewhere.
-        exact = diffusers_folder.float32_decoder(self._loaded.folder, self._loaded.dtype)
-        upcast = exact is not None and vae.dtype == torch.float16
+        latents = _unscale(vae, _downscale(latents, side))
+        # Only on MPS, where the pipeline casts it too; elsewhere it was loaded in float32.
+        float32_component = diffusers_folder.float32_decoder(
+            self._loaded.folder, self._loaded.dtype
+        )
+        upcast = float32_component is not None and vae.dtype == torch.float16
         with torch.no_grad(), libraries.suppress_warnings():
             if upcast:
                 vae.to(torch.float32)
             try:
-                # Not the rescuing decode: no measure is to be taken for a preview.
+                # The class's own decode, without the OOM fallback: previews apply no measures.
                 decoded = type(vae).decode(vae, latents.to(vae.dtype), return_dict=False)[0]
             finally:
                 if upcast:
                     vae.to(torch.float16)
-        if decoded.ndim == 5:  # a video of one picture
+        if decoded.ndim == 5:  # a video of one frame
             decoded = decoded[:, :, 0]
         pixels = ((decoded.float() / 2 + 0.5).clamp(0, 1) * 255).round().to("cpu", torch.uint8)
         return [Image.fromarray(one.permute(1, 2, 0).numpy(), "RGB") for one in pixels]
 
 
-def _moments(count: int, steps: int) -> set[int]:
-    """The steps after which so many previews are shown, evenly spread; never the last."""
+def _preview_steps(count: int, steps: int) -> set[int]:
+    """The steps after which `count` previews are due: evenly spaced, without the last step."""
     return {steps * part // (count + 1) for part in range(1, count + 1)} - {0, steps}
 
 
-def _estimate(
+def _predicted_latents(
     scheduler: LibraryObject, arguments: tuple[LibraryObject, ...], result: LibraryObject
 ) -> LibraryObject:
-    """The latents without their noise, as a step foresees them, or else with it."""
+    """The denoised latents that a step predicts (x0), else the step's noisy latents."""
     if len(result) > 1:
-        return result[1]  # Euler, DDIM, LCM and others tell
+        return result[1]  # Euler, DDIM, LCM and others return it
     config = scheduler.config
     if type(scheduler).__name__.startswith("FlowMatchEuler"):
         output, _, latents = arguments
         return latents - scheduler.sigmas[scheduler.step_index - 1] * output
-    foreseen = "++" in config.get("algorithm_type", "") or config.get("predict_x0")
-    # A config may hold what is another scheduler's.
-    if foreseen and hasattr(scheduler, "model_outputs"):
+    predicts_x0 = "++" in config.get("algorithm_type", "") or config.get("predict_x0")
+    # A config may contain settings of another scheduler.
+    if predicts_x0 and hasattr(scheduler, "model_outputs"):
         return scheduler.model_outputs[-1]
     return result[0]
 
 
-def _shrunk(latents: LibraryObject, side: int) -> LibraryObject:
-    """The latents of a picture of at most MAX_SIDE pixels a side."""
+def _downscale(latents: LibraryObject, side: int) -> LibraryObject:
+    """Downscale latents to those of an image of at most MAX_PREVIEW_SIDE pixels per side.
+
+    Latents are batch x channels (x 1 frame) x height x width.
+    """
     from torch.nn.functional import interpolate
 
     if side <= MAX_PREVIEW_SIDE:
         return latents
-    flat = latents[:, :, 0] if latents.ndim == 5 else latents
-    flat = interpolate(flat.float(), scale_factor=MAX_PREVIEW_SIDE / side, mode="area")
-    return flat.unsqueeze(2) if latents.ndim == 5 else flat
+    frames = latents[:, :, 0] if latents.ndim == 5 else latents
+    frames = interpolate(frames.float(), scale_factor=MAX_PREVIEW_SIDE / side, mode="area")
+    return frames.unsqueeze(2) if latents.ndim == 5 else frames
 
 
-def _unscaled(vae: LibraryObject, latents: LibraryObject) -> LibraryObject:
-    """The latents as the VAE takes them: the pipelines keep them at about unit variance."""
+def _unscale(vae: LibraryObject, latents: LibraryObject) -> LibraryObject:
+    """Scale latents from about unit variance, as in the pipelines, to the VAE's input range."""
     import torch
 
     config = vae.config

@@ -1,4 +1,4 @@
-"""What of a prompt the model will not understand: words cut off, or never learnt."""
+"""Warnings on prompts: text beyond the encoder's limit, and words unknown to postcard."""
 
 import inspect
 import re
@@ -10,73 +10,72 @@ from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
 _WORD = re.compile(r"[^\W\d_]+")
-_SHOWN = 12
-"""Words named at most in a note."""
+_MAX_LISTED = 12
+"""Maximum number of words that a notice lists."""
 
 
 def indices_by_prompt(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[str, list[int]]:
-    """Prompts and negative prompts, with the positions of the requests that have them."""
+    """The prompts and negative prompts, each with the positions of its requests."""
     found: dict[str, list[int]] = {}
     for index, request in members:
-        for words in dict.fromkeys((request.prompt, request.negative_prompt)):
-            if words:
-                found.setdefault(words, []).append(index)
+        for prompt in dict.fromkeys((request.prompt, request.negative_prompt)):
+            if prompt:
+                found.setdefault(prompt, []).append(index)
     return found
 
 
 def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[str]:
-    """Sentences on the prompt for the person who wrote it."""
-    if cut := _cut(loaded.pipe, prompt):
-        yield f"The prompt is too long for the text encoder, which does not read: {cut}"
-    if loaded.spec.folder == postcard.FOLDER and (unknown := _unknown(prompt)):
+    """Yield warnings on a prompt, as sentences for the user."""
+    if truncated := _truncated_text(loaded.pipe, prompt):
+        yield f"The prompt is too long for the text encoder, which does not read: {truncated}"
+    if loaded.spec.folder == postcard.FOLDER and (unknown := _unknown_words(prompt)):
         yield (
             f"postcard does not know: {unknown}; `t2i models show postcard` has the words it knows."
         )
 
 
-def _unknown(prompt: str) -> str:
+def _unknown_words(prompt: str) -> str:
     words = dict.fromkeys(_WORD.findall(prompt.lower()))
     return _listed([word for word in words if word not in postcard.words()])
 
 
-def _cut(pipe: LibraryObject, prompt: str) -> str:
-    """The end of the prompt that none of the pipeline's text encoders reads."""
+def _truncated_text(pipe: LibraryObject, prompt: str) -> str:
+    """The end of the prompt that all of the pipeline's text encoders truncate."""
     limit = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
-    starts = [
-        _cut_start(component, prompt, limit.default if limit else None)
+    offsets = [
+        _truncation_offset(component, prompt, limit.default if limit else None)
         for component in pipe.components.values()
         if hasattr(component, "model_max_length")
     ]
-    if not starts:
+    if not offsets:
         return ""
-    read = prompt[: max(starts)]
+    read = prompt[: max(offsets)]
     if read != prompt:
-        # A word that is read in part is cut as well.
+        # A partly read word counts as truncated.
         read = read[: max(read.rfind(" "), 0)]
     return _listed(prompt[len(read) :].split())
 
 
-def _cut_start(tokenizer: LibraryObject, prompt: str, limit: int | None) -> int:
-    """Where in the prompt the tokenizer's encoder stops reading.
+def _truncation_offset(tokenizer: LibraryObject, prompt: str, limit: int | None) -> int:
+    """The character offset at which the tokenizer truncates the prompt; its length if it does not.
 
-    CLIP's encoders read what their tokenizer says (77); a pipeline's `max_sequence_length` holds
-    for the others (T5 and language models).
+    For CLIP, the limit is the tokenizer's (77 tokens); for other encoders (T5, language models) it
+    is also the pipeline's `max_sequence_length` (`limit`).
     """
-    longest = tokenizer.model_max_length
+    max_tokens = tokenizer.model_max_length
     if limit is not None and not type(tokenizer).__name__.startswith("CLIP"):
-        longest = min(longest, limit)
-    room = longest - tokenizer.num_special_tokens_to_add()
-    if prompt.isascii() and len(prompt) < room:
-        return len(
-            prompt
-        )  # a token is a character at least; to count them takes half a millisecond
+        max_tokens = min(max_tokens, limit)
+    max_text_tokens = max_tokens - tokenizer.num_special_tokens_to_add()
+    if prompt.isascii() and len(prompt) < max_text_tokens:
+        # A token has at least one character: skip the tokenizer, which takes 0.5 ms.
+        return len(prompt)
     encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
-    if len(encoded["input_ids"]) <= longest:
+    if len(encoded["input_ids"]) <= max_tokens:
         return len(prompt)
     spans = [span for span in encoded["offset_mapping"] if span[1] > span[0]]
-    return int(spans[room][0]) if len(spans) > room else len(prompt)
+    return int(spans[max_text_tokens][0]) if len(spans) > max_text_tokens else len(prompt)
 
 
 def _listed(words: list[str]) -> str:
-    more = len(words) - _SHOWN
-    return " ".join(words[:_SHOWN]) + (f" … ({more} more)" if more > 0 else "")
+    more = len(words) - _MAX_LISTED
+    return " ".join(words[:_MAX_LISTED]) + (f" … ({more} more)" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""The decode, rescued: when memory runs out there, the finished latents are kept."""
+"""The OOM fallback of the VAE decode: decodes the same latents again, with a memory measure."""
 
 from t2i_cli.backends.local import memory
 from t2i_cli.backends.local.device import clear_cache, is_out_of_memory
@@ -11,46 +11,47 @@ VAE_ON_CPU = "vae-on-cpu"
 
 
 def install_decode_fallback(loaded: LoadedPipeline) -> None:
-    """Wrap the decode, which every family calls, so that steps are never run twice for it."""
+    """Wrap `vae.decode`, so that denoising is not repeated when the decode runs out of memory."""
     if (vae := latent_decoder(loaded.pipe)) is not None:
-        vae.decode = _Decode(loaded, vae)
+        vae.decode = _DecodeWithFallback(loaded, vae)
 
 
-class _Decode:
-    """Stands in for `vae.decode`: tries it as it is, sliced, tiled, then on the CPU."""
+class _DecodeWithFallback:
+    """Replaces `vae.decode`: tries it as it is, sliced, tiled, then on the CPU."""
 
     def __init__(self, loaded: LoadedPipeline, vae: LibraryObject) -> None:
         self._loaded = loaded
         self._vae = vae
         self._decode = vae.decode
-        self._on_cpu: LibraryObject = None
+        self._cpu_vae: LibraryObject = None
 
     def __call__(
         self, latents: LibraryObject, *args: LibraryObject, **kwargs: LibraryObject
     ) -> LibraryObject:
-        """Decode latents (batch x channels x height x width) as the VAE itself would.
+        """Decode latents (batch x channels x height x width), cast to the VAE's dtype.
 
-        They come in the precision of the denoiser, which may not be the VAE's.
+        Returns what `vae.decode` does: images of -1 to 1. The latents have the denoiser's dtype,
+        which may not be the VAE's. Raises OutOfMemoryError.
         """
         if latents.is_floating_point():
             latents = latents.to(self._vae.dtype)
         while True:
-            if self._on_cpu is not None:
+            if self._cpu_vae is not None:
                 return self._decode_on_cpu(latents, *args, **kwargs)
             try:
                 return self._decode(latents, *args, **kwargs)
-            except Exception as error:  # only memory is dealt with here
+            except Exception as error:  # only out of memory is handled
                 if not is_out_of_memory(error):
                     raise
-            # Outside the except block: its traceback would hold the tensors that are in the way.
+            # Outside the except block, whose traceback keeps the failed decode's tensors alive.
             clear_cache(self._loaded.device)
-            self._take_measure(len(latents))
+            self._apply_next_measure(len(latents))
 
-    def _take_measure(self, batch: int) -> None:
-        taken = self._loaded.measures
+    def _apply_next_measure(self, batch: int) -> None:
+        applied = self._loaded.measures
         reason = f"{self._loaded.device.name} ran out of memory at the decode"
-        if memory.VAE_TILING not in taken:
-            if batch > 1 and VAE_SLICING not in taken and hasattr(self._vae, "enable_slicing"):
+        if memory.VAE_TILING not in applied:
+            if batch > 1 and VAE_SLICING not in applied and hasattr(self._vae, "enable_slicing"):
                 self._vae.enable_slicing()
                 self._loaded.record_measure(VAE_SLICING, reason)
                 return
@@ -60,11 +61,11 @@ class _Decode:
                 return
         if self._loaded.device.kind == "cpu":
             raise _out_of_memory()
-        self._on_cpu = self._read_on_cpu()
+        self._cpu_vae = self._load_on_cpu()
         self._loaded.record_measure(VAE_ON_CPU, reason)
 
-    def _read_on_cpu(self) -> LibraryObject:
-        """A second copy of the VAE, free of the first one's device, precision and hooks."""
+    def _load_on_cpu(self) -> LibraryObject:
+        """Load a second copy of the VAE: on the CPU, in float32, without offload hooks."""
         import torch
 
         name = "vae" if getattr(self._loaded.pipe, "vae", None) is self._vae else "movq"
@@ -81,12 +82,12 @@ class _Decode:
         import torch
 
         try:
-            decoded = self._on_cpu.decode(latents.to("cpu", torch.float32), *args, **kwargs)
-        except Exception as error:  # only memory is dealt with here
+            decoded = self._cpu_vae.decode(latents.to("cpu", torch.float32), *args, **kwargs)
+        except Exception as error:  # only out of memory is handled
             if is_out_of_memory(error):
                 raise _out_of_memory() from error
             raise
-        # A tuple, or an output object that can be indexed like one.
+        # `decoded` is a tuple, or an output object that can be indexed like one.
         sample = decoded[0].to(latents.device)
         return (sample,) if isinstance(decoded, tuple) else type(decoded)(sample=sample)
 
