@@ -119,7 +119,7 @@ def resume(folder: Path, rows: int) -> dict[str, float]:
         lines = []
         for job in found.jobs[at : min(at + 1000, rows - 10)]:
             (out / job.file).write_bytes(b"x")
-            line = runner._line(job, _saved(out, job))  # noqa: SLF001
+            line = runner._manifest_line(job, _saved(out, job))  # noqa: SLF001
             lines.append(line)
         book.append(lines)
     book.close()
@@ -131,8 +131,8 @@ def resume(folder: Path, rows: int) -> dict[str, float]:
             source=str(folder / "prompts.jsonl"),
             input_format=None,
             folder=out,
-            wishes=BatchOptions(),
-            choice=SelectionOptions(),
+            options=BatchOptions(),
+            selection=SelectionOptions(),
         ),
         backend,
         _quiet(),

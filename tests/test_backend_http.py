@@ -481,7 +481,7 @@ def test_the_key_is_in_no_error(server: FakeImages, monkeypatch: pytest.MonkeyPa
 
 
 def batch(
-    tmp_path: Path, chosen: Backend, rows: int, **wishes: object
+    tmp_path: Path, chosen: Backend, rows: int, **options: object
 ) -> tuple[T2IError | None, list[dict[str, Any]]]:
     """Run a batch of so many rows; how it ended, and the lines of its manifest."""
     prompts = tmp_path / "prompts.txt"
@@ -492,8 +492,8 @@ def batch(
         source=str(prompts),
         input_format=None,
         folder=tmp_path / "out",
-        wishes=BatchOptions(**wishes),  # type: ignore[arg-type]
-        choice=SelectionOptions(),
+        options=BatchOptions(**options),  # type: ignore[arg-type]
+        selection=SelectionOptions(),
     )
     ended = None
     try:

@@ -747,8 +747,8 @@ def test_rows_of_an_endpoint_that_fails_at_random(
         source="prompts.txt",
         input_format=None,
         folder=tmp_path / "out",
-        wishes=BatchOptions(seed=1, defaults={"width": 16, "height": 16}),
-        choice=SelectionOptions(),
+        options=BatchOptions(seed=1, defaults={"width": 16, "height": 16}),
+        selection=SelectionOptions(),
     )
     chosen = backend(name, concurrency=8, retries=12)
     session.run_batch(task, chosen, console)

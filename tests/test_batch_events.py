@@ -71,8 +71,8 @@ def run(
         source=str(source),
         input_format=None,
         folder=tmp_path / "out",
-        wishes=BatchOptions(),
-        choice=SelectionOptions(),
+        options=BatchOptions(),
+        selection=SelectionOptions(),
     )
     ended = None
     try:

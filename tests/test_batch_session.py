@@ -66,8 +66,8 @@ class Batch:
         self,
         painter: Painter | None = None,
         *,
-        choice: SelectionOptions | None = None,
-        wishes: BatchOptions | None = None,
+        selection: SelectionOptions | None = None,
+        options: BatchOptions | None = None,
         events: bool = False,
         needs: Callable[[ResolvedRequest], dict[str, object]] = lambda _: {},
         commit: Callable[[str, str | None], str | None] = lambda model, asked: None,
@@ -81,8 +81,8 @@ class Batch:
             source=str(self.prompts),
             input_format=None,
             folder=self.folder,
-            wishes=wishes or BatchOptions(),
-            choice=choice or SelectionOptions(),
+            options=options or BatchOptions(),
+            selection=selection or SelectionOptions(),
             **task,  # type: ignore[arg-type]
         )
         backend.told, backend.commits = needs, commit
@@ -156,9 +156,9 @@ def test_new_and_reordered_rows_leave_done_images_as_they_are(batch: Batch) -> N
 
 
 def test_name_owned_by_another_image_is_refused(batch: Batch) -> None:
-    batch(wishes=BatchOptions(seed=1))
+    batch(options=BatchOptions(seed=1))
     before = batch.files()
-    painter, ended, _ = batch(wishes=BatchOptions(seed=1, defaults={"steps": 5}))
+    painter, ended, _ = batch(options=BatchOptions(seed=1, defaults={"steps": 5}))
     assert isinstance(ended, PromptsError)
     assert "is another image's of this folder" in ended.message
     assert painter.made == []
@@ -218,7 +218,7 @@ def test_flipped_byte_is_found_with_verify_files(batch: Batch) -> None:
     data[100] ^= 1
     victim.write_bytes(data)
     assert batch()[0].made == []
-    painter, ended, _ = batch(choice=SelectionOptions(verify_files=True))
+    painter, ended, _ = batch(selection=SelectionOptions(verify_files=True))
     assert (ended, len(painter.made)) == (None, 1)
     assert batch.files() == before
 
@@ -237,7 +237,7 @@ def test_failures_are_kept_until_retry_failed(batch: Batch) -> None:
     assert painter.made == []
     assert isinstance(ended, PartialError)
     assert ended.hint == "--retry-failed tries those again that failed before."
-    painter, ended, summary = batch(choice=SelectionOptions(retry_failed=True))
+    painter, ended, summary = batch(selection=SelectionOptions(retry_failed=True))
     assert (len(painter.made), ended, summary["done"]) == (2, None, 12)
 
 
@@ -297,18 +297,18 @@ def test_wrong_max_failures_is_refused(batch: Batch, text: str) -> None:
 
 
 def test_limit_makes_the_first_and_the_next_run_goes_on(batch: Batch) -> None:
-    painter, ended, summary = batch(choice=SelectionOptions(limit=5))
+    painter, ended, summary = batch(selection=SelectionOptions(limit=5))
     assert ended is None
     assert [r.prompt.split()[-1] for r in painter.made] == ["1", "2", "3", "4", "5"]
     assert (summary["done"], summary["left"], summary["exit"]) == (5, 7, 0)
-    painter, _, summary = batch(choice=SelectionOptions(limit=5))
+    painter, _, summary = batch(selection=SelectionOptions(limit=5))
     assert [r.prompt.split()[-1] for r in painter.made] == ["6", "7", "8", "9", "10"]
 
 
 def test_force_makes_everything_again_under_the_same_names(batch: Batch) -> None:
     batch()
     before = batch.files()
-    painter, ended, _ = batch(choice=SelectionOptions(force=True))
+    painter, ended, _ = batch(selection=SelectionOptions(force=True))
     assert (len(painter.made), ended) == (12, None)
     assert batch.files() == before
 
@@ -319,7 +319,7 @@ def test_shards_make_each_row_once_and_merge(
     whole = Batch(batch.folder.parent, capsys)
     whole.folder = batch.folder.with_name("whole")
     whole()
-    made = [batch(choice=SelectionOptions(shard=Shard(n, 3)))[0].made for n in (1, 2, 3)]
+    made = [batch(selection=SelectionOptions(shard=Shard(n, 3)))[0].made for n in (1, 2, 3)]
     assert sum(map(len, made)) == len({r.prompt for part in made for r in part}) == 12
     assert sum(map(bool, made)) > 1  # twelve rows need not reach all three
     assert batch.files() == whole.files()
@@ -353,7 +353,7 @@ def test_invalid_rows_stop_everything_or_are_listed(batch: Batch) -> None:
 
 
 def test_bad_names_stop_everything_and_leave_no_folder(batch: Batch) -> None:
-    painter, ended, _ = batch(choice=SelectionOptions(template="../{index}.png"))
+    painter, ended, _ = batch(selection=SelectionOptions(template="../{index}.png"))
     assert isinstance(ended, PromptsError)
     assert painter.made == []
     assert not batch.folder.exists()
@@ -370,7 +370,7 @@ def test_dry_run_tells_the_plan_and_leaves_nothing(batch: Batch) -> None:
         return {"device": "cpu", "download_mib": 7}
 
     painter, ended, plan = batch(
-        dry_run=True, needs=needs, wishes=BatchOptions(vary=[("steps", [5, 10])])
+        dry_run=True, needs=needs, options=BatchOptions(vary=[("steps", [5, 10])])
     )
     assert (painter.made, ended, batch.folder.exists()) == ([], None, False)
     assert plan["images"] == plan["to_make"] == 24
@@ -379,8 +379,8 @@ def test_dry_run_tells_the_plan_and_leaves_nothing(batch: Batch) -> None:
     assert plan["disk_bytes"] == 24 * 128 * 128 * 2
     assert plan["free_bytes"] > 0  # type: ignore[operator]
     assert plan["estimated_seconds"] is None
-    batch(wishes=BatchOptions(vary=[("steps", [5, 10])]), choice=SelectionOptions(limit=13))
-    *_, plan = batch(dry_run=True, needs=needs, wishes=BatchOptions(vary=[("steps", [5, 10])]))
+    batch(options=BatchOptions(vary=[("steps", [5, 10])]), selection=SelectionOptions(limit=13))
+    *_, plan = batch(dry_run=True, needs=needs, options=BatchOptions(vary=[("steps", [5, 10])]))
     assert (plan["done"], plan["to_make"]) == (13, 11)
     # The painter says that an image takes half a second, whose last one had ten steps.
     assert plan["estimated_seconds"] == pytest.approx(11 * 0.5, rel=0.6)
@@ -391,7 +391,7 @@ def test_model_is_pinned_at_the_first_run(batch: Batch) -> None:
     hub = {"wishes": BatchOptions(defaults={"model": "sd15", "width": 64, "height": 64})}
     first, *_ = batch(
         commit=lambda model, asked: next(commits),
-        choice=SelectionOptions(limit=6),
+        selection=SelectionOptions(limit=6),
         **hub,  # type: ignore[arg-type]
     )
     second, ended, summary = batch(commit=lambda model, asked: next(commits), **hub)  # type: ignore[arg-type]
@@ -453,7 +453,7 @@ def test_what_a_backend_raises_is_that_rows_failure(batch: Batch, steps: bool) -
     )
     painter, ended, summary = batch()
     assert (painter.made, summary["failed"], type(ended)) == ([], 3, PartialError)
-    painter, ended, summary = batch(choice=SelectionOptions(retry_failed=True))
+    painter, ended, summary = batch(selection=SelectionOptions(retry_failed=True))
     assert (len(painter.made), ended, summary["done"]) == (3, None, 12)
 
 
@@ -556,7 +556,7 @@ def test_page_that_cannot_be_written_costs_no_account(batch: Batch) -> None:
     assert isinstance(ended, PartialError)
     assert (summary["done"], summary["failed"], summary["gallery"]) == (11, 1, None)
     assert f"warning: Cannot write '{page}'" in batch.stderr
-    _, ended, summary = batch(choice=SelectionOptions(retry_failed=True))
+    _, ended, summary = batch(selection=SelectionOptions(retry_failed=True))
     assert isinstance(ended, InputError)
     assert f"Cannot write '{page}'" in ended.message
     assert str(ended.hint).startswith("Run the same command again")
@@ -746,14 +746,14 @@ def test_a_failure_that_a_newer_version_recorded_is_told(batch: Batch) -> None:
 
 
 def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(batch: Batch) -> None:
-    batch(choice=SelectionOptions(limit=1))
+    batch(selection=SelectionOptions(limit=1))
     [image] = batch.folder.glob("*.png")
     line = batch.lines()[0] | {"bytes": 0}
     path = batch.folder / manifest.MAIN_MANIFEST
     path.write_bytes(manifest.MANIFEST_HEADER + json.dumps(line).encode() + b"\n")
     image.unlink()
     os.mkfifo(image)
-    _, ended, summary = batch(choice=SelectionOptions(verify_files=True))
+    _, ended, summary = batch(selection=SelectionOptions(verify_files=True))
     assert ended is None
     assert summary["made"] == 12
     [other] = [job for job in batch.folder.glob("00012-*.png")]

@@ -34,8 +34,8 @@ def main() -> int:
         source=sys.argv[1],
         input_format=None,
         folder=Path(sys.argv[2]),
-        wishes=BatchOptions(),
-        choice=SelectionOptions(retry_failed="--retry-failed" in sys.argv),
+        options=BatchOptions(),
+        selection=SelectionOptions(retry_failed="--retry-failed" in sys.argv),
     )
     try:
         session.run_batch(task, backend, console)

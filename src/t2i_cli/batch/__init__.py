@@ -1,5 +1,5 @@
-"""`t2i batch`: many requests, planned, made, recorded and resumed.
+"""`t2i batch`: makes the images of a prompts file; records them, so that a run can be resumed.
 
-`rows` makes requests of prompts, `names` their file names, `plan` what is still to be made;
-`driver` is the loop, which gets images from an `executor` and writes them to a `manifest`.
+`rows` turns prompts into requests, `row_filenames` names their files, `plan` selects the images to
+make, and `runner` is the main loop: it runs an `executor` and records outcomes in a `manifest`.
 """

@@ -1,4 +1,4 @@
-"""A batch as NDJSON on stderr; docs/events.schema.json is the contract."""
+"""Writes a batch's events as NDJSON to stderr; docs/events.schema.json is their schema."""
 
 from t2i_cli.backend import Failure
 from t2i_cli.batch.plan import BatchPlan, PlannedImage
@@ -9,7 +9,7 @@ from t2i_cli.terminal.console import Console
 
 
 class EventWriter:
-    """Tells every event of a run as one line."""
+    """Writes every event of a run as one line."""
 
     def __init__(self, console: Console, plan: BatchPlan) -> None:
         self._console = console
@@ -17,10 +17,10 @@ class EventWriter:
         self._total = len(plan.jobs)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Do nothing: there is nothing to close."""
 
     def event(self, event: Event) -> None:
-        """The backend tells something."""
+        """Write an event of the backend."""
         match event:
             case Step(indices=indices, step=step, steps=steps):
                 ids = [self._jobs[index].row.id for index in indices]
@@ -36,11 +36,11 @@ class EventWriter:
             case Notice(message=message):
                 self._console.event("note", message=message)
 
-    def image(self, job: PlannedImage, saved: SavedImage, tally: RunStats) -> None:
-        """An image is on the disk, and in the manifest."""
+    def image(self, job: PlannedImage, saved: SavedImage, stats: RunStats) -> None:
+        """Write that an image is saved and in the manifest."""
         self._console.event(
             "image",
-            **self._place(job, tally),
+            **self._position(job, stats),
             file=job.file,
             seed=saved.request.seed,
             bytes=saved.size_bytes,
@@ -48,17 +48,17 @@ class EventWriter:
             seconds=round(saved.seconds, 3),
         )
 
-    def failed(self, job: PlannedImage, failure: Failure, tally: RunStats) -> None:
-        """An image could not be made, and the manifest says so."""
-        self._console.event("failed", **self._place(job, tally), error=failure.error.to_json())
+    def failed(self, job: PlannedImage, failure: Failure, stats: RunStats) -> None:
+        """Write that an image failed and is recorded as failed."""
+        self._console.event("failed", **self._position(job, stats), error=failure.error.to_json())
         self._console.cause(failure.error)
 
-    def _place(self, job: PlannedImage, tally: RunStats) -> dict[str, object]:
+    def _position(self, job: PlannedImage, stats: RunStats) -> dict[str, object]:
         row = job.row
         return {
             "id": row.id,
             "index": row.index,
             "line": row.line,
-            "tried": tally.attempted,
+            "tried": stats.attempted,
             "to_make": self._total,
         }

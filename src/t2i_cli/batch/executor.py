@@ -1,4 +1,4 @@
-"""Makes a batch's images: the backend in a thread of its own, encoding and saving in others."""
+"""Runs a backend in one thread and encodes and saves its images in others."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,22 @@ from t2i_cli.request import ResolvedRequest
 Outcome = SavedImage | Failure
 
 WRITER_THREADS = 4
-"""Threads that encode and save: an fsync waits for the disk, and encoding leaves Python's lock."""
+"""Threads that encode and save: fsync waits for the disk, and encoding releases the GIL."""
 MAX_OUTCOMES = 256
-"""Outcomes handed on together at most."""
-_LOOK = 0.2
-"""Seconds between two looks at whether all is to stop now."""
+"""Largest number of outcomes in one group."""
+_POLL_INTERVAL = 0.2
+"""Seconds between two checks of the stop signal."""
 
 
 @dataclass(frozen=True)
-class _Ended:
-    """The backend has no more; `error` is what it raised."""
+class _BackendEnded:
+    """Queue item: the backend has ended; `error` is what it or a writer thread raised."""
 
     error: BaseException | None = None
 
 
 class LocalExecutor:
-    """Runs a backend in a thread of this process, and saves in others behind it."""
+    """Runs a backend in a thread of this process and saves its images in `savers` others."""
 
     def __init__(self, backend: Backend, savers: int = WRITER_THREADS) -> None:
         self._backend = backend
@@ -49,70 +49,70 @@ class LocalExecutor:
         on_event: OnEvent,
         stop: StopSignal,
     ) -> Iterator[Sequence[Outcome]]:
-        """Yield what became of each request, in groups and in any order, as it is saved.
+        """Yield the outcome of each request once it is saved, in groups and in any order.
 
-        `save` is called for each image, from any thread; a failed save is that image's failure. At
-        most two images a thread wait for it. `on_event` is called from this generator alone. `stop`
-        ends it early: no request is begun once it says `soon`, and it returns within a second of
-        `now`.
+        `save` is called once per image, from several threads; a T2IError that it raises becomes
+        that image's Failure. At most two images per thread wait to be saved. `on_event` is called
+        only from this generator's thread. `stop` ends the run early: after `soon` no request is
+        started, and after `now` the generator returns within a second.
         """
-        line = _Line(self._backend, self._savers, save, stop)
-        Thread(target=line.produce, args=(requests,), daemon=True, name="backend").start()
+        run = _Run(self._backend, self._savers, save, stop)
+        Thread(target=run.produce, args=(requests,), daemon=True, name="backend").start()
         try:
-            yield from line.outcomes(on_event)
+            yield from run.outcomes(on_event)
         finally:
-            line.cancel.set()
+            run.cancel.set()
 
 
-class _Line:
-    """One run: the backend's thread fills `outbox` by way of the savers, the caller empties it."""
+class _Run:
+    """One run: threads put events and outcomes into a queue, and the caller reads it."""
 
     def __init__(self, backend: Backend, savers: int, save: SaveImage, stop: StopSignal) -> None:
         self.cancel = CancellationToken(stop.soon)
         self._backend = backend
         self._save = save
         self._stop = stop
-        self._outbox: SimpleQueue[Event | Outcome | _Ended] = SimpleQueue()
+        self._queue: SimpleQueue[Event | Outcome | _BackendEnded] = SimpleQueue()
         self._pool = ThreadPoolExecutor(savers, thread_name_prefix="saver")
-        self._room = Semaphore(2 * savers)
-        self._in_hand: set[int] = set()
-        # As many as there is room for: those before them are done.
+        self._save_slots = Semaphore(2 * savers)
+        self._in_progress: set[int] = set()
+        # Bounded by the number of save slots: earlier saves are done.
         self._saves: deque[Future[None]] = deque(maxlen=2 * savers)
-        self._unheard: dict[int, Flag] = {}
+        self._unprocessed: dict[int, Flag] = {}
 
     def produce(self, requests: Sequence[ResolvedRequest]) -> None:
-        """Run the backend to its end, or to that of the images in hand."""
-        ended = _Ended()
+        """Run the backend to its end, or after `stop.soon` until images in progress are done."""
+        ended = _BackendEnded()
         try:
-            made = driver.run_backend(self._backend, requests, self._hear, self.cancel)
-            with closing(made):
-                for outcome in made:
+            generated = driver.run_backend(self._backend, requests, self._on_event, self.cancel)
+            with closing(generated):
+                for outcome in generated:
                     if self._stop.now.is_set():
                         break
-                    self._take(outcome)
-                    if self._stop.soon.is_set() and not self._in_hand:
+                    self._handle_outcome(outcome)
+                    if self._stop.soon.is_set() and not self._in_progress:
                         break
         except BaseException as error:  # noqa: BLE001 - raised again where the run is waited for
-            ended = _Ended(error)
+            ended = _BackendEnded(error)
         self._pool.shutdown()
-        self._outbox.put(ended)
+        self._queue.put(ended)
 
     def outcomes(self, on_event: OnEvent) -> Iterator[Sequence[Outcome]]:
-        """Yield what is there whenever something is, until the end."""
+        """Yield groups of outcomes as they arrive, until the backend has ended."""
         while True:
-            if self._stop.soon.is_set() and not self._in_hand:
+            if self._stop.soon.is_set() and not self._in_progress:
                 self.cancel.set()
             if self._stop.now.is_set():
                 self.cancel.set()
-                # What is being saved takes milliseconds, and would be lost.
+                # Saves that have begun take milliseconds; waiting for them keeps their images.
                 self._pool.shutdown(cancel_futures=True)
-                yield [item for item in self._waiting() if isinstance(item, SavedImage | Failure)]
+                yield [item for item in self._queued() if isinstance(item, SavedImage | Failure)]
                 return
             found: list[Outcome] = []
-            for item in self._waiting(_LOOK):
+            for item in self._queued(_POLL_INTERVAL):
                 if isinstance(item, SavedImage | Failure):
                     found.append(item)
-                elif isinstance(item, _Ended):
+                elif isinstance(item, _BackendEnded):
                     if found:
                         yield found
                     if item.error:
@@ -123,53 +123,53 @@ class _Line:
             if found:
                 yield found
                 for outcome in found:
-                    if heard := self._unheard.pop(outcome.index, None):
-                        heard.set()
+                    if processed := self._unprocessed.pop(outcome.index, None):
+                        processed.set()
 
-    def _waiting(self, seconds: float | None = None) -> Iterator[Event | Outcome | _Ended]:
-        """What lies in the outbox; with `seconds`, waiting that long for the first."""
+    def _queued(self, seconds: float | None = None) -> Iterator[Event | Outcome | _BackendEnded]:
+        """Items of the queue; with `seconds`, waits up to that long for the first."""
         try:
             if seconds is not None:
-                yield self._outbox.get(timeout=seconds)
+                yield self._queue.get(timeout=seconds)
             for _ in range(MAX_OUTCOMES):
-                yield self._outbox.get_nowait()
+                yield self._queue.get_nowait()
         except Empty:
             return
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, Step):
-            if event.step == 1 and self._stop.soon.is_set() and not self._in_hand:
+            if event.step == 1 and self._stop.soon.is_set() and not self._in_progress:
                 self.cancel.set()
-            self._in_hand.update(event.indices)
+            self._in_progress.update(event.indices)
         elif isinstance(event, RequestSent):
-            self._in_hand.update(event.indices)
-        self._outbox.put(event)
+            self._in_progress.update(event.indices)
+        self._queue.put(event)
 
-    def _take(self, outcome: GeneratedImage | Failure) -> None:
+    def _handle_outcome(self, outcome: GeneratedImage | Failure) -> None:
         if isinstance(outcome, Failure):
-            self._in_hand.discard(outcome.index)
-            # Whoever hears of it may want no more, and counts what was made before it: what fails
-            # at once must not run ahead.
-            while wait(self._saves, _LOOK).not_done and not self.cancel.is_set():
+            self._in_progress.discard(outcome.index)
+            # The caller may stop the run at a failure. Report it after the saves before it, and
+            # start no further request until the caller has processed it.
+            while wait(self._saves, _POLL_INTERVAL).not_done and not self.cancel.is_set():
                 pass
-            heard = self._unheard[outcome.index] = Flag()
-            self._outbox.put(outcome)
-            while not (heard.wait(_LOOK) or self.cancel.is_set()):
+            processed = self._unprocessed[outcome.index] = Flag()
+            self._queue.put(outcome)
+            while not (processed.wait(_POLL_INTERVAL) or self.cancel.is_set()):
                 pass
             return
-        self._room.acquire()
-        self._saves.append(self._pool.submit(self._keep, outcome))
-        self._in_hand.discard(outcome.index)
+        self._save_slots.acquire()
+        self._saves.append(self._pool.submit(self._save_and_queue, outcome))
+        self._in_progress.discard(outcome.index)
 
-    def _keep(self, generated: GeneratedImage) -> None:
+    def _save_and_queue(self, generated: GeneratedImage) -> None:
         try:
-            self._outbox.put(self._kept(generated))
+            self._queue.put(self._save_or_fail(generated))
         except BaseException as error:  # noqa: BLE001 - raised again where the run is waited for
-            self._outbox.put(_Ended(error))
+            self._queue.put(_BackendEnded(error))
         finally:
-            self._room.release()
+            self._save_slots.release()
 
-    def _kept(self, generated: GeneratedImage) -> Outcome:
+    def _save_or_fail(self, generated: GeneratedImage) -> Outcome:
         try:
             return save_outcome(generated, self._save)
         except MemoryError:

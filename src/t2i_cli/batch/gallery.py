@@ -1,6 +1,6 @@
-"""index.html: every image of a folder on one page, which needs nothing but the folder.
+"""Writes index.html: all images of a batch's folder on one page without external resources.
 
-An index.html that is not t2i's stays; the page is gallery.html then.
+If an index.html exists that t2i did not write, the page is written to gallery.html instead.
 """
 
 import json
@@ -17,16 +17,17 @@ from t2i_cli.request_fields import SHOWN
 GALLERY_NAME = "index.html"
 GALLERY_NAMES = (GALLERY_NAME, "gallery.html")
 _MARKER = b'<meta name="generator" content="t2i">'
-_EARLIER = (b"<title>t2i batch</title>", b"\nconst entries = [")
-"""What a page of a version without the marker is known by."""
-_HEAD = 16_384
-"""Bytes in which they stand."""
+_LEGACY_MARKERS = (b"<title>t2i batch</title>", b"\nconst entries = [")
+"""Identify pages by versions of t2i that wrote no marker."""
+_HEAD_BYTES = 16_384
+"""Bytes at the start of a page that contain the markers."""
 
 
 def write_gallery(folder: Path, scratch: Path) -> Path:
-    """Write the page over all of the folder's manifests; `scratch` takes it while unfinished.
+    """Write the page for all manifests of the folder; returns its path.
 
-    Raises StorageError, and InputError where others' pages have both names.
+    `scratch` is the folder for the unfinished file. Raises StorageError, and InputError if both
+    names are taken by pages that t2i did not write.
     """
     page = free_or_own_path((folder / name for name in GALLERY_NAMES), is_own_gallery)
     if page is None:
@@ -38,10 +39,12 @@ def write_gallery(folder: Path, scratch: Path) -> Path:
     for path in manifest.manifest_files(folder):
         for record in manifest.read_records(path):
             if record is not None and "status" in record:
-                latest[str(record.get("id") or f"line {record.get('line')}")] = _entry(record)
+                latest[str(record.get("id") or f"line {record.get('line')}")] = _gallery_entry(
+                    record
+                )
     entries = sorted(latest.values(), key=lambda entry: int(str(entry["index"] or 0)))
     template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
-    # No prompt can end the script: "<" is written as JSON's escape for it.
+    # Escape "<", so that no prompt can close the script element.
     data = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     text = template.replace("/*ENTRIES*/[]", data)
@@ -53,23 +56,23 @@ def write_gallery(folder: Path, scratch: Path) -> Path:
 
 
 def is_own_gallery(page: Path) -> bool:
-    """Whether a page is a gallery that t2i made. Raises OSError."""
-    head = read_beginning(page, _HEAD)
-    return _MARKER in head or all(sign in head for sign in _EARLIER)
+    """Whether t2i wrote the page. Raises OSError."""
+    head = read_beginning(page, _HEAD_BYTES)
+    return _MARKER in head or all(marker in head for marker in _LEGACY_MARKERS)
 
 
-def _entry(record: Mapping[str, object]) -> dict[str, object]:
-    """What the page shows of a manifest's line."""
+def _gallery_entry(record: Mapping[str, object]) -> dict[str, object]:
+    """Select the fields of a manifest line that the page shows."""
     request = record.get("request")
-    asked = request if isinstance(request, dict) else {}
+    fields = request if isinstance(request, dict) else {}
     error = record.get("error")
     message = error.get("message") if isinstance(error, dict) else record.get("message")
     return {
         "index": record.get("index"),
         "status": record["status"],
         "file": record.get("file"),
-        "prompt": asked.get("prompt") or f"line {record.get('line')} of the prompts file",
-        "settings": {n: asked[n] for n in SHOWN if isinstance(asked.get(n), str | int | float)},
+        "prompt": fields.get("prompt") or f"line {record.get('line')} of the prompts file",
+        "settings": {n: fields[n] for n in SHOWN if isinstance(fields.get(n), str | int | float)},
         "seconds": record.get("seconds"),
         "message": message,
     }

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, SIGHUP: once, and the images in hand are finished; twice, all stops now."""
+"""Signal handling of a batch: the first signal finishes images in progress, the second stops."""
 
 import signal
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from t2i_cli import signals
 
 
 class StopSignal:
-    """How a run is asked to end. `signal` is the one that asked, if one did.
+    """Asks a run to stop. `signal` is the number of the first signal received, if any.
 
-    `soon` starts nothing new and keeps what is in hand; `now` leaves that, too.
+    `soon`: start no new image, finish those in progress. `now`: abandon those as well.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class StopSignal:
         self.signal: int | None = None
 
     def request(self, number: int, _frame: FrameType | None = None) -> None:
-        """Take a signal; it raises nothing, so that no write is torn."""
+        """Handle a signal; does not raise, so that no write is interrupted."""
         if self.soon.is_set() and self.signal is not None:
             self.now.set()
         self.signal = self.signal or number
@@ -30,12 +30,12 @@ class StopSignal:
 
 @contextmanager
 def handle_signals(stop: StopSignal) -> Iterator[None]:
-    """Have the signals that end a process ask `stop`, for as long as a run goes on."""
-    before = {number: signal.getsignal(number) for number in signals.termination_signals()}
-    for number in before:
+    """Forward SIGINT, SIGTERM and SIGHUP to `stop`; restore the earlier handlers on exit."""
+    previous = {number: signal.getsignal(number) for number in signals.termination_signals()}
+    for number in previous:
         signal.signal(number, stop.request)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

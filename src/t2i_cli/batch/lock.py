@@ -1,4 +1,4 @@
-"""The folder of a batch: one run at a time, and nothing left of those that died."""
+"""Locks a batch's folder, or one shard of it, and provides a folder for unfinished files."""
 
 import os
 import platform
@@ -20,31 +20,31 @@ from t2i_cli.output.image_writer import storage_error
 from t2i_cli.terminal.console import escape_controls
 
 STATE_FOLDER = ".t2i"
-"""The folder's own, with locks and unfinished files."""
-_LOCK = "lock"
-_HELD_BY = re.compile(rb"(?:process \d+ on [^\0]{1,300})?")
-"""What t2i writes into a lock; nothing, for a moment."""
+"""t2i's own folder inside a batch's: lock files and unfinished files."""
+_LOCK_NAME = "lock"
+_LOCK_CONTENT = re.compile(rb"(?:process \d+ on [^\0]{1,300})?")
+"""Content of a lock file of t2i; empty between its creation and the first write."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `number` (from 1) of `total`; the split follows from the rows' ids alone."""
+    """Shard `number` (from 1) of `total`; a row's shard depends on its id alone."""
 
     number: int
     total: int
 
     def includes(self, row_id: str) -> bool:
-        """Whether the row is this part's."""
+        """Whether the row belongs to this shard."""
         return int(row_id, 16) % self.total == self.number - 1
 
     @property
     def manifest(self) -> str:
-        """The part's manifest."""
+        """The file name of the shard's manifest."""
         return manifest.shard_manifest_name(self.number, self.total)
 
 
 def parse_shard(text: str) -> Shard:
-    """`2/4` as the second part of four. Raises InputError."""
+    """Parse `2/4` as the second shard of four. Raises InputError."""
     number, _, total = text.partition("/")
     if not (number.isdecimal() and total.isdecimal() and len(text) < 12):
         raise InputError(f"--shard {text} is not of the form 1/4.", field="shard")
@@ -55,25 +55,26 @@ def parse_shard(text: str) -> Shard:
 
 @contextmanager
 def lock_folder(folder: Path, shard: Shard | None) -> Iterator[Path]:
-    """Hold the folder, or a shard's part of it, made if it is missing; gives a scratch folder.
+    """Lock the folder, or one shard of it; create it if missing. Yields a scratch folder.
 
-    The system drops the lock when this process dies, however it does. Raises InputError while
-    another run holds it, where it cannot be written to, or where t2i's own place is another's.
+    The operating system releases the lock when this process ends. Raises InputError if another
+    run holds the lock, if the folder is not writable, or if a file or folder at a path that t2i
+    uses was not made by t2i; StorageError if the file system has no locks.
     """
     if shard and sys.platform == "win32":
         raise InputError("--shard needs locks that several may hold; Windows has none.")
-    state = folder / STATE_FOLDER
+    state_folder = folder / STATE_FOLDER
     with ExitStack() as stack:
         try:
-            _make(state)
-            # Whatever lies in the state's folder is t2i's if this does.
-            known = os.path.lexists(state / _LOCK)
-            names = [(_LOCK, shard is not None)]
+            _make_folder(state_folder)
+            # A lock file shows that t2i made the state folder and what is in it.
+            is_own = os.path.lexists(state_folder / _LOCK_NAME)
+            names = [(_LOCK_NAME, shard is not None)]
             if shard:
                 names.append((f"lock-{shard.number}-of-{shard.total}", False))
             for name, shared in names:
-                stack.callback(os.close, _locked(state / name, folder, shared=shared))
-            scratch = _scratch(state, shard, known)
+                stack.callback(os.close, _acquire(state_folder / name, folder, shared=shared))
+            scratch = _prepare_scratch(state_folder, shard, is_own)
         except OSError as error:
             raise storage_error(error, "write to the folder", folder) from error
         yield scratch
@@ -81,32 +82,37 @@ def lock_folder(folder: Path, shard: Shard | None) -> Iterator[Path]:
             scratch.rmdir()
 
 
-def _make(folder: Path) -> None:
-    """Make a folder if it is missing; raises InputError for a link or anything else."""
+def _make_folder(folder: Path) -> None:
+    """Create a folder if it is missing; raises InputError for a link or a file."""
     with suppress(FileExistsError):
         folder.mkdir(parents=True)
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
-        raise _strange(folder, "is no folder")
+        raise _foreign_path_error(folder, "is no folder")
 
 
-def _strange(path: Path, what: str) -> InputError:
+def _foreign_path_error(path: Path, what: str) -> InputError:
     return InputError(
         f"'{path}' {what} of t2i's, and is left as it is.",
         hint="Move it away, or use another folder with -o.",
     )
 
 
-def _locked(path: Path, folder: Path, *, shared: bool = False) -> int:
+def _acquire(path: Path, folder: Path, *, shared: bool = False) -> int:
+    """Open and lock a lock file; returns its descriptor.
+
+    Raises InputError if another process holds the lock or the file is not t2i's, StorageError if
+    the file system has no locks.
+    """
     try:
         check_regular(path)
     except OSError as error:
-        raise _strange(path, "is no lock") from error
+        raise _foreign_path_error(path, "is no lock") from error
     handle = open_regular(path, os.O_RDWR | os.O_CREAT)
-    if not _HELD_BY.fullmatch(os.read(handle, 1000)):
+    if not _LOCK_CONTENT.fullmatch(os.read(handle, 1000)):
         os.close(handle)
-        raise _strange(path, "is no lock")
+        raise _foreign_path_error(path, "is no lock")
     try:
-        free = _lock_shared(handle) if shared else lock_descriptor(handle, blocking=False)
+        acquired = _lock_shared(handle) if shared else lock_descriptor(handle, blocking=False)
     except OSError as error:
         os.close(handle)
         raise StorageError(
@@ -114,12 +120,12 @@ def _locked(path: Path, folder: Path, *, shared: bool = False) -> int:
             hint="-o takes a folder on a file system with locks.",
         ) from error
     os.lseek(handle, 0, os.SEEK_SET)
-    if not free:
-        owner = os.read(handle, 100).decode(errors="replace")
-        owner = escape_controls(" ".join(owner.split())) or "another process"
+    if not acquired:
+        holder = os.read(handle, 100).decode(errors="replace")
+        holder = escape_controls(" ".join(holder.split())) or "another process"
         os.close(handle)
         raise InputError(
-            f"Another run is at work in '{folder}' ({owner}).",
+            f"Another run is at work in '{folder}' ({holder}).",
             hint="Wait for it, or use another folder with -o.",
         )
     os.ftruncate(handle, 0)
@@ -128,7 +134,7 @@ def _locked(path: Path, folder: Path, *, shared: bool = False) -> int:
 
 
 def _lock_shared(handle: int) -> bool:
-    """Whether the lock was free for one of several holders, which filelock has no lock for."""
+    """Try to take a shared lock, which filelock does not offer; returns whether that succeeded."""
     import fcntl
 
     try:
@@ -138,19 +144,22 @@ def _lock_shared(handle: int) -> bool:
     return True
 
 
-def _scratch(state: Path, shard: Shard | None, known: bool) -> Path:
-    """A folder for unfinished files, without those that a dead run left; tried by writing.
+def _prepare_scratch(state_folder: Path, shard: Shard | None, is_own: bool) -> Path:
+    """Create the folder for unfinished files, empty it, and check that it is writable.
 
-    One that was there before t2i was is another's, and so is one that holds a folder.
+    Raises InputError if it existed before t2i's lock file did, or contains a folder: it is not
+    t2i's then.
     """
-    scratch = state / (f"unfinished-{shard.number}-of-{shard.total}" if shard else "unfinished")
-    if os.path.lexists(scratch) and not known:
-        raise _strange(scratch, "is no folder")
-    _make(scratch)
-    left = list(scratch.iterdir())
-    if any(stat.S_ISDIR(os.lstat(path).st_mode) for path in left):
-        raise _strange(scratch, "holds a folder that is none")
-    for path in left:
+    scratch = state_folder / (
+        f"unfinished-{shard.number}-of-{shard.total}" if shard else "unfinished"
+    )
+    if os.path.lexists(scratch) and not is_own:
+        raise _foreign_path_error(scratch, "is no folder")
+    _make_folder(scratch)
+    leftovers = list(scratch.iterdir())
+    if any(stat.S_ISDIR(os.lstat(path).st_mode) for path in leftovers):
+        raise _foreign_path_error(scratch, "holds a folder that is none")
+    for path in leftovers:
         path.unlink()
     atomic.probe_folder(scratch)
     return scratch

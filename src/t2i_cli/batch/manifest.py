@@ -1,8 +1,8 @@
-"""The manifest: one JSON line an image, durable before it is told of; what is done is read here.
+"""The manifest: a JSON Lines file with the outcome of each image, synced before it is reported.
 
-Every file begins with HEADER. A line with a `status` is an image's or an invalid row's; the last
-one of an id holds. A line with a `pin` keeps the commit of a model from the first run on. What is
-not as t2i writes it (see `lines`) is damaged, and counts for nothing.
+Every file begins with MANIFEST_HEADER. A line with a `status` is about an image or an invalid row;
+the last line of an id counts. A line with a `pin` records the commit of a model, from the first
+run on. Lines that are not valid (see `manifest_lines`) are ignored as damaged.
 """
 
 import json
@@ -26,16 +26,16 @@ MANIFEST_HEADER = json.dumps({"t2i_manifest": MANIFEST_SCHEMA}).encode() + b"\n"
 MAIN_MANIFEST = "manifest.jsonl"
 _SHARD = re.compile(r"manifest-\d+-of-\d+\.jsonl")
 _MAX_HEADER = 1024
-"""Bytes."""
+"""Largest header in bytes."""
 
 RowStatus = Literal["done", "failed", "withheld"]
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """What the manifest says of an image: `file` is relative to the folder.
+    """The recorded outcome of an image; `file` is relative to the folder.
 
-    `code` is a failure's; `bytes` and `sha256` are those of the finished file.
+    `code` is the error code of a failure; `bytes` and `sha256` are those of the finished file.
     """
 
     status: RowStatus
@@ -47,7 +47,11 @@ class ManifestEntry:
 
 @dataclass
 class ManifestState:
-    """All that a folder's manifests say; `owners` gives the row of each file's name."""
+    """The content of a folder's manifests.
+
+    `rows` is by row id; `owners` maps a normalised file name to the id of its row; `pins` maps a
+    model and the requested revision to a commit; `damaged` counts the lines left out.
+    """
 
     rows: dict[str, ManifestEntry] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
@@ -57,58 +61,59 @@ class ManifestState:
 
 
 def shard_manifest_name(number: int, total: int) -> str:
-    """The manifest of one machine of several."""
+    """The file name of a shard's manifest."""
     return f"manifest-{number}-of-{total}.jsonl"
 
 
 def manifest_files(folder: Path) -> list[Path]:
-    """Every manifest of a folder, the main one first."""
+    """The manifests of a folder, the main one first."""
     main = folder / MAIN_MANIFEST
     shards = [path for path in folder.glob("manifest-*-of-*.jsonl") if _SHARD.fullmatch(path.name)]
     return [main] * os.path.lexists(main) + sorted(shards)
 
 
 def load_manifests(folder: Path) -> ManifestState:
-    """What the folder's manifests say; raises InputError for a file that is no manifest."""
+    """Read the folder's manifests; raises InputError for a file that is no manifest."""
     state = ManifestState()
     for path in manifest_files(folder):
         for record in read_records(path):
             if record is None:
                 state.damaged += 1
             elif "pin" in record:
-                _take_pin(state, record)
+                _load_pin(state, record)
             elif record.get("status") == "invalid":
                 state.invalid.add(tuple(record.get(key) for key in ("line", "field", "message")))
             elif isinstance(record.get("id"), str):
-                _take_row(state, record)
+                _load_row(state, record)
     return state
 
 
 def read_records(path: Path) -> Iterator[dict[str, object] | None]:
-    """The lines of a manifest, `None` for a damaged one.
+    """Yield the lines of a manifest, `None` for a damaged one.
 
-    A last line that was never finished is left out: it may still be being written. Raises
-    InputError if the file is no manifest that this t2i can read.
+    A last line without a newline is left out: another process may still be writing it. Raises
+    InputError if the file is no manifest that this version can read, StorageError if reading fails.
     """
     try:
         with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
             _check_header(file.readline(_MAX_HEADER), path)
             while line := file.readline(manifest_lines.MAX_LINE):
-                whole = True
+                fits = True
                 while line and not line.endswith(b"\n"):
-                    whole = False
+                    fits = False
                     line = file.readline(manifest_lines.MAX_LINE)
                 if not line:
                     return
-                yield manifest_lines.read_line(line) if whole else None
+                yield manifest_lines.read_line(line) if fits else None
     except OSError as error:
         raise storage_error(error, "read", path) from error
 
 
 class Manifest:
-    """A manifest open for writing. One process at a time: the folder's lock sees to that.
+    """A manifest open for appending, by one process at a time (see `lock.lock_folder`).
 
-    What is appended is on the disk at once, unless it is not to be `durable`.
+    If `durable`, every append is synced to the disk. Raises InputError for a file that is no
+    manifest, StorageError if writing fails.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
@@ -117,7 +122,7 @@ class Manifest:
         try:
             self._file = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
-                _repair(self._file, path)
+                _truncate_partial_line(self._file, path)
                 if os.fstat(self._file).st_size == 0:
                     self._write(MANIFEST_HEADER)
                     sync_folder(path.parent)
@@ -128,10 +133,7 @@ class Manifest:
             raise storage_error(error, "write", path) from error
 
     def append(self, lines: Sequence[Mapping[str, object]], folders: Iterable[Path] = ()) -> None:
-        """Write lines, all or none of them, once the names in `folders` are durable.
-
-        Raises StorageError.
-        """
+        """Append lines, all or none of them, after syncing `folders`. Raises StorageError."""
         data = encode_lines(lines)
         try:
             for folder in folders if self.durable else ():
@@ -150,25 +152,25 @@ class Manifest:
     def _write(self, data: bytes) -> None:
         size = os.fstat(self._file).st_size
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            remaining = memoryview(data)
+            while remaining:
+                remaining = remaining[os.write(self._file, remaining) :]
             if self.durable:
                 os.fsync(self._file)
         except OSError:
-            # A full disk leaves no half line behind.
+            # Remove a partial line, as of a full disk.
             with suppress(OSError):
                 os.ftruncate(self._file, size)
             raise
 
 
 def encode_lines(lines: Iterable[Mapping[str, object]]) -> bytes:
-    """The lines of a manifest as JSON Lines."""
+    """Encode lines as JSON Lines."""
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the system can (fsync(2))."""
+    """Sync a folder's entries to the disk (fsync(2)); does nothing on Windows."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -179,41 +181,40 @@ def sync_folder(folder: Path) -> None:
 
 
 def merge_manifests(folder: Path, scratch: Path | None = None) -> int:
-    """Put every shard's lines into the main manifest; returns how many shards there were.
+    """Merge all shards' manifests into the main one; returns the number of shards.
 
-    `scratch`, or else the folder, takes the new one while it is unfinished. Damaged lines are left
-    out. A shard's file goes only once its lines are safe, so that a merge can be broken off
-    anywhere.
+    `scratch`, or else the folder, holds the unfinished file. Damaged lines are left out. Shards'
+    files are removed after their lines are synced, so that a merge can be interrupted at any time.
     """
-    parts = [path for path in manifest_files(folder) if path.name != MAIN_MANIFEST]
+    shards = [path for path in manifest_files(folder) if path.name != MAIN_MANIFEST]
     latest: dict[str, dict[str, object]] = {}
     pins: dict[str, dict[str, object]] = {}
-    for record in _all(manifest_files(folder)):
+    for record in _valid_records(manifest_files(folder)):
         if "pin" in record:
             pins.setdefault(json.dumps([record["model"], record.get("revision")]), record)
             continue
         key = str(record.get("id") or json.dumps(record))
         if latest.get(key, {}).get("status") != "done" or record.get("status") == "done":
             latest[key] = record
-    if not parts:
+    if not shards:
         return 0
     try:
         data = MANIFEST_HEADER + encode_lines([*pins.values(), *latest.values()])
         atomic.write_bytes(folder / MAIN_MANIFEST, data, scratch=scratch or folder, sync=True)
         sync_folder(folder)
-        for path in parts:
+        for path in shards:
             path.unlink()
     except OSError as error:
         raise storage_error(error, "write", folder / MAIN_MANIFEST) from error
-    return len(parts)
+    return len(shards)
 
 
-def _all(paths: Iterable[Path]) -> Iterator[dict[str, object]]:
+def _valid_records(paths: Iterable[Path]) -> Iterator[dict[str, object]]:
     for path in paths:
         yield from (record for record in read_records(path) if record is not None)
 
 
-def _take_row(state: ManifestState, record: Mapping[str, object]) -> None:
+def _load_row(state: ManifestState, record: Mapping[str, object]) -> None:
     status, file, error = record.get("status"), record.get("file"), record.get("error")
     if status not in {"done", "failed", "withheld"}:
         return
@@ -222,7 +223,7 @@ def _take_row(state: ManifestState, record: Mapping[str, object]) -> None:
     state.rows[row_id] = ManifestEntry(
         status,
         str(file) if file else None,
-        _number(record.get("bytes")),
+        _int_or_none(record.get("bytes")),
         str(record.get("sha256")),
         str(code) if code else None,
     )
@@ -230,13 +231,13 @@ def _take_row(state: ManifestState, record: Mapping[str, object]) -> None:
         state.owners[filenames.normalised_name(str(file))] = row_id
 
 
-def _take_pin(state: ManifestState, record: Mapping[str, object]) -> None:
-    asked = record.get("revision")
-    key = (str(record.get("model")), None if asked is None else str(asked))
+def _load_pin(state: ManifestState, record: Mapping[str, object]) -> None:
+    revision = record.get("revision")
+    key = (str(record.get("model")), None if revision is None else str(revision))
     state.pins.setdefault(key, str(record["pin"]))
 
 
-def _number(value: object) -> int | None:
+def _int_or_none(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
@@ -256,19 +257,19 @@ def _check_header(line: bytes, path: Path) -> None:
         )
 
 
-def _repair(handle: int, path: Path) -> None:
-    """Cut off a last line that was never finished. Raises InputError if it is no manifest."""
+def _truncate_partial_line(handle: int, path: Path) -> None:
+    """Truncate a last line without a newline. Raises InputError if the file is no manifest."""
     header, newline, _ = os.pread(handle, _MAX_HEADER, 0).partition(b"\n")
     _check_header(header + newline, path)
-    end = kept = os.fstat(handle).st_size
-    while kept:
-        # A line may be longer than one look back.
-        start = max(0, kept - 65_536)
-        found = os.pread(handle, kept - start, start).rfind(b"\n")
+    size = complete_size = os.fstat(handle).st_size
+    while complete_size:
+        # Read backwards in blocks: a line may be longer than one block.
+        start = max(0, complete_size - 65_536)
+        found = os.pread(handle, complete_size - start, start).rfind(b"\n")
         if found >= 0:
-            kept = start + found + 1
+            complete_size = start + found + 1
             break
-        kept = start
-    if kept < end:
-        os.ftruncate(handle, kept)
+        complete_size = start
+    if complete_size < size:
+        os.ftruncate(handle, complete_size)
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What a line of a manifest must be to count: anyone may have written the file since."""
+"""Validates manifest lines: the file may be damaged or edited by another program."""
 
 import json
 import re
@@ -8,23 +8,23 @@ from t2i_cli.files import state_files
 from t2i_cli.files.state_files import is_amount, is_count, is_text
 
 MAX_LINE = 2**24
-"""Bytes; t2i's own lines take a few thousand."""
+"""Largest line in bytes; lines written by t2i have a few thousand."""
 DONE_STATUS = "done"
 RESULT_STATUSES = {DONE_STATUS, "failed", "withheld"}
-"""What a status says of an image; another one is `invalid`, or a newer t2i's."""
+"""Statuses of images; others are `invalid`, or those of a newer t2i."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
-_NUMBERS = ("index", "line", "bytes")
-_AMOUNTS = ("seconds", "round_trip_seconds")
-_TEXTS = ("sha256", "field", "message", "time")
+_INTEGER_FIELDS = ("index", "line", "bytes")
+_NUMBER_FIELDS = ("seconds", "round_trip_seconds")
+_TEXT_FIELDS = ("sha256", "field", "message", "time")
 
 
 def read_line(line: bytes) -> dict[str, object] | None:
-    """A line as an object, `None` for a damaged one."""
+    """Parse a line; `None` if it is damaged."""
     try:
         record = state_files.parse_json(line)
         if b"\\ud" in line.lower():
-            # Half of a surrogate pair has no place in UTF-8: neither gallery nor merge could write.
+            # A lone surrogate has no UTF-8 encoding: gallery and merge could not write it.
             json.dumps(record, ensure_ascii=False).encode()
     except ValueError:
         return None
@@ -32,17 +32,17 @@ def read_line(line: bytes) -> dict[str, object] | None:
 
 
 def is_valid_record(record: Mapping[str, object]) -> bool:
-    """Whether every field that is read has a value of its kind, and none is missing."""
+    """Whether the fields that t2i reads have the right types and the required ones are set."""
     if "pin" in record:
         return _is_pin(record)
     status = record.get("status")
     if status is None:
-        return True  # it says nothing of an image
+        return True  # not about an image
     return (
         is_text(status, 40)
-        and all(_is_absent(record, n) or is_count(record[n]) for n in _NUMBERS)
-        and all(_is_absent(record, n) or is_amount(record[n]) for n in _AMOUNTS)
-        and all(_is_absent(record, n) or isinstance(record[n], str) for n in _TEXTS)
+        and all(_is_absent(record, name) or is_count(record[name]) for name in _INTEGER_FIELDS)
+        and all(_is_absent(record, name) or is_amount(record[name]) for name in _NUMBER_FIELDS)
+        and all(_is_absent(record, name) or isinstance(record[name], str) for name in _TEXT_FIELDS)
         and (_is_absent(record, "file") or is_inside_folder(record["file"]))
         and _is_error(record.get("error"))
         and _is_request(record.get("request"))
@@ -52,7 +52,7 @@ def is_valid_record(record: Mapping[str, object]) -> bool:
 
 
 def is_inside_folder(file: object) -> bool:
-    """Whether it is a path, relative to a folder, that does not leave it."""
+    """Whether the value is a relative path that stays inside its folder."""
     if not isinstance(file, str) or not 0 < len(file) <= 4096 or "\0" in file:
         return False
     return file[0] not in "/\\" and file[1:2] != ":" and ".." not in re.split(r"[/\\]", file)
@@ -77,7 +77,9 @@ def _is_error(error: object) -> bool:
         return True
     if not isinstance(error, dict):
         return False
-    return all(_is_absent(error, n) or isinstance(error[n], str) for n in ("code", "message"))
+    return all(
+        _is_absent(error, name) or isinstance(error[name], str) for name in ("code", "message")
+    )
 
 
 def _is_request(request: object) -> bool:

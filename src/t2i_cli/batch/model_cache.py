@@ -1,18 +1,18 @@
-"""The models that a batch names: each is described and checked once."""
+"""Cache of model specifications and checks, so that a batch asks a backend once per model."""
 
 from t2i_cli.backend import Backend
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
-ROW_FAULTS = (InputError, ModelError, OutOfMemoryError)
-"""What a row can be blamed for; a network that fails is no fault of a row."""
+ROW_ERRORS = (InputError, ModelError, OutOfMemoryError)
+"""Errors that a row can cause; others, as of the network, end the batch."""
 
 ModelName = tuple[object, object]
 
 
 class ModelCache:
-    """What a backend says of models, remembered, refusals too."""
+    """Caches a backend's answers on models, errors included."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -20,34 +20,34 @@ class ModelCache:
         self._checked: dict[tuple[object, ...], T2IError | None] = {}
 
     def describe(self, model: object, revision: object) -> ModelSpec:
-        """What is known of a model, as a request names it. Raises T2IError."""
-        name = (model, revision)
-        if name not in self._specs:
+        """The specification of a model, named as in a request. Raises T2IError."""
+        key = (model, revision)
+        if key not in self._specs:
             try:
-                self._specs[name] = self._backend.describe(
+                self._specs[key] = self._backend.describe(
                     GenerateRequest(prompt="-", model=model, revision=revision)  # type: ignore[arg-type]
                 )
-            except ROW_FAULTS as error:
-                self._specs[name] = error
-        found = self._specs[name]
+            except ROW_ERRORS as error:
+                self._specs[key] = error
+        found = self._specs[key]
         if isinstance(found, T2IError):
             raise found
         return found
 
-    def known(self, model: object, revision: object) -> ModelSpec | None:
-        """What `describe` has found of a model before, if it has."""
+    def cached_spec(self, model: object, revision: object) -> ModelSpec | None:
+        """The specification if `describe` has returned it before, else `None`."""
         found = self._specs.get((model, revision))
         return found if isinstance(found, ModelSpec) else None
 
     def check(self, request: ResolvedRequest) -> None:
-        """Raise if the backend cannot make the request; it is asked once for those alike."""
+        """Raise T2IError if the backend cannot make the request; asks once per batch key."""
         key = request.batch_key()
         if key not in self._checked:
             try:
                 self._backend.check(request)
-            except ROW_FAULTS as error:
+            except ROW_ERRORS as error:
                 self._checked[key] = error
             else:
                 self._checked[key] = None
-        if refusal := self._checked[key]:
-            raise refusal
+        if cached_error := self._checked[key]:
+            raise cached_error

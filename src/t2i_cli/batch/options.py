@@ -1,4 +1,4 @@
-"""What the command line says of all rows: defaults, repeats, and fields to vary."""
+"""Options of the command line for all rows: defaults, seeds, counts, and fields to vary."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from t2i_cli.prompts.entries import Value, parse_value
 from t2i_cli.request_fields import MAX_SEED
 
 MAX_ROWS = 1_000_000
-"""Images of one batch; what is known of each has to fit in memory."""
+"""Largest number of images in a batch: all rows are kept in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """What the command line says of all rows; `defaults` are fields of a request."""
+    """Options for all rows; `defaults` are request fields for rows that do not set them."""
 
     defaults: Mapping[str, Value] = field(default_factory=dict)
     vary: Sequence[tuple[str, Sequence[Value]]] = ()
@@ -25,15 +25,15 @@ class BatchOptions:
 
 
 def parse_vary(texts: Sequence[str]) -> list[tuple[str, Sequence[Value]]]:
-    """`steps=10,20` as a field and its values; quotes keep a comma. Raises InputError."""
-    found: list[tuple[str, Sequence[Value]]] = []
+    """Parse texts as `steps=10,20` to fields and values, in CSV syntax. Raises InputError."""
+    varied: list[tuple[str, Sequence[Value]]] = []
     for text in texts:
         name, equals, listed = text.partition("=")
         name = name.strip()
         if not equals or not listed.strip():
             raise InputError(f"--vary {text} is not of the form field=value,value.", field="vary")
-        if name in {"count", "name"} or name in dict(found):
-            raise InputError(f"--vary cannot vary {name}{' twice' * (name in dict(found))}.")
+        if name in {"count", "name"} or name in dict(varied):
+            raise InputError(f"--vary cannot vary {name}{' twice' * (name in dict(varied))}.")
         try:
             cells = next(csv.reader([listed], skipinitialspace=True, strict=True))
             values = [parse_value(name, cell) for cell in cells]
@@ -43,12 +43,12 @@ def parse_vary(texts: Sequence[str]) -> list[tuple[str, Sequence[Value]]]:
             raise InputError(f"--vary {name}: {error.message}", field="vary") from error
         if len(set(values)) < len(values):
             raise InputError(f"--vary {text} has a value twice.", field="vary")
-        found.append((name, values))
-    return found
+        varied.append((name, values))
+    return varied
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`1-4,9` as the seeds 1, 2, 3, 4 and 9. Raises InputError."""
+    """Parse `1-4,9` as the seeds 1, 2, 3, 4 and 9. Raises InputError."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
@@ -64,7 +64,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_batch_size(text: str, *, strict: bool) -> int | None:
-    """Images of one pass at most, `None` for as many as the device gains by. Raises InputError."""
+    """Parse the largest batch size; `None` lets the device decide. Raises InputError."""
     if text == "auto":
         return 1 if strict else None
     if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= 256:

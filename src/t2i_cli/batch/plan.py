@@ -1,4 +1,4 @@
-"""The plan: which images are there, which are to be made, and what that will take."""
+"""The plan of a batch: images done, images to make, and their estimated time and size."""
 
 import hashlib
 import os
@@ -32,12 +32,12 @@ from t2i_cli.terminal.console import format_bytes
 RETRIED_CODES = {
     kind.code for kind in (AccessError, QuotaError, TimedOutError, RemoteError, StorageError)
 }
-"""Failures that say nothing of the row: they are tried again by every run."""
+"""Codes of failures that a row does not cause; every run retries such images."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """A row to be made now: its file, relative to the folder with `/`, and its format."""
+    """An image to be made in this run; `file` is its path relative to the folder, with `/`."""
 
     row: BatchRow
     file: str
@@ -46,7 +46,7 @@ class PlannedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionOptions:
-    """Which of the rows a run is to make, and how their files are called."""
+    """Which rows a run makes, and how their files are named."""
 
     template: str = row_filenames.DEFAULT_NAME_TEMPLATE
     format: str | None = None
@@ -59,10 +59,10 @@ class SelectionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """What a run will do. `jobs` are in the order of their making.
+    """What a run will do. `jobs` are in the order in which they are made.
 
-    `failed` are those that an earlier run gave up, by the code of the failure; `left` is what
-    --limit leaves out; `needs` is what the backend says of each model.
+    `failed` counts the failures of earlier runs by code; `left` is the number of images beyond
+    --limit; `estimates` is the backend's estimate for each model; `seconds` the estimated time.
     """
 
     folder: Path
@@ -72,14 +72,14 @@ class BatchPlan:
     failed: Mapping[str, int]
     left: int
     problems: Sequence[PromptProblem]
-    needs: Sequence[Mapping[str, object]]
+    estimates: Sequence[Mapping[str, object]]
     disk_bytes: int
     free_bytes: int
     seconds: float | None
     groups: Sequence[Mapping[str, object]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, object]:
-        """The plan as `--dry-run --json` and the `planned` event tell it."""
+        """The plan as `--dry-run --json` and the `planned` event print it."""
         return {
             "folder": str(self.folder),
             "images": len(self.rows),
@@ -89,14 +89,14 @@ class BatchPlan:
             "left": self.left,
             "invalid": len({problem.line for problem in self.problems}),
             "groups": list(self.groups),
-            "models": list(self.needs),
+            "models": list(self.estimates),
             "disk_bytes": self.disk_bytes,
             "free_bytes": self.free_bytes,
             "estimated_seconds": None if self.seconds is None else round(self.seconds, 1),
         }
 
     def text(self) -> str:
-        """The plan for a person."""
+        """The plan as text for people."""
         parts = [f"{len(self.jobs):,} of {len(self.rows):,} images to make in {self.folder}"]
         parts += [f"{self.done:,} done before"] * bool(self.done)
         parts += [f"{sum(self.failed.values()):,} failed before"] * bool(self.failed)
@@ -112,13 +112,13 @@ class BatchPlan:
             lines.append(
                 f"  {group['images']:,} with {group['model']}: {', '.join([size, *settings])}"
             )
-        for need in self.needs:
-            if download := need.get("download_mib"):
-                lines.append(f"  to download: {need['model']}, {download:,} MiB")
-            if url := need.get("url"):
-                lines.append(f"  on {url}: {need['concurrency']} calls at a time")
-            if date := need.get("prices_of"):
-                price = need["usd_per_hour_at_most"]
+        for estimate in self.estimates:
+            if download := estimate.get("download_mib"):
+                lines.append(f"  to download: {estimate['model']}, {download:,} MiB")
+            if url := estimate.get("url"):
+                lines.append(f"  on {url}: {estimate['concurrency']} calls at a time")
+            if date := estimate.get("prices_of"):
+                price = estimate["usd_per_hour_at_most"]
                 cost = "not known" if price is None else f"at most {price:.2f} USD per hour"
                 lines.append(f"  price: {cost}, while the endpoint is up (table: {date})")
         lines.append(
@@ -135,118 +135,133 @@ def build_plan(
     problems: Sequence[PromptProblem],
     folder: Path,
     state: ManifestState,
-    choice: SelectionOptions,
-    needs: Callable[[ResolvedRequest], Mapping[str, object]] = lambda _: {},
+    selection: SelectionOptions,
+    estimate: Callable[[ResolvedRequest], Mapping[str, object]] = lambda _: {},
 ) -> BatchPlan:
-    """Find out what is to be made; a row that cannot be named joins the problems."""
-    looked = {row.id: _standing(row, state, folder, choice) for row in rows}
-    missing = {row_id for row_id, standing in looked.items() if standing is None}
-    kept = {row_id: path for row_id in missing if (path := _recorded(state.rows.get(row_id)))}
-    found, unnamed = row_filenames.assign_filenames(
-        rows, choice.template, choice.format, state.owners, missing - kept.keys()
+    """Plan a run; a row without a valid file name becomes a problem of the plan.
+
+    `estimate` is the backend's estimate for the first request of each model.
+    """
+    statuses = {row.id: _row_status(row, state, folder, selection) for row in rows}
+    missing = {row_id for row_id, status in statuses.items() if status is None}
+    recorded_names = {
+        row_id: path for row_id in missing if (path := _recorded_file(state.rows.get(row_id)))
+    }
+    names, name_problems = row_filenames.assign_filenames(
+        rows, selection.template, selection.format, state.owners, missing - recorded_names.keys()
     )
-    found |= kept
-    unnamed += _strangers(rows, found, state, folder)
-    wrong = {problem.line for problem in unnamed}
-    part = [
+    names |= recorded_names
+    name_problems += _foreign_files(rows, names, state, folder)
+    invalid_lines = {problem.line for problem in name_problems}
+    selected_rows = [
         row
         for row in rows
-        if row.line not in wrong and (choice.shard is None or choice.shard.includes(row.id))
+        if row.line not in invalid_lines
+        and (selection.shard is None or selection.shard.includes(row.id))
     ]
-    wanted = [row for row in part if row.id in missing]
-    chosen = wanted if choice.limit is None else wanted[: choice.limit]
+    to_make = [row for row in selected_rows if row.id in missing]
+    chosen = to_make if selection.limit is None else to_make[: selection.limit]
     groups = list(group_rows(chosen))
-    jobs = [PlannedImage(row, *found[row.id]) for group in groups for row in group]
-    firsts = {(g[0].request.model, g[0].request.revision): g[0].request for g in reversed(groups)}
-    told = [{"model": request.model, **needs(request)} for request in firsts.values()]
-    devices = {str(need["model"]): _text(need.get("device")) for need in told}
+    jobs = [PlannedImage(row, *names[row.id]) for group in groups for row in group]
+    first_requests = {
+        (g[0].request.model, g[0].request.revision): g[0].request for g in reversed(groups)
+    }
+    estimates = [
+        {"model": request.model, **estimate(request)} for request in first_requests.values()
+    ]
+    devices = {str(record["model"]): _text_or_none(record.get("device")) for record in estimates}
     return BatchPlan(
         folder=folder,
-        rows=part,
+        rows=selected_rows,
         jobs=jobs,
-        done=sum(looked[row.id] == "done" for row in part),
-        failed=Counter(s for row in part if (s := looked[row.id]) not in (None, "done")),
-        left=len(wanted) - len(chosen),
-        problems=[*problems, *unnamed],
-        needs=told,
-        disk_bytes=sum(map(_size, jobs)),
-        free_bytes=_free(folder),
+        done=sum(statuses[row.id] == "done" for row in selected_rows),
+        failed=Counter(
+            status for row in selected_rows if (status := statuses[row.id]) not in (None, "done")
+        ),
+        left=len(to_make) - len(chosen),
+        problems=[*problems, *name_problems],
+        estimates=estimates,
+        disk_bytes=sum(map(_estimated_bytes, jobs)),
+        free_bytes=_free_bytes(folder),
         seconds=timings.estimate_seconds((row.request for row in chosen), devices),
-        groups=[_described(group) for group in groups],
+        groups=[_describe_group(group) for group in groups],
     )
 
 
 def format_estimate(seconds: float) -> str:
-    """A time for people."""
+    """Format a number of seconds for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _standing(
-    row: BatchRow, state: ManifestState, folder: Path, choice: SelectionOptions
+def _row_status(
+    row: BatchRow, state: ManifestState, folder: Path, selection: SelectionOptions
 ) -> str | None:
-    """ "done", the code of a failure that stands, or `None` for what is to be made."""
-    known = state.rows.get(row.id)
-    if known is None or choice.force:
+    """`done`, the code of a failure that is not retried, or `None` for an image to be made."""
+    entry = state.rows.get(row.id)
+    if entry is None or selection.force:
         return None
-    if known.status == "done":
-        return "done" if _is_whole(known, folder, choice.verify_files) else None
-    if choice.retry_failed or known.code in RETRIED_CODES:
+    if entry.status == "done":
+        return "done" if _is_whole(entry, folder, selection.verify_files) else None
+    if selection.retry_failed or entry.code in RETRIED_CODES:
         return None
-    return known.code or known.status
+    return entry.code or entry.status
 
 
-def _is_whole(known: ManifestEntry, folder: Path, verify: bool) -> bool:
-    path = os.path.join(folder, known.file or "")
+def _is_whole(entry: ManifestEntry, folder: Path, verify: bool) -> bool:
+    """Whether the file has the recorded size and, with `verify`, the recorded SHA-256 hash."""
+    path = os.path.join(folder, entry.file or "")
     try:
         found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != known.bytes:
+        if not stat.S_ISREG(found.st_mode) or found.st_size != entry.bytes:
             return False
         if verify:
             with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == known.sha256
+                return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
     except OSError:
         return False
     return True
 
 
-def _recorded(known: ManifestEntry | None) -> tuple[str, ImageFormat] | None:
-    """The name that a row has had, if it is one that a row may have."""
-    if known is None or known.file is None:
+def _recorded_file(entry: ManifestEntry | None) -> tuple[str, ImageFormat] | None:
+    """File and format recorded in the manifest, `None` if the name is not valid for a row."""
+    if entry is None or entry.file is None:
         return None
     try:
-        row_filenames.check_filename(known.file)
+        row_filenames.check_filename(entry.file)
     except InputError:
         return None
-    format = image_formats.IMAGE_FORMATS.get(known.file.rpartition(".")[2].lower())
-    return (known.file, format) if format else None
+    format = image_formats.IMAGE_FORMATS.get(entry.file.rpartition(".")[2].lower())
+    return (entry.file, format) if format else None
 
 
-def _strangers(
+def _foreign_files(
     rows: Iterable[BatchRow],
-    found: Mapping[str, tuple[str, ImageFormat]],
+    names: Mapping[str, tuple[str, ImageFormat]],
     state: ManifestState,
     folder: Path,
 ) -> list[PromptProblem]:
-    """Files in the place of an image to be made that are none of this batch's."""
+    """A problem for each image to be made whose path is taken by a file of another origin."""
     problems: list[PromptProblem] = []
     if not folder.is_dir():
         return problems
     for row in rows:
-        file, _ = found.get(row.id, ("", None))
+        file, _ = names.get(row.id, ("", None))
         path = os.path.join(folder, file)
         if not file or not os.path.lexists(path):
             continue
-        if state.owners.get(filenames.normalised_name(file)) == row.id or _is_of(row, Path(path)):
+        if state.owners.get(filenames.normalised_name(file)) == row.id or _belongs_to_row(
+            row, Path(path)
+        ):
             continue
         message = f"'{path}' is there, and not of this batch; move it, or use another -o."
         problems.append(PromptProblem(row.line, "name", message))
     return problems
 
 
-def _is_of(row: BatchRow, path: Path) -> bool:
-    """Whether a file that no manifest has is the row's: a run died before it could say so."""
+def _belongs_to_row(row: BatchRow, path: Path) -> bool:
+    """Whether a file missing from the manifest is the row's image, from a run that was killed."""
     from t2i_cli.output import metadata
 
     if path.is_symlink() or not path.is_file():
@@ -258,21 +273,23 @@ def _is_of(row: BatchRow, path: Path) -> bool:
     return record.source == "t2i" and dict(record.request) == row.request.to_json()
 
 
-def _described(group: Sequence[BatchRow]) -> dict[str, object]:
-    """What the rows of a group have in common, and how many they are."""
+def _describe_group(group: Sequence[BatchRow]) -> dict[str, object]:
+    """The fields that the rows of a group share, and the number of images."""
     request = group[0].request
-    told = request.to_json().items()
-    return {n: value for n, value in told if not FIELDS[n].per_image} | {"images": len(group)}
+    fields = request.to_json().items()
+    return {name: value for name, value in fields if not FIELDS[name].per_image} | {
+        "images": len(group)
+    }
 
 
-def _size(job: PlannedImage) -> int:
+def _estimated_bytes(job: PlannedImage) -> int:
     pixels = (job.row.request.width or 1024) * (job.row.request.height or 1024)
     return int(pixels * image_formats.BYTES_A_PIXEL[job.format])
 
 
-def _free(folder: Path) -> int:
+def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(filenames.existing_parent(folder)).free
 
 
-def _text(value: object) -> str | None:
+def _text_or_none(value: object) -> str | None:
     return None if value is None else str(value)

@@ -1,4 +1,4 @@
-"""File names of rows: from a template or the row itself, inside the folder, and used once."""
+"""File names of rows, from a template or the row: valid, unique, and inside the folder."""
 
 import re
 import unicodedata
@@ -16,31 +16,31 @@ from t2i_cli.prompts.entries import PromptProblem
 
 DEFAULT_NAME_TEMPLATE = "{index:05d}-{slug}-{seed}.{ext}"
 RESERVED_NAMES = {"index.html", "sheet.png", ".t2i"}
-"""What t2i itself writes into the folder, manifests aside."""
+"""Names that t2i writes into the folder, besides manifests."""
 MAX_FILE_NAME = 200
-"""Characters of a whole name: Windows takes 260, the folder's path included."""
+"""Characters of a path below the folder: Windows allows 260 with the folder's own path."""
 
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 _FORBIDDEN = re.compile(r'[<>:"|?*\\]')
-"""What Windows takes in no name, and its separator, which other systems would take for a letter."""
+"""Characters that Windows forbids in names, and its separator."""
 
 
 def check_template(template: str, format: str | None) -> None:
-    """Raise InputError for options that no image can be called by: --name and --format."""
-    filenames.parse_output(_with_ending(template), format)
+    """Raise InputError if no file name can follow from --name and --format."""
+    filenames.parse_output(_with_extension(template), format)
     check_filename(_PLACEHOLDER.sub("x", template))
 
 
 @lru_cache(maxsize=4096)
 def parse_name_template(template: str, format: str | None) -> OutputTemplate:
-    """A template with its format; its own extension stands over that. Raises InputError."""
-    whole = _with_ending(template)
+    """Parse a template; its extension takes precedence over `format`. Raises InputError."""
+    full_template = _with_extension(template)
     return filenames.parse_output(
-        whole, format if filenames.template_extension(whole) is None else None
+        full_template, format if filenames.template_extension(full_template) is None else None
     )
 
 
-def _with_ending(template: str) -> str:
+def _with_extension(template: str) -> str:
     if not template:
         raise InputError("The name is empty.", field="name")
     return template if filenames.template_extension(template) != "" else template + ".{ext}"
@@ -49,12 +49,12 @@ def _with_ending(template: str) -> str:
 def row_filename(
     row: BatchRow, template: str, format: str | None
 ) -> tuple[str, image_formats.ImageFormat]:
-    """The row's file, relative to the folder with `/`, and its format. Raises InputError."""
-    aim = parse_name_template(template if row.name is None else row.name, format)
-    subject = TemplateContext(index=row.index, id=row.id, request=row.request, format=aim.format)
-    path = filenames.render_template(aim.template or template, subject)
+    """The row's path relative to the folder, with `/`, and its format. Raises InputError."""
+    target = parse_name_template(template if row.name is None else row.name, format)
+    context = TemplateContext(index=row.index, id=row.id, request=row.request, format=target.format)
+    path = filenames.render_template(target.template or template, context)
     check_filename(path)
-    return path, aim.format
+    return path, target.format
 
 
 def assign_filenames(
@@ -64,9 +64,9 @@ def assign_filenames(
     owners: Mapping[str, str],
     wanted: Container[str],
 ) -> tuple[dict[str, tuple[str, image_formats.ImageFormat]], list[PromptProblem]]:
-    """Names by row id, and what is wrong with any; only `wanted` ids are named.
+    """File names by row id, and problems; only the ids in `wanted` are named.
 
-    `owners` says which row the manifest gave a name (as `naming.same_name` writes it).
+    `owners` maps names in the manifest (see `filenames.normalised_name`) to row ids.
     """
     names: dict[str, tuple[str, image_formats.ImageFormat]] = {}
     problems: list[PromptProblem] = []
@@ -76,18 +76,20 @@ def assign_filenames(
         if row.id not in wanted:
             continue
         try:
-            path, form = row_filename(row, template, format)
-            _check_size(row, form)
+            path, image_format = row_filename(row, template, format)
+            _check_size(row, image_format)
         except InputError as error:
             problems.append(PromptProblem(row.line, error.field or "name", error.message))
             continue
         key = filenames.normalised_name(path)
         parents = [str(parent) for parent in PurePosixPath(key).parents][:-1] if "/" in key else []
-        clash = taken.get(key) or folders.get(key)
-        clash = clash or next((taken[parent] for parent in parents if parent in taken), None)
-        if clash:
+        conflict = taken.get(key) or folders.get(key)
+        conflict = conflict or next((taken[parent] for parent in parents if parent in taken), None)
+        if conflict:
             problems.append(
-                PromptProblem(row.line, "name", f"{path!r} is taken by line {clash.line} already.")
+                PromptProblem(
+                    row.line, "name", f"{path!r} is taken by line {conflict.line} already."
+                )
             )
         elif owners.get(key, row.id) != row.id:
             problems.append(
@@ -99,12 +101,12 @@ def assign_filenames(
             )
         taken[key] = row
         folders.update(dict.fromkeys(parents, row))
-        names[row.id] = (path, form)
+        names[row.id] = (path, image_format)
     return names, problems
 
 
 def check_filename(path: str) -> None:
-    """Raise InputError for what leaves the folder, or is no file name everywhere."""
+    """Raise InputError for a path that leaves the folder, or is not valid on every system."""
     if path.startswith(("/", "\\")) or path[1:2] == ":":
         raise InputError(f"{path!r} is an absolute path; names are inside the folder.")
     if len(path) > MAX_FILE_NAME:

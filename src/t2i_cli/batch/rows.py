@@ -1,4 +1,4 @@
-"""Rows: what a prompts file and the command line ask for, one image each, with a lasting id."""
+"""Rows: the requests of a prompts file and the command line, one per image, with stable ids."""
 
 import hashlib
 import itertools
@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli.backend import Backend
-from t2i_cli.batch.model_cache import ROW_FAULTS, ModelCache
+from t2i_cli.batch.model_cache import ROW_ERRORS, ModelCache
 from t2i_cli.batch.options import MAX_ROWS, BatchOptions
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.models.request_resolution import build_request, resolve_request
@@ -18,16 +18,16 @@ from t2i_cli.request_fields import MAX_SEED
 ModelRevision = tuple[str, str | None]
 """A model and the revision asked for."""
 
-_ROWS_OWN = frozenset({"prompt", "seed", "count", "name"})
-"""What rows say of themselves; with no more than that, all else is the command line's."""
+_PER_ROW_FIELDS = frozenset({"prompt", "seed", "count", "name"})
+"""Fields that each row has of its own; if rows set no others, the rest is the command line's."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
     """One image to be made. `index` counts from 1; `id` does not depend on it.
 
-    `line` is the prompts file's; `varied` are the texts of what --vary set, and `repeat` counts
-    the images that --count or --seeds made of one row, from 0.
+    `line` is the line in the prompts file; `varied` are the fields that --vary set, as text;
+    `repeat` counts the images that --count or --seeds make of one entry, from 0.
     """
 
     index: int
@@ -41,134 +41,138 @@ class BatchRow:
 
 def expand_rows(
     entries: Sequence[PromptEntry],
-    wishes: BatchOptions,
+    options: BatchOptions,
     backend: Backend,
     on_note: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[BatchRow], list[PromptProblem]]:
-    """Every row of the entries, checked against its model, and all that is wrong with the rest.
+    """Expand the entries to rows, checked against their models; returns rows and problems.
 
-    Raises T2IError for what is wrong with the command line, or with no row in particular.
+    Raises T2IError for an error of the command line, or one that no row causes.
     """
-    return _Expansion(wishes, backend, on_note).run(entries)
+    return _RowExpander(options, backend, on_note).run(entries)
 
 
 def pin_revisions(
     rows: Sequence[BatchRow],
     pins: Mapping[ModelRevision, str],
-    commit: Callable[[str, str | None], str | None],
+    resolve_commit: Callable[[str, str | None], str | None],
 ) -> tuple[list[BatchRow], dict[ModelRevision, str]]:
-    """The rows with each model at one commit: that of `pins`, or else what `commit` says now.
+    """Set each row's revision to a commit: that of `pins`, or else the result of `resolve_commit`.
 
-    Their ids stay those of what was asked for. Returns the new pins, too.
+    The rows keep their ids. Returns the rows and the pins that were not in `pins`.
     """
-    found: dict[ModelRevision, str | None] = {}
+    commits: dict[ModelRevision, str | None] = {}
     for row in rows:
         key = (row.request.model, row.request.revision)
-        if key not in found:
-            found[key] = pins.get(key) or commit(*key)
-    if not any(found.values()):
+        if key not in commits:
+            commits[key] = pins.get(key) or resolve_commit(*key)
+    if not any(commits.values()):
         return list(rows), {}
-    at = [found[row.request.model, row.request.revision] for row in rows]
-    moved = [
+    pinned_commits = [commits[row.request.model, row.request.revision] for row in rows]
+    pinned = [
         replace(row, request=replace(row.request, revision=pin)) if pin else row
-        for row, pin in zip(rows, at, strict=True)
+        for row, pin in zip(rows, pinned_commits, strict=True)
     ]
-    return moved, {key: pin for key, pin in found.items() if pin and key not in pins}
+    return pinned, {key: pin for key, pin in commits.items() if pin and key not in pins}
 
 
-class _Expansion:
-    """The rows so far, and what is remembered to make them the same whatever stands around."""
+class _RowExpander:
+    """Expands entries to rows; counts equal rows, so that ids and seeds are unique and stable."""
 
     def __init__(
         self,
-        wishes: BatchOptions,
+        options: BatchOptions,
         backend: Backend,
         on_note: Callable[[str], None],
     ) -> None:
-        if wishes.count < 1:
-            raise InputError(f"count must be at least 1, not {wishes.count}.", field="count")
-        if wishes.seeds and (wishes.count > 1 or wishes.seed is not None):
+        if options.count < 1:
+            raise InputError(f"count must be at least 1, not {options.count}.", field="count")
+        if options.seeds and (options.count > 1 or options.seed is not None):
             raise InputError("--seeds takes the place of --seed and --count.", field="seeds")
-        seeded = {"seed"} if wishes.seeds or wishes.seed is not None else set()
-        for field, _ in wishes.vary:
-            if field in wishes.defaults or field in seeded:
+        seeded = {"seed"} if options.seeds or options.seed is not None else set()
+        for field, _ in options.vary:
+            if field in options.defaults or field in seeded:
                 raise InputError(f"--vary and another option both set {field}.", field="vary")
-        self._wishes = wishes
+        self._options = options
         self._models = ModelCache(backend)
         self._on_note = on_note
-        self._notes: set[str] = set()
+        self._sent_notes: set[str] = set()
         self._rows: list[BatchRow] = []
-        self._seen: Counter[str] = Counter()
-        self._asked: Counter[tuple[object, ...]] = Counter()
-        self._next_seed = wishes.seed
+        self._id_counts: Counter[str] = Counter()
+        self._derived_seed_counts: Counter[tuple[object, ...]] = Counter()
+        self._next_seed = options.seed
         self._combinations = [
-            dict(zip([name for name, _ in wishes.vary], values, strict=True))
-            for values in itertools.product(*(values for _, values in wishes.vary))
+            dict(zip([name for name, _ in options.vary], values, strict=True))
+            for values in itertools.product(*(values for _, values in options.vary))
         ]
 
     def run(self, entries: Sequence[PromptEntry]) -> tuple[list[BatchRow], list[PromptProblem]]:
-        # What the command line says is wrong for every row, and said once.
-        default = self._wishes.defaults
-        build_request({"prompt": "-", **default, "seed": self._wishes.seed})
-        named = {field for entry in entries for field in entry.values}
-        if "model" in default or "model" not in named.union(name for name, _ in self._wishes.vary):
-            self._models.describe(default.get("model"), default.get("revision"))
-        if named <= _ROWS_OWN:
+        # An error of the command line would repeat for every row: raise it once.
+        defaults = self._options.defaults
+        build_request({"prompt": "-", **defaults, "seed": self._options.seed})
+        set_fields = {field for entry in entries for field in entry.values}
+        if "model" in defaults or "model" not in set_fields.union(
+            name for name, _ in self._options.vary
+        ):
+            self._models.describe(defaults.get("model"), defaults.get("revision"))
+        if set_fields <= _PER_ROW_FIELDS:
             self._check_command_line()
         problems: list[PromptProblem] = []
         for entry in entries:
             found: list[PromptProblem] = []
-            rows_before, taken = len(self._rows), 0
+            rows_before, seeds_taken = len(self._rows), 0
             for combination in self._combinations:
-                values = {**self._wishes.defaults, **entry.values, **combination}
-                taken = max(taken, self._add(entry, values, tuple(combination), found))
+                values = {**self._options.defaults, **entry.values, **combination}
+                seeds_taken = max(
+                    seeds_taken, self._add_rows(entry, values, tuple(combination), found)
+                )
             if self._next_seed is not None and "seed" not in entry.values:
-                self._next_seed += taken
+                self._next_seed += seeds_taken
             if found:
                 del self._rows[rows_before:]
                 problems.extend(dict.fromkeys(found))
             if len(self._rows) > MAX_ROWS:
                 raise InputError(f"These are more than {MAX_ROWS:,} images.", field="count")
         if not self._rows and len({problem.message for problem in problems}) == 1:
-            # What rows say themselves is theirs, and their model says nothing of another one.
-            if not named & {"model", "revision", problems[0].field}:
+            # Not if the rows set the field at fault, or a model of their own.
+            if not set_fields & {"model", "revision", problems[0].field}:
                 self._blame_command_line(problems[0].message)
         return self._rows, problems
 
     def _check_command_line(self) -> None:
-        """Raise T2IError for what is wrong with a row that sets nothing."""
+        """Raise T2IError if a row that sets only a prompt would be invalid."""
         for combination in self._combinations:
-            values = {"prompt": "-", **self._wishes.defaults, **combination}
-            self._settled(build_request(values))
+            values = {"prompt": "-", **self._options.defaults, **combination}
+            self._resolve(build_request(values))
 
     def _blame_command_line(self, message: str) -> None:
-        """Raise the error of that message if rows that set nothing would meet it, too."""
+        """Raise the error with that message if a row that sets only a prompt would have it."""
         try:
             self._check_command_line()
         except T2IError as error:
-            if _told(error) == message:
+            if _error_text(error) == message:
                 raise
 
-    def _settled(self, request: GenerateRequest) -> ResolvedRequest:
-        """The request as its model makes it, checked. Raises T2IError."""
+    def _resolve(self, request: GenerateRequest) -> ResolvedRequest:
+        """Resolve a request for its model and check it. Raises T2IError."""
         spec = self._models.describe(request.model, request.revision)
-        settled = resolve_request(
-            request, spec, lenient=self._wishes.lenient, on_note=self._note_once
+        resolved = resolve_request(
+            request, spec, lenient=self._options.lenient, on_note=self._note_once
         )
-        self._models.check(settled)
-        return settled
+        self._models.check(resolved)
+        return resolved
 
-    def _add(
+    def _add_rows(
         self,
         entry: PromptEntry,
         values: dict[str, Value],
         varied: tuple[str, ...],
         problems: list[PromptProblem],
     ) -> int:
-        """Add the rows of one entry and combination; how many seeds they take."""
-        count = int(values.pop("count", self._wishes.count))
+        """Add the rows of one entry and combination; returns the number of seeds used."""
+        count = int(values.pop("count", self._options.count))
         name = values.pop("name", None)
-        resolved = self._resolved(entry.line, values, problems)
+        resolved = self._resolve_or_report(entry.line, values, problems)
         if resolved is None:
             return 0
         try:
@@ -181,8 +185,8 @@ class _Expansion:
         texts = tuple(f"{field} {values[field]}" for field in varied)
         for repeat, seed in enumerate(seeds):
             row_id = resolved.identity(seed=seed)
-            occurrence = self._seen[row_id]
-            self._seen[row_id] += 1
+            occurrence = self._id_counts[row_id]
+            self._id_counts[row_id] += 1
             if occurrence:
                 row_id = resolved.identity(occurrence, seed=seed)
             self._rows.append(
@@ -198,13 +202,13 @@ class _Expansion:
             )
         return len(seeds)
 
-    def _resolved(
+    def _resolve_or_report(
         self, line: int, values: dict[str, Value], problems: list[PromptProblem]
     ) -> ResolvedRequest | None:
-        """The request settled, its seed aside; else `None`, and every field at fault named.
+        """Resolve the request, without its seed; else add every invalid field to `problems`.
 
-        Once one is, nothing is asked of a backend any more: what else is wrong shows without the
-        fields at fault, as far as the model that the row names is known by then.
+        After the first invalid field the request is checked again without it, to find the others.
+        These checks do not ask the backend, and use the row's model only if it is cached.
         """
         values = dict(values)
         found: list[PromptProblem] = []
@@ -212,51 +216,51 @@ class _Expansion:
             try:
                 request = build_request(values)
                 if not found:
-                    return self._settled(request)
-                self._check_on(request, {problem.field for problem in found})
-            except ROW_FAULTS as error:
-                at_fault = getattr(error, "field", None)
+                    return self._resolve(request)
+                self._check_other_fields(request, {problem.field for problem in found})
+            except ROW_ERRORS as error:
+                field = getattr(error, "field", None)
                 if isinstance(error, ModelError) and "model" in values:
-                    at_fault = "model"
-                found.append(PromptProblem(line, at_fault, _told(error)))
-                if at_fault not in values or isinstance(error, ModelError):
+                    field = "model"
+                found.append(PromptProblem(line, field, _error_text(error)))
+                if field not in values or isinstance(error, ModelError):
                     break
-                if at_fault == "prompt":
+                if field == "prompt":
                     if values["prompt"] == "-":
                         break
                     values["prompt"] = "-"
                 else:
-                    del values[at_fault]
+                    del values[field]
                 continue
             break
         problems.extend(found)
         return None
 
-    def _check_on(self, request: GenerateRequest, at_fault: Container[str | None]) -> None:
-        """Raise for what else is wrong with a row; another model says nothing of its own."""
-        if "model" in at_fault or "revision" in at_fault:
+    def _check_other_fields(self, request: GenerateRequest, invalid: Container[str | None]) -> None:
+        """Raise T2IError for further invalid fields, unless the row's model itself is invalid."""
+        if "model" in invalid or "revision" in invalid:
             return
-        if spec := self._models.known(request.model, request.revision):
-            resolve_request(request, spec, lenient=self._wishes.lenient)
+        if spec := self._models.cached_spec(request.model, request.revision):
+            resolve_request(request, spec, lenient=self._options.lenient)
 
     def _note_once(self, note: str) -> None:
-        if note not in self._notes:
-            self._notes.add(note)
+        if note not in self._sent_notes:
+            self._sent_notes.add(note)
             self._on_note(note)
 
     def _seeds(
         self, request: ResolvedRequest, values: Mapping[str, Value], entry: PromptEntry, count: int
     ) -> Sequence[int]:
-        """The seeds of the row's images: its own, the command line's, or derived from the row."""
+        """The seeds of an entry's images: its own, the command line's, or derived ones."""
         if count < 1:
             raise InputError(f"must be at least 1, not {count}.", field="count")
         if count > MAX_ROWS:
             raise InputError(f"must be at most {MAX_ROWS:,}, not {count}.", field="count")
         first = values.get("seed")
-        if first is None and self._wishes.seeds:
+        if first is None and self._options.seeds:
             if "count" in entry.values:
                 raise InputError("a count and --seeds exclude each other.", field="count")
-            return self._wishes.seeds
+            return self._options.seeds
         if first is None:
             first = self._next_seed
         if first is not None:
@@ -267,29 +271,30 @@ class _Expansion:
         return [(derived + offset) % (MAX_SEED + 1) for offset in range(count)]
 
     def _derived_seed(self, request: ResolvedRequest) -> int:
-        """A seed that follows from the row itself, so that a resume asks for the same image.
+        """Derive a seed from the request, so that a resumed batch uses the same one.
 
-        It is taken from the prompt and from how often the same row came before; what --vary sets
-        is left out, so that the cells of a grid start from the same noise and can be compared.
+        It is a SHA-256 hash of the prompt and the number of equal requests before. Fields that
+        --vary sets do not enter it: the cells of a grid start from the same noise, and can be
+        compared.
         """
         key = request.identity_values()
-        occurrence = self._asked[key]
-        self._asked[key] += 1
+        occurrence = self._derived_seed_counts[key]
+        self._derived_seed_counts[key] += 1
         text = f"{occurrence} {request.prompt}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def _told(error: T2IError) -> str:
-    """What a row is told of an error: of a model, what to do as well."""
+def _error_text(error: T2IError) -> str:
+    """The message of an error for a row; that of a model with its hint."""
     hint = error.hint if isinstance(error, ModelError) else None
     return f"{error.message} {hint}" if hint else error.message
 
 
 def group_rows(rows: Sequence[BatchRow]) -> Iterator[list[BatchRow]]:
-    """The rows by what can run together, one model after the other, each in order of coming."""
+    """Group rows by batch key, one model after the other, each in the order of the rows."""
     models: dict[tuple[object, ...], dict[tuple[object, ...], list[BatchRow]]] = {}
     for row in rows:
-        kinds = models.setdefault((row.request.model, row.request.revision), {})
-        kinds.setdefault(row.request.batch_key(), []).append(row)
-    for kinds in models.values():
-        yield from kinds.values()
+        batches = models.setdefault((row.request.model, row.request.revision), {})
+        batches.setdefault(row.request.batch_key(), []).append(row)
+    for batches in models.values():
+        yield from batches.values()

@@ -1,4 +1,4 @@
-"""The loop of a batch: an executor makes the images, the manifest hears of each, then the user."""
+"""The main loop of a batch: run the executor, record outcomes in the manifest, report them."""
 
 import time
 from collections import Counter
@@ -27,53 +27,53 @@ from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 
 FAILURES_IN_A_ROW = 3
-"""Failures one after the other that no row is to blame for: the next would fail as well."""
+"""Consecutive failures with a code of RETRIED_CODES that end a run: the next would fail too."""
 FAILURES_AT_THE_START = 3
-"""Outcomes at the start that are one unexpected failure: it is no row's, and ends the run."""
+"""Equal unexpected errors as the first outcomes that end a run: no row is the cause."""
 
 
 @dataclass
 class RunStats:
-    """How a run has gone so far: `failed` by code, `stopped` is why it was ended early."""
+    """Counts of a run so far: `failed` by error code, `stop_reason` if it was ended early."""
 
     made: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
-    stopped: str | None = None
-    first: dict[str, str] = field(default_factory=dict)
+    stop_reason: str | None = None
+    first_messages: dict[str, str] = field(default_factory=dict)
     """The first message of each code."""
-    opening: list[str | None] = field(default_factory=list)
-    """What the first outcomes raised unexpectedly, `None` for any other outcome."""
+    first_outcomes: list[str | None] = field(default_factory=list)
+    """The unexpected errors of the first outcomes, `None` for any other outcome."""
 
     @property
     def attempted(self) -> int:
-        """Images made and failed."""
+        """Number of images made or failed."""
         return self.made + self.failed.total()
 
 
 class ProgressListener(Protocol):
-    """Who is told how a batch goes."""
+    """Receives the events and outcomes of a batch."""
 
     def event(self, event: Event) -> None:
-        """The backend tells something."""
+        """Handle an event of the backend."""
         ...
 
-    def image(self, job: PlannedImage, saved: SavedImage, tally: RunStats) -> None:
-        """An image is on the disk, and in the manifest."""
+    def image(self, job: PlannedImage, saved: SavedImage, stats: RunStats) -> None:
+        """Handle an image that is saved and in the manifest."""
         ...
 
-    def failed(self, job: PlannedImage, failure: Failure, tally: RunStats) -> None:
-        """An image could not be made or recorded."""
+    def failed(self, job: PlannedImage, failure: Failure, stats: RunStats) -> None:
+        """Handle an image that could not be made or recorded."""
         ...
 
 
 class BatchWriter:
-    """Saves each job's image under its name; may be called from several threads."""
+    """Saves the image of each planned job to its file; thread-safe."""
 
     def __init__(self, plan: BatchPlan, scratch: Path) -> None:
         paths = [plan.folder / job.file for job in plan.jobs]
         self._formats = [job.format for job in plan.jobs]
-        self._sinks: dict[ImageFormat, ImageWriter] = {
+        self._writers: dict[ImageFormat, ImageWriter] = {
             format: ImageWriter(paths, format, overwrite=True, scratch=scratch)
             for format in set(self._formats)
         }
@@ -81,9 +81,9 @@ class BatchWriter:
     def __call__(self, generated: GeneratedImage) -> SavedImage:
         """Save one image. Raises StorageError."""
         try:
-            return self._sinks[self._formats[generated.index]].save(generated)
+            return self._writers[self._formats[generated.index]].save(generated)
         except InputError as error:
-            # The folder could be written to when the run began.
+            # The folder was writable when the run began, so the path is not at fault.
             raise StorageError(error.message) from error
 
 
@@ -91,77 +91,86 @@ def run_plan(
     plan: BatchPlan,
     executor: LocalExecutor,
     save: SaveImage,
-    book: Manifest,
+    manifest: Manifest,
     listener: ProgressListener,
     stop: StopSignal,
     *,
     max_failures: int | None = None,
 ) -> RunStats:
-    """Make the plan's images; returns how it went."""
-    tally = RunStats()
-    paces: dict[tuple[str, str | None], float] = {}
+    """Make the plan's images; returns the counts."""
+    stats = RunStats()
+    measured: dict[tuple[str, str | None], float] = {}
     started = time.monotonic()
     in_a_row = 0
     requests = [job.row.request for job in plan.jobs]
     try:
         for outcomes in executor.run(requests, save, listener.event, stop):
-            outcomes, lost = _recorded(outcomes, plan, book)
-            tally.stopped = tally.stopped or lost
+            outcomes, write_error = _record_outcomes(outcomes, plan, manifest)
+            stats.stop_reason = stats.stop_reason or write_error
             for outcome in outcomes:
-                tally.seconds = time.monotonic() - started
+                stats.seconds = time.monotonic() - started
                 job = plan.jobs[outcome.index]
-                if len(tally.opening) < FAILURES_AT_THE_START:
-                    tally.opening.append(_unexpected(outcome))
+                if len(stats.first_outcomes) < FAILURES_AT_THE_START:
+                    stats.first_outcomes.append(_unexpected_error(outcome))
                 if isinstance(outcome, SavedImage):
                     in_a_row = 0
-                    tally.made += 1
+                    stats.made += 1
                     if outcome.lock.endpoint is None:
                         key = (outcome.request.model, outcome.lock.device)
-                        paces[key] = outcome.seconds / timings.relative_cost(outcome.request)
-                    listener.image(job, outcome, tally)
+                        measured[key] = outcome.seconds / timings.relative_cost(outcome.request)
+                    listener.image(job, outcome, stats)
                 else:
                     code = outcome.error.code
                     in_a_row = in_a_row + 1 if code in RETRIED_CODES else 0
-                    tally.failed[code] += 1
-                    tally.first.setdefault(code, outcome.error.message)
-                    listener.failed(job, outcome, tally)
-            tally.stopped = tally.stopped or _reason(tally, in_a_row, max_failures)
-            if tally.stopped:
+                    stats.failed[code] += 1
+                    stats.first_messages.setdefault(code, outcome.error.message)
+                    listener.failed(job, outcome, stats)
+            stats.stop_reason = stats.stop_reason or _stop_reason(stats, in_a_row, max_failures)
+            if stats.stop_reason:
                 stop.soon.set()
     except BaseException:
         stop.soon.set()
         stop.now.set()
         raise
-    tally.seconds = time.monotonic() - started
-    for (model, device), pace in paces.items():
-        timings.record_timing(model, device, pace)
-    return tally
+    stats.seconds = time.monotonic() - started
+    for (model, device), seconds_per_cost in measured.items():
+        timings.record_timing(model, device, seconds_per_cost)
+    return stats
 
 
-def _recorded(
-    outcomes: Sequence[Outcome], plan: BatchPlan, book: Manifest
+def _record_outcomes(
+    outcomes: Sequence[Outcome], plan: BatchPlan, manifest: Manifest
 ) -> tuple[Sequence[Outcome], str | None]:
-    """The outcomes once the manifest has them; else failures, and why."""
-    folders = {o.path.parent for o in outcomes if isinstance(o, SavedImage) and o.path}
+    """Append the outcomes to the manifest; if that fails, return failures and the reason."""
+    folders = {
+        outcome.path.parent
+        for outcome in outcomes
+        if isinstance(outcome, SavedImage) and outcome.path
+    }
     try:
-        book.append([_line(plan.jobs[o.index], o) for o in outcomes], folders)
+        manifest.append(
+            [_manifest_line(plan.jobs[outcome.index], outcome) for outcome in outcomes], folders
+        )
     except StorageError as error:
-        # The next run knows nothing of them, and makes them again.
-        lost = [Failure(index=o.index, request=o.request, error=error) for o in outcomes]
-        return lost, "The manifest cannot be written."
+        # The next run does not find them in the manifest, and makes them again.
+        failures = [
+            Failure(index=outcome.index, request=outcome.request, error=error)
+            for outcome in outcomes
+        ]
+        return failures, "The manifest cannot be written."
     return outcomes, None
 
 
-def _reason(tally: RunStats, in_a_row: int, max_failures: int | None) -> str | None:
-    """Why the run should end now, if it should."""
-    if max_failures is not None and tally.failed.total() >= max_failures:
-        return f"{tally.failed.total()} images failed, as many as --max-failures allows."
+def _stop_reason(stats: RunStats, in_a_row: int, max_failures: int | None) -> str | None:
+    """The reason to end the run now, or `None`."""
+    if max_failures is not None and stats.failed.total() >= max_failures:
+        return f"{stats.failed.total()} images failed, as many as --max-failures allows."
     if in_a_row >= FAILURES_IN_A_ROW:
         return f"{in_a_row} images in a row failed for a reason that the next would meet, too."
     if (
-        len(tally.opening) == FAILURES_AT_THE_START
-        and tally.opening[0]
-        and len(set(tally.opening)) == 1
+        len(stats.first_outcomes) == FAILURES_AT_THE_START
+        and stats.first_outcomes[0]
+        and len(set(stats.first_outcomes)) == 1
     ):
         return (
             f"The first {FAILURES_AT_THE_START} images failed alike and unexpectedly: "
@@ -170,15 +179,15 @@ def _reason(tally: RunStats, in_a_row: int, max_failures: int | None) -> str | N
     return None
 
 
-def _unexpected(outcome: Outcome) -> str | None:
-    """The type and the text of an exception that nobody expected, if the outcome is one."""
+def _unexpected_error(outcome: Outcome) -> str | None:
+    """Type and message of an unexpected exception, `None` for any other outcome."""
     if isinstance(outcome, Failure) and isinstance(outcome.error, InternalError | PipelineError):
         return f"{type(outcome.error.__cause__).__name__}: {outcome.error.message}"
     return None
 
 
-def _line(job: PlannedImage, outcome: Outcome) -> dict[str, object]:
-    """What the manifest keeps of an image."""
+def _manifest_line(job: PlannedImage, outcome: Outcome) -> dict[str, object]:
+    """The manifest line of an outcome."""
     row = job.row
     line: dict[str, object] = {"id": row.id, "index": row.index, "line": row.line}
     if isinstance(outcome, SavedImage):

@@ -1,4 +1,4 @@
-"""One `t2i batch`, from the prompts file to the exit code."""
+"""Runs one `t2i batch`: reads prompts, plans, makes the images, writes the pages, and reports."""
 
 import os
 import shlex
@@ -29,18 +29,18 @@ from t2i_cli.prompts.entries import PromptProblem
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer
 
-_NAMES = {"gallery": gallery.GALLERY_NAME, "sheet": contact_sheet.SHEET_NAME}
+_USUAL_NAMES = {"gallery": gallery.GALLERY_NAME, "sheet": contact_sheet.SHEET_NAME}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """What the command line asks a batch for. `max_failures` is a number, or per cent."""
+    """Configuration of a batch. `max_failures` is a number, or a percentage as `5%`."""
 
     source: str
     input_format: str | None
     folder: Path
-    wishes: BatchOptions
-    choice: SelectionOptions
+    options: BatchOptions
+    selection: SelectionOptions
     skip_invalid: bool = False
     max_failures: str | None = None
     dry_run: bool = False
@@ -48,142 +48,159 @@ class BatchConfig:
     show: bool = False
 
 
-def check_config(task: BatchConfig, console: Console) -> None:
-    """Raise what can be told to be wrong without a backend."""
-    if task.show and console.events:
+def check_config(config: BatchConfig, console: Console) -> None:
+    """Raise InputError for invalid options that need no backend to be checked."""
+    if config.show and console.events:
         raise InputError("--events has stderr to itself, where --show would draw.", field="show")
-    _max_failures(task.max_failures, 0)
+    _max_failures(config.max_failures, 0)
 
 
-def validate(task: BatchConfig, backend: Backend, console: Console) -> tuple[PromptsFile, bool]:
-    """Raise whatever can be told to be wrong before the backend that is meant costs anything.
+def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[PromptsFile, bool]:
+    """Check a batch before an endpoint is deployed for it. Raises T2IError.
 
-    Returns the prompts, which may come from a pipe and be gone, and whether an image is missing.
+    Returns the prompts, as standard input can be read only once, and whether any image is missing.
     """
-    check_config(task, console)
-    terminal_viewer(task.show, task.wishes.lenient, console)
-    target = task.folder
-    there = filenames.existing_parent(target)
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"Cannot write to the folder {target}.", hint="-o names another one.")
-    read = _read(task)
-    composed = _composer(task, read, backend, lambda _: None)
-    found, _ = composed(manifest.load_manifests(target))
-    if os.path.lexists(target / lock.STATE_FOLDER):
-        with lock.lock_folder(target, task.choice.shard):
-            pass  # nobody else is at work there
-    _warn_of_disk(found, console)
-    return read, bool(found.jobs)
+    check_config(config, console)
+    terminal_viewer(config.show, config.options.lenient, console)
+    folder = config.folder
+    parent = filenames.existing_parent(folder)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"Cannot write to the folder {folder}.", hint="-o names another one.")
+    prompts_file = _read_prompts(config)
+    make_plan = _planner(config, prompts_file, backend, lambda _: None)
+    batch_plan, _ = make_plan(manifest.load_manifests(folder))
+    if os.path.lexists(folder / lock.STATE_FOLDER):
+        with lock.lock_folder(folder, config.selection.shard):
+            pass  # raises if another run holds the lock
+    _warn_of_small_disk(batch_plan, console)
+    return prompts_file, bool(batch_plan.jobs)
 
 
-def _read(task: BatchConfig) -> PromptsFile:
-    return prompts.read_prompts(task.source, prompts.prompts_format(task.source, task.input_format))
+def _read_prompts(config: BatchConfig) -> PromptsFile:
+    return prompts.read_prompts(
+        config.source, prompts.prompts_format(config.source, config.input_format)
+    )
 
 
-def _warn_of_disk(found: BatchPlan, console: Console) -> None:
-    if found.disk_bytes > found.free_bytes:
+def _warn_of_small_disk(batch_plan: BatchPlan, console: Console) -> None:
+    if batch_plan.disk_bytes > batch_plan.free_bytes:
         console.warn("the disk may be too small for all of them.")
 
 
-def _composer(
-    task: BatchConfig, read: PromptsFile, backend: Backend, on_note: Callable[[str], None]
+def _planner(
+    config: BatchConfig, prompts_file: PromptsFile, backend: Backend, on_note: Callable[[str], None]
 ) -> Callable[[ManifestState], tuple[BatchPlan, dict[ModelRevision, str]]]:
-    """What plans the rows for a state of the folder, with new pins. Both raise PromptsError."""
-    if not read.entries:
-        raise PromptsError(read.name, read.problems, skipped=task.skip_invalid)
-    asked, wrong = rows.expand_rows(read.entries, task.wishes, backend, on_note=on_note)
-    problems = [*read.problems, *wrong]
-    if problems and (not task.skip_invalid or not asked):
-        raise PromptsError(read.name, problems, skipped=task.skip_invalid)
+    """Expand the rows; returns a function from a manifest state to the plan and its new pins.
 
-    def composed(state: ManifestState) -> tuple[BatchPlan, dict[ModelRevision, str]]:
-        moved, pins = rows.pin_revisions(asked, state.pins, backend.resolve_revision)
-        found = plan.build_plan(moved, problems, task.folder, state, task.choice, backend.estimate)
-        if len(found.problems) > len(problems) and not task.skip_invalid:
-            raise PromptsError(read.name, found.problems)
-        return found, pins
+    Both raise PromptsError.
+    """
+    if not prompts_file.entries:
+        raise PromptsError(prompts_file.name, prompts_file.problems, skipped=config.skip_invalid)
+    expanded, row_problems = rows.expand_rows(
+        prompts_file.entries, config.options, backend, on_note=on_note
+    )
+    problems = [*prompts_file.problems, *row_problems]
+    if problems and (not config.skip_invalid or not expanded):
+        raise PromptsError(prompts_file.name, problems, skipped=config.skip_invalid)
 
-    return composed
+    def make_plan(state: ManifestState) -> tuple[BatchPlan, dict[ModelRevision, str]]:
+        pinned, pins = rows.pin_revisions(expanded, state.pins, backend.resolve_revision)
+        batch_plan = plan.build_plan(
+            pinned, problems, config.folder, state, config.selection, backend.estimate
+        )
+        if len(batch_plan.problems) > len(problems) and not config.skip_invalid:
+            raise PromptsError(prompts_file.name, batch_plan.problems)
+        return batch_plan, pins
+
+    return make_plan
 
 
 def run_batch(
-    task: BatchConfig,
+    config: BatchConfig,
     backend: Backend,
     console: Console,
-    read: PromptsFile | None = None,
+    prompts_file: PromptsFile | None = None,
 ) -> None:
-    """Make what is missing of the rows, `read` before or now.
+    """Make the missing images of a batch; reads the prompts unless `prompts_file` is given.
 
-    Raises the error that tells how it ended, if not all is done.
+    Raises T2IError if any image is not done.
     """
-    check_config(task, console)
-    show = terminal_viewer(task.show, task.wishes.lenient, console)
-    read = read or _read(task)
-    composed = _composer(task, read, backend, console.warn)
-    if task.dry_run:
-        found, _ = composed(manifest.load_manifests(task.folder))
-        console.result_json(found.to_json()) if console.json else console.result(found.text())
+    check_config(config, console)
+    show = terminal_viewer(config.show, config.options.lenient, console)
+    prompts_file = prompts_file or _read_prompts(config)
+    make_plan = _planner(config, prompts_file, backend, console.warn)
+    if config.dry_run:
+        batch_plan, _ = make_plan(manifest.load_manifests(config.folder))
+        console.result_json(batch_plan.to_json()) if console.json else console.result(
+            batch_plan.text()
+        )
         return
-    # A refusal should leave nothing where there was no batch.
-    known = os.path.lexists(task.folder / lock.STATE_FOLDER)
-    first = None if known else composed(manifest.load_manifests(task.folder))
-    with lock.lock_folder(task.folder, task.choice.shard) as scratch:
-        state = manifest.load_manifests(task.folder)
-        found, pins = composed(state) if first is None or state.rows else first
-        _warn_of_damage(state, console)
-        shard = task.choice.shard
-        book = Manifest(task.folder / (shard.manifest if shard else manifest.MAIN_MANIFEST))
+    # In a new folder, plan before anything is created: an invalid batch leaves nothing behind.
+    exists = os.path.lexists(config.folder / lock.STATE_FOLDER)
+    early_plan = None if exists else make_plan(manifest.load_manifests(config.folder))
+    with lock.lock_folder(config.folder, config.selection.shard) as scratch:
+        state = manifest.load_manifests(config.folder)
+        batch_plan, pins = make_plan(state) if early_plan is None or state.rows else early_plan
+        _warn_of_damaged_lines(state, console)
+        shard = config.selection.shard
+        manifest_file = Manifest(
+            config.folder / (shard.manifest if shard else manifest.MAIN_MANIFEST)
+        )
         try:
-            book.append([*_pin_lines(pins), *_invalid_lines(read, found, state)])
-            _make(task, found, backend, book, scratch, console, show)
+            manifest_file.append(
+                [*_pin_lines(pins), *_invalid_lines(prompts_file, batch_plan, state)]
+            )
+            _make_images(config, batch_plan, backend, manifest_file, scratch, console, show)
         finally:
-            book.close()
+            manifest_file.close()
 
 
-def merge_shards(target: Path, console: Console) -> None:
-    """Make one manifest and one gallery of what several shards made."""
-    if not manifest.manifest_files(target):
-        raise InputError(f"There is no manifest in '{target}'.")
-    with lock.lock_folder(target, None) as scratch:
-        _warn_of_damage(manifest.load_manifests(target), console)
-        shards = manifest.merge_manifests(target, scratch)
-        page = gallery.write_gallery(target, scratch)
-        _tell_of_name(page, gallery.GALLERY_NAME, console)
-    state = manifest.load_manifests(target)
-    counts = Counter(known.status for known in state.rows.values())
+def merge_shards(folder: Path, console: Console) -> None:
+    """Merge the manifests of several shards, and write one gallery for them."""
+    if not manifest.manifest_files(folder):
+        raise InputError(f"There is no manifest in '{folder}'.")
+    with lock.lock_folder(folder, None) as scratch:
+        _warn_of_damaged_lines(manifest.load_manifests(folder), console)
+        shards = manifest.merge_manifests(folder, scratch)
+        page = gallery.write_gallery(folder, scratch)
+        _note_unusual_name(page, gallery.GALLERY_NAME, console)
+    state = manifest.load_manifests(folder)
+    counts = Counter(entry.status for entry in state.rows.values())
     if console.json:
-        console.result_json({"folder": str(target), "shards": shards, "images": dict(counts)})
+        console.result_json({"folder": str(folder), "shards": shards, "images": dict(counts)})
     else:
-        console.result(str(target / manifest.MAIN_MANIFEST))
-        told = ", ".join(f"{number:,} {status}" for status, number in sorted(counts.items()))
-        console.note(f"{shards} shards merged: {told or 'no image'}; {page}")
+        console.result(str(folder / manifest.MAIN_MANIFEST))
+        counts_text = ", ".join(f"{number:,} {status}" for status, number in sorted(counts.items()))
+        console.note(f"{shards} shards merged: {counts_text or 'no image'}; {page}")
 
 
-def _make(
-    task: BatchConfig,
-    found: BatchPlan,
+def _make_images(
+    config: BatchConfig,
+    batch_plan: BatchPlan,
     backend: Backend,
-    book: Manifest,
+    manifest_file: Manifest,
     scratch: Path,
     console: Console,
     show: ShowImage | None,
 ) -> None:
-    """Make the plan's images and tell how it went; raises if not all is done."""
+    """Make the plan's images and report the result; raises T2IError if any is not done."""
     stop = StopSignal()
-    limit = _max_failures(task.max_failures, len(found.jobs))
+    max_failures = _max_failures(config.max_failures, len(batch_plan.jobs))
     if console.events:
-        console.event("planned", **found.to_json())
-        console.event("started", to_make=len(found.jobs))
+        console.event("planned", **batch_plan.to_json())
+        console.event("started", to_make=len(batch_plan.jobs))
     else:
-        console.note(found.text())
-        _warn_of_disk(found, console)
+        console.note(batch_plan.text())
+        _warn_of_small_disk(batch_plan, console)
     listener = (
-        EventWriter(console, found) if console.events else BatchProgress(console, found, show)
+        EventWriter(console, batch_plan)
+        if console.events
+        else BatchProgress(console, batch_plan, show)
     )
-    keep = BatchWriter(found, scratch)
+    writer = BatchWriter(batch_plan, scratch)
 
     def save(generated: GeneratedImage) -> SavedImage:
-        saved = keep(generated)
+        saved = writer(generated)
         if isinstance(listener, BatchProgress) and show:
             listener.latest = generated
         return saved
@@ -191,81 +208,92 @@ def _make(
     try:
         with console.redirect_stderr(), console.redirect_stdout(), handle_signals(stop):
             executor = LocalExecutor(backend)
-            tally = runner.run_plan(found, executor, save, book, listener, stop, max_failures=limit)
+            stats = runner.run_plan(
+                batch_plan, executor, save, manifest_file, listener, stop, max_failures=max_failures
+            )
     finally:
         listener.close()
-    ended = _ended(found, tally, stop)
-    drawn, ended = _drawn(task, found, scratch, console, ended)
-    account = summary.summarise(found, tally, ended) | {"manifest": str(book.path), **drawn}
+    error = _run_error(batch_plan, stats, stop)
+    pages, error = _write_pages(config, batch_plan, scratch, console, error)
+    counts = summary.summarise(batch_plan, stats, error) | {
+        "manifest": str(manifest_file.path),
+        **pages,
+    }
     if console.events:
-        console.event("finished", **account)
+        console.event("finished", **counts)
     if console.json:
-        console.result_json(account)
+        console.result_json(counts)
     elif not console.events:
-        console.note(summary.format_summary(account))
-    if ended:
-        raise ended
+        console.note(summary.format_summary(counts))
+    if error:
+        raise error
 
 
-def _drawn(
-    task: BatchConfig, found: BatchPlan, scratch: Path, console: Console, ended: T2IError | None
+def _write_pages(
+    config: BatchConfig,
+    batch_plan: BatchPlan,
+    scratch: Path,
+    console: Console,
+    error: T2IError | None,
 ) -> tuple[dict[str, str | None], T2IError | None]:
-    """Where gallery and sheet are, and the error of one that is not there, if no other came."""
-    drawn: dict[str, str | None] = {"gallery": None, "sheet": None}
-    for kind in ("gallery", "sheet") if task.sheet else ("gallery",):
+    """Write gallery and contact sheet; returns their paths, and `error` or else their error."""
+    pages: dict[str, str | None] = {"gallery": None, "sheet": None}
+    for kind in ("gallery", "sheet") if config.sheet else ("gallery",):
         try:
             page = kind == "gallery"
             path = (
-                gallery.write_gallery(task.folder, scratch)
+                gallery.write_gallery(config.folder, scratch)
                 if page
-                else _sheet(found, scratch, console)
+                else _write_sheet(batch_plan, scratch, console)
             )
-        except T2IError as error:
-            # The images count, and the next run draws both anew.
-            if ended:
-                console.warn(error.message)
+        except T2IError as page_error:
+            # Not fatal: the images are done, and the next run writes both pages again.
+            if error:
+                console.warn(page_error.message)
             else:
-                ended = type(error)(error.message, hint=_again())
+                error = type(page_error)(page_error.message, hint=_resume_hint())
         else:
-            drawn[kind] = str(path)
-            _tell_of_name(path, _NAMES[kind], console)
-    return drawn, ended
+            pages[kind] = str(path)
+            _note_unusual_name(path, _USUAL_NAMES[kind], console)
+    return pages, error
 
 
-def _sheet(found: BatchPlan, scratch: Path, console: Console) -> Path:
-    if len(found.rows) > contact_sheet.MAX_IMAGES:
-        shown = f"the first {contact_sheet.MAX_IMAGES:,} of {len(found.rows):,} images"
+def _write_sheet(batch_plan: BatchPlan, scratch: Path, console: Console) -> Path:
+    if len(batch_plan.rows) > contact_sheet.MAX_IMAGES:
+        shown = f"the first {contact_sheet.MAX_IMAGES:,} of {len(batch_plan.rows):,} images"
         console.warn(f"{contact_sheet.SHEET_NAME} shows {shown}.")
-    return contact_sheet.write_sheet(found, scratch)
+    return contact_sheet.write_sheet(batch_plan, scratch)
 
 
-def _warn_of_damage(state: ManifestState, console: Console) -> None:
+def _warn_of_damaged_lines(state: ManifestState, console: Console) -> None:
     if state.damaged:
         console.warn(f"{state.damaged} lines of the manifest cannot be read; they are left out.")
 
 
-def _tell_of_name(path: Path, usual: str, console: Console) -> None:
-    """Say where a gallery or sheet is that could not have its usual name."""
+def _note_unusual_name(path: Path, usual: str, console: Console) -> None:
+    """Print the path of a gallery or sheet whose usual name was taken."""
     if path.name != usual:
         console.note(f"'{path.with_name(usual)}' is not t2i's and stays as it is; see '{path}'.")
 
 
-def _again() -> str:
+def _resume_hint() -> str:
     return "Run the same command again to go on: " + shlex.join(["t2i", *sys.argv[1:]])
 
 
-def _ended(found: BatchPlan, tally: RunStats, stop: StopSignal) -> T2IError | None:
-    """The error that tells how the run ended, with what to do next."""
+def _run_error(batch_plan: BatchPlan, stats: RunStats, stop: StopSignal) -> T2IError | None:
+    """The error for the result of the run, with a hint how to resume; `None` if all is done."""
     if stop.signal is None:
-        return summary.error_for(found, tally, _again())
+        return summary.error_for(batch_plan, stats, _resume_hint())
     kind = InterruptedRunError if stop.signal == signal.SIGINT else TerminatedError
     word = "Interrupted" if stop.signal == signal.SIGINT else "Terminated"
-    left = len(found.jobs) - tally.made
-    return kind(f"{word}; {left:,} of {len(found.rows):,} images are missing.", hint=_again())
+    left = len(batch_plan.jobs) - stats.made
+    return kind(
+        f"{word}; {left:,} of {len(batch_plan.rows):,} images are missing.", hint=_resume_hint()
+    )
 
 
 def _max_failures(text: str | None, jobs: int) -> int | None:
-    """A number of failures, given as such or as per cent of the images to make."""
+    """Parse --max-failures: a number, or a percentage of the images to make."""
     if text is None:
         return None
     number = text.removesuffix("%")
@@ -280,21 +308,21 @@ def _max_failures(text: str | None, jobs: int) -> int | None:
 
 def _pin_lines(pins: Mapping[ModelRevision, str]) -> list[dict[str, object]]:
     return [
-        {"model": model, "revision": asked, "pin": commit}
-        for (model, asked), commit in pins.items()
+        {"model": model, "revision": revision, "pin": commit}
+        for (model, revision), commit in pins.items()
     ]
 
 
 def _invalid_lines(
-    read: PromptsFile, found: BatchPlan, state: ManifestState
+    prompts_file: PromptsFile, batch_plan: BatchPlan, state: ManifestState
 ) -> Sequence[dict[str, object]]:
-    """The rows that --skip-invalid leaves out, as far as the manifest does not list them yet."""
+    """Manifest lines for invalid rows that the manifest does not list yet."""
 
     def is_new(problem: PromptProblem) -> bool:
         return (problem.line, problem.field, problem.message) not in state.invalid
 
     return [
-        {"status": "invalid", "source": read.name, **asdict(problem)}
-        for problem in found.problems
+        {"status": "invalid", "source": prompts_file.name, **asdict(problem)}
+        for problem in batch_plan.problems
         if is_new(problem)
     ]

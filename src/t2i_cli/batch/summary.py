@@ -1,4 +1,4 @@
-"""How a batch ended: the account of all its images, and the error that its exit code comes from."""
+"""The result of a batch: counts of all its images, and the error that sets the exit code."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,58 +7,63 @@ from t2i_cli.batch.plan import BatchPlan, format_estimate
 from t2i_cli.batch.runner import RunStats
 from t2i_cli.errors import ContentFilteredError, PartialError, T2IError
 
-_BY_CODE = {kind.code: kind for kind in T2IError.__subclasses__()}
+_ERRORS_BY_CODE = {kind.code: kind for kind in T2IError.__subclasses__()}
 
 
-def summarise(plan: BatchPlan, tally: RunStats, error: T2IError | None) -> dict[str, object]:
-    """The account: what `--json` prints and the `finished` event tells."""
-    failed = _failed(plan, tally)
+def summarise(plan: BatchPlan, stats: RunStats, error: T2IError | None) -> dict[str, object]:
+    """Counts and outcome of a batch, as `--json` and the `finished` event print them."""
+    failed = _failures_by_code(plan, stats)
     withheld = failed.pop(ContentFilteredError.code, 0)
-    done = plan.done + tally.made
+    done = plan.done + stats.made
     return {
         "folder": str(plan.folder),
         "images": len(plan.rows),
         "done": done,
-        "made": tally.made,
+        "made": stats.made,
         "failed": failed.total(),
         "withheld": withheld,
         "left": len(plan.rows) - done - failed.total() - withheld,
-        "invalid": _invalid(plan),
-        "seconds": round(tally.seconds, 3),
-        "images_per_second": round(tally.made / tally.seconds, 3) if tally.seconds else None,
+        "invalid": _invalid_lines(plan),
+        "seconds": round(stats.seconds, 3),
+        "images_per_second": round(stats.made / stats.seconds, 3) if stats.seconds else None,
         "failures": dict(failed),
-        "stopped": tally.stopped,
+        "stopped": stats.stop_reason,
         "exit": error.exit_code if error else 0,
     }
 
 
-def format_summary(account: Mapping[str, object]) -> str:
-    """The account for a person."""
-    parts = [f"{account['done']:,} of {account['images']:,} images are done"]
+def format_summary(counts: Mapping[str, object]) -> str:
+    """Format the counts for people."""
+    parts = [f"{counts['done']:,} of {counts['images']:,} images are done"]
     others = ("failed", "withheld", "left", "invalid")
-    parts += [f"{account[name]:,} {name}" for name in others if account[name]]
+    parts += [f"{counts[name]:,} {name}" for name in others if counts[name]]
     line = ", ".join(parts)
-    if account["made"]:
-        line += f"; {account['made']:,} made in {format_estimate(float(str(account['seconds'])))}"
-    return f"{line}; {account['gallery']}" if account["gallery"] else line
+    if counts["made"]:
+        line += f"; {counts['made']:,} made in {format_estimate(float(str(counts['seconds'])))}"
+    return f"{line}; {counts['gallery']}" if counts["gallery"] else line
 
 
-def error_for(plan: BatchPlan, tally: RunStats, again: str) -> T2IError | None:
-    """The error for images that failed: the one they share if there is no other outcome."""
-    failed = _failed(plan, tally)
-    invalid = _invalid(plan)
+def error_for(plan: BatchPlan, stats: RunStats, resume_hint: str) -> T2IError | None:
+    """The error of a run, `None` if nothing failed.
+
+    If no image was made and all failures have one code, it is that error; else PartialError.
+    """
+    failed = _failures_by_code(plan, stats)
+    invalid = _invalid_lines(plan)
     if not failed and not invalid:
         return None
     total = len(plan.rows)
-    reasons = "; ".join(f"{tally.first[code]}" for code in failed if code in tally.first)
-    hint = again if any(code in tally.failed for code in failed) else None
-    if plan.failed and not tally.failed:
+    reasons = "; ".join(
+        f"{stats.first_messages[code]}" for code in failed if code in stats.first_messages
+    )
+    hint = resume_hint if any(code in stats.failed for code in failed) else None
+    if plan.failed and not stats.failed:
         hint = "--retry-failed tries those again that failed before."
-    if tally.stopped:
-        reasons = f"{tally.stopped} {reasons}"
-    if not invalid and len(failed) == 1 and plan.done + tally.made == 0:
+    if stats.stop_reason:
+        reasons = f"{stats.stop_reason} {reasons}"
+    if not invalid and len(failed) == 1 and plan.done + stats.made == 0:
         (code,) = failed
-        kind = _BY_CODE.get(code, PartialError)  # another version's manifest may have others
+        kind = _ERRORS_BY_CODE.get(code, PartialError)  # another version's manifest may have others
         return kind(f"None of {total:,} images could be made. {reasons}".strip(), hint=hint)
     parts = [f"{failed.total():,} of {total:,} images failed"] * bool(failed)
     parts += [f"{invalid:,} line{'s' * (invalid > 1)} of the prompts file were left out"] * bool(
@@ -67,9 +72,9 @@ def error_for(plan: BatchPlan, tally: RunStats, again: str) -> T2IError | None:
     return PartialError(f"{'; '.join(parts)}. {reasons}".strip(), hint=hint)
 
 
-def _failed(plan: BatchPlan, tally: RunStats) -> Counter[str]:
-    return Counter(plan.failed) + tally.failed
+def _failures_by_code(plan: BatchPlan, stats: RunStats) -> Counter[str]:
+    return Counter(plan.failed) + stats.failed
 
 
-def _invalid(plan: BatchPlan) -> int:
+def _invalid_lines(plan: BatchPlan) -> int:
     return len({problem.line for problem in plan.problems})

@@ -56,7 +56,7 @@ def batch(
         session.merge_shards(selection.merge, console)
         return
     task = _task(rows, request, folder, selection, run)
-    task = replace(task, wishes=_with_model(task.wishes, backend.backend, ephemeral.ephemeral))
+    task = replace(task, options=_with_model(task.options, backend.backend, ephemeral.ephemeral))
     images = parse_batch_size(passes.batch_size, strict=passes.strict)
 
     def engine(made: str | None) -> "Backend":
@@ -67,7 +67,7 @@ def batch(
             batch_size=images,
             strict=passes.strict,
             lenient=run.lenient,
-            format=parse_name_template(task.choice.template, task.choice.format).format,
+            format=parse_name_template(task.selection.template, task.selection.format).format,
         )
 
     if not ephemeral.ephemeral:
@@ -101,7 +101,7 @@ def _task(
         source=rows.file,
         input_format=rows.input_format,
         folder=folder.output,
-        wishes=BatchOptions(
+        options=BatchOptions(
             defaults=given,
             vary=varied,
             seed=rows.seed,
@@ -109,7 +109,7 @@ def _task(
             count=rows.count,
             lenient=run.lenient,
         ),
-        choice=_selection(template, folder.format, selection),
+        selection=_selection(template, folder.format, selection),
         skip_invalid=rows.skip_invalid,
         max_failures=selection.max_failures,
         dry_run=run.dry_run,
@@ -118,17 +118,17 @@ def _task(
     )
 
 
-def _with_model(wishes: "BatchOptions", backend: str | None, ephemeral: bool) -> "BatchOptions":
+def _with_model(options: "BatchOptions", backend: str | None, ephemeral: bool) -> "BatchOptions":
     """The same with the model of the settings where none is named, which is this machine's."""
     from t2i_cli.backends.factory import default_model
 
-    values = dict(wishes.defaults)
+    values = dict(options.defaults)
     if ephemeral:
         # An endpoint made for these rows has the one model that they are for.
         values.pop("model", None)
-    elif "model" not in {*values, *dict(wishes.vary)} and (own := default_model(backend)):
+    elif "model" not in {*values, *dict(options.vary)} and (own := default_model(backend)):
         values["model"] = own
-    return replace(wishes, defaults=values)
+    return replace(options, defaults=values)
 
 
 def _selection(template: str, format: str | None, asked: ResumeOptions) -> "SelectionOptions":
@@ -158,7 +158,7 @@ def _on_ephemeral(
     from t2i_cli.batch import session
     from t2i_cli.vertex import lifecycle
 
-    if not task.wishes.lenient:
+    if not task.options.lenient:
         engine("0")  # calls nothing yet, and refuses options that mean nothing there
     planned = PlannedEndpoint(model, place.serving)
     read, missing = session.validate(task, planned, console)
