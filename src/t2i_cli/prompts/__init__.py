@@ -1,4 +1,4 @@
-"""Prompts files: text, JSONL and CSV become entries, and whatever is wrong is named by its line."""
+"""Reads prompts files (text, JSON Lines, CSV): entries, and problems with their lines."""
 
 import sys
 from collections.abc import Sequence
@@ -12,14 +12,13 @@ from t2i_cli.prompts.entries import PromptEntry, PromptProblem
 
 InputFormat = Literal["txt", "jsonl", "csv"]
 
-
 MAX_SHOWN = 20
-"""Problems printed; the others are counted."""
+"""Largest number of problems printed; the others are counted."""
 
 
 @dataclass(frozen=True)
 class PromptsFile:
-    """A prompts file as read: `name` is how messages call it."""
+    """The content of a prompts file; `name` is its name in messages."""
 
     name: str
     entries: Sequence[PromptEntry]
@@ -27,9 +26,9 @@ class PromptsFile:
 
 
 class PromptsError(InputError):
-    """Rows of a prompts file are wrong, all of them named at once.
+    """A prompts file has invalid lines; the message lists them.
 
-    `skipped` says that good rows would have been made, had there been any.
+    `skipped` says that --skip-invalid was given, and left no valid row.
     """
 
     def __init__(
@@ -46,27 +45,30 @@ class PromptsError(InputError):
             hint="Nothing was made. Correct the file"
             + ("." if skipped else ", or --skip-invalid goes on with the others."),
         )
-        self._listed = [{"file": name, **asdict(problem)} for problem in shown]
+        self._problems = [{"file": name, **asdict(problem)} for problem in shown]
         self._total = len(problems)
 
     def to_json(self) -> dict[str, object]:
-        """The error as `--json` prints it, with the first problems and their number."""
-        return super().to_json() | {"problems": self._listed, "problems_total": self._total}
+        """The error as `--json` prints it, with the first problems and the number of all."""
+        return super().to_json() | {"problems": self._problems, "problems_total": self._total}
 
 
 def locate_problem(name: str, problem: PromptProblem) -> str:
-    """A problem with its file, line and field, for people."""
+    """Format a problem with its file, line and field."""
     field = f"{problem.field}: " if problem.field else ""
     return f"{name}:{problem.line}: {field}{problem.message}"
 
 
 def prompts_format(source: str, wanted: str | None) -> InputFormat:
-    """The format of a prompts file: as wanted, as its extension says, or text on stdin."""
+    """The format of a prompts file: `wanted`, by its extension, or text for standard input.
+
+    Raises InputError if it is unknown.
+    """
     if wanted is not None and wanted not in get_args(InputFormat):
         raise InputError(f"The input format {wanted!r} is unknown; use one of: txt, jsonl, csv.")
-    ending = "txt" if source == "-" else Path(source).suffix[1:].lower()
+    extension = "txt" if source == "-" else Path(source).suffix[1:].lower()
     for known in get_args(InputFormat):
-        if (wanted or ending) == known:
+        if (wanted or extension) == known:
             return known  # type: ignore[no-any-return]
     raise InputError(
         f"What {source!r} holds is not clear from its name.",
@@ -75,9 +77,9 @@ def prompts_format(source: str, wanted: str | None) -> InputFormat:
 
 
 def read_prompts(source: str, format: InputFormat) -> PromptsFile:
-    """Every row of a prompts file (`-`: standard input), and all that is wrong with them.
+    """Read the entries and problems of a prompts file (`-`: standard input).
 
-    Raises InputError if the file cannot be read at all.
+    Raises InputError if the file cannot be read, or is empty.
     """
     if source == "-":
         return _parse("standard input", sys.stdin.buffer, format)
@@ -94,11 +96,11 @@ def _parse(name: str, file: BinaryIO, format: InputFormat) -> PromptsFile:
     ]
     entries: list[PromptEntry] = []
     problems: list[PromptProblem] = []
-    for found in reader(file):
-        if isinstance(found, PromptEntry):
-            entries.append(found)
+    for item in reader(file):
+        if isinstance(item, PromptEntry):
+            entries.append(item)
         else:
-            problems.append(found)
+            problems.append(item)
     if not entries and not problems:
         raise InputError(f"There is no prompt in {name}.")
     return PromptsFile(name=name, entries=entries, problems=problems)

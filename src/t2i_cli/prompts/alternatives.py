@@ -1,4 +1,4 @@
-"""`{red|blue} star`: alternatives in a prompt, expanded to all combinations."""
+"""Expands alternatives in a prompt, as `{red|blue} star`, to all combinations."""
 
 import itertools
 import math
@@ -7,25 +7,25 @@ from collections.abc import Iterator
 from t2i_cli.errors import InputError
 
 MAX_COMBINATIONS = 10_000
-"""Of one line: more is a slip, and would fill memory before anything could be said."""
+"""Largest number of combinations of one line; checked before they are built in memory."""
 _MAX_DEPTH = 20
-_ESCAPED = "{}|\\#"
+_ESCAPABLE = "{}|\\#"
 
-# A text is a sequence of parts; a part is a literal, or its alternatives as texts.
+# A text is a list of parts; a part is a literal, or a list of alternative texts.
 PromptPart = str | list["Text"]
 Text = list[PromptPart]
 
 
 def expand_alternatives(prompt: str) -> list[str]:
-    r"""Every combination of the prompt's alternatives, the last varying fastest.
+    r"""All combinations of the prompt's alternatives; the last alternatives vary fastest.
 
-    Braces without a `|` stand for themselves, as does `\{`, `\|`, `\}`, `\\` or `\#`. Raises
-    InputError for a brace that is never closed, and for too many combinations.
+    Braces without a `|` are literal, as are `\{`, `\|`, `\}`, `\\` and `\#`. Raises InputError
+    for an unclosed brace, too deep nesting, and more than MAX_COMBINATIONS combinations.
     """
     if not any(character in prompt for character in "{\\"):
         return [prompt]
-    text, _ = _text(prompt, 0, 0)
-    number = _count(text)
+    text, _ = _parse_text(prompt, 0, 0)
+    number = _count_combinations(text)
     if number > MAX_COMBINATIONS:
         raise InputError(
             f"the alternatives make {number:,} combinations; {MAX_COMBINATIONS:,} are the most."
@@ -33,17 +33,20 @@ def expand_alternatives(prompt: str) -> list[str]:
     return list(_combinations(text))
 
 
-def _text(prompt: str, start: int, depth: int) -> tuple[Text, int]:
-    """The text from `start` to the end, or inside braces to the next `|` or `}`."""
+def _parse_text(prompt: str, start: int, depth: int) -> tuple[Text, int]:
+    """Parse from `start` to the end, or inside braces to the next `|` or `}`.
+
+    Returns the text and the position after it.
+    """
     parts: Text = []
     position = start
     while position < len(prompt):
         character = prompt[position]
-        if character == "\\" and prompt[position + 1 : position + 2] in tuple(_ESCAPED):
+        if character == "\\" and prompt[position + 1 : position + 2] in tuple(_ESCAPABLE):
             parts.append(prompt[position + 1])
             position += 2
         elif character == "{":
-            found, position = _braces(prompt, position, depth + 1)
+            found, position = _parse_braces(prompt, position, depth + 1)
             parts.extend(found)
         elif depth and character in "|}":
             break
@@ -53,14 +56,14 @@ def _text(prompt: str, start: int, depth: int) -> tuple[Text, int]:
     return parts, position
 
 
-def _braces(prompt: str, start: int, depth: int) -> tuple[Text, int]:
-    """What the braces that open at `start` stand for, and the position behind them."""
+def _parse_braces(prompt: str, start: int, depth: int) -> tuple[Text, int]:
+    """Parse the braces that open at `start`; returns their parts and the position after them."""
     if depth > _MAX_DEPTH:
         raise InputError(f"alternatives are nested more than {_MAX_DEPTH} deep.")
     choices: list[Text] = []
     position = start
     while True:
-        text, position = _text(prompt, position + 1, depth)
+        text, position = _parse_text(prompt, position + 1, depth)
         choices.append(text)
         if position == len(prompt):
             raise InputError(
@@ -74,8 +77,8 @@ def _braces(prompt: str, start: int, depth: int) -> tuple[Text, int]:
     return [choices], position + 1
 
 
-def _count(text: Text) -> int:
-    return math.prod(sum(map(_count, part)) for part in text if isinstance(part, list))
+def _count_combinations(text: Text) -> int:
+    return math.prod(sum(map(_count_combinations, part)) for part in text if isinstance(part, list))
 
 
 def _combinations(text: Text) -> Iterator[str]:

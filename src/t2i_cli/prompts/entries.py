@@ -1,4 +1,4 @@
-"""Rows of prompts files: the fields that they may set, and how their values are read."""
+"""Entries of prompts files: the fields that they may set, and how values are parsed."""
 
 import difflib
 import math
@@ -12,17 +12,16 @@ from t2i_cli.request_fields import FIELDS, FieldValue
 
 Value = FieldValue
 
-
 ROW_FIELDS: dict[str, type] = {name: field.kind for name, field in FIELDS.items()} | {
     "count": int,
     "name": str,
 }
-"""What a row may set: the fields of a request, how many images, and their file's name."""
+"""Fields of an entry and their types: those of a request, the image count and the file name."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptEntry:
-    """A row of a prompts file: its line (from 1), and the fields that it sets."""
+    """An entry of a prompts file: its line (from 1), and the fields that it sets."""
 
     line: int
     values: Mapping[str, Value]
@@ -30,7 +29,7 @@ class PromptEntry:
 
 @dataclass(frozen=True, slots=True)
 class PromptProblem:
-    """What is wrong with a row, and where; `field` is `None` where the whole line is at fault."""
+    """An error in a prompts file; `field` is `None` if it concerns the whole line."""
 
     line: int
     field: str | None
@@ -38,7 +37,7 @@ class PromptProblem:
 
 
 def field_kind(field: str) -> type:
-    """The type of a field's values; raises InputError for an unknown field."""
+    """The type of a field; raises InputError for an unknown field."""
     kind = ROW_FIELDS.get(field)
     if kind is None:
         near = difflib.get_close_matches(field, ROW_FIELDS, n=1)
@@ -48,7 +47,7 @@ def field_kind(field: str) -> type:
 
 
 def check_value(field: str, value: object) -> Value:
-    """A value of the field's type; raises InputError saying what it should be."""
+    """Check a value and convert it to the field's type; raises InputError if it is invalid."""
     kind = field_kind(field)
     if field in FIELDS and (parse := FIELDS[field].parse):
         return cast(Value, parse(value))
@@ -56,14 +55,14 @@ def check_value(field: str, value: object) -> Value:
         try:
             return float(value)
         except OverflowError as error:
-            raise InputError(f"{_shown(value)} is too large.", field=field) from error
+            raise InputError(f"{_shorten(value)} is too large.", field=field) from error
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"must be {_KIND[kind]}, not {_shown(value)}.", field=field)
+        raise InputError(f"must be {_KIND_NAMES[kind]}, not {_shorten(value)}.", field=field)
     return cast(Value, value)
 
 
 def parse_value(field: str, text: str) -> Value:
-    """A field's value as CSV and --vary write it; raises InputError."""
+    """Parse a field's value from text, as in CSV and --vary; raises InputError."""
     kind = ROW_FIELDS.get(field, str)
     value: object = text if kind is str else text.strip()
     if kind is int and re.fullmatch(r"[+-]?[0-9]{1,20}", str(value)):
@@ -71,14 +70,14 @@ def parse_value(field: str, text: str) -> Value:
     elif kind is float and re.fullmatch(
         r"[+-]?[0-9.]{1,20}(e[+-]?[0-9]{1,3})?", str(value).lower()
     ):
-        value = _float(text)
+        value = _float_or_text(text)
     return check_value(field, value)
 
 
-_KIND = {str: "text", int: "a whole number", float: "a number"}
+_KIND_NAMES = {str: "text", int: "a whole number", float: "a number"}
 
 
-def _float(text: str) -> object:
+def _float_or_text(text: str) -> object:
     try:
         number = float(text)
     except ValueError:
@@ -86,6 +85,6 @@ def _float(text: str) -> object:
     return number if math.isfinite(number) else text
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

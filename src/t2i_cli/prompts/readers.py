@@ -1,4 +1,4 @@
-"""The three formats, line by line: each yields entries and problems in the file's order."""
+"""Readers of the three prompts formats; each yields entries and problems in file order."""
 
 import csv
 import json
@@ -17,22 +17,22 @@ from t2i_cli.prompts.entries import (
     parse_value,
 )
 
-Given = TypeVar("Given")
+RawValue = TypeVar("RawValue")
 ReadItem = Iterator[PromptEntry | PromptProblem]
 
 _BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def read_text(lines: Iterable[bytes]) -> ReadItem:
-    """A prompt a line; `#` comments, blank lines, and `{a|b}` expanded to all combinations."""
-    for number, line in _decoded(lines):
+    """Read one prompt per line: skip blank lines and `#` comments, expand `{a|b}` alternatives."""
+    for number, line in _decode_lines(lines):
         if isinstance(line, PromptProblem):
             yield line
             continue
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        if text.startswith("{") and _is_object(text):
+        if text.startswith("{") and _is_json_object(text):
             yield PromptProblem(number, None, "this is JSON; --input-format jsonl reads it.")
             continue
         try:
@@ -45,34 +45,34 @@ def read_text(lines: Iterable[bytes]) -> ReadItem:
 
 
 def read_jsonl(lines: Iterable[bytes]) -> ReadItem:
-    """A JSON object a line, whose keys are fields; blank lines are skipped, null is not set."""
-    for number, line in _decoded(lines):
+    """Read one JSON object per line, with fields as keys; skip blank lines; null leaves unset."""
+    for number, line in _decode_lines(lines):
         if isinstance(line, PromptProblem):
             yield line
             continue
         if not line.strip():
             continue
         try:
-            row = _object(line)
+            row = _parse_object(line)
         except InputError as error:
             yield PromptProblem(number, error.field, error.message)
             continue
-        given = ((field, value) for field, value in row.items() if not _unset(field, value))
-        yield from _row(number, given, check_value)
+        raw_values = ((field, value) for field, value in row.items() if not _is_unset(field, value))
+        yield from _parse_entry(number, raw_values, check_value)
 
 
 def read_csv(lines: Iterable[bytes]) -> ReadItem:
-    """A header row of fields, then a row an entry; an empty cell is not set."""
-    broken: list[PromptProblem] = []
+    """Read a header row of fields, then one entry per row; an empty cell leaves its field unset."""
+    undecodable: list[PromptProblem] = []
 
-    def decoded() -> Iterator[str]:
-        for _, line in _decoded(lines):
+    def decoded_lines() -> Iterator[str]:
+        for _, line in _decode_lines(lines):
             if isinstance(line, PromptProblem):
-                broken.append(line)
+                undecodable.append(line)
                 line = "\n"
             yield line
 
-    rows = csv.reader(decoded(), strict=True)
+    rows = csv.reader(decoded_lines(), strict=True)
     header: list[str] | None = None
     while True:
         number = rows.line_num + 1
@@ -81,9 +81,9 @@ def read_csv(lines: Iterable[bytes]) -> ReadItem:
         except csv.Error as error:
             yield PromptProblem(number, None, f"this is not CSV: {error}.")
             continue
-        if broken:
-            yield from broken
-            broken.clear()
+        if undecodable:
+            yield from undecodable
+            undecodable.clear()
             continue
         if cells is None:
             return
@@ -101,18 +101,20 @@ def read_csv(lines: Iterable[bytes]) -> ReadItem:
             )
         else:
             pairs = zip(header, cells, strict=True)
-            yield from _row(number, ((f, cell) for f, cell in pairs if cell.strip()), parse_value)
+            yield from _parse_entry(
+                number, ((f, cell) for f, cell in pairs if cell.strip()), parse_value
+            )
 
 
-def _row(
+def _parse_entry(
     number: int,
-    given: Iterable[tuple[str, Given]],
-    check: Callable[[str, Given], Value],
+    raw_values: Iterable[tuple[str, RawValue]],
+    check: Callable[[str, RawValue], Value],
 ) -> ReadItem:
-    """The entry that the given fields make, or a problem for each that is wrong."""
+    """Yield the entry with these fields, or else a problem for each invalid field."""
     values: dict[str, Value] = {}
     problems: list[PromptProblem] = []
-    for field, value in given:
+    for field, value in raw_values:
         try:
             values[field] = check(field, value)
         except InputError as error:
@@ -125,7 +127,7 @@ def _row(
         yield PromptEntry(number, values)
 
 
-def _unset(field: str, value: object) -> bool:
+def _is_unset(field: str, value: object) -> bool:
     return value is None and field in ROW_FIELDS
 
 
@@ -142,8 +144,8 @@ def _header_problems(number: int, header: list[str]) -> Iterator[PromptProblem]:
         yield PromptProblem(number, "prompt", "the header row has no such column.")
 
 
-def _decoded(lines: Iterable[bytes]) -> Iterator[tuple[int, str | PromptProblem]]:
-    """Each line with its number, as text; a byte-order mark at the start is left out."""
+def _decode_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, str | PromptProblem]]:
+    """Decode each line from UTF-8, with its number from 1; strip a byte-order mark."""
     for number, raw in enumerate(lines, 1):
         if number == 1:
             if raw[:2] in _BOMS:
@@ -156,21 +158,21 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[tuple[int, str | PromptProblem]
             yield number, PromptProblem(number, None, f"byte {error.start + 1} is not UTF-8.")
 
 
-def _object(line: str) -> dict[str, object]:
-    """The object on a line; raises InputError."""
+def _parse_object(line: str) -> dict[str, object]:
+    """Parse a line as a JSON object; raises InputError."""
     try:
-        row = json.loads(line, object_pairs_hook=_pairs, parse_constant=_no_constant)
+        row = json.loads(line, object_pairs_hook=_unique_fields, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise InputError(f"this is not JSON: {error.msg} at column {error.colno}.") from error
     except (ValueError, RecursionError) as error:
-        # A number of thousands of digits, or brackets as deep.
+        # An integer of thousands of digits, or too deep nesting.
         raise InputError("this is not JSON that can be read.") from error
     if not isinstance(row, dict):
         raise InputError("this is JSON, and no object with fields.")
     return row
 
 
-def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _unique_fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -179,11 +181,11 @@ def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return row
 
 
-def _no_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise InputError(f"{name} is not JSON.")
 
 
-def _is_object(line: str) -> bool:
+def _is_json_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
