@@ -205,7 +205,7 @@ def _saved(folder: Path, job: plan.PlannedImage) -> SavedImage:
         sha256="0" * 64,
         seconds=0.1,
         request=job.row.request,
-        lock=GenerationInfo(backend="local", model="postcard", device="cpu", batch_size=1),
+        info=GenerationInfo(backend="local", model="postcard", device="cpu", batch_size=1),
     )
 
 

@@ -268,7 +268,7 @@ def saved(path: Path, generated: GeneratedImage) -> SavedImage:
         sha256="0" * 64,
         seconds=1.0,
         request=generated.request,
-        lock=generated.info,
+        info=generated.info,
     )
 
 

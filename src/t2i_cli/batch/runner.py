@@ -115,8 +115,8 @@ def run_plan(
                 if isinstance(outcome, SavedImage):
                     in_a_row = 0
                     stats.made += 1
-                    if outcome.lock.endpoint is None:
-                        key = (outcome.request.model, outcome.lock.device)
+                    if outcome.info.endpoint is None:
+                        key = (outcome.request.model, outcome.info.device)
                         measured[key] = outcome.seconds / timings.relative_cost(outcome.request)
                     listener.image(job, outcome, stats)
                 else:
@@ -198,7 +198,7 @@ def _manifest_line(job: PlannedImage, outcome: Outcome) -> dict[str, object]:
             "sha256": outcome.sha256,
             "seconds": round(outcome.seconds, 3),
             **outcome.timing_record(),
-            "lock": asdict(outcome.lock),
+            "lock": asdict(outcome.info),
         }
     else:
         withheld = isinstance(outcome.error, ContentFilteredError)

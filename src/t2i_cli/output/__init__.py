@@ -1,1 +1,1 @@
-"""output"""
+"""Output files: their names, their metadata, and writing them."""

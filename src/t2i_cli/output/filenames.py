@@ -1,4 +1,4 @@
-"""File names from templates: one path for each request. Nothing here touches a disk."""
+"""File names from templates: one path for each request."""
 
 import os
 import re
@@ -16,16 +16,16 @@ from t2i_cli.request_fields import FIELDS
 
 DEFAULT_OUTPUT_TEMPLATE = "{slug}-{seed}.{ext}"
 MAX_NAME_BYTES = 255
-"""Of one part of a path: the limit of ext4, APFS (in UTF-8) and, in other units, NTFS."""
+"""Limit of one path component on ext4 and APFS, in UTF-8; NTFS has 255 UTF-16 units."""
 MAX_VALUE_BYTES = 160
-"""Of one value put into a name, so that the usual two or three of them fit together."""
+"""Limit of one placeholder's value, so that a name holds two or three of them."""
 MAX_SLUG = 40
-"""Characters."""
+"""Largest length of a slug in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateContext:
-    """The image to be named: `index` counts the run's images from 1, `id` says what it shows."""
+    """The image to be named; `index` counts the run's images from 1, `id` is its request's."""
 
     index: int
     id: str
@@ -34,7 +34,7 @@ class TemplateContext:
 
 
 def _field_value(name: str, image: TemplateContext) -> object:
-    """A field of the request; a model may keep one to itself."""
+    """A field of the request as text; `none` if it is not set."""
     value = FIELDS[name].written(getattr(image.request, name))
     return "none" if value is None else value
 
@@ -48,7 +48,7 @@ PLACEHOLDERS: dict[str, Callable[[TemplateContext], object]] = {
     "id": lambda image: image.id,
     **{name: partial(_field_value, name) for name in FIELDS if name not in {"seed", "model"}},
 }
-"""What a template may name."""
+"""Placeholders of a template, with the functions that give their values."""
 
 _UNSAFE = re.compile(r'[/\\:*?"<>|\s\x00-\x1f\x7f]')
 WINDOWS_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
@@ -58,7 +58,7 @@ WINDOWS_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
 
 @dataclass(frozen=True, kw_only=True)
 class OutputTemplate:
-    """Where images go: a template for their paths (`None` = standard output), and their format."""
+    """A template for paths (`None`: standard output), and the image format."""
 
     template: str | None
     format: ImageFormat
@@ -67,45 +67,45 @@ class OutputTemplate:
 def parse_output(
     output: str | None, format: str | None, *, is_folder: bool = False
 ) -> OutputTemplate:
-    """What `--output` and `--format` mean; `is_folder` says that `output` is a folder on the disk.
+    """Parse `--output` and `--format`; `is_folder` says that `output` is an existing folder.
 
-    Raises InputError for an unknown format or placeholder, or where the two options contradict.
+    Raises InputError for an unknown format or placeholder, or if the two options contradict.
     """
-    wanted = _format_named(format)
+    requested_format = _parse_format(format)
     if output == "-":
-        return OutputTemplate(template=None, format=wanted or "png")
+        return OutputTemplate(template=None, format=requested_format or "png")
     template = DEFAULT_OUTPUT_TEMPLATE if output is None else output
     _check_characters(template)
     if is_folder:
-        # The braces of a folder that is there are its own.
+        # Braces in the name of an existing folder are literal.
         template = os.path.join(template.replace("{", "{{").replace("}", "}}"), "")
     if template.endswith(("/", os.sep)):
         template += DEFAULT_OUTPUT_TEMPLATE
-    ending = template_extension(template)
-    if ending is None:
-        return OutputTemplate(template=template, format=wanted or "png")
-    if ending == "":
-        if wanted is None:
+    extension = template_extension(template)
+    if extension is None:
+        return OutputTemplate(template=template, format=requested_format or "png")
+    if extension == "":
+        if requested_format is None:
             raise InputError(
                 f"The output {template!r} has no file extension.",
                 hint="End it in .png, .jpg or .webp, or in / for a folder.",
             )
-        return OutputTemplate(template=template, format=wanted)
-    found = IMAGE_FORMATS.get(ending.lower())
-    if found is None:
+        return OutputTemplate(template=template, format=requested_format)
+    format_by_extension = IMAGE_FORMATS.get(extension.lower())
+    if format_by_extension is None:
         raise InputError(
-            f"The output {template!r} has the unknown extension .{ending}; "
+            f"The output {template!r} has the unknown extension .{extension}; "
             "t2i writes .png, .jpg, .jpeg and .webp."
         )
-    if wanted not in (None, found):
+    if requested_format not in (None, format_by_extension):
         raise InputError(f"--format {format} contradicts the extension of the output {template!r}.")
-    return OutputTemplate(template=template, format=found)
+    return OutputTemplate(template=template, format=format_by_extension)
 
 
 def output_paths(target: OutputTemplate, requests: Sequence[ResolvedRequest]) -> list[Path | None]:
     """One path for each request, `None` for standard output.
 
-    Raises InputError where two images would have one name, or the format cannot hold one.
+    Raises InputError if two images would have the same path, or one is too large for its format.
     """
     if target.format == "webp":
         for request in requests:
@@ -118,7 +118,7 @@ def output_paths(target: OutputTemplate, requests: Sequence[ResolvedRequest]) ->
                 hint="Name a folder: -o images/",
             )
         return [None] * len(requests)
-    found = [
+    paths = [
         Path(
             render_template(
                 target.template,
@@ -130,23 +130,23 @@ def output_paths(target: OutputTemplate, requests: Sequence[ResolvedRequest]) ->
         for index, request in enumerate(requests, 1)
     ]
     taken: set[str] = set()
-    for path in found:
+    for path in paths:
         key = normalised_name(str(path))
         if key in taken:
             raise InputError(
                 f"Several images would be written to {str(path)!r}.",
-                hint=f"Number them with a template: -o '{_numbered(target.template)}'",
+                hint=f"Number them with a template: -o '{_numbered_template(target.template)}'",
             )
         taken.add(key)
-    return list(found)
+    return list(paths)
 
 
 def slugify(prompt: str) -> str:
-    """The prompt as a short file name: letters and digits of any script, lower case, dashes."""
+    """Make a short file name of a prompt: lower-case letters and digits of any script, dashes."""
     if prompt.isascii():
         words: list[str] = re.findall("[a-z0-9]+", prompt.lower())
     else:
-        # Marks are kept with the letters: vowels, in many scripts.
+        # Keep combining marks: in many scripts they are vowels.
         kept = (
             c if unicodedata.category(c)[0] in "LNM" else "-"
             for c in unicodedata.normalize("NFKC", prompt).lower()
@@ -163,20 +163,20 @@ def slugify(prompt: str) -> str:
 
 
 def existing_parent(path: Path) -> Path:
-    """The path, or else the nearest folder above it that is there and may be looked at."""
+    """The path itself if it exists, else its nearest existing parent."""
     whole = Path(os.path.abspath(path))
     return next((p for p in (whole, *whole.parents) if os.path.exists(p)), Path(whole.anchor))
 
 
 def normalised_name(path: str) -> str:
-    """What two paths have in common that some file systems hold to be one file.
+    """Normalise case and Unicode form, which some file systems ignore.
 
-    "A.png" and "a.png" are, and two spellings of "é".
+    "A.png" and "a.png" become equal, as do the composed and decomposed "é".
     """
     return path.casefold() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
 
 
-def _format_named(name: str | None) -> ImageFormat | None:
+def _parse_format(name: str | None) -> ImageFormat | None:
     if name is None:
         return None
     if name.lower() not in IMAGE_FORMATS:
@@ -195,12 +195,15 @@ def _check_characters(template: str) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _segments(template: str) -> tuple[tuple[str, str | None, str], ...]:
-    """The template's parts: text, and the placeholder after it (`None` = none) with its format."""
+def _parse_template(template: str) -> tuple[tuple[str, str | None, str], ...]:
+    """Parse a template to tuples of text, placeholder (or `None`) and format spec.
+
+    Raises InputError for invalid syntax and unknown placeholders.
+    """
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
-        # Formatter has no error of its own for a lone brace.
+        # Formatter raises a plain ValueError for an unmatched brace.
         raise InputError(
             f"The output {template!r} is no template: {error}.",
             hint="A brace that belongs to the name is written twice: {{ or }}.",
@@ -224,20 +227,20 @@ def _segments(template: str) -> tuple[tuple[str, str | None, str], ...]:
 
 
 def template_extension(template: str) -> str | None:
-    """The extension without its dot, "" if there is none; `None` if `{ext}` stands there."""
-    text, name, _ = _segments(template)[-1]
+    """The template's extension without its dot, "" if there is none; `None` if it is `{ext}`."""
+    text, name, _ = _parse_template(template)[-1]
     if name == "ext":
         return None
     return "" if name else PurePath(f"x{text}").suffix[1:]
 
 
 def render_template(template: str, image: TemplateContext) -> str:
-    """The path that a template gives an image; raises InputError if it cannot be one."""
+    """Fill in a template for an image; raises InputError if the path is invalid."""
     filled = ""
-    for text, name, spec in _segments(template):
+    for text, name, spec in _parse_template(template):
         filled += text
         if name is not None:
-            filled += _value(PLACEHOLDERS[name](image), name, spec)
+            filled += _format_value(PLACEHOLDERS[name](image), name, spec)
     for part in PurePath(filled).parts if len(filled) > MAX_NAME_BYTES // 4 else ():
         if len(part.encode()) > MAX_NAME_BYTES:
             raise InputError(
@@ -247,8 +250,8 @@ def render_template(template: str, image: TemplateContext) -> str:
     return filled
 
 
-def _value(value: object, name: str, spec: str) -> str:
-    """A placeholder's value, made safe to be a part of a file name on any system."""
+def _format_value(value: object, name: str, spec: str) -> str:
+    """Format a placeholder's value so that it is safe in file names on any system."""
     try:
         text = format(value, spec)
     except (ValueError, OverflowError) as error:
@@ -261,11 +264,11 @@ def _value(value: object, name: str, spec: str) -> str:
     if not safe.isascii():
         safe = "".join("-" if unicodedata.category(c)[0] == "C" else c for c in safe)
     safe = safe.encode()[:MAX_VALUE_BYTES].decode(errors="ignore").strip("-. ") or "none"
-    # Windows takes these for devices, whatever follows a dot.
+    # Windows treats these as devices, whatever follows a dot.
     device, dot, rest = safe.partition(".")
     return f"{device}_{dot}{rest}" if device.upper() in WINDOWS_RESERVED else safe
 
 
-def _numbered(template: str) -> str:
+def _numbered_template(template: str) -> str:
     stem, dot, ext = template.rpartition(".")
     return f"{stem}-{{index}}{dot}{ext}" if dot else f"{template}-{{index}}"

@@ -1,4 +1,4 @@
-"""Finished images become files: whole or not at all, and never over another one unasked."""
+"""Writes finished images to files, atomically, and without overwriting unless asked to."""
 
 import errno
 import hashlib
@@ -17,7 +17,7 @@ from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import stdout_bytes
 
-_USERS_FAULT = {
+_INVALID_PATH_ERRNOS = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -28,15 +28,15 @@ _USERS_FAULT = {
     errno.ELOOP,
     errno.EINVAL,
 }
-"""What a wrongly chosen place says; everything else is the storage's own failure."""
+"""Errors that the chosen path causes; all others are failures of the storage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedImage:
-    """One image as it lies in its file (`path` is `None` for standard output).
+    """A saved image (`path` is `None` for standard output).
 
-    `width` and `height` are pixels; `seconds` is the time the image took to generate, and
-    `round_trip` the seconds of the call to a server, if one made it.
+    `width` and `height` are in pixels; `seconds` is the generation time, and `round_trip` the
+    seconds of the HTTP request, if a server made the image.
     """
 
     index: int
@@ -48,12 +48,12 @@ class SavedImage:
     sha256: str
     seconds: float
     request: ResolvedRequest
-    lock: GenerationInfo
+    info: GenerationInfo
     round_trip: float | None = None
 
     def to_json(self) -> dict[str, object]:
-        """The flat object that `--json` prints: what came out, what was asked, how it ran."""
-        lock = {name: value for name, value in asdict(self.lock).items() if value is not None}
+        """The flat object that `--json` prints: the file, the request, and the generation info."""
+        info = {name: value for name, value in asdict(self.info).items() if value is not None}
         return {
             "path": None if self.path is None else str(self.path),
             "format": self.format,
@@ -64,21 +64,21 @@ class SavedImage:
             **self.request.to_json(),
             "width": self.width,
             "height": self.height,
-            **lock,
-            "scheduler": self.request.scheduler or self.lock.scheduler,
+            **info,
+            "scheduler": self.request.scheduler or self.info.scheduler,
         }
 
     def timing_record(self) -> dict[str, object]:
-        """How long the call to a server took, as `--json` and the manifest have it."""
+        """The duration of the HTTP request, as in `--json` and the manifest; empty without one."""
         return {} if self.round_trip is None else {"round_trip_seconds": round(self.round_trip, 3)}
 
 
 class ImageWriter:
     """Writes the image at position i to `paths[i]`; `None` is standard output.
 
-    `prepare()` comes before any weight is loaded; `close()` removes the folders that it made and
-    that stayed empty. Unfinished files are in the folder `scratch`, on the same file system, or
-    else beside the finished ones. `save()` may be called from several threads.
+    Call `prepare()` before weights are loaded; `close()` removes the folders that were created and
+    are still empty. Unfinished files are written to the folder `scratch`, which is on the same
+    file system, or else beside the finished ones. `save()` is thread-safe.
     """
 
     def __init__(
@@ -93,32 +93,32 @@ class ImageWriter:
         self.format: ImageFormat = format
         self.overwrite = overwrite
         self.scratch = scratch
-        self._made: list[Path] = []
+        self._created_folders: list[Path] = []
 
     def check(self) -> None:
-        """Raise InputError for a path that is taken or cannot be a file; changes nothing."""
+        """Raise InputError for a path that exists or cannot be a file; changes nothing."""
         for path in self.paths:
             if path is not None:
                 try:
-                    _check(path, self.overwrite)
+                    _check_path(path, self.overwrite)
                 except OSError as error:
                     raise storage_error(error, "write", path) from error
 
     def prepare(self) -> None:
-        """Make sure that every image will find its place: check, make folders, try to write.
+        """Check the paths, create their folders, and test that they are writable.
 
-        Raises InputError for what the user chose wrongly, StorageError for a disk that fails.
+        Raises InputError for an invalid path, StorageError if the storage fails.
         """
         self.check()
         try:
             for folder in dict.fromkeys(path.parent for path in self.paths if path is not None):
-                self._probe(folder)
+                self._probe_folder(folder)
         except BaseException:
             self.close()
             raise
 
     def save(self, generated: GeneratedImage) -> SavedImage:
-        """Write one image; raises InputError if its name was taken meanwhile, or StorageError."""
+        """Write one image; raises InputError if the file exists by now, or StorageError."""
         path = self.paths[generated.index]
         data = metadata.image_file_bytes(generated, self.format)
         width, height = generated.size
@@ -136,48 +136,48 @@ class ImageWriter:
             sha256=hashlib.sha256(data).hexdigest(),
             seconds=generated.seconds,
             request=generated.request,
-            lock=generated.info,
+            info=generated.info,
             round_trip=generated.round_trip,
         )
 
     def close(self) -> None:
-        """Remove the folders made here that hold nothing."""
-        for folder in reversed(self._made):
+        """Remove the folders that this writer created and that are empty."""
+        for folder in reversed(self._created_folders):
             with suppress(OSError):
                 folder.rmdir()
-        self._made.clear()
+        self._created_folders.clear()
 
-    def _probe(self, folder: Path) -> None:
+    def _probe_folder(self, folder: Path) -> None:
         try:
-            self._make(folder)
+            self._make_folder(folder)
             atomic.probe_folder(folder)
         except OSError as error:
             raise storage_error(error, "write to the folder", folder) from error
 
-    def _make(self, folder: Path) -> None:
+    def _make_folder(self, folder: Path) -> None:
         missing = [p for p in (folder, *folder.parents) if not p.is_dir()]
         for part in reversed(missing):
             with suppress(FileExistsError):
                 part.mkdir()
-                self._made.append(part)
+                self._created_folders.append(part)
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
-            # Another run may have made the folder, and removed it again when it failed.
-            self._make(path.parent)
+            # Another run may have removed the folder since `prepare()`.
+            self._make_folder(path.parent)
             exclusive = not self.overwrite
             atomic.write_bytes(path, data, scratch=self.scratch, sync=True, exclusive=exclusive)
         except FileExistsError as error:
-            raise _taken(path) from error
+            raise _exists_error(path) from error
         except OSError as error:
             raise storage_error(error, "write", path) from error
 
 
-def _check(path: Path, overwrite: bool) -> None:
+def _check_path(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise InputError(f"The output '{path}' is a folder.", hint=f"-o '{path}/' writes into it.")
     if os.path.lexists(path) and not overwrite:
-        raise _taken(path)
+        raise _exists_error(path)
     if path.exists() and not path.is_file():
         raise InputError(f"The output '{path}' is a device or pipe, not a file.")
     blocked = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
@@ -196,13 +196,13 @@ def _write_stdout(data: bytes) -> None:
         raise StorageError(f"Cannot write to standard output: {os_reason(error)}.") from error
 
 
-def _taken(path: Path) -> InputError:
+def _exists_error(path: Path) -> InputError:
     return InputError(f"The output '{path}' exists.", hint="--overwrite replaces it.")
 
 
 def storage_error(error: OSError, action: str, path: Path) -> T2IError:
-    """A file system's error: InputError where the place was chosen wrongly, or StorageError."""
-    kind = InputError if error.errno in _USERS_FAULT else StorageError
+    """Convert an OSError: InputError if the path is at fault, else StorageError."""
+    kind = InputError if error.errno in _INVALID_PATH_ERRNOS else StorageError
     return kind(
         f"Cannot {action} '{path}': {os_reason(error)}.",
         hint="-o takes another place.",
