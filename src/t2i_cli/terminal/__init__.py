@@ -1,1 +1,1 @@
-"""What a person or a script sees: results on stdout, notes and progress on stderr, pictures."""
+"""Terminal output: results on stdout; messages, progress and image previews on stderr."""

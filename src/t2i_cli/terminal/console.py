@@ -1,7 +1,7 @@
-"""Everything a person or a script sees: results on stdout, all else on stderr.
+"""Console output: results on stdout; messages, errors and events on stderr.
 
-One `Console` serves the process: `main()` makes it current, a command configures it from its
-`--json`, `--quiet`, `--verbose` and `--events` options.
+The process has one `Console`, `console`; each command configures it from its `--json`, `--quiet`,
+`--verbose` and `--events` options.
 """
 
 import io
@@ -16,11 +16,11 @@ from typing import BinaryIO, TextIO
 from t2i_cli.errors import InputError, T2IError
 
 EVENTS_VERSION = 1
-"""Of what `--events` writes; it changes when a reader of an older one could misread it."""
+"""Version of the `--events` format; raised when older readers could misread it."""
 
 
 class Console:
-    """Where results, notes and errors go, and in which form."""
+    """Writes results, messages and errors in the format that the options select."""
 
     def __init__(self) -> None:
         self.json = False
@@ -38,67 +38,67 @@ class Console:
         verbose: bool = False,
         events: bool = False,
     ) -> None:
-        """Take over a command's output options."""
+        """Set a command's output options."""
         self.json, self.quiet, self.verbose, self.events = json, quiet, verbose, events
 
     @property
     def interactive(self) -> bool:
-        """Whether a person sits at the terminal and can be asked."""
+        """Whether stdin and stderr are a terminal, so that the user can be asked."""
         return sys.stdin.isatty() and sys.stderr.isatty()
 
     @property
     def live(self) -> bool:
-        """Whether stderr can show a moving progress line."""
+        """Whether stderr can show a progress bar."""
         dumb = os.environ.get("TERM") == "dumb"
         return sys.stderr.isatty() and not (dumb or self.quiet or self.events)
 
     @property
     def stdout(self) -> TextIO:
-        """The stream of results, also while libraries' prints go elsewhere."""
+        """The stream of results, also inside `redirect_stdout()`."""
         return self._out or sys.stdout
 
     def result(self, line: str) -> None:
-        """A line of the result."""
+        """Print a line of the result."""
         out = self.stdout
         out.write(line + "\n")
         out.flush()
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Rows of the result in columns, folded to the width of a terminal where that is one."""
+        """Print rows of the result in columns, wrapped to the width if stdout is a terminal."""
         columns = os.get_terminal_size(self.stdout.fileno()).columns if self.stdout.isatty() else 0
         for line in table_lines(rows, columns or None):
             self.result(line)
 
     def result_json(self, value: object) -> None:
-        """A JSON value of the result, on one line."""
+        """Print a JSON value of the result on one line."""
         self.result(json.dumps(value, ensure_ascii=False))
 
     def note(self, message: str) -> None:
-        """A sentence for people; silent under --quiet."""
+        """Print a sentence for people, unless --quiet."""
         if not self.quiet:
-            self._say("note", message)
+            self._message("note", message)
 
     def warn(self, message: str) -> None:
-        """A warning, which --quiet does not silence."""
-        self._say("warning", message, prefix="warning: ")
+        """Print a warning, also with --quiet."""
+        self._message("warning", message, prefix="warning: ")
 
     def detail(self, message: str) -> None:
-        """A line that only --verbose shows."""
+        """Print a line with --verbose only."""
         if self.verbose:
-            self._say("note", message)
+            self._message("note", message)
 
     def cause(self, error: BaseException) -> None:
-        """The traceback of what an error came of, which only --verbose shows."""
+        """Print the traceback of an error's cause, with --verbose only."""
         if self.verbose and error.__cause__ is not None:
             self.detail("".join(traceback.format_exception(error.__cause__)).rstrip())
 
     def event(self, kind: str, **values: object) -> None:
-        """A line for scripts that follow a run: an object on stderr, with --events."""
+        """Write an event to stderr as one line of JSON, for --events."""
         line = {"v": EVENTS_VERSION, "event": kind, **values}
         self._stderr(json.dumps(line, ensure_ascii=False))
 
     def error(self, error: T2IError) -> None:
-        """The one report of a failure: a sentence and a hint, or an object with --json."""
+        """Print an error: message and hint, or an object with --json or --events."""
         if self.events:
             self.event("error", error=error.to_json())
             return
@@ -110,27 +110,27 @@ class Console:
             self._stderr(f"hint: {error.hint}")
 
     def confirm(self, question: str) -> None:
-        """Go on only if the person agrees; without a terminal, or on no, raise InputError."""
+        """Ask the user to agree; raises InputError on no, or without a terminal."""
         if not self.interactive:
             raise InputError(f"{question} There is no terminal to ask on.", hint="--yes agrees.")
         if not self.ask(question):
             raise InputError("Declined; nothing was changed.")
 
     def ask(self, question: str, *, default: bool = False) -> bool:
-        """Whether the person at the terminal agrees; Enter alone is the default."""
+        """Ask a yes/no question; Enter alone returns the default."""
         line = self.answer(f"{question} [{'Y/n' if default else 'y/N'}]")
-        # An input that is at its end has not even Enter.
+        # At end of input the line is empty, without even a newline: that is a no.
         return default if line.strip() == "" != line else line.strip().lower() in {"y", "yes"}
 
     def answer(self, question: str) -> str:
-        """The line that the person at the terminal types."""
+        """Ask a question and return the line typed."""
         sys.stderr.write(f"{question} ")
         sys.stderr.flush()
         return sys.stdin.readline()
 
     @contextmanager
     def redirect_stdout(self) -> Iterator[None]:
-        """Keep what libraries print off stdout, which belongs to the result."""
+        """Redirect what libraries print on stdout to stderr; stdout is for results."""
         self._out, sys.stdout = sys.stdout, sys.stderr
         try:
             yield
@@ -139,43 +139,46 @@ class Console:
 
     @contextmanager
     def redirect_stderr(self) -> Iterator[None]:
-        """With --events, have what libraries print on stderr become events as well."""
+        """With --events, turn what libraries print on stderr into `log` events."""
         if not self.events:
             yield
             return
-        self._err, sys.stderr = sys.stderr, _Lines(lambda line: self.event("log", message=line))
+        self._err, sys.stderr = (
+            sys.stderr,
+            _LineStream(lambda line: self.event("log", message=line)),
+        )
         try:
             yield
         finally:
             sys.stderr, self._err = self._err, None
 
-    def _say(self, kind: str, message: str, prefix: str = "") -> None:
+    def _message(self, kind: str, message: str, prefix: str = "") -> None:
         if self.events:
             self.event(kind, message=message)
         else:
             self._stderr(prefix + message)
 
     def _stderr(self, line: str) -> None:
-        # A closed stderr, or terminal, must not turn a finished image into a failure.
+        # A closed stderr or terminal must not turn a finished image into a failure.
         with suppress(OSError):
             stream = self._err or sys.stderr
             stream.write(escape_controls(line) + "\n")
             stream.flush()
 
 
-class _Lines(io.TextIOBase):
-    """A text stream that hands on every line that is not blank."""
+class _LineStream(io.TextIOBase):
+    """A text stream that calls `on_line` with every line that is not blank."""
 
-    def __init__(self, take: Callable[[str], None]) -> None:
-        self._take = take
-        self._begun = ""
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._partial_line = ""
 
     def write(self, text: str) -> int:
-        """Hand on the lines that the text ends."""
-        *lines, self._begun = (self._begun + text).replace("\r", "\n").split("\n")
+        """Buffer the text, and pass on its complete lines."""
+        *lines, self._partial_line = (self._partial_line + text).replace("\r", "\n").split("\n")
         for line in lines:
             if line.strip():
-                self._take(line)
+                self._on_line(line)
         return len(text)
 
 
@@ -188,9 +191,9 @@ def stdout_bytes() -> BinaryIO:
 
 
 def table_lines(rows: Sequence[Sequence[str]], columns: int | None = None) -> list[str]:
-    """The rows as lines of text, aligned by what characters take on a terminal.
+    """Format rows as aligned lines of text, by the display width of characters.
 
-    Cells are folded where a line would be wider than `columns`; without, every row is one line.
+    Cells are wrapped if a line would be wider than `columns`; without it, every row is one line.
     """
     from rich.console import Console as RichConsole
     from rich.table import Table
@@ -200,7 +203,7 @@ def table_lines(rows: Sequence[Sequence[str]], columns: int | None = None) -> li
     for _ in rows[0]:
         table.add_column(overflow="fold")
     for row in rows:
-        # As it is: neither rich's markup nor its emoji.
+        # Text, so that rich does not interpret markup or emoji codes.
         table.add_row(*map(Text, row))
     widest = max(sum(2 * len(cell) + 2 for cell in row) for row in rows) + len(rows[0])
     out = io.StringIO()
@@ -209,12 +212,12 @@ def table_lines(rows: Sequence[Sequence[str]], columns: int | None = None) -> li
 
 
 def escape_controls(text: str) -> str:
-    """The text with what could steer a terminal written as escapes (bidi overrides, controls)."""
+    """Escape control characters and bidi overrides, which could manipulate a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
 
 
 def format_bytes(size: int) -> str:
-    """A number of bytes for people, in the decimal units that disks are sold by."""
+    """Format a number of bytes for people, in decimal units."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"

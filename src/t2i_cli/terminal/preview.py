@@ -1,7 +1,7 @@
-"""Draws a picture in the terminal, on stderr, in the best way that the terminal knows.
+"""Draws an image in the terminal, on stderr, by the best method that the terminal supports.
 
-Chafa's library does it, bound by ctypes through chafa.py. It tells the terminal's abilities from
-the environment and asks the terminal nothing, so that nothing can hang or eat typed keys.
+It uses the Chafa library through chafa.py (ctypes). The terminal's capabilities are detected from
+environment variables; the terminal is not queried, as that could hang or consume typed keys.
 """
 
 import os
@@ -18,16 +18,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_COLUMNS = 80
-USUAL_ROWS = 24
-USUAL_CELL = (10, 20)
-"""Width and height in pixels of a VT340's character, where the terminal does not tell its own."""
+DEFAULT_ROWS = 24
+DEFAULT_CELL_SIZE = (10, 20)
+"""Width and height of a character cell in pixels (VT340), if the terminal does not report it."""
 
 
 def terminal_viewer(
-    wanted: bool, lenient: bool, console: Console
+    enabled: bool, lenient: bool, console: Console
 ) -> "Callable[[Image], None] | None":
-    """What draws an RGB image in the terminal, if that was asked for and can be done."""
-    if not wanted:
+    """Return a function that draws an RGB image, or `None` if not enabled.
+
+    If the terminal cannot draw, raises InputError, or with `lenient` warns and returns `None`.
+    """
+    if not enabled:
         return None
     try:
         check_terminal()
@@ -40,7 +43,7 @@ def terminal_viewer(
 
 
 def check_terminal() -> None:
-    """Raise InputError if no picture can be drawn here."""
+    """Raise InputError if no image can be drawn on this terminal."""
     if not sys.stderr.isatty():
         raise InputError("--show draws on a terminal, and stderr is none.")
     if os.environ.get("TERM") == "dumb":
@@ -48,8 +51,8 @@ def check_terminal() -> None:
     try:
         import chafa  # noqa: F401
     except (ImportError, OSError) as error:
-        # The wheels bring Chafa, yet on Linux they use the system's GLib; elsewhere, and from
-        # source, the system's Chafa.
+        # chafa.py's wheels contain Chafa, but on Linux need the system's GLib; other installations
+        # need the system's Chafa.
         raise InputError(
             f"--show cannot load Chafa: {error}",
             hint="Install chafa with the system's package manager (apt install chafa).",
@@ -57,8 +60,8 @@ def check_terminal() -> None:
 
 
 def show_image(image: "Image") -> None:
-    """Draw an RGB image, as wide as the terminal takes (at most 80 columns)."""
-    # A terminal that was closed must not turn a finished image into a failure.
+    """Draw an RGB image at the width of the terminal, at most 80 columns."""
+    # A closed terminal must not turn a finished image into a failure.
     with suppress(OSError):
         picture = _render(image)
         sys.stderr.flush()
@@ -67,21 +70,21 @@ def show_image(image: "Image") -> None:
 
 
 def _render(image: "Image") -> bytes:
-    """The picture as control sequences and text."""
+    """Render an RGB image to control sequences and text."""
     import chafa
 
     terminal = chafa.TermDb().detect()
     config = chafa.CanvasConfig()
     config.pixel_mode = _pixel_mode(terminal)
     if config.pixel_mode == chafa.PixelMode.CHAFA_PIXEL_MODE_SYMBOLS:
-        # Pixels have colours of their own, whatever text may have.
+        # Only symbols need a colour mode: pixel protocols send RGB.
         config.canvas_mode = _canvas_mode(terminal)
-    config.cell_width, config.cell_height = cell = _cell()
+    config.cell_width, config.cell_height = cell = _cell_size()
     columns, rows = os.get_terminal_size(sys.stderr.fileno())
-    # Terminals in a container may say 0 by 0.
+    # Terminals in a container may report a size of 0 by 0.
     config.width = min(columns or MAX_COLUMNS, MAX_COLUMNS)
-    # One line stays for what was typed and one for what comes next.
-    config.height = max(1, (rows or USUAL_ROWS) - 2)
+    # Leave one line for the command and one for the next prompt.
+    config.height = max(1, (rows or DEFAULT_ROWS) - 2)
     config.calc_canvas_geometry(image.width, image.height, cell[0] / cell[1], zoom=True)
     symbols = chafa.SymbolMap()
     for tag in ("SPACE", "SOLID", "HALF"):
@@ -100,7 +103,7 @@ def _render(image: "Image") -> bytes:
 
 
 def _pixel_mode(terminal: "chafa.TermInfo") -> "chafa.PixelMode":
-    """Pixels where the terminal shows them, by the protocol it does best; else half blocks."""
+    """The best pixel protocol that the terminal supports, else symbols (half blocks)."""
     from chafa import PixelMode, TermSeq
 
     if terminal.have_seq(TermSeq.CHAFA_TERM_SEQ_BEGIN_KITTY_IMMEDIATE_IMAGE_V1):
@@ -122,8 +125,8 @@ def _canvas_mode(terminal: "chafa.TermInfo") -> "chafa.CanvasMode":
     return CanvasMode.CHAFA_CANVAS_MODE_INDEXED_16
 
 
-def _cell() -> tuple[int, int]:
-    """The width and height of a character, in pixels."""
+def _cell_size() -> tuple[int, int]:
+    """Width and height of a character cell in pixels."""
     try:
         import fcntl
         import struct
@@ -131,6 +134,6 @@ def _cell() -> tuple[int, int]:
 
         size = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8))
         rows, columns, width, height = struct.unpack("4H", size)
-        return width // columns or USUAL_CELL[0], height // rows or USUAL_CELL[1]
+        return width // columns or DEFAULT_CELL_SIZE[0], height // rows or DEFAULT_CELL_SIZE[1]
     except (ImportError, OSError, ZeroDivisionError):
-        return USUAL_CELL
+        return DEFAULT_CELL_SIZE

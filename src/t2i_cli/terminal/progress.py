@@ -1,4 +1,4 @@
-"""How a run looks while it works: a moving bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import time
 from types import TracebackType
@@ -16,7 +16,7 @@ PLAIN_INTERVAL = 2.0
 
 
 class Progress:
-    """Shows the events of a run on stderr; a context manager that clears up behind itself."""
+    """Shows the events of a run on stderr; a context manager that removes the bar at its end."""
 
     def __init__(self, console: Console, images: int) -> None:
         self._console = console
@@ -41,25 +41,25 @@ class Progress:
         """Show one event."""
         match event:
             case Notice(message=message):
-                self._say(message)
+                self._print_note(message)
             case RequestSent(indices=(0,)):
-                self._say("waiting for the server")
+                self._print_note("waiting for the server")
             case MemoryMeasure(name=name, reason=reason):
-                self._say(f"{reason}: {name}")
+                self._print_note(f"{reason}: {name}")
             case Loading(model=model, device=device):
                 self._end_stage()
-                self._say(f"loading {model} on {device}")
+                self._print_note(f"loading {model} on {device}")
             case Downloading(model=model, done=done, total=total):
                 self._advance(("download", model), f"downloading {model}", done, total, "bytes")
             case Step(indices=indices, step=step, steps=steps):
                 self._advance(("steps", indices), self._title(indices), step, steps, "steps")
 
     def transfer(self, title: str, done: int, total: int) -> None:
-        """Show how many bytes of something have gone over the network."""
+        """Show how many bytes of a transfer are done."""
         self._advance(("transfer", title), title, done, total, "bytes")
 
     def pause(self) -> None:
-        """Take the bar off the screen, for something else to be drawn there."""
+        """Remove the bar from the screen before other output."""
         self._end_stage()
 
     def _title(self, indices: tuple[int, ...]) -> str:
@@ -93,7 +93,7 @@ class Progress:
             self._bars.stop()
         self._bars = self._task = self._stage = None
 
-    def _say(self, message: str) -> None:
+    def _print_note(self, message: str) -> None:
         if self._bars is not None:
             self._bars.stop()
         self._console.note(message)
@@ -104,7 +104,7 @@ class Progress:
 def _plain_line(title: str, done: int, total: int, unit: str, seconds: float) -> str:
     if unit == "bytes":
         return f"{title}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"
-    # The first step's own time is not known: it ended before the clock was started.
+    # The first step is not timed: it ended before the clock was started.
     rate = (done - 1) / seconds if seconds > 0 and done > 1 else 0.0
     left = f", {rate:.1f} steps/s, {(total - done) / rate:.0f} s left" if rate else ""
     return f"{title}: step {done} of {total}{left}"
@@ -116,7 +116,7 @@ def _bars(unit: str) -> "Bars":
     from rich.text import Text
 
     class Rate(rp.ProgressColumn):
-        """Steps a second, once there are two of them to tell it from."""
+        """Steps per second, from the second step on."""
 
         def render(self, task: rp.Task) -> Text:
             return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
