@@ -1,6 +1,6 @@
-"""What `t2i doctor` looks at: each check tells what is there, and what to do if it is wrong.
+"""The checks of `t2i doctor`: each reports what is installed or reachable, and how to fix it.
 
-Only a check without which no picture can be made is a problem; anything else is a note.
+A finding is a problem only if it prevents every image; all others are notes.
 """
 
 import platform
@@ -22,9 +22,9 @@ from t2i_cli.settings import store
 from t2i_cli.terminal.console import format_bytes
 
 NETWORK_TIMEOUT = 8.0
-"""Seconds for everything that asks the network, all of it at the same time."""
-SMALL_DISK = 10 * 10**9
-"""Bytes; most models take more than this."""
+"""Seconds for all network checks, which run concurrently."""
+MIN_FREE_BYTES = 10 * 10**9
+"""Free bytes below which the disk is reported; most models need more."""
 
 _LIBRARIES = (
     "torch",
@@ -41,7 +41,7 @@ DiagnosticStatus = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnostic:
-    """One finding; `exit_code` is not 0 for what keeps t2i from making any picture."""
+    """One finding; `exit_code` is not 0 if it prevents every image."""
 
     name: str
     status: DiagnosticStatus
@@ -55,37 +55,39 @@ class Diagnostic:
 
 
 def run_diagnostics() -> Iterator[Diagnostic]:
-    """All findings; takes PATIENCE seconds more than the imports at most."""
+    """Yield all findings; waits at most NETWORK_TIMEOUT seconds for the network."""
     remote = {"hub": _hub, "google": _google}
-    answers: dict[str, SimpleQueue[Diagnostic]] = {name: SimpleQueue() for name in remote}
+    results: dict[str, SimpleQueue[Diagnostic]] = {name: SimpleQueue() for name in remote}
     for name, check in remote.items():
-        # Daemons, for a name look-up cannot be ended, and t2i does not wait for it at its end.
-        threading.Thread(target=_into, args=(answers[name], name, check), daemon=True).start()
+        # Daemon threads: a DNS lookup cannot be cancelled, and must not delay the exit.
+        threading.Thread(target=_put_result, args=(results[name], name, check), daemon=True).start()
     yield Diagnostic(
         name="t2i", status="ok", detail=f"{__version__}, Python {platform.python_version()}"
     )
     yield _libraries()
-    yield _guarded("config", _config)
+    yield _run_check("config", _config)
     yield from _devices()
     yield _postcard()
-    yield _guarded("model", _model, status="note")
+    yield _run_check("model", _model, status="note")
     yield _disk()
     end = time.monotonic() + NETWORK_TIMEOUT
-    for name, answer in answers.items():
+    for name, result in results.items():
         try:
-            yield answer.get(timeout=max(0.0, end - time.monotonic()))
+            yield result.get(timeout=max(0.0, end - time.monotonic()))
         except Empty:
             yield Diagnostic(name=name, status="note", detail="no answer in time")
 
 
-def _into(answer: SimpleQueue[Diagnostic], name: str, check: Callable[[], Diagnostic]) -> None:
-    answer.put(_guarded(name, check, status="note"))
+def _put_result(
+    result: SimpleQueue[Diagnostic], name: str, check: Callable[[], Diagnostic]
+) -> None:
+    result.put(_run_check(name, check, status="note"))
 
 
-def _guarded(
+def _run_check(
     name: str, check: Callable[[], Diagnostic], status: DiagnosticStatus = "problem"
 ) -> Diagnostic:
-    """The check's finding, or its error as one."""
+    """Run a check; a T2IError becomes a finding."""
     try:
         return check()
     except T2IError as error:
@@ -124,7 +126,7 @@ def _config() -> Diagnostic:
 def _devices() -> Iterator[Diagnostic]:
     try:
         import torch  # noqa: F401 - only to see that it loads
-    # A broken torch fails in its own ways: a missing library, a build for another processor.
+    # A broken torch raises these too: a missing library, a build for another processor.
     except (ImportError, OSError, RuntimeError) as error:
         yield Diagnostic(
             name="device",
@@ -173,7 +175,7 @@ def _disk() -> Diagnostic:
     folder = cache.cache_folder()
     free = shutil.disk_usage(filenames.existing_parent(folder)).free
     detail = f"{format_bytes(free)} free for models in {folder}"
-    if free < SMALL_DISK:
+    if free < MIN_FREE_BYTES:
         return Diagnostic(
             name="disk", status="note", detail=detail, fix="Make room, or set HF_HOME elsewhere."
         )
@@ -188,8 +190,8 @@ def _model() -> Diagnostic:
     if spec is None and not (catalog.folder_named(name) or catalog.is_repository(name)):
         raise catalog.unknown_model(name)
     repo = spec.repo if spec else name
-    here = cache.cached_repos().get(repo or "")
-    if (spec and spec.folder) or catalog.folder_named(name) or (here and here.whole):
+    cached = cache.cached_repos().get(repo or "")
+    if (spec and spec.folder) or catalog.folder_named(name) or (cached and cached.whole):
         return Diagnostic(
             name="model", status="ok", detail=f"{name}, the default, is on this machine"
         )
@@ -205,8 +207,8 @@ def _model() -> Diagnostic:
 def _hub() -> Diagnostic:
     from t2i_cli.hub import account
 
-    who = account.token_owner()
-    if who is None:
+    owner = account.token_owner()
+    if owner is None:
         account.check_reachable()
         return Diagnostic(
             name="hub",
@@ -216,7 +218,7 @@ def _hub() -> Diagnostic:
     return Diagnostic(
         name="hub",
         status="ok",
-        detail=f"the Hub answers; {who.user} is logged in by {who.source}",
+        detail=f"the Hub answers; {owner.user} is logged in by {owner.source}",
     )
 
 
@@ -224,7 +226,7 @@ def _google() -> Diagnostic:
     from t2i_cli.vertex import permissions
 
     try:
-        login, able = permissions.check_capabilities(seconds=NETWORK_TIMEOUT / 3)
+        login, capabilities = permissions.check_capabilities(seconds=NETWORK_TIMEOUT / 3)
     except AccessError as error:
         return Diagnostic(
             name="google",
@@ -236,6 +238,8 @@ def _google() -> Diagnostic:
         name="google",
         status="ok",
         detail=f"{login.account or 'somebody'}, project {login.project or 'not set'}, "
-        f"by {login.source}" + (f"; may: {able.text()}" if able else ""),
-        fix="docs/remote.md names a role for each step." if able and able.missing else None,
+        f"by {login.source}" + (f"; may: {capabilities.text()}" if capabilities else ""),
+        fix="docs/remote.md names a role for each step."
+        if capabilities and capabilities.missing
+        else None,
     )

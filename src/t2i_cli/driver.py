@@ -1,4 +1,4 @@
-"""Drives a backend: requests go in, every outcome comes out; the only caller of `Backend.run`."""
+"""Runs a backend until every request has an outcome; the only caller of `Backend.run`."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -22,13 +22,13 @@ def generate_and_save(
     on_event: OnEvent,
     cancel: Flag,
 ) -> Iterator[SavedImage | Failure]:
-    """Yield what became of each request, as it happens; a failed save is that image's failure."""
+    """Yield each request's outcome as it arrives; a failed save is that image's Failure."""
     for outcome in run_backend(backend, requests, on_event, cancel):
         yield save_outcome(outcome, save)
 
 
 def save_outcome(outcome: GeneratedImage | Failure, save: SaveImage) -> SavedImage | Failure:
-    """Save an image; a failed save is that image's failure."""
+    """Save an image; a failed save is that image's Failure."""
     if isinstance(outcome, Failure):
         return outcome
     try:
@@ -44,56 +44,60 @@ def run_backend(
     cancel: Flag,
     previews: Sequence[int] = (),
 ) -> Generator[GeneratedImage | Failure]:
-    """Yield what became of each request; what the backend raises is the failure of those in hand.
+    """Yield the outcome of each request; an exception fails the requests in progress.
 
-    In hand are those of a Step or Sent that have no outcome yet, or else the first without one. A
-    generator that raised has ended: the backend is called again with the others. `previews` are
-    how many are wanted of each.
+    These are the requests of a Step or RequestSent event without an outcome, or else the first
+    one without. The backend is then run again with the remaining requests, as a generator that
+    raised cannot go on. `previews` are the numbers of previews wanted of each request.
     """
-    left = dict(enumerate(requests))
-    while left and not cancel.is_set():
-        in_hand: set[int] = set()
+    remaining = dict(enumerate(requests))
+    while remaining and not cancel.is_set():
+        in_progress: set[int] = set()
         try:
-            yield from _once(backend, left, in_hand, on_event, cancel, previews)
+            yield from _run_once(backend, remaining, in_progress, on_event, cancel, previews)
             return
         except MemoryError:
             raise
-        except Exception as raised:  # noqa: BLE001 - told as the failure of the requests in hand
+        except Exception as raised:  # noqa: BLE001 - becomes the Failure of the requests in progress
             error = raised if isinstance(raised, T2IError) else internal_error(raised)
-        blamed = [index for index in left if index in in_hand] or list(left)[:1]
-        for index in blamed:
-            yield Failure(index=index, request=left.pop(index), error=error)
-        if not blamed:
+        failed = [index for index in remaining if index in in_progress] or list(remaining)[:1]
+        for index in failed:
+            yield Failure(index=index, request=remaining.pop(index), error=error)
+        if not failed:
             on_event(Notice(message=f"After the last image: {error.message}"))
 
 
-def _once(
+def _run_once(
     backend: Backend,
-    left: dict[int, ResolvedRequest],
-    in_hand: set[int],
+    remaining: dict[int, ResolvedRequest],
+    in_progress: set[int],
     on_event: OnEvent,
     cancel: Flag,
     previews: Sequence[int],
 ) -> Iterator[GeneratedImage | Failure]:
-    """One call of the backend with what is left, by its positions; takes out what got one."""
-    positions = list(left)
+    """Run the backend once with the remaining requests; removes those that get an outcome.
 
-    def hear(event: Event) -> None:
+    Keys of `remaining` are positions in the whole run; indices in events and outcomes are mapped
+    to them.
+    """
+    positions = list(remaining)
+
+    def forward(event: Event) -> None:
         if isinstance(event, Preview):
             event = replace(event, index=positions[event.index])
         elif isinstance(event, Step | RequestSent | Notice):
             event = replace(event, indices=tuple(positions[index] for index in event.indices))
         if isinstance(event, Step | RequestSent):
-            in_hand.update(event.indices)
+            in_progress.update(event.indices)
         on_event(event)
 
-    # Backends are generators; closing one lets it tidy up.
-    wanted = [previews[index] for index in positions] if previews else ()
-    made = backend.run(list(left.values()), hear, cancel, wanted)
-    with closing(cast("_Closable", made)):
-        for outcome in made:
+    # Backends' generators release resources when closed.
+    preview_counts = [previews[index] for index in positions] if previews else ()
+    outcomes = backend.run(list(remaining.values()), forward, cancel, preview_counts)
+    with closing(cast("_Closable", outcomes)):
+        for outcome in outcomes:
             index = positions[outcome.index]
-            left.pop(index, None)
+            remaining.pop(index, None)
             yield replace(outcome, index=index)
 
 

@@ -1,4 +1,4 @@
-"""A few requests made now, from the command line: what `generate` does on any backend."""
+"""Makes the images of `t2i generate` on any backend and saves them."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ from t2i_cli.terminal.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationJob:
-    """A request to make with each of `seeds`, or `count` times."""
+    """A request to be made with each of `seeds`, or else `count` times."""
 
     request: GenerateRequest
     seeds: Sequence[int] = ()
@@ -28,7 +28,7 @@ class GenerationJob:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputDestination:
-    """Where images go, and how: the options of the commands that make a few."""
+    """Output options: `target` is the --output option, `show` draws images in the terminal."""
 
     target: str | None = None
     format: str | None = None
@@ -36,51 +36,53 @@ class OutputDestination:
     show: bool = False
 
     @property
-    def aim(self) -> filenames.OutputTemplate:
-        """The template and the format of the files; raises InputError."""
+    def template(self) -> filenames.OutputTemplate:
+        """The path template and format of the files; raises InputError."""
         folder = self.target is not None and os.path.isdir(self.target)
         return filenames.parse_output(self.target, self.format, is_folder=folder)
 
 
 def prepare_requests(
-    order: GenerationJob,
+    job: GenerationJob,
     backend: Backend,
     output: OutputDestination,
     console: Console,
     *,
     lenient: bool,
 ) -> tuple[list[ResolvedRequest], ImageWriter]:
-    """The requests and the files they will be; raises for all that can be known to be wrong."""
-    asked = replace(order.request, seed=order.seeds[0]) if order.seeds else order.request
-    settled = resolve_request(asked, backend.describe(asked), lenient=lenient, on_note=console.warn)
-    requests = expand_seeds(settled, order.seeds, order.count)
-    target = output.aim
-    if target.template is None and console.json:
-        raise InputError("Standard output holds the image or the JSON, not both.", field="output")
-    sink = ImageWriter(
-        filenames.output_paths(target, requests), target.format, overwrite=output.overwrite
+    """Resolve and check requests and output paths before anything is made. Raises T2IError."""
+    request = replace(job.request, seed=job.seeds[0]) if job.seeds else job.request
+    resolved = resolve_request(
+        request, backend.describe(request), lenient=lenient, on_note=console.warn
     )
-    sink.check()
+    requests = expand_seeds(resolved, job.seeds, job.count)
+    template = output.template
+    if template.template is None and console.json:
+        raise InputError("Standard output holds the image or the JSON, not both.", field="output")
+    writer = ImageWriter(
+        filenames.output_paths(template, requests), template.format, overwrite=output.overwrite
+    )
+    writer.check()
     backend.check(requests[0])
-    return requests, sink
+    return requests, writer
 
 
 def generate_images(
-    order: GenerationJob,
+    job: GenerationJob,
     backend: Backend,
     output: OutputDestination,
     console: Console,
     *,
     lenient: bool,
 ) -> None:
-    """Make the images and print where each went; raises if any of them failed."""
+    """Make and save the images, and print their paths; raises T2IError if any of them failed."""
     show = terminal_viewer(output.show, lenient, console)
-    requests, sink = prepare_requests(order, backend, output, console, lenient=lenient)
-    sink.prepare()
+    requests, writer = prepare_requests(job, backend, output, console, lenient=lenient)
+    writer.prepare()
     failures: list[T2IError] = []
 
     def save(generated: GeneratedImage) -> SavedImage:
-        saved = sink.save(generated)
+        saved = writer.save(generated)
         if show:
             progress.pause()
             show(generated.image)
@@ -99,10 +101,10 @@ def generate_images(
                     console.error(outcome.error)
                     console.cause(outcome.error)
     finally:
-        sink.close()
+        writer.close()
         backend.close()
     if failures:
-        raise _verdict(failures, len(requests))
+        raise _combined_error(failures, len(requests))
 
 
 def _report(saved: SavedImage, console: Console) -> None:
@@ -112,8 +114,8 @@ def _report(saved: SavedImage, console: Console) -> None:
         console.result(str(saved.path))
 
 
-def _verdict(failures: Sequence[T2IError], total: int) -> T2IError:
-    """The error that stands for all of them, with the exit code they share if none succeeded."""
+def _combined_error(failures: Sequence[T2IError], total: int) -> T2IError:
+    """Combine failures to one error; if all images failed alike, with their exit code."""
     first = failures[0]
     if total == 1:
         return first

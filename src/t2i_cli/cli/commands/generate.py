@@ -52,7 +52,7 @@ def generate(
     engine = create_backend(
         backend,
         keep_alive=warm.keep_alive,
-        format=place.aim.format,
+        format=place.template.format,
         lenient=run.lenient,
         worker=not run.dry_run,
     )
