@@ -72,3 +72,20 @@ def parse_batch_size(text: str, *, strict: bool) -> int | None:
     if strict and text != "1":
         raise InputError("--strict makes one image a pass; leave --batch-size out.")
     return int(text)
+
+
+def parse_max_failures(text: str | None, jobs: int) -> int | None:
+    """Parse --max-failures: a number, or a percentage of the images to make.
+
+    Raises InputError.
+    """
+    if text is None:
+        return None
+    number = text.removesuffix("%")
+    if not number.isdecimal() or len(number) > 9 or (number == text and int(number) < 1):
+        raise InputError(f"--max-failures {text} is neither a number nor per cent, as 10 or 5%.")
+    if number == text:
+        return int(number)
+    if int(number) > 100:
+        raise InputError(f"--max-failures {text} is more than all.")
+    return max(1, jobs * int(number) // 100)

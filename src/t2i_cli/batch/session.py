@@ -16,7 +16,7 @@ from t2i_cli.batch.events import EventWriter
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal, handle_signals
 from t2i_cli.batch.manifest import Manifest, ManifestState
-from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.options import BatchOptions, parse_max_failures
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
 from t2i_cli.batch.progress import BatchProgress, ShowImage
 from t2i_cli.batch.rows import ModelRevision
@@ -52,7 +52,7 @@ def check_config(config: BatchConfig, console: Console) -> None:
     """Raise InputError for invalid options that need no backend to be checked."""
     if config.show and console.events:
         raise InputError("--events has stderr to itself, where --show would draw.", field="show")
-    _max_failures(config.max_failures, 0)
+    parse_max_failures(config.max_failures, 0)
 
 
 def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[PromptsFile, bool]:
@@ -185,7 +185,7 @@ def _make_images(
 ) -> None:
     """Make the plan's images and report the result; raises T2IError if any is not done."""
     stop = StopSignal()
-    max_failures = _max_failures(config.max_failures, len(batch_plan.jobs))
+    max_failures = parse_max_failures(config.max_failures, len(batch_plan.jobs))
     if console.events:
         console.event("planned", **batch_plan.to_json())
         console.event("started", to_make=len(batch_plan.jobs))
@@ -290,20 +290,6 @@ def _run_error(batch_plan: BatchPlan, stats: RunStats, stop: StopSignal) -> T2IE
     return kind(
         f"{word}; {left:,} of {len(batch_plan.rows):,} images are missing.", hint=_resume_hint()
     )
-
-
-def _max_failures(text: str | None, jobs: int) -> int | None:
-    """Parse --max-failures: a number, or a percentage of the images to make."""
-    if text is None:
-        return None
-    number = text.removesuffix("%")
-    if not number.isdecimal() or len(number) > 9 or (number == text and int(number) < 1):
-        raise InputError(f"--max-failures {text} is neither a number nor per cent, as 10 or 5%.")
-    if number == text:
-        return int(number)
-    if int(number) > 100:
-        raise InputError(f"--max-failures {text} is more than all.")
-    return max(1, jobs * int(number) // 100)
 
 
 def _pin_lines(pins: Mapping[ModelRevision, str]) -> list[dict[str, object]]:
