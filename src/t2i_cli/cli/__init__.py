@@ -1,1 +1,1 @@
-"""cli"""
+"""The command line: the Typer app, its options, and its commands."""

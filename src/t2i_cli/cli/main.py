@@ -1,4 +1,4 @@
-"""The Typer app, what it consists of, and `main()`, which holds the program's only catch."""
+"""The Typer app with all commands, and `main()`, which turns errors into exit codes."""
 
 import io
 import os
@@ -36,8 +36,8 @@ from t2i_cli.errors import (
 )
 from t2i_cli.terminal.console import console
 
-_MAY_BE_EMPTY = {"negative_prompt"}
-"""Options whose empty value says something: there is nothing that the image should not show."""
+_EMPTY_ALLOWED = {"negative_prompt"}
+"""Options for which an empty value is valid: an empty negative prompt."""
 
 app = typer.Typer(
     name="t2i",
@@ -96,39 +96,41 @@ def root(
 
 
 def command_paths() -> list[tuple[str, ...]]:
-    """Every command as the words that call it, `()` being t2i itself; for docs and benchmarks."""
-    return [path for path, _ in _walk((), typer.main.get_command(app))]
+    """Paths of all commands, as tuples of words; `()` is t2i itself. For docs and benchmarks."""
+    return [path for path, _ in _walk_commands((), typer.main.get_command(app))]
 
 
-def _walk(path: tuple[str, ...], command: object) -> Iterator[tuple[tuple[str, ...], object]]:
-    """A command and all those below it, each with the words that call it."""
+def _walk_commands(
+    path: tuple[str, ...], command: object
+) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield a command and all its subcommands, each with its path."""
     yield path, command
     for name, child in getattr(command, "commands", {}).items():
-        yield from _walk((*path, name), child)
+        yield from _walk_commands((*path, name), child)
 
 
 def _refuse_empty_values(parameters: Iterable[object]) -> None:
-    """Have options refuse an empty value: a variable that is not set must not mean a default."""
+    """Make options refuse empty values: an unset shell variable must not select the default."""
     for parameter in parameters:
-        if isinstance(parameter, TyperOption) and parameter.name not in _MAY_BE_EMPTY:
+        if isinstance(parameter, TyperOption) and parameter.name not in _EMPTY_ALLOWED:
             _refuse_empty(parameter)
 
 
 def _refuse_empty(option: TyperOption) -> None:
-    handle = option.handle_parse_result
+    original = option.handle_parse_result
 
-    def handle_given(
-        context: typer.Context, given: Mapping[str, object], arguments: list[str]
+    def handle_parse_result(
+        context: typer.Context, values: Mapping[str, object], arguments: list[str]
     ) -> tuple[object, list[str]]:
-        value = given.get(option.name)
+        value = values.get(option.name)
         if "" in (value if isinstance(value, list) else [value]) and not context.resilient_parsing:
             flag = max(option.opts, key=len)
             raise InputError(
                 f"{flag} is empty.", hint="Give it a value, or leave it away.", field=option.name
             )
-        return handle(context, given, arguments)
+        return original(context, values, arguments)
 
-    option.handle_parse_result = handle_given  # type: ignore[method-assign, assignment]
+    option.handle_parse_result = handle_parse_result  # type: ignore[method-assign, assignment]
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -136,24 +138,24 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; a bug raises through."""
+    """Run one command line and return its exit code; unexpected exceptions propagate."""
     try:
-        # Options are read by the command; errors before that must know their form, too.
+        # The command configures the console later; errors before that need the format, too.
         console.configure(json="--json" in arguments, events="--events" in arguments)
         root_command = typer.main.get_command(app)
-        for _, part in _walk((), root_command):
+        for _, part in _walk_commands((), root_command):
             _refuse_empty_values(getattr(part, "params", ()))
             if isinstance(part, TyperCommand):
                 group_help(part)
         code = root_command(arguments, prog_name="t2i", standalone_mode=False)
-        if code == InterruptedRunError.exit_code:  # Typer's own answer to Ctrl-C
+        if code == InterruptedRunError.exit_code:  # Typer's exit code for Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         return EXIT_STDOUT_CLOSED
     except SystemExit as error:
-        # Typer's own answer to a closed standard output is exit code 1.
+        # Typer exits with 1 if standard output is closed.
         if isinstance(error.__context__, BrokenPipeError):
             return EXIT_STDOUT_CLOSED
         raise
@@ -175,15 +177,15 @@ def _run(arguments: list[str]) -> int:
 
 
 def main() -> NoReturn:
-    """Run `t2i` with the process's arguments and leave with its exit code."""
+    """Run `t2i` with the process's arguments and exit with its exit code."""
     for number in signals.termination_signals() - {signal.SIGINT}:
         signal.signal(number, _on_sigterm)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A file name may be any bytes: it goes out as it came in.
+            # A file name may be any bytes: print undecodable ones unchanged.
             stream.reconfigure(errors="surrogateescape")
     code = _run(sys.argv[1:])
-    # Tearing down torch and its threads takes about a second, and nothing is left to save.
-    with suppress(OSError):  # of a terminal that was closed
+    # Skip the interpreter's shutdown: with torch it takes about a second.
+    with suppress(OSError):  # a closed terminal
         sys.stderr.flush()
     os._exit(code)

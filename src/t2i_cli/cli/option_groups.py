@@ -1,9 +1,9 @@
-"""Commands that take groups of options: what Typer reads of them, and their help by groups.
+"""Option groups: commands take dataclasses, which become Typer options with grouped help.
 
-A command declares a group as a parameter whose type is a frozen dataclass. Each of the dataclass's
-fields with a Flag, an option of Typer's or a line in the table of request fields becomes an option
-of the command, under the heading PANEL of the dataclass; a field that is a dataclass is a group
-inside. The command is called with the groups, whole.
+A command declares a group as a parameter whose type is a frozen dataclass. A field of the dataclass
+becomes an option of the command if it has a Flag, a Typer option, or an entry in the table of
+request fields; its heading is the dataclass's PANEL. A field that is a dataclass is a nested group.
+The command is called with instances of the dataclasses.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from t2i_cli.settings.options import Flag
 Command = TypeVar("Command", bound=Callable[..., None])
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
-"""The setting of Typer's root by which every command has both."""
+"""Context settings of the root command; subcommands inherit them."""
 
 
 def command(
@@ -34,58 +34,60 @@ def command(
     name: str | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Callable[[Command], Command]:
-    """Make a function a command of `app`, with these command lines at the end of its help.
+    """Register a function as a command of `app`, with `lines` as examples in its help.
 
-    The function itself stays what it was, to be called with its groups.
+    Returns the function unchanged; it is called with its groups.
     """
 
     def register(function: Command) -> Command:
-        app.command(name, epilog=examples(*lines), **settings)(_flattened(function))
+        app.command(name, epilog=examples(*lines), **settings)(_flatten_groups(function))
         return function
 
     return register
 
 
 def examples(*lines: str) -> str:
-    """Command lines as the end of a help text."""
-    # The mark keeps lines from being filled up.
+    """Format command lines as the examples at the end of a help text."""
+    # The marker \b prevents re-wrapping of the lines.
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A dataclass as options: its fields that are, by the options' names, and groups inside."""
+    """A dataclass as options: parameters by field name, and nested groups by field name."""
 
-    made: type
+    group_type: type
     options: Mapping[str, inspect.Parameter]
     groups: Mapping[str, "_Group"]
 
     @classmethod
-    def of(cls, made: type) -> "_Group":
-        hints = get_type_hints(made, include_extras=True)
-        panel = getattr(made, "PANEL", None)
+    def of(cls, group_type: type) -> "_Group":
+        hints = get_type_hints(group_type, include_extras=True)
+        panel = getattr(group_type, "PANEL", None)
         options, groups = {}, {}
-        for one in fields(made):
-            hint = hints[one.name]
+        for field in fields(group_type):
+            hint = hints[field.name]
             if _is_group(hint):
-                groups[one.name] = cls.of(hint)
-            elif found := _option(one, hint, panel):
-                options[one.name] = found
-        return cls(made, options, groups)
+                groups[field.name] = cls.of(hint)
+            elif found := _field_option(field, hint, panel):
+                options[field.name] = found
+        return cls(group_type, options, groups)
 
     def parameters(self) -> Iterator[inspect.Parameter]:
         yield from self.options.values()
         for group in self.groups.values():
             yield from group.parameters()
 
-    def build(self, given: Mapping[str, object]) -> object:
-        """The dataclass with what is given on the command line."""
-        own = {field: given[option.name] for field, option in self.options.items()}
-        return self.made(**own, **{field: g.build(given) for field, g in self.groups.items()})
+    def build(self, values: Mapping[str, object]) -> object:
+        """Create the dataclass from the values of its options, by parameter name."""
+        own = {field: values[option.name] for field, option in self.options.items()}
+        return self.group_type(
+            **own, **{field: g.build(values) for field, g in self.groups.items()}
+        )
 
 
-def _flattened(function: Callable[..., None]) -> Callable[..., None]:
-    """The function as Typer can read it: an option is a parameter."""
+def _flatten_groups(function: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a function for Typer: each option of its groups becomes a parameter."""
     hints = get_type_hints(function, include_extras=True)
     signature = inspect.signature(function)
     groups = {name: _Group.of(hints[name]) for name in hints if _is_group(hints[name])}
@@ -98,10 +100,10 @@ def _flattened(function: Callable[..., None]) -> Callable[..., None]:
                 parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY)
             )
 
-    def run(**given: object) -> None:
+    def run(**values: object) -> None:
         function(
             **{
-                name: groups[name].build(given) if name in groups else given[name]
+                name: groups[name].build(values) if name in groups else values[name]
                 for name in signature.parameters
             }
         )
@@ -116,11 +118,11 @@ def _is_group(hint: object) -> bool:
     return isinstance(hint, type) and is_dataclass(hint)
 
 
-def _option(one: "Field[Any]", hint: object, panel: str | None) -> inspect.Parameter | None:
-    """The option of a dataclass's field, if it is one."""
-    name, kind, info = one.name, hint, None
-    if FIELD in one.metadata:
-        known = FIELDS[one.name]
+def _field_option(field: "Field[Any]", hint: object, panel: str | None) -> inspect.Parameter | None:
+    """The option for a field of a dataclass, `None` if it has none."""
+    name, kind, info = field.name, hint, None
+    if FIELD in field.metadata:
+        known = FIELDS[field.name]
         if known.flags:
             name, kind = _parameter_name(known.flags), (str if known.parse else known.kind) | None
             info = typer.Option(*known.flags, help=field_help(known))
@@ -144,13 +146,13 @@ def _option(one: "Field[Any]", hint: object, panel: str | None) -> inspect.Param
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=one.default,
+        default=field.default,
         annotation=Annotated[kind, info],
     )
 
 
 def _finite(value: float | None) -> float | None:
-    """Refuse what no range of numbers keeps out: nan, and infinity where there is no upper end."""
+    """Refuse NaN and infinity, which pass range checks. Raises InputError."""
     if value is not None and not math.isfinite(value):
         raise InputError(f"{value} is not a number that can be used here.")
     return value
@@ -161,27 +163,29 @@ def _parameter_name(flags: tuple[str, ...]) -> str:
 
 
 def field_help(known: RequestField) -> str:
-    """What the help says of a request's field."""
+    """The help text of a request field."""
     what = f"{known.help[:-1]}, in {known.unit}." if known.unit else known.help
     return what if known.default is None else f"{what} [default: {known.default}]"
 
 
 class HelpFormatter(Protocol):
-    """What Typer writes help with."""
+    """The interface of Typer's help formatter."""
 
     def section(self, name: str) -> Any: ...  # noqa: ANN401 - Typer's own context manager
     def write_dl(self, rows: list[tuple[str, str]]) -> None: ...
 
 
-def group_help(part: TyperCommand) -> None:
-    """Have a command's help tell its options by groups, as Typer does with Rich alone."""
-    part.format_options = partial(_format_options, part)  # type: ignore[method-assign]
+def group_help(typer_command: TyperCommand) -> None:
+    """Make a command's help list its options by group, which Typer does only with Rich."""
+    typer_command.format_options = partial(_format_options, typer_command)  # type: ignore[method-assign]
 
 
-def _format_options(part: TyperCommand, context: typer.Context, formatter: HelpFormatter) -> None:
+def _format_options(
+    typer_command: TyperCommand, context: typer.Context, formatter: HelpFormatter
+) -> None:
     panels: dict[str, list[tuple[str, str]]] = {"Arguments": []}
-    last: list[tuple[str, str]] = []
-    for parameter in part.get_params(context):
+    ungrouped: list[tuple[str, str]] = []
+    for parameter in typer_command.get_params(context):
         if (record := parameter.get_help_record(context)) is None:
             continue
         if parameter.param_type_name == "argument":
@@ -189,8 +193,8 @@ def _format_options(part: TyperCommand, context: typer.Context, formatter: HelpF
         elif panel := getattr(parameter, "rich_help_panel", None):
             panels.setdefault(panel, []).append(record)
         else:
-            last.append(record)
-    for name, records in (*panels.items(), ("Options", last)):
+            ungrouped.append(record)
+    for name, records in (*panels.items(), ("Options", ungrouped)):
         if records:
             with formatter.section(name):
                 formatter.write_dl(records)

@@ -1,4 +1,4 @@
-"""Options that commands share and no code below reads, and groups of them, each declared once."""
+"""Options and option groups shared by several commands."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -40,7 +40,7 @@ ShowOpt = Annotated[bool, typer.Option("--show", help="Draw the image in the ter
 
 @dataclass(frozen=True, kw_only=True)
 class ConsoleOptions:
-    """What is printed, and how: what `console.configure()` takes."""
+    """Console output; the arguments of `console.configure()`."""
 
     json: JsonOpt = False
     quiet: QuietOpt = False
@@ -49,7 +49,7 @@ class ConsoleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """The prompt, and the images of it."""
+    """The prompt, seeds, and number of images."""
 
     PANEL: ClassVar = "Request"
 
@@ -78,14 +78,14 @@ class PromptOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestOptions(RequestFields):
-    """The fields of a request that every command takes alike: the table has their options."""
+    """The request fields that all commands share; see the table of request fields."""
 
     PANEL: ClassVar = "Request"
 
     size: Annotated[str | None, typer.Option("--size", help="Width and height, as 512x768.")] = None
 
     def given(self) -> dict[str, Any]:
-        """The fields that are set, as a request takes them; raises InputError."""
+        """The fields that are set, parsed; raises InputError."""
         width, height = resolve_size(self.width, self.height, self.size)
         values = {name: getattr(self, name) for name in FIELDS} | {"width": width, "height": height}
         return {
@@ -97,7 +97,7 @@ class RequestOptions(RequestFields):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Where images go."""
+    """Output paths and format."""
 
     PANEL: ClassVar = "Output"
 
@@ -119,7 +119,7 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How strictly a request is taken."""
+    """Dry run and leniency."""
 
     dry_run: DryRunOpt = False
     lenient: LenientOpt = False

@@ -1,1 +1,1 @@
-"""commands"""
+"""The commands of `t2i`, one module each."""

@@ -1,4 +1,4 @@
-"""`t2i config`: the settings, and the file that keeps them."""
+"""`t2i config`: reads and writes the settings file."""
 
 import sys
 from typing import Annotated

@@ -1,11 +1,11 @@
-"""`t2i doctor`: what there is, what works, and what to fix."""
+"""`t2i doctor`: runs the diagnostics and prints their findings."""
 
 import typer
 
 from t2i_cli.cli.options import JsonOpt
 from t2i_cli.terminal.console import console
 
-_MARKS = {"ok": "ok  ", "note": "note", "problem": "FIX "}
+_LABELS = {"ok": "ok  ", "note": "note", "problem": "FIX "}
 
 
 def doctor(json: JsonOpt = False) -> None:
@@ -13,14 +13,14 @@ def doctor(json: JsonOpt = False) -> None:
     console.configure(json=json)
     from t2i_cli import diagnostics
 
-    worst = 0
+    exit_code = 0
     for found in diagnostics.run_diagnostics():
-        worst = worst or found.exit_code
+        exit_code = exit_code or found.exit_code
         if json:
             console.result_json(found.to_json())
         else:
-            console.result(f"{_MARKS[found.status]}  {found.name}: {found.detail}")
+            console.result(f"{_LABELS[found.status]}  {found.name}: {found.detail}")
             if found.fix:
                 console.result(f"      {found.fix}")
-    if worst:
-        raise typer.Exit(worst)
+    if exit_code:
+        raise typer.Exit(exit_code)

@@ -1,4 +1,4 @@
-"""`t2i generate`: one prompt, a few images, by any backend."""
+"""`t2i generate`: images of one prompt, on any backend."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -26,45 +26,47 @@ def generate(
     request: RequestOptions,
     output: OutputOptions,
     backend: BackendOptions,
-    warm: KeepAliveOptions,
+    keep_alive: KeepAliveOptions,
     run: RunOptions,
-    shown: ConsoleOptions,
+    console_options: ConsoleOptions,
 ) -> None:
     """Make an image from a prompt."""
-    console.configure(**vars(shown))
+    console.configure(**vars(console_options))
     if backend.device.offline:
         store.set_offline()
     from t2i_cli import generate
     from t2i_cli.backends.factory import create_backend, default_model
     from t2i_cli.models.request_resolution import build_request
 
-    given = request.given()
-    asked = build_request(
-        {"model": default_model(backend.backend)} | given | {"prompt": _prompt(prompt)}
+    fields = request.given()
+    model_request = build_request(
+        {"model": default_model(backend.backend)} | fields | {"prompt": _read_prompt(prompt)}
     )
-    order = generate.GenerationJob(request=asked, seeds=prompt.seed or [], count=prompt.count)
-    place = generate.OutputDestination(
+    job = generate.GenerationJob(request=model_request, seeds=prompt.seed or [], count=prompt.count)
+    output_options = generate.OutputOptions(
         target=output.output or store.get_setting("output"),
         format=output.format or store.get_setting("format"),
         overwrite=output.overwrite,
         show=output.show,
     )
-    engine = create_backend(
+    image_backend = create_backend(
         backend,
-        keep_alive=warm.keep_alive,
-        format=place.template.format,
+        keep_alive=keep_alive.keep_alive,
+        format=output_options.template.format,
         lenient=run.lenient,
         worker=not run.dry_run,
     )
     if run.dry_run:
-        made = generate.prepare_requests(order, engine, place, console, lenient=run.lenient)
-        _dry_run(*made, engine)
+        prepared = generate.prepare_requests(
+            job, image_backend, output_options, console, lenient=run.lenient
+        )
+        _print_dry_run(*prepared, image_backend)
     else:
-        generate.generate_images(order, engine, place, console, lenient=run.lenient)
-        _mention_warmth(backend.backend, warm.keep_alive)
+        generate.generate_images(job, image_backend, output_options, console, lenient=run.lenient)
+        _show_keep_alive_tip(backend.backend, keep_alive.keep_alive)
 
 
-def _mention_warmth(backend: str | None, keep_alive: str | None) -> None:
+def _show_keep_alive_tip(backend: str | None, keep_alive: str | None) -> None:
     local = store.resolve_setting("backend", backend) in {None, "local"}
     if local and store.resolve_setting("keep_alive", keep_alive) is None:
         from t2i_cli.worker import tips
@@ -72,10 +74,10 @@ def _mention_warmth(backend: str | None, keep_alive: str | None) -> None:
         tips.show_tip_once(console)
 
 
-def _prompt(given: PromptOptions) -> str:
-    if given.prompt is not None and given.prompt_option is not None:
+def _read_prompt(options: PromptOptions) -> str:
+    if options.prompt is not None and options.prompt_option is not None:
         raise InputError("The prompt is given twice; use the argument or -p.", field="prompt")
-    text = given.prompt_option if given.prompt is None else given.prompt
+    text = options.prompt_option if options.prompt is None else options.prompt
     if text is None:
         raise InputError(
             "There is no prompt.", hint='Give one, as t2i generate "a red star", or - for stdin.'
@@ -88,10 +90,12 @@ def _prompt(given: PromptOptions) -> str:
         raise InputError("The prompt on standard input is not UTF-8.", field="prompt") from error
 
 
-def _dry_run(requests: list[ResolvedRequest], sink: "ImageWriter", backend: "Backend") -> None:
-    """Print what would be made, with what it needs."""
+def _print_dry_run(
+    requests: list[ResolvedRequest], writer: "ImageWriter", backend: "Backend"
+) -> None:
+    """Print the requests, their files, and the backend's estimate."""
     plan = backend.estimate(requests[0])
-    files = [None if path is None else str(path) for path in sink.paths]
+    files = [None if path is None else str(path) for path in writer.paths]
     if console.json:
         images = [request.to_json() for request in requests]
         console.result_json({"requests": images, "files": files, "plan": plan})

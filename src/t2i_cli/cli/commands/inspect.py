@@ -1,4 +1,4 @@
-"""`t2i inspect`: what an image says of how it was made."""
+"""`t2i inspect`: prints the metadata of images."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +40,7 @@ def inspect(images: ImagesArg, json: JsonOpt = False) -> None:
 
 
 def _table(path: Path, record: "ImageMetadata") -> str:
-    """The record for a person: a line for each value that is known."""
+    """Format the metadata for people: a line for each known value."""
     rows: dict[str, object] = {
         "image": f"{record.format}, {record.width}x{record.height}",
         "prompt": record.request.get("prompt"),
@@ -50,7 +50,7 @@ def _table(path: Path, record: "ImageMetadata") -> str:
         rows |= {"made by": "t2i", **record.request, **record.lock}
         rows["scheduler"] = record.request.get("scheduler") or rows.get("scheduler")
     else:
-        # In the stranger's own words, which are more than t2i has.
+        # The settings as written: the text has more than t2i's request fields.
         rows |= {"made by": "AUTOMATIC1111 or a relative", **record.parameters}
     texts = {name.replace("_", " "): _text(value) for name, value in rows.items()}
     width = max(len(name) for name, text in texts.items() if text) + 2
@@ -59,12 +59,12 @@ def _table(path: Path, record: "ImageMetadata") -> str:
         if text:
             indented = text.replace("\n", "\n" + " " * (width + 2))
             lines.append(f"  {name:{width}}{indented}")
-    # The text comes from a file that anyone may have written.
+    # The file is untrusted, and its text could contain control characters.
     return escape_controls("\n".join(lines))
 
 
 def _text(value: object) -> str:
-    """A value on its line; empty for what is not known."""
+    """Format a value; empty if it is not known."""
     if value is None:
         return ""
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""`t2i login` and `t2i logout`: the accounts that models and clouds ask for."""
+"""`t2i login` and `t2i logout`: accounts of the Hugging Face Hub and Google Cloud."""
 
 import sys
 from dataclasses import asdict
@@ -43,12 +43,12 @@ def login(
         return
     from t2i_cli.hub import account
 
-    who = account.store_token(_token(token_stdin))
+    owner = account.store_token(_token(token_stdin))
     if json:
-        console.result_json(asdict(who))
+        console.result_json(asdict(owner))
     else:
-        console.note(f"Logged in to the Hugging Face Hub as {who.user}.")
-    if account.token_source() != who.source:
+        console.note(f"Logged in to the Hugging Face Hub as {owner.user}.")
+    if account.token_source() != owner.source:
         console.warn(f"{account.token_source()} is set and wins over the token just stored.")
 
 
@@ -69,15 +69,17 @@ def vertex(
     console.configure(json=json, quiet=quiet)
     from t2i_cli.vertex import permissions
 
-    found, able = permissions.check_capabilities(impersonate)
+    found, capabilities = permissions.check_capabilities(impersonate)
     if json:
-        console.result_json(asdict(found) | {"able": asdict(able) if able else None})
+        console.result_json(
+            asdict(found) | {"able": asdict(capabilities) if capabilities else None}
+        )
         return
     console.result(f"account: {found.account or 'not told by these credentials'}")
     console.result(f"project: {found.project or 'none; set GOOGLE_CLOUD_PROJECT'}")
     console.result(f"found: {found.source}")
-    if able:
-        console.result(f"may: {able.text()}")
+    if capabilities:
+        console.result(f"may: {capabilities.text()}")
 
 
 def logout(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
@@ -98,16 +100,16 @@ def logout(json: JsonOpt = False, quiet: QuietOpt = False) -> None:
 def _status(json: bool) -> None:
     from t2i_cli.hub import account
 
-    who = account.token_owner()
-    if who is None:
+    owner = account.token_owner()
+    if owner is None:
         raise AccessError(
             "Nobody is logged in to the Hugging Face Hub.",
             hint="Only gated and private models need it: `t2i login`.",
         )
     if json:
-        console.result_json(asdict(who))
+        console.result_json(asdict(owner))
     else:
-        console.result(f"{who.user}, by the token {who.token_name or ''} from {who.source}")
+        console.result(f"{owner.user}, by the token {owner.token_name or ''} from {owner.source}")
 
 
 def _token(from_stdin: bool) -> str:

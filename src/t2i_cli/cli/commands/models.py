@@ -1,4 +1,4 @@
-"""`t2i models`: the catalogue, and what of it is on this machine."""
+"""`t2i models`: the catalogue, and downloaded models."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_FOR_SCRIPTS = {"refuses", "guidance_off", "words", "examples"}
-"""What of a model's record a person is not shown, or not as one of its lines."""
+_JSON_ONLY_FIELDS = {"refuses", "guidance_off", "words", "examples"}
+"""Fields of a model's record that the text output leaves out or prints separately."""
 
 ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, or folder.")]
 
@@ -33,30 +33,30 @@ ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, or 
 def list_(json: JsonOpt = False) -> None:
     """List the catalogue and what else is downloaded."""
     console.configure(json=json)
-    here = _cached()
-    named = {spec.repo for spec in catalog.MODELS.values()}
-    others = [ModelSpec(name=repo, repo=repo) for repo in here if repo not in named]
-    specs = [*catalog.MODELS.values(), *others]
+    cached = _cached()
+    catalog_repos = {spec.repo for spec in catalog.MODELS.values()}
+    other_specs = [ModelSpec(name=repo, repo=repo) for repo in cached if repo not in catalog_repos]
+    specs = [*catalog.MODELS.values(), *other_specs]
     if json:
         for spec in specs:
-            console.result_json(_record(spec, here))
+            console.result_json(_record(spec, cached))
         return
     rows = [("NAME", "SIZE", "HERE", "LICENCE", "")]
-    console.table(rows + [_row(spec, here) for spec in specs])
+    console.table(rows + [_table_row(spec, cached) for spec in specs])
 
 
 @command(app, "t2i models show sdxl", "t2i models show postcard --json")
 def show(model: ModelArg, json: JsonOpt = False) -> None:
     """Show all that is known of a model; of postcard, all the words it knows, too."""
     console.configure(json=json)
-    spec = _named(model)
-    here = _cached()
-    if spec.repo and spec.repo not in here and spec.name not in catalog.MODELS:
+    spec = _find_spec(model)
+    cached = _cached()
+    if spec.repo and spec.repo not in cached and spec.name not in catalog.MODELS:
         raise ModelError(
             f"{spec.repo} is neither in the catalogue nor downloaded.",
             hint=f"`t2i models pull {spec.repo}` downloads it.",
         )
-    record = _record(spec, here)
+    record = _record(spec, cached)
     if spec.name == "postcard":
         from t2i_cli.postcard import vocabulary
 
@@ -65,11 +65,11 @@ def show(model: ModelArg, json: JsonOpt = False) -> None:
         console.result_json(record)
         return
     for key, value in record.items():
-        if value is not None and key not in _FOR_SCRIPTS:
+        if value is not None and key not in _JSON_ONLY_FIELDS:
             text = (
                 format_bytes(value) if key.endswith("bytes") and isinstance(value, int) else value
             )
-            console.result(f"{key.replace('_', ' ')}: {_plain(text)}")
+            console.result(f"{key.replace('_', ' ')}: {_value_text(text)}")
     if spec.name == "postcard":
         console.result("")
         for title, words in vocabulary.vocabulary().items():
@@ -83,7 +83,7 @@ def show(model: ModelArg, json: JsonOpt = False) -> None:
 def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -> None:
     """Print the folder where a model lies on this machine."""
     console.configure(json=json)
-    spec = _named(model, revision)
+    spec = _find_spec(model, revision)
     folder = spec.folder or _fetch(spec, revision, offline=True)
     if json:
         console.result_json({"model": spec.name, "path": str(folder)})
@@ -97,7 +97,7 @@ def pull(
 ) -> None:
     """Download a model, and print its folder; a broken download keeps its finished files."""
     console.configure(json=json, quiet=quiet)
-    spec = _named(model, revision)
+    spec = _find_spec(model, revision)
     if spec.folder:
         console.note(f"{spec.name} is on this machine already.")
     folder = spec.folder or _fetch(spec, revision, offline=False)
@@ -113,7 +113,7 @@ def remove(
 ) -> None:
     """Remove a downloaded model from this machine."""
     console.configure(json=json, quiet=quiet)
-    spec = _named(model)
+    spec = _find_spec(model)
     if spec.repo is None:
         what = "part of t2i" if spec.name in catalog.MODELS else "a folder of yours"
         raise InputError(f"{spec.name} is {what}; only what was downloaded can be removed.")
@@ -133,8 +133,8 @@ def remove(
         console.note(f"Removed {spec.repo}; {format_bytes(freed)} are free again.")
 
 
-def _named(name: str, revision: str | None = None) -> ModelSpec:
-    """The model of that name: in the catalogue, a folder, or a repository."""
+def _find_spec(name: str, revision: str | None = None) -> ModelSpec:
+    """The model of that name: in the catalogue, a folder, or a repository. Raises T2IError."""
     spec = catalog.find_in_catalog(name)
     if spec is None and (folder := catalog.folder_named(name)):
         spec = ModelSpec(name=name, folder=folder.resolve())
@@ -147,7 +147,7 @@ def _named(name: str, revision: str | None = None) -> ModelSpec:
 
 
 def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:
-    """The folder of a model on the Hub, downloaded unless offline."""
+    """The folder of a model of the Hub; downloads it unless offline."""
     from t2i_cli import hub
     from t2i_cli.terminal.progress import Progress
 
@@ -156,21 +156,21 @@ def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:
             spec.repo or spec.name,
             revision=revision,
             offline=offline,
-            half=offline or _half(),
+            half=offline or _uses_half_precision(),
             on_event=progress,
         )
 
 
-def _half() -> bool:
-    """Whether this machine would compute in half precision, and so take fp16 weights."""
+def _uses_half_precision() -> bool:
+    """Whether this machine computes in half precision, and so uses fp16 weights."""
     from t2i_cli.settings import store
 
     dtype = store.get_setting("dtype")
     if dtype is None:
         from t2i_cli.backends.local import device
 
-        here = device.find_device(store.get_setting("device"))
-        dtype = device.choose_dtype(here, None, transformer=False)
+        device_info = device.find_device(store.get_setting("device"))
+        dtype = device.choose_dtype(device_info, None, transformer=False)
     return dtype != "float32"
 
 
@@ -180,21 +180,21 @@ def _cached() -> "dict[str, CachedRepo]":
     return cache.cached_repos()
 
 
-def _record(spec: ModelSpec, here: "dict[str, CachedRepo]") -> dict[str, object]:
-    """All that is known of a model, for scripts."""
-    found = here.get(spec.repo or "")
+def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, object]:
+    """All known fields of a model, as `--json` prints them."""
+    found = cached.get(spec.repo or "")
     folder = spec.folder or (found.folder if found else None)
     state = "whole" if spec.folder or (found and found.whole) else "partly" if found else "no"
     return asdict(spec) | {
         "folder": str(folder) if folder else None,
         "revision": found.commit if found else None,
         "downloaded": state,
-        "disk_bytes": found.size if found else _size(spec.folder) if spec.folder else None,
+        "disk_bytes": found.size if found else _folder_bytes(spec.folder) if spec.folder else None,
     }
 
 
-def _row(spec: ModelSpec, here: "dict[str, CachedRepo]") -> tuple[str, str, str, str, str]:
-    record = _record(spec, here)
+def _table_row(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> tuple[str, str, str, str, str]:
+    record = _record(spec, cached)
     size = format_bytes(spec.download_bytes) if spec.download_bytes else ""
     state = {"whole": "yes", "partly": "partly", "no": "no"}[str(record["downloaded"])]
     if isinstance(taken := record["disk_bytes"], int):
@@ -203,11 +203,11 @@ def _row(spec: ModelSpec, here: "dict[str, CachedRepo]") -> tuple[str, str, str,
     return spec.name, size, state, licence, spec.summary or ""
 
 
-def _size(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _plain(value: object) -> str:
+def _value_text(value: object) -> str:
     return (
         {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
     )

@@ -1,4 +1,4 @@
-"""`t2i remote`: a Vertex AI endpoint, from its deployment to its end."""
+"""`t2i remote`: deploys, lists, uses and removes Vertex AI endpoints."""
 
 import time
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ command(
     "t2i remote package -m ./my-model -o packaged",
 )(remote_build.package)
 
-_ASKING = {"deploy", "run", "list", "status", "down", "reap", "cost"}
+_CHECKS_GOOGLE = {"deploy", "run", "list", "status", "down", "reap", "cost"}
 EndpointArg = Annotated[
     str | None,
     typer.Argument(metavar="ENDPOINT", help="Its name, number or full name. [default: in use]"),
@@ -65,26 +65,26 @@ def remote(context: typer.Context) -> None:
     """Warn of every remembered endpoint past its TTL; some commands ask Google instead."""
     from t2i_cli.vertex import endpoint_store
 
-    if context.invoked_subcommand in _ASKING:
+    if context.invoked_subcommand in _CHECKS_GOOGLE:
         return
     for one in endpoint_store.list_records():
         if one.expires and one.expires < time.time():
-            _warn_past(one.name)
+            _warn_overdue(one.name)
 
 
 @command(app, "t2i remote list", "t2i remote list --region europe-west4 --json", name="list")
 def list_(
-    place: LocationOptions,
+    location: LocationOptions,
     json: JsonOpt = False,
 ) -> None:
     """List every endpoint that t2i made here, what it did and what it cost so far."""
     console.configure(json=json)
     from t2i_cli.vertex import machine_types, status
 
-    with _surveyed(place) as (cloud, found):
+    with _connect_and_list(location) as (session, found):
         prices = machine_types.load_prices()
         lines = [
-            status.endpoint_status(one, cloud.rest, prices) for one in found.deployments.values()
+            status.endpoint_status(one, session.rest, prices) for one in found.deployments.values()
         ]
     if json:
         for line in lines:
@@ -99,7 +99,7 @@ def list_(
 
 @command(app, "t2i remote status", "t2i remote status t2i-sd15 --json")
 def status(
-    place: LocationOptions,
+    location: LocationOptions,
     endpoint: EndpointArg = None,
     json: JsonOpt = False,
 ) -> None:
@@ -107,20 +107,20 @@ def status(
     console.configure(json=json)
     from t2i_cli.vertex import machine_types, operations, status
 
-    with _surveyed(place, endpoint=endpoint) as (cloud, found):
-        one = _named(found, endpoint)
-        line = status.endpoint_status(one, cloud.rest, machine_types.load_prices())
-        more = {"parts": one.parts_text(), "under_way": False, "log": None}
+    with _connect_and_list(location, endpoint=endpoint) as (session, found):
+        one = _find_deployment(found, endpoint)
+        line = status.endpoint_status(one, session.rest, machine_types.load_prices())
+        details = {"parts": one.parts_text(), "under_way": False, "log": None}
         if line.endpoint:
-            under_way = operations.pending_operation(cloud.rest, line.endpoint)
-            more |= {
+            under_way = operations.pending_operation(session.rest, line.endpoint)
+            details |= {
                 "under_way": under_way is not None,
-                "log": operations.log_link(cloud.rest, line.endpoint),
+                "log": operations.log_link(session.rest, line.endpoint),
             }
     if json:
-        console.result_json(line.to_json() | more)
+        console.result_json(line.to_json() | details)
     else:
-        for fact in status.status_facts(line, more):
+        for fact in status.status_facts(line, details):
             console.result(fact)
     if line.state != "deployed":
         raise typer.Exit(RemoteError.exit_code)
@@ -129,7 +129,7 @@ def status(
 @command(app, "t2i remote use 1234567890", "t2i remote use t2i-sd15 --region us-central1")
 def use(
     endpoint: Annotated[str, typer.Argument(help="Its name, number or full name.")],
-    place: LocationOptions,
+    location: LocationOptions,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -137,8 +137,8 @@ def use(
     console.configure(json=json, quiet=quiet)
     from t2i_cli.vertex import lifecycle, using
 
-    with lifecycle.connect(place, endpoint=endpoint) as cloud:
-        found = using.use_endpoint(endpoint, cloud.rest)
+    with lifecycle.connect(location, endpoint=endpoint) as session:
+        found = using.use_endpoint(endpoint, session.rest)
     if json:
         console.result_json({"endpoint": found.name, "dns": found.dns, "model": found.model})
     else:
@@ -147,7 +147,7 @@ def use(
 
 @command(app, "t2i remote down", "t2i remote down t2i-sd15 --bucket", "t2i remote down --all --yes")
 def down(
-    place: LocationOptions,
+    location: LocationOptions,
     endpoint: EndpointArg = None,
     all_: Annotated[bool, typer.Option("--all", help="Every endpoint that t2i made here.")] = False,
     bucket: BucketFlag = False,
@@ -159,16 +159,16 @@ def down(
     console.configure(json=json, quiet=quiet)
     if all_ and endpoint:
         raise InputError("Give an endpoint or --all, not both.")
-    with _surveyed(place, endpoint=endpoint) as (cloud, found):
-        chosen = list(found.deployments.values()) if all_ else [_named(found, endpoint)]
+    with _connect_and_list(location, endpoint=endpoint) as (session, found):
+        chosen = list(found.deployments.values()) if all_ else [_find_deployment(found, endpoint)]
         if all_ and chosen and not yes:
             console.confirm(f"Remove {', '.join(f'{c.name} (by {c.labels.by})' for c in chosen)}?")
-        _remove(cloud, found, chosen, artifacts=bucket)
+        _remove(session, found, chosen, artifacts=bucket)
 
 
 @command(app, "t2i remote reap", "t2i remote reap --bucket my-bucket --quiet")
 def reap(
-    place: LocationOptions,
+    location: LocationOptions,
     bucket: Annotated[
         str | None, typer.Option("--bucket", help="Look into this bucket as well.")
     ] = None,
@@ -177,24 +177,24 @@ def reap(
 ) -> None:
     """Remove whatever is past its TTL, weights in the bucket included; made for cron."""
     console.configure(json=json, quiet=quiet)
-    with _surveyed(place, bucket, warn=False) as (cloud, found):
+    with _connect_and_list(location, bucket, warn=False) as (session, found):
         _remove(
-            cloud, found, found.overdue(cloud.rest.server_time()), artifacts=True, bucket=bucket
+            session, found, found.overdue(session.rest.server_time()), artifacts=True, bucket=bucket
         )
 
 
 @command(app, "t2i remote cost", "t2i remote cost --json")
 def cost(
-    place: LocationOptions,
+    location: LocationOptions,
     json: JsonOpt = False,
 ) -> None:
     """Estimate what t2i's endpoints cost: an hour, a day, so far."""
     console.configure(json=json)
     from t2i_cli.vertex import machine_types, status
 
-    with _surveyed(place) as (cloud, found):
+    with _connect_and_list(location) as (session, found):
         prices = machine_types.load_prices()
-        bill = status.cost_report(found, cloud.rest, prices)
+        bill = status.cost_report(found, session.rest, prices)
     if json:
         console.result_json(bill.to_json())
         return
@@ -203,33 +203,33 @@ def cost(
 
 
 def _remove(
-    cloud: "CloudSession",
+    session: "CloudSession",
     found: "Inventory",
     chosen: "list[Deployment]",
     *,
     artifacts: bool,
     bucket: str | None = None,
 ) -> None:
-    """Remove these; the first failure is raised at the end."""
+    """Remove deployments; after all of them, raises the first T2IError."""
     from t2i_cli.vertex import teardown
 
     failures: list[T2IError] = []
     for one in chosen:
         try:
             teardown.remove_deployment(
-                cloud.rest, one, console.note, artifacts=artifacts, bucket=bucket
+                session.rest, one, console.note, artifacts=artifacts, bucket=bucket
             )
         except T2IError as error:
             failures.append(error)
             if len(chosen) > 1:
                 console.warn(error.message)
     if artifacts:
-        teardown.empty_buckets(cloud.rest, found, console.note)
+        teardown.empty_buckets(session.rest, found, console.note)
         for sentence in found.unseen:
             console.warn(f"Weights may still be there: {sentence}")
     else:
-        for stays in (text for one in chosen for text in one.weights_text()):
-            console.note(f"Its weights stay: {stays}; with --bucket they go as well.")
+        for weights in (text for one in chosen for text in one.weights_text()):
+            console.note(f"Its weights stay: {weights}; with --bucket they go as well.")
     if failures:
         raise failures[0]
     names = [one.name for one in chosen]
@@ -239,29 +239,29 @@ def _remove(
         console.note(f"Removed: {', '.join(names)}." if names else "There was nothing to remove.")
 
 
-def _warn_elsewhere(cloud: "CloudSession") -> None:
-    """Warn of what is past its TTL in other places: nobody asks Google about those now."""
+def _warn_overdue_elsewhere(session: "CloudSession") -> None:
+    """Warn of recorded endpoints past their TTL in other projects and regions."""
     from t2i_cli.vertex import endpoint_store
 
     for one in endpoint_store.list_records():
-        elsewhere = not one.name.startswith(f"{cloud.rest.place.parent}/")
-        if elsewhere and one.expires and one.expires < cloud.rest.server_time():
-            _warn_past(one.name)
+        elsewhere = not one.name.startswith(f"{session.rest.place.parent}/")
+        if elsewhere and one.expires and one.expires < session.rest.server_time():
+            _warn_overdue(one.name)
 
 
-def _forget_gone(cloud: "CloudSession", found: "Inventory") -> None:
-    """Drop what is remembered of this place and is not there."""
+def _forget_removed(session: "CloudSession", found: "Inventory") -> None:
+    """Forget recorded endpoints of this project and region that no longer exist."""
     from t2i_cli.vertex import endpoint_store
 
-    there = {name.split("/")[-1] for name in found.all_endpoints}
+    existing = {name.split("/")[-1] for name in found.all_endpoints}
     for one in endpoint_store.list_records():
-        here = one.name.startswith(f"{cloud.rest.place.parent}/")
-        if here and one.name.split("/")[-1] not in there:
+        here = one.name.startswith(f"{session.rest.place.parent}/")
+        if here and one.name.split("/")[-1] not in existing:
             with suppress(StorageError):
                 endpoint_store.forget_endpoint(one.name)
 
 
-def _warn_past(name: str) -> None:
+def _warn_overdue(name: str) -> None:
     parts = name.split("/")  # projects/PROJECT/locations/REGION/endpoints/NUMBER
     where = f" --project {parts[1]} --region {parts[3]}" if len(parts) == 6 else ""
     console.warn(
@@ -269,8 +269,8 @@ def _warn_past(name: str) -> None:
     )
 
 
-def _named(found: "Inventory", endpoint: str | None) -> "Deployment":
-    """The deployment that is meant: named, or in use, or the only one."""
+def _find_deployment(found: "Inventory", endpoint: str | None) -> "Deployment":
+    """The deployment that is named, or in use, or the only one. Raises InputError."""
     from t2i_cli.settings import store
     from t2i_cli.vertex import endpoint_store, inventory
 
@@ -287,21 +287,21 @@ def _named(found: "Inventory", endpoint: str | None) -> "Deployment":
 
 
 @contextmanager
-def _surveyed(
-    place: LocationOptions,
+def _connect_and_list(
+    location: LocationOptions,
     bucket: str | None = None,
     *,
     endpoint: str | None = None,
     warn: bool = True,
 ) -> "Iterator[tuple[CloudSession, Inventory]]":
-    """A connection and all that t2i made there, with a warning of what is past its TTL."""
+    """Connect, and list all that t2i made there; warns of deployments past their TTL."""
     from t2i_cli.vertex import inventory, lifecycle
 
-    with lifecycle.connect(place, endpoint=endpoint) as cloud:
-        found = inventory.list_deployments(cloud.rest, bucket)
-        _warn_elsewhere(cloud)
+    with lifecycle.connect(location, endpoint=endpoint) as session:
+        found = inventory.list_deployments(session.rest, bucket)
+        _warn_overdue_elsewhere(session)
         if warn:
-            inventory.warn_overdue(found.overdue(cloud.rest.server_time()), console.warn)
-        yield cloud, found
-        # Only now: a command that means the endpoint in use must not fall back on another.
-        _forget_gone(cloud, found)
+            inventory.warn_overdue(found.overdue(session.rest.server_time()), console.warn)
+        yield session, found
+        # Forget only now: a command for the endpoint in use must not fall back to another.
+        _forget_removed(session, found)

@@ -1,4 +1,4 @@
-"""`t2i remote build` and `t2i remote package`: what an endpoint can serve with."""
+"""`t2i remote build` and `t2i remote package`: container images and model archives."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from t2i_cli.terminal.console import console
 
 
 def build(
-    place: ProjectOptions,
+    location: ProjectOptions,
     image: Annotated[
         str | None,
         typer.Option(
@@ -35,20 +35,20 @@ def build(
     """Build the image of t2i's server, and push it to where Vertex AI finds it."""
     console.configure(json=json, quiet=quiet)
     from t2i_cli.settings import store
-    from t2i_cli.vertex import build as building
+    from t2i_cli.vertex import build as image_build
 
     image = store.resolve_setting("vertex_image", image) if image else None
-    found = building.plan_build(image, builder, bake, building.build_location(place))
+    build_plan = image_build.plan_build(image, builder, bake, image_build.build_location(location))
     if dry_run:
-        for command in found.commands(Path("CONTEXT")):
+        for command in build_plan.commands(Path("CONTEXT")):
             console.result(" ".join(command))
         return
-    building.run_build(found)
+    image_build.run_build(build_plan)
     if json:
-        console.result_json({"image": found.image, "builder": found.builder})
+        console.result_json({"image": build_plan.image, "builder": build_plan.builder})
     else:
-        console.result(found.image)
-        console.note(f"`t2i config set vertex_image {found.image}` has deployments use it.")
+        console.result(build_plan.image)
+        console.note(f"`t2i config set vertex_image {build_plan.image}` has deployments use it.")
 
 
 def package(
@@ -63,14 +63,13 @@ def package(
     console.configure(json=json, quiet=quiet)
     from t2i_cli.terminal.progress import Progress
     from t2i_cli.vertex import containers
-    from t2i_cli.vertex.torchserve import container
-    from t2i_cli.vertex.torchserve import model_archive as packaging
+    from t2i_cli.vertex.torchserve import model_archive
 
-    console.warn(container.WARNING)
+    console.warn(f"Google withdraws its PyTorch containers on {containers.TORCHSERVE_END}.")
     source = containers.find_source(model, "model-garden")
-    weights = containers.local_weights(source, half=False)  # the handler names no variant
+    weights = containers.local_weights(source, half=False)  # the handler loads no fp16 variant
     with Progress(console, 1) as progress:
-        file = packaging.write_archive(
+        file = model_archive.write_archive(
             source, weights, output, partial(progress.transfer, "packing")
         )
     if json:

@@ -1,4 +1,4 @@
-"""`t2i remote deploy` and `t2i remote run`: an endpoint for a while, or for one command."""
+"""`t2i remote deploy` and `t2i remote run`: deploy an endpoint, or deploy it for one command."""
 
 from typing import Annotated
 
@@ -15,8 +15,8 @@ CommandArg = Annotated[
 
 
 def deploy(
-    wanted: DeploymentSpec,
-    place: LocationOptions,
+    spec: DeploymentSpec,
+    location: LocationOptions,
     yes: options.YesOpt = False,
     dry_run: DryRunOpt = False,
     json: options.JsonOpt = False,
@@ -26,26 +26,28 @@ def deploy(
     console.configure(json=json, quiet=quiet)
     from t2i_cli.vertex import lifecycle, plan
 
-    with lifecycle.connect(place) as cloud:
+    with lifecycle.connect(location) as session:
         if dry_run:
-            settled = plan.plan_deployment(wanted, cloud.rest, cloud.account)
+            deployment_plan = plan.plan_deployment(spec, session.rest, session.account)
             if json:
-                console.result_json(settled.to_json())
+                console.result_json(deployment_plan.to_json())
             else:
-                console.result(settled.text())
+                console.result(deployment_plan.text())
             return
-        settled = lifecycle.confirm_plan(wanted, cloud, console, yes=yes, offer=True)
-        found = lifecycle.deploy_plan(settled, cloud, console)
+        deployment_plan = lifecycle.confirm_plan(spec, session, console, yes=yes, offer=True)
+        endpoint = lifecycle.deploy_plan(deployment_plan, session, console)
     if json:
-        console.result_json({"endpoint": found.name, "dns": found.dns} | settled.to_json())
+        console.result_json(
+            {"endpoint": endpoint.name, "dns": endpoint.dns} | deployment_plan.to_json()
+        )
     else:
-        console.result(found.name)
+        console.result(endpoint.name)
 
 
 def run(
     command: CommandArg,
-    wanted: DeploymentSpec,
-    place: LocationOptions,
+    spec: DeploymentSpec,
+    location: LocationOptions,
     yes: options.YesOpt = False,
     quiet: options.QuietOpt = False,
 ) -> None:
@@ -53,6 +55,6 @@ def run(
     console.configure(quiet=quiet)
     from t2i_cli.vertex import lifecycle
 
-    with lifecycle.connect(place) as cloud:
-        code = lifecycle.run_command(wanted, cloud, console, command, yes=yes)
+    with lifecycle.connect(location) as session:
+        code = lifecycle.run_command(spec, session, console, command, yes=yes)
     raise typer.Exit(code)

@@ -1,6 +1,6 @@
-"""`t2i remote generate`: `t2i generate` on the endpoint in use."""
+"""`t2i remote generate`: `t2i generate --backend vertex`."""
 
-from t2i_cli.cli.commands import generate as anywhere
+from t2i_cli.cli.commands import generate as generate_command
 from t2i_cli.cli.options import (
     ConsoleOptions,
     OutputOptions,
@@ -23,8 +23,10 @@ def generate(
     endpoint: EndpointOptions,
     calls: CallOptions,
     run: RunOptions,
-    shown: ConsoleOptions,
+    console_options: ConsoleOptions,
 ) -> None:
     """Make an image from a prompt on the endpoint: `t2i generate --backend vertex`, for short."""
     vertex = BackendOptions(backend="vertex", endpoint=endpoint, calls=calls)
-    anywhere.generate(prompt, request, output, vertex, KeepAliveOptions(), run, shown)
+    generate_command.generate(
+        prompt, request, output, vertex, KeepAliveOptions(), run, console_options
+    )

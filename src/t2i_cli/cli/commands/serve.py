@@ -1,4 +1,4 @@
-"""`t2i serve`: the API, the page, and what Vertex runs in its container."""
+"""`t2i serve`: the HTTP server with its API and page, also inside Vertex AI's container."""
 
 import os
 from collections.abc import Callable
@@ -29,7 +29,7 @@ DEFAULT_PORT = 7860
 
 @dataclass(frozen=True, kw_only=True)
 class ListenOptions:
-    """Where the server listens."""
+    """The address on which the server listens."""
 
     PANEL: ClassVar = "Address"
 
@@ -49,7 +49,7 @@ class ListenOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AccessOptions:
-    """Who may ask, and what is written of it."""
+    """Access control and logging."""
 
     PANEL: ClassVar = "Access"
 
@@ -75,21 +75,21 @@ def serve(
     access: AccessOptions,
     limits: ServerLimits,
     backend: BackendOptions,
-    shown: ConsoleOptions,
+    console_options: ConsoleOptions,
     model: ModelOpt = None,
     revision: RevisionOpt = None,
 ) -> None:
     """Serve a model over HTTP: OpenAI's images API, a page at /, and more; see /docs."""
-    console.configure(**vars(shown))
+    console.configure(**vars(console_options))
     if backend.device.offline:
         store.set_offline()
-    key = _key(access.api_key_file)
+    key = _read_api_key(access.api_key_file)
     options = ServerOptions(
         api_key=key,
         allowed_hosts=tuple(access.allowed_host or ()),
         cors_origins=tuple(access.cors_origin or ()),
     )
-    container, listening = _place(listen, options)
+    container, listening = _listening_socket(listen, options)
     options = replace(options, container=container)
     from t2i_cli.backends.factory import create_backend, default_model
     from t2i_cli.server.app import create_app
@@ -97,25 +97,27 @@ def serve(
     from t2i_cli.server.runner import ServerLog, run_server
 
     local = (store.resolve_setting("backend", backend.backend) or "local") == "local"
-    # This machine finds out how many images a pass should have.
-    made = create_backend(backend, lenient=None, batch_size=None if local else 1)
-    named = model or default_model(backend.backend)
-    uri = container.storage_uri if container and local and not named else None
+    # The local backend chooses its batch size; other backends get one request at a time.
+    image_backend = create_backend(backend, lenient=None, batch_size=None if local else 1)
+    model_name = model or default_model(backend.backend)
+    storage_uri = container.storage_uri if container and local and not model_name else None
     with (
-        ExitStack() as end,
+        ExitStack() as cleanup,
         listening as listener,
         console.redirect_stdout(),
         ServerLog(console, access.log_prompts) as log,
     ):
-        found = _fetching(uri, made, end) if uri else named
-        engine = Engine(made, found, limits, revision=revision)
+        model_source = (
+            _artifact_loader(storage_uri, image_backend, cleanup) if storage_uri else model_name
+        )
+        engine = Engine(image_backend, model_source, limits, revision=revision)
         engine.line.observers.append(log)
         app = create_app(engine, options)
         run_server(app, engine, listener, on_ready=lambda: _announce(listener, engine.spec.name))
 
 
-def _key(file: Path | None) -> str | None:
-    """The key from the file or the environment; raises InputError for one that cannot be sent."""
+def _read_api_key(file: Path | None) -> str | None:
+    """The API key from the file or the environment; raises InputError if it is not valid."""
     source = str(file) if file else API_KEY_VARIABLE
     try:
         key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(API_KEY_VARIABLE)
@@ -128,10 +130,10 @@ def _key(file: Path | None) -> str | None:
     return key
 
 
-def _place(
+def _listening_socket(
     listen: ListenOptions, options: ServerOptions
 ) -> "tuple[VertexContainer | None, AbstractContextManager[socket.socket]]":
-    """What Vertex said, if it runs this, and the socket to be; raises InputError."""
+    """Vertex's container settings, if in a container, and the socket; raises InputError."""
     from t2i_cli.server import runner, security
     from t2i_cli.server.vertex_container import VertexContainer
 
@@ -158,24 +160,29 @@ def _place(
     return None, runner.listen_tcp(host, DEFAULT_PORT if listen.port is None else listen.port)
 
 
-def _fetching(uri: str, backend: "Backend", end: ExitStack) -> "Callable[[OnEvent], str]":
-    """What brings the model that Vertex has laid there, and names it; `end` removes the copy."""
+def _artifact_loader(
+    uri: str, backend: "Backend", cleanup: ExitStack
+) -> "Callable[[OnEvent], str]":
+    """A function that downloads Vertex's model artifacts and returns the model's name.
+
+    `cleanup` removes the copy.
+    """
     from t2i_cli.backends.local import LocalBackend
     from t2i_cli.server import gcs_download
 
-    def find(on_event: "OnEvent") -> str:
-        folder = gcs_download.download_artifacts(uri, on_event, end)
+    def load(on_event: "OnEvent") -> str:
+        folder = gcs_download.download_artifacts(uri, on_event, cleanup)
         if isinstance(backend, LocalBackend) and gcs_download.is_bucket_uri(uri):
-            # The copy's own place would differ from replica to replica, and be in every image.
+            # The folder differs between replicas, and would be recorded in every image.
             backend.register_folder(uri, folder)
             return uri
         return str(folder)
 
-    return find
+    return load
 
 
 def _announce(listener: "socket.socket", model: str) -> None:
-    """Say where the model is served, on standard output."""
+    """Print the address of the server on standard output."""
     address = listener.getsockname()
     if isinstance(address, str):
         where = f"unix:{address}"

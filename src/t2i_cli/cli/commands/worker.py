@@ -1,4 +1,4 @@
-"""`t2i worker`: the process that keeps a model warm."""
+"""`t2i worker`: status and end of the process that keeps a model loaded."""
 
 import typer
 
