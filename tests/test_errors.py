@@ -33,7 +33,7 @@ NOTHING = MemoryEstimate(weights={}, denoise=0, attention=0, decode=0, tile=0)
 
 NAMED: dict[str, Callable[[str], object]] = {
     "local": lambda n: resolution.resolve_model(n, None, offline=True, trust_remote_code=False),
-    "models": models_command._named,
+    "models": models_command._find_spec,
     "vertex": lambda n: containers.find_source(n, "t2i"),
 }
 """Everything that looks for a model by its name."""

@@ -1,4 +1,4 @@
-"""The groups of options that `t2i batch` alone has."""
+"""Option groups of `t2i batch`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from t2i_cli.settings import defaults
 
 @dataclass(frozen=True, kw_only=True)
 class RowsOptions:
-    """The prompts file, and the images of each of its rows."""
+    """The prompts file, and the seeds and variations of its rows."""
 
     PANEL: ClassVar = "Rows"
 
@@ -51,7 +51,7 @@ class RowsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
-    """The folder, and what is put into it beside the images."""
+    """The folder, file names and contact sheet."""
 
     PANEL: ClassVar = "Output"
 
@@ -71,7 +71,7 @@ class FolderOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
-    """Which images a run makes, and when it stops."""
+    """Which images a run makes, when it stops, and sharding."""
 
     PANEL: ClassVar = "Selection"
 
@@ -100,8 +100,8 @@ class ResumeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassOptions:
-    """How many images this machine makes at once."""
+class BatchSizeOptions:
+    """The batch size on this machine."""
 
     PANEL: ClassVar = "This machine"
 
@@ -115,7 +115,7 @@ class PassOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EphemeralOptions:
-    """An endpoint for the batch alone."""
+    """An endpoint that exists for this batch only."""
 
     PANEL: ClassVar = "Vertex AI"
 
@@ -140,7 +140,7 @@ class EphemeralOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConsoleOptions(ConsoleOptions):
-    """What is printed, and how."""
+    """Console output, and events."""
 
     events: Annotated[
         bool, typer.Option("--events", help="Write NDJSON events on stderr, and nothing else.")

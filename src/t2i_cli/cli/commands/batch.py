@@ -1,20 +1,20 @@
 """`t2i batch`: all images of a prompts file, on any backend."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
 import typer
 
-from t2i_cli.cli.options import (
-    ConsoleOptions,
-    FormatOpt,
-    RequestOptions,
-    RunOptions,
-    ShowOpt,
-    YesOpt,
+from t2i_cli.cli.batch_options import (
+    BatchConsoleOptions,
+    BatchSizeOptions,
+    EphemeralOptions,
+    FolderOptions,
+    ResumeOptions,
+    RowsOptions,
 )
+from t2i_cli.cli.options import RequestOptions, RunOptions
 from t2i_cli.errors import InputError
 from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import BackendOptions, DeploymentSpec, EndpointOptions
@@ -26,143 +26,6 @@ if TYPE_CHECKING:
     from t2i_cli.backend import Backend
     from t2i_cli.batch.plan import SelectionOptions
     from t2i_cli.batch.session import BatchConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowsOptions:
-    """The prompts file, and the seeds and variations of its rows."""
-
-    PANEL: ClassVar = "Rows"
-
-    file: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE", help="Prompts: .txt, .jsonl or .csv; - reads standard input."
-        ),
-    ] = None
-    input_format: Annotated[
-        str | None,
-        typer.Option(
-            "--input-format", help="txt, jsonl or csv. [default: by the name; stdin: txt]"
-        ),
-    ] = None
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", "-s", help="The first row's; the next rows count on. [default: derived]"
-        ),
-    ] = None
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", help="Make every row with each of these, as 1-4,9.")
-    ] = None
-    count: Annotated[
-        int, typer.Option("--count", "-n", help="Images of each row, with seeds counting up.")
-    ] = 1
-    vary: Annotated[
-        list[str] | None,
-        typer.Option("--vary", help="Make every row with each value, as steps=10,20; repeatable."),
-    ] = None
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Make the good rows, list the bad ones, exit 8.")
-    ] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderOptions:
-    """The folder, file names and contact sheet."""
-
-    PANEL: ClassVar = "Output"
-
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the images.")] = (
-        Path("t2i-out")
-    )
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="File names. [default: {index:05d}-{slug}-{seed}.{ext}]"),
-    ] = None
-    format: FormatOpt = None
-    sheet: Annotated[
-        bool, typer.Option("--sheet", help="Draw sheet.png; a grid where --vary gives two axes.")
-    ] = False
-    show: ShowOpt = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResumeOptions:
-    """Which images a run makes, when it stops, and sharding."""
-
-    PANEL: ClassVar = "Selection"
-
-    retry_failed: Annotated[
-        bool,
-        typer.Option("--retry-failed", help="Try those again that failed for their own reason."),
-    ] = False
-    force: Annotated[bool, typer.Option("--force", help="Make everything again.")] = False
-    verify_files: Annotated[
-        bool, typer.Option("--verify-files", help="Compare finished files with their sha256.")
-    ] = False
-    max_failures: Annotated[
-        str | None, typer.Option("--max-failures", help="Stop once so many failed, as 10 or 5%.")
-    ] = None
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Make at most so many images now.")
-    ] = None
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", help="Make part I of N, as 1/4, beside others in one folder."),
-    ] = None
-    merge: Annotated[
-        Path | None,
-        typer.Option("--merge", help="Join the shards of this folder; makes no image."),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSizeOptions:
-    """The batch size on this machine."""
-
-    PANEL: ClassVar = "This machine"
-
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", help="Images of one pass: a number, or auto.")
-    ] = "auto"
-    strict: Annotated[
-        bool, typer.Option("--strict", help="One image a pass: the same bits as alone.")
-    ] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class EphemeralOptions:
-    """An endpoint that exists for this batch only."""
-
-    PANEL: ClassVar = "Vertex AI"
-
-    ephemeral: Annotated[
-        bool,
-        typer.Option("--ephemeral", help="vertex: deploy an endpoint for this batch alone."),
-    ] = False
-    ttl: Annotated[
-        str | None,
-        typer.Option(
-            "--ttl", help=f"ephemeral: how long the endpoint may live. [default: {defaults.TTL}]"
-        ),
-    ] = None
-    max_cost: Annotated[
-        float | None,
-        typer.Option(
-            "--max-cost", help="ephemeral: refuse if it could cost more USD until its TTL."
-        ),
-    ] = None
-    yes: YesOpt = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchConsoleOptions(ConsoleOptions):
-    """Console output, and events."""
-
-    events: Annotated[
-        bool, typer.Option("--events", help="Write NDJSON events on stderr, and nothing else.")
-    ] = False
 
 
 _MERGE_OPTIONS = {"merge", "json", "quiet", "verbose", "events"}
