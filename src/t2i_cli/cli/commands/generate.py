@@ -43,7 +43,7 @@ def generate(
         {"model": default_model(backend.backend)} | fields | {"prompt": _read_prompt(prompt)}
     )
     job = generate.GenerationJob(request=model_request, seeds=prompt.seed or [], count=prompt.count)
-    output_options = generate.OutputOptions(
+    output_options = generate.OutputDestination(
         target=output.output or store.get_setting("output"),
         format=output.format or store.get_setting("format"),
         overwrite=output.overwrite,

@@ -63,9 +63,9 @@ def package(
     console.configure(json=json, quiet=quiet)
     from t2i_cli.terminal.progress import Progress
     from t2i_cli.vertex import containers
-    from t2i_cli.vertex.torchserve import model_archive
+    from t2i_cli.vertex.torchserve import container, model_archive
 
-    console.warn(f"Google withdraws its PyTorch containers on {containers.TORCHSERVE_END}.")
+    console.warn(container.WARNING)
     source = containers.find_source(model, "model-garden")
     weights = containers.local_weights(source, half=False)  # the handler loads no fp16 variant
     with Progress(console, 1) as progress:
