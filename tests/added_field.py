@@ -26,9 +26,9 @@ from t2i_cli.server import page
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
-from tests import backends, made
-from tests.fakes.painter import Painter
+from tests import backends, factories
 from tests.fakes.serving import serving
+from tests.fakes.stub_backend import StubBackend
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,9 +42,9 @@ def rows() -> dict[str, object]:
     ]
     entries = [entry for entry in read if isinstance(entry, PromptEntry)]
     varied = BatchOptions(vary=parse_vary(["guidance_rescale=0.1,0.2"]))
-    found, _ = expand_rows([PromptEntry(1, {"prompt": "d"})], varied, Painter())
+    found, _ = expand_rows([PromptEntry(1, {"prompt": "d"})], varied, StubBackend())
     wrong = PromptEntry(1, {"prompt": "e", "guidance_rescale": 9})
-    _, problems = expand_rows([wrong], BatchOptions(), Painter())
+    _, problems = expand_rows([wrong], BatchOptions(), StubBackend())
     return {
         "read": [entry.values["guidance_rescale"] for entry in entries],
         "wrong": [entry.message for entry in read if not isinstance(entry, PromptEntry)],
@@ -58,10 +58,10 @@ def rows() -> dict[str, object]:
 
 def server() -> dict[str, object]:
     """The server's bodies, and a request from one t2i to another over HTTP."""
-    painter = Painter()
-    document = create_app(Engine(painter, "postcard"), ServerOptions()).openapi()
+    stub = StubBackend()
+    document = create_app(Engine(stub, "postcard"), ServerOptions()).openapi()
     schemas = document["components"]["schemas"]
-    with serving(painter) as there:
+    with serving(stub) as there:
         client = backends.chosen("http", url=f"{there.url}/v1")
         asked = build_request({"prompt": "a red star", "guidance_rescale": 0.5})
         settled = resolve_request(asked, client.describe(asked))
@@ -71,7 +71,7 @@ def server() -> dict[str, object]:
         "schemas": sorted(
             name for name, one in schemas.items() if "guidance_rescale" in one["properties"]
         ),
-        "sent": [request.to_json().get("guidance_rescale") for request in painter.made],
+        "sent": [request.to_json().get("guidance_rescale") for request in stub.made],
         "recorded": outcome.request.to_json()["guidance_rescale"],
         "page": 'name="guidance_rescale"' in page._with_fields(page._INPUTS),
     }
@@ -90,7 +90,7 @@ def remote() -> dict[str, object]:
     """A dialect that has no such field, and Vertex AI's instances."""
     other = ServerInfo(url="http://x/v1", dialect=DIALECTS["sglang"], models=["m"], facts={})
     asked = build_request({"prompt": "x", "guidance_rescale": 0.5})
-    request = made.request(guidance_rescale=0.5)
+    request = factories.request(guidance_rescale=0.5)
     sent = {s: payload.build_prediction_request(request, s, "png") for s in payload.TAKES}
     return {
         "refused": told(lambda: resolve_request(asked, other.model_spec("m"))),
@@ -100,16 +100,20 @@ def remote() -> dict[str, object]:
 
 def records() -> dict[str, object]:
     """Names of files, records, ids, and the table in the docs."""
-    request = made.request(guidance_rescale=0.5)
+    request = factories.request(guidance_rescale=0.5)
     image = TemplateContext(index=1, id="", request=request, format="png")
-    text = infotext.format_infotext(request, made.LOCK, (64, 48))
+    text = infotext.format_infotext(request, factories.LOCK, (64, 48))
     again = infotext.parse_infotext(text)
     return {
         "name": filenames.render_template("{guidance_rescale}-{seed}.png", image),
         "infotext": "CFG Rescale: 0.5" in text,
         "parsed": again and again.request["guidance_rescale"],
-        "ids": [made.REQUEST.identity(), made.REQUEST.identity(3, seed=7), request.identity()],
-        "json": list(made.REQUEST.to_json()),
+        "ids": [
+            factories.REQUEST.identity(),
+            factories.REQUEST.identity(3, seed=7),
+            request.identity(),
+        ],
+        "json": list(factories.REQUEST.to_json()),
         "docs": "`guidance_rescale`" in _docs().fields_table(),
     }
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from t2i_cli import __version__
 from t2i_cli.output import infotext
-from tests.made import LOCK, request
+from tests.factories import LOCK, request
 
 FROM_A1111 = """\
 masterpiece, a (cat:1.2), Steps: 3 by hand

@@ -50,8 +50,8 @@ from tests import backends
 from tests.amounts import full
 from tests.conftest import T2I
 from tests.fakes.images_server import Body, FakeImages, Fault, error, running_images
-from tests.fakes.painter import Painter, painted
 from tests.fakes.serving import Running, serving
+from tests.fakes.stub_backend import StubBackend, painted
 
 KEY = "sk-verysecret-123"
 FACTS = {
@@ -671,9 +671,9 @@ def test_calls_run_beside_each_other_and_cancel_frees_the_server(server: FakeIma
 
 @pytest.fixture
 def ours(server: FakeImages) -> Iterator[Running]:
-    """Our own server over a painter, with a key, and room for two jobs."""
+    """Our own server over a stub backend, with a key, and room for two jobs."""
     options, limits = ServerOptions(api_key=KEY), ServerLimits(queue=1, max_batch=1)
-    with serving(Painter(pause=0.02), options=options, limits=limits) as running:
+    with serving(StubBackend(pause=0.02), options=options, limits=limits) as running:
         yield running
         while OPEN:
             OPEN.pop().close()
@@ -687,7 +687,7 @@ def test_our_own_server(ours: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("T2I_HTTP_API_KEY", KEY)
     fields: Any = {"negative_prompt": "rain", "seed": 9, "steps": 5, "guidance_scale": 2.5}
     made = make(backend(there), **fields, width=16, height=16, scheduler="euler")
-    assert isinstance(ours.backend, Painter)
+    assert isinstance(ours.backend, StubBackend)
     (arrived,) = ours.backend.made
     assert arrived.to_json() == made.request.to_json()
     assert (made.info.backend, made.info.endpoint) == ("http", there.url)

@@ -36,9 +36,9 @@ from t2i_cli.net.retry import (
     call_with_retry,
 )
 from t2i_cli.net.throttle import Throttle
+from tests.factories import picture, request
 from tests.fakes.images_server import running_images
-from tests.fakes.painter import painted
-from tests.made import picture, request
+from tests.fakes.stub_backend import painted
 
 
 class Waits(Flag):

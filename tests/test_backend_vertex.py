@@ -53,11 +53,11 @@ from t2i_cli.vertex.location import Location
 from tests import backends
 from tests.amounts import full
 from tests.conftest import T2I
+from tests.factories import request
 from tests.fakes import vertex as fake
-from tests.fakes.painter import Painter, painted
 from tests.fakes.serving import serving
+from tests.fakes.stub_backend import StubBackend, painted
 from tests.fakes.vertex import FakeVertex, Fault, counted, running_vertex
-from tests.made import request
 
 HERE = "projects/gallery/locations/us-central1/endpoints/5"
 TOKEN = "ya29.secret"  # noqa: S105 - what the fake issues
@@ -243,9 +243,9 @@ def test_our_own_container(vertex: FakeVertex) -> None:
 def test_our_own_container_as_it_is(vertex: FakeVertex) -> None:
     variables = {"AIP_HTTP_PORT": "80", "AIP_PREDICT_ROUTE": "/go", "AIP_HEALTH_ROUTE": "/up"}
     fails = {"gone": ContentFilteredError("The checker withheld it.", hint="Reword.")}
-    painter = Painter(fails=lambda request: fails.get(request.prompt))
+    stub = StubBackend(fails=lambda request: fails.get(request.prompt))
     options = ServerOptions(container=VertexContainer.from_environment(variables))
-    with serving(painter, options=options) as server:
+    with serving(stub, options=options) as server:
 
         def forward(body: Body) -> tuple[int, Any]:
             answer = httpx2.post(f"{server.url}/go", json=body, timeout=60)
@@ -255,7 +255,7 @@ def test_our_own_container_as_it_is(vertex: FakeVertex) -> None:
         name = vertex.make_endpoint(labels=labels("t2i"))
         fields: Any = {"negative_prompt": "rain", "seed": 9, "steps": 5, "guidance_scale": 2.5}
         made = make(backend(name), **fields, width=16, height=16, scheduler="euler")
-        (arrived,) = painter.made
+        (arrived,) = stub.made
         assert arrived.to_json() == made.request.to_json()
         assert made.info.seed_confirmed is True
         assert made.image.tobytes() == painted(0, arrived).image.tobytes()

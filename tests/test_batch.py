@@ -135,7 +135,7 @@ def test_terminal_sees_one_live_line_that_goes_away(
     (tmp_path / "p.txt").write_text("\n".join(f"a red star {n}" for n in range(8)))
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fakes.painting", "p.txt", "out"],
+        [sys.executable, "-m", "tests.fakes.batch_process", "p.txt", "out"],
         env=t2i_env | {"PYTHONPATH": str(SOURCE), "TERM": "xterm", "PAUSE": "0.15"},
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -204,9 +204,9 @@ def test_show_needs_a_terminal_and_stderr_for_itself(t2i: T2I, tmp_path: Path) -
 def painted(
     t2i_env: dict[str, str], folder: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
-    """A batch of p.txt into out, made by a process with a painter."""
+    """A batch of p.txt into out, made by a process with a stub backend."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.fakes.painting", "p.txt", "out", *options],
+        [sys.executable, "-m", "tests.fakes.batch_process", "p.txt", "out", *options],
         env=t2i_env | {"PYTHONPATH": str(SOURCE)},
         cwd=folder,
         capture_output=True,
@@ -227,7 +227,7 @@ def test_one_rows_bug_is_that_rows(t2i_env: dict[str, str], tmp_path: Path) -> N
     lines = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[1:]
     failed = [line for line in map(json.loads, lines) if line["status"] == "failed"]
     assert [line["line"] for line in failed] == [4, 8]
-    assert failed[0]["error"]["message"] == "An unexpected RuntimeError: the painter broke"
+    assert failed[0]["error"]["message"] == "An unexpected RuntimeError: the backend broke"
     assert done.stderr.count("Traceback (most recent call last)") == 2
     # It stays failed until it is asked for, and nothing else is made again.
     again = painted(t2i_env, tmp_path, "--json")
@@ -245,7 +245,7 @@ def test_a_bug_in_every_row_ends_the_run_early(t2i_env: dict[str, str], tmp_path
     assert (summary["failed"], summary["left"], summary["exit"]) == (3, 497, 1)
     error = json.loads(done.stderr.splitlines()[-1])["error"]
     assert "The first 3 images failed alike and unexpectedly" in error["message"]
-    assert "RuntimeError: the painter broke" in error["message"]
+    assert "RuntimeError: the backend broke" in error["message"]
     assert "Traceback" not in done.stderr
 
 

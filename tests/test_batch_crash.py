@@ -84,7 +84,7 @@ def env(t2i_env: dict[str, str]) -> dict[str, str]:
 
 def paint(source: Path, folder: Path, *args: str) -> list[str]:
     """The command of a painting process."""
-    return [sys.executable, "-m", "tests.fakes.painting", str(source), str(folder), *args]
+    return [sys.executable, "-m", "tests.fakes.batch_process", str(source), str(folder), *args]
 
 
 @KILLS

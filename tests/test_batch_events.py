@@ -24,7 +24,7 @@ from t2i_cli.events import Downloading, Loading, MemoryMeasure, Notice, OnEvent,
 from t2i_cli.prompts.entries import PromptEntry
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import EVENTS_VERSION, Console
-from tests.fakes.painter import Painter
+from tests.fakes.stub_backend import StubBackend
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "events.schema.json").read_text())
 
@@ -38,8 +38,8 @@ def checked(text: str) -> list[dict[str, Any]]:
     return lines
 
 
-class Chatty(Painter):
-    """A painter that tells everything a backend can tell, and whose libraries print."""
+class Chatty(StubBackend):
+    """A stub backend that tells everything a backend can tell, and whose libraries print."""
 
     def run(
         self,
@@ -60,7 +60,7 @@ class Chatty(Painter):
 
 
 def run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], painter: Painter
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stub: StubBackend
 ) -> tuple[str, str, T2IError | None]:
     """Standard output, standard error, and how a batch of three ended."""
     source = tmp_path / "prompts.txt"
@@ -76,7 +76,7 @@ def run(
     )
     ended = None
     try:
-        session.run_batch(task, painter, console)
+        session.run_batch(task, stub, console)
     except T2IError as error:
         console.error(error)
         ended = error
@@ -116,7 +116,7 @@ def test_every_line_is_of_the_schema_and_every_event_is_told(
 def test_errors_before_the_run_are_events_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Broken(Painter):
+    class Broken(StubBackend):
         def check(self, request: ResolvedRequest) -> None:
             raise InputError("cannot be", field="steps")
 
@@ -149,7 +149,9 @@ def test_schema_refuses_what_is_not_of_it(tmp_path: Path) -> None:
 
 
 def test_steps_name_rows_by_their_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows, _ = expand_rows([PromptEntry(1, {"prompt": "a", "count": 3})], BatchOptions(), Painter())
+    rows, _ = expand_rows(
+        [PromptEntry(1, {"prompt": "a", "count": 3})], BatchOptions(), StubBackend()
+    )
     from t2i_cli.batch.manifest import ManifestState
 
     plan = build_plan(rows, [], tmp_path / "none", ManifestState(), SelectionOptions())

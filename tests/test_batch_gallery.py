@@ -22,7 +22,7 @@ from t2i_cli.events import Loading, MemoryMeasure, Notice, Step
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts.entries import PromptEntry
 from t2i_cli.terminal.console import Console
-from tests.fakes.painter import Painter, painted
+from tests.fakes.stub_backend import StubBackend, painted
 
 NASTY = '</script><script>alert("&amp;\u2028")</script><!-- <img src=x onerror=alert(1)>'
 
@@ -136,7 +136,7 @@ def plan_of(
     rows, _ = expand_rows(
         [PromptEntry(n, {"prompt": p}) for n, p in enumerate(prompts, 1)],
         BatchOptions(vary=parse_vary(vary or []), count=count),
-        Painter(),
+        StubBackend(),
     )
     plan = build_plan(rows, [], folder, ManifestState(), SelectionOptions())
     book = Manifest(folder / manifest.MAIN_MANIFEST)

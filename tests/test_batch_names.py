@@ -6,7 +6,7 @@ from t2i_cli.batch import row_filenames
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError
 from t2i_cli.prompts.entries import PromptProblem
-from tests.made import request
+from tests.factories import request
 
 
 def row(index: int = 1, name: str | None = None, **changes: object) -> BatchRow:

@@ -15,7 +15,7 @@ from t2i_cli.prompts import PromptsError
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED
-from tests.fakes.painter import Painter
+from tests.fakes.stub_backend import StubBackend
 
 
 def entries(*values: Mapping[str, Value] | str) -> list[PromptEntry]:
@@ -28,7 +28,7 @@ def entries(*values: Mapping[str, Value] | str) -> list[PromptEntry]:
 
 def good(*values: Mapping[str, Value] | str, **wished: object) -> list[BatchRow]:
     """The rows of entries with nothing wrong."""
-    found, problems = expand_rows(entries(*values), BatchOptions(**wished), Painter())  # type: ignore[arg-type]
+    found, problems = expand_rows(entries(*values), BatchOptions(**wished), StubBackend())  # type: ignore[arg-type]
     assert problems == []
     return found
 
@@ -173,7 +173,7 @@ def test_seed_ranges() -> None:
 def test_all_that_is_wrong_with_a_row_is_told(
     values: Mapping[str, Value], problems: list[tuple[str, str]]
 ) -> None:
-    found, told = expand_rows(entries("good", values), BatchOptions(), Painter())
+    found, told = expand_rows(entries("good", values), BatchOptions(), StubBackend())
     assert [row.request.prompt for row in found] == ["good"]
     assert sorted((p.line, p.field) for p in told) == sorted((2, field) for field, _ in problems)
     for field, message in problems:
@@ -183,7 +183,9 @@ def test_all_that_is_wrong_with_a_row_is_told(
 
 def test_a_row_is_told_of_once_whatever_crosses_it() -> None:
     found, told = expand_rows(
-        entries({"prompt": "a", "width": 100}), BatchOptions(vary=[("steps", [1, 2])]), Painter()
+        entries({"prompt": "a", "width": 100}),
+        BatchOptions(vary=[("steps", [1, 2])]),
+        StubBackend(),
     )
     assert found == []
     assert [(p.line, p.field) for p in told] == [(1, "width")]
@@ -191,19 +193,21 @@ def test_a_row_is_told_of_once_whatever_crosses_it() -> None:
 
 def test_what_the_command_line_says_wrongly_is_told_once() -> None:
     with pytest.raises(InputError, match="steps must be from 1"):
-        expand_rows(entries("a", "b"), BatchOptions(defaults={"steps": 0}), Painter())
+        expand_rows(entries("a", "b"), BatchOptions(defaults={"steps": 0}), StubBackend())
     with pytest.raises(ModelError, match="'none' is unknown"):
-        expand_rows(entries("a", "b"), BatchOptions(defaults={"model": "none"}), Painter())
+        expand_rows(entries("a", "b"), BatchOptions(defaults={"model": "none"}), StubBackend())
     with pytest.raises(InputError, match="count must be at least 1"):
-        expand_rows(entries("a"), BatchOptions(count=0), Painter())
+        expand_rows(entries("a"), BatchOptions(count=0), StubBackend())
     with pytest.raises(InputError, match="--seeds takes the place"):
-        expand_rows(entries("a"), BatchOptions(count=2, seeds=[1]), Painter())
-    _, told = expand_rows(entries({"prompt": "a", "count": 2}), BatchOptions(seeds=[1]), Painter())
+        expand_rows(entries("a"), BatchOptions(count=2, seeds=[1]), StubBackend())
+    _, told = expand_rows(
+        entries({"prompt": "a", "count": 2}), BatchOptions(seeds=[1]), StubBackend()
+    )
     assert told == [PromptProblem(1, "count", "a count and --seeds exclude each other.")]
 
 
-class Small(Painter):
-    """A painter with no memory for what is wider than 128 pixels."""
+class Small(StubBackend):
+    """A stub backend with no memory for what is wider than 128 pixels."""
 
     def check(self, request: ResolvedRequest) -> None:
         if request.width and request.width > 128:
@@ -256,12 +260,12 @@ def test_a_field_has_one_option_that_sets_it() -> None:
         {"defaults": {"steps": 5}, "vary": [("steps", [1, 2])]},
     ):
         with pytest.raises(InputError, match="--vary and another option both set (seed|steps)"):
-            expand_rows(entries("a"), BatchOptions(**wished), Painter())
+            expand_rows(entries("a"), BatchOptions(**wished), StubBackend())
     assert [r.request.seed for r in good("a", vary=[("seed", [1, 5])], count=2)] == [1, 2, 5, 6]
 
 
 def test_a_network_that_fails_is_no_rows_fault() -> None:
-    class Broken(Painter):
+    class Broken(StubBackend):
         def check(self, request: ResolvedRequest) -> None:
             raise RemoteError("no network")
 
@@ -272,7 +276,7 @@ def test_a_network_that_fails_is_no_rows_fault() -> None:
 def test_backend_is_asked_once_for_requests_alike() -> None:
     asked: list[ResolvedRequest] = []
 
-    class Slow(Painter):
+    class Slow(StubBackend):
         def check(self, request: ResolvedRequest) -> None:
             asked.append(request)
             if request.width == 64:
@@ -292,9 +296,9 @@ def test_backend_is_asked_once_for_requests_alike() -> None:
 def test_too_many_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MAX_ROWS", 10)
     with pytest.raises(InputError, match="more than 10 images"):
-        expand_rows(entries(*"abcdefghijk"), BatchOptions(), Painter())
+        expand_rows(entries(*"abcdefghijk"), BatchOptions(), StubBackend())
     with pytest.raises(InputError, match="more than 10 images"):
-        expand_rows(entries("a", {"prompt": "b", "count": 10}), BatchOptions(), Painter())
+        expand_rows(entries("a", {"prompt": "b", "count": 10}), BatchOptions(), StubBackend())
     assert options.MAX_ROWS == 1_000_000
 
 
@@ -302,7 +306,7 @@ def test_lenient_leaves_out_and_says_so_once() -> None:
     notes: list[str] = []
     values: dict[str, Value] = {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0}
     found, told = expand_rows(
-        entries(values, values), BatchOptions(lenient=True), Painter(), on_note=notes.append
+        entries(values, values), BatchOptions(lenient=True), StubBackend(), on_note=notes.append
     )
     assert told == []
     assert [row.request.negative_prompt for row in found] == [None, None]
@@ -334,7 +338,7 @@ def test_pins_change_the_request_and_not_the_id() -> None:
     assert new == {(sd15, None): "now"}
 
 
-class Watched(Painter):
+class Watched(StubBackend):
     """Notes every model that it is asked about, and every request that it checks."""
 
     def __init__(self) -> None:

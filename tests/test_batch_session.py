@@ -1,4 +1,4 @@
-"""A whole batch in this process, with a painter for a backend: what is made, kept and told."""
+"""A whole batch in this process, with a stub backend for a backend: what is made, kept and told."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.prompts import PromptsError
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import Console
-from tests.fakes.painter import Painter, painted
+from tests.fakes.stub_backend import StubBackend, painted
 
 PROMPTS = "".join(f"a red star number {n}\n" for n in range(1, 13))
 
@@ -54,7 +54,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Batch:
-    """Runs batches on `out` with a painter."""
+    """Runs batches on `out` with a stub backend."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder / "out"
@@ -64,7 +64,7 @@ class Batch:
 
     def __call__(
         self,
-        painter: Painter | None = None,
+        stub: StubBackend | None = None,
         *,
         selection: SelectionOptions | None = None,
         options: BatchOptions | None = None,
@@ -72,9 +72,9 @@ class Batch:
         needs: Callable[[ResolvedRequest], dict[str, object]] = lambda _: {},
         commit: Callable[[str, str | None], str | None] = lambda model, asked: None,
         **task: object,
-    ) -> tuple[Painter, T2IError | None, dict[str, object]]:
-        """The painter, how it ended, and the summary."""
-        backend = painter or Painter()
+    ) -> tuple[StubBackend, T2IError | None, dict[str, object]]:
+        """The stub backend, how it ended, and the summary."""
+        backend = stub or StubBackend()
         console = Console()
         console.configure(json=True, events=events)
         wanted = BatchConfig(
@@ -112,17 +112,17 @@ def batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Batch:
     return Batch(tmp_path, capsys)
 
 
-def failing(*numbers: int, error: T2IError) -> Painter:
-    """A painter that fails for prompts of these numbers."""
-    return Painter(
+def failing(*numbers: int, error: T2IError) -> StubBackend:
+    """A stub backend that fails for prompts of these numbers."""
+    return StubBackend(
         fails=lambda request: error if int(request.prompt.split()[-1]) in numbers else None
     )
 
 
 def test_everything_is_made_once_and_recorded(batch: Batch) -> None:
-    painter, ended, summary = batch()
+    stub, ended, summary = batch()
     assert ended is None
-    assert len(painter.made) == len(batch.files()) == 12
+    assert len(stub.made) == len(batch.files()) == 12
     assert {key: summary[key] for key in ("images", "done", "made", "failed", "left", "exit")} == {
         "images": 12,
         "done": 12,
@@ -138,8 +138,8 @@ def test_everything_is_made_once_and_recorded(batch: Batch) -> None:
         assert line["lock"]["device"] == "cpu"  # type: ignore[index]
         assert line["request"]["prompt"].startswith("a red star")  # type: ignore[index]
     before = batch.files()
-    painter, ended, summary = batch()
-    assert painter.made == []
+    stub, ended, summary = batch()
+    assert stub.made == []
     assert (ended, summary["made"], summary["done"]) == (None, 0, 12)
     assert batch.files() == before
     assert len(batch.lines()) == 12
@@ -149,19 +149,19 @@ def test_new_and_reordered_rows_leave_done_images_as_they_are(batch: Batch) -> N
     batch()
     before = batch.files()
     batch.prompts.write_text("a new one\n" + "".join(reversed(PROMPTS.splitlines(keepends=True))))
-    painter, ended, _ = batch()
+    stub, ended, _ = batch()
     assert ended is None
-    assert [request.prompt for request in painter.made] == ["a new one"]
+    assert [request.prompt for request in stub.made] == ["a new one"]
     assert {name: data for name, data in batch.files().items() if name in before} == before
 
 
 def test_name_owned_by_another_image_is_refused(batch: Batch) -> None:
     batch(options=BatchOptions(seed=1))
     before = batch.files()
-    painter, ended, _ = batch(options=BatchOptions(seed=1, defaults={"steps": 5}))
+    stub, ended, _ = batch(options=BatchOptions(seed=1, defaults={"steps": 5}))
     assert isinstance(ended, PromptsError)
     assert "is another image's of this folder" in ended.message
-    assert painter.made == []
+    assert stub.made == []
     assert batch.files() == before
 
 
@@ -171,10 +171,10 @@ def test_strangers_file_is_not_replaced(batch: Batch) -> None:
     batch.prompts = batch.prompts.rename(batch.prompts.with_suffix(".jsonl"))
     mine = batch.folder / "mine.png"
     mine.write_bytes(b"mine")
-    painter, ended, _ = batch()
+    stub, ended, _ = batch()
     assert isinstance(ended, PromptsError)
     assert "not of this batch" in ended.message
-    assert (painter.made, mine.read_bytes()) == ([], b"mine")
+    assert (stub.made, mine.read_bytes()) == ([], b"mine")
     assert list(batch.folder.iterdir()) == [mine], "a refusal leaves nothing"
 
 
@@ -184,8 +184,8 @@ def test_image_that_no_line_was_written_for_is_made_again(batch: Batch) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))
     before = batch.files()
-    painter, ended, summary = batch()
-    assert (ended, len(painter.made), summary["done"]) == (None, 1, 12)
+    stub, ended, summary = batch()
+    assert (ended, len(stub.made), summary["done"]) == (None, 1, 12)
     assert batch.files() == before
 
 
@@ -205,8 +205,8 @@ def test_file_damaged_behind_its_back_is_made_again(batch: Batch, damage: str) -
         # Not even t2i's folder of state is needed to go on.
         (batch.folder / ".t2i" / "lock").unlink()
         (batch.folder / ".t2i").rmdir()
-    painter, ended, _ = batch()
-    assert (ended, len(painter.made)) == (None, 1)
+    stub, ended, _ = batch()
+    assert (ended, len(stub.made)) == (None, 1)
     assert batch.files() == before
 
 
@@ -218,14 +218,14 @@ def test_flipped_byte_is_found_with_verify_files(batch: Batch) -> None:
     data[100] ^= 1
     victim.write_bytes(data)
     assert batch()[0].made == []
-    painter, ended, _ = batch(selection=SelectionOptions(verify_files=True))
-    assert (ended, len(painter.made)) == (None, 1)
+    stub, ended, _ = batch(selection=SelectionOptions(verify_files=True))
+    assert (ended, len(stub.made)) == (None, 1)
     assert batch.files() == before
 
 
 def test_failures_are_kept_until_retry_failed(batch: Batch) -> None:
     bad = OutOfMemoryError("too large")
-    painter, ended, summary = batch(failing(2, 5, error=bad))
+    stub, ended, summary = batch(failing(2, 5, error=bad))
     assert isinstance(ended, PartialError)
     assert (ended.exit_code, summary["failed"], summary["failures"]) == (
         8,
@@ -233,12 +233,12 @@ def test_failures_are_kept_until_retry_failed(batch: Batch) -> None:
         {"out_of_memory": 2},
     )
     assert "2 of 12 images failed. too large" in ended.message
-    painter, ended, summary = batch()
-    assert painter.made == []
+    stub, ended, summary = batch()
+    assert stub.made == []
     assert isinstance(ended, PartialError)
     assert ended.hint == "--retry-failed tries those again that failed before."
-    painter, ended, summary = batch(selection=SelectionOptions(retry_failed=True))
-    assert (len(painter.made), ended, summary["done"]) == (2, None, 12)
+    stub, ended, summary = batch(selection=SelectionOptions(retry_failed=True))
+    assert (len(stub.made), ended, summary["done"]) == (2, None, 12)
 
 
 def test_withheld_is_told_apart_and_ends_with_8_or_10(batch: Batch) -> None:
@@ -257,16 +257,16 @@ def test_all_failed_for_one_reason_has_its_code_and_for_two_8(batch: Batch) -> N
     assert "None of 12 images could be made. broken" in ended.message
     batch.folder = batch.folder.with_name("two")
     reasons = [ModelError("broken"), OutOfMemoryError("large")]
-    painter = Painter(fails=lambda request: reasons[int(request.prompt.split()[-1]) % 2])
-    _, ended, summary = batch(painter)
+    stub = StubBackend(fails=lambda request: reasons[int(request.prompt.split()[-1]) % 2])
+    _, ended, summary = batch(stub)
     assert isinstance(ended, PartialError)
     assert summary["failures"] == {"model": 6, "out_of_memory": 6}
 
 
 def test_passing_trouble_stops_the_run_and_is_tried_again_by_the_next(batch: Batch) -> None:
-    painter = failing(*range(4, 13), error=RemoteError("down"))
-    painter.pause = 0.05  # what was saved is told of before the next fails
-    _, ended, summary = batch(painter)
+    stub = failing(*range(4, 13), error=RemoteError("down"))
+    stub.pause = 0.05  # what was saved is told of before the next fails
+    _, ended, summary = batch(stub)
     assert isinstance(ended, PartialError)
     assert summary["done"] == 3
     assert "in a row failed for a reason that the next would meet" in str(summary["stopped"])
@@ -274,15 +274,15 @@ def test_passing_trouble_stops_the_run_and_is_tried_again_by_the_next(batch: Bat
     assert isinstance(failed, int)
     assert failed >= FAILURES_IN_A_ROW
     assert (summary["images"], left) == (12, 9 - failed)
-    painter, ended, summary = batch()
-    assert (ended, len(painter.made), summary["done"]) == (None, 9, 12)
+    stub, ended, summary = batch()
+    assert (ended, len(stub.made), summary["done"]) == (None, 9, 12)
 
 
 @pytest.mark.parametrize(("text", "most"), [("2", 2), ("25%", 3), ("1%", 1)])
 def test_max_failures_stops_the_run(batch: Batch, text: str, most: int) -> None:
-    painter = failing(*range(1, 13), error=ModelError("broken"))
-    painter.pause = 0.05
-    _, ended, summary = batch(painter, max_failures=text)
+    stub = failing(*range(1, 13), error=ModelError("broken"))
+    stub.pause = 0.05
+    _, ended, summary = batch(stub, max_failures=text)
     assert isinstance(ended, ModelError)
     assert most <= int(str(summary["failed"])) <= most + 2
     assert "as many as --max-failures allows" in str(summary["stopped"])
@@ -290,26 +290,26 @@ def test_max_failures_stops_the_run(batch: Batch, text: str, most: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "x", "101%", "5%%", "1.5"])
 def test_wrong_max_failures_is_refused(batch: Batch, text: str) -> None:
-    painter, ended, _ = batch(max_failures=text)
+    stub, ended, _ = batch(max_failures=text)
     assert isinstance(ended, InputError)
-    assert painter.made == []
+    assert stub.made == []
     assert not batch.folder.exists()
 
 
 def test_limit_makes_the_first_and_the_next_run_goes_on(batch: Batch) -> None:
-    painter, ended, summary = batch(selection=SelectionOptions(limit=5))
+    stub, ended, summary = batch(selection=SelectionOptions(limit=5))
     assert ended is None
-    assert [r.prompt.split()[-1] for r in painter.made] == ["1", "2", "3", "4", "5"]
+    assert [r.prompt.split()[-1] for r in stub.made] == ["1", "2", "3", "4", "5"]
     assert (summary["done"], summary["left"], summary["exit"]) == (5, 7, 0)
-    painter, _, summary = batch(selection=SelectionOptions(limit=5))
-    assert [r.prompt.split()[-1] for r in painter.made] == ["6", "7", "8", "9", "10"]
+    stub, _, summary = batch(selection=SelectionOptions(limit=5))
+    assert [r.prompt.split()[-1] for r in stub.made] == ["6", "7", "8", "9", "10"]
 
 
 def test_force_makes_everything_again_under_the_same_names(batch: Batch) -> None:
     batch()
     before = batch.files()
-    painter, ended, _ = batch(selection=SelectionOptions(force=True))
-    assert (len(painter.made), ended) == (12, None)
+    stub, ended, _ = batch(selection=SelectionOptions(force=True))
+    assert (len(stub.made), ended) == (12, None)
     assert batch.files() == before
 
 
@@ -326,8 +326,8 @@ def test_shards_make_each_row_once_and_merge(
     assert not (batch.folder / manifest.MAIN_MANIFEST).exists()
     session.merge_shards(batch.folder, Console())
     assert len(batch.lines()) == 12
-    painter, ended, summary = batch()
-    assert (painter.made, ended, summary["done"]) == ([], None, 12)
+    stub, ended, summary = batch()
+    assert (stub.made, ended, summary["done"]) == ([], None, 12)
 
 
 def test_merge_needs_a_manifest(tmp_path: Path) -> None:
@@ -338,13 +338,13 @@ def test_merge_needs_a_manifest(tmp_path: Path) -> None:
 
 def test_invalid_rows_stop_everything_or_are_listed(batch: Batch) -> None:
     batch.prompts.write_text("good\n{bad\nalso good\n")
-    painter, ended, _ = batch()
+    stub, ended, _ = batch()
     assert isinstance(ended, PromptsError)
     assert "prompts.txt:2: prompt: the brace" in ended.message
-    assert painter.made == []
+    assert stub.made == []
     assert not batch.folder.exists()
     for _ in range(2):
-        painter, ended, summary = batch(skip_invalid=True)
+        stub, ended, summary = batch(skip_invalid=True)
         assert isinstance(ended, PartialError)
         assert ended.exit_code == 8
         assert (summary["done"], summary["invalid"], summary["exit"]) == (2, 1, 8)
@@ -353,9 +353,9 @@ def test_invalid_rows_stop_everything_or_are_listed(batch: Batch) -> None:
 
 
 def test_bad_names_stop_everything_and_leave_no_folder(batch: Batch) -> None:
-    painter, ended, _ = batch(selection=SelectionOptions(template="../{index}.png"))
+    stub, ended, _ = batch(selection=SelectionOptions(template="../{index}.png"))
     assert isinstance(ended, PromptsError)
-    assert painter.made == []
+    assert stub.made == []
     assert not batch.folder.exists()
 
 
@@ -369,10 +369,10 @@ def test_dry_run_tells_the_plan_and_leaves_nothing(batch: Batch) -> None:
     def needs(request: ResolvedRequest) -> dict[str, object]:
         return {"device": "cpu", "download_mib": 7}
 
-    painter, ended, plan = batch(
+    stub, ended, plan = batch(
         dry_run=True, needs=needs, options=BatchOptions(vary=[("steps", [5, 10])])
     )
-    assert (painter.made, ended, batch.folder.exists()) == ([], None, False)
+    assert (stub.made, ended, batch.folder.exists()) == ([], None, False)
     assert plan["images"] == plan["to_make"] == 24
     assert [(g["steps"], g["images"]) for g in plan["groups"]] == [(5, 12), (10, 12)]  # type: ignore[attr-defined]
     assert plan["models"] == [{"model": "postcard", "device": "cpu", "download_mib": 7}]
@@ -382,7 +382,7 @@ def test_dry_run_tells_the_plan_and_leaves_nothing(batch: Batch) -> None:
     batch(options=BatchOptions(vary=[("steps", [5, 10])]), selection=SelectionOptions(limit=13))
     *_, plan = batch(dry_run=True, needs=needs, options=BatchOptions(vary=[("steps", [5, 10])]))
     assert (plan["done"], plan["to_make"]) == (13, 11)
-    # The painter says that an image takes half a second, whose last one had ten steps.
+    # The stub backend says that an image takes half a second, whose last one had ten steps.
     assert plan["estimated_seconds"] == pytest.approx(11 * 0.5, rel=0.6)
 
 
@@ -412,19 +412,19 @@ def test_failed_save_is_that_rows_failure(batch: Batch, monkeypatch: pytest.Monk
     assert isinstance(ended, PartialError)
     assert (summary["done"], summary["failures"]) == (11, {"storage": 1})
     monkeypatch.undo()
-    painter, ended, _ = batch()
-    assert (len(painter.made), ended) == (1, None)
+    stub, ended, _ = batch()
+    assert (len(stub.made), ended) == (1, None)
 
 
-def broken(*numbers: int, error: type[Exception] = ZeroDivisionError) -> Painter:
-    """A painter that raises what nobody expects for prompts of these numbers."""
+def broken(*numbers: int, error: type[Exception] = ZeroDivisionError) -> StubBackend:
+    """A stub backend that raises what nobody expects for prompts of these numbers."""
 
     def fails(request: ResolvedRequest) -> T2IError | None:
         if (number := int(request.prompt.split()[-1])) in numbers:
             raise error(f"it broke\nat number {number if error is OSError else 'n'}")
         return None
 
-    return Painter(fails=fails)
+    return StubBackend(fails=fails)
 
 
 def bugs(batch: Batch) -> dict[str, object]:
@@ -435,9 +435,9 @@ def bugs(batch: Batch) -> dict[str, object]:
 
 @pytest.mark.parametrize("steps", [False, True])
 def test_what_a_backend_raises_is_that_rows_failure(batch: Batch, steps: bool) -> None:
-    painter = broken(1, 7, 12)
-    painter.steps = steps
-    _, ended, summary = batch(painter)
+    stub = broken(1, 7, 12)
+    stub.steps = steps
+    _, ended, summary = batch(stub)
     assert isinstance(ended, PartialError)
     assert (summary["done"], summary["failures"], summary["stopped"]) == (9, {"bug": 3}, None)
     assert len(batch.files()) == 9
@@ -451,42 +451,42 @@ def test_what_a_backend_raises_is_that_rows_failure(batch: Batch, steps: bool) -
             "hint": "-v shows the traceback; please report it.",
         },
     )
-    painter, ended, summary = batch()
-    assert (painter.made, summary["failed"], type(ended)) == ([], 3, PartialError)
-    painter, ended, summary = batch(selection=SelectionOptions(retry_failed=True))
-    assert (len(painter.made), ended, summary["done"]) == (3, None, 12)
+    stub, ended, summary = batch()
+    assert (stub.made, summary["failed"], type(ended)) == ([], 3, PartialError)
+    stub, ended, summary = batch(selection=SelectionOptions(retry_failed=True))
+    assert (len(stub.made), ended, summary["done"]) == (3, None, 12)
 
 
 def test_what_fails_for_every_row_at_once_ends_the_run_after_three(batch: Batch) -> None:
-    painter, ended, summary = batch(broken(*range(1, 13)))
+    stub, ended, summary = batch(broken(*range(1, 13)))
     assert isinstance(ended, InternalError)
     assert ended.exit_code == 1
-    assert len(painter.made) == summary["failed"] == 3
+    assert len(stub.made) == summary["failed"] == 3
     assert (summary["left"], summary["exit"]) == (9, 1)
     assert "The first 3 images failed alike and unexpectedly" in str(summary["stopped"])
     assert "An unexpected ZeroDivisionError: it broke at number n" in ended.message
     # The next run begins with those that were left.
-    painter, _, summary = batch()
-    assert (len(painter.made), summary["failed"]) == (9, 3)
+    stub, _, summary = batch()
+    assert (len(stub.made), summary["failed"]) == (9, 3)
 
 
 @pytest.mark.parametrize(
-    "painter",
+    "stub",
     [broken(*range(1, 13), error=OSError), broken(*range(2, 13)), broken(1, 2, *range(4, 13))],
     ids=["of several kinds", "not the first", "not in a row"],
 )
 def test_unexpected_failures_that_may_be_the_rows_do_not_end_the_run(
-    batch: Batch, painter: Painter
+    batch: Batch, stub: StubBackend
 ) -> None:
     made = set(range(12))
-    _, ended, summary = batch(painter)
+    _, ended, summary = batch(stub)
     assert summary["stopped"] is None
     assert int(str(summary["done"])) + int(str(summary["failed"])) == len(made)
     assert ended
 
 
 def test_a_pass_that_raises_fails_those_in_hand_and_no_other(batch: Batch) -> None:
-    class Passes(Painter):
+    class Passes(StubBackend):
         """Makes three at a time, and raises in the middle of those with number 5."""
 
         def run(
@@ -505,8 +505,8 @@ def test_a_pass_that_raises_fails_those_in_hand_and_no_other(batch: Batch) -> No
                     self.made.append(request)
                     yield painted(index, request)
 
-    painter, _, summary = batch(Passes())
-    assert (len(painter.made), summary["done"], summary["failed"]) == (9, 9, 3)
+    stub, _, summary = batch(Passes())
+    assert (len(stub.made), summary["done"], summary["failed"]) == (9, 9, 3)
     assert bugs(batch).keys() == {f"a red star number {n}" for n in (4, 5, 6)}
     assert len({str(line["id"]) for line in batch.lines()}) == 12
 
@@ -536,7 +536,7 @@ def test_what_is_no_rows_failure_ends_the_run(batch: Batch, error: type[BaseExce
         return None
 
     with pytest.raises(error):
-        batch(Painter(fails=fails))
+        batch(StubBackend(fails=fails))
     assert len(batch.lines()) == len(batch.files()) == 6
 
 
@@ -588,8 +588,8 @@ def test_manifest_that_cannot_be_written_ends_the_run(
         real(self, *args)
 
     monkeypatch.setattr(manifest.Manifest, "append", append)
-    painter = Painter(pause=0.05)
-    _, ended, summary = batch(painter)
+    stub = StubBackend(pause=0.05)
+    _, ended, summary = batch(stub)
     assert isinstance(ended, PartialError)
     assert "Cannot write the manifest: No space left on device." in ended.message
     assert summary["stopped"] == "The manifest cannot be written."
@@ -625,17 +625,17 @@ def asked_to_stop(number: int, times: int, after: float) -> Iterator[None]:
 def test_signal_once_finishes_the_image_in_hand_and_says_how_to_go_on(
     batch: Batch, number: int, kind: type[T2IError], code: int
 ) -> None:
-    painter = Painter(pause=0.2, steps=True)
+    stub = StubBackend(pause=0.2, steps=True)
     with asked_to_stop(number, 1, 0.5):
-        _, ended, summary = batch(painter)
+        _, ended, summary = batch(stub)
     assert isinstance(ended, kind)
     assert ended.exit_code == code
     assert "images are missing" in ended.message
     assert ended.hint is not None
     assert ended.hint.startswith("Run the same command again")
     # The image whose step had come was finished, and no other was begun.
-    assert len(painter.made) == len(batch.files()) == len(batch.lines()) == summary["done"]
-    assert 0 < len(painter.made) < 12
+    assert len(stub.made) == len(batch.files()) == len(batch.lines()) == summary["done"]
+    assert 0 < len(stub.made) < 12
     before = batch.files()
     _, ended, summary = batch()
     assert (ended, summary["done"]) == (None, 12)
@@ -643,22 +643,22 @@ def test_signal_once_finishes_the_image_in_hand_and_says_how_to_go_on(
 
 
 def test_signal_twice_leaves_the_image_in_hand(batch: Batch) -> None:
-    painter = Painter(pause=3.0, steps=True)
+    stub = StubBackend(pause=3.0, steps=True)
     with asked_to_stop(signal.SIGINT, 2, 0.3):
-        _, ended, summary = batch(painter)
+        _, ended, summary = batch(stub)
     assert isinstance(ended, InterruptedRunError)
-    assert (painter.made, summary["done"]) == ([], 0)
+    assert (stub.made, summary["done"]) == ([], 0)
     (backend,) = [thread for thread in threading.enumerate() if thread.name == "backend"]
     backend.join(10)
     assert not backend.is_alive()
-    assert len(painter.made) == 1, "it begins no other"
+    assert len(stub.made) == 1, "it begins no other"
     assert batch.files() == {}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_device_does_not_wait_for_files_until_the_queue_is_full(batch: Batch) -> None:
     release = threading.Event()
-    painter = Painter()
+    stub = StubBackend()
     saved: list[int] = []
 
     def save(generated: GeneratedImage) -> SavedImage:
@@ -667,11 +667,11 @@ def test_device_does_not_wait_for_files_until_the_queue_is_full(batch: Batch) ->
         raise StorageError("not kept")
 
     requests = [_request(n) for n in range(30)]
-    made = LocalExecutor(painter, savers=2).run(requests, save, lambda _: None, StopSignal())
+    made = LocalExecutor(stub, savers=2).run(requests, save, lambda _: None, StopSignal())
     threading.Timer(0.5, release.set).start()
     first = next(made)
     # Two are being saved, four wait at most, and one is in the backend's hand.
-    assert len(painter.made) >= 5
+    assert len(stub.made) >= 5
     rest = [outcome for group in made for outcome in group]
     assert len(first) + len(rest) == 30
     assert sorted(saved) == list(range(30))
@@ -679,16 +679,16 @@ def test_device_does_not_wait_for_files_until_the_queue_is_full(batch: Batch) ->
 
 def test_queue_is_bounded(batch: Batch) -> None:
     release = threading.Event()
-    painter = Painter()
+    stub = StubBackend()
 
     def save(generated: GeneratedImage) -> SavedImage:
         release.wait(10)
         raise StorageError("not kept")
 
-    made = LocalExecutor(painter, savers=2).run(
+    made = LocalExecutor(stub, savers=2).run(
         [_request(n) for n in range(30)], save, lambda _: None, StopSignal()
     )
-    threading.Timer(1.0, lambda: (counts.append(len(painter.made)), release.set())).start()  # type: ignore[func-returns-value]
+    threading.Timer(1.0, lambda: (counts.append(len(stub.made)), release.set())).start()  # type: ignore[func-returns-value]
     counts: list[int] = []
     assert sum(len(group) for group in made) == 30
     assert counts == [5]

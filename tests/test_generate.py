@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests import tiny
+from tests import tiny_models
 from tests.amounts import sampled
 from tests.conftest import T2I
 from training.grade import grade_image
@@ -170,18 +170,18 @@ def empty(folder: Path) -> None:
 
 
 def truncated(folder: Path) -> None:
-    weights = tiny.copy_postcard(folder) / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = tiny_models.copy_postcard(folder) / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
 
 
 def pickled(folder: Path) -> None:
-    weights = tiny.copy_postcard(folder) / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = tiny_models.copy_postcard(folder) / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
 
 
 def image_to_image(folder: Path) -> None:
-    tiny.edit_json(
-        tiny.copy_postcard(folder) / "model_index.json",
+    tiny_models.edit_json(
+        tiny_models.copy_postcard(folder) / "model_index.json",
         _class_name="StableDiffusionInpaintPipeline",
     )
 

@@ -114,7 +114,7 @@ def ids(batch: Batch) -> list[str]:
     from t2i_cli.batch.options import BatchOptions, parse_vary
     from t2i_cli.batch.rows import expand_rows
     from t2i_cli.prompts import prompts_format, read_prompts
-    from tests.fakes.painter import Painter
+    from tests.fakes.stub_backend import StubBackend
 
     given = dict(zip(batch.options[::2], batch.options[1::2], strict=False))
     defaults = {"model": "postcard"}
@@ -123,7 +123,7 @@ def ids(batch: Batch) -> list[str]:
     vary = parse_vary([given["--vary"]] if "--vary" in given else [])
     source = str(GOLDEN / batch.prompts)
     entries = read_prompts(source, prompts_format(source, None)).entries
-    rows, _ = expand_rows(entries, BatchOptions(defaults=defaults, vary=vary), Painter())
+    rows, _ = expand_rows(entries, BatchOptions(defaults=defaults, vary=vary), StubBackend())
     return [row.id for row in rows]
 
 

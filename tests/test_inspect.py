@@ -10,7 +10,7 @@ from t2i_cli.cli.commands.inspect import inspect
 from t2i_cli.errors import InputError
 from t2i_cli.output import metadata
 from tests.conftest import T2I
-from tests.made import LOCK, picture, request
+from tests.factories import LOCK, picture, request
 from tests.test_a1111 import FROM_A1111
 
 

@@ -38,7 +38,7 @@ from t2i_cli.models import catalog, libraries
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from tests import tiny
+from tests import tiny_models
 from tests.fakes import gpu
 
 PROMPT = "a red house on green hills"
@@ -206,7 +206,7 @@ def test_a_model_stays_loaded_until_another_is_asked_for(
     assert loads.calls == 1
     assert backend._loaded is not None
     first = weakref.ref(backend._loaded.pipe.unet)
-    other = tiny.copy_postcard(tmp_path / "other")
+    other = tiny_models.copy_postcard(tmp_path / "other")
     make(backend, ask(backend, model=other, width=64, height=64))
     assert loads.calls == 2
     assert first() is None
@@ -254,7 +254,7 @@ def test_a_local_folder_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart"])
 def test_every_family_makes_images(family: str, tmp_path: Path) -> None:
-    folder = tiny.save(family, tmp_path / family)
+    folder = tiny_models.save(family, tmp_path / family)
     backend = LocalBackend(LocalOptions(batch_size=2))
     side: dict[str, LibraryObject] = {} if family == "pixart" else {"width": 32, "height": 48}
     requests = [ask(backend, model=folder, seed=seed, **side) for seed in (1, 2)]
@@ -277,7 +277,7 @@ def test_every_family_makes_images(family: str, tmp_path: Path) -> None:
     ],
 )
 def test_schedulers_fit_their_kind(family: str, name: str, scheduler: str, tmp_path: Path) -> None:
-    folder = tiny.save(family, tmp_path / family)
+    folder = tiny_models.save(family, tmp_path / family)
     backend = LocalBackend(LocalOptions())
     request = ask(backend, model=folder, scheduler=name, width=32, height=32)
     (image,) = images(make(backend, request))
@@ -289,7 +289,7 @@ def test_schedulers_fit_their_kind(family: str, name: str, scheduler: str, tmp_p
 
 
 def test_a_scheduler_that_the_pipeline_cannot_drive_is_bad_input(tmp_path: Path) -> None:
-    folder = tiny.save("flux", tmp_path / "flux")
+    folder = tiny_models.save("flux", tmp_path / "flux")
     backend = LocalBackend(LocalOptions())
     request = ask(backend, model=folder, scheduler="dpm++2m", width=32, height=32)
     failure = error(make(backend, request))
@@ -298,9 +298,9 @@ def test_a_scheduler_that_the_pipeline_cannot_drive_is_bad_input(tmp_path: Path)
 
 
 def test_a_scheduler_of_no_known_kind_cannot_be_changed(tmp_path: Path) -> None:
-    folder = tiny.copy_postcard(tmp_path / "model")
+    folder = tiny_models.copy_postcard(tmp_path / "model")
     file = folder / "scheduler/scheduler_config.json"
-    tiny.edit_json(file, _class_name="KarrasVeScheduler")
+    tiny_models.edit_json(file, _class_name="KarrasVeScheduler")
     backend = LocalBackend(LocalOptions())
     with pytest.raises(InputError, match="cannot be changed") as caught:
         backend.check(ask(backend, model=folder, scheduler="euler"))
@@ -308,10 +308,12 @@ def test_a_scheduler_of_no_known_kind_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_a_withheld_image_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny.copy_postcard(tmp_path / "model")
-    tiny.add_safety_checker(folder)
+    folder = tiny_models.copy_postcard(tmp_path / "model")
+    tiny_models.add_safety_checker(folder)
     # The bias of its concepts decides; this one flags whatever it sees.
-    tiny.edit_tensor(folder / "safety_checker/model.safetensors", "concept_embeds_weights", -1.0)
+    tiny_models.edit_tensor(
+        folder / "safety_checker/model.safetensors", "concept_embeds_weights", -1.0
+    )
     backend = LocalBackend(LocalOptions())
     failure = error(make(backend, ask(backend, model=folder)))
     assert isinstance(failure, ContentFilteredError)
@@ -432,10 +434,10 @@ def test_memory_that_runs_out_where_nothing_can_be_done_comes_out(
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_requests_only(tmp_path: Path) -> None:
-    folder = tiny.copy_postcard(tmp_path / "model")
+    folder = tiny_models.copy_postcard(tmp_path / "model")
     backend = LocalBackend(LocalOptions())
     broken = ask(backend, model=folder)
-    tiny.edit_json(folder / "unet/config.json", block_out_channels=[32, 32, 32])
+    tiny_models.edit_json(folder / "unet/config.json", block_out_channels=[32, 32, 32])
     first, second = make(backend, broken, ask(backend))
     assert isinstance(first, Failure)
     assert isinstance(first.error, ModelError)
@@ -465,7 +467,7 @@ def test_attention_slicing_is_done_where_it_is_asked_for(
 
 
 def test_attention_slicing_that_a_model_lacks_is_bad_input(tmp_path: Path) -> None:
-    folder = tiny.save("sd3", tmp_path / "sd3")
+    folder = tiny_models.save("sd3", tmp_path / "sd3")
     # None is a server, which has no such option to advise.
     for lenient, hint in ((False, ", or go on without it by --lenient"), (None, "")):
         backend = LocalBackend(LocalOptions(attention_slicing=True, lenient=lenient))
@@ -526,7 +528,7 @@ def test_dtypes_other_than_the_default_make_the_same_picture(
 
 
 def test_attention_slicing_that_a_model_lacks_can_be_left_out(tmp_path: Path) -> None:
-    folder = tiny.save("sd3", tmp_path / "sd3")
+    folder = tiny_models.save("sd3", tmp_path / "sd3")
     backend = LocalBackend(LocalOptions(attention_slicing=True, lenient=True))
     events: list[Event] = []
     request = ask(backend, model=folder, width=32, height=32)

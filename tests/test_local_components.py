@@ -13,7 +13,7 @@ from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import ModelError
 from t2i_cli.models import component_check, libraries, resolution
 from t2i_cli.models.libraries import LibraryObject
-from tests import tiny
+from tests import tiny_models
 from tests.conftest import T2I, Terminal
 from tests.test_local_backend import ask, images, make
 
@@ -29,7 +29,7 @@ def mark(marker: Path) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the embedded model that a test may change."""
-    return tiny.copy_postcard(tmp_path / "model")
+    return tiny_models.copy_postcard(tmp_path / "model")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def own_tokenizer(folder: Path, marker: Path) -> Path:
         + mark(marker)
         + "class OwnTokenizer(CLIPTokenizer): pass\n"
     )
-    tiny.edit_json(
+    tiny_models.edit_json(
         processor / "tokenizer_config.json",
         tokenizer_class="OwnTokenizer",
         auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]},
@@ -55,7 +55,9 @@ def own_tokenizer(folder: Path, marker: Path) -> Path:
     side = {"height": 32, "width": 32}
     images = {"image_processor_type": "CLIPImageProcessor", "crop_size": side}
     (processor / "preprocessor_config.json").write_text(json.dumps(images))
-    tiny.edit_json(folder / "model_index.json", feature_extractor=["transformers", "CLIPProcessor"])
+    tiny_models.edit_json(
+        folder / "model_index.json", feature_extractor=["transformers", "CLIPProcessor"]
+    )
     return folder
 
 
@@ -103,7 +105,7 @@ def test_trusted_code_runs(own_tokenizer: Path, marker: Path, t2i: T2I, tmp_path
         + mark(marker)
         + "class OwnUNet(UNet2DConditionModel): pass\n"
     )
-    tiny.edit_json(own_tokenizer / "model_index.json", unet=["own_unet", "OwnUNet"])
+    tiny_models.edit_json(own_tokenizer / "model_index.json", unet=["own_unet", "OwnUNet"])
     done = t2i(*ARGUMENTS, own_tokenizer, "--trust-remote-code")
     assert done.returncode == 0, done.stderr
     assert "[y/N]" not in done.stderr
@@ -113,7 +115,7 @@ def test_trusted_code_runs(own_tokenizer: Path, marker: Path, t2i: T2I, tmp_path
 
 def test_code_beside_a_component_needs_trust(folder: Path, marker: Path) -> None:
     (folder / "unet/own.py").write_text(mark(marker))
-    tiny.edit_json(folder / "model_index.json", unet=["own", "OwnUNet"])
+    tiny_models.edit_json(folder / "model_index.json", unet=["own", "OwnUNet"])
     with pytest.raises(ModelError, match=r"runs code of its own \(unet/own.py\)") as caught:
         resolution.pipeline_class(folder, trust_remote_code=False)
     assert "--trust-remote-code" in (caught.value.hint or "")
@@ -121,7 +123,7 @@ def test_code_beside_a_component_needs_trust(folder: Path, marker: Path) -> None
 
 
 def test_a_component_of_no_kind_is_exit_9(folder: Path, t2i: T2I) -> None:
-    tiny.edit_json(folder / "model_index.json", safety_checker=["os", "system"])
+    tiny_models.edit_json(folder / "model_index.json", safety_checker=["os", "system"])
     done = t2i(*ARGUMENTS, folder, "--trust-remote-code")
     assert done.returncode == 9
     assert "names os.system as its safety_checker" in done.stderr
@@ -153,7 +155,7 @@ def test_a_component_of_no_kind_is_exit_9(folder: Path, t2i: T2I) -> None:
 def test_what_is_no_component_is_refused(
     library: object, cls: object, trusted: bool, folder: Path
 ) -> None:
-    tiny.edit_json(folder / "model_index.json", text_encoder=[library, cls])
+    tiny_models.edit_json(folder / "model_index.json", text_encoder=[library, cls])
     with pytest.raises(ModelError, match="is no component of diffusers or transformers"):
         resolution.pipeline_class(folder, trust_remote_code=trusted)
     assert "antigravity" not in sys.modules
@@ -161,7 +163,9 @@ def test_what_is_no_component_is_refused(
 
 @pytest.mark.parametrize("name", ["../unet", "unet/..", "os.path"])
 def test_a_component_with_a_path_for_a_name_is_refused(name: str, folder: Path) -> None:
-    tiny.edit_json(folder / "model_index.json", **{name: ["diffusers", "UNet2DConditionModel"]})
+    tiny_models.edit_json(
+        folder / "model_index.json", **{name: ["diffusers", "UNet2DConditionModel"]}
+    )
     with pytest.raises(ModelError, match="is no component"):
         resolution.pipeline_class(folder, trust_remote_code=True)
 
@@ -170,7 +174,7 @@ def test_a_component_with_a_path_for_a_name_is_refused(name: str, folder: Path) 
     "named", ["utils", "UNet2DConditionModel", "os.path", ["../own", "Own"], ["own", 1], [], None]
 )
 def test_what_is_no_pipeline_is_refused(named: object, folder: Path) -> None:
-    tiny.edit_json(folder / "model_index.json", _class_name=named)
+    tiny_models.edit_json(folder / "model_index.json", _class_name=named)
     with pytest.raises(ModelError, match=r"pipeline class"):
         resolution.pipeline_class(folder, trust_remote_code=True)
 
@@ -182,7 +186,9 @@ def test_what_needs_a_package_says_so(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         diffusers, "LMSDiscreteScheduler", stand_ins.LMSDiscreteScheduler, raising=False
     )
-    tiny.edit_json(folder / "model_index.json", scheduler=["diffusers", "LMSDiscreteScheduler"])
+    tiny_models.edit_json(
+        folder / "model_index.json", scheduler=["diffusers", "LMSDiscreteScheduler"]
+    )
     with pytest.raises(ModelError, match="LMSDiscreteScheduler, needs torch, scipy installed"):
         component_check.check_components(folder, trust_remote_code=False)
 
@@ -197,10 +203,12 @@ def test_code_that_no_component_needs_is_not_run(folder: Path, marker: Path) -> 
     ]:
         (folder / name / "own.py").write_text(mark(marker))
         autos = ("AutoTokenizer", "AutoConfig", "AutoModel", "AutoScheduler")
-        tiny.edit_json(folder / name / file, auto_map=dict.fromkeys(autos, "own.Own"))
+        tiny_models.edit_json(folder / name / file, auto_map=dict.fromkeys(autos, "own.Own"))
     for name in ("own.py", "pipeline.py"):
         (folder / name).write_text(mark(marker))
-    tiny.edit_json(folder / "model_index.json", custom_pipeline="own", auto_map={"a": "own.Own"})
+    tiny_models.edit_json(
+        folder / "model_index.json", custom_pipeline="own", auto_map={"a": "own.Own"}
+    )
     backend = LocalBackend(LocalOptions())
     assert images(make(backend, ask(backend, model=folder, steps=1)))
     assert not marker.exists()

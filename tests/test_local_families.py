@@ -19,7 +19,7 @@ from t2i_cli.events import Event, Notice
 from t2i_cli.models import diffusers_folder, libraries, schedulers
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from tests import tiny
+from tests import tiny_models
 from tests.conftest import T2I
 
 CLASSES = {
@@ -71,7 +71,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     def folder(name: str) -> Path:
         if name == "sd":
             return Path("postcard")
-        return root / name if (root / name).exists() else tiny.save(name, root / name)
+        return root / name if (root / name).exists() else tiny_models.save(name, root / name)
 
     return folder
 
@@ -239,7 +239,7 @@ def test_a_size_that_is_not_kept_is_an_error(family: Family) -> None:
 @pytest.mark.full
 def test_a_prompt_is_rewritten_by_the_seed(family: Family) -> None:
     folder = family("longcat")
-    tiny.edit_json(folder / "text_encoder/generation_config.json", do_sample=True)
+    tiny_models.edit_json(folder / "text_encoder/generation_config.json", do_sample=True)
     backend = LocalBackend(LocalOptions())
     one, again = (pixels(run(backend, [ask(backend, folder)])[0]) for _ in range(2))
     assert difference(one, again) == 0

@@ -19,7 +19,7 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models.catalog import MODELS
-from tests import made
+from tests import factories
 from tests.fakes import gpu
 
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
@@ -115,7 +115,7 @@ def plan(
 ) -> memory.MemoryPlan:
     here = MemoryInfo(free=free_mib * MIB, total=16_000 * MIB)
     monkeypatch.setattr(device, "device_memory", lambda _: here)
-    request = made.request(model="postcard", width=side, height=side)
+    request = factories.request(model="postcard", width=side, height=side)
     return planning.plan_memory(aim or target(GPU), request, options, resident)
 
 

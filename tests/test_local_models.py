@@ -17,7 +17,7 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, resolution
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest
-from tests import tiny
+from tests import tiny_models
 
 Family = Callable[[str], Path]
 
@@ -28,7 +28,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     root = tmp_path_factory.mktemp("families")
 
     def folder(name: str) -> Path:
-        return root / name if (root / name).exists() else tiny.save(name, root / name)
+        return root / name if (root / name).exists() else tiny_models.save(name, root / name)
 
     return folder
 
@@ -36,7 +36,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the embedded model that a test may change."""
-    return tiny.copy_postcard(tmp_path / "model")
+    return tiny_models.copy_postcard(tmp_path / "model")
 
 
 def describe(folder: Path) -> ModelSpec:
@@ -87,7 +87,7 @@ def test_a_scale_that_a_network_does_not_take_in_is_no_guidance(
     folder = shutil.copytree(family(name), tmp_path / "schnell")
     config = folder / "transformer/config.json"
     assert describe(folder).guidance_argument == "guidance_scale"
-    tiny.edit_json(config, guidance_embeds=False)
+    tiny_models.edit_json(config, guidance_embeds=False)
     spec = describe(folder)
     assert (spec.guidance_argument, spec.guidance_scale) == (None, None)
     assert not spec.negative_prompt
@@ -155,19 +155,19 @@ def test_a_pixart_folder(family: Family) -> None:
 def test_guidance_is_read_from_the_pipeline(
     folder: Path, pipeline: str, argument: str, scale: float, off: float, negative: bool
 ) -> None:
-    tiny.edit_json(folder / "model_index.json", _class_name=pipeline)
+    tiny_models.edit_json(folder / "model_index.json", _class_name=pipeline)
     spec = describe(folder)
     assert (spec.guidance_argument, spec.guidance_scale) == (argument, scale)
     assert (spec.guidance_off, spec.negative_prompt) == (off, negative)
 
 
 def test_a_guidance_embedding_leaves_no_negative_prompt(folder: Path) -> None:
-    tiny.edit_json(folder / "unet/config.json", time_cond_proj_dim=256)
+    tiny_models.edit_json(folder / "unet/config.json", time_cond_proj_dim=256)
     assert not describe(folder).negative_prompt
 
 
 def test_a_scheduler_that_cannot_be_changed(folder: Path) -> None:
-    tiny.edit_json(folder / "scheduler/scheduler_config.json", _class_name="DDPMWuerstchen")
+    tiny_models.edit_json(folder / "scheduler/scheduler_config.json", _class_name="DDPMWuerstchen")
     assert describe(folder).flow is None
 
 
@@ -187,7 +187,7 @@ def test_a_scheduler_that_cannot_be_changed(folder: Path) -> None:
     ],
 )
 def test_what_is_not_text_to_image_is_refused(folder: Path, pipeline: str) -> None:
-    tiny.edit_json(folder / "model_index.json", _class_name=pipeline)
+    tiny_models.edit_json(folder / "model_index.json", _class_name=pipeline)
     with pytest.raises(ModelError, match=f"{pipeline}, which does not make images from text alone"):
         describe(folder)
 
@@ -221,7 +221,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path, content: str) -> None:
 def test_a_pipeline_that_is_not_there_is_refused(
     folder: Path, named: object, complaint: str
 ) -> None:
-    tiny.edit_json(folder / "model_index.json", _class_name=named)
+    tiny_models.edit_json(folder / "model_index.json", _class_name=named)
     with pytest.raises(ModelError, match=complaint):
         describe(folder)
 
@@ -233,7 +233,7 @@ def test_a_models_own_code_runs_where_it_is_trusted(
 
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
-    tiny.edit_json(folder / "model_index.json", _class_name=["pipeline", "OwnPipeline"])
+    tiny_models.edit_json(folder / "model_index.json", _class_name=["pipeline", "OwnPipeline"])
     code = folder / "pipeline.py"
     code.write_text(
         "from diffusers import StableDiffusionPipeline\n\n\n"

@@ -13,7 +13,7 @@ from t2i_cli.events import Event, Preview
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import diffusers_folder
 from t2i_cli.models.libraries import LibraryObject
-from tests import tiny
+from tests import tiny_models
 from tests.fakes import gpu
 from tests.test_local_backend import ask, images, make, psnr
 
@@ -23,7 +23,7 @@ GB = 10**9
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SDXL, whose VAE has `force_upcast` as the real one's."""
-    folder = tiny.save("sdxl", tmp_path_factory.mktemp("offload") / "sdxl")
+    folder = tiny_models.save("sdxl", tmp_path_factory.mktemp("offload") / "sdxl")
     assert diffusers_folder.component_config(folder, "vae")["force_upcast"]
     return folder
 
@@ -193,7 +193,7 @@ def test_a_plan_counts_the_vae_as_it_is_read(sdxl: Path, tmp_path: Path) -> None
     import shutil
 
     half = shutil.copytree(sdxl, tmp_path / "half")
-    tiny.edit_json(half / "vae/config.json", force_upcast=False)
+    tiny_models.edit_json(half / "vae/config.json", force_upcast=False)
     exact, exactly = measured(sdxl, "float16")
     rough, roughly = measured(half, "float16")
     assert exact == 2 * rough
@@ -229,8 +229,8 @@ def test_which_decoder_is_float32(
     (tmp_path / "vae").mkdir()
     for file in ("model_index.json", "vae/config.json"):
         (tmp_path / file).write_text("{}")
-    tiny.edit_json(tmp_path / "model_index.json", _class_name=pipeline)
-    tiny.edit_json(tmp_path / "vae/config.json", **({"_class_name": "AutoencoderKL"} | vae))
+    tiny_models.edit_json(tmp_path / "model_index.json", _class_name=pipeline)
+    tiny_models.edit_json(tmp_path / "vae/config.json", **({"_class_name": "AutoencoderKL"} | vae))
     dtypes = ("float16", "bfloat16")
     assert tuple(diffusers_folder.float32_decoder(tmp_path, dtype) for dtype in dtypes) == expected
     assert diffusers_folder.float32_decoder(tmp_path, "float32") is None

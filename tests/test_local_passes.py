@@ -11,7 +11,7 @@ from t2i_cli.backends.local.batch_size import MAX_SIZE, BatchSizeTuner
 from t2i_cli.backends.local.device import Device
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from tests import tiny
+from tests import tiny_models
 
 
 def explore(rate: dict[int, float], most: int = MAX_SIZE, images: int = 200) -> list[int]:
@@ -125,7 +125,7 @@ def test_text_is_encoded_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatc
 def test_families_with_several_encoders_make_the_same(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tiny.save(family, tmp_path / family)
+    folder = tiny_models.save(family, tmp_path / family)
     made = []
     for remember in (prompt_embedding_cache.cache_text_embeddings, lambda pipe: None):
         monkeypatch.setattr(prompt_embedding_cache, "cache_text_embeddings", remember)

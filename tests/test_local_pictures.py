@@ -13,7 +13,7 @@ from t2i_cli.backends.local import LocalBackend, LocalOptions, pipeline_output
 from t2i_cli.errors import ModelError, T2IError
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest
-from tests import made, tiny
+from tests import factories, tiny_models
 from tests.conftest import T2I
 
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -24,8 +24,8 @@ def loaded(**pipe: object) -> SimpleNamespace:
 
 
 def test_no_numbers_are_no_picture(t2i: T2I, tmp_path: Path) -> None:
-    folder = tiny.copy_postcard(tmp_path / "model")
-    tiny.edit_tensor(folder / VAE, "decoder.conv_out.bias", float("nan"))
+    folder = tiny_models.copy_postcard(tmp_path / "model")
+    tiny_models.edit_tensor(folder / VAE, "decoder.conv_out.bias", float("nan"))
     done = t2i("generate", "a red star", "-m", folder, "--steps", "1", "-o", "out/")
     assert done.returncode == 9
     error, hint = done.stderr.splitlines()[-2:]
@@ -39,7 +39,7 @@ def test_no_numbers_are_no_picture(t2i: T2I, tmp_path: Path) -> None:
 
 
 def test_no_numbers_in_one_image_of_a_pass_are_its_own_failure(tmp_path: Path) -> None:
-    folder = tiny.copy_postcard(tmp_path / "model")
+    folder = tiny_models.copy_postcard(tmp_path / "model")
     backend = LocalBackend(LocalOptions(batch_size=3))
     prompts = ("a red star", "a blue house", "a red star")
     requests = [
@@ -70,8 +70,8 @@ def test_another_number_of_images_is_an_error(
 
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
-    folder = tiny.copy_postcard(tmp_path / "model")
-    tiny.edit_json(folder / "model_index.json", _class_name=["own", "OwnPipeline"])
+    folder = tiny_models.copy_postcard(tmp_path / "model")
+    tiny_models.edit_json(folder / "model_index.json", _class_name=["own", "OwnPipeline"])
     (folder / "own.py").write_text(
         "from diffusers import StableDiffusionPipeline\n\n\n"
         "class OwnPipeline(StableDiffusionPipeline):\n"
@@ -95,7 +95,7 @@ def test_pictures_are_rounded_as_diffusers_rounds_them() -> None:
     from diffusers.image_processor import VaeImageProcessor
 
     made_of = np.linspace(0, 1, 48 * 64 * 3, dtype=np.float32).reshape(1, 48, 64, 3)
-    (found,) = pipeline_output.check_output(loaded(), [made.request()], (made_of,))  # type: ignore[arg-type]
+    (found,) = pipeline_output.check_output(loaded(), [factories.request()], (made_of,))  # type: ignore[arg-type]
     assert isinstance(found, pipeline_output.PipelineOutput)
     (expected,) = VaeImageProcessor.numpy_to_pil(made_of)
     assert found.image.tobytes() == expected.tobytes()
@@ -106,13 +106,15 @@ def test_pictures_are_rounded_as_diffusers_rounds_them() -> None:
 def test_every_safety_checkers_word_is_heard(name: str) -> None:
     from diffusers.utils.outputs import BaseOutput
 
-    output = BaseOutput(images=[made.picture()], **{name: [True]})
-    (found,) = pipeline_output.check_output(loaded(), [made.request()], output)  # type: ignore[arg-type]
+    output = BaseOutput(images=[factories.picture()], **{name: [True]})
+    (found,) = pipeline_output.check_output(loaded(), [factories.request()], output)  # type: ignore[arg-type]
     assert isinstance(found, pipeline_output.PipelineOutput)
     assert found.withheld
 
 
 def test_another_size_is_an_error() -> None:
-    (found,) = pipeline_output.check_output(loaded(), [made.request()], ([made.picture(32, 48)],))  # type: ignore[arg-type]
+    (found,) = pipeline_output.check_output(
+        loaded(), [factories.request()], ([factories.picture(32, 48)],)
+    )  # type: ignore[arg-type]
     assert isinstance(found, T2IError)
     assert "made 32x48 pixels where 64x48 were asked for." in found.message

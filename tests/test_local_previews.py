@@ -11,7 +11,7 @@ from t2i_cli.backends.local import LocalBackend, LocalOptions, previews
 from t2i_cli.events import Event, Preview
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest
-from tests import tiny
+from tests import tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_large_images_have_small_previews(
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart"])
 def test_every_family_has_previews(family: str, tmp_path: Path) -> None:
     backend = LocalBackend(LocalOptions(device="cpu"))
-    model = str(tiny.save(family, tmp_path / family))
+    model = str(tiny_models.save(family, tmp_path / family))
     [image], shown = made(backend, [2], model=model, steps=3, width=64, height=32)
     assert [one.step for one in shown] == [1, 2]
     assert {one.image.size for one in shown} == {image.size} == {(64, 32)}
@@ -91,7 +91,7 @@ def test_latents_that_no_vae_knows_give_no_previews_and_an_image(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     backend = LocalBackend(LocalOptions(device="cpu"))
-    model = str(tiny.save("flux", tmp_path / "flux"))
+    model = str(tiny_models.save("flux", tmp_path / "flux"))
     from diffusers import FluxPipeline
 
     unpack = FluxPipeline._unpack_latents

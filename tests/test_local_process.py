@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from t2i_cli import postcard
-from tests import tiny
+from tests import tiny_models
 from tests.conftest import T2I
 from tests.fakes.hub import FakeHub, Repo
 from training.grade import grade_image
@@ -23,18 +23,18 @@ def empty(folder: Path) -> None:
 
 
 def truncated(folder: Path) -> None:
-    with (tiny.copy_postcard(folder) / UNET).open("r+b") as stream:
+    with (tiny_models.copy_postcard(folder) / UNET).open("r+b") as stream:
         stream.truncate(100_000)
 
 
 def pickle_only(folder: Path) -> None:
-    file = tiny.copy_postcard(folder) / UNET
+    file = tiny_models.copy_postcard(folder) / UNET
     file.rename(file.with_suffix(".bin"))
 
 
 def other_task(folder: Path) -> None:
-    index = tiny.copy_postcard(folder) / "model_index.json"
-    tiny.edit_json(index, _class_name="StableDiffusionInpaintPipeline")
+    index = tiny_models.copy_postcard(folder) / "model_index.json"
+    tiny_models.edit_json(index, _class_name="StableDiffusionInpaintPipeline")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import InputError
 from t2i_cli.models import diffusers_folder, libraries, schedulers
 from t2i_cli.models.libraries import LibraryObject
-from tests import tiny
+from tests import tiny_models
 from tests.conftest import T2I
 from tests.fakes.serving import serving
 from tests.test_local_backend import ask, error, images, make, pixels
@@ -120,10 +120,10 @@ def test_what_a_scheduler_lacks_is_refused_before_loading(
 ) -> None:
     folder = tmp_path / model
     if model == "postcard":
-        tiny.copy_postcard(folder)
+        tiny_models.copy_postcard(folder)
     else:
-        tiny.save(model, folder)
-    tiny.edit_json(folder / "scheduler/scheduler_config.json", **{key: True})
+        tiny_models.save(model, folder)
+    tiny_models.edit_json(folder / "scheduler/scheduler_config.json", **{key: True})
     backend = LocalBackend(LocalOptions())
     request = ask(backend, model=folder, scheduler=name, width=32, height=32)
     with pytest.raises(InputError, match=f"'{name}' does not know {key}"):
@@ -190,14 +190,14 @@ def test_the_shift_of_flows_has_two_names() -> None:
 @pytest.fixture(scope="module")
 def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny flow-matching model with a shift of 3."""
-    return tiny.save("sd3", tmp_path_factory.mktemp("flow") / "sd3")
+    return tiny_models.save("sd3", tmp_path_factory.mktemp("flow") / "sd3")
 
 
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny flow-matching model whose shift depends on the size."""
-    folder = tiny.save("flux", tmp_path_factory.mktemp("flow") / "flux")
-    tiny.edit_json(folder / "scheduler/scheduler_config.json", use_dynamic_shifting=True)
+    folder = tiny_models.save("flux", tmp_path_factory.mktemp("flow") / "flux")
+    tiny_models.edit_json(folder / "scheduler/scheduler_config.json", use_dynamic_shifting=True)
     return folder
 
 
@@ -248,8 +248,8 @@ def test_a_schedule_that_a_class_does_not_know_is_bad_input(tmp_path: Path) -> N
 
     folder = shutil.copytree(postcard.FOLDER, tmp_path / "model")
     config = folder / "scheduler/scheduler_config.json"
-    tiny.edit_json(config, _class_name="DDPMScheduler", beta_schedule="sigmoid")
-    tiny.edit_json(folder / "model_index.json", scheduler=["diffusers", "DDPMScheduler"])
+    tiny_models.edit_json(config, _class_name="DDPMScheduler", beta_schedule="sigmoid")
+    tiny_models.edit_json(folder / "model_index.json", scheduler=["diffusers", "DDPMScheduler"])
     backend = LocalBackend(LocalOptions())
     failure = error(make(backend, ask(backend, model=folder, scheduler="euler")))
     assert isinstance(failure, InputError)

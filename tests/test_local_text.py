@@ -9,7 +9,7 @@ from t2i_cli import postcard
 from t2i_cli.backends.local import LocalBackend, LocalOptions, prompt_warnings
 from t2i_cli.events import Event, Notice
 from t2i_cli.models.libraries import LibraryObject
-from tests import tiny
+from tests import tiny_models
 from tests.test_local_backend import ask, make
 
 
@@ -36,12 +36,12 @@ def notes(
 
 @pytest.fixture(scope="module")
 def clip() -> LibraryObject:
-    return tiny.clip_tokenizer()
+    return tiny_models.clip_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def t5() -> LibraryObject:
-    return tiny.t5_tokenizer()
+    return tiny_models.t5_tokenizer()
 
 
 def test_a_prompt_that_fits_needs_no_note(clip: LibraryObject) -> None:

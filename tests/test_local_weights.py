@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from t2i_cli import postcard
 from t2i_cli.errors import ModelError
 from t2i_cli.models import weights
-from tests import tiny
+from tests import tiny_models
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -19,7 +19,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the embedded model that a test may damage."""
-    return tiny.copy_postcard(tmp_path / "model")
+    return tiny_models.copy_postcard(tmp_path / "model")
 
 
 def test_sizes_are_those_of_the_tensors() -> None:
@@ -67,7 +67,7 @@ def test_missing_weights_and_folders_are_named(folder: Path) -> None:
 
 
 def test_the_safety_checker_can_be_left_out(folder: Path) -> None:
-    tiny.edit_json(
+    tiny_models.edit_json(
         folder / "model_index.json",
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
     )

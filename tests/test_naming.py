@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from t2i_cli.errors import InputError
 from t2i_cli.output import filenames
-from tests.made import request
+from tests.factories import request
 
 
 def paths(output: str | None, format: str | None = None, **changes: object) -> list[Path | None]:

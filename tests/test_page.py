@@ -25,8 +25,8 @@ from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.conftest import PATIENCE
-from tests.fakes.painter import Painter, painted
 from tests.fakes.serving import Running, serving
+from tests.fakes.stub_backend import StubBackend, painted
 
 KEY = "a-key-of-the-tests"
 LOCKED = ServerOptions(api_key=KEY)
@@ -36,7 +36,7 @@ HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> & \"quotes\" 't
 
 
 @dataclass
-class Easel(Painter):
+class Easel(StubBackend):
     """Paints in four steps, with previews; before the third it waits for `go`."""
 
     go: threading.Event = field(default_factory=threading.Event)
@@ -68,9 +68,9 @@ class Easel(Painter):
 @pytest.fixture
 def easel() -> Easel:
     """What paints, and does not wait unless a test has it wait."""
-    painter = Easel(side=48)
-    painter.go.set()
-    return painter
+    stub = Easel(side=48)
+    stub.go.set()
+    return stub
 
 
 @pytest.fixture

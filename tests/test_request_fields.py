@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import t2i_cli
-from tests import made
+from tests import factories
 
 SOURCE = Path(t2i_cli.__file__).parent
 ROOT = Path(__file__).parent.parent
@@ -141,17 +141,20 @@ def test_everything_else_has_it(extended: Path, t2i_env: dict[str, str], tmp_pat
     }
     assert (records["name"], records["infotext"], records["parsed"]) == ("0.5-42.png", True, 0.5)
     assert records["docs"]
-    assert records["ids"][:2] == [made.REQUEST.identity(), made.REQUEST.identity(3, seed=7)]
+    assert records["ids"][:2] == [
+        factories.REQUEST.identity(),
+        factories.REQUEST.identity(3, seed=7),
+    ]
     assert records["ids"][2] not in records["ids"][:2]
-    assert records["json"] == list(made.REQUEST.to_json())
+    assert records["json"] == list(factories.REQUEST.to_json())
 
 
 def test_ids_are_what_they_always_were() -> None:
     # Of version 0.1: a folder that it made is resumed by these.
-    assert made.REQUEST.identity() == "d402d110f2fb25f9"
-    assert made.REQUEST.identity(3, seed=7) == "d331168fbff86fa4"
+    assert factories.REQUEST.identity() == "d402d110f2fb25f9"
+    assert factories.REQUEST.identity(3, seed=7) == "d331168fbff86fa4"
     none = dict.fromkeys(("negative_prompt", "revision", "steps", "width", "height", "scheduler"))
-    assert made.request(**none, guidance_scale=None).identity() == "605c835198603c72"
+    assert factories.request(**none, guidance_scale=None).identity() == "605c835198603c72"
 
 
 def test_a_field_of_records_is_read_written_and_identified_by_content(

@@ -22,8 +22,8 @@ from t2i_cli import postcard
 from t2i_cli.output import metadata
 from t2i_cli.server.options import MAX_BODY_BYTES
 from tests.conftest import T2I
-from tests.fakes.painter import Painter
 from tests.fakes.serving import serving
+from tests.fakes.stub_backend import StubBackend
 
 LONG = {"requests": [{"prompt": "a red house", "steps": 200, "width": 256, "height": 256}]}
 
@@ -262,13 +262,13 @@ def test_a_file_in_the_place_of_the_socket_stays(t2i: T2I, tmp_path: Path) -> No
 
 
 def test_another_servers_model_is_its_own(t2i_env: dict[str, str], tmp_path: Path) -> None:
-    with serving(Painter()) as behind:
+    with serving(StubBackend()) as behind:
         env = t2i_env | {"T2I_MODEL": "sd15"}
         arguments = ["--backend", "http", "--url", f"{behind.url}/v1", "--port", "0"]
         with running(tmp_path, env, *arguments, device=None) as server, server.client() as http:
             assert http.get("/t2i/v1/model").json()["name"] != "sd15"
             assert http.post("/predict", json={"prompt": "a red house"}).status_code == 200
-    assert isinstance(behind.backend, Painter)
+    assert isinstance(behind.backend, StubBackend)
     assert [request.model for request in behind.backend.made] == ["postcard"]
 
 

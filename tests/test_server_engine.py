@@ -29,11 +29,13 @@ from t2i_cli.server.batcher import BusyError
 from t2i_cli.server.engine import Engine, NotServedError
 from t2i_cli.server.jobs import ImageJob, JobObserver
 from t2i_cli.server.options import ServerLimits
-from tests.fakes.painter import Held, Painter
+from tests.fakes.stub_backend import Held, StubBackend
 
 
 @asynccontextmanager
-async def started(backend: Painter, limits: ServerLimits | None = None) -> AsyncIterator[Engine]:
+async def started(
+    backend: StubBackend, limits: ServerLimits | None = None
+) -> AsyncIterator[Engine]:
     engine = Engine(backend, "postcard", limits)
     await engine.start()
     try:
@@ -69,7 +71,7 @@ def prompts(held: Held) -> list[list[str]]:
 
 def test_a_job_gets_its_images_in_order() -> None:
     async def test() -> None:
-        async with started(Painter()) as engine:
+        async with started(StubBackend()) as engine:
             job = await submit(engine, "one", "two", "three")
             made = await job.images()
             assert [image.request.prompt for image in made] == ["one", "two", "three"]
@@ -188,7 +190,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
 
 def test_a_queue_of_none_still_takes_what_can_begin_at_once() -> None:
     async def test() -> None:
-        async with started(Painter(), ServerLimits(queue=0)) as engine:
+        async with started(StubBackend(), ServerLimits(queue=0)) as engine:
             for prompt in ("one", "two"):
                 assert len(await (await submit(engine, prompt)).images()) == 1
 
@@ -284,7 +286,7 @@ def test_a_bug_is_logged_and_the_next_job_is_served(caplog: pytest.LogCaptureFix
             raise ZeroDivisionError("secret detail")
 
     async def test() -> None:
-        async with started(Painter(fails=fails)) as engine:
+        async with started(StubBackend(fails=fails)) as engine:
             with pytest.raises(InternalError) as caught:
                 await (await submit(engine, "bug")).images()
             assert "secret" not in str(caught.value)
@@ -303,7 +305,7 @@ def test_a_bug_that_a_backend_tells_is_for_the_log_alone(
         )
 
     async def test() -> None:
-        async with started(Painter(fails=fails)) as engine:
+        async with started(StubBackend(fails=fails)) as engine:
             jobs = [await submit(engine, prompt) for prompt in ("a", "bug", "c")]
             for job, kind in zip(jobs, (GeneratedImage, Failure, GeneratedImage), strict=True):
                 *_, outcome = [message async for message in job]
@@ -327,7 +329,7 @@ def test_a_failures_cause_is_for_the_log_alone(caplog: pytest.LogCaptureFixture)
             return failure
 
     async def test() -> None:
-        async with started(Painter(fails=fails)) as engine:
+        async with started(StubBackend(fails=fails)) as engine:
             [failure] = [message async for message in await submit(engine, "a")]
             assert isinstance(failure, Failure)
             assert failure.error.__cause__ is None
@@ -341,7 +343,7 @@ def test_out_of_memory_is_told_and_the_next_job_is_served() -> None:
         return OutOfMemoryError("no memory") if request.prompt == "large" else None
 
     async def test() -> None:
-        async with started(Painter(fails=fails)) as engine:
+        async with started(StubBackend(fails=fails)) as engine:
             with pytest.raises(OutOfMemoryError):
                 await (await submit(engine, "large")).images()
             await (await submit(engine, "small")).images()
@@ -350,7 +352,7 @@ def test_out_of_memory_is_told_and_the_next_job_is_served() -> None:
 
 
 def test_a_backend_that_ends_early_leaves_no_job_waiting() -> None:
-    class Lazy(Painter):
+    class Lazy(StubBackend):
         def run(self, *_: object) -> AsyncIterator[GeneratedImage | Failure]:  # type: ignore[override]
             return (_ for _ in ())  # type: ignore[return-value]
 
@@ -396,7 +398,7 @@ def test_stopping_gives_up_what_takes_too_long() -> None:
     run(test())
 
 
-class Slow(Painter):
+class Slow(StubBackend):
     """Loads until it is told to go on; or fails to."""
 
     def __init__(self, error: T2IError | None = None) -> None:
@@ -419,7 +421,7 @@ def test_what_stops_while_the_model_is_found_does_not_load_it() -> None:
         assert found.wait(30)
         return "postcard"
 
-    class Loader(Painter):
+    class Loader(StubBackend):
         def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
             loaded.set()
 
@@ -483,7 +485,7 @@ def test_no_more_wait_for_the_model_than_the_queue_holds() -> None:
             found.wait(60)
             return "postcard"
 
-        engine = Engine(Painter(), find, ServerLimits(queue=2))
+        engine = Engine(StubBackend(), find, ServerLimits(queue=2))
         engine.line.observers.append(refused)
         starting = asyncio.create_task(engine.start())
         waiting = [asyncio.create_task(engine.wait_described()) for _ in range(2)]
@@ -512,7 +514,7 @@ def test_the_time_limit_holds_while_the_model_is_found() -> None:
             found.wait(60)
             return "postcard"
 
-        engine = Engine(Painter(), find, ServerLimits(queue=1, timeout=0.1))
+        engine = Engine(StubBackend(), find, ServerLimits(queue=1, timeout=0.1))
         starting = asyncio.create_task(engine.start())
         for _ in range(2):  # the place of the first is free again
             with pytest.raises(TimedOutError, match="finding its model"):
@@ -534,7 +536,7 @@ class Refusals(JobObserver):
 
 def test_a_model_that_is_found_only_then_is_served_by_its_names_alone() -> None:
     async def test() -> None:
-        engine = Engine(Painter(), lambda on_event: "sd15")
+        engine = Engine(StubBackend(), lambda on_event: "sd15")
         await engine.start()
         assert engine.spec.name == "sd15"
         for model in (None, "sd15", "stable-diffusion-v1-5/stable-diffusion-v1-5"):
@@ -556,7 +558,7 @@ def test_limits_are_kept() -> None:
     limits = ServerLimits(images=2, pixels=128 * 128, steps=30)
 
     async def test() -> None:
-        async with started(Painter(), limits) as engine:
+        async with started(StubBackend(), limits) as engine:
             assert len(await asked(engine, "a", "b", steps=30, width=128, height=128)) == 2
             for wrong, field in (
                 (engine.resolve_requests([GenerateRequest(prompt="a")] * 3, counted="n"), "n"),
@@ -575,7 +577,7 @@ def test_limits_are_kept() -> None:
 
 def test_what_cannot_be_honoured_is_left_out_where_that_is_asked_for() -> None:
     async def test() -> None:
-        async with started(Painter()) as engine:
+        async with started(StubBackend()) as engine:
             notes: list[Notice] = []
             request = GenerateRequest(prompt="a", guidance_scale=1.0, negative_prompt="x")
             settled = await engine.resolve_requests(
@@ -590,7 +592,7 @@ def test_what_cannot_be_honoured_is_left_out_where_that_is_asked_for() -> None:
 def test_nothing_is_kept_of_a_job_that_is_done() -> None:
     async def test() -> None:
         kept = []
-        async with started(Painter()) as engine:
+        async with started(StubBackend()) as engine:
             for _ in range(20):
                 job = await submit(engine, "x")
                 await job.images()
@@ -605,7 +607,7 @@ def test_nothing_is_kept_of_a_job_that_is_done() -> None:
 
 
 def test_a_backend_is_asked_once_about_requests_of_one_kind() -> None:
-    class Choosy(Painter):
+    class Choosy(StubBackend):
         def check(self, request: ResolvedRequest) -> None:
             checked.append(request.prompt)
             if request.scheduler:
@@ -696,7 +698,7 @@ def test_steps_that_nobody_hears_of_do_not_come_to_the_event_loop(
     monkeypatch.setattr(batcher.Batcher, "_hear", counting)
 
     async def test() -> None:
-        async with started(Painter(steps=True)) as engine:
+        async with started(StubBackend(steps=True)) as engine:
             quiet = engine.submit(await asked(engine, "a"), previews=1, steps=False)
             told = [type(message) async for message in quiet]
             assert told == [Preview, GeneratedImage]

@@ -17,7 +17,7 @@ from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.vertex_container import VertexContainer
-from tests.fakes.painter import Painter
+from tests.fakes.stub_backend import StubBackend
 
 VALID: dict[str, dict[str, Any]] = {
     "/predict": {"prompt": "a star", "seed": 1, "steps": 3, "format": "webp"},
@@ -69,7 +69,7 @@ def send() -> Iterator[Send]:
         def ask(method: str, url: str, **request: Any) -> httpx2.Response:  # noqa: ANN401
             return runner.run(client.request(method, url, **request))
 
-        engine = Engine(Painter(side=1), "postcard")
+        engine = Engine(StubBackend(side=1), "postcard")
         options = ServerOptions(
             container=VertexContainer.from_environment(variables), api_key="key"
         )

@@ -25,9 +25,9 @@ from t2i_cli.server.options import ServerLimits, ServerOptions
 from t2i_cli.server.runner import ServerLog
 from t2i_cli.server.vertex_container import VertexContainer
 from t2i_cli.terminal.console import Console
-from tests import tiny
-from tests.fakes.painter import Painter
+from tests import tiny_models
 from tests.fakes.serving import serving
+from tests.fakes.stub_backend import StubBackend
 
 KEY = "kept-by-the-tests"
 POSTS: dict[str, dict[str, object]] = {
@@ -44,7 +44,7 @@ CONTAINER = VertexContainer(
 
 
 def client(options: ServerOptions | None = None, limits: ServerLimits | None = None) -> TestClient:
-    engine = Engine(Painter(), "postcard", limits)
+    engine = Engine(StubBackend(), "postcard", limits)
     app = create_app(engine, options or ServerOptions())
     return TestClient(app, base_url="http://localhost:7860", raise_server_exceptions=False)
 
@@ -79,7 +79,7 @@ def test_other_names_are_not_answered_to(plain: TestClient, path: str, host: str
 
 
 def test_probes_need_neither_a_host_nor_its_body() -> None:
-    with serving(Painter()) as server:
+    with serving(StubBackend()) as server:
         for path in ("/healthz", "/readyz"):
             with connection(server.url) as probe:
                 probe.sendall(f"HEAD {path} HTTP/1.0\r\n\r\n".encode())
@@ -322,7 +322,7 @@ sys.addaudithook(lambda event, args: _opened.append(f"{args[0]}") if event == "o
 def test_no_path_from_a_request_reaches_the_file_system(
     plain: TestClient, tmp_path: Path, field: str
 ) -> None:
-    folder = tiny.copy_postcard(tmp_path / "marked")
+    folder = tiny_models.copy_postcard(tmp_path / "marked")
     _opened.clear()
     for value in (str(folder), f"{folder}/model_index.json", "../../../etc/passwd", "~root"):
         for path, body in POSTS.items():
@@ -343,7 +343,7 @@ def test_prompts_are_logged_only_where_that_is_asked_for(
     console = Console()
     for prompts in (False, True):
         console.configure(verbose=True)
-        engine = Engine(Painter(), "postcard")
+        engine = Engine(StubBackend(), "postcard")
         log = ServerLog(console, prompts)
         engine.line.observers.append(log)
         log.on_event(MemoryMeasure(name="vae-tiling", reason="to test"))
@@ -392,7 +392,7 @@ def test_the_body_of_a_refused_request_is_read_and_not_held(
     async def send(message: Message) -> None:
         statuses.append(message.get("status"))
 
-    engine = Engine(Painter(), "postcard")
+    engine = Engine(StubBackend(), "postcard")
     app = create_app(engine, ServerOptions(api_key=KEY, max_body=pieces * size))
     tracemalloc.start()
     try:
@@ -405,7 +405,7 @@ def test_the_body_of_a_refused_request_is_read_and_not_held(
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security, "BODY_SECONDS", 0.2)
-    with serving(Painter()) as server, connection(server.url) as slow:
+    with serving(StubBackend()) as server, connection(server.url) as slow:
         slow.sendall(
             b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b'Content-Length: 100\r\n\r\n{"prompt": '

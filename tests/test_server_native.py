@@ -21,8 +21,8 @@ from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server import responses
 from t2i_cli.server.options import ServerLimits, ServerOptions
-from tests.fakes.painter import Held, Painter
 from tests.fakes.serving import Running, serving
+from tests.fakes.stub_backend import Held, StubBackend
 
 Event = tuple[str, dict[str, Any]]
 
@@ -74,7 +74,7 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_the_model_is_described() -> None:
     limits = ServerLimits(images=3, steps=77)
-    with serving(Painter(), limits=limits, options=ServerOptions(api_key="k")) as server:
+    with serving(StubBackend(), limits=limits, options=ServerOptions(api_key="k")) as server:
         with client(server) as http:
             found = http.get("/t2i/v1/model", headers={"Authorization": "Bearer k"}).json()
     assert found["name"] == "postcard"
@@ -89,7 +89,7 @@ def test_the_model_is_described() -> None:
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_images_come_whole_with_what_made_them(format: str) -> None:
-    with serving(Painter(side=48)) as server:
+    with serving(StubBackend(side=48)) as server:
         wish = asked("one", "two", steps=5, seed=7, negative_prompt="rain", scheduler="euler")
         found = told(server, requests=wish, format=format)
     names = [name for name, _ in found]
@@ -113,7 +113,7 @@ def test_images_come_whole_with_what_made_them(format: str) -> None:
 
 
 def test_an_image_can_be_inspected(tmp_path: Path) -> None:
-    with serving(Painter()) as server:
+    with serving(StubBackend()) as server:
         [*_, (_, data), _] = told(server, requests=asked("a red house", seed=3))
     file = tmp_path / "image.png"
     file.write_bytes(base64.b64decode(data["image"]))
@@ -146,7 +146,7 @@ def test_a_failure_is_told_and_the_others_are_made() -> None:
     def fails(request: ResolvedRequest) -> T2IError | None:
         return ContentFilteredError("Withheld.", hint="Try.") if request.prompt == "bad" else None
 
-    with serving(Painter(fails=fails)) as server:
+    with serving(StubBackend(fails=fails)) as server:
         found = told(server, requests=asked("good", "bad"))
     [failure] = [data for name, data in found if name == "failure"]
     assert failure["index"] == 1
@@ -159,7 +159,7 @@ def test_a_failure_is_told_and_the_others_are_made() -> None:
 
 def test_what_cannot_be_honoured_is_an_error_or_a_note() -> None:
     wish = asked("a", guidance_scale=1.0, negative_prompt="x")
-    with serving(Painter()) as server:
+    with serving(StubBackend()) as server:
         with client(server) as http:
             answer = http.post("/t2i/v1/generate", json={"requests": wish})
             assert answer.status_code == 400
@@ -207,7 +207,7 @@ def test_a_wrong_body_is_named(bodies: httpx2.Client, body: object, field: str |
 
 @pytest.fixture(scope="module")
 def bodies() -> Iterator[httpx2.Client]:
-    with serving(Painter()) as server, client(server) as http:
+    with serving(StubBackend()) as server, client(server) as http:
         yield http
 
 
@@ -292,7 +292,7 @@ class Trouble:
     ("prompt", "status"), [("large", 503), ("torn", 500), ("bug", 500), ("fine", 200)]
 )
 def test_what_fails_has_its_status_and_the_server_goes_on(prompt: str, status: int) -> None:
-    with serving(Painter(fails=Trouble())) as server, client(server) as http:
+    with serving(StubBackend(fails=Trouble())) as server, client(server) as http:
         for path in ("/predict", "/v1/images/generations"):
             answer = http.post(path, json={"prompt": prompt})
             assert answer.status_code == status
@@ -315,7 +315,7 @@ def test_what_takes_too_long_is_504_and_cancelled() -> None:
 
 
 def test_ready_means_that_the_model_can_serve() -> None:
-    class Slow(Painter):
+    class Slow(StubBackend):
         def __init__(self) -> None:
             super().__init__()
             self.go = threading.Event()

@@ -19,8 +19,8 @@ from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.vertex_container import VertexContainer
 from tests import backends
 from tests.conftest import T2I
-from tests.fakes.painter import Noting
 from tests.fakes.serving import Running, serving
+from tests.fakes.stub_backend import Noting
 from tests.fakes.vertex import FakeVertex, running_vertex
 
 CONTAINER = VertexContainer.from_environment(

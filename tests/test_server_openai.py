@@ -28,8 +28,8 @@ from t2i_cli.models import catalog
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server.options import ServerLimits, ServerOptions
-from tests.fakes.painter import Held, Painter
 from tests.fakes.serving import Running, serving
+from tests.fakes.stub_backend import Held, StubBackend
 
 FAILURES: dict[str, T2IError] = {
     "withheld": ContentFilteredError("The safety checker withheld the image."),
@@ -46,7 +46,7 @@ def fails(request: ResolvedRequest) -> T2IError | None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with serving(Painter(fails=fails)) as running:
+    with serving(StubBackend(fails=fails)) as running:
         yield running
 
 
@@ -133,7 +133,7 @@ def test_the_fields_that_open_servers_share(client: openai.OpenAI) -> None:
 
 def test_true_cfg_scale_is_for_the_models_that_call_it_so() -> None:
     spec = catalog.MODELS["qwen-image"]
-    with serving(Painter(), model=spec.name) as server, connected(server) as client:
+    with serving(StubBackend(), model=spec.name) as server, connected(server) as client:
 
         def guidance(**asked: float) -> float:
             answer = client.images.generate(prompt="a", extra_body=asked)
@@ -158,7 +158,7 @@ def test_formats(client: openai.OpenAI, format: ImageFormat) -> None:
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
 def test_compression_is_honoured(format: ImageFormat) -> None:
-    with serving(Painter(side=256)) as server, connected(server) as client:
+    with serving(StubBackend(side=256)) as server, connected(server) as client:
 
         def size(compression: int) -> int:
             answer = client.images.generate(
@@ -245,7 +245,7 @@ def test_the_model_is_listed(client: openai.OpenAI) -> None:
 def test_a_model_of_the_hub_by_either_name() -> None:
     spec = catalog.MODELS["sd15"]
     assert spec.repo is not None
-    with serving(Painter(), model=spec.name) as server, connected(server) as client:
+    with serving(StubBackend(), model=spec.name) as server, connected(server) as client:
         assert client.models.retrieve(spec.repo).id == spec.name
         assert only(client.images.generate(prompt="a", model=spec.repo)).b64_json
 
@@ -260,7 +260,10 @@ def test_another_model_is_not_found(client: openai.OpenAI) -> None:
 
 
 def test_more_images_than_this_server_makes_name_n() -> None:
-    with serving(Painter(), limits=ServerLimits(images=2)) as server, connected(server) as client:
+    with (
+        serving(StubBackend(), limits=ServerLimits(images=2)) as server,
+        connected(server) as client,
+    ):
         with pytest.raises(openai.BadRequestError, match="1 to 2 images") as caught:
             client.images.generate(prompt="a", n=3)
     assert caught.value.param == "n"
@@ -318,7 +321,7 @@ def test_a_client_that_goes_away_frees_its_place(stream: bool) -> None:
 
 
 def test_the_key() -> None:
-    with serving(Painter(), options=ServerOptions(api_key=KEY)) as server:
+    with serving(StubBackend(), options=ServerOptions(api_key=KEY)) as server:
         with connected(server, KEY) as client:
             url = only(client.images.generate(prompt="a", response_format="url")).url
         with connected(server, "another") as client:

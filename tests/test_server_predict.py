@@ -21,8 +21,8 @@ from t2i_cli.errors import (
 )
 from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
-from tests.fakes.painter import Painter
 from tests.fakes.serving import Running, serving
+from tests.fakes.stub_backend import StubBackend
 
 FAILURES: dict[str, T2IError] = {
     "withheld": ContentFilteredError("The safety checker withheld the image."),
@@ -39,7 +39,7 @@ def fails(request: ResolvedRequest) -> T2IError | None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with serving(Painter(fails=fails)) as running:
+    with serving(StubBackend(fails=fails)) as running:
         yield running
 
 

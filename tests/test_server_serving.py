@@ -1,4 +1,4 @@
-"""The running server: sockets, connections that stall, and its end; with a painter behind it."""
+"""The running server with a stub backend: sockets, stalled connections and shutdown."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from t2i_cli.server import runner
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
-from tests.fakes.painter import Held, Painter
+from tests.fakes.stub_backend import Held, StubBackend
 
 BODY = json.dumps({"requests": [{"prompt": "a red house"}]}).encode()
 
@@ -76,7 +76,7 @@ def url(listener: socket.socket) -> str:
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-class Noisy(Painter):
+class Noisy(StubBackend):
     """Paints pictures that no format makes small."""
 
     def run(
@@ -141,7 +141,7 @@ def test_clients_that_never_ask_are_cut_off_and_harm_nobody(
 ) -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(runner.listen_tcp("127.0.0.1", 0))
-        stack.enter_context(served(Painter(), listener))
+        stack.enter_context(served(StubBackend(), listener))
         slow = [
             stack.enter_context(socket.create_connection(listener.getsockname()[:2], timeout=60))
             for _ in range(40)
@@ -199,7 +199,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
 def test_a_backend_that_hangs_does_not_keep_the_server_from_ending(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Hung(Painter):
+    class Hung(StubBackend):
         def run(self, *_: object, **__: object) -> Iterator[GeneratedImage | Failure]:
             assert stuck.wait(120)
             yield from ()
@@ -232,7 +232,7 @@ def test_a_backend_that_hangs_does_not_keep_the_server_from_ending(
 
 
 def test_what_cannot_be_loaded_ends_the_server() -> None:
-    class Broken(Painter):
+    class Broken(StubBackend):
         def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
             raise ModelError("The weights are torn.")
 
@@ -264,7 +264,7 @@ def test_a_unix_socket_is_the_users_alone_and_goes_with_its_server(tmp_path: Pat
     with runner.listen_unix(path) as listener:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with served(Painter(), listener):
+        with served(StubBackend(), listener):
             with httpx2.Client(
                 transport=httpx2.HTTPTransport(uds=str(path)), base_url="http://localhost"
             ) as client:

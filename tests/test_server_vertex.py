@@ -26,8 +26,8 @@ from t2i_cli.output import metadata
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server.options import ServerLimits, ServerOptions
 from t2i_cli.server.vertex_container import VertexContainer
-from tests.fakes.painter import Painter
 from tests.fakes.serving import Running, serving
+from tests.fakes.stub_backend import StubBackend
 from tests.fakes.vertex import running_vertex
 
 HEALTH = "/v1/endpoints/12/deployedModels/34"
@@ -53,7 +53,7 @@ def fails(request: ResolvedRequest) -> T2IError | None:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     options = ServerOptions(container=VertexContainer.from_environment(VARIABLES))
-    with serving(Painter(fails=fails), options=options) as running:
+    with serving(StubBackend(fails=fails), options=options) as running:
         yield running
 
 
@@ -261,7 +261,7 @@ def test_errors_from_outside_a_route_have_the_same_form(server: Running) -> None
 def test_its_routes_win_over_those_of_the_same_name() -> None:
     variables = VARIABLES | {"AIP_PREDICT_ROUTE": "/predict", "AIP_HEALTH_ROUTE": "/healthz"}
     options = ServerOptions(container=VertexContainer.from_environment(variables))
-    with serving(Painter(), options=options) as server:
+    with serving(StubBackend(), options=options) as server:
         assert predictions(predict(server, {"prompt": "a"}, route="/predict"))
         assert httpx2.get(f"{server.url}/healthz").content == b""
 
@@ -275,7 +275,7 @@ def test_while_the_model_is_fetched_few_wait_and_not_for_ever() -> None:
 
     options = ServerOptions(container=VertexContainer.from_environment(VARIABLES))
     limits = ServerLimits(queue=2, timeout=0.5)
-    with serving(Painter(), model=fetch, options=options, limits=limits, ready=False) as server:
+    with serving(StubBackend(), model=fetch, options=options, limits=limits, ready=False) as server:
         try:
             with ThreadPoolExecutor(8) as clients:
                 answers = list(clients.map(lambda _: predict(server, {"prompt": "a"}), range(8)))
@@ -293,7 +293,7 @@ def test_a_key_is_not_vertexs_business() -> None:
     options = ServerOptions(
         container=VertexContainer.from_environment(VARIABLES), api_key="a secret key"
     )
-    with serving(Painter(), options=options) as server:
+    with serving(StubBackend(), options=options) as server:
         assert predictions(predict(server, {"prompt": "a"}))
         assert httpx2.get(server.url + HEALTH).status_code == 200
         assert httpx2.get(f"{server.url}/v1/models").status_code == 401

@@ -17,7 +17,7 @@ from t2i_cli.errors import InputError, StorageError, Terminated
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output import image_writer, metadata
 from t2i_cli.output.image_writer import ImageWriter
-from tests.made import LOCK, generated, picture, request
+from tests.factories import LOCK, generated, picture, request
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -183,7 +183,7 @@ def in_process(code: str) -> str:
     setup = (
         "import os, resource, signal, sys\nfrom pathlib import Path\n"
         "from t2i_cli.errors import T2IError\nfrom t2i_cli.output.image_writer import ImageWriter\n"
-        "from tests.made import generated\n"
+        "from tests.factories import generated\n"
         "def prepare(path): ImageWriter([path], 'png').prepare()\n"
         "def save(path, **options): ImageWriter([path], 'png', **options).save(generated())\n"
         "try:\n"
@@ -318,7 +318,8 @@ def test_of_many_runs_with_one_name_one_wins(tmp_path: Path) -> None:
     """Eight processes save 20 names at once: each name is won once, and is a whole image."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom t2i_cli.errors import InputError\n"
-        "from t2i_cli.output.image_writer import ImageWriter\nfrom tests.made import generated\n"
+        "from t2i_cli.output.image_writer import ImageWriter\n"
+        "from tests.factories import generated\n"
         "paths = [Path(sys.argv[1]) / f'{n}.png' for n in range(20)]\n"
         "sink, won = ImageWriter(paths, 'png'), 0\n"
         "sys.stdin.read()\n"

@@ -18,7 +18,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.terminal import preview
 
 SHOW = (
-    "from t2i_cli.terminal import preview\nfrom tests.made import picture\n"
+    "from t2i_cli.terminal import preview\nfrom tests.factories import picture\n"
     "preview.check_terminal()\npreview.show_image(picture())\n"
 )
 RED, BLUE = (200, 30, 30), (30, 60, 200)

@@ -13,7 +13,7 @@ from tests.fakes.google import refusal
 from tests.fakes.hub import FakeHub, Repo
 from tests.fakes.oauth import ACCOUNT
 from tests.fakes.vertex import FakeVertex, Fault, counted, quota
-from tests.running import running, until
+from tests.processes import running, until
 
 KEEPER = "keeper@gallery.iam.gserviceaccount.com"
 DEPLOY = ("remote", "deploy", "--model", "sd15", "--yes")

@@ -138,10 +138,10 @@ def test_what_the_handler_refuses(instance: Any) -> None:  # noqa: ANN401 - any 
 def test_the_handler_paints(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive(tmp_path)) as archived:
         archived.extractall(tmp_path / "model")
-    painter = handler.Handler()
-    painter.initialize(SimpleNamespace(system_properties={"model_dir": str(tmp_path / "model")}))
+    service = handler.Handler()
+    service.initialize(SimpleNamespace(system_properties={"model_dir": str(tmp_path / "model")}))
     instance = {"prompt": PROMPT, "seed": 1.0, "steps": 2.0, "format": "png"}
-    one, other, wrong = painter.handle([instance, instance, {"prompt": ""}], None)
+    one, other, wrong = service.handle([instance, instance, {"prompt": ""}], None)
     assert one["image"] == other["image"]
     assert one["t2i"]["request"]["seed"] == 1
     assert one["t2i"]["lock"]["pipeline"] == "StableDiffusionPipeline"

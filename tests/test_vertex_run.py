@@ -19,7 +19,7 @@ from tests.amounts import full, sampled
 from tests.conftest import T2I
 from tests.fakes.google import refusal
 from tests.fakes.vertex import FakeVertex, Fault, counted
-from tests.running import running, until
+from tests.processes import running, until
 
 RUN = ("remote", "run", "--yes", "--model", "sd15")
 

@@ -1,4 +1,4 @@
-"""The warm worker: real processes of t2i's server, with a painter for a backend where that will do.
+"""The warm worker: real processes of t2i's server, with a stub backend where that will do.
 
 What a run gives must be the same with a worker, without one, and when one fails it.
 """
@@ -40,10 +40,10 @@ from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER, WorkerExchange, _Connection
 from t2i_cli.worker.daemon import MAX_LOG
 from t2i_cli.worker.state import RuntimeDir, WorkerState
-from tests import backends, tiny
+from tests import backends, tiny_models
 from tests.conftest import T2I
-from tests.fakes import warm
-from tests.fakes.painter import Painter
+from tests.fakes import worker_process
+from tests.fakes.stub_backend import StubBackend
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "a red star on a white background"
@@ -63,7 +63,7 @@ def runtime() -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder))
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setattr(spawn, "DAEMON_MODULE", warm.WORKER)
+        patch.setattr(spawn, "DAEMON_MODULE", worker_process.WORKER)
         yield folder
         end()
     shutil.rmtree(folder)
@@ -85,9 +85,9 @@ def kill(pid: int) -> None:
 
 @dataclass
 class Run:
-    """A run by way of the worker, or without it where `stand_in` has painted."""
+    """A run by way of the worker, or without it where `stand_in` has made the images."""
 
-    stand_in: Painter
+    stand_in: StubBackend
     outcomes: list[GeneratedImage | Failure] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
@@ -125,7 +125,7 @@ def run(
     meanwhile: Callable[[Event], None] = lambda event: None,
 ) -> Run:
     """Make images; `meanwhile` hears of what happens."""
-    done = Run(Painter(steps=True))
+    done = Run(StubBackend(steps=True))
     asks = WorkerBackend(options, keep_alive, lambda _: done.stand_in, format)
 
     def hear(event: Event) -> None:
@@ -163,7 +163,7 @@ def test_images_and_progress_are_those_of_a_run_without_it() -> None:
     warmed = run(*prompts)
     assert warmed.stand_in.made == []
     assert warmed.notes == []
-    painted = list(Painter().run(requests(*prompts), lambda _: None, threading.Event()))
+    painted = list(StubBackend().run(requests(*prompts), lambda _: None, threading.Event()))
     assert [outcome.index for outcome in warmed.outcomes] == list(range(len(prompts)))
     for ours, theirs in zip(warmed.outcomes, painted, strict=True):
         assert isinstance(ours, GeneratedImage)
@@ -196,7 +196,7 @@ CODES = ["not_allowed", "quota", "timed_out", "remote", "out_of_memory", "model"
 @pytest.mark.parametrize("code", CODES)
 def test_a_failure_is_the_same_error(code: str) -> None:
     failed = run(f"fail {code}")
-    wanted = warm.failure(code)
+    wanted = worker_process.failure(code)
     assert type(failed.error) is type(wanted)
     assert failed.error.to_json() == wanted.to_json()
     assert failed.stand_in.made == []
@@ -745,7 +745,7 @@ def test_without_unix_sockets_it_listens_on_loopback_and_asks_for_its_secret(
 # From the command line.
 
 
-PAINTED = ("-m", "tests.fakes.warm")
+PAINTED = ("-m", "tests.fakes.worker_process")
 
 
 class Command(Protocol):
@@ -835,9 +835,9 @@ def test_stopping_a_run_cancels_its_image_and_not_the_worker(
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["fail out_of_memory"], warm.failure("out_of_memory")),
-        (["fail withheld"], warm.failure("withheld")),
-        (["x", "--scheduler", "heun"], warm.unfit()),
+        (["fail out_of_memory"], worker_process.failure("out_of_memory")),
+        (["fail withheld"], worker_process.failure("withheld")),
+        (["x", "--scheduler", "heun"], worker_process.unfit()),
     ],
     ids=str,
 )
@@ -863,7 +863,7 @@ def test_the_real_one_makes_the_same_files_and_its_client_imports_nothing_heavy(
     command: Command, t2i: T2I, tmp_path: Path
 ) -> None:
     """A model that only the worker can describe, named by a relative path."""
-    tiny.copy_postcard(tmp_path / "model")
+    tiny_models.copy_postcard(tmp_path / "model")
     asked = ("generate", PROMPT, "-m", "./model", "--steps", "2", "-s", "5", "-n", "2", "--json")
     cold = t2i(*asked, "-o", "cold-{index}.png")
     assert cold.returncode == 0, cold.stderr
@@ -910,7 +910,7 @@ def test_a_cold_run_on_a_terminal_mentions_it_once(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "t2i.toml"))
     monkeypatch.delenv("T2I_KEEP_ALIVE", raising=False)
-    monkeypatch.setattr(factory, "create_local_backend", lambda options: Painter())
+    monkeypatch.setattr(factory, "create_local_backend", lambda options: StubBackend())
 
     def mentioned(*options: str, live: bool = True) -> bool:
         monkeypatch.setattr(Console, "live", property(lambda self: live and not self.quiet))

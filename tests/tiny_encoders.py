@@ -1,7 +1,7 @@
 """Tiny diffusion transformers whose text encoders are CLIP's and T5's, with random weights."""
 
 from t2i_cli.models.libraries import LibraryObject
-from tests.tiny import clip, clip_tokenizer, t5, t5_tokenizer, vae
+from tests.tiny_models import clip, clip_tokenizer, t5, t5_tokenizer, vae
 
 
 def _flow(**more: object) -> LibraryObject:

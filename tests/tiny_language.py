@@ -4,7 +4,7 @@ Shapes follow diffusers' own fast tests; the tokenizer is tiny.t5_tokenizer with
 """
 
 from t2i_cli.models.libraries import LibraryObject
-from tests.tiny import t5_tokenizer, vae
+from tests.tiny_models import t5_tokenizer, vae
 
 _CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
 _SHAPE = {

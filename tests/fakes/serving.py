@@ -1,7 +1,7 @@
-"""The real server over any backend, on a free port: `with serving(Painter()) as server:`.
+"""The real server over any backend, on a free port: `with serving(StubBackend()) as server:`.
 
-As a process, `python -m tests.fakes.serving` serves a painter with a queue of 16 and prints its
-address; PAUSE seconds an image are in its environment.
+As a process, `python -m tests.fakes.serving` serves a stub backend with a queue of 16 and prints
+its address; PAUSE seconds an image are in its environment.
 """
 
 import os
@@ -19,7 +19,7 @@ from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerLimits, ServerOptions
 from t2i_cli.server.runner import listen_tcp, run_server
-from tests.fakes.painter import Painter
+from tests.fakes.stub_backend import StubBackend
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def serving(
 
 def main() -> None:
     """Serve until a signal comes."""
-    painter = Painter(pause=float(os.environ.get("PAUSE", "0")), side=128)
-    engine = Engine(painter, "postcard", ServerLimits(queue=16))
+    stub = StubBackend(pause=float(os.environ.get("PAUSE", "0")), side=128)
+    engine = Engine(stub, "postcard", ServerLimits(queue=16))
     app = create_app(engine, ServerOptions())
     listener = listen_tcp("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"

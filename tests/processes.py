@@ -1,4 +1,4 @@
-"""A `t2i` process that a test stops or kills in the middle of what it does."""
+"""Starts a `t2i` process that a test interrupts or kills."""
 
 import subprocess
 import sys

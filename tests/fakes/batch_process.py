@@ -1,7 +1,8 @@
-"""A process that runs a batch with a painter: `python -m tests.fakes.painting FILE FOLDER`.
+"""Runs a batch with a stub backend.
 
-Its options: PAUSE seconds an image in the environment, `--events`, `--json`, `-v`,
-`--retry-failed`. A prompt with the word "bug" raises what nobody expects.
+Usage: `python -m tests.fakes.batch_process FILE FOLDER`. Its options: `--events`, `--json`,
+`-v`, `--retry-failed`; the variable PAUSE gives the seconds per image. A prompt with the word "bug"
+raises RuntimeError.
 """
 
 import os
@@ -14,13 +15,13 @@ from t2i_cli.batch.plan import SelectionOptions
 from t2i_cli.errors import T2IError
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import console
-from tests.fakes.painter import Painter
+from tests.fakes.stub_backend import StubBackend
 
 
 def bug(request: ResolvedRequest) -> T2IError | None:
     """Raise for a prompt that asks for it."""
     if "bug" in request.prompt.split():
-        raise RuntimeError("the painter broke")
+        raise RuntimeError("the backend broke")
     return None
 
 
@@ -29,7 +30,7 @@ def main() -> int:
     console.configure(
         events="--events" in sys.argv, json="--json" in sys.argv, verbose="-v" in sys.argv
     )
-    backend = Painter(pause=float(os.environ.get("PAUSE", "0")), steps=True, side=64, fails=bug)
+    backend = StubBackend(pause=float(os.environ.get("PAUSE", "0")), steps=True, side=64, fails=bug)
     task = session.BatchConfig(
         source=sys.argv[1],
         input_format=None,

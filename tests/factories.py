@@ -1,4 +1,4 @@
-"""Requests, locks and images for tests that need any, with what matters changed."""
+"""Factories for requests, generation infos and images, with overridable fields."""
 
 from dataclasses import replace
 

@@ -1,6 +1,7 @@
-"""A worker whose backend paints what prompts tell it to, and `t2i` by way of such workers.
+"""A worker with a stub backend that prompts control, and `t2i` using such workers.
 
-`python -m tests.fakes.warm generate …` is `t2i`; `tests.fakes.warm_worker` is the worker's process.
+`python -m tests.fakes.worker_process generate …` is `t2i`; `tests.fakes.warm_worker` is the
+worker's process.
 """
 
 import time
@@ -12,16 +13,16 @@ from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import OnEvent, Step
 from t2i_cli.request import ResolvedRequest
-from tests.fakes.painter import Painter
+from tests.fakes.stub_backend import StubBackend
 
 WORKER = "tests.fakes.warm_worker"
 
 
 @dataclass
-class Actor(Painter):
-    """Paints; "slow …" until it is cancelled, "fail CODE" as that error, "bug" as a bug.
+class Actor(StubBackend):
+    """Prompt "slow …" runs until it is cancelled, "fail CODE" fails so, "bug" raises RuntimeError.
 
-    The scheduler `heun` is refused before anything is begun.
+    The scheduler `heun` is refused by `check`.
     """
 
     def check(self, request: ResolvedRequest) -> None:
@@ -36,7 +37,7 @@ class Actor(Painter):
         cancel: Flag,
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
-        """Act one request."""
+        """Do what the prompt of the only request says."""
         [request] = requests
         word, _, rest = request.prompt.partition(" ")
         if word == "bug":
@@ -68,5 +69,5 @@ if __name__ == "__main__":
     from t2i_cli.worker import spawn
 
     spawn.DAEMON_MODULE = WORKER
-    factory.create_local_backend = lambda options: Painter(steps=True)
+    factory.create_local_backend = lambda options: StubBackend(steps=True)
     main.main()

@@ -1,4 +1,4 @@
-"""A backend that paints each image in one colour at once, and can be told to fail."""
+"""Backend for tests: yields each image in one colour at once, and can be told to fail."""
 
 import hashlib
 import time
@@ -19,8 +19,8 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 
 @dataclass
-class Painter:
-    """Speaks the backend protocol; `fails` gives a request's error, `pause` seconds an image."""
+class StubBackend:
+    """Implements Backend; `fails` gives a request's error, `pause` the seconds per image."""
 
     pause: float = 0.0
     steps: bool = False
@@ -81,8 +81,8 @@ class Painter:
         """Nothing is held."""
 
 
-class Noting(Painter):
-    """Notes one thing of all requests, and of each what its prompt is."""
+class Noting(StubBackend):
+    """Sends one notice for all requests, and one for the requests of each prompt."""
 
     def run(
         self,
@@ -102,10 +102,10 @@ class Noting(Painter):
 
 
 @dataclass
-class Held(Painter):
-    """Paints when it is told to `go`; until then every pass takes step after step.
+class Held(StubBackend):
+    """Yields images once `go` is set; until then every forward pass takes step after step.
 
-    `passes` are the requests of each; `cancelled` counts those that were.
+    `passes` are the requests of each; `cancelled` counts those that were cancelled.
     """
 
     go: Flag = field(default_factory=Flag)
