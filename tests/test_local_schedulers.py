@@ -18,7 +18,7 @@ from tests import tiny_models
 from tests.conftest import T2I
 from tests.fakes.serving import serving
 from tests.test_local_backend import ask, error, images, make, pixels
-from training.judge import grade_image
+from training.prompt_adherence import grade_image
 
 PROMPT = "a purple heart on a white background"
 SAMPLE = {"ddim", "ddpm", "pndm", "lms"}

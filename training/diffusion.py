@@ -22,12 +22,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.averaging import Average, training_state
 from training.captions import caption
-from training.draw import draw
 from training.files import load_state, save_state
-from training.meeting import Meeting
+from training.render import render
 from training.scenes import Landscape, Scene, sample_mixed
 from training.tokenizer import MAX_TOKENS
 from training.untyped import DDPMScheduler, UNet2DConditionModel, Untyped
+from training.weight_sync import WeightSync
 
 # A long tail of noise: at the last timestep alpha_bar is 6e-6, so that nothing of a flat
 # background's colour is left in it and sampling can start from pure noise.
@@ -49,7 +49,7 @@ LEARNING_RATE: Final = 1e-3
 WARM_UP: Final = 200  # steps
 AVERAGE: Final = 0.998
 MAX_WEIGHT: Final = 5.0
-READING_SHARE: Final = 0.2  # of the learning rate, for what reading.py has taught already
+READING_SHARE: Final = 0.2  # of the learning rate, for what is pretrained
 FOREGROUND: Final = 4.0  # how much more the error weighs where a shape or an object is
 # From this timestep on hardly any signal is left: only a background can be learnt there.
 NOISY: Final = 700
@@ -146,7 +146,7 @@ class Pool:
 @torch.no_grad()
 def encode(vae: Untyped, scenes: list[Scene]) -> torch.Tensor:
     """The latents (n, 8, 16, 16) of the scenes' pictures, of unit variance."""
-    pixels = np.stack([np.asarray(draw(scene)) for scene in scenes])
+    pixels = np.stack([np.asarray(render(scene)) for scene in scenes])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     images = images.to(vae.device).contiguous(memory_format=torch.channels_last)
     latents: torch.Tensor = vae.encode(images).latent_dist.mean
@@ -162,7 +162,7 @@ def foreground(scenes: list[Scene]) -> torch.Tensor:
             empty = replace(scene, thing=None)
         else:
             empty = replace(scene, shapes=())
-        changed = ImageChops.difference(draw(scene), draw(empty)).convert("L")
+        changed = ImageChops.difference(render(scene), render(empty)).convert("L")
         masks.append(np.asarray(changed).reshape(16, 8, 16, 8).max((1, 3)) > 8)
     return torch.from_numpy(np.stack(masks)).float()
 
@@ -210,7 +210,7 @@ def train(
     own_seed = options.seed + step + 10**6 * options.worker
     rng.seed(own_seed)
     torch.manual_seed(own_seed)
-    meeting = Meeting(checkpoint.parent, options.worker, options.workers)
+    weight_sync = WeightSync(checkpoint.parent, options.worker, options.workers)
     pool = Pool(vae, options.pool, rng)
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     resumed, saved, total = time.monotonic() - elapsed, time.monotonic(), 0.0
@@ -225,7 +225,7 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        meeting.join(model)
+        weight_sync.average(model)
         average.update(model, step)
         step, total = step + 1, total + loss.item()
         if step % 50 == 0:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from training.captions import caption
 from training.files import MODEL, RUNS
-from training.judge import Grade, grade_image
+from training.prompt_adherence import Grade, grade_image
 from training.scenes import sample
 
 __all__ = ["Grade", "grade_image", "held_out_captions", "tally"]

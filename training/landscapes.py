@@ -6,9 +6,9 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
+from training.objects import Pen, stand
 from training.palette import GROUNDS, MOON, RGB, SKIES, SUNS, mix
 from training.scenes import Landscape
-from training.things import Pen, stand
 
 WHITE: RGB = (255, 255, 255)
 BLACK: RGB = (0, 0, 0)

@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training import card, diffusion, grade, reading, vae
+from training import card, diffusion, grade, pretrain_text_encoder, vae
 from training.export import export
 from training.files import MODEL, ROOT, RUNS, load_state
 from training.tokenizer import build
@@ -50,8 +50,10 @@ def make_text(options: argparse.Namespace, device: torch.device) -> None:
     text_encoder: Untyped = diffusion.new_text_encoder(tokenizer)
     text_encoder = text_encoder.to(device)
     pooling = diffusion.new_unet().add_embedding.to(device)
-    settings = reading.Options(minutes=reading.Options.minutes * options.pace, seed=options.seed)
-    reading.train(text_encoder, pooling, tokenizer, TEXT, settings)
+    settings = pretrain_text_encoder.Options(
+        minutes=pretrain_text_encoder.Options.minutes * options.pace, seed=options.seed
+    )
+    pretrain_text_encoder.train(text_encoder, pooling, tokenizer, TEXT, settings)
 
 
 def make_unet(options: argparse.Namespace, device: torch.device) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.draw import RADII_ONE, RADII_TWO, outline, silhouette
 from training.palette import COLOURS, RGB
+from training.render import RADII_ONE, RADII_TWO, outline, silhouette
 from training.scenes import SHAPES
 
 Pixels = npt.NDArray[np.float32]

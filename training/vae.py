@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from training.averaging import Average, training_state
-from training.draw import SIZE, draw
 from training.files import load_state, save_state
+from training.render import SIZE, render
 from training.scenes import sample_mixed
 from training.untyped import AutoencoderKL, Untyped
 
@@ -79,7 +79,7 @@ class Crops:
 
     def __init__(self, size: int, seed: int) -> None:
         scenes = random.Random(seed)
-        pictures = (draw(sample_mixed(scenes, FAMILIES)) for _ in range(size))
+        pictures = (render(sample_mixed(scenes, FAMILIES)) for _ in range(size))
         self._pool = np.stack([np.asarray(picture) for picture in pictures])
         self._rng = np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""Teaches the text encoder to read captions before any picture is drawn.
+"""Pretrains the text encoder to classify what captions say, before the UNet is trained.
 
 From a caption alone, the text encoder and the UNet's own pooling of its output are to name what the
 scene holds. The UNet then starts with a summary of the caption that already tells a star from a

@@ -91,7 +91,7 @@ def _draw_shapes(scene: ShapeScene, rng: random.Random) -> Image.Image:
     return image
 
 
-def draw(scene: Scene) -> Image.Image:
+def render(scene: Scene) -> Image.Image:
     """The picture of a scene: 128x128 RGB; the same scene gives the same picture."""
     rng = random.Random(scene.layout)  # noqa: S311 (layout, not secrets)
     if isinstance(scene, Landscape):

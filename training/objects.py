@@ -1,4 +1,4 @@
-"""Draws what stands in a landscape, each by the middle of its foot (x, y).
+"""Draws the objects that stand in a landscape, each at the middle of its base (x, y).
 
 Sizes are in pixels of a picture of 128, before `stand` enlarges them.
 """

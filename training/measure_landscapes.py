@@ -7,11 +7,11 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.draw import SCALE, SIZE
 from training.measure import Mask, Pixels, near, patches
+from training.objects import Pen, stand
 from training.palette import COLOURS, GROUNDS, MOON, SKIES, SUNS
+from training.render import SCALE, SIZE
 from training.scenes import COLOURED, OBJECTS, Landscape
-from training.things import Pen, stand
 
 HORIZON: Final = 76.0  # pixels from the top, the middle of where horizons lie
 SKY_ROWS: Final = slice(4, 46)
@@ -130,7 +130,7 @@ def _mean_distance(window: Pixels, wanted: Pixels, mask: Mask) -> float:
     return float(np.abs(window[mask] - wanted[mask]).sum(axis=1).mean()) / 1.5
 
 
-def look(pixels: Pixels) -> View:
+def measure_landscape(pixels: Pixels) -> View:
     """What a picture (128, 128, 3) of values 0 to 255 shows as a landscape."""
     time = _time(pixels)
     thing, colour = _thing(pixels, time)

@@ -1,4 +1,4 @@
-"""What a caption asks for: reads captions of the postcard world back into facts to check."""
+"""Parses captions of the postcard vocabulary into the shapes or the landscape they ask for."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from training.palette import COLOURS
 
 
 @dataclass(frozen=True)
-class ShapeWish:
+class ParsedShape:
     """A shape asked for; None where the caption leaves something open."""
 
     kind: str
@@ -19,16 +19,16 @@ class ShapeWish:
 
 
 @dataclass(frozen=True)
-class ShapesWish:
+class ParsedShapes:
     """One shape or two; with `relation` "left" or "above" the first is the left or upper one."""
 
     background: str | None
-    shapes: tuple[ShapeWish, ...]
+    shapes: tuple[ParsedShape, ...]
     relation: str | None
 
 
 @dataclass(frozen=True)
-class LandscapeWish:
+class ParsedLandscape:
     """What a caption says of a landscape; `moon` alone may be full or crescent."""
 
     time: str | None = None
@@ -38,7 +38,7 @@ class LandscapeWish:
     colour: str | None = None
 
 
-Wish = ShapesWish | LandscapeWish
+ParsedCaption = ParsedShapes | ParsedLandscape
 
 
 def _meanings(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -76,18 +76,20 @@ _THINGS: Final = _meanings(
 )
 
 
-def read(caption: str) -> Wish:
+def parse_caption(caption: str) -> ParsedCaption:
     """What the caption asks for; raises ValueError if nothing in it is of the postcard world."""
     text = caption.lower()
     words = re.findall(r"[a-z]+(?:-[a-z]+)*", text)
-    wish: Wish = _shapes(words) if any(word in _KINDS for word in words) else _landscape(words)
-    if wish == LandscapeWish():
+    parsed: ParsedCaption = (
+        _shapes(words) if any(word in _KINDS for word in words) else _landscape(words)
+    )
+    if parsed == ParsedLandscape():
         raise ValueError(f"nothing to check in {caption!r}")
-    return wish
+    return parsed
 
 
-def _shapes(words: list[str]) -> ShapesWish:
-    shapes: list[ShapeWish] = []
+def _shapes(words: list[str]) -> ParsedShapes:
+    shapes: list[ParsedShape] = []
     background = colour = size = None
     for word in words:
         if word in _COLOURS:
@@ -96,16 +98,16 @@ def _shapes(words: list[str]) -> ShapesWish:
         elif word in _SIZES:
             size = _SIZES[word]
         elif word in _KINDS:
-            shapes.append(ShapeWish(_KINDS[word], colour, size))
+            shapes.append(ParsedShape(_KINDS[word], colour, size))
             colour = size = None
         elif word == "background":
             background, colour = colour or background, None
-    wish = ShapesWish(colour or background, tuple(shapes), None)
-    return _ordered(wish, words) if len(shapes) == 2 else wish
+    parsed = ParsedShapes(colour or background, tuple(shapes), None)
+    return _ordered(parsed, words) if len(shapes) == 2 else parsed
 
 
-def _ordered(wish: ShapesWish, words: list[str]) -> ShapesWish:
-    """The wish with its relation, its shapes turned so that the left or upper one comes first."""
+def _ordered(parsed: ParsedShapes, words: list[str]) -> ParsedShapes:
+    """The shapes with their relation, turned so that the left or upper one comes first."""
     sides = [word for word in words if word in ("left", "right")]
     if sides:
         relation, turned = "left", sides[0] == "right"
@@ -113,13 +115,13 @@ def _ordered(wish: ShapesWish, words: list[str]) -> ShapesWish:
         upper = {"above", "over", "top"} & set(words)
         lower = {"below", "under", "beneath", "underneath"} & set(words)
         if not upper and not lower:
-            return wish
+            return parsed
         relation, turned = "above", bool(lower)
-    shapes = wish.shapes[::-1] if turned else wish.shapes
-    return replace(wish, shapes=shapes, relation=relation)
+    shapes = parsed.shapes[::-1] if turned else parsed.shapes
+    return replace(parsed, shapes=shapes, relation=relation)
 
 
-def _landscape(words: list[str]) -> LandscapeWish:
+def _landscape(words: list[str]) -> ParsedLandscape:
     said: dict[str, str] = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == "snowy" and following == "mountains":
@@ -138,4 +140,4 @@ def _landscape(words: list[str]) -> LandscapeWish:
         elif word == "moon":
             full = {"full", "round"} & set(words)
             said.setdefault("light", "full moon" if full else "moon")
-    return LandscapeWish(**said)
+    return ParsedLandscape(**said)
