@@ -113,8 +113,7 @@ def test_every_safety_checkers_word_is_heard(name: str) -> None:
 
 
 def test_another_size_is_an_error() -> None:
-    (found,) = pipeline_output.check_output(
-        loaded(), [factories.request()], ([factories.picture(32, 48)],)
-    )  # type: ignore[arg-type]
+    pictures = ([factories.picture(32, 48)],)
+    (found,) = pipeline_output.check_output(loaded(), [factories.request()], pictures)  # type: ignore[arg-type]
     assert isinstance(found, T2IError)
     assert "made 32x48 pixels where 64x48 were asked for." in found.message

@@ -106,7 +106,7 @@ def test_a_ttl_can_be_shortened(vertex: FakeVertex, cloud: GoogleClient) -> None
     assert inventory.list_deployments(cloud).overdue(vertex.now())
     vertex.endpoints.clear()
     (left,) = inventory.list_deployments(cloud).deployments.values()
-    assert left.expires == Labels.of(left.models[0]["labels"]).expires  # type: ignore[union-attr]
+    assert left.expires == Labels.parse(left.models[0]["labels"]).expires  # type: ignore[union-attr]
 
 
 def test_a_scheduler_job_goes_with_the_ttl(vertex: FakeVertex, cloud: GoogleClient) -> None:

@@ -46,13 +46,13 @@ def cloud(
 def endless(vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Deployments that do not end by themselves, and little patience with them."""
     vertex.slow = {"deployModel": 10_000.0}
-    monkeypatch.setattr(operations, "DEPLOYMENT", 0.3)
+    monkeypatch.setattr(operations, "DEPLOYMENT_TIMEOUT", 0.3)
 
 
 def deploy(cloud: CloudSession) -> endpoint_store.EndpointRecord:
     """What `t2i remote deploy` does once its plan is agreed to."""
     return lifecycle.deploy_plan(
-        plan.plan_deployment(ASKED, cloud.rest, cloud.account), cloud, Console()
+        plan.plan_deployment(ASKED, cloud.client, cloud.account), cloud, Console()
     )
 
 
@@ -62,8 +62,8 @@ def gone(where: str = "GET .*/operations/[0-9]+$") -> Fault:
 
 
 def test_a_deployment_has_an_hour_and_a_half() -> None:
-    assert operations.DEPLOYMENT == 90 * 60
-    assert operations.OTHERS == 30 * 60
+    assert operations.DEPLOYMENT_TIMEOUT == 90 * 60
+    assert operations.OPERATION_TIMEOUT == 30 * 60
 
 
 @pytest.mark.usefixtures("endless")
@@ -92,26 +92,27 @@ def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: CloudSession)
     prices = machine_types.load_prices()
 
     def bill() -> status.CostReport:
-        return status.cost_report(inventory.list_deployments(cloud.rest), cloud.rest, prices)
+        return status.cost_report(inventory.list_deployments(cloud.client), cloud.client, prices)
 
-    (line,) = bill().lines
+    (line,) = bill().endpoints
     assert line.state == "deploying"
     assert [*status.status_table([line])[1]][:2] == ["slow", "deploying"]
     assert bill().text()[0] == "slow: deploying, 0.00 USD per hour, 0.00 so far"
     (operation,) = (o for o in vertex.operations.values() if o.kind == "deployModel")
     operation.due = 0.0
     deploy(cloud)
-    assert [one.state for one in bill().lines] == ["deployed"]
+    assert [one.state for one in bill().endpoints] == ["deployed"]
 
 
 def test_replicas_that_may_grow_cost_a_range(vertex: FakeVertex, cloud: CloudSession) -> None:
     asked = DeploymentSpec(model="sd15", name="grows", max_replicas=3)
-    lifecycle.deploy_plan(plan.plan_deployment(asked, cloud.rest, cloud.account), cloud, Console())
+    made = plan.plan_deployment(asked, cloud.client, cloud.account)
+    lifecycle.deploy_plan(made, cloud, Console())
     vertex.advance(2 * 3600)
     bill = status.cost_report(
-        inventory.list_deployments(cloud.rest), cloud.rest, machine_types.load_prices()
+        inventory.list_deployments(cloud.client), cloud.client, machine_types.load_prices()
     )
-    (line,) = bill.lines
+    (line,) = bill.endpoints
     assert (line.usd_per_hour, line.usd_per_hour_at_most) == (0.81, 2.43)
     told = bill.to_json()
     assert (told["usd_per_hour"], told["usd_per_hour_at_most"]) == (0.81, 2.43)
@@ -151,7 +152,7 @@ def test_what_is_being_made_is_waited_for_no_longer_either(
     vertex: FakeVertex, cloud: CloudSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vertex.slow = {"createEndpoint": 10_000.0}
-    monkeypatch.setattr(operations, "OTHERS", 0.3)
+    monkeypatch.setattr(operations, "OPERATION_TIMEOUT", 0.3)
     with pytest.raises(TimedOutError, match="^endpoint t2i-slow: not done after"):
         deploy(cloud)
 
@@ -185,11 +186,11 @@ def test_one_that_vanished_in_a_removal_is_looked_after(
 def test_only_what_is_long_is_told_of_in_between(
     vertex: FakeVertex, cloud: CloudSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "TOLD_EVERY", 0.1)
+    monkeypatch.setattr(operations, "REPORT_INTERVAL", 0.1)
     vertex.operation_seconds = 0.5
     said: list[str] = []
     name = vertex.make_endpoint()
     operation = vertex.begin("something", name, dict)
-    assert operations.wait_for_operation(cloud.rest, operation, "thing", said.append) == {}
+    assert operations.wait_for_operation(cloud.client, operation, "thing", said.append) == {}
     assert said
     assert all(re.fullmatch(r"thing: \ds so far", sentence) for sentence in said)

@@ -83,10 +83,10 @@ def test_long_texts_with_one_beginning_differ() -> None:
 
 def test_labels_of_others_are_not_ours() -> None:
     mine = Labels(name="x", expires=5, model="Qwen/Qwen-Image", serving="t2i", by="ann@example.org")
-    assert Labels.of(mine.encoded()) == mine
-    assert Labels.of({"managed-by": "terraform"}) is None
-    assert Labels.of({}) is None
-    found = Labels.of({"managed-by": "t2i", "t2i-by": labels.encode_label("\x1b[2J")})
+    assert Labels.parse(mine.encoded()) == mine
+    assert Labels.parse({"managed-by": "terraform"}) is None
+    assert Labels.parse({}) is None
+    found = Labels.parse({"managed-by": "t2i", "t2i-by": labels.encode_label("\x1b[2J")})
     assert found is not None
     assert found.by == "\\u001b[2J"
 
@@ -287,9 +287,8 @@ def test_a_connection_gets_its_token_in_the_end(
     with lifecycle.connect() as there:
         assert there.account == ACCOUNT
         assert waits == [1, 2]
-        assert (
-            list(there.rest.list_all("aiplatform", f"{there.rest.place.parent}/models", "m")) == []
-        )
+        models = f"{there.client.location.parent}/models"
+        assert list(there.client.list_all("aiplatform", models, "m")) == []
     assert counted(vertex)["POST token"] == 3
     body = {"error": "invalid_grant"}
     vertex.faults = [Fault(where="/token", status=400, body=body, times=9)]

@@ -1,1 +1,1 @@
-"""Vertex AI: credentials, and the life of an endpoint from its plan to its end."""
+"""Vertex AI: plan, deploy, list and remove endpoints."""

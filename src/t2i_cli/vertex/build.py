@@ -1,4 +1,4 @@
-"""The image of t2i's own server: built and pushed with docker, or by Cloud Build."""
+"""Builds the container image of t2i's server with docker or Cloud Build, and pushes it."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from t2i_cli.vertex.location import Location
 
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
 REPOSITORY = "t2i"
-"""The one in Artifact Registry, where no image is named."""
+"""Default repository in Artifact Registry."""
 BUILDERS = ("docker", "cloud-build")
 
 _PACKAGE = Path(t2i_cli.__file__).parent
@@ -29,7 +29,7 @@ _BUILD_TIMEOUT = "7200s"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBuild:
-    """What is built, with what, and the command lines that do it."""
+    """One image build: image name, builder and build arguments."""
 
     image: str
     builder: str
@@ -38,7 +38,7 @@ class ImageBuild:
     project: str
 
     def commands(self, context: Path) -> list[list[str]]:
-        """The commands, in order; the context holds the Dockerfile."""
+        """The command lines to run, in order; `context` is the folder with the Dockerfile."""
         pairs = [f"{name}={value}" for name, value in self.arguments.items()]
         if self.builder == "cloud-build":
             return [
@@ -54,7 +54,7 @@ class ImageBuild:
         ]
 
     def cloud_build(self) -> dict[str, object]:
-        """Cloud Build's configuration for the same."""
+        """The same build as a Cloud Build configuration (cloudbuild.json)."""
         flags = [f"--build-arg={name}={value}" for name, value in self.arguments.items()]
         step = {
             "name": "gcr.io/cloud-builders/docker",
@@ -64,9 +64,9 @@ class ImageBuild:
 
 
 def plan_build(
-    image: str | None, builder: str | None, bake: str | None, here: Location
+    image: str | None, builder: str | None, bake: str | None, place: Location
 ) -> ImageBuild:
-    """What would be built. Raises InputError."""
+    """Plan the build; `bake` names a model to include in the image. Raises InputError."""
     if builder not in (None, *BUILDERS):
         raise InputError(f"--with must be {' or '.join(BUILDERS)}, not {builder}.")
     arguments = {"T2I": _requirement()}
@@ -79,38 +79,41 @@ def plan_build(
             )
         arguments["MODEL"] = bake
     default = (
-        f"{here.region}-docker.pkg.dev/{here.project.replace(':', '/')}/{REPOSITORY}/"
+        f"{place.region}-docker.pkg.dev/{place.project.replace(':', '/')}/{REPOSITORY}/"
         f"t2i:{t2i_cli.__version__}"
     )
     return ImageBuild(
         image=image or default,
-        builder=builder or _found(),
+        builder=builder or _find_builder(),
         arguments=arguments,
-        region=here.region,
-        project=here.project,
+        region=place.region,
+        project=place.project,
     )
 
 
 def build_location(options: ProjectOptions) -> Location:
-    """The place to build for; credentials are looked at for their project alone."""
-    of_login = None
+    """The project and region to build for; credentials are used only for their default project."""
+    login_project = None
     with suppress(AccessError):
-        of_login = google_credentials.find_credentials()[1].project
-    return location.find_location(LocationOptions(**vars(options)), login_project=of_login)
+        login_project = google_credentials.find_credentials()[1].project
+    return location.find_location(LocationOptions(**vars(options)), login_project=login_project)
 
 
 def run_build(build: ImageBuild) -> None:
-    """Build the image and push it; the builder's own output goes to stderr."""
+    """Build the image and push it; the builder's output goes to stderr.
+
+    Raises InputError, AccessError or RemoteError.
+    """
     with tempfile.TemporaryDirectory(prefix="t2i-build-") as folder:
         context = Path(folder)
-        _fill(context, build)
+        _fill_context(context, build)
         for command in build.commands(context):
-            _call(command, build)
+            _run(command, build)
 
 
-def _call(command: Sequence[str], build: ImageBuild) -> None:
+def _run(command: Sequence[str], build: ImageBuild) -> None:
     try:
-        done = subprocess.run(command, stdout=2, check=False)  # noqa: S603 - made here
+        done = subprocess.run(command, stdout=2, check=False)  # noqa: S603 - built above
     except OSError as error:
         raise InputError(f"Cannot run {command[0]}: {os_reason(error)}.") from error
     if done.returncode == 0:
@@ -129,11 +132,11 @@ def _call(command: Sequence[str], build: ImageBuild) -> None:
     )
 
 
-def _found() -> str:
-    """The builder that is there: docker with its daemon, else gcloud for Cloud Build."""
+def _find_builder() -> str:
+    """docker if its daemon runs, else gcloud. Raises InputError where there is neither."""
     if shutil.which("docker"):
-        asked = ["docker", "version", "--format", "{{.Server.Version}}"]
-        if subprocess.run(asked, capture_output=True, check=False).returncode == 0:  # noqa: S603
+        version = ["docker", "version", "--format", "{{.Server.Version}}"]
+        if subprocess.run(version, capture_output=True, check=False).returncode == 0:  # noqa: S603
             return "docker"
     if shutil.which("gcloud"):
         return "cloud-build"
@@ -144,17 +147,18 @@ def _found() -> str:
 
 
 def _checkout() -> Path | None:
-    """The sources that this t2i runs from, None for one that was installed."""
+    """The root of the source checkout that t2i runs from, None for an installed package."""
     root = _PACKAGE.parent.parent
     return root if all((root / name).is_file() for name in _SOURCES) else None
 
 
 def _requirement() -> str:
+    """What pip installs in the image: the copied sources, or the released version."""
     return "/context" if _checkout() else f"t2i-cli=={t2i_cli.__version__}"
 
 
-def _fill(context: Path, build: ImageBuild) -> None:
-    """Put into the context what the Dockerfile takes, and nothing else of this machine."""
+def _fill_context(context: Path, build: ImageBuild) -> None:
+    """Copy only what the Dockerfile needs into the build context."""
     shutil.copy(DOCKERFILE, context)
     if root := _checkout():
         for name in _SOURCES:

@@ -1,4 +1,4 @@
-"""Google Cloud's REST interfaces at one place: a project in a region."""
+"""Client of Google Cloud's REST APIs for one project and region."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,13 +16,15 @@ _PATHS = {
 
 
 class GoogleClient(GoogleHttp):
-    """A connection to one place, as one account; errors leave it only as T2IError."""
+    """HTTP client for one location and one account. Raises only T2IError."""
 
-    def __init__(self, place: Location, token: Callable[[], str], *, seconds: float = 60) -> None:
-        # A token must not go through a proxy to this very machine.
-        proxies = not (place.api_endpoint or "").startswith("http://")
+    def __init__(
+        self, location: Location, token: Callable[[], str], *, seconds: float = 60
+    ) -> None:
+        # Do not send the token through a proxy when the server is on this machine.
+        proxies = not (location.api_endpoint or "").startswith("http://")
         super().__init__(token, seconds=seconds, proxies=proxies)
-        self.place = place
+        self.location = location
 
     def call(
         self,
@@ -34,16 +36,16 @@ class GoogleClient(GoogleHttp):
         params: Mapping[str, str] | None = None,
         tries: int | None = None,
     ) -> dict[str, Any]:
-        """The answer's JSON; `path` is a resource's name, or begins with / where it is whole."""
+        """The response's JSON; `path` is a resource name, or with a leading / the full path."""
         url = self._url(service, path)
         return self.call_url(method, url, json=json, params=params, tries=tries)
 
     def list_all(
         self, service: str, path: str, key: str, params: Mapping[str, str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Every entry of a list, whatever the number of pages."""
+        """Every entry of a list method; follows its pages."""
         return self.list_url(self._url(service, path), key, params)
 
     def _url(self, service: str, path: str) -> str:
         whole = path if path.startswith("/") else _PATHS[service] + path
-        return self.place.host(service) + whole
+        return self.location.host(service) + whole

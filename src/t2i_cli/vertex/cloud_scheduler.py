@@ -1,4 +1,4 @@
-"""Cloud Scheduler's part: the job that undeploys after the TTL even if no machine of ours is on.
+"""Cloud Scheduler job that undeploys a model after its TTL, whether or not t2i is running.
 
 https://cloud.google.com/scheduler/docs/reference/rest/v1/projects.locations.jobs
 """
@@ -18,27 +18,31 @@ from t2i_cli.vertex.plan import DeploymentPlan, is_service_account
 ONE_MINUTE = 60
 
 
-def prompt_for_account(rest: GoogleClient, account: str | None, console: Console) -> str | None:
-    """The service account for a job that the person at the terminal wants, if one can be made.
+def prompt_for_account(client: GoogleClient, account: str | None, console: Console) -> str | None:
+    """Ask whether to create the undeploy job; its service account, or None.
 
-    `account` is whose credentials there are: a service account that may do all of it is offered.
+    `account` is the caller's own: a service account with all permissions is the default answer.
+    Does not ask where permissions are missing.
     """
-    tested = permissions.check_permissions(rest, ["scheduler", "service account"])
-    if tested.blocking:
+    check = permissions.check_permissions(client, ["scheduler", "service account"])
+    if check.blocking:
         return None
     question = "Have a Cloud Scheduler job undeploy it after the TTL"
-    if account and is_service_account(account) and not (tested.missing or tested.unknown):
+    if account and is_service_account(account) and not (check.missing or check.unknown):
         return account if console.ask(f"{question}, as {account}?", default=True) else None
     return console.answer(f"{question}? The service account for it [none]:").strip() or None
 
 
 def create_undeploy_job(
-    plan: DeploymentPlan, rest: GoogleClient, endpoint: str, deployed: str
+    plan: DeploymentPlan, client: GoogleClient, endpoint: str, deployed: str
 ) -> None:
-    """Have Cloud Scheduler undeploy the model when the TTL ends: that ends what is paid for."""
+    """Create or update the job that undeploys the model when the TTL ends, which ends its cost.
+
+    `endpoint` is a full resource name, `deployed` the DeployedModel's id. Raises T2IError.
+    """
     at = time.gmtime(plan.labels.expires + ONE_MINUTE - 1)
     body = json.dumps({"deployedModelId": deployed}).encode()
-    name = f"{rest.place.parent}/jobs/{plan.title}"
+    name = f"{client.location.parent}/jobs/{plan.title}"
     job = {
         "name": name,
         "description": urlencode(plan.labels.encoded()),
@@ -46,8 +50,8 @@ def create_undeploy_job(
         "timeZone": "Etc/UTC",
         "retryConfig": {"retryCount": 5, "minBackoffDuration": "300s"},
         "httpTarget": {
-            # Google's own host: the scheduler cannot go by way of --api-endpoint.
-            "uri": f"https://{rest.place.region}-aiplatform.googleapis.com/v1/{endpoint}:undeployModel",
+            # Always Google's host: the scheduler cannot reach an --api-endpoint.
+            "uri": f"https://{client.location.region}-aiplatform.googleapis.com/v1/{endpoint}:undeployModel",
             "httpMethod": "POST",
             "headers": {"Content-Type": "application/json"},
             "body": base64.b64encode(body).decode(),
@@ -55,7 +59,7 @@ def create_undeploy_job(
         },
     }
     try:
-        rest.call("POST", "cloudscheduler", f"{rest.place.parent}/jobs", json=job)
+        client.call("POST", "cloudscheduler", f"{client.location.parent}/jobs", json=job)
     except ConflictError:
         mask = {"updateMask": "description,schedule,httpTarget"}
-        rest.call("PATCH", "cloudscheduler", name, json=job, params=mask)
+        client.call("PATCH", "cloudscheduler", name, json=job, params=mask)

@@ -1,4 +1,4 @@
-"""What runs in the cloud: which container, and where it takes its weights from."""
+"""Chooses the serving container, and where it loads its weights from."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,10 @@ GARDEN_IMAGE = (
 
 
 def find_source(model: str | None, serving: str) -> ModelSource:
-    """The model that is meant. Raises InputError or ModelError; asks the Hub if it must."""
+    """Resolve the model to deploy; may ask the Hub whether it needs a token.
+
+    Raises InputError, ModelError, or what the Hub's failure is.
+    """
     name = model or store.get_setting("model") or catalog.DEFAULT_MODEL
     if name.startswith("gs://"):
         if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[^/\s]+)+/?", name):
@@ -28,8 +31,8 @@ def find_source(model: str | None, serving: str) -> ModelSource:
         )
     spec = catalog.find_in_catalog(name)
     if spec is None and (folder := catalog.folder_named(name)):
-        whole = folder.resolve()
-        source = ModelSource(spec=ModelSpec(name=whole.name), folder=whole)
+        resolved = folder.resolve()
+        source = ModelSource(spec=ModelSpec(name=resolved.name), folder=resolved)
     elif spec is None and catalog.is_repository(name):
         from t2i_cli import hub
 
@@ -38,7 +41,7 @@ def find_source(model: str | None, serving: str) -> ModelSource:
         others = "a folder, owner/name on the Hub and gs://BUCKET/FOLDER do as well"
         raise catalog.unknown_model(name, others)
     elif spec.folder and serving == "t2i":
-        source = ModelSource(spec=spec)  # it is part of the image
+        source = ModelSource(spec=spec)  # its weights are in the image
     else:
         source = ModelSource(spec=spec, folder=spec.folder, fetch=spec.gated)
     if serving == "torchserve":
@@ -49,7 +52,10 @@ def find_source(model: str | None, serving: str) -> ModelSource:
 
 
 def local_weights(source: ModelSource, *, half: bool) -> Path:
-    """The model's folder on this machine, fetched from the Hub if it must be; raises T2IError."""
+    """The model's local folder, downloaded from the Hub if needed; `half` prefers fp16 weights.
+
+    Raises T2IError.
+    """
     if source.folder:
         return source.folder
     if source.spec.repo is None:
@@ -69,7 +75,7 @@ def local_weights(source: ModelSource, *, half: bool) -> Path:
 
 
 def choose_container(serving: str | None, image: str | None) -> tuple[str, str | None]:
-    """The way of serving and, for t2i's own, its image. Raises InputError."""
+    """The kind of serving, and the image for t2i's own server. Raises InputError."""
     image = store.resolve_setting("vertex_image", image)
     serving = serving or ("t2i" if image else "model-garden")
     if serving not in SERVINGS:
@@ -94,10 +100,10 @@ def serving_warning(serving: str) -> str | None:
 def model_resource(
     serving: str, source: ModelSource, image: str | None, artifacts: str | None, *, gpu: bool
 ) -> dict[str, object]:
-    """The part of Vertex AI's Model that says what to run; `artifacts` is a gs:// address."""
+    """The container fields of Vertex AI's Model resource; `artifacts` is a gs:// address."""
     repo = source.spec.repo or source.spec.name
     if serving == "t2i":
-        return _resource(
+        return _container_resource(
             str(image),
             8080,
             "/predict",
@@ -106,15 +112,15 @@ def model_resource(
             artifacts,
         )
     if serving == "model-garden":
-        # It fetches a gs:// address itself, and has no use for Vertex AI's copy of it.
+        # It downloads a gs:// address itself and does not read Vertex AI's copy (artifactUri).
         environment = {"MODEL_ID": artifacts or repo, "TASK": "text-to-image"}
-        return _resource(GARDEN_IMAGE, 7080, "/predict", "/health", environment, None)
+        return _container_resource(GARDEN_IMAGE, 7080, "/predict", "/health", environment, None)
     from t2i_cli.vertex.torchserve import container
 
     return container.archive_resource(artifacts, gpu=gpu)
 
 
-def _resource(
+def _container_resource(
     image: str,
     port: int,
     predict: str,

@@ -1,4 +1,4 @@
-"""From a plan to an endpoint that answers; every step finds what an earlier run made."""
+"""Deploys a model as planned; every step reuses what an earlier run created."""
 
 from typing import Any
 
@@ -20,24 +20,24 @@ from t2i_cli.vertex.plan import DeploymentPlan
 from t2i_cli.vertex.weights_bucket import OnBytes
 
 INFERENCE_SECONDS = 600
-"""How long a dedicated endpoint lets one call take; a shared one cuts it at 60."""
+"""Time limit of one call to a dedicated endpoint; on a shared endpoint it is 60 seconds."""
 
 
 def run_deployment(
-    plan: DeploymentPlan, there: Deployment | None, work: OperationRunner, on_bytes: OnBytes
+    plan: DeploymentPlan, existing: Deployment | None, runner: OperationRunner, on_bytes: OnBytes
 ) -> EndpointRecord:
-    """Make what is missing of the plan, `there` being what exists already.
+    """Create the resources of the plan that `existing` lacks; `on_bytes` gets upload progress.
 
-    Raises T2IError; what was made until then stays.
+    Raises T2IError and then leaves what it has created.
     """
     if plan.source.needs_upload:
-        _weights(plan, work, on_bytes)
-    model = _model(plan, work, there)
-    endpoint = _endpoint(plan, work, there)
-    deployed = _deployed(plan, work, endpoint, model, there.jobs if there else [])
+        _ensure_weights(plan, runner, on_bytes)
+    model = _ensure_model(plan, runner, existing)
+    endpoint = _ensure_endpoint(plan, runner, existing)
+    deployed = _ensure_deployed(plan, runner, endpoint, model, existing.jobs if existing else [])
     return EndpointRecord(
-        # With the project as the user names it; Google's own answer has its number.
-        name=work.rest.place.endpoint(endpoint["name"].split("/")[-1]),
+        # With the project id that the user gave; Google's response has the project number.
+        name=runner.client.location.endpoint(endpoint["name"].split("/")[-1]),
         dns=endpoint.get("dedicatedEndpointDns", ""),
         serving=plan.labels.serving,
         model=plan.labels.model,
@@ -48,10 +48,10 @@ def run_deployment(
     )
 
 
-def find_existing(plan: DeploymentPlan, rest: GoogleClient) -> Deployment | None:
-    """What there is under the plan's name. Raises InputError if that is something else."""
-    there = inventory.list_deployments(rest, plan.bucket).deployments.get(plan.labels.name)
-    if there is None:
+def find_existing(plan: DeploymentPlan, client: GoogleClient) -> Deployment | None:
+    """The deployment with the plan's name. Raises InputError if it differs from the plan."""
+    existing = inventory.list_deployments(client, plan.bucket).deployments.get(plan.labels.name)
+    if existing is None:
         return None
     wanted = plan.labels.encoded()
     for label, what in (
@@ -59,39 +59,44 @@ def find_existing(plan: DeploymentPlan, rest: GoogleClient) -> Deployment | None
         ("t2i-model", "serves"),
         ("t2i-serving", "is served by"),
     ):
-        here = there.written.get(label, "")
+        here = existing.raw_labels.get(label, "")
         if here != wanted[label]:
             raise InputError(
-                f"There is a deployment {there.name} already, and it {what} {decode_label(here)}, "
-                f"not {decode_label(wanted[label])}.",
-                hint=f"--name gives yours another name; `t2i remote down {there.name}` removes it.",
+                f"There is a deployment {existing.name} already, and it {what} "
+                f"{decode_label(here)}, not {decode_label(wanted[label])}.",
+                hint="--name gives yours another name; "
+                f"`t2i remote down {existing.name}` removes it.",
             )
-    for model in there.models:
+    for model in existing.models:
         container = model.get("containerSpec", {})
         if plan.image:
-            _same(plan, "image", container.get("imageUri"), plan.image)
+            _require_same(plan, "image", container.get("imageUri"), plan.image)
         weights = {plan.artifacts} if plan.artifacts else set()
-        _same(plan, "weights", inventory.weight_addresses(model), weights)
-    for deployed in there.deployed():
-        _same_resources(plan, deployed)
-    return there
+        _require_same(plan, "weights", inventory.weight_addresses(model), weights)
+    for deployed in existing.deployed():
+        _require_same_resources(plan, deployed)
+    return existing
 
 
-def _same_resources(plan: DeploymentPlan, deployed: dict[str, Any]) -> None:
-    """Raise InputError if a deployed model runs otherwise than planned."""
+def _require_same_resources(plan: DeploymentPlan, deployed: dict[str, Any]) -> None:
+    """Raise InputError if a DeployedModel's resources differ from the plan."""
     resources = deployed.get("dedicatedResources", {})
     low = int(resources.get("minReplicaCount") or 0)
     high = int(resources.get("maxReplicaCount") or max(low, 1))
     wanted = 0 if plan.idle else plan.min_replicas
-    _same(plan, "machine", machine_types.hardware_from_api(resources).text(), plan.hardware.text())
-    _same(plan, "number of replicas", f"{low} to {high}", f"{wanted} to {plan.max_replicas}")
-    # The stable interface may keep to itself what only the preview knows.
+    hardware = machine_types.hardware_from_api(resources)
+    _require_same(plan, "machine", hardware.text(), plan.hardware.text())
+    _require_same(
+        plan, "number of replicas", f"{low} to {high}", f"{wanted} to {plan.max_replicas}"
+    )
+    # The v1 API may leave out fields of the v1beta1 API.
     if idle := resources.get("scaleToZeroSpec", {}).get("idleScaledownPeriod"):
-        _same(plan, "idle time", idle, f"{plan.idle}s")
-    _same(plan, "service account", deployed.get("serviceAccount"), plan.service_account)
+        _require_same(plan, "idle time", idle, f"{plan.idle}s")
+    _require_same(plan, "service account", deployed.get("serviceAccount"), plan.service_account)
 
 
-def _same(plan: DeploymentPlan, what: str, here: object, wanted: object) -> None:
+def _require_same(plan: DeploymentPlan, what: str, here: object, wanted: object) -> None:
+    """Raise InputError if the existing value `here` is not the planned one."""
     if (here or None) == (wanted or None):
         return
     here, wanted = (
@@ -104,28 +109,31 @@ def _same(plan: DeploymentPlan, what: str, here: object, wanted: object) -> None
     )
 
 
-def _weights(plan: DeploymentPlan, work: OperationRunner, on_bytes: OnBytes) -> None:
-    rest, bucket = work.rest, str(plan.bucket)
-    if weights_bucket.bucket_labels(rest, bucket) is None:
-        weights_bucket.make_bucket(rest, bucket, plan.labels.encoded())
-        work.say(f"bucket gs://{bucket}: made")
-    elif bucket == weights_bucket.default_bucket(rest.place):
-        weights_bucket.check_owner(rest, bucket)
-    # Before the weights, so that whatever arrives can be found and removed.
-    weights_bucket.write_marker(rest, bucket, plan.labels)
-    # Only t2i's own server looks for weights by the names that fp16 ones have.
+def _ensure_weights(plan: DeploymentPlan, runner: OperationRunner, on_bytes: OnBytes) -> None:
+    """Create the bucket if needed, and upload the weights. Raises T2IError."""
+    client, bucket = runner.client, str(plan.bucket)
+    if weights_bucket.bucket_labels(client, bucket) is None:
+        weights_bucket.make_bucket(client, bucket, plan.labels.encoded())
+        runner.report(f"bucket gs://{bucket}: made")
+    elif bucket == weights_bucket.default_bucket(client.location):
+        weights_bucket.check_owner(client, bucket)
+    # Before the weights, so that a partial upload can be found and removed.
+    weights_bucket.write_marker(client, bucket, plan.labels)
+    # Only t2i's server finds weights by fp16 variant names.
     half = plan.labels.serving == "t2i" and plan.hardware.count > 0
     folder = containers.local_weights(plan.source, half=half)
     prefix = weights_bucket.weights_prefix(plan.labels.name)
-    weights_bucket.upload_folder(rest, folder, bucket, prefix, on_bytes)
-    work.say(f"weights gs://{bucket}/{prefix}: there")
+    weights_bucket.upload_folder(client, folder, bucket, prefix, on_bytes)
+    runner.report(f"weights gs://{bucket}/{prefix}: there")
 
 
-def _model(plan: DeploymentPlan, work: OperationRunner, there: Deployment | None) -> str:
-    """The full name of the Model resource."""
-    if there and there.models:
-        work.say(f"model {plan.title}: there already")
-        return str(there.models[0]["name"])
+def _ensure_model(
+    plan: DeploymentPlan, runner: OperationRunner, existing: Deployment | None
+) -> str:
+    """Create the Model resource if needed; its full resource name."""
+    if existing and existing.models:
+        runner.report(f"model {plan.title}: there already")
+        return str(existing.models[0]["name"])
     resource = containers.model_resource(
         plan.labels.serving,
         plan.source,
@@ -134,24 +142,24 @@ def _model(plan: DeploymentPlan, work: OperationRunner, there: Deployment | None
         gpu=plan.hardware.count > 0,
     )
     body = {"displayName": plan.title, "labels": plan.labels.encoded()} | resource
-    path = f"{work.rest.place.parent}/models:upload"
-    response = work.run_operation(path, {"model": body}, f"model {plan.title}")
-    work.say(f"model {plan.title}: made")
+    path = f"{runner.client.location.parent}/models:upload"
+    response = runner.run_operation(path, {"model": body}, f"model {plan.title}")
+    runner.report(f"model {plan.title}: made")
     return str(response["model"])
 
 
-def _endpoint(
-    plan: DeploymentPlan, work: OperationRunner, there: Deployment | None
+def _ensure_endpoint(
+    plan: DeploymentPlan, runner: OperationRunner, existing: Deployment | None
 ) -> dict[str, Any]:
-    """The Endpoint resource, with the plan's labels."""
+    """Create the Endpoint resource, or update its labels; the resource."""
     labels = plan.labels.encoded()
-    if there and there.endpoints:
-        name = there.endpoints[0]["name"]
-        work.say(
+    if existing and existing.endpoints:
+        name = existing.endpoints[0]["name"]
+        runner.report(
             f"endpoint {plan.title}: there already; "
             f"its TTL ends {format_time(plan.labels.expires)} now"
         )
-        return work.rest.call(
+        return runner.client.call(
             "PATCH", "aiplatform", name, json={"labels": labels}, params={"updateMask": "labels"}
         )
     body = {
@@ -160,52 +168,69 @@ def _endpoint(
         "dedicatedEndpointEnabled": True,
         "clientConnectionConfig": {"inferenceTimeout": f"{INFERENCE_SECONDS}s"},
     }
-    response = work.run_operation(
-        f"{work.rest.place.parent}/endpoints", body, f"endpoint {plan.title}"
+    response = runner.run_operation(
+        f"{runner.client.location.parent}/endpoints", body, f"endpoint {plan.title}"
     )
-    work.say(f"endpoint {plan.title}: made")
-    return work.rest.call("GET", "aiplatform", response["name"])
+    runner.report(f"endpoint {plan.title}: made")
+    return runner.client.call("GET", "aiplatform", response["name"])
 
 
-def _deployed(
+def _ensure_deployed(
     plan: DeploymentPlan,
-    work: OperationRunner,
+    runner: OperationRunner,
     endpoint: dict[str, Any],
     model: str,
     jobs: list[str],
 ) -> dict[str, Any]:
-    """The DeployedModel, whether it was there, on its way, or is made now.
+    """The DeployedModel: existing, in progress from an earlier run, or created now.
 
-    `jobs` are those of the scheduler that an earlier run made.
+    `model` is the Model's resource name, `jobs` the scheduler jobs of earlier runs.
+    Raises InputError if the TTL has ended or the existing one differs, or T2IError.
     """
-    rest, title = work.rest, f"deployment {plan.title}"
-    if under_way := operations.pending_operation(rest, endpoint["name"]):
-        work.say(f"{title}: under way already")
+    client, title = runner.client, f"deployment {plan.title}"
+    if under_way := operations.pending_operation(client, endpoint["name"]):
+        runner.report(f"{title}: under way already")
         operations.wait_for_operation(
-            rest, under_way, title, work.say, seconds=operations.DEPLOYMENT
+            client, under_way, title, runner.report, seconds=operations.DEPLOYMENT_TIMEOUT
         )
-        endpoint = rest.call("GET", "aiplatform", endpoint["name"])
+        endpoint = client.call("GET", "aiplatform", endpoint["name"])
     models: list[dict[str, Any]] = endpoint.get("deployedModels", [])
-    there = [one for one in models if one["model"] == model]
-    for one in there:
-        _same_resources(plan, one)
-    if rest.server_time() >= plan.labels.expires:
+    existing = [one for one in models if one["model"] == model]
+    for deployed_model in existing:
+        _require_same_resources(plan, deployed_model)
+    if client.server_time() >= plan.labels.expires:
         raise InputError(
             f"The TTL of {plan.labels.name} ended before it was deployed.",
             hint="A longer --ttl leaves time for the upload and the deployment.",
         )
-    number = there[0]["id"] if there else str(int(rest.server_time()))
+    number = existing[0]["id"] if existing else str(int(client.server_time()))
+    _replace_undeploy_job(plan, runner, endpoint["name"], number, jobs)
+    if existing:
+        runner.report(f"{title}: there already")
+        return existing[0]
+    return _deploy_model(plan, runner, endpoint["name"], model, number)
+
+
+def _replace_undeploy_job(
+    plan: DeploymentPlan, runner: OperationRunner, endpoint: str, number: str, jobs: list[str]
+) -> None:
+    """Create the undeploy job if the plan has one, else delete the `jobs` of earlier runs."""
     if plan.scheduler_account:
-        cloud_scheduler.create_undeploy_job(plan, rest, endpoint["name"], number)
-        work.say(f"scheduler job {plan.title}: will undeploy at {format_time(plan.labels.expires)}")
-    else:
-        for job in jobs:
-            # It would undeploy at the time of the earlier run.
-            rest.call("DELETE", "cloudscheduler", job)
-            work.say(f"scheduler job {plan.title}: removed")
-    if there:
-        work.say(f"{title}: there already")
-        return there[0]
+        cloud_scheduler.create_undeploy_job(plan, runner.client, endpoint, number)
+        end = format_time(plan.labels.expires)
+        runner.report(f"scheduler job {plan.title}: will undeploy at {end}")
+        return
+    for job in jobs:
+        # It would undeploy at the end of the earlier run's TTL.
+        runner.client.call("DELETE", "cloudscheduler", job)
+        runner.report(f"scheduler job {plan.title}: removed")
+
+
+def _deploy_model(
+    plan: DeploymentPlan, runner: OperationRunner, endpoint: str, model: str, number: str
+) -> dict[str, Any]:
+    """Deploy a Model to an endpoint as DeployedModel `number`, and wait. Raises T2IError."""
+    client, title = runner.client, f"deployment {plan.title}"
     resources: dict[str, object] = {
         "machineSpec": plan.hardware.spec(),
         "minReplicaCount": plan.min_replicas,
@@ -225,18 +250,18 @@ def _deployed(
     }
     if plan.service_account:
         body["serviceAccount"] = plan.service_account
-    # Scaling to zero is in Preview, and known to v1beta1 only.
+    # Scale to zero is in Preview and only in the v1beta1 API.
     version = "v1beta1" if plan.idle else "v1"
-    work.say(f"{title}: starts; it takes 5 to 30 minutes")
-    operation = rest.call(
+    runner.report(f"{title}: starts; it takes 5 to 30 minutes")
+    operation = client.call(
         "POST",
         "aiplatform",
-        f"/{version}/{endpoint['name']}:deployModel",
+        f"/{version}/{endpoint}:deployModel",
         json={"deployedModel": body, "trafficSplit": {"0": 100}},
     )
     response = operations.wait_for_operation(
-        rest, operation, title, work.say, seconds=operations.DEPLOYMENT
+        client, operation, title, runner.report, seconds=operations.DEPLOYMENT_TIMEOUT
     )
-    work.say(f"{title}: ready")
+    runner.report(f"{title}: ready")
     deployed: dict[str, Any] = response["deployedModel"]
     return deployed

@@ -1,6 +1,6 @@
-"""Endpoints that this machine remembers: the one in use, and the DNS names of dedicated ones.
+"""State file of known endpoints: the one in use, and the DNS names of dedicated ones.
 
-With the DNS name at hand, a call needs no permission but to predict.
+With a stored DNS name, a call needs only the predict permission.
 """
 
 import json
@@ -29,10 +29,10 @@ _HOST = re.compile(r"(?:[A-Za-z0-9.-]+(?::[0-9]{1,5})?)?")
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointRecord:
-    """An endpoint by its full resource name; `None` is what was not learnt.
+    """An endpoint by its full resource name; `None` is unknown.
 
     `dns` is the dedicated host, "" for a shared endpoint; `model` a repository, alias or path;
-    `replicas` the most there can be; `machine` Vertex AI's MachineSpec of each; `expires` in unix
+    `replicas` the maximum number; `machine` Vertex AI's MachineSpec of each; `expires` in unix
     seconds.
     """
 
@@ -47,8 +47,8 @@ class EndpointRecord:
 
 
 def record_from_api(name: str, endpoint: Mapping[str, Any]) -> EndpointRecord:
-    """What Vertex AI's answer says of an endpoint, under the name that the user gives it."""
-    labels = Labels.of(endpoint.get("labels", {}))
+    """The record of an Endpoint resource of Vertex AI, under the name that the user gives it."""
+    labels = Labels.parse(endpoint.get("labels", {}))
     deployed: Mapping[str, Any] = next(iter(endpoint.get("deployedModels", [])), {})
     resources = deployed.get("dedicatedResources", {})
     replicas = resources.get("maxReplicaCount") or resources.get("minReplicaCount")
@@ -66,34 +66,34 @@ def record_from_api(name: str, endpoint: Mapping[str, Any]) -> EndpointRecord:
 
 
 def store_path() -> Path:
-    """The file; it holds no secret, and can be deleted at any time."""
+    """Path of the state file; it holds no secret and can be deleted at any time."""
     from platformdirs import user_state_path
 
     return user_state_path("t2i", appauthor=False) / "vertex.json"
 
 
 def current_endpoint() -> EndpointRecord | None:
-    """The endpoint in use: what `remote deploy` made last or `remote use` chose."""
+    """The endpoint in use: the one that `remote deploy` or `remote use` named last."""
     name, endpoints = _read()
     return endpoints.get(name or "")
 
 
 def find_record(named: str) -> EndpointRecord | None:
-    """The endpoint of that full name or number."""
+    """The endpoint with that full name or number."""
     _, endpoints = _read()
     return next((k for n, k in endpoints.items() if named in {n, n.split("/")[-1]}), None)
 
 
-def remember_endpoint(known: EndpointRecord, *, current: bool = False) -> None:
-    """Keep an endpoint, as the one in use if `current`."""
-    with _held():
+def remember_endpoint(record: EndpointRecord, *, current: bool = False) -> None:
+    """Store an endpoint, as the one in use if `current`. Raises StorageError."""
+    with _locked():
         name, endpoints = _read()
-        _write(known.name if current else name, endpoints | {known.name: known})
+        _write(record.name if current else name, endpoints | {record.name: record})
 
 
 def forget_endpoint(named: str) -> None:
-    """Drop an endpoint that is gone, by its full name or number."""
-    with _held():
+    """Remove an endpoint by its full name or number. Raises StorageError."""
+    with _locked():
         gone = find_record(named.split("/")[-1])
         used, endpoints = _read()
         if gone and endpoints.pop(gone.name, None):
@@ -101,19 +101,22 @@ def forget_endpoint(named: str) -> None:
 
 
 def list_records() -> list[EndpointRecord]:
-    """Every endpoint that is remembered."""
+    """Every stored endpoint."""
     return list(_read()[1].values())
 
 
 @contextmanager
-def _held() -> Iterator[None]:
-    """Keep other processes and threads from writing the file until the block ends."""
+def _locked() -> Iterator[None]:
+    """Hold an exclusive lock against writers in other processes and threads.
+
+    Raises StorageError.
+    """
     from filelock import lock_descriptor
 
     file = store_path()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Not the file itself, which is replaced; the system drops the lock of who dies.
+        # A separate file, since the state file is replaced. The lock ends with the process.
         lock = open_regular(Path(f"{file}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
         try:
             lock_descriptor(lock)
@@ -125,33 +128,34 @@ def _held() -> Iterator[None]:
 
 
 def _read() -> tuple[str | None, dict[str, EndpointRecord]]:
-    """The name in use, and what is known by full name; a damaged file or entry counts as none."""
+    """The current endpoint's name, and records by full name; damaged content is skipped."""
     try:
         record = read_json(store_path())
     except (OSError, ValueError):
         return None, {}
     if not isinstance(record, dict) or not isinstance(record.get("endpoints"), list):
         return None, {}
-    found = [known for entry in record["endpoints"] if (known := _known(entry))]
+    found = [record for entry in record["endpoints"] if (record := _parse_record(entry))]
     name = record.get("current")
-    return name if is_text(name) else None, {known.name: known for known in found}
+    return name if is_text(name) else None, {record.name: record for record in found}
 
 
-def _known(entry: object) -> EndpointRecord | None:
-    """An endpoint as the file has it, `None` for a damaged entry; a newer t2i's may say more."""
+def _parse_record(entry: object) -> EndpointRecord | None:
+    """The record of a file's entry, `None` if it is damaged; ignores fields of newer versions."""
     if not isinstance(entry, dict) or not is_text(entry.get("name")):
         return None
     values = {
         field.name: entry[field.name] for field in fields(EndpointRecord) if field.name in entry
     }
-    whole = all(
-        value is None or name == "name" or _VALID[name](value) for name, value in values.items()
+    valid = all(
+        value is None or name == "name" or _VALIDATORS[name](value)
+        for name, value in values.items()
     )
-    return EndpointRecord(**values) if whole else None
+    return EndpointRecord(**values) if valid else None
 
 
 def _is_machine(value: object) -> bool:
-    """Whether it is a MachineSpec as far as it is read here."""
+    """Whether the fields of a MachineSpec that are read here are valid."""
     if not isinstance(value, dict):
         return False
     kind, accelerator, count = (
@@ -162,8 +166,8 @@ def _is_machine(value: object) -> bool:
     )
 
 
-_VALID: Mapping[str, Callable[[object], bool]] = {
-    # It comes into an address that is sent a token.
+_VALIDATORS: Mapping[str, Callable[[object], bool]] = {
+    # It becomes part of a URL to which a token is sent.
     "dns": lambda value: isinstance(value, str) and bool(_HOST.fullmatch(value)),
     "serving": lambda value: isinstance(value, str) and value in SERVINGS,
     "model": is_text,
@@ -175,6 +179,6 @@ _VALID: Mapping[str, Callable[[object], bool]] = {
 
 
 def _write(name: str | None, endpoints: dict[str, EndpointRecord]) -> None:
-    """Replace the file whole; raises OSError."""
-    record = {"current": name, "endpoints": [asdict(known) for known in endpoints.values()]}
+    """Replace the file atomically; raises OSError."""
+    record = {"current": name, "endpoints": [asdict(record) for record in endpoints.values()]}
     replace_text(store_path(), json.dumps(record, indent=1))

@@ -1,4 +1,4 @@
-"""What t2i writes on everything that it makes in the cloud, in the few characters labels allow."""
+"""Labels that t2i puts on every cloud resource, encoded in the characters that labels allow."""
 
 import hashlib
 import re
@@ -12,14 +12,14 @@ from t2i_cli.terminal.console import escape_controls
 
 MANAGED = ("managed-by", "t2i")
 MAX_LABEL_LENGTH = 63
-"""Characters of a value: Vertex AI takes 64, storage 63."""
+"""Characters of a value: Vertex AI allows 64, Cloud Storage 63."""
 
-_MARK_OF_CUT = "_x"
+_TRUNCATION_MARK = "_x"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Which deployment something belongs to, when that ends (unix seconds), and who made it."""
+    """A resource's deployment: name, expiry (unix seconds), model, serving, and creator (`by`)."""
 
     name: str
     expires: int
@@ -28,7 +28,7 @@ class Labels:
     by: str
 
     def encoded(self) -> dict[str, str]:
-        """As labels of a resource, or as metadata of an object."""
+        """As labels of a resource, or metadata of an object."""
         return dict([MANAGED]) | {
             "t2i-name": self.name,
             "t2i-expires": str(self.expires),
@@ -38,16 +38,16 @@ class Labels:
         }
 
     @classmethod
-    def of(cls, labels: Mapping[str, str]) -> Self | None:
-        """What they tell, or None if t2i did not write them."""
+    def parse(cls, labels: Mapping[str, str]) -> Self | None:
+        """Decode labels; None if t2i did not write them."""
         if labels.get(MANAGED[0]) != MANAGED[1]:
             return None
         expires = labels.get("t2i-expires", "")
         return cls(
             name=labels.get("t2i-name", ""),
-            # What t2i made and nobody can date is past its time.
+            # A resource of t2i without a valid date counts as expired.
             expires=int(expires) if expires.isdecimal() else 0,
-            # Anybody in the project may write labels, and these are shown on terminals.
+            # Anybody in the project can write labels, and they are printed on terminals.
             model=escape_controls(decode_label(labels.get("t2i-model", ""))),
             serving=labels.get("t2i-serving", ""),
             by=escape_controls(decode_label(labels.get("t2i-by", ""))),
@@ -55,7 +55,7 @@ class Labels:
 
 
 def encode_label(text: str) -> str:
-    """Any text in lowercase letters, digits, `-` and `_`; what is too long is cut, with a hash."""
+    """Encode text in lowercase letters, digits, `-` and `_`; long values are cut, with a hash."""
     value = "".join(
         char if re.fullmatch("[a-z0-9-]", char) else "".join(f"_{b:02x}" for b in char.encode())
         for char in text
@@ -63,16 +63,16 @@ def encode_label(text: str) -> str:
     if len(value) <= MAX_LABEL_LENGTH:
         return value
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    kept = value[: MAX_LABEL_LENGTH - len(digest) - len(_MARK_OF_CUT)]
-    return re.sub("_.?$", "", kept) + _MARK_OF_CUT + digest
+    kept = value[: MAX_LABEL_LENGTH - len(digest) - len(_TRUNCATION_MARK)]
+    return re.sub("_.?$", "", kept) + _TRUNCATION_MARK + digest
 
 
 def decode_label(value: str) -> str:
-    """The text that was encoded; of a cut one its beginning, with an ellipsis."""
-    text, cut, _ = value.partition(_MARK_OF_CUT)
+    """The encoded text; of a cut value the beginning with an ellipsis."""
+    text, cut, _ = value.partition(_TRUNCATION_MARK)
     return unquote_to_bytes(text.replace("_", "%")).decode(errors="replace") + "…" * bool(cut)
 
 
 def format_time(seconds: float) -> str:
-    """A time in unix seconds for people, as 2026-11-23 18:30 UTC."""
+    """Format unix seconds as 2026-11-23 18:30 UTC."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -1,4 +1,4 @@
-"""A deployment from its plan to its end: asked for, made, and removed whatever happens."""
+"""Lifecycle of a deployment: confirm the plan, deploy, and remove it, also after failures."""
 
 import os
 import secrets
@@ -33,7 +33,6 @@ from t2i_cli.vertex import (
     inventory,
     location,
     operations,
-    plan,
     teardown,
     ttl,
 )
@@ -41,75 +40,77 @@ from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.operations import OperationRunner
-from t2i_cli.vertex.plan import DeploymentPlan
+from t2i_cli.vertex.plan import DeploymentPlan, plan_deployment
 
 TERMINATION_GRACE = 30.0
-"""Seconds that a command has to end after Ctrl-C or SIGTERM."""
-REMOVAL, PAUSE = 300.0, 5.0
-"""Seconds for which a removal that fails is tried again, and between two tries."""
+"""Seconds a child command has to exit after Ctrl-C or SIGTERM, before it is killed."""
+REMOVAL_TIMEOUT, REMOVAL_PAUSE = 300.0, 5.0
+"""Seconds to retry a failing removal for, and between two attempts."""
 
 
 @dataclass(frozen=True)
 class CloudSession:
-    """A connection, and whose it is."""
+    """A client, and the account of its credentials."""
 
-    rest: GoogleClient
+    client: GoogleClient
     account: str | None
 
 
 @contextmanager
 def connect(
-    place: LocationOptions | None = None, *, endpoint: str | None = None
+    options: LocationOptions | None = None, *, endpoint: str | None = None
 ) -> Iterator[CloudSession]:
-    """A connection with the credentials that there are. Raises AccessError and InputError."""
+    """A session with the default credentials. Raises AccessError and InputError."""
     found, login = google_credentials.find_credentials()
-    where = location.find_location(place, endpoint=endpoint, login_project=login.project)
-    with GoogleClient(where, google_credentials.TokenProvider(found)) as rest:
-        rest.token()
-        # Only now do a person's credentials tell whose they are.
-        yield CloudSession(rest, google_credentials.account_name(found))
+    where = location.find_location(options, endpoint=endpoint, login_project=login.project)
+    with GoogleClient(where, google_credentials.TokenProvider(found)) as client:
+        client.token()
+        # A person's credentials name their account only after the first token.
+        yield CloudSession(client, google_credentials.account_name(found))
 
 
 def confirm_plan(
-    wanted: DeploymentSpec, cloud: CloudSession, console: Console, *, yes: bool, offer: bool = False
+    spec: DeploymentSpec, session: CloudSession, console: Console, *, yes: bool, offer: bool = False
 ) -> DeploymentPlan:
-    """The plan, shown and agreed to. Raises AccessError where permissions are missing.
+    """Plan the deployment, print it, and ask to confirm it unless `yes`.
 
-    With `offer`, a person is asked whether to make the scheduler job that was not asked for.
+    With `offer`, also offers a Cloud Scheduler job if none was requested. Raises AccessError where
+    permissions are missing.
     """
-    settled = plan.plan_deployment(wanted, cloud.rest, cloud.account)
-    made = inventory.list_endpoints(cloud.rest)
-    inventory.warn_overdue(made.overdue(cloud.rest.server_time()), console.warn)
-    console.note(settled.text())
-    if warning := containers.serving_warning(settled.labels.serving):
+    plan = plan_deployment(spec, session.client, session.account)
+    made = inventory.list_endpoints(session.client)
+    inventory.warn_overdue(made.overdue(session.client.server_time()), console.warn)
+    console.note(plan.text())
+    if warning := containers.serving_warning(plan.labels.serving):
         console.warn(warning)
-    if missing := settled.permissions.blocking:
+    if missing := plan.permissions.blocking:
         raise AccessError(
-            f"These permissions are missing in {cloud.rest.place.project}: {', '.join(missing)}.",
+            f"These permissions are missing in {session.client.location.project}: "
+            f"{', '.join(missing)}.",
             hint="docs/remote.md names a role for each step.",
         )
     if yes:
-        return settled
-    if offer and console.interactive and not wanted.scheduler_account:
-        if account := cloud_scheduler.prompt_for_account(cloud.rest, cloud.account, console):
-            wanted = replace(wanted, scheduler_account=account)
-            settled = plan.plan_deployment(wanted, cloud.rest, cloud.account)
-            console.note(f"enforced by  {settled.enforcement()}")
-    console.confirm(settled.question())
-    return settled
+        return plan
+    if offer and console.interactive and not spec.scheduler_account:
+        if account := cloud_scheduler.prompt_for_account(session.client, session.account, console):
+            spec = replace(spec, scheduler_account=account)
+            plan = plan_deployment(spec, session.client, session.account)
+            console.note(f"enforced by  {plan.enforcement()}")
+    console.confirm(plan.question())
+    return plan
 
 
-def deploy_plan(settled: DeploymentPlan, cloud: CloudSession, console: Console) -> EndpointRecord:
-    """Deploy, and keep the endpoint as the one in use.
+def deploy_plan(plan: DeploymentPlan, session: CloudSession, console: Console) -> EndpointRecord:
+    """Deploy, and store the endpoint as the one in use.
 
-    A failure, or Ctrl-C, offers to remove what was made, and says what is left.
+    After a failure or Ctrl-C lists what was created and offers to remove it. Raises T2IError.
     """
-    there = deploy.find_existing(settled, cloud.rest)
-    work = OperationRunner(cloud.rest, console.note)
+    existing = deploy.find_existing(plan, session.client)
+    runner = OperationRunner(session.client, console.note)
     try:
-        found = _deploy(settled, there, work, console)
+        found = _deploy(plan, existing, runner, console)
     except (T2IError, KeyboardInterrupt, Terminated) as error:
-        _offer_removal(settled, work, console, ask=not isinstance(error, Terminated))
+        _offer_removal(plan, runner, console, ask=not isinstance(error, Terminated))
         raise
     _remember(found, console, current=True)
     return found
@@ -117,54 +118,56 @@ def deploy_plan(settled: DeploymentPlan, cloud: CloudSession, console: Console) 
 
 @contextmanager
 def ephemeral_deployment(
-    wanted: DeploymentSpec, cloud: CloudSession, console: Console, *, yes: bool
+    spec: DeploymentSpec, session: CloudSession, console: Console, *, yes: bool
 ) -> Iterator[EndpointRecord]:
-    """An endpoint for as long as the block runs; removed whatever happens in it, and before."""
-    if wanted.name is None:
-        wanted = replace(wanted, name=f"run-{secrets.token_hex(4)}")
-    settled = confirm_plan(wanted, cloud, console, yes=yes)
-    if deploy.find_existing(settled, cloud.rest):
+    """An endpoint that is removed when the block ends, also after a failed deployment."""
+    if spec.name is None:
+        spec = replace(spec, name=f"run-{secrets.token_hex(4)}")
+    plan = confirm_plan(spec, session, console, yes=yes)
+    if deploy.find_existing(plan, session.client):
         raise InputError(
-            f"There is a deployment {settled.labels.name} already, which would be removed at the "
-            "end.",
+            f"There is a deployment {plan.labels.name} already, which would be removed at the end.",
             hint="Leave --name out.",
         )
-    work = OperationRunner(cloud.rest, console.note)
+    runner = OperationRunner(session.client, console.note)
     try:
-        with ttl.terminate_at(settled.labels.expires, cloud.rest, console):
-            found = _deploy(settled, None, work, console)
+        with ttl.terminate_at(plan.labels.expires, session.client, console):
+            found = _deploy(plan, None, runner, console)
             _remember(found, console)
             yield found
     finally:
         with ttl.ignore_signals(console):
-            _remove_all(settled, work, console)
+            _remove_all(plan, runner, console)
 
 
 @contextmanager
 def ephemeral_endpoint(
-    wanted: DeploymentSpec, place: LocationOptions, console: Console, *, yes: bool
+    spec: DeploymentSpec, options: LocationOptions, console: Console, *, yes: bool
 ) -> Iterator[str]:
-    """The name of an endpoint for as long as the block runs."""
+    """The name of an endpoint that is removed when the block ends."""
     with (
-        connect(place) as cloud,
-        ephemeral_deployment(wanted, cloud, console, yes=yes) as found,
+        connect(options) as session,
+        ephemeral_deployment(spec, session, console, yes=yes) as found,
     ):
         yield found.name
 
 
 def run_command(
-    wanted: DeploymentSpec,
-    cloud: CloudSession,
+    spec: DeploymentSpec,
+    session: CloudSession,
     console: Console,
     command: Sequence[str],
     *,
     yes: bool,
 ) -> int:
-    """The exit code of a command that ran with an endpoint of its own."""
+    """Run a command with an ephemeral endpoint; its exit code, 128 + N after signal N.
+
+    Raises InputError if the command cannot be run.
+    """
     if shutil.which(command[0]) is None:
         raise InputError(f"Cannot run {command[0]}: there is no such command.")
-    with ephemeral_deployment(wanted, cloud, console, yes=yes) as found:
-        environment = os.environ | endpoint_environment(found, cloud.rest)
+    with ephemeral_deployment(spec, session, console, yes=yes) as found:
+        environment = os.environ | endpoint_environment(found, session.client)
         try:
             child = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's command
         except OSError as error:
@@ -172,26 +175,26 @@ def run_command(
         try:
             code = child.wait()
         except BaseException as reason:
-            _end(child, reason)
+            _stop_child(child, reason)
             raise
     return code if code >= 0 else 128 - code
 
 
-def endpoint_environment(found: EndpointRecord, rest: GoogleClient) -> Mapping[str, str]:
-    """What has a `t2i` in the environment use the endpoint."""
+def endpoint_environment(found: EndpointRecord, client: GoogleClient) -> Mapping[str, str]:
+    """Environment variables that make `t2i` use the endpoint."""
     environment = {
         "T2I_BACKEND": "vertex",
         "T2I_VERTEX_ENDPOINT": found.name,
-        "T2I_VERTEX_PROJECT": rest.place.project,
-        "T2I_VERTEX_REGION": rest.place.region,
+        "T2I_VERTEX_PROJECT": client.location.project,
+        "T2I_VERTEX_REGION": client.location.region,
     }
-    if rest.place.api_endpoint:
-        environment["T2I_VERTEX_API_ENDPOINT"] = rest.place.api_endpoint
+    if client.location.api_endpoint:
+        environment["T2I_VERTEX_API_ENDPOINT"] = client.location.api_endpoint
     return environment
 
 
 def _remember(found: EndpointRecord, console: Console, *, current: bool = False) -> None:
-    """Keep an endpoint; where the home cannot be written to, it is there all the same."""
+    """Store an endpoint; only warn if the state file cannot be written."""
     try:
         endpoint_store.remember_endpoint(found, current=current)
     except StorageError as error:
@@ -199,21 +202,21 @@ def _remember(found: EndpointRecord, console: Console, *, current: bool = False)
 
 
 def _deploy(
-    settled: DeploymentPlan, there: Deployment | None, work: OperationRunner, console: Console
+    plan: DeploymentPlan, existing: Deployment | None, runner: OperationRunner, console: Console
 ) -> EndpointRecord:
     with Progress(console, 1) as progress:
         found = deploy.run_deployment(
-            settled,
-            there,
-            work,
-            lambda done, total: progress.transfer(f"uploading {settled.labels.model}", done, total),
+            plan,
+            existing,
+            runner,
+            lambda done, total: progress.transfer(f"uploading {plan.labels.model}", done, total),
         )
     console.note(f"{found.name} is ready.")
     return found
 
 
-def _end(child: "subprocess.Popen[bytes]", reason: BaseException) -> None:
-    """Have the command end: Ctrl-C reached it as well, SIGTERM did not."""
+def _stop_child(child: "subprocess.Popen[bytes]", reason: BaseException) -> None:
+    """Stop the child process: Ctrl-C has reached it already, SIGTERM has not."""
     if not isinstance(reason, KeyboardInterrupt):
         child.terminate()
     try:
@@ -224,66 +227,73 @@ def _end(child: "subprocess.Popen[bytes]", reason: BaseException) -> None:
 
 
 def _offer_removal(
-    settled: DeploymentPlan, work: OperationRunner, console: Console, *, ask: bool
+    plan: DeploymentPlan, runner: OperationRunner, console: Console, *, ask: bool
 ) -> None:
-    """Say what a deployment that failed left behind, and remove it if the person wants that."""
-    name = settled.labels.name
+    """List what a failed deployment left behind, and with `ask` offer to remove it."""
+    name = plan.labels.name
     try:
-        work.wait_for_pending()
-        there = inventory.list_deployments(work.rest, settled.bucket).deployments.get(name)
-        if there is None:
+        runner.wait_for_pending()
+        existing = inventory.list_deployments(runner.client, plan.bucket).deployments.get(name)
+        if existing is None:
             console.note(f"Nothing of {name} is there.")
             return
-        parts = there.parts_text()
-        if any(operations.pending_operation(work.rest, one["name"]) for one in there.endpoints):
+        parts = existing.parts_text()
+        if any(
+            operations.pending_operation(runner.client, one["name"]) for one in existing.endpoints
+        ):
             parts.append("a deployment under way (it will be paid for)")
         console.warn(f"Of {name} there is: {'; '.join(parts)}.")
         if ask and console.interactive and console.ask("Remove all of that?"):
-            _remove_all(settled, work, console)
+            _remove_all(plan, runner, console)
             return
     except T2IError as error:
         console.warn(f"What is left of {name} cannot be told: {error.message}")
     console.note(f"Run the same command again to go on, or `t2i remote down {name} --bucket`.")
 
 
-def _remove_all(settled: DeploymentPlan, work: OperationRunner, console: Console) -> None:
-    """Remove a deployment with its weights, trying for minutes: until then it is paid for."""
-    end = time.monotonic() + REMOVAL
-    work.wait_for_pending()
+def _remove_all(plan: DeploymentPlan, runner: OperationRunner, console: Console) -> None:
+    """Remove a deployment with its weights; retry for minutes, since it is billed until then.
+
+    Raises T2IError.
+    """
+    end = time.monotonic() + REMOVAL_TIMEOUT
+    runner.wait_for_pending()
 
     def attempt(left: float) -> None:
         try:
-            _remove_once(settled, work, console)
+            _remove_once(plan, runner, console)
         except (RemoteError, TimedOutError, QuotaError) as error:
-            if left < PAUSE:
+            if left < REMOVAL_PAUSE:
                 raise
             console.warn(f"{error.message} The removal is tried again.")
             raise RetryableError(error, waking=True) from error
 
-    # Every time the same pause: until it is gone it is paid for.
+    # A constant pause, without backoff: it is billed until it is gone.
     left = max(0.0, end - time.monotonic())
-    policy = RetryPolicy(retries=0, timeout=left, first_pause=PAUSE, longest_pause=PAUSE)
+    policy = RetryPolicy(
+        retries=0, timeout=left, first_pause=REMOVAL_PAUSE, longest_pause=REMOVAL_PAUSE
+    )
     call_with_retry(attempt, policy)
 
 
-def _remove_once(settled: DeploymentPlan, work: OperationRunner, console: Console) -> None:
-    """Remove all of it, and the bucket if t2i made it and nothing is in it."""
-    name = settled.labels.name
+def _remove_once(plan: DeploymentPlan, runner: OperationRunner, console: Console) -> None:
+    """Remove all resources, and the bucket if t2i created it and it is empty."""
+    name = plan.labels.name
     try:
-        there = inventory.list_deployments(work.rest, settled.bucket)
+        existing = inventory.list_deployments(runner.client, plan.bucket)
     except T2IError as error:
         raise type(error)(
             f"Whether anything of {name} is left cannot be told: {error.message}",
             hint=f"`t2i remote down {name} --bucket` removes it; until then it may be paid for.",
         ) from error
-    if found := there.deployments.get(name):
+    if found := existing.deployments.get(name):
         teardown.remove_deployment(
-            work.rest, found, console.note, artifacts=True, bucket=settled.bucket
+            runner.client, found, console.note, artifacts=True, bucket=plan.bucket
         )
-    if settled.bucket in there.buckets:
-        there.buckets = {settled.bucket}
-        teardown.empty_buckets(work.rest, there, console.note)
-    unseen = [where for where in there.unseen if where.startswith(f"gs://{settled.bucket}:")]
+    if plan.bucket in existing.buckets:
+        existing.buckets = {plan.bucket}
+        teardown.empty_buckets(runner.client, existing, console.note)
+    unseen = [where for where in existing.unseen if where.startswith(f"gs://{plan.bucket}:")]
     for sentence in unseen:
         console.warn(f"Its weights may still be there: {sentence}")
     paid = "" if unseen else "; nothing of it is paid for any more"

@@ -1,4 +1,4 @@
-"""Where on Google Cloud: project, region, and the hosts of its services."""
+"""Google Cloud location: project, region, and service hosts."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _FULL_NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """A project in a region; `api_endpoint` stands in for every host of Google's."""
+    """A project and region; `api_endpoint` replaces every host of Google's."""
 
     project: str
     region: str
@@ -21,7 +21,7 @@ class Location:
 
     @property
     def parent(self) -> str:
-        """The resource name of all that is in it."""
+        """The parent resource name of everything in the location."""
         return f"projects/{self.project}/locations/{self.region}"
 
     def host(self, service: str) -> str:
@@ -42,9 +42,9 @@ def find_location(
     endpoint: str | None = None,
     login_project: str | None = None,
 ) -> Location:
-    """The place that the options name, else the settings, the remembered endpoint, the credentials.
+    """The location: of the options, else the settings, the stored endpoint, the credentials.
 
-    An `endpoint` given by its full name lies where that says. Raises InputError.
+    A full resource name as `endpoint` sets its own location. Raises InputError.
     """
     options = options or LocationOptions()
     current = endpoint_store.current_endpoint()

@@ -1,4 +1,4 @@
-"""What a replica runs on, and what that costs an hour: a dated table of estimates."""
+"""Machine types and accelerators of replicas, and a dated table of estimated prices."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ from t2i_cli.settings import store
 
 @dataclass(frozen=True, kw_only=True)
 class PriceTable:
-    """USD an hour: a machine with the accelerators that belong to it, or one accelerator more."""
+    """Prices in USD per hour: of machines with included accelerators, and of one accelerator."""
 
     date: str
     machines: Mapping[str, float]
@@ -32,7 +32,7 @@ BUILT_IN = PriceTable(
     },
     accelerators={"NVIDIA_TESLA_T4": 0.40, "NVIDIA_TESLA_P100": 1.68},
 )
-"""Vertex AI's prices for online prediction as third parties list or derive them."""
+"""Vertex AI's online prediction prices as listed or derived by third parties."""
 
 _INCLUDED = (
     (r"g2-standard-(4|8|12|16|32)", "NVIDIA_L4", 1),
@@ -41,15 +41,15 @@ _INCLUDED = (
     (r"a2-ultragpu-1g", "NVIDIA_A100_80GB", 1),
     (r"a3-highgpu-1g", "NVIDIA_H100_80GB", 1),
 )
-"""Machines that always come with accelerators, and with how many."""
+"""Machine types with included accelerators, and their number."""
 _GB = 10**9
-_SMALL, _MIDDLE = 8 * _GB, 20 * _GB
-"""Bytes of weights that a 24 GB L4 holds beside 16 GB and 32 GB of the machine's own memory."""
+_SMALL_WEIGHTS, _MEDIUM_WEIGHTS = 8 * _GB, 20 * _GB
+"""Bytes of weights that fit an L4 (24 GB) on machines with 16 GB and 32 GB of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaHardware:
-    """One replica: a machine type with so many accelerators."""
+    """One replica's machine type, accelerator type and number of accelerators."""
 
     machine: str
     accelerator: str | None = None
@@ -63,13 +63,13 @@ class ReplicaHardware:
         return value
 
     def text(self) -> str:
-        """For people, as `g2-standard-4 with 1 NVIDIA_L4`."""
+        """As `g2-standard-4 with 1 NVIDIA_L4`."""
         return (
             f"{self.machine} with {self.count} {self.accelerator}" if self.count else self.machine
         )
 
     def price(self, prices: PriceTable) -> float | None:
-        """USD an hour for one replica, None where the table does not have it."""
+        """USD per hour for one replica, None if the table lacks the price."""
         machine = prices.machines.get(self.machine)
         if machine is None or self.accelerator is None or _included(self.machine):
             return machine
@@ -80,15 +80,17 @@ class ReplicaHardware:
 def choose_hardware(
     machine: str | None, accelerator: str | None, spec: ModelSpec
 ) -> ReplicaHardware:
-    """What the options ask for, or what holds the model's weights. Raises InputError."""
+    """The hardware of the options, by default one that fits the weights. Raises InputError."""
     size = spec.download_bytes
     if machine is None:
         if accelerator:
             machine = "n1-standard-8"
         elif spec.name == "postcard":
             machine = "n1-standard-4"
-        elif size is None or size > _SMALL:
-            machine = "g2-standard-8" if size is None or size <= _MIDDLE else "a2-highgpu-1g"
+        elif size is None or size > _SMALL_WEIGHTS:
+            machine = (
+                "g2-standard-8" if size is None or size <= _MEDIUM_WEIGHTS else "a2-highgpu-1g"
+            )
         else:
             machine = "g2-standard-4"
     if not re.fullmatch(r"[a-z]\w*-[a-z]+-\w+", machine):
@@ -111,7 +113,7 @@ def choose_hardware(
 
 
 def hardware_from_api(resources: Mapping[str, object]) -> ReplicaHardware:
-    """What a deployed model's dedicatedResources say."""
+    """The hardware in a DeployedModel's dedicatedResources."""
     machine = resources.get("machineSpec")
     spec = machine if isinstance(machine, dict) else {}
     return ReplicaHardware(
@@ -122,7 +124,10 @@ def hardware_from_api(resources: Mapping[str, object]) -> ReplicaHardware:
 
 
 def load_prices() -> PriceTable:
-    """The table, with what the file of the setting `vertex_prices` says over it."""
+    """The built-in prices, overridden by the TOML file of the setting `vertex_prices`.
+
+    Raises InputError or StorageError.
+    """
     named = store.get_setting("vertex_prices")
     if named is None:
         return BUILT_IN
@@ -142,10 +147,10 @@ def load_prices() -> PriceTable:
 
 def _prices(record: Mapping[str, object], table: str, file: Path) -> dict[str, float]:
     found = record.get(table, {})
-    good = isinstance(found, dict) and all(
+    valid = isinstance(found, dict) and all(
         isinstance(value, int | float) and value >= 0 for value in found.values()
     )
-    if not isinstance(found, dict) or not good:
+    if not isinstance(found, dict) or not valid:
         raise InputError(f"{file}: [{table}] must give USD an hour for each name.")
     return {name: float(value) for name, value in found.items()}
 
@@ -155,7 +160,7 @@ def _included(machine: str) -> tuple[str, int] | None:
 
 
 def _full_name(accelerator: str) -> str:
-    """Google's name, also from a short one as `t4`."""
+    """Google's accelerator type for a full or short name, as `t4`."""
     name = accelerator.upper()
     if name.startswith("NVIDIA_"):
         return name

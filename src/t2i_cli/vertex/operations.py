@@ -1,4 +1,4 @@
-"""Long-running operations: wait for one, end those of an endpoint."""
+"""Long-running operations of Vertex AI: start, wait, cancel."""
 
 import signal
 import time
@@ -14,15 +14,15 @@ from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
 from t2i_cli.vertex.client import GoogleClient
 
 ReportProgress = Callable[[str], None]
-"""Takes a sentence about how it goes on."""
+"""Takes one sentence about progress."""
 
-TOLD_EVERY = 30.0
-"""Seconds between two sentences about one operation."""
-DEPLOYMENT, OTHERS = 5400.0, 1800.0
-"""Seconds after which an operation is waited for no more: a deployment may take an hour, in which
-its container has to get ready, and a while before for a machine; others take minutes.
+REPORT_INTERVAL = 30.0
+"""Seconds between progress reports of one operation."""
+DEPLOYMENT_TIMEOUT, OPERATION_TIMEOUT = 5400.0, 1800.0
+"""Seconds to wait for an operation: a deployment has an hour to get its container ready, and waits
+for a machine before that; others take minutes.
 """
-POLL_INTERVALS = "The same command, run again, finds what is there by then and goes on."
+_RERUN_HINT = "The same command, run again, finds what is there by then and goes on."
 _CODES = {
     1: "CANCELLED",
     3: "INVALID_ARGUMENT",
@@ -35,36 +35,36 @@ _CODES = {
     10: "ABORTED",
     16: "UNAUTHENTICATED",
 }
-"""google.rpc.Code, which an operation's error has in place of an HTTP status."""
+"""google.rpc.Code values: an operation's error has one in place of an HTTP status."""
 
 
 class OperationRunner:
-    """Runs long-running operations of Vertex AI, and knows those that still make a resource."""
+    """Runs operations that create resources, and keeps track of the unfinished ones."""
 
-    def __init__(self, rest: GoogleClient, say: ReportProgress) -> None:
-        self.rest = rest
-        self.say = say
+    def __init__(self, client: GoogleClient, report: ReportProgress) -> None:
+        self.client = client
+        self.report = report
         self._unfinished: dict[str, dict[str, Any]] = {}
 
     def run_operation(self, path: str, body: object, title: str) -> dict[str, Any]:
-        """Begin an operation that makes a resource, wait for it, and return its response."""
+        """Start an operation that creates a resource, wait for it, and return its response."""
         with block_signals():
-            operation = self.rest.call("POST", "aiplatform", path, json=body)
+            operation = self.client.call("POST", "aiplatform", path, json=body)
             self._unfinished[operation["name"]] = operation
-        response = wait_for_operation(self.rest, operation, title, self.say)
+        response = wait_for_operation(self.client, operation, title, self.report)
         del self._unfinished[operation["name"]]
         return response
 
     def wait_for_pending(self) -> None:
-        """Wait for what still makes a resource, however it ends: only then can that be found."""
+        """Wait for unfinished operations, ignoring errors: only then are their resources listed."""
         for operation in self._unfinished.values():
             with suppress(T2IError):
-                wait_for_operation(self.rest, operation, "what is under way", self.say)
+                wait_for_operation(self.client, operation, "what is under way", self.report)
 
 
 @contextmanager
 def block_signals() -> Iterator[None]:
-    """Hold the signals back that end t2i: no answer that names something is lost."""
+    """Block termination signals, so that no response naming a new resource is lost."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -76,90 +76,91 @@ def block_signals() -> Iterator[None]:
 
 
 def wait_for_operation(
-    rest: GoogleClient,
+    client: GoogleClient,
     operation: dict[str, Any],
     title: str,
-    say: ReportProgress,
+    report: ReportProgress,
     *,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """The response of an operation once it is done; its error is raised as T2IError.
+    """Wait until an operation is done and return its response; raises its error as T2IError.
 
-    Raises TimedOutError after `seconds`, by default OTHERS, and RemoteError if it is gone.
+    Raises TimedOutError after `seconds`, by default OPERATION_TIMEOUT, and RemoteError if the
+    operation no longer exists.
     """
-    most = OTHERS if seconds is None else seconds
-    started = told = time.monotonic()
-    known: dict[str, Any] | None = operation
+    limit = OPERATION_TIMEOUT if seconds is None else seconds
+    started = reported = time.monotonic()
+    latest: dict[str, Any] | None = operation
 
-    def look(_left: float) -> dict[str, Any]:
-        nonlocal known, told
-        found, known = known or _ask(rest, operation["name"], title), None
-        if time.monotonic() - told > TOLD_EVERY:
-            told = time.monotonic()
-            say(f"{title}: {format_duration(told - started)} so far")
+    def poll(_left: float) -> dict[str, Any]:
+        nonlocal latest, reported
+        found, latest = latest or _get_operation(client, operation["name"], title), None
+        if time.monotonic() - reported > REPORT_INTERVAL:
+            reported = time.monotonic()
+            report(f"{title}: {format_duration(reported - started)} so far")
         if found.get("done"):
             return found
-        late = TimedOutError(
-            f"{title}: not done after {format_duration(most)}; it goes on at Google.",
-            hint=POLL_INTERVALS,
+        timeout = TimedOutError(
+            f"{title}: not done after {format_duration(limit)}; it goes on at Google.",
+            hint=_RERUN_HINT,
         )
-        raise RetryableError(late, waking=True)
+        raise RetryableError(timeout, waking=True)
 
-    policy = RetryPolicy(retries=0, timeout=most, first_pause=0.1, growth=1.5, longest_pause=10.0)
-    operation = call_with_retry(look, policy)
+    policy = RetryPolicy(retries=0, timeout=limit, first_pause=0.1, growth=1.5, longest_pause=10.0)
+    operation = call_with_retry(poll, policy)
     if error := operation.get("error"):
-        raise _failure(rest, operation["name"], error)
+        raise _failure(client, operation["name"], error)
     response: dict[str, Any] = operation.get("response", {})
     return response
 
 
-def _ask(rest: GoogleClient, name: str, title: str) -> dict[str, Any]:
-    """An operation as it is now."""
+def _get_operation(client: GoogleClient, name: str, title: str) -> dict[str, Any]:
+    """The operation's current state. Raises RemoteError if it no longer exists."""
     try:
-        return rest.call("GET", "aiplatform", name)
+        return client.call("GET", "aiplatform", name)
     except NotFoundError as gone:
         raise RemoteError(
             f"{title}: Google knows nothing of this operation any more, nor how it ended.",
-            hint=POLL_INTERVALS,
+            hint=_RERUN_HINT,
         ) from gone
 
 
-def cancel_all(rest: GoogleClient, resource: str, title: str, say: ReportProgress) -> None:
-    """Cancel what is under way on a resource, and wait until nothing is."""
-    for operation in rest.list_all("aiplatform", f"{resource}/operations", "operations"):
+def cancel_all(client: GoogleClient, resource: str, title: str, report: ReportProgress) -> None:
+    """Cancel all running operations on a resource, and wait until they have ended."""
+    for operation in client.list_all("aiplatform", f"{resource}/operations", "operations"):
         if operation.get("done"):
             continue
-        # Cancelling is a wish: what cannot be cancelled is waited for.
+        # Cancellation is best effort: wait for operations that cannot be cancelled.
         with suppress(T2IError):
-            rest.call("POST", "aiplatform", f"{operation['name']}:cancel", json={})
-        # How it ended is of no interest to what removes the resource.
+            client.call("POST", "aiplatform", f"{operation['name']}:cancel", json={})
+        # The resource is being removed, so the result does not matter.
         with suppress(T2IError):
-            wait_for_operation(rest, operation, title, say)
+            wait_for_operation(client, operation, title, report)
 
 
-def pending_operation(rest: GoogleClient, resource: str) -> dict[str, Any] | None:
-    """An operation that is under way on a resource, if there is one."""
-    found = rest.list_all("aiplatform", f"{resource}/operations", "operations")
+def pending_operation(client: GoogleClient, resource: str) -> dict[str, Any] | None:
+    """A running operation on a resource, if there is one."""
+    found = client.list_all("aiplatform", f"{resource}/operations", "operations")
     return next((operation for operation in found if not operation.get("done")), None)
 
 
-def log_link(rest: GoogleClient, endpoint: str) -> str:
+def log_link(client: GoogleClient, endpoint: str) -> str:
     """Where the container's log can be read."""
     number = endpoint.split("/")[-1]
     query = (
         "resource.type%3D%22aiplatform.googleapis.com%2FEndpoint%22%0A"
         f"resource.labels.endpoint_id%3D%22{number}%22"
     )
-    return f"https://console.cloud.google.com/logs/query;query={query}?project={rest.place.project}"
+    return f"https://console.cloud.google.com/logs/query;query={query}?project={client.location.project}"
 
 
-def _failure(rest: GoogleClient, name: str, error: dict[str, Any]) -> T2IError:
+def _failure(client: GoogleClient, name: str, error: dict[str, Any]) -> T2IError:
     message = str(error.get("message") or "the operation failed")
-    said = message.lower()
-    if "model server" in said or "never became ready" in said or "health check" in said:
+    lowered = message.lower()
+    if "model server" in lowered or "never became ready" in lowered or "health check" in lowered:
         endpoint = name.split("/operations/")[0]
         return ModelError(
             "The server in the container never became ready.",
-            hint=f"Its log: {log_link(rest, endpoint)}",
+            hint=f"Its log: {log_link(client, endpoint)}",
         )
     return error_from_status(0, _CODES.get(int(error.get("code", 0)), ""), message)

@@ -1,4 +1,4 @@
-"""The least permissions that each step needs, and which of them the credentials have.
+"""IAM permissions that each step needs, and which of them the credentials have.
 
 https://cloud.google.com/iam/docs/permissions-reference
 """
@@ -54,57 +54,57 @@ STEPS: Mapping[str, tuple[str, ...]] = {
         "cloudscheduler.jobs.delete",
     ),
 }
-"""What `t2i remote` does, and the permissions for it."""
-_ELSEWHERE = ("storage.", "iam.serviceAccounts.")
-"""These may be granted on the bucket or the account itself, where the project knows nothing."""
+"""Steps of `t2i remote` and the permissions each needs."""
+_RESOURCE_LEVEL = ("storage.", "iam.serviceAccounts.")
+"""Prefixes of permissions that may be granted on a bucket or account instead of the project."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PermissionCheck:
-    """The permissions that were asked for: how many, which are missing, or why nobody knows."""
+    """Result of a permission test: number requested, those missing, or why it is unknown."""
 
-    asked: int
+    requested: int
     missing: tuple[str, ...] = ()
     unknown: str | None = None
 
     @property
     def blocking(self) -> tuple[str, ...]:
-        """Those missing that can be granted on the project only."""
-        return tuple(name for name in self.missing if not name.startswith(_ELSEWHERE))
+        """Missing permissions that can only be granted on the project."""
+        return tuple(name for name in self.missing if not name.startswith(_RESOURCE_LEVEL))
 
     def text(self) -> str:
         """One line for people."""
         if self.unknown:
-            return f"{self.asked} needed; whether they are there cannot be told: {self.unknown}"
+            return f"{self.requested} needed; whether they are there cannot be told: {self.unknown}"
         if not self.missing:
-            return f"{self.asked} needed, all there"
-        return f"{self.asked} needed, missing: {', '.join(self.missing)}"
+            return f"{self.requested} needed, all there"
+        return f"{self.requested} needed, missing: {', '.join(self.missing)}"
 
 
 def check_permissions(
-    rest: GoogleClient, steps: Iterable[str], *, tries: int | None = None
+    client: GoogleClient, steps: Iterable[str], *, tries: int | None = None
 ) -> PermissionCheck:
-    """Ask which permissions of these steps the credentials have on the project."""
-    asked = list(dict.fromkeys(name for step in steps for name in STEPS[step]))
+    """Test which permissions of these steps the credentials have on the project."""
+    requested = list(dict.fromkeys(name for step in steps for name in STEPS[step]))
     try:
-        answer = rest.call(
+        answer = client.call(
             "POST",
             "cloudresourcemanager",
-            f"projects/{rest.place.project}:testIamPermissions",
-            json={"permissions": asked},
+            f"projects/{client.location.project}:testIamPermissions",
+            json={"permissions": requested},
             tries=tries,
         )
     except T2IError as error:
-        return PermissionCheck(asked=len(asked), unknown=error.message)
-    there = set(answer.get("permissions", []))
+        return PermissionCheck(requested=len(requested), unknown=error.message)
+    granted = set(answer.get("permissions", []))
     return PermissionCheck(
-        asked=len(asked), missing=tuple(name for name in asked if name not in there)
+        requested=len(requested), missing=tuple(name for name in requested if name not in granted)
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What an account may do: the steps that miss permissions, or why nobody knows."""
+    """Missing permissions by step, or why they are unknown."""
 
     missing: Mapping[str, tuple[str, ...]]
     unknown: str | None = None
@@ -121,11 +121,10 @@ class Capabilities:
 def check_capabilities(
     impersonate: str | None = None, seconds: float = 10
 ) -> tuple[CredentialInfo, Capabilities | None]:
-    """Find the credentials, have a token issued, and ask what they may do.
+    """Find the credentials, request a token, and test their permissions.
 
-    The project is the one that t2i would use: of the settings, else of the credentials.
-
-    Waits `seconds` for each call. Raises AccessError, RemoteError or TimedOutError.
+    The project is that of the settings, else of the credentials; capabilities are None without one.
+    `seconds` is the timeout of each call. Raises AccessError, RemoteError or TimedOutError.
     """
     found, login = google_credentials.verify_credentials(impersonate, seconds)
     try:
@@ -136,11 +135,11 @@ def check_capabilities(
         return login, None
     login = replace(login, project=where.project)
     token = google_credentials.TokenProvider(found, seconds)
-    with GoogleClient(where, token, seconds=seconds) as rest:
-        tested = check_permissions(rest, STEPS, tries=1)
+    with GoogleClient(where, token, seconds=seconds) as client:
+        check = check_permissions(client, STEPS, tries=1)
     missing = {
         step: lacking
         for step, names in STEPS.items()
-        if (lacking := tuple(name for name in names if name in tested.missing))
+        if (lacking := tuple(name for name in names if name in check.missing))
     }
-    return login, Capabilities(missing=missing, unknown=tested.unknown)
+    return login, Capabilities(missing=missing, unknown=check.unknown)

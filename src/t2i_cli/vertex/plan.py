@@ -1,4 +1,4 @@
-"""What a deployment would make, cost and need: settled and shown before anything is done."""
+"""Plan of a deployment: resources, cost and permissions, shown before anything is created."""
 
 import re
 from dataclasses import dataclass
@@ -14,14 +14,17 @@ from t2i_cli.vertex.labels import Labels, format_time
 from t2i_cli.vertex.machine_types import PriceTable, ReplicaHardware
 from t2i_cli.vertex.model_source import ModelSource
 
-_SCALE_DOWN = range(300, 28801)
-"""Seconds, which Vertex AI takes for the idle time before it scales to zero."""
+_IDLE_RANGE = range(300, 28801)
+"""Seconds of idle time before scaling to zero that Vertex AI allows."""
 _ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.gserviceaccount\.com")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentPlan:
-    """A deployment with everything settled. `idle` is in seconds, prices in USD."""
+    """A deployment with every option resolved.
+
+    `idle` and `ttl` are in seconds, `hourly` is one replica's price in USD per hour.
+    """
 
     parent: str
     labels: Labels
@@ -42,12 +45,12 @@ class DeploymentPlan:
 
     @property
     def title(self) -> str:
-        """The display name of what is made."""
+        """The display name of the created resources."""
         return f"t2i-{self.labels.name}"
 
     @property
     def artifacts(self) -> str | None:
-        """The gs:// address that the container takes its weights from, if it is one."""
+        """The gs:// address that the container loads its weights from, if any."""
         if self.source.needs_upload:
             return f"gs://{self.bucket}/{weights_bucket.weights_prefix(self.labels.name)}".rstrip(
                 "/"
@@ -107,14 +110,14 @@ class DeploymentPlan:
         return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value)
 
     def question(self) -> str:
-        """What a person is asked to agree to."""
+        """The confirmation prompt."""
         price = "a price that is not known"
         if (hourly := self._cost(1)) is not None:
             price = f"about {hourly:.2f} USD per hour"
         return f"Deploy {self.title} for {price}?"
 
     def enforcement(self) -> str:
-        """What ends the deployment after its TTL, in words."""
+        """What enforces the TTL, for people."""
         if self.scheduler_account:
             return (
                 f"a Cloud Scheduler job, which undeploys it as {self.scheduler_account}; "
@@ -145,78 +148,79 @@ class DeploymentPlan:
         )
 
     def _cost(self, hours: float) -> float | None:
-        """USD at the most for so many hours."""
+        """USD for `hours` with the maximum number of replicas; None if the price is unknown."""
         return None if self.hourly is None else round(self.hourly * self.max_replicas * hours, 2)
 
 
 def plan_deployment(
-    wanted: DeploymentSpec, rest: GoogleClient, account: str | None
+    spec: DeploymentSpec, client: GoogleClient, account: str | None
 ) -> DeploymentPlan:
-    """Settle what is asked for; nothing is changed. Raises T2IError."""
-    kind, image = containers.choose_container(wanted.serving, wanted.image)
-    source = containers.find_source(wanted.model, kind)
-    ttl = _duration("--ttl", wanted.ttl)
-    idle = _duration("--scale-to-zero", wanted.scale_to_zero) if wanted.scale_to_zero else None
-    if idle is not None and idle not in _SCALE_DOWN:
+    """Resolve the options into a plan; creates nothing. Raises T2IError."""
+    serving, image = containers.choose_container(spec.serving, spec.image)
+    source = containers.find_source(spec.model, serving)
+    ttl = _duration("--ttl", spec.ttl)
+    idle = _duration("--scale-to-zero", spec.scale_to_zero) if spec.scale_to_zero else None
+    if idle is not None and idle not in _IDLE_RANGE:
         raise InputError("--scale-to-zero must be from 5m to 8h, which Vertex AI takes.")
-    if idle is not None and wanted.min_replicas != 1:
+    if idle is not None and spec.min_replicas != 1:
         raise InputError("--scale-to-zero leaves no replica running; leave --min-replicas out.")
-    if not 1 <= wanted.min_replicas <= wanted.max_replicas:
+    if not 1 <= spec.min_replicas <= spec.max_replicas:
         raise InputError("--min-replicas must be at least 1, and no more than --max-replicas.")
-    for account_option in (wanted.service_account, wanted.scheduler_account):
+    for account_option in (spec.service_account, spec.scheduler_account):
         if account_option and not is_service_account(account_option):
             raise InputError(
                 f"{account_option} is no service account: they end in .gserviceaccount.com."
             )
-    machine = machine_types.choose_hardware(wanted.machine_type, wanted.accelerator, source.spec)
+    hardware = machine_types.choose_hardware(spec.machine_type, spec.accelerator, source.spec)
     prices = machine_types.load_prices()
     bucket = None
     if source.needs_upload:
-        default = weights_bucket.default_bucket(rest.place)
-        bucket = store.resolve_setting("vertex_bucket", wanted.bucket) or default
+        default = weights_bucket.default_bucket(client.location)
+        bucket = store.resolve_setting("vertex_bucket", spec.bucket) or default
     steps = ["predict", "deploy", "remove"]
     steps += ["upload"] if source.needs_upload else []
-    steps += ["service account"] if wanted.service_account or wanted.scheduler_account else []
-    steps += ["scheduler"] if wanted.scheduler_account else []
-    tested = permissions.check_permissions(rest, steps)
+    steps += ["service account"] if spec.service_account or spec.scheduler_account else []
+    steps += ["scheduler"] if spec.scheduler_account else []
+    permission_check = permissions.check_permissions(client, steps)
     labels = Labels(
-        name=_name(wanted.name, source),
-        expires=round(rest.server_time()) + ttl,
+        name=_name(spec.name, source),
+        expires=round(client.server_time()) + ttl,
         model=source.label_name,
-        serving=kind,
+        serving=serving,
         by=account or "unknown",
     )
     plan = DeploymentPlan(
-        parent=rest.place.parent,
+        parent=client.location.parent,
         labels=labels,
         source=source,
         upload_bytes=_upload_bytes(source),
         bucket=bucket,
-        image=image if kind == "t2i" else None,
-        hardware=machine,
-        min_replicas=wanted.min_replicas,
-        max_replicas=wanted.max_replicas,
+        image=image if serving == "t2i" else None,
+        hardware=hardware,
+        min_replicas=spec.min_replicas,
+        max_replicas=spec.max_replicas,
         idle=idle,
         ttl=ttl,
-        hourly=machine.price(prices),
+        hourly=hardware.price(prices),
         prices=prices,
-        service_account=wanted.service_account,
-        scheduler_account=wanted.scheduler_account,
-        permissions=tested,
+        service_account=spec.service_account,
+        scheduler_account=spec.scheduler_account,
+        permissions=permission_check,
     )
-    if wanted.max_cost is not None and not wanted.max_cost >= 0:
+    if spec.max_cost is not None and not spec.max_cost >= 0:
         raise InputError("--max-cost must be USD, as 5 or 2.50.")
-    if wanted.max_cost is not None:
-        _check_cost(plan, wanted.max_cost)
+    if spec.max_cost is not None:
+        _check_cost(plan, spec.max_cost)
     return plan
 
 
 def is_service_account(account: str) -> bool:
-    """Whether it has a service account's form, a person's being an ordinary address."""
+    """Whether the address is that of a service account, not of a person."""
     return _ACCOUNT.fullmatch(account) is not None
 
 
 def _check_cost(plan: DeploymentPlan, limit: float) -> None:
+    """Raise InputError if the cost until the TTL may exceed `limit` USD, or is unknown."""
     if plan.hourly is None:
         raise InputError(
             f"--max-cost cannot be kept: the price of {plan.hardware.text()} is not known.",
@@ -236,6 +240,7 @@ def _check_cost(plan: DeploymentPlan, limit: float) -> None:
 
 
 def _duration(option: str, text: str) -> int:
+    """An option's duration in seconds; raises InputError."""
     seconds = parse_duration(text)
     if not seconds:
         raise InputError(f"{option} {text} is no duration; write it as 90m or 2h.")
@@ -243,7 +248,7 @@ def _duration(option: str, text: str) -> int:
 
 
 def _name(name: str | None, source: ModelSource) -> str:
-    """What tells this deployment from others: the model's name, unless one is given."""
+    """The deployment's name, by default derived from the model's. Raises InputError."""
     if name is None:
         short = source.spec.name.split("/")[-1].lower()
         name = re.sub("[^a-z0-9]+", "-", short).strip("-")[:40].rstrip("-") or "model"

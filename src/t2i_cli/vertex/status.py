@@ -1,4 +1,4 @@
-"""What endpoints do and cost: for `t2i remote list`, `status` and `cost`."""
+"""State and cost of endpoints, for `t2i remote list`, `status` and `cost`."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,10 @@ from t2i_cli.vertex.machine_types import PriceTable
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointStatus:
-    """One deployment: ages in seconds, prices in USD by estimate, `None` where nobody knows.
+    """One deployment: age in seconds, estimated prices in USD, `None` where unknown.
 
-    The prices are of its fewest replicas, but for `usd_per_hour_at_most`.
+    Prices are for the minimum of replicas, except `usd_per_hour_at_most`; `expires` is in unix
+    seconds.
     """
 
     name: str
@@ -44,18 +45,18 @@ class EndpointStatus:
 
     @property
     def cost_text(self) -> str:
-        """USD until now for people; how many replicas there were, nobody tells."""
+        """USD until now for people; a lower bound if the number of replicas may have varied."""
         grows = self.usd_per_hour != self.usd_per_hour_at_most
         return f"{'at least ' if grows else ''}{format_money(self.usd_so_far)}"
 
     def to_json(self) -> dict[str, object]:
-        """The line as `--json` prints it."""
+        """The status as `--json` prints it."""
         return asdict(self) | {"expires": format_time(self.expires)}
 
 
-def endpoint_status(found: Deployment, rest: GoogleClient, prices: PriceTable) -> EndpointStatus:
-    """All that is known of a deployment; asks for its number of requests."""
-    now = rest.server_time()
+def endpoint_status(found: Deployment, client: GoogleClient, prices: PriceTable) -> EndpointStatus:
+    """The status of a deployment; queries its state and its number of requests."""
+    now = client.server_time()
     endpoint = found.endpoints[0] if found.endpoints else None
     deployed = found.deployed()
     machines = [
@@ -69,7 +70,7 @@ def endpoint_status(found: Deployment, rest: GoogleClient, prices: PriceTable) -
     return EndpointStatus(
         name=found.name,
         endpoint=endpoint["name"] if endpoint else None,
-        state=_state(found, rest),
+        state=_state(found, client),
         model=found.labels.model,
         serving=found.labels.serving,
         by=found.labels.by,
@@ -77,7 +78,9 @@ def endpoint_status(found: Deployment, rest: GoogleClient, prices: PriceTable) -
         age=now - created_at(endpoint) if endpoint else None,
         replicas=sum(fewest),
         max_replicas=sum(most),
-        requests=count_requests(rest, endpoint["name"], created_at(endpoint)) if endpoint else None,
+        requests=count_requests(client, endpoint["name"], created_at(endpoint))
+        if endpoint
+        else None,
         usd_per_hour=_total(each, fewest),
         usd_per_hour_at_most=_total(each, most),
         usd_so_far=_total(each, spent),
@@ -88,14 +91,14 @@ def endpoint_status(found: Deployment, rest: GoogleClient, prices: PriceTable) -
 
 @dataclass(frozen=True, kw_only=True)
 class CostReport:
-    """What all deployments in a place cost, in USD by estimate."""
+    """Estimated cost of all deployments in a location, in USD."""
 
-    lines: list[EndpointStatus]
+    endpoints: list[EndpointStatus]
     prices: PriceTable
     project: str
 
     def to_json(self) -> dict[str, object]:
-        """The bill as `--json` prints it."""
+        """The report as `--json` prints it."""
         hourly, most, so_far = self._sums()
         return {
             "usd_per_hour": hourly,
@@ -103,11 +106,11 @@ class CostReport:
             "usd_per_day": None if hourly is None else round(hourly * 24, 2),
             "usd_so_far": so_far,
             "prices_of": self.prices.date,
-            "endpoints": [one.to_json() for one in self.lines],
+            "endpoints": [one.to_json() for one in self.endpoints],
         }
 
     def text(self) -> list[str]:
-        """The bill for people."""
+        """The report as lines for people."""
         hourly, most, so_far = self._sums()
         daily = [None if value is None else value * 24 for value in (hourly, most)]
         least = "at least " if hourly != most else ""
@@ -115,7 +118,7 @@ class CostReport:
             *(
                 f"{one.name}: {'' if one.state == 'deployed' else f'{one.state}, '}"
                 f"{one.hourly_text} USD per hour, {one.cost_text} so far"
-                for one in self.lines
+                for one in self.endpoints
             ),
             f"all: {format_money(hourly, most)} USD per hour, {format_money(*daily)} per day, "
             f"{least}{format_money(so_far)} so far",
@@ -124,42 +127,45 @@ class CostReport:
         ]
 
     def _sums(self) -> tuple[float | None, float | None, float | None]:
-        hourly = [one.usd_per_hour for one in self.lines]
-        most = [one.usd_per_hour_at_most for one in self.lines]
-        so_far = [one.usd_so_far for one in self.lines]
+        hourly = [one.usd_per_hour for one in self.endpoints]
+        most = [one.usd_per_hour_at_most for one in self.endpoints]
+        so_far = [one.usd_so_far for one in self.endpoints]
         return _sum(hourly), _sum(most), _sum(so_far)
 
 
-def cost_report(found: Inventory, rest: GoogleClient, prices: PriceTable) -> CostReport:
-    """What the deployments that were found cost."""
-    lines = [endpoint_status(one, rest, prices) for one in found.deployments.values()]
-    return CostReport(lines=lines, prices=prices, project=rest.place.project)
+def cost_report(found: Inventory, client: GoogleClient, prices: PriceTable) -> CostReport:
+    """The cost report of the deployments in an inventory."""
+    endpoints = [endpoint_status(one, client, prices) for one in found.deployments.values()]
+    return CostReport(endpoints=endpoints, prices=prices, project=client.location.project)
 
 
-def count_requests(rest: GoogleClient, endpoint: str, start: float) -> int | None:
-    """How often an endpoint answered, as Cloud Monitoring counts it (minutes late), if it tells."""
-    span = max(60, round(rest.server_time() - start))
+def count_requests(client: GoogleClient, endpoint: str, start: float) -> int | None:
+    """Responses of an endpoint since `start` (unix seconds) by Cloud Monitoring, minutes late.
+
+    None if Cloud Monitoring cannot be queried.
+    """
+    span = max(60, round(client.server_time() - start))
     query = {
         "filter": 'metric.type="aiplatform.googleapis.com/prediction/online/response_count" AND '
         f'resource.labels.endpoint_id="{endpoint.split("/")[-1]}"',
-        "interval.startTime": _stamp(rest.server_time() - span),
-        "interval.endTime": _stamp(rest.server_time()),
+        "interval.startTime": _format_timestamp(client.server_time() - span),
+        "interval.endTime": _format_timestamp(client.server_time()),
         "aggregation.alignmentPeriod": f"{span}s",
         "aggregation.perSeriesAligner": "ALIGN_SUM",
         "aggregation.crossSeriesReducer": "REDUCE_SUM",
     }
-    path = f"/v3/projects/{rest.place.project}/timeSeries"
+    path = f"/v3/projects/{client.location.project}/timeSeries"
     try:
-        series = list(rest.list_all("monitoring", path, "timeSeries", query))
+        series = list(client.list_all("monitoring", path, "timeSeries", query))
     except T2IError:
-        # Without monitoring.timeSeries.list all the rest can still be told.
+        # Without monitoring.timeSeries.list the other columns are still known.
         return None
     points = (point for one in series for point in one.get("points", []))
     return sum(int(point["value"].get("int64Value", 0)) for point in points)
 
 
-def status_table(lines: Iterable[EndpointStatus]) -> list[Sequence[str]]:
-    """The cells for people, the columns' heads first."""
+def status_table(endpoints: Iterable[EndpointStatus]) -> list[Sequence[str]]:
+    """Table cells for people, the header row first."""
     head = (
         "NAME",
         "STATE",
@@ -171,27 +177,27 @@ def status_table(lines: Iterable[EndpointStatus]) -> list[Sequence[str]]:
         "TTL ENDS",
         "MODEL",
     )
-    return [head, *(_cells(one) for one in lines)]
+    return [head, *(_cells(one) for one in endpoints)]
 
 
-def status_facts(line: EndpointStatus, more: Mapping[str, object]) -> list[str]:
-    """All about one deployment for people, a fact a line."""
-    record = line.to_json() | {
-        "age": None if line.age is None else format_duration(line.age),
-        "requests": "?" if line.requests is None else line.requests,
-        "usd_per_hour": line.hourly_text,
-        "usd_so_far": line.cost_text,
+def status_facts(status: EndpointStatus, more: Mapping[str, object]) -> list[str]:
+    """One line per fact about a deployment, for people; `more` has further facts."""
+    record = status.to_json() | {
+        "age": None if status.age is None else format_duration(status.age),
+        "requests": "?" if status.requests is None else status.requests,
+        "usd_per_hour": status.hourly_text,
+        "usd_so_far": status.cost_text,
     }
     del record["usd_per_hour_at_most"]
     return [
-        f"{key.replace('_', ' ').replace('usd', 'USD')}: {_word(each)}"
+        f"{key.replace('_', ' ').replace('usd', 'USD')}: {_format_value(each)}"
         for key, value in (record | dict(more)).items()
         for each in (value if isinstance(value, list) else [value])
     ]
 
 
 def format_money(least: float | None, most: float | None = None) -> str:
-    """USD with cents, as a range where it is one, or that they are not known."""
+    """USD with cents, as a range if `most` differs, `?` if unknown."""
     if least is None:
         return "?"
     return f"{least:.2f}" if most in {None, least} else f"{least:.2f}-{most:.2f}"
@@ -212,38 +218,38 @@ def _cells(one: EndpointStatus) -> tuple[str, ...]:
     )
 
 
-def _state(found: Deployment, rest: GoogleClient) -> str:
-    """How far it is; what is being deployed is about to be paid for."""
+def _state(found: Deployment, client: GoogleClient) -> str:
+    """The deployment's state as one word or two; may query running operations."""
     if found.deployed():
         return "deployed"
-    if any(operations.pending_operation(rest, endpoint["name"]) for endpoint in found.endpoints):
+    if any(operations.pending_operation(client, endpoint["name"]) for endpoint in found.endpoints):
         return "deploying"
     return "nothing deployed" if found.endpoints else "leftovers"
 
 
 def _total(prices: Sequence[float | None], times: Sequence[float]) -> float | None:
-    """The sum of the prices, each so many times."""
+    """The sum of the products of prices and times; None if a price is unknown."""
     both = zip(prices, times, strict=True)
     return _sum([None if price is None else price * count for price, count in both])
 
 
-def _word(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
-    """The sum, None where a part of it is not known."""
-    there = [value for value in values if value is not None]
-    return round(sum(there), 2) if len(there) == len(values) else None
+    """The sum rounded to cents, None if a value is unknown."""
+    known = [value for value in values if value is not None]
+    return round(sum(known), 2) if len(known) == len(values) else None
 
 
 def _replicas(resources: dict[str, object]) -> tuple[int, int]:
-    """The fewest that are paid for, and the most; one that scales to zero counts as running."""
+    """Minimum and maximum of billed replicas; one that scales to zero counts as running."""
     low = int(str(resources.get("minReplicaCount") or 1))
     return low, int(str(resources.get("maxReplicaCount") or low))
 
 
-def _stamp(seconds: float) -> str:
+def _format_timestamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

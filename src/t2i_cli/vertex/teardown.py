@@ -1,4 +1,4 @@
-"""Back to zero cost: remove a deployment, look whether it is gone, and say what is not."""
+"""Removes a deployment, verifies that it is gone, and reports what is left."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -13,57 +13,67 @@ from t2i_cli.vertex.inventory import Deployment, Inventory
 from t2i_cli.vertex.operations import ReportProgress
 
 VERIFY_ATTEMPTS = 5
-"""Of one step: what was just released can be held a little longer."""
+"""Attempts of one step: a resource can be in use shortly after its last user is gone."""
 _POLICY = RetryPolicy(retries=VERIFY_ATTEMPTS - 1, first_pause=0.7)
 
 
 def remove_deployment(
-    rest: GoogleClient,
+    client: GoogleClient,
     found: Deployment,
-    say: ReportProgress,
+    report: ReportProgress,
     *,
     artifacts: bool,
     bucket: str | None = None,
 ) -> None:
-    """Remove a deployment, with its weights in the bucket if `artifacts`, and verify that.
+    """Remove a deployment, with its weights if `artifacts`, and verify the removal.
 
-    Goes on past what fails; then raises the T2IError that names what is left.
+    Continues after a failed step; at the end raises a T2IError naming what is left.
     """
     failures: list[T2IError] = []
 
     steps: list[tuple[str, Callable[[], None]]] = [
-        *(("endpoint", partial(_endpoint, rest, one["name"], say)) for one in found.endpoints),
-        *(("scheduler job", partial(_job, rest, job)) for job in found.jobs),
-        # A model names the bucket of its weights: they go first.
-        *([("weights", partial(_files, rest, found))] if artifacts and found.files else []),
-        *(("model", partial(_delete, rest, one["name"], say)) for one in found.models),
+        *(
+            ("endpoint", partial(_remove_endpoint, client, one["name"], report))
+            for one in found.endpoints
+        ),
+        *(("scheduler job", partial(_remove_job, client, job)) for job in found.jobs),
+        # Weights before the model: it names the bucket they are found by.
+        *(
+            [("weights", partial(_remove_weights, client, found))]
+            if artifacts and found.files
+            else []
+        ),
+        *(("model", partial(_delete, client, one["name"], report)) for one in found.models),
     ]
     for what, action in steps:
         try:
-            _until_done(action)
-            say(f"{what} {found.name}: removed")
+            _run_with_retry(action)
+            report(f"{what} {found.name}: removed")
         except T2IError as error:
             failures.append(error)
-            say(f"{what} {found.name}: {error.message}")
+            report(f"{what} {found.name}: {error.message}")
     buckets = {bucket, *(where for where, _ in found.files)}
-    verify_removed(rest, found.name, failures, artifacts=artifacts, buckets=buckets)
+    verify_removed(client, found.name, failures, artifacts=artifacts, buckets=buckets)
     for endpoint in found.endpoints:
         try:
             endpoint_store.forget_endpoint(endpoint["name"])
         except StorageError as error:
-            say(error.message)
+            report(error.message)
 
 
 def verify_removed(
-    rest: GoogleClient,
+    client: GoogleClient,
     name: str,
     failures: list[T2IError],
     *,
     artifacts: bool,
     buckets: Iterable[str | None],
 ) -> None:
-    """Look whether a deployment is gone; raise the T2IError that names what is left."""
-    after = inventory.list_deployments(rest, *buckets)
+    """Check that a deployment is gone; raise a T2IError naming what is left.
+
+    `failures` are the errors of the removal: the first one gives the error's type and reason.
+    """
+    after = inventory.list_deployments(client, *buckets)
     left = after.deployments.get(name)
     if left and not artifacts:
         left.files = []
@@ -77,53 +87,55 @@ def verify_removed(
         )
 
 
-def empty_buckets(rest: GoogleClient, found: Inventory, say: ReportProgress) -> None:
-    """Delete the buckets that t2i made, where nothing is in them any more."""
+def empty_buckets(client: GoogleClient, found: Inventory, report: ReportProgress) -> None:
+    """Delete the empty buckets among those that t2i created; failures are only reported."""
     for bucket in found.buckets:
         try:
-            if not weights_bucket.list_blobs(rest, bucket, ""):
-                weights_bucket.storage(rest).remove_bucket(bucket)
-                say(f"bucket gs://{bucket}: removed")
+            if not weights_bucket.list_blobs(client, bucket, ""):
+                weights_bucket.storage(client).remove_bucket(bucket)
+                report(f"bucket gs://{bucket}: removed")
         except T2IError as error:
             # An empty bucket costs nothing.
-            say(f"bucket gs://{bucket}: {error.message}")
+            report(f"bucket gs://{bucket}: {error.message}")
 
 
-def _endpoint(rest: GoogleClient, name: str, say: ReportProgress) -> None:
-    """End what is under way on an endpoint, undeploy all models, delete it."""
-    operations.cancel_all(rest, name, "what is under way", say)
-    endpoint = rest.call("GET", "aiplatform", name)
+def _remove_endpoint(client: GoogleClient, name: str, report: ReportProgress) -> None:
+    """Cancel running operations on an endpoint, undeploy its models, delete it."""
+    operations.cancel_all(client, name, "what is under way", report)
+    endpoint = client.call("GET", "aiplatform", name)
     traffic = endpoint.get("trafficSplit", {})
-    # Only the last model may go while it has all the traffic.
+    # A model with traffic can be undeployed only as the last one.
     models = sorted(endpoint.get("deployedModels", []), key=lambda one: traffic.get(one["id"], 0))
     for deployed in models:
-        operation = rest.call(
+        operation = client.call(
             "POST", "aiplatform", f"{name}:undeployModel", json={"deployedModelId": deployed["id"]}
         )
-        operations.wait_for_operation(rest, operation, "undeployment", say)
-    _delete(rest, name, say)
+        operations.wait_for_operation(client, operation, "undeployment", report)
+    _delete(client, name, report)
 
 
-def _delete(rest: GoogleClient, name: str, say: ReportProgress) -> None:
-    operations.wait_for_operation(rest, rest.call("DELETE", "aiplatform", name), "deletion", say)
+def _delete(client: GoogleClient, name: str, report: ReportProgress) -> None:
+    operations.wait_for_operation(
+        client, client.call("DELETE", "aiplatform", name), "deletion", report
+    )
 
 
-def _job(rest: GoogleClient, name: str) -> None:
-    rest.call("DELETE", "cloudscheduler", name)
+def _remove_job(client: GoogleClient, name: str) -> None:
+    client.call("DELETE", "cloudscheduler", name)
 
 
-def _files(rest: GoogleClient, found: Deployment) -> None:
-    """The weights first, and what tells whose they are at the end."""
+def _remove_weights(client: GoogleClient, found: Deployment) -> None:
+    """Delete the weights, then the marker object."""
     marker = weights_bucket.marker_name(found.name)
     for bucket, file in sorted(found.files, key=lambda entry: entry[1].name == marker):
         try:
-            weights_bucket.storage(rest).delete(bucket, file.name)
+            weights_bucket.storage(client).delete(bucket, file.name)
         except NotFoundError:
             continue
 
 
-def _until_done(action: Callable[[], None]) -> None:
-    """Do it, again where a refusal may be of the moment; what is not there is done."""
+def _run_with_retry(action: Callable[[], None]) -> None:
+    """Run a removal with retries on transient errors; NotFoundError counts as success."""
 
     def attempt(_left: float) -> None:
         with suppress(NotFoundError), retryable():

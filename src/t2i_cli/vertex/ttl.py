@@ -1,4 +1,4 @@
-"""What keeps an endpoint of one command from outliving it: its TTL, and an end left in peace."""
+"""Enforces an ephemeral endpoint's TTL; ignores signals while it is deleted."""
 
 import os
 import signal
@@ -14,14 +14,16 @@ from t2i_cli.vertex.client import GoogleClient
 
 
 @contextmanager
-def terminate_at(expires: float, rest: GoogleClient, console: Console) -> Iterator[None]:
-    """End the block as SIGTERM would, once the TTL is over."""
+def terminate_at(expires: float, client: GoogleClient, console: Console) -> Iterator[None]:
+    """Send SIGTERM to this process at `expires` (unix seconds) if the block is still running."""
 
-    def end() -> None:
+    def terminate() -> None:
         console.warn("The TTL of the endpoint is over.")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    timer = threading.Timer(min(max(0.0, expires - rest.server_time()), threading.TIMEOUT_MAX), end)
+    timer = threading.Timer(
+        min(max(0.0, expires - client.server_time()), threading.TIMEOUT_MAX), terminate
+    )
     timer.daemon = True
     timer.start()
     try:
@@ -32,13 +34,15 @@ def terminate_at(expires: float, rest: GoogleClient, console: Console) -> Iterat
 
 @contextmanager
 def ignore_signals(console: Console) -> Iterator[None]:
-    """Let nothing interrupt the removal: what is left half removed is paid for."""
+    """Ignore termination signals: a half-deleted endpoint still costs money."""
 
-    def refuse(number: int, _frame: FrameType | None) -> None:
+    def warn_busy(number: int, _frame: FrameType | None) -> None:
         console.warn("The endpoint is being removed; please wait. Until then it is paid for.")
 
     with operations.block_signals():
-        before = {number: signal.signal(number, refuse) for number in signals.termination_signals()}
+        before = {
+            number: signal.signal(number, warn_busy) for number in signals.termination_signals()
+        }
     try:
         yield
     finally:

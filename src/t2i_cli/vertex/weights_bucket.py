@@ -1,4 +1,4 @@
-"""Weights in a bucket: where a deployment's lie, whose they are, and how they get there."""
+"""Weights in Cloud Storage: object names, ownership markers, and upload."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,83 +13,90 @@ from t2i_cli.vertex.labels import Labels
 from t2i_cli.vertex.location import Location
 
 WEIGHTS_ROOT = "t2i/"
-"""Everything that t2i puts into a bucket lies under this."""
+"""Prefix of every object that t2i uploads."""
 
 OnBytes = Callable[[int, int], None]
-"""Takes the bytes that are there, and the total."""
+"""Takes the bytes done so far and the total."""
 
 
-def default_bucket(place: Location) -> str:
-    """The bucket's name where none is given."""
-    return f"t2i-{place.project}-{place.region}".replace(":", "-").replace(".", "-")[:63].strip("-")
+def default_bucket(location: Location) -> str:
+    """The default bucket name of a location."""
+    return (
+        f"t2i-{location.project}-{location.region}".replace(":", "-")
+        .replace(".", "-")[:63]
+        .strip("-")
+    )
 
 
 def weights_prefix(name: str) -> str:
-    """The prefix of a deployment's weights."""
+    """Prefix of a deployment's weights."""
     return f"{WEIGHTS_ROOT}{name}/"
 
 
 def marker_name(name: str) -> str:
-    """The object that carries a deployment's labels; it lies beside the weights, not among them."""
+    """Name of the object with a deployment's labels; it is outside the weights' prefix."""
     return f"{WEIGHTS_ROOT}{name}.labels"
 
 
-def storage(rest: GoogleClient) -> GcsClient:
-    """Cloud Storage by the connection."""
-    return GcsClient(rest, rest.place.host("storage"))
+def storage(client: GoogleClient) -> GcsClient:
+    """A Cloud Storage client on the same connection."""
+    return GcsClient(client, client.location.host("storage"))
 
 
-def bucket_labels(rest: GoogleClient, bucket: str) -> Mapping[str, str] | None:
-    """The bucket's labels, or None if there is no such bucket."""
-    found = storage(rest).bucket(bucket)
+def bucket_labels(client: GoogleClient, bucket: str) -> Mapping[str, str] | None:
+    """The bucket's labels, or None if it does not exist."""
+    found = storage(client).bucket(bucket)
     return None if found is None else found.get("labels", {})
 
 
-def check_owner(rest: GoogleClient, bucket: str) -> None:
-    """Raise AccessError if the bucket is another project's: its default name can be guessed."""
-    owner = (storage(rest).bucket(bucket) or {}).get("projectNumber")
-    ours = rest.call("GET", "cloudresourcemanager", f"projects/{rest.place.project}")["name"]
+def check_owner(client: GoogleClient, bucket: str) -> None:
+    """Raise AccessError if the bucket belongs to another project: default names are guessable."""
+    owner = (storage(client).bucket(bucket) or {}).get("projectNumber")
+    ours = client.call("GET", "cloudresourcemanager", f"projects/{client.location.project}")["name"]
     if ours != f"projects/{owner}":
         raise AccessError(
-            f"gs://{bucket} is not of the project {rest.place.project}: nothing is uploaded there.",
+            f"gs://{bucket} is not of the project {client.location.project}: "
+            "nothing is uploaded there.",
             hint="--bucket names another one.",
         )
 
 
-def make_bucket(rest: GoogleClient, bucket: str, labels: Mapping[str, str]) -> None:
-    """A private bucket in the region."""
-    place = rest.place
-    storage(rest).make_bucket(bucket, project=place.project, region=place.region, labels=labels)
+def make_bucket(client: GoogleClient, bucket: str, labels: Mapping[str, str]) -> None:
+    """Create a private bucket in the region. Raises T2IError."""
+    location = client.location
+    storage(client).make_bucket(
+        bucket, project=location.project, region=location.region, labels=labels
+    )
 
 
-def list_blobs(rest: GoogleClient, bucket: str, prefix: str) -> list[Blob]:
-    """The files whose names begin so; none where there is no bucket."""
+def list_blobs(client: GoogleClient, bucket: str, prefix: str) -> list[Blob]:
+    """The objects with the prefix; empty if the bucket does not exist."""
     try:
-        return storage(rest).list_blobs(bucket, prefix)
+        return storage(client).list_blobs(bucket, prefix)
     except NotFoundError:
         return []
 
 
-def write_marker(rest: GoogleClient, bucket: str, labels: Labels) -> None:
-    """Write the object that tells whose the weights are and when they may go."""
-    storage(rest).put(bucket, marker_name(labels.name), b"", labels.encoded())
+def write_marker(client: GoogleClient, bucket: str, labels: Labels) -> None:
+    """Write the marker object with the deployment's labels, its expiry among them."""
+    storage(client).put(bucket, marker_name(labels.name), b"", labels.encoded())
 
 
 def upload_folder(
-    rest: GoogleClient, source: Path, bucket: str, prefix: str, on_bytes: OnBytes
+    client: GoogleClient, source: Path, bucket: str, prefix: str, on_bytes: OnBytes
 ) -> None:
-    """Have every file of a local folder under the prefix; those that are there stay."""
+    """Upload every file of a local folder; skip objects with the same size and CRC32C."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     total = sum(path.stat().st_size for path in files)
-    there = {file.name: file for file in list_blobs(rest, bucket, prefix)}
+    existing = {file.name: file for file in list_blobs(client, bucket, prefix)}
     done = 0
     for path in files:
         name = prefix + path.relative_to(source).as_posix()
         size, checksum = path.stat().st_size, gcs.file_crc32c(path)
-        same = there.get(name)
+        same = existing.get(name)
         if same is None or (same.size, same.crc32c) != (size, checksum):
             sent = partial(_count, on_bytes, done, total)
-            storage(rest).upload(bucket, name, path, checksum, sent)
+            storage(client).upload(bucket, name, path, checksum, sent)
         done += size
         on_bytes(done, total)
 

@@ -84,7 +84,8 @@ def list_(
     with _connect_and_list(location) as (session, found):
         prices = machine_types.load_prices()
         lines = [
-            status.endpoint_status(one, session.rest, prices) for one in found.deployments.values()
+            status.endpoint_status(one, session.client, prices)
+            for one in found.deployments.values()
         ]
     if json:
         for line in lines:
@@ -109,13 +110,13 @@ def status(
 
     with _connect_and_list(location, endpoint=endpoint) as (session, found):
         one = _find_deployment(found, endpoint)
-        line = status.endpoint_status(one, session.rest, machine_types.load_prices())
+        line = status.endpoint_status(one, session.client, machine_types.load_prices())
         details = {"parts": one.parts_text(), "under_way": False, "log": None}
         if line.endpoint:
-            under_way = operations.pending_operation(session.rest, line.endpoint)
+            under_way = operations.pending_operation(session.client, line.endpoint)
             details |= {
                 "under_way": under_way is not None,
-                "log": operations.log_link(session.rest, line.endpoint),
+                "log": operations.log_link(session.client, line.endpoint),
             }
     if json:
         console.result_json(line.to_json() | details)
@@ -135,10 +136,10 @@ def use(
 ) -> None:
     """Have `--backend vertex` use this endpoint from now on; it need not be of t2i's making."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import lifecycle, using
+    from t2i_cli.vertex import endpoint_selection, lifecycle
 
     with lifecycle.connect(location, endpoint=endpoint) as session:
-        found = using.use_endpoint(endpoint, session.rest)
+        found = endpoint_selection.use_endpoint(endpoint, session.client)
     if json:
         console.result_json({"endpoint": found.name, "dns": found.dns, "model": found.model})
     else:
@@ -178,9 +179,8 @@ def reap(
     """Remove whatever is past its TTL, weights in the bucket included; made for cron."""
     console.configure(json=json, quiet=quiet)
     with _connect_and_list(location, bucket, warn=False) as (session, found):
-        _remove(
-            session, found, found.overdue(session.rest.server_time()), artifacts=True, bucket=bucket
-        )
+        overdue = found.overdue(session.client.server_time())
+        _remove(session, found, overdue, artifacts=True, bucket=bucket)
 
 
 @command(app, "t2i remote cost", "t2i remote cost --json")
@@ -194,7 +194,7 @@ def cost(
 
     with _connect_and_list(location) as (session, found):
         prices = machine_types.load_prices()
-        bill = status.cost_report(found, session.rest, prices)
+        bill = status.cost_report(found, session.client, prices)
     if json:
         console.result_json(bill.to_json())
         return
@@ -217,14 +217,14 @@ def _remove(
     for one in chosen:
         try:
             teardown.remove_deployment(
-                session.rest, one, console.note, artifacts=artifacts, bucket=bucket
+                session.client, one, console.note, artifacts=artifacts, bucket=bucket
             )
         except T2IError as error:
             failures.append(error)
             if len(chosen) > 1:
                 console.warn(error.message)
     if artifacts:
-        teardown.empty_buckets(session.rest, found, console.note)
+        teardown.empty_buckets(session.client, found, console.note)
         for sentence in found.unseen:
             console.warn(f"Weights may still be there: {sentence}")
     else:
@@ -244,8 +244,8 @@ def _warn_overdue_elsewhere(session: "CloudSession") -> None:
     from t2i_cli.vertex import endpoint_store
 
     for one in endpoint_store.list_records():
-        elsewhere = not one.name.startswith(f"{session.rest.place.parent}/")
-        if elsewhere and one.expires and one.expires < session.rest.server_time():
+        elsewhere = not one.name.startswith(f"{session.client.location.parent}/")
+        if elsewhere and one.expires and one.expires < session.client.server_time():
             _warn_overdue(one.name)
 
 
@@ -255,7 +255,7 @@ def _forget_removed(session: "CloudSession", found: "Inventory") -> None:
 
     existing = {name.split("/")[-1] for name in found.all_endpoints}
     for one in endpoint_store.list_records():
-        here = one.name.startswith(f"{session.rest.place.parent}/")
+        here = one.name.startswith(f"{session.client.location.parent}/")
         if here and one.name.split("/")[-1] not in existing:
             with suppress(StorageError):
                 endpoint_store.forget_endpoint(one.name)
@@ -298,10 +298,10 @@ def _connect_and_list(
     from t2i_cli.vertex import inventory, lifecycle
 
     with lifecycle.connect(location, endpoint=endpoint) as session:
-        found = inventory.list_deployments(session.rest, bucket)
+        found = inventory.list_deployments(session.client, bucket)
         _warn_overdue_elsewhere(session)
         if warn:
-            inventory.warn_overdue(found.overdue(session.rest.server_time()), console.warn)
+            inventory.warn_overdue(found.overdue(session.client.server_time()), console.warn)
         yield session, found
         # Forget only now: a command for the endpoint in use must not fall back to another.
         _forget_removed(session, found)

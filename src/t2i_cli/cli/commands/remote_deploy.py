@@ -28,7 +28,7 @@ def deploy(
 
     with lifecycle.connect(location) as session:
         if dry_run:
-            deployment_plan = plan.plan_deployment(spec, session.rest, session.account)
+            deployment_plan = plan.plan_deployment(spec, session.client, session.account)
             if json:
                 console.result_json(deployment_plan.to_json())
             else:

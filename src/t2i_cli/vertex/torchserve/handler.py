@@ -1,7 +1,8 @@
-"""What TorchServe runs inside `model.mar`: a diffusers pipeline, an image for each instance.
+"""TorchServe handler inside `model.mar`: a diffusers pipeline, one image per instance.
 
-It stands alone: in Google's container there is no t2i. An instance is what the JSON envelope makes
-of `{"instances": [...]}`; the contract of a handler is at https://docs.pytorch.org/serve/.
+It must not import t2i, which Google's container lacks. An instance is an element of
+`{"instances": [...]}`, unpacked by the JSON envelope; the handler contract is at
+https://docs.pytorch.org/serve/.
 """
 
 import base64
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Its own names: where it runs there is no t2i, and so no table of fields.
+# Repeated here, since t2i's table of fields cannot be imported.
 NUMBERS = {
     "seed": ("seed", int),
     "steps": ("num_inference_steps", int),
@@ -20,7 +21,7 @@ NUMBERS = {
     "width": ("width", int),
     "height": ("height", int),
 }
-"""Field → the pipeline's argument, and its kind: numbers come as doubles, a seed also as text."""
+"""Field → pipeline argument and type; numbers arrive as doubles, a seed also as text."""
 TEXTS = {"prompt", "text", "negative_prompt", "format"}
 ENCODABLE_FORMATS = {"png", "jpeg", "webp"}
 
@@ -29,7 +30,7 @@ class Handler:
     """One worker's pipeline; TorchServe calls `initialize` once and `handle` for each batch."""
 
     def initialize(self, context: Any) -> None:  # noqa: ANN401 - TorchServe's own type
-        """Load the weights that lie beside this file, onto the worker's GPU if it has one."""
+        """Load the weights next to this file, onto the worker's GPU if it has one."""
         import diffusers
         import torch
         import transformers.dynamic_module_utils as remote_code
@@ -39,14 +40,14 @@ class Handler:
         self.device = f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
         dtype = torch.float32 if self.device == "cpu" else torch.float16
         weights = Path(properties["model_dir"]) / "weights"
-        # At 0 transformers refuses to run a model's own code where it would ask for leave.
+        # With 0 transformers refuses to run a model's own code, where it would prompt otherwise.
         remote_code.TIME_OUT_REMOTE_CODE = 0
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             weights, use_safetensors=True, trust_remote_code=False
         )
         self.pipeline: Any = pipeline.to(self.device, dtype)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.lock = {
+        self.generation_info = {
             "pipeline": type(self.pipeline).__name__,
             "device": self.device,
             "dtype": str(dtype).removeprefix("torch."),
@@ -54,7 +55,7 @@ class Handler:
         }
 
     def handle(self, data: list[dict[str, Any]], context: object) -> list[dict[str, Any]]:
-        """A prediction for each instance; one that is wrong gets an error in its place."""
+        """One prediction per instance; an invalid instance gets an `error` in its place."""
         return [self._predict(instance) for instance in data]
 
     def _predict(self, instance: dict[str, Any]) -> dict[str, Any]:
@@ -77,12 +78,12 @@ class Handler:
         return {
             "image": base64.b64encode(stream.getvalue()).decode(),
             "format": format,
-            "t2i": {"request": made, "lock": self.lock, "seconds": seconds},
+            "t2i": {"request": made, "lock": self.generation_info, "seconds": seconds},
         }
 
 
 def parse_instance(instance: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The pipeline's arguments with a seed, and the file's format; raises ValueError."""
+    """The pipeline's arguments, always with a seed, and the image format; raises ValueError."""
     if not isinstance(instance, dict):
         raise ValueError("An instance must be an object with a prompt.")  # noqa: TRY004
     if unknown := set(instance) - TEXTS - set(NUMBERS):
@@ -98,7 +99,7 @@ def parse_instance(instance: dict[str, Any]) -> tuple[dict[str, Any], str]:
             continue
         try:
             number = float(instance[field])
-            # Text keeps a seed whole, where a double would lose its last digits.
+            # Parsed from text where given so: a double would lose a large seed's last digits.
             arguments[argument] = int(instance[field]) if kind is int else number
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{field} must be a number, not {instance[field]!r}.") from error

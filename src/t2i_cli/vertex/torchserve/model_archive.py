@@ -1,6 +1,6 @@
-"""`model.mar`: the archive that TorchServe in Google's PyTorch containers runs.
+"""Writes `model.mar`, the archive that TorchServe in Google's PyTorch containers loads.
 
-Its form is torch-model-archiver's: a zip file with MAR-INF/MANIFEST.json.
+The format is torch-model-archiver's: a zip file with MAR-INF/MANIFEST.json.
 """
 
 import json
@@ -18,16 +18,17 @@ from t2i_cli.vertex.torchserve.container import ARCHIVE, MANIFEST
 HANDLER = Path(__file__).with_name("handler.py")
 
 _REQUIREMENTS = "diffusers\ntransformers\naccelerate\nsafetensors\n"
-_LONG_AGO = (1980, 1, 1, 0, 0, 0)
-"""The date of every entry: the same model makes the same bytes."""
+_ENTRY_DATE = (1980, 1, 1, 0, 0, 0)
+"""A constant date for every entry, so that archives are reproducible."""
 
 
 def write_archive(
     source: ModelSource, weights: Path, folder: Path, on_bytes: Callable[[int, int], None]
 ) -> Path:
-    """Put the handler and a diffusers folder into an archive, whole or not at all.
+    """Write the handler and a diffusers folder into an archive, atomically.
 
-    Raises InputError where another's archive has its name, and StorageError.
+    `on_bytes` takes the bytes done and the total. Raises InputError if the file exists and is not
+    t2i's, and StorageError.
     """
     if not (weights / "model_index.json").is_file():
         raise InputError(f"{weights} is not a diffusers folder: it has no model_index.json.")
@@ -41,7 +42,7 @@ def write_archive(
     total, done = sum(path.stat().st_size for path in files), 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Weights do not get smaller by compression.
+        # Not compressed: weights do not compress.
         with (
             atomic.open_atomic(target) as whole,
             zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive,
@@ -52,10 +53,10 @@ def write_archive(
                 "requirements.txt": _REQUIREMENTS,
             }
             for name, text in texts.items():
-                archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), text)
+                archive.writestr(zipfile.ZipInfo(name, _ENTRY_DATE), text)
             for path in files:
                 entry = zipfile.ZipInfo(
-                    f"weights/{path.relative_to(weights).as_posix()}", _LONG_AGO
+                    f"weights/{path.relative_to(weights).as_posix()}", _ENTRY_DATE
                 )
                 entry.file_size = path.stat().st_size
                 with path.open("rb") as inside, archive.open(entry, "w") as outside:
@@ -69,7 +70,7 @@ def write_archive(
 
 
 def is_own_archive(archive: Path) -> bool:
-    """Whether an archive is one that t2i packed, whichever model it holds."""
+    """Whether t2i wrote the archive, of whichever model."""
     try:
         with zipfile.ZipFile(archive) as packed:
             if packed.getinfo(MANIFEST).file_size > MAX_STATE_BYTES:
