@@ -44,7 +44,7 @@ def cache(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(snapshot, "_ASKED_SECONDS", -1)
+    monkeypatch.setattr(snapshot, "_COMMIT_TTL", -1)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return folder
@@ -367,8 +367,8 @@ def test_one_run_asks_once_for_the_commit(
 ) -> None:
     fetch()
     hub.requests.clear()
-    monkeypatch.setattr(snapshot, "_ASKED_SECONDS", 60)
-    monkeypatch.setattr(snapshot, "_asked", {})
+    monkeypatch.setattr(snapshot, "_COMMIT_TTL", 60)
+    monkeypatch.setattr(snapshot, "_resolved", {})
     t2i_hub.fetch_configs(NAME, revision=None, offline=False)
     t2i_hub.download_size(NAME, revision=None, offline=False, half=False)
     fetch()

@@ -191,7 +191,7 @@ def _model() -> Diagnostic:
         raise catalog.unknown_model(name)
     repo = spec.repo if spec else name
     cached = cache.cached_repos().get(repo or "")
-    if (spec and spec.folder) or catalog.folder_named(name) or (cached and cached.whole):
+    if (spec and spec.folder) or catalog.folder_named(name) or (cached and cached.complete):
         return Diagnostic(
             name="model", status="ok", detail=f"{name}, the default, is on this machine"
         )

@@ -1,16 +1,16 @@
-"""The Hugging Face Hub: the only place that talks to huggingface_hub.
+"""Hugging Face Hub access; the only package that imports huggingface_hub.
 
-Importing it costs half a second and fixes HF_ENDPOINT and HF_HUB_OFFLINE, which
-huggingface_hub reads once: import it where it is needed, after `settings.store.set_offline()`.
+The import takes half a second, and huggingface_hub reads HF_ENDPOINT and HF_HUB_OFFLINE only then:
+import it lazily, after `settings.store.set_offline()`.
 """
 
 import os
 
-# The Hub is asked for models and told nothing else; without this it is also asked for a list of
-# programs to look for in the environment. Read at huggingface_hub's import.
+# Send no telemetry, and do not fetch the list of agents to detect in the environment.
+# huggingface_hub reads the variable at import.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from t2i_cli.hub.download import (  # noqa: E402 - after the variable that it reads
+from t2i_cli.hub.download import (  # noqa: E402 - it reads the variable
     DownloadSize,
     download_model,
     download_size,

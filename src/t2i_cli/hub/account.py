@@ -1,4 +1,4 @@
-"""Who is logged in to the Hub; huggingface_hub's own store keeps the tokens."""
+"""Hub login: checks, stores and removes tokens in huggingface_hub's token store."""
 
 import os
 from contextlib import suppress
@@ -14,13 +14,13 @@ from t2i_cli.errors import AccessError, InputError
 from t2i_cli.hub import client
 from t2i_cli.hub.errors import translate_hub_errors
 
-_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_WHERE = "https://huggingface.co/settings/tokens"
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """A user of the Hub, the name of their token, and where it was found."""
+    """A Hub user with the name and role of the token, and its source: a variable or a file."""
 
     user: str
     token_name: str | None
@@ -29,12 +29,12 @@ class Account:
 
 
 def store_token(token: str) -> Account:
-    """Check the token with the Hub, then hand it to huggingface_hub's store; raises T2IError."""
+    """Verify the token with the Hub, then save it in huggingface_hub's store. Raises T2IError."""
     if not client.is_token(token):
-        # The text stays out of the message: it may be a token with a slip.
+        # Do not print the text: it may be a mistyped token.
         raise InputError(
             "That is not a token: it is empty or has spaces or other characters that no token has.",
-            hint=f"Make one at {_WHERE}.",
+            hint=f"Make one at {_TOKENS_PAGE}.",
         )
     if token.startswith("api_org"):
         raise InputError("That is an organisation's token.", hint="Use a token of your own.")
@@ -45,12 +45,12 @@ def store_token(token: str) -> Account:
 
 
 def token_owner() -> Account | None:
-    """Who the token in use belongs to, as the Hub says; None without a token. Raises T2IError."""
+    """The account of the token in use, from the Hub; None without a token. Raises T2IError."""
     token = client.hub_api().token
     if not isinstance(token, str):
         return None
-    found = token_source() or "huggingface_hub"
-    return _account(_whoami(token, f"the token from {found}"), found)
+    source = token_source() or "huggingface_hub"
+    return _account(_whoami(token, f"the token from {source}"), source)
 
 
 def check_reachable() -> None:
@@ -60,8 +60,8 @@ def check_reachable() -> None:
 
 
 def token_source() -> str | None:
-    """Where a token is found: a variable's name, which wins, or the store's file."""
-    for variable in _VARIABLES:
+    """Source of the token: an environment variable's name, else the token file's path, or None."""
+    for variable in _TOKEN_VARIABLES:
         if os.environ.get(variable):
             return variable
     stored = Path(constants.HF_TOKEN_PATH)
@@ -69,9 +69,9 @@ def token_source() -> str | None:
 
 
 def remove_token() -> str | None:
-    """Take the token in use out of huggingface_hub's store, and no other; returns its name.
+    """Remove only the active token from huggingface_hub's store and return its name, None without.
 
-    None if the store has none. A token in the environment stays: `source()` tells.
+    A token in the environment stays; `token_source()` then still returns it. Raises T2IError.
     """
     stored = Path(constants.HF_TOKEN_PATH)
     with translate_hub_errors():
@@ -81,27 +81,30 @@ def remove_token() -> str | None:
             return None
         names = [name for name, token in get_stored_tokens().items() if token == active]
         if names:
-            # It raises OSError where the environment still has a token, and where there is no
-            # git to forget its copy; the store is done by then.
+            # logout() raises OSError where the environment still has a token, and where git is
+            # missing, but only after it has updated the store.
             with suppress(OSError):
                 huggingface_hub.logout(names[0])
         stored.unlink(missing_ok=True)
     return names[0] if names else "its only token"
 
 
-def _whoami(token: str, which: str) -> dict[str, Any]:
+def _whoami(token: str, description: str) -> dict[str, Any]:
+    """The Hub's whoami response. Raises AccessError for an invalid token, or T2IError."""
     try:
         with translate_hub_errors():
             return HfApi().whoami(token)
     except AccessError as error:
-        raise AccessError(f"The Hub refuses {which}.", hint=f"Make one at {_WHERE}.") from error
+        raise AccessError(
+            f"The Hub refuses {description}.", hint=f"Make one at {_TOKENS_PAGE}."
+        ) from error
 
 
-def _account(answer: dict[str, Any], found: str) -> Account:
-    details = (answer.get("auth") or {}).get("accessToken") or {}
+def _account(response: dict[str, Any], source: str) -> Account:
+    details = (response.get("auth") or {}).get("accessToken") or {}
     return Account(
-        user=answer["name"],
+        user=response["name"],
         token_name=details.get("displayName"),
         role=details.get("role"),
-        source=found,
+        source=source,
     )

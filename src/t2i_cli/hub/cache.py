@@ -1,4 +1,4 @@
-"""What huggingface_hub's cache holds of models that diffusers can load."""
+"""Diffusers models in huggingface_hub's cache: list and remove."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +14,25 @@ from t2i_cli.hub.errors import not_downloaded, translate_hub_errors
 
 @dataclass(frozen=True, kw_only=True)
 class CachedRepo:
-    """A repository in the cache: all its bytes on disk, and the snapshot that would be used.
+    """A cached repository: its size on disk in bytes, and the snapshot that would be used.
 
-    `whole` tells whether a pipeline can be loaded from the snapshot as it is.
+    `complete` is whether a pipeline can be loaded from the snapshot without downloads.
     """
 
     repo: str
     commit: str
     folder: Path
     size: int
-    whole: bool
+    complete: bool
 
 
 def cache_folder() -> Path:
-    """Where the cache is, or would be."""
+    """The cache's folder, which may not exist yet."""
     return Path(constants.HF_HUB_CACHE)
 
 
 def cached_repos() -> dict[str, CachedRepo]:
-    """The models in the cache by repository; asks the Hub nothing."""
+    """The cached models by repository, without network access. Raises StorageError."""
     with translate_hub_errors():
         try:
             repos = scan_cache_dir().repos
@@ -49,7 +49,7 @@ def cached_repos() -> dict[str, CachedRepo]:
                 commit=revision.commit_hash,
                 folder=revision.snapshot_path,
                 size=repo.size_on_disk,
-                whole=_is_whole(repo.repo_id, revision.commit_hash),
+                complete=_is_complete(repo.repo_id, revision.commit_hash),
             )
         return found
 
@@ -57,7 +57,7 @@ def cached_repos() -> dict[str, CachedRepo]:
 def remove_cached(repo: str) -> int:
     """Remove every revision of a repository from the cache; returns the bytes freed.
 
-    Raises ModelError if it is not there.
+    Raises ModelError if it is not in the cache.
     """
     with translate_hub_errors(repo):
         try:
@@ -77,7 +77,7 @@ def remove_cached(repo: str) -> int:
         return strategy.expected_freed_size
 
 
-def _is_whole(repo: str, commit: str) -> bool:
+def _is_complete(repo: str, commit: str) -> bool:
     try:
         download_model(repo, revision=commit, offline=True, half=False, on_event=lambda _: None)
     except ModelError:

@@ -1,4 +1,4 @@
-"""How huggingface_hub is set up in this process: its patience and its log."""
+"""Configures huggingface_hub in this process: HTTP timeouts, log handler, API client."""
 
 import logging
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from t2i_cli.errors import AccessError
 
 
 class HubLogHandler(logging.Handler):
-    """Takes huggingface_hub's log, which may name signed addresses; only counts its warnings."""
+    """Counts huggingface_hub's warnings and prints none: they may contain signed URLs."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.warnings = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count one warning: a call that failed and is tried again."""
+        """Count one warning, which means a failed request that is retried."""
         self.warnings += 1
 
 
@@ -26,7 +26,7 @@ hub_log = HubLogHandler()
 
 
 class NullProgressBar:
-    """What huggingface_hub calls of tqdm, showing nothing."""
+    """The part of tqdm's interface that huggingface_hub uses, without output."""
 
     total: float | None = None
     n = 0
@@ -44,17 +44,17 @@ class NullProgressBar:
     def update(self, n: float | None = 1) -> None:
         """`n` more bytes or files are done."""
 
-    def _nothing(self, *_: object, **__: object) -> None:
+    def _ignore(self, *_: object, **__: object) -> None:
         pass
 
-    update_transfer = set_postfix_str = set_transfer_postfix_str = _nothing
-    set_description = set_description_str = refresh = close = _nothing
+    update_transfer = set_postfix_str = set_transfer_postfix_str = _ignore
+    set_description = set_description_str = refresh = close = _ignore
 
 
 def hub_api() -> HfApi:
-    """The client of the Hub, with the token of the environment or the login store, if any.
+    """A Hub API client with the token of the environment or the login store, if any.
 
-    Raises AccessError on a token that cannot even be sent: the library's own error would show it.
+    Raises AccessError for a token that no header can carry: the library's error would print it.
     """
     token = get_token()
     if token and not is_token(token):
@@ -70,8 +70,8 @@ def is_token(text: str) -> bool:
     return bool(text) and all("!" <= character <= "~" for character in text)
 
 
-def _limit(request: httpx2.Request) -> None:
-    """Bound every wait; by default huggingface_hub waits for ever for whoami and lists."""
+def _limit_timeouts(request: httpx2.Request) -> None:
+    """Limit the timeouts of a request; huggingface_hub sets none for whoami and lists."""
     limit = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
     timeouts = request.extensions.get("timeout") or dict.fromkeys(
         ("connect", "read", "write", "pool")
@@ -82,8 +82,8 @@ def _limit(request: httpx2.Request) -> None:
     }
 
 
-def _set_up() -> None:
-    hooks = [*get_session().event_hooks["request"], _limit]
+def _configure() -> None:
+    hooks = [*get_session().event_hooks["request"], _limit_timeouts]
     set_client_factory(
         lambda: httpx2.Client(event_hooks={"request": hooks}, follow_redirects=True, timeout=None)
     )
@@ -92,4 +92,4 @@ def _set_up() -> None:
     logger.propagate = False
 
 
-_set_up()
+_configure()

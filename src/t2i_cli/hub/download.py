@@ -1,4 +1,4 @@
-"""Models from the Hub into huggingface_hub's cache, with nothing that a pipeline does not need."""
+"""Downloads models into huggingface_hub's cache: only the files that a pipeline needs."""
 
 import glob
 import re
@@ -24,20 +24,20 @@ from t2i_cli.hub.snapshot import Snapshot
 from t2i_cli.terminal.console import format_bytes
 
 _STALE_SECONDS = 60
-_UNFINISHED = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:\.[0-9a-f]{8})?\.incomplete")
-"""As huggingface_hub calls them: by the hash that the file is to have."""
+_PARTIAL_FILE = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:\.[0-9a-f]{8})?\.incomplete")
+"""huggingface_hub's names of partial downloads: the expected hash and a suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSize:
-    """What a model's files take, and what of that is not here yet, in bytes."""
+    """Size of a model's files in bytes, and how much of that is not downloaded yet."""
 
     total_bytes: int
     missing_bytes: int
 
 
 def fetch_configs(repo: str, *, revision: str | None, offline: bool) -> Path:
-    """The snapshot folder with model_index.json and the components' configuration, no weights.
+    """Download model_index.json and the components' configuration; the snapshot folder.
 
     Raises T2IError.
     """
@@ -45,13 +45,13 @@ def fetch_configs(repo: str, *, revision: str | None, offline: bool) -> Path:
         snapshot = snapshots.find_snapshot(repo, revision, offline)
         missing = snapshot.missing(files.config_files(snapshot.index(), snapshot.sizes))
         if missing:
-            _refuse_if_unreachable(snapshot, missing)
+            _raise_if_unavailable(snapshot, missing)
             FileDownload(snapshot, missing).run()
         return snapshot.folder
 
 
 def needs_token(repo: str) -> bool:
-    """Whether the Hub gives the repository to those only who log in. Raises T2IError."""
+    """Whether the repository is gated or private. Raises T2IError."""
     with translate_hub_errors(repo):
         info = client.hub_api().model_info(repo)
         return bool(info.gated or info.private)
@@ -60,7 +60,7 @@ def needs_token(repo: str) -> bool:
 def download_model(
     repo: str, *, revision: str | None, offline: bool, half: bool, on_event: OnEvent
 ) -> Path:
-    """The snapshot folder with every file that the pipeline needs; `half` prefers fp16 weights.
+    """Download every file that the pipeline needs; the snapshot folder. `half` prefers fp16.
 
     Raises T2IError: ModelError, AccessError, QuotaError, RemoteError, TimedOutError, StorageError.
     """
@@ -68,37 +68,37 @@ def download_model(
         snapshot = snapshots.find_snapshot(repo, revision, offline, on_event)
         needed = snapshot.needed(half)
         if missing := snapshot.missing(needed):
-            _refuse_if_unreachable(snapshot, missing)
+            _raise_if_unavailable(snapshot, missing)
             _remove_stale(snapshot.folder.parent.parent)
             total = sum(snapshot.sizes[path] for path in needed)
-            left = _left(snapshot, missing)
-            _announce(snapshot, total, left, on_event)
-            FileDownload(snapshot, missing).run(total - left, total, on_event)
+            missing_bytes = _bytes_to_download(snapshot, missing)
+            _announce_download(snapshot, total, missing_bytes, on_event)
+            FileDownload(snapshot, missing).run(total - missing_bytes, total, on_event)
         if snapshot.obstacle is None and revision != snapshot.commit:
-            _remember(snapshot, revision or constants.DEFAULT_REVISION)
+            _write_ref(snapshot, revision or constants.DEFAULT_REVISION)
         return snapshot.folder
 
 
 def download_size(repo: str, *, revision: str | None, offline: bool, half: bool) -> DownloadSize:
-    """How much `fetch` would need in all, and how much of that it would download now.
+    """The total size of `download_model`, and how much of it would be downloaded now.
 
-    With nothing to download, all files are in the snapshot's folder afterwards.
+    With nothing to download, all files are in the snapshot's folder afterwards. Raises T2IError.
     """
     with translate_hub_errors(repo):
         snapshot = snapshots.find_snapshot(repo, revision, offline)
         needed = snapshot.needed(half)
         missing = snapshot.missing(needed)
-        _refuse_if_unreachable(snapshot, missing)
-        left = _left(snapshot, missing)
-        if not left:
-            # What an older commit brought is linked into this one.
+        _raise_if_unavailable(snapshot, missing)
+        missing_bytes = _bytes_to_download(snapshot, missing)
+        if not missing_bytes:
+            # Link files that an older commit's download left in the cache into this snapshot.
             FileDownload(snapshot, missing).run()
         total = sum(snapshot.sizes[path] for path in needed)
-        return DownloadSize(total_bytes=total, missing_bytes=left)
+        return DownloadSize(total_bytes=total, missing_bytes=missing_bytes)
 
 
-def _refuse_if_unreachable(snapshot: Snapshot, missing: list[str]) -> None:
-    """Raise why the missing files cannot be downloaded, if so."""
+def _raise_if_unavailable(snapshot: Snapshot, missing: list[str]) -> None:
+    """Raise the snapshot's obstacle if files are missing; ModelError if they are only offline."""
     if snapshot.obstacle is None or not missing:
         return
     if isinstance(snapshot.obstacle, ModelError):
@@ -110,8 +110,8 @@ def _refuse_if_unreachable(snapshot: Snapshot, missing: list[str]) -> None:
     raise snapshot.obstacle
 
 
-def _left(snapshot: Snapshot, missing: list[str]) -> int:
-    """Bytes to download for the missing files: less than their size where a blob is here."""
+def _bytes_to_download(snapshot: Snapshot, missing: list[str]) -> int:
+    """Bytes to download for the missing files, without blobs that are in the cache already."""
     if not missing:
         return 0
     plan = snapshot_download(
@@ -124,32 +124,34 @@ def _left(snapshot: Snapshot, missing: list[str]) -> int:
     return sum(file.file_size or 0 for file in plan if file.will_download)
 
 
-def _announce(snapshot: Snapshot, total: int, left: int, on_event: OnEvent) -> None:
-    """Say what will be downloaded; raise StorageError where the disk has no room for it."""
+def _announce_download(
+    snapshot: Snapshot, total: int, missing_bytes: int, on_event: OnEvent
+) -> None:
+    """Send a notice of the download; raise StorageError if the disk lacks the space."""
     cache = snapshot.folder.parents[2]
     free = shutil.disk_usage(cache).free
-    # A few configuration files are here always, and nothing to speak of.
-    here = total - left
-    part = f", of which {format_bytes(here)} are here" if here > total // 100 else ""
+    # Not mentioned below 1 %: configuration files are always present.
+    present = total - missing_bytes
+    part = f", of which {format_bytes(present)} are here" if present > total // 100 else ""
     on_event(
         Notice(
             message=f"{snapshot.repo} takes {format_bytes(total)}{part}; downloading to {cache}, "
             f"where {format_bytes(free)} are free."
         )
     )
-    if left > free:
+    if missing_bytes > free:
         raise StorageError(
-            f"The download of {snapshot.repo} needs {format_bytes(left)}, and {cache} has "
+            f"The download of {snapshot.repo} needs {format_bytes(missing_bytes)}, and {cache} has "
             f"{format_bytes(free)} free.",
             hint="Make room (`t2i models list`, `t2i models remove`), or set HF_HOME to a place "
             "on another disk.",
         )
 
 
-def _remember(snapshot: Snapshot, revision: str) -> None:
-    """Keep which commit the revision stands for, once all of it is here, for use offline.
+def _write_ref(snapshot: Snapshot, revision: str) -> None:
+    """Write the revision's commit into the cache after a complete download, for offline use.
 
-    The place is documented: `refs/` in the repository's folder of the cache.
+    `refs/` in the repository's cache folder is a documented location.
     """
     reference = snapshot.folder.parent.parent / "refs" / revision
     reference.parent.mkdir(parents=True, exist_ok=True)
@@ -157,14 +159,14 @@ def _remember(snapshot: Snapshot, revision: str) -> None:
 
 
 def _remove_stale(storage: Path) -> None:
-    """Remove unfinished files that no process holds the lock of; they are never resumed."""
+    """Remove partial files that no process has locked; huggingface_hub never resumes them."""
     locks = storage.parent / ".locks" / storage.name
     for unfinished in storage.glob("blobs/*.incomplete"):
         try:
             found = unfinished.lstat()
         except FileNotFoundError:
             continue
-        if not _UNFINISHED.fullmatch(unfinished.name) or not stat.S_ISREG(found.st_mode):
+        if not _PARTIAL_FILE.fullmatch(unfinished.name) or not stat.S_ISREG(found.st_mode):
             continue
         if time.time() - found.st_mtime < _STALE_SECONDS:
             continue

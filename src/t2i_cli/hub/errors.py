@@ -1,4 +1,4 @@
-"""What huggingface_hub raises, as the errors of t2i."""
+"""Translates huggingface_hub's exceptions into T2IErrors."""
 
 import errno
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from t2i_cli.errors import (
     os_reason,
 )
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_MODELS = "`t2i models list` shows the models t2i knows."
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_MODELS_HINT = "`t2i models list` shows the models t2i knows."
 
 
-NETWORK = "Check the network and try again."
+NETWORK_HINT = "Check the network and try again."
 
 
 @contextmanager
-def translate_hub_errors(repo: str = "", hint: str = NETWORK) -> Iterator[None]:
-    """Turn what huggingface_hub raises inside into a T2IError; anything else is a bug and passes.
+def translate_hub_errors(repo: str = "", hint: str = NETWORK_HINT) -> Iterator[None]:
+    """Translate exceptions of huggingface_hub into T2IErrors; others propagate as bugs.
 
-    `repo` is the repository that is asked for; `hint` says what to do where the network failed.
+    `repo` is the requested repository; `hint` is for errors without a hint of their own.
     """
     try:
         yield
@@ -42,24 +42,24 @@ def translate_hub_errors(repo: str = "", hint: str = NETWORK) -> Iterator[None]:
         hf.HFValidationError,
         httpx2.HTTPError,
         OSError,
-        # hf_xet, which brings large files, raises it for whatever goes wrong on its way.
+        # hf_xet, which downloads large files, raises it for every failure.
         RuntimeError,
     ) as error:
         raise hub_error(error, repo, hint) from error
 
 
-def hub_error(error: BaseException, repo: str, hint: str = NETWORK) -> T2IError:
-    """The T2IError for an error of huggingface_hub, found along its chain of causes."""
-    failure = _find(error, repo)
+def hub_error(error: BaseException, repo: str, hint: str = NETWORK_HINT) -> T2IError:
+    """The T2IError for an exception of huggingface_hub, from its chain of causes."""
+    failure = _translate(error, repo)
     failure.hint = failure.hint or hint
     return failure
 
 
-def _find(error: BaseException, repo: str) -> T2IError:
-    for cause in _chain(error):
+def _translate(error: BaseException, repo: str) -> T2IError:
+    for cause in _cause_chain(error):
         match cause:
             case hf.HfHubHTTPError():
-                return _answered(cause, repo)
+                return _error_from_response(cause, repo)
             case httpx2.TimeoutException():
                 return TimedOutError("The Hub did not answer in time.")
             case httpx2.HTTPError():
@@ -67,22 +67,22 @@ def _find(error: BaseException, repo: str) -> T2IError:
             case hf.OfflineModeIsEnabled():
                 return RemoteError("HF_HUB_OFFLINE is set.", hint="Unset it to ask the Hub.")
             case hf.HFValidationError():
-                return ModelError(f"{repo} is not the name of a repository.", hint=_MODELS)
+                return ModelError(f"{repo} is not the name of a repository.", hint=_MODELS_HINT)
             case OSError(errno=int() as number):
-                why = "the disk is full" if number in _FULL else os_reason(cause)
+                why = "the disk is full" if number in _DISK_FULL else os_reason(cause)
                 return StorageError(f"Cannot write {cause.filename or repo}: {why}.")
     return RemoteError(f"The download of {repo} broke off.")
 
 
 def not_downloaded(repo: str) -> ModelError:
-    """The model is wanted offline and is not downloaded."""
+    """The error for a model that is requested offline and not downloaded."""
     return ModelError(
         f"{repo} is not downloaded.", hint=f"`t2i models pull {repo}` downloads it, once online."
     )
 
 
-def _answered(error: hf.HfHubHTTPError, repo: str) -> T2IError:
-    """The error with which the Hub answered."""
+def _error_from_response(error: hf.HfHubHTTPError, repo: str) -> T2IError:
+    """The T2IError for an HTTP error response of the Hub."""
     match error, error.response.status_code:
         case hf.GatedRepoError(), _:
             login = (
@@ -95,7 +95,7 @@ def _answered(error: hf.HfHubHTTPError, repo: str) -> T2IError:
         case hf.RepositoryNotFoundError(), _:
             return ModelError(
                 f"There is no repository {repo} on the Hub, or it is private.",
-                hint=f"{_MODELS} A private one needs `t2i login`.",
+                hint=f"{_MODELS_HINT} A private one needs `t2i login`.",
             )
         case hf.RevisionNotFoundError(), _:
             return ModelError(
@@ -116,7 +116,7 @@ def _answered(error: hf.HfHubHTTPError, repo: str) -> T2IError:
             return RemoteError(f"The Hub answered with error {status}.")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _cause_chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

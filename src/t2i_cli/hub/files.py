@@ -1,4 +1,4 @@
-"""Which files of a diffusers repository a pipeline needs.
+"""Selects the files of a diffusers repository that a pipeline needs.
 
 The rules are those of diffusers' own loader: a folder for each component that model_index.json
 names, with its configuration and its weights.
@@ -16,19 +16,19 @@ _CONFIGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py"}
 
 
 def config_files(index: Mapping[str, object], files: Iterable[str]) -> list[str]:
-    """The files that describe the pipeline and its components, weights aside."""
-    return [MODEL_INDEX, *(path for path in _inside(index, files) if _is_config(path))]
+    """The configuration files of the pipeline and its components, without weights."""
+    return [MODEL_INDEX, *(path for path in _component_files(index, files) if _is_config(path))]
 
 
 def needed_files(
     repo: str, index: Mapping[str, object], files: Iterable[str], half: bool
 ) -> list[str]:
-    """Every file that the pipeline needs, with the fp16 weights preferred if `half`.
+    """Every file that the pipeline needs; prefers fp16 weights if `half`.
 
     Raises ModelError if a component has weights that are not safetensors only, or lacks shards.
     """
     components: dict[str, list[str]] = {}
-    for path in _inside(index, files):
+    for path in _component_files(index, files):
         components.setdefault(path.split("/")[0], []).append(path)
     chosen = [MODEL_INDEX]
     for component, paths in components.items():
@@ -55,8 +55,8 @@ def _weights(repo: str, component: str, paths: list[str], half: bool) -> list[st
     return [names[name] for name in (*found.whole, *found.shards, *index)]
 
 
-def _inside(index: Mapping[str, object], files: Iterable[str]) -> Iterator[str]:
-    """The files in components' folders, and the root's code where the pipeline has its own."""
+def _component_files(index: Mapping[str, object], files: Iterable[str]) -> Iterator[str]:
+    """The files in components' folders, and the root's .py files for a custom pipeline."""
     components = {
         name for name, value in index.items() if isinstance(value, list) and any(value)
     } - {"_class_name"}
@@ -73,5 +73,5 @@ def _is_config(path: str) -> bool:
     return PurePosixPath(path).suffix in _CONFIGS and not weight_files.is_index(_name(path))
 
 
-def _name(path: str) -> str:
+def _basename(path: str) -> str:
     return PurePosixPath(path).name

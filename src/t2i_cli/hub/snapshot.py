@@ -1,4 +1,4 @@
-"""Which commit of a repository is meant, which files it has, and which of them are here."""
+"""Resolves a revision to a commit, with its file list and the cached files."""
 
 import json
 import math
@@ -26,17 +26,17 @@ from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.errors import hub_error, not_downloaded
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ASKED_SECONDS = 60
-"""How long an answer holds: a run looks its model up a few times, and must see one commit."""
+_COMMIT_TTL = 60
+"""Seconds to cache a resolved commit: a run resolves its model several times and must see one."""
 
-_asked: dict[tuple[str, str | None], tuple[float, str, T2IError | None]] = {}
+_resolved: dict[tuple[str, str | None], tuple[float, str, T2IError | None]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """One commit of a repository: its folder in the cache, and its files' sizes in bytes.
 
-    `obstacle` is why nothing can be downloaded now, if that is so.
+    `obstacle` is the error that prevents downloads now, if any.
     """
 
     repo: str
@@ -46,7 +46,7 @@ class Snapshot:
     obstacle: T2IError | None
 
     def index(self) -> dict[str, Any]:
-        """The pipeline's model_index.json."""
+        """The content of model_index.json. Raises ModelError if it is invalid."""
         try:
             index = json.loads((self.folder / files.MODEL_INDEX).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -56,11 +56,11 @@ class Snapshot:
         return index
 
     def missing(self, paths: list[str]) -> list[str]:
-        """Those of the files that are not here."""
+        """The paths that are not in the cache."""
         return [path for path in paths if not (self.folder / path).exists()]
 
     def needed(self, half: bool) -> list[str]:
-        """The files to load; weights that are here already win over the preferred variant."""
+        """The files to load; a complete cached variant wins over the preferred one."""
         index = self.index()
         wanted = files.needed_files(self.repo, index, self.sizes, half)
         if self.missing(wanted):
@@ -73,23 +73,23 @@ class Snapshot:
 def find_snapshot(
     repo: str, revision: str | None, offline: bool, on_event: OnEvent = lambda _: None
 ) -> Snapshot:
-    """The commit a revision stands for, with its file list and model_index.json in the cache.
+    """Resolve a revision, and have its file list and model_index.json in the cache.
 
-    Asks the Hub once, or not at all for a commit that was listed before.
+    Asks the Hub once, or not at all for a commit whose list is cached. Raises T2IError.
     """
     offline = offline or constants.is_offline_mode()
     if revision and _COMMIT.fullmatch(revision):
-        if known := _known(repo, revision, not_downloaded(repo) if offline else None):
-            return known
-    commit, obstacle = _commit(repo, revision, offline, on_event)
-    if known := _known(repo, commit, obstacle):
-        return known
+        if snapshot := _cached_snapshot(repo, revision, not_downloaded(repo) if offline else None):
+            return snapshot
+    commit, obstacle = _resolve_commit(repo, revision, offline, on_event)
+    if snapshot := _cached_snapshot(repo, commit, obstacle):
+        return snapshot
     if obstacle is None:
         snapshot_download(
             repo, revision=commit, allow_patterns=[files.MODEL_INDEX], tqdm_class=NullProgressBar
         )
-        if known := _known(repo, commit, obstacle):
-            return known
+        if snapshot := _cached_snapshot(repo, commit, obstacle):
+            return snapshot
         raise ModelError(
             f"{repo} is not a diffusers repository: it has no {files.MODEL_INDEX}.",
             hint="`t2i models list` shows the models t2i knows.",
@@ -97,7 +97,7 @@ def find_snapshot(
     found = try_to_load_from_cache(repo, files.MODEL_INDEX, revision=commit)
     if not isinstance(found, str):
         raise obstacle
-    # Another program downloaded it, and left no list of the files: what is there has to do.
+    # Downloaded by another program without the file list: use the files in the folder.
     folder = Path(found).parent
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size
@@ -107,8 +107,8 @@ def find_snapshot(
     return Snapshot(repo=repo, commit=commit, folder=folder, sizes=sizes, obstacle=obstacle)
 
 
-def _known(repo: str, commit: str, obstacle: T2IError | None) -> Snapshot | None:
-    """The snapshot, if the cache has the commit's file list and model_index.json."""
+def _cached_snapshot(repo: str, commit: str, obstacle: T2IError | None) -> Snapshot | None:
+    """The snapshot if the cache has the commit's file list and model_index.json, else None."""
     found = try_to_load_from_cache(repo, files.MODEL_INDEX, revision=commit)
     try:
         tree = get_cached_repo_tree(repo, revision=commit)
@@ -125,10 +125,10 @@ def _known(repo: str, commit: str, obstacle: T2IError | None) -> Snapshot | None
     )
 
 
-def _commit(
+def _resolve_commit(
     repo: str, revision: str | None, offline: bool, on_event: OnEvent
 ) -> tuple[str, T2IError | None]:
-    """The commit a revision stands for, and why the Hub cannot be asked for more, if so."""
+    """The commit of a revision, and the error that prevents downloads, if any. Raises T2IError."""
     api = client.hub_api()
     try:
         cached = api.resolve_revision(repo, revision=revision, local_files_only=True).resolved
@@ -138,24 +138,24 @@ def _commit(
         if cached is None:
             raise not_downloaded(repo)
         return cached, not_downloaded(repo)
-    asked, commit, failure = _asked.get((repo, revision), (-math.inf, "", None))
-    if time.monotonic() - asked > _ASKED_SECONDS:
-        commit, failure = _ask(api, repo, revision, cached)
-        _asked[repo, revision] = (time.monotonic(), commit, failure)
+    resolved_at, commit, failure = _resolved.get((repo, revision), (-math.inf, "", None))
+    if time.monotonic() - resolved_at > _COMMIT_TTL:
+        commit, failure = _fetch_commit(api, repo, revision, cached)
+        _resolved[repo, revision] = (time.monotonic(), commit, failure)
     if failure:
         on_event(Notice(message=f"{failure.message} The copy of {repo} in the cache is used."))
     return commit, failure
 
 
-def _ask(
+def _fetch_commit(
     api: HfApi, repo: str, revision: str | None, cached: str | None
 ) -> tuple[str, T2IError | None]:
-    """The Hub's answer, or the commit in the cache where the Hub fails for the moment."""
+    """The commit from the Hub, or the `cached` one with the error if the failure is transient."""
     try:
         return str(api.model_info(repo, revision=revision).sha), None
     except (hf.HfHubHTTPError, httpx2.HTTPError) as error:
         failure = hub_error(error, repo)
-        passing = isinstance(failure, RemoteError | TimedOutError | QuotaError)
-        if cached is None or not passing:
+        transient = isinstance(failure, RemoteError | TimedOutError | QuotaError)
+        if cached is None or not transient:
             raise failure from error
         return cached, failure

@@ -184,7 +184,7 @@ def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, objec
     """All known fields of a model, as `--json` prints them."""
     found = cached.get(spec.repo or "")
     folder = spec.folder or (found.folder if found else None)
-    state = "whole" if spec.folder or (found and found.whole) else "partly" if found else "no"
+    state = "whole" if spec.folder or (found and found.complete) else "partly" if found else "no"
     return asdict(spec) | {
         "folder": str(folder) if folder else None,
         "revision": found.commit if found else None,
