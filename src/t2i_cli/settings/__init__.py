@@ -1,1 +1,1 @@
-"""settings"""
+"""Settings: their schema, their store, and the option groups of commands."""

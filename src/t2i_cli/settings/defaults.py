@@ -1,14 +1,14 @@
-"""What holds where neither an option nor a setting says anything."""
+"""Defaults for options that neither the command line nor a setting gives."""
 
 RETRIES = 5
-"""Tries of a call to a server after the first."""
+"""Retries of a request to a server after the first attempt."""
 TIMEOUT = 600
-"""Seconds for one image of a server, its retries included."""
+"""Seconds for one image of a server, retries included."""
 CONCURRENCY = 4
-"""Calls in flight to a server; as many as `t2i serve` puts into one pass."""
+"""Concurrent requests to a server; as many as `t2i serve` puts into one batch."""
 CALLS_A_REPLICA = 2
-"""Calls in flight to each replica of an endpoint: one that it works on, and one on the way."""
+"""Concurrent requests per replica of an endpoint: one being processed, one in transit."""
 REGION = "us-central1"
-"""Where on Google Cloud."""
+"""Region of Google Cloud."""
 TTL = "4h"
-"""How long a deployment on Vertex AI may live."""
+"""TTL of a deployment on Vertex AI."""

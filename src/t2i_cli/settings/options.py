@@ -1,7 +1,7 @@
-"""Groups of options: what a command line may say of where and how images are made.
+"""Groups of command line options about where and how images are generated.
 
-Each is a frozen dataclass that the code which acts on it receives whole. The command line makes
-its options from the `Flag` beside each field; without one a field is not for the command line.
+Each is a frozen dataclass that is passed on as a whole. The command line derives its options from
+the `Flag` of each field; a field without one is no option.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from t2i_cli.settings.schema import SETTINGS, join_choices
 
 @dataclass(frozen=True)
 class Flag:
-    """How a field is given on a command line: its names there, the first of which names it."""
+    """A field's command line option: its names, the first being the main one, help and range."""
 
     names: tuple[str, ...]
     help: str
@@ -23,18 +23,18 @@ class Flag:
 
 
 def flag(*names: str, help: str, min: float | None = None, max: float | None = None) -> Flag:
-    """A Flag of these names."""
+    """A Flag with these names."""
     return Flag(names, help, min, max)
 
 
 def _takes(key: str) -> str:
-    """What the setting of that key takes."""
+    """The description of a setting's valid values."""
     return SETTINGS[key].takes
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpServerOptions:
-    """Which server of OpenAI's images API."""
+    """The server of an OpenAI images API."""
 
     PANEL: ClassVar = "HTTP server"
 
@@ -49,7 +49,7 @@ class HttpServerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectOptions:
-    """Which project on Google Cloud, and where."""
+    """Google Cloud project and region."""
 
     PANEL: ClassVar = "Vertex AI"
 
@@ -64,7 +64,7 @@ class ProjectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LocationOptions(ProjectOptions):
-    """Where on Google Cloud, and by which host."""
+    """Google Cloud project, region and API host."""
 
     api_endpoint: Annotated[
         str | None, flag("--api-endpoint", help="vertex: a URL in place of Google's own hosts.")
@@ -73,7 +73,7 @@ class LocationOptions(ProjectOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointOptions(LocationOptions):
-    """Which endpoint of Vertex AI, and what serves there."""
+    """Endpoint of Vertex AI, and the kind of serving there."""
 
     endpoint: Annotated[
         str | None,
@@ -90,7 +90,7 @@ class EndpointOptions(LocationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CallOptions:
-    """How a server is called. `timeout` is in seconds."""
+    """Retries, timeout (seconds) and concurrency of requests to a server."""
 
     PANEL: ClassVar = "Calls of servers"
 
@@ -126,7 +126,7 @@ class CallOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """How this machine makes images."""
+    """Device, precision and memory use of the local backend."""
 
     PANEL: ClassVar = "This machine"
 
@@ -168,7 +168,7 @@ class DeviceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class KeepAliveOptions:
-    """How long a model stays loaded."""
+    """How long a model stays loaded in the background."""
 
     PANEL: ClassVar = "This machine"
 
@@ -184,7 +184,7 @@ class KeepAliveOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
-    """Where images are made, and how."""
+    """Backend and its options."""
 
     PANEL: ClassVar = "Backend"
 
@@ -200,7 +200,7 @@ class BackendOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentSpec:
-    """A deployment as the user asked for it; `None` means not set."""
+    """A requested deployment; `None` means not set."""
 
     PANEL: ClassVar = "Deployment"
 

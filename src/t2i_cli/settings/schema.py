@@ -1,4 +1,4 @@
-"""The table of settings: what each is called, and what it takes."""
+"""Schema of the settings: keys, environment variables, valid values."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ MEMORY = ("auto", "fast", "low")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting: its key in the file, its variable, what it takes, and a check for that."""
+    """One setting: key in the file, environment variable, valid values in words, and a check."""
 
     key: str
     variable: str
@@ -26,7 +26,7 @@ class Setting:
 
 
 def join_choices(names: Iterable[str]) -> str:
-    """The names as a sentence lists them."""
+    """The names as a list in a sentence: `a, b or c`."""
     *most, last = names
     return f"{', '.join(most)} or {last}"
 
@@ -36,11 +36,11 @@ def _is_text(value: str) -> bool:
 
 
 def is_safe_url(value: str) -> bool:
-    """Whether a token may be sent there: https, or http on a loopback address."""
+    """Whether a token may be sent to the URL: https, or http on a loopback address."""
     try:
         url = urlsplit(value)
         host, _ = url.hostname, url.port
-    except ValueError:  # a port or an address that is none
+    except ValueError:  # an invalid port or address
         return False
     if not host or url.username or url.password or url.query or url.fragment:
         return False

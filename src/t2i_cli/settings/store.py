@@ -1,7 +1,6 @@
-"""Settings: where they come from, and the file that keeps them.
+"""Reads settings from the environment and a TOML file, and writes the file.
 
-A value comes from the environment, else from the TOML file; a command's own option wins over both,
-and the model's default fills what none of them sets.
+Precedence: a command's option, the environment variable, the file, the default.
 """
 
 import os
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 CONFIG_VARIABLE = "T2I_CONFIG"
 MASK = "********"
 
-_LIKE_A_SECRET = re.compile(r"token|passw|secret|credential|api.?key|^hf_", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"token|passw|secret|credential|api.?key|^hf_", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class SettingValue:
 
 
 def settings_path() -> Path:
-    """The settings file: the one that T2I_CONFIG names, or config.toml in the platform's place."""
+    """The settings file: T2I_CONFIG, or config.toml in the user's configuration folder."""
     if named := os.environ.get(CONFIG_VARIABLE):
         return Path(named).expanduser()
     from platformdirs import user_config_path
@@ -45,10 +44,10 @@ def settings_path() -> Path:
 
 
 def setting_named(key: str) -> Setting:
-    """The setting of that key; raises InputError naming the valid ones."""
+    """The setting with that key; raises InputError listing the valid keys."""
     if found := SETTINGS.get(key):
         return found
-    if _LIKE_A_SECRET.search(key):
+    if _SECRET_NAME.search(key):
         raise InputError(
             f"{key} is not a setting: t2i keeps no token of its own.",
             hint="`t2i login` asks for one and hands it to huggingface_hub.",
@@ -57,10 +56,10 @@ def setting_named(key: str) -> Setting:
 
 
 def find_setting(key: str) -> SettingValue | None:
-    """A setting's value and source; raises InputError on a bad value, or a wrong file."""
-    wanted = setting_named(key)
-    if value := os.environ.get(wanted.variable):
-        return SettingValue(_checked(wanted, value, wanted.variable), wanted.variable)
+    """A setting's value and source; raises InputError for an invalid value or file."""
+    setting = setting_named(key)
+    if value := os.environ.get(setting.variable):
+        return SettingValue(_check(setting, value, setting.variable), setting.variable)
     value = read_settings().get(key)
     return None if value is None else SettingValue(value, str(settings_path()))
 
@@ -72,25 +71,28 @@ def get_setting(key: str) -> str | None:
 
 
 def resolve_setting(key: str, option: str | None) -> str | None:
-    """What a command goes by: its own option, checked as the setting is, or else the setting."""
+    """A command's option if given, validated like the setting, else the setting.
+
+    Raises InputError.
+    """
     if option is None:
         return get_setting(key)
     flag = re.sub("^(http|vertex)_", "", key).replace("_", "-")
-    return _checked(setting_named(key), option, f"--{flag}")
+    return _check(setting_named(key), option, f"--{flag}")
 
 
 def redact(key: str, value: str) -> str:
-    """The value as it may be printed: a secret one is masked."""
+    """The value for printing; secrets are masked."""
     return MASK if setting_named(key).secret else value
 
 
 def read_settings() -> dict[str, str]:
-    """Every setting of the file, checked; raises InputError naming the file."""
+    """Every setting of the file, validated; raises InputError naming the file."""
     file = settings_path()
     values: dict[str, str] = {}
-    for key, value in _parse(_text(file), file).items():
+    for key, value in _parse(_read_text(file), file).items():
         try:
-            values[key] = _checked(setting_named(key), value, str(file))
+            values[key] = _check(setting_named(key), value, str(file))
         except InputError as error:
             where = "" if str(file) in error.message else f"{file}: "
             hint = f"{error.hint or ''} `t2i config unset {key}` takes it out.".strip()
@@ -99,16 +101,16 @@ def read_settings() -> dict[str, str]:
 
 
 def set_setting(key: str, value: str) -> None:
-    """Write a setting into the file, leaving its comments; raises InputError on a bad value."""
-    _checked(setting_named(key), value, key)
-    document = _document()
+    """Write a setting into the file, keeping its comments; raises InputError or StorageError."""
+    _check(setting_named(key), value, key)
+    document = _load_document()
     document[key] = value
     _write(document)
 
 
 def unset_setting(key: str) -> bool:
-    """Take a setting out of the file, a wrong one, too; returns whether it was there."""
-    document = _document()
+    """Remove a setting from the file, also an invalid one; returns whether it was set."""
+    document = _load_document()
     if key not in document:
         setting_named(key)
         return False
@@ -118,25 +120,25 @@ def unset_setting(key: str) -> bool:
 
 
 def set_offline() -> None:
-    """Have this process contact nothing: huggingface_hub and all that build on it read this.
+    """Set HF_HUB_OFFLINE, which huggingface_hub and the libraries based on it read.
 
-    It acts at their import, so call it before.
+    They read it at import, so call this before.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     if constants := sys.modules.get("huggingface_hub.constants"):
         constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
-def _checked(wanted: Setting, value: object, source: str) -> str:
-    if isinstance(value, str) and wanted.accepts(value):
+def _check(setting: Setting, value: object, source: str) -> str:
+    if isinstance(value, str) and setting.accepts(value):
         return value
-    given = MASK if wanted.secret else repr(value)
-    plain = source in {wanted.key, wanted.variable} or source.startswith("--")
-    where = source if plain else f"{source}: {wanted.key}"
-    raise InputError(f"{where} must be {wanted.takes}, not {given}.", field=wanted.key)
+    given = MASK if setting.secret else repr(value)
+    plain = source in {setting.key, setting.variable} or source.startswith("--")
+    where = source if plain else f"{source}: {setting.key}"
+    raise InputError(f"{where} must be {setting.takes}, not {given}.", field=setting.key)
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -154,20 +156,20 @@ def _parse(text: str, file: Path) -> Mapping[str, object]:
         raise InputError(f"{file} is not valid TOML: {error}.") from error
 
 
-def _document() -> "TOMLDocument":
+def _load_document() -> "TOMLDocument":
     import tomlkit
 
     file = settings_path()
-    text = _text(file)
+    text = _read_text(file)
     _parse(text, file)
     return tomlkit.parse(text)
 
 
 def _write(document: "TOMLDocument") -> None:
-    """Replace the file in one step, readable by its owner only."""
+    """Replace the file atomically, readable by its owner only. Raises StorageError."""
     file = settings_path()
     try:
-        # A file kept elsewhere through a link stays there.
+        # If the path is a symbolic link, replace its target.
         file = file.resolve()
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_text(file, document.as_string(), sync=True)
