@@ -21,7 +21,7 @@ from t2i_cli.output import filenames, infotext
 from t2i_cli.output.filenames import TemplateContext
 from t2i_cli.prompts import readers
 from t2i_cli.prompts.entries import PromptEntry
-from t2i_cli.request_fields import DIALECTS, SHOWN
+from t2i_cli.request_fields import DIALECTS, DISPLAY_FIELDS
 from t2i_cli.server import page
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
@@ -52,7 +52,7 @@ def rows() -> dict[str, object]:
         "ids": len({row.id for row in found}),
         "keys": len({row.request.batch_key() for row in found}),
         "refused": [problem.message for problem in problems],
-        "shown": "guidance_rescale" in SHOWN,
+        "shown": "guidance_rescale" in DISPLAY_FIELDS,
     }
 
 

@@ -42,7 +42,7 @@ from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest
-from t2i_cli.request_fields import FIELDS, OPTIONAL
+from t2i_cli.request_fields import FIELDS, OPTIONAL_FIELDS
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.vertex_container import VertexContainer
 from t2i_cli.terminal.console import Console
@@ -272,7 +272,7 @@ def test_our_own_container_as_it_is(vertex: FakeVertex) -> None:
         ("t2i", {"revision"}),
         ("torchserve", {"revision", "scheduler"}),
         ("model-garden", {"revision", "seed", "scheduler"}),
-        (None, set(OPTIONAL)),
+        (None, set(OPTIONAL_FIELDS)),
     ],
 )
 @pytest.mark.parametrize("by", ["label", "option"])

@@ -1,4 +1,4 @@
-"""The protocol of a source of images, and what it yields: finished images and failures."""
+"""The Backend protocol, and its outcomes: generated images and failures."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImage:
-    """The bytes of an image file."""
+    """An encoded image file."""
 
     format: ImageFormat
     data: bytes = field(repr=False)
@@ -26,10 +26,10 @@ class EncodedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """One finished image: `image` is RGB, `index` the position of its request in the run.
+    """One generated image: `image` is 8-bit RGB, `index` its request's position in the run.
 
-    `seconds` is the time it took to generate; `round_trip` the seconds that the call to a server
-    took which made it. `file` is there where the image came as a file with its records in it.
+    `seconds` is the generation time; `round_trip` the duration of the server request in seconds,
+    for images from a server. `file` is the image file with metadata, if the server sent one.
     """
 
     index: int
@@ -48,7 +48,7 @@ class GeneratedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The request at position `index` got no image, and why."""
+    """The request at position `index` failed with `error`."""
 
     index: int
     request: ResolvedRequest
@@ -56,7 +56,7 @@ class Failure:
 
 
 class CancellationToken(Flag):
-    """A flag to `run` with that can also ask, by `soon`, to begin nothing more."""
+    """Cancellation flag for `run`; with `soon` set, finish running requests but start no others."""
 
     def __init__(self, soon: Flag) -> None:
         super().__init__()
@@ -64,26 +64,26 @@ class CancellationToken(Flag):
 
 
 class Backend(Protocol):
-    """A source of images. Errors leave it only as `T2IError`."""
+    """Generates images. Raises only `T2IError`."""
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
-        """What is known of the model that the request names; raises if there is no such model."""
+        """The spec of the requested model; raises ModelError if it does not exist."""
         ...
 
     def check(self, request: ResolvedRequest) -> None:
-        """Raise if this backend cannot honour the request; loads no weight."""
+        """Raise if this backend cannot honour the request; loads no weights."""
         ...
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
-        """What the image takes here, for --dry-run: device, memory, download."""
+        """Resource estimates for --dry-run: device, memory, download."""
         ...
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
-        """The commit that a model's revision stands for now, `None` for a model without."""
+        """The commit that a model's revision resolves to, `None` for a model without revisions."""
         ...
 
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
-        """Make ready for such requests, where that takes time: fetch and load the model."""
+        """Prepare for such requests: download and load the model."""
         ...
 
     def run(
@@ -93,14 +93,14 @@ class Backend(Protocol):
         cancel: Flag,
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
-        """Yield one outcome for each request, in any order; stops early once `cancel` is set.
+        """Yield one outcome per request, in any order; stops early once `cancel` is set.
 
-        `previews` are how many events.Preview of each image are wanted at most; a backend that
-        cannot show any leaves them out. What it raises is the failure of the requests in hand:
-        those of a Step or Sent without an outcome, or else the first without one.
+        `previews` is the maximum of events.Preview per request; a backend without previews ignores
+        it. An exception is the failure of the requests in progress: those of a Step or RequestSent
+        event without an outcome, else the first request without one.
         """
         ...
 
     def close(self) -> None:
-        """Give back memory, connections and threads; may be called twice."""
+        """Release memory, connections and threads; may be called twice."""
         ...

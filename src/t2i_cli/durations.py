@@ -1,4 +1,4 @@
-"""Durations as people write them: `90s`, `10m`, `1h30m`, `2d`; `0` needs no unit."""
+"""Parses and formats durations: `90s`, `10m`, `1h30m`, `2d`; `0` needs no unit."""
 
 import re
 
@@ -7,7 +7,7 @@ _UNITS = (86_400, 3_600, 60, 1)
 
 
 def parse_duration(text: str) -> int | None:
-    """The duration in seconds, or None where the text is none: a unit is always named."""
+    """The duration in seconds, or None if the text is invalid; units are required except for 0."""
     match = _FORM.fullmatch("0s" if text == "0" else text)
     if match is None:
         return None
@@ -15,7 +15,7 @@ def parse_duration(text: str) -> int | None:
 
 
 def format_duration(seconds: float) -> str:
-    """The duration in the form that `parse` reads, in whole seconds."""
+    """Format a duration, rounded to seconds, as `parse_duration` reads it."""
     left, parts = round(seconds), []
     for letter, unit in zip("dhms", _UNITS, strict=True):
         count, left = divmod(left, unit)

@@ -1,4 +1,4 @@
-"""Every error a user can cause or meet, each with its exit code and, where there is one, a hint.
+"""The errors that users see, each with an exit code and an optional hint.
 
 The exit codes are a contract with scripts; `docs/exit-codes.md` lists them.
 """
@@ -10,7 +10,7 @@ EXIT_STDOUT_CLOSED = 141
 
 
 class T2IError(Exception):
-    """An error to report in one sentence: what went wrong, where, and what to do next."""
+    """An error reported in one sentence, with an optional hint on what to do."""
 
     exit_code: ClassVar[int]
     code: ClassVar[str]
@@ -31,7 +31,7 @@ class T2IError(Exception):
 
 
 class InputError(T2IError):
-    """Wrong usage or bad input; `field` names the request's field at fault, if one is."""
+    """Wrong usage or bad input; `field` is the invalid field of the request, if any."""
 
     exit_code = 2
     code = "bad_input"
@@ -41,7 +41,7 @@ class InputError(T2IError):
         self.field = field
 
     def to_json(self) -> dict[str, object]:
-        """The error as `--json` prints it, with the field at fault."""
+        """The error as `--json` prints it, with the invalid field."""
         return super().to_json() | ({"field": self.field} if self.field else {})
 
 
@@ -53,14 +53,14 @@ class AccessError(T2IError):
 
 
 class QuotaError(T2IError):
-    """A quota or rate limit stands in the way."""
+    """A quota or rate limit is exceeded."""
 
     exit_code = 4
     code = "quota"
 
 
 class TimedOutError(T2IError):
-    """A time limit ran out."""
+    """A timeout expired."""
 
     exit_code = 5
     code = "timed_out"
@@ -74,16 +74,16 @@ class RemoteError(T2IError):
 
 
 class OutOfMemoryError(T2IError):
-    """The device has too little memory, whatever t2i tried."""
+    """The device has too little memory, even with every memory-saving measure."""
 
     exit_code = 7
     code = "out_of_memory"
 
 
 class InternalError(T2IError):
-    """A bug, as the failure of one image; `__cause__` is what was raised, if it was raised here.
+    """A bug that made an image fail; `__cause__` is the exception, unless it came from a server.
 
-    A server's client hears that there was one; the traceback is in the server's log.
+    A server's response only says that there was one; the traceback is in the server's log.
     """
 
     exit_code = 1
@@ -105,7 +105,7 @@ class ModelError(T2IError):
 
 
 class PipelineError(ModelError):
-    """A model's pipeline failed, and nothing is known of why; `__cause__` is what it raised."""
+    """A model's pipeline failed for an unknown reason; `__cause__` is the exception."""
 
 
 class ContentFilteredError(T2IError):
@@ -137,7 +137,7 @@ class TerminatedError(T2IError):
 
 
 def error_from_json(record: Mapping[str, object]) -> T2IError | None:
-    """The error that `to_json()` told of, or None for a record with another code."""
+    """The error from its `to_json()` record, or None for an unknown code."""
     kind = next((k for k in T2IError.__subclasses__() if k.code == record.get("code")), None)
     if kind is None:
         return None
@@ -149,7 +149,7 @@ def error_from_json(record: Mapping[str, object]) -> T2IError | None:
 
 
 def internal_error(raised: Exception) -> InternalError:
-    """An exception that nobody expected, as the failure of the images it came of."""
+    """Wrap an unexpected exception as the failure of the images it concerns."""
     error = InternalError(
         f"An unexpected {type(raised).__name__}: {error_reason(raised)}",
         hint="-v shows the traceback; please report it.",
@@ -159,15 +159,15 @@ def internal_error(raised: Exception) -> InternalError:
 
 
 def error_reason(raised: Exception) -> str:
-    """What an exception says, on one line and not too long; its name if it says nothing."""
+    """An exception's message on one line, at most 200 characters; its type's name if empty."""
     text = " ".join(str(raised).split()) or type(raised).__name__
     return text if len(text) <= 200 else text[:199] + "…"
 
 
 def os_reason(error: OSError) -> str:
-    """The system's reason; an OSError that a library made has none, but may say something."""
+    """The system's reason of an OSError; its message where a library raised it without one."""
     return error.strerror or error_reason(error)
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; like KeyboardInterrupt, not an Exception, so that nothing swallows it."""
+    """SIGTERM arrived. A BaseException like KeyboardInterrupt, so that no handler swallows it."""

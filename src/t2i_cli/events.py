@@ -1,4 +1,4 @@
-"""What a backend tells while it works: progress for people, and NDJSON for scripts."""
+"""Events of a running backend: shown as progress, or printed as NDJSON."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Downloading:
-    """`done` of `total` bytes of a model's files are here."""
+    """`done` of `total` bytes of a model's files are downloaded."""
 
     model: str
     done: int
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A small RGB picture of what the request at position `index` looks like after step `step`."""
+    """A small RGB preview of the image of the request at `index` after denoising step `step`."""
 
     index: int
     step: int
@@ -46,17 +46,16 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestSent:
-    """The requests at these positions went to a server, which tells nothing until they are done."""
+    """The requests at these positions were sent to a server that reports no progress."""
 
     indices: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """One sentence that a person should read; it never means failure.
+    """One sentence for people; never a failure.
 
-    It may quote the requests at `indices`, and is for those who sent them; without any it is for
-    all.
+    With `indices` it concerns only the requests at these positions, and may quote them.
     """
 
     message: str
@@ -65,7 +64,7 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryMeasure:
-    """A measure taken against running out of memory, and why."""
+    """A memory-saving measure that was applied, and the reason."""
 
     name: str
     reason: str

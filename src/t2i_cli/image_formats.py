@@ -1,4 +1,4 @@
-"""The formats of image files: their names, extensions, usual sizes and limits."""
+"""Image file formats: names, extensions, typical sizes, limits."""
 
 from typing import Literal
 
@@ -10,9 +10,9 @@ IMAGE_FORMATS: dict[str, ImageFormat] = {
     "jpeg": "jpeg",
     "webp": "webp",
 }
-"""What `--format` and a file's extension may say, and the format meant."""
+"""Values of `--format` and file extensions, with their format."""
 EXTENSIONS: dict[ImageFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 BYTES_A_PIXEL: dict[ImageFormat, float] = {"png": 2.0, "jpeg": 0.8, "webp": 0.5}
-"""Of detailed pictures: 1024x1024 make a PNG of 2.1 MB, a JPEG of 0.8 MB."""
+"""Bytes per pixel of detailed images: 1024x1024 pixels take 2.1 MB as PNG, 0.8 MB as JPEG."""
 MAX_WEBP_SIDE = 16_383
-"""Pixels; the format's own limit."""
+"""Maximum WebP width and height in pixels."""

@@ -1,4 +1,4 @@
-"""What t2i knows of a model before any of its weights is loaded."""
+"""Metadata of a model, known before its weights are loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,15 @@ GuidanceArgument = Literal["guidance_scale", "true_cfg_scale"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What t2i needs to know of a model before it loads it; `None` means not known.
+    """Metadata of a model; `None` means unknown.
 
-    `name` is how the user may call it (alias, repository or folder); either `repo` (on the Hub) or
-    `folder` (a diffusers folder) says where it lies, for a local model. `download_bytes` counts the
-    files t2i fetches. `guidance_argument` is the pipeline argument that carries guidance, or `None`
-    if the model takes none. Guidance, and with it the negative prompt, acts above `guidance_off`.
-    Width and height are pixels and must be multiples of `multiple`. `flow` tells flow-matching
-    models from noise-predicting ones, which take other schedulers. `refuses` names fields of a
-    request that the place where the model runs cannot honour, each with a sentence that says so.
+    `name` is an alias, repository or folder. A local model has its weights in `repo` (on the Hub)
+    or `folder` (a diffusers folder). `download_bytes` is the size of the files that t2i downloads.
+    `guidance_argument` is the pipeline's argument for guidance, `None` if it has none. Guidance and
+    the negative prompt have an effect above `guidance_off`. Width and height are in pixels and
+    multiples of `multiple`. `flow` is whether the model is a flow-matching one, which decides its
+    schedulers. `refuses` has pairs of a request's field that the backend cannot honour, and a
+    sentence that says so.
     """
 
     name: str

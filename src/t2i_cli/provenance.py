@@ -1,14 +1,14 @@
-"""How an image came about, beside its request: backend, commit, device, precision, versions."""
+"""Provenance of an image beside its request: backend, commit, device, precision, versions."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationInfo:
-    """What, beside the request, made an image what it is; it is written into the image.
+    """Generation info, written into the image and into manifests under the key `lock`.
 
-    The last three are of images made elsewhere: the server's address or the endpoint's name, the
-    model deployed there, and whether the server said that it used the request's seed.
+    `endpoint` (a server's address or an endpoint's name), `deployed_model` and `seed_confirmed`
+    (whether the server confirmed the request's seed) are of remote images only.
     """
 
     backend: str

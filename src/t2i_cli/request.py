@@ -1,4 +1,4 @@
-"""What is asked for: `GenerateRequest` as the user put it, `ResolvedRequest` with all settled."""
+"""Requests for an image: `GenerateRequest` as the user gave it, `ResolvedRequest` complete."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ from operator import attrgetter
 
 from t2i_cli.errors import InputError
 from t2i_cli.request_fields import (
+    ADDED_FIELDS,
     FIELDS,
-    LATER,
     MAX_SEED,
-    POSITIONAL,
+    ORIGINAL_FIELDS,
     RequestFields,
     check_range,
 )
@@ -20,26 +20,26 @@ from t2i_cli.request_fields import (
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest(RequestFields):
-    """One image as the user asked for it; `None` means not set. Raises InputError on bad values."""
+    """A request as given by the user; `None` means not set. Raises InputError for bad values."""
 
     prompt: str = field()
 
     def __post_init__(self) -> None:
-        """Check what can be checked without knowing any model."""
+        """Validate what does not depend on the model."""
         FIELDS["prompt"].check(self.prompt)
         if not self.prompt.strip():
             raise InputError("The prompt is empty.", field="prompt")
-        for name, known in FIELDS.items():
+        for name, spec in FIELDS.items():
             if (value := getattr(self, name)) is not None:
-                known.check(value)
+                spec.check(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRequest(RequestFields):
-    """A request with every field settled; `None` only for what a remote model keeps to itself.
+    """A request with every default filled in; `None` only where a remote model's is unknown.
 
-    `user_set` names the fields that the user gave. `model` is the repository, or the name of a
-    local model.
+    `user_set` has the fields that the user gave. `model` is the repository, or a local model's
+    name.
     """
 
     prompt: str = field()
@@ -48,48 +48,54 @@ class ResolvedRequest(RequestFields):
     user_set: frozenset[str] = field(default=frozenset(), compare=False)
 
     def to_json(self) -> dict[str, object]:
-        """The fields that make the image, in a fixed order; later ones only where they are set."""
-        record = {name: FIELDS[name].written(getattr(self, name)) for name in POSITIONAL}
-        return record | {name: FIELDS[name].written(value) for name, value in self._later()}
+        """The fields in a fixed order; fields added later only if they are set."""
+        record = {name: FIELDS[name].json_value(getattr(self, name)) for name in ORIGINAL_FIELDS}
+        return record | {name: FIELDS[name].json_value(value) for name, value in self._added()}
 
     def identity_values(self) -> tuple[object, ...]:
-        """The fields that make the image, its seed aside."""
-        later = ((name, value) for name, value in self._later() if FIELDS[name].identity)
-        return (*_made_by(self), *((name, FIELDS[name].identified(v)) for name, v in later))
+        """The values that identify the image, without the seed."""
+        later = ((name, value) for name, value in self._added() if FIELDS[name].identity)
+        return (
+            *_identity_fields(self),
+            *((name, FIELDS[name].identity_value(v)) for name, v in later),
+        )
 
     def batch_key(self) -> tuple[object, ...]:
-        """What requests of one pass have in common: all but prompt, seed, the negative's words."""
-        later = (pair for pair in self._later() if not FIELDS[pair[0]].per_image)
-        return (*_shared_by_pass(self), bool(self.negative_prompt), *later)
+        """Batch key: requests with equal keys may share a forward pass.
+
+        It has all fields but the per-image ones, and whether there is a negative prompt.
+        """
+        later = (pair for pair in self._added() if not FIELDS[pair[0]].per_image)
+        return (*_batch_key_fields(self), bool(self.negative_prompt), *later)
 
     def identity(self, occurrence: int = 0, *, seed: int | None = None) -> str:
-        """A short hash of the fields that make the image, and of how often they came before.
+        """Id of an image: 16 hex digits of the SHA-256 of its identifying values.
 
-        `seed` stands in for the request's own.
+        `occurrence` counts equal requests before it; `seed` replaces the request's own.
         """
-        drawn = self.seed if seed is None else seed
-        made = json.dumps([self.identity_values(), drawn, occurrence])
-        return hashlib.sha256(made.encode()).hexdigest()[:16]
+        used = self.seed if seed is None else seed
+        content = json.dumps([self.identity_values(), used, occurrence])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def _later(self) -> list[tuple[str, object]]:
-        """The later fields that are set."""
-        return [(name, v) for name in LATER if (v := getattr(self, name)) is not None]
+    def _added(self) -> list[tuple[str, object]]:
+        """The fields added later that are set, with their values."""
+        return [(name, v) for name in ADDED_FIELDS if (v := getattr(self, name)) is not None]
 
 
-_made_by = attrgetter(*(name for name in POSITIONAL if name != "seed"))
-_shared_by_pass = attrgetter(*(name for name in POSITIONAL if not FIELDS[name].per_image))
+_identity_fields = attrgetter(*(name for name in ORIGINAL_FIELDS if name != "seed"))
+_batch_key_fields = attrgetter(*(name for name in ORIGINAL_FIELDS if not FIELDS[name].per_image))
 
 
 def expand_seeds(
     request: ResolvedRequest, seeds: Sequence[int], count: int
 ) -> list[ResolvedRequest]:
-    """One request for each of `seeds`, or `count` with seeds counting up from the request's own."""
+    """One request per seed, or `count` with consecutive seeds from the first. Raises InputError."""
     if count < 1:
         raise InputError(f"count must be at least 1, not {count}.", field="count")
     if count > 1 and len(seeds) > 1:
         raise InputError("Give several seeds or a count, not both.", field="count")
     if len(seeds) < 2:
-        # A seed that was drawn leaves room for those that count up from it.
+        # Reduce a random seed so that the last seed does not exceed MAX_SEED.
         drawn = request.seed % (MAX_SEED + 2 - count)
         first = seeds[0] if seeds else drawn
         seeds = range(first, first + count)
@@ -99,7 +105,7 @@ def expand_seeds(
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height in pixels from `512x768`."""
+    """Width and height in pixels from `512x768`. Raises InputError."""
     match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text.strip())
     if not match:
         raise InputError(f"The size {text!r} is not of the form 512x768.", field="size")
@@ -109,7 +115,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def resolve_size(
     width: int | None, height: int | None, size: str | None
 ) -> tuple[int | None, int | None]:
-    """Width and height in pixels, from themselves or from a size given in their place."""
+    """Width and height in pixels, given directly or by `size`. Raises InputError for both."""
     if size is None:
         return width, height
     if width is not None or height is not None:

@@ -1,16 +1,16 @@
-"""The fields of a request, each declared once: all that any other module knows of one stands here.
+"""Declares every field of a request once; other modules derive all they need from here.
 
-A field is an attribute of `RequestFields` with a `RequestField` beside it. From that come its
-option, its column in prompts files, its place in the server's bodies and in what is sent to
-servers, its placeholder in file names, its line in images and its place in ids. A new one is
-declared at the end, with `None` as its default; it joins ids by its name, so that the ids of
-requests without it stay what they were.
+A field is an attribute of `RequestFields` with a `RequestField` as metadata. From it come the
+option, the column in prompts files, the server's request bodies and those sent to servers, the
+placeholder in file names, the metadata in images and the part in ids. Declare a new field at the
+end, with default `None`; ids include it by name and only if set, so that the ids of other requests
+do not change.
 
-Text and numbers need no more. For any other value (a file, a list of records, extras by name) the
-attribute has the type of the value, which must be hashable, and its RequestField says how it is
-read and written: `parse` takes text, as options and CSV have it, or what JSON holds, and raises
-InputError; `to_json` writes it into records and bodies; `digest` is what stands for it in ids, as
-the SHA-256 of a file's content with a weight, so that another file of the same name is another row.
+Text and numbers need no more. For other types (a file, a list of records, named extras) the
+attribute has the value's type, which must be hashable, and the RequestField its conversions:
+`parse` takes text of options and CSV, or a JSON value, and raises InputError; `to_json` encodes the
+value for records and bodies; `digest` replaces it in ids, as the SHA-256 of a file's content with a
+weight, so that another file of the same name is another row.
 """
 
 import math
@@ -24,25 +24,25 @@ from t2i_cli.errors import InputError
 FieldValue = str | int | float
 
 MAX_PROMPT = 5_000
-"""Characters; the prompt, the negative prompt and their record fit a JPEG's 64 KB segment."""
+"""Characters; prompt, negative prompt and their metadata fit a JPEG's 64 KB segment."""
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1_000
-"""No scheduler has more than the 1000 timesteps that models are trained on."""
+"""Schedulers have at most the 1000 timesteps that models are trained on."""
 MAX_IMAGE_SIDE = 16_384
-"""Pixels; WebP ends at 16,383, and nothing generates more in one piece."""
+"""Pixels; WebP's limit is 16,383, and no model generates larger images."""
 MAX_GUIDANCE = 100.0
 DEFAULT_MODEL = "sd15"
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Unicode's categories Cc, tab and line ends aside, and Cs."""
+"""Unicode categories Cc, except tab and line ends, and Cs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """One kind of server of OpenAI's images API.
 
-    `owner` is what its model list says. With `true_cfg` it takes a field by the name of the
-    pipeline's argument where that is the model's.
+    `owner` is `owned_by` in its model list. With `true_cfg` it takes guidance under the name of
+    the pipeline's argument.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Dialect:
 
     @property
     def takes(self) -> frozenset[str]:
-        """The fields that it takes, prompt and model aside: it has these always."""
-        return frozenset(name for name, known in FIELDS.items() if self.name in known.dialects)
+        """The fields that it takes besides prompt and model."""
+        return frozenset(name for name, spec in FIELDS.items() if self.name in spec.dialects)
 
 
 DIALECTS = {
@@ -66,40 +66,40 @@ DIALECTS = {
     )
 }
 SERVINGS = ("t2i", "model-garden", "torchserve")
-"""What may serve at an endpoint of Vertex AI."""
+"""Kinds of serving at an endpoint of Vertex AI."""
 
 SIZE = "size"
-"""What servers of OpenAI's images API call width and height, together."""
+"""The name of width and height together in OpenAI's images API."""
 
 
-def _by(name: str, *dialects: str) -> dict[str, str]:
+def _named(name: str, *dialects: str) -> dict[str, str]:
     return dict.fromkeys(dialects, name)
 
 
-_ALL = tuple(DIALECTS)
-_OPEN = ("t2i", "sglang", "vllm")
-_SERVED = frozenset(SERVINGS)
+_ALL_DIALECTS = tuple(DIALECTS)
+_DIFFUSERS_DIALECTS = ("t2i", "sglang", "vllm")
+_ALL_SERVINGS = frozenset(SERVINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestField:
-    """What is known of a field beside its name and `kind`, which are those of its attribute.
+    """Declaration of a field; `name` and `kind` (the type) come from the attribute.
 
-    For people: `help` says what it is, `default` what it is when it is not set, `label` is its
-    short name on pages, `summary` how a plan tells its value. `flags` are its option, empty where
-    each command has its own; `unit` is that of its value, `low` and `high` are its range.
+    For people: `help` describes it, `default` describes its value when not set, `label` is its
+    short name on pages, `placeholder` that of its input, `summary` its format in plans. `flags`
+    are its option's names, empty if each command declares its own; `unit` is the value's unit,
+    `low` and `high` are its inclusive range.
 
-    For servers: `dialects` gives its name in each dialect that takes it, `true_cfg` another name
-    (see Dialect); `servings` take it by the name `vertex`, which is its own where that is empty.
-    With `echoed` a server's answer must tell the value that was sent.
+    For servers: `dialects` maps each dialect that takes it to its name there, `true_cfg` is
+    another name (see Dialect); `servings` take it under the name `vertex`, or its own if that
+    is empty. With `echoed` a server's response must contain the value that was sent.
 
-    `pipeline` is the argument of diffusers' pipelines that carries it as it is, `infotext` its name
-    in AUTOMATIC1111's text. With `model_default` a model has a value of its own for it; `needs` is
-    the key of a model's description (GET /t2i/v1/model) without which it means nothing, and whose
-    list, if it is one, holds its values. Images of one pass differ in what is `per_image`.
-    `prose` is text of any length; of texts, blank ones are taken with `may_be_blank` alone. The
-    server's page has an input for it with `on_page`, of its own for the others. With `identity` it
-    is part of an image's id.
+    `pipeline` is the argument of diffusers' pipelines that it is passed as, `infotext` its name
+    in AUTOMATIC1111's infotext. With `model_default` models have their own default; `needs` is
+    the key of a model's description (GET /t2i/v1/model) that must be set for it to have an
+    effect, and lists its values if it is a list. Images in one batch may differ in `per_image`
+    fields. `prose` is text of any length; `may_be_blank` allows blank text. With `on_page` the
+    server's page generates an input for it. With `identity` it is part of an image's id.
     """
 
     name: str = ""
@@ -142,17 +142,17 @@ class RequestField:
         elif self.low is not None or self.high is not None:
             check_range(self.name, value, self.low, self.high)
 
-    def written(self, value: Any) -> object:  # noqa: ANN401 - of the field's own type
-        """A value in JSON."""
+    def json_value(self, value: Any) -> object:  # noqa: ANN401 - of the field's own type
+        """The value encoded for JSON."""
         return value if self.to_json is None or value is None else self.to_json(value)
 
-    def identified(self, value: Any) -> object:  # noqa: ANN401 - of the field's own type
-        """What stands for a value in ids."""
-        return self.written(value) if self.digest is None else self.digest(value)
+    def identity_value(self, value: Any) -> object:  # noqa: ANN401 - of the field's own type
+        """The value's representation in ids."""
+        return self.json_value(value) if self.digest is None else self.digest(value)
 
 
 FIELD = "request_field"
-"""The key of a RequestField in an attribute's metadata."""
+"""Key of the RequestField in an attribute's metadata."""
 
 
 def _declared(known: RequestField) -> Any:  # noqa: ANN401 - of the attribute's own type
@@ -162,7 +162,7 @@ def _declared(known: RequestField) -> Any:  # noqa: ANN401 - of the attribute's 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestFields:
-    """What can be asked of one image; `None` is not set."""
+    """Every field of a request for one image; `None` means not set."""
 
     prompt: str | None = _declared(
         RequestField(
@@ -179,8 +179,8 @@ class RequestFields:
             help="What the image should not show.",
             label="Negative prompt",
             placeholder="What the image must not show",
-            dialects=_by("negative_prompt", *_OPEN),
-            servings=_SERVED,
+            dialects=_named("negative_prompt", *_DIFFUSERS_DIALECTS),
+            servings=_ALL_SERVINGS,
             needs="negative_prompt",
             per_image=True,
             prose=True,
@@ -215,9 +215,9 @@ class RequestFields:
             placeholder="Random",
             low=0,
             high=MAX_SEED,
-            dialects=_by("seed", *_OPEN),
+            dialects=_named("seed", *_DIFFUSERS_DIALECTS),
             # Google's own handler draws its noise by itself.
-            servings=_SERVED - {"model-garden"},
+            servings=_ALL_SERVINGS - {"model-garden"},
             echoed=False,  # whether it is, is recorded
             infotext="Seed",
             per_image=True,
@@ -233,8 +233,8 @@ class RequestFields:
             summary="{} steps",
             low=1,
             high=MAX_STEPS,
-            dialects=_by("num_inference_steps", *_OPEN) | {"localai": "step"},
-            servings=_SERVED,
+            dialects=_named("num_inference_steps", *_DIFFUSERS_DIALECTS) | {"localai": "step"},
+            servings=_ALL_SERVINGS,
             vertex="num_inference_steps",
             pipeline="num_inference_steps",
             infotext="Steps",
@@ -250,9 +250,9 @@ class RequestFields:
             summary="guidance {}",
             low=0,
             high=MAX_GUIDANCE,
-            dialects=_by("guidance_scale", *_OPEN),
+            dialects=_named("guidance_scale", *_DIFFUSERS_DIALECTS),
             true_cfg="true_cfg_scale",
-            servings=_SERVED,
+            servings=_ALL_SERVINGS,
             infotext="CFG scale",
             model_default=True,
             needs="guidance",
@@ -267,8 +267,8 @@ class RequestFields:
             unit="pixels",
             low=1,
             high=MAX_IMAGE_SIDE,
-            dialects=_by(SIZE, *_ALL),
-            servings=_SERVED,
+            dialects=_named(SIZE, *_ALL_DIALECTS),
+            servings=_ALL_SERVINGS,
             pipeline="width",
             model_default=True,
         )
@@ -282,8 +282,8 @@ class RequestFields:
             unit="pixels",
             low=1,
             high=MAX_IMAGE_SIDE,
-            dialects=_by(SIZE, *_ALL),
-            servings=_SERVED,
+            dialects=_named(SIZE, *_ALL_DIALECTS),
+            servings=_ALL_SERVINGS,
             pipeline="height",
             model_default=True,
         )
@@ -294,14 +294,14 @@ class RequestFields:
             help="Sampler by short name, as euler.",
             default="the model's",
             label="Scheduler",
-            dialects=_by("scheduler", "t2i"),
+            dialects=_named("scheduler", "t2i"),
             servings=frozenset({"t2i"}),
             needs="schedulers",
         )
     )
 
 
-def _table() -> dict[str, RequestField]:
+def _field_table() -> dict[str, RequestField]:
     hints = get_type_hints(RequestFields)
     return {
         one.name: replace(one.metadata[FIELD], name=one.name, kind=get_args(hints[one.name])[0])
@@ -309,40 +309,41 @@ def _table() -> dict[str, RequestField]:
     }
 
 
-FIELDS: Mapping[str, RequestField] = _table()
-"""The table: every field by its name, in the order in which they are told."""
+FIELDS: Mapping[str, RequestField] = _field_table()
+"""Every field by name, in display order."""
 
-POSITIONAL = (
+ORIGINAL_FIELDS = (
     *("prompt", "negative_prompt", "model", "revision", "seed", "steps", "guidance_scale"),
     *("width", "height", "scheduler"),
 )
-"""The fields that ids and records have always had, in their order there: it stays as it is."""
-LATER = tuple(sorted(FIELDS.keys() - set(POSITIONAL)))
-"""The fields that ids and records have by name, where they are set."""
-OPTIONAL = tuple(name for name in FIELDS if name not in {"prompt", "model"})
-"""The fields that a server may or may not take."""
-MODEL_DEFAULTS = tuple(name for name, known in FIELDS.items() if known.model_default)
-"""The fields of which models have values of their own."""
-SHOWN = (
+"""The fields that ids and records contain by position; this order must not change."""
+ADDED_FIELDS = tuple(sorted(FIELDS.keys() - set(ORIGINAL_FIELDS)))
+"""The fields added later, which ids and records contain by name if they are set."""
+OPTIONAL_FIELDS = tuple(name for name in FIELDS if name not in {"prompt", "model"})
+"""The fields that a server need not support."""
+MODEL_DEFAULTS = tuple(name for name, spec in FIELDS.items() if spec.model_default)
+"""The fields with defaults of the model."""
+DISPLAY_FIELDS = (
     *("model", "seed"),
-    *(name for name, known in FIELDS.items() if known.on_page and not known.prose),
-    *(name for name, known in FIELDS.items() if known.on_page and known.prose),
+    *(name for name, spec in FIELDS.items() if spec.on_page and not spec.prose),
+    *(name for name, spec in FIELDS.items() if spec.on_page and spec.prose),
 )
-"""What pages tell of an image beside its prompt, in their order."""
+"""The fields that pages show for an image beside its prompt, in order."""
 
 
 def check_range(name: str, value: float, low: float | None, high: float | None) -> None:
-    """Raise InputError, naming the field, for a number out of its range."""
+    """Raise InputError for a number outside its inclusive range."""
     if (low is None or low <= value) and (high is None or value <= high):
         return
     if low is not None and high is not None:
-        taken = f"from {low} to {high:.10g}"
+        allowed = f"from {low} to {high:.10g}"
     else:
-        taken = f"at least {low}" if high is None else f"at most {high:.10g}"
-    raise InputError(f"{name} must be {taken}, not {value}.", field=name)
+        allowed = f"at least {low}" if high is None else f"at most {high:.10g}"
+    raise InputError(f"{name} must be {allowed}, not {value}.", field=name)
 
 
 def _check_text(name: str, text: str) -> None:
+    """Raise InputError for text that is too long or has control characters."""
     if len(text) > MAX_PROMPT:
         raise InputError(
             f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are taken.", field=name

@@ -12,7 +12,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.files import atomic
 from t2i_cli.files.state_files import free_or_own_path, read_beginning
 from t2i_cli.output.image_writer import storage_error
-from t2i_cli.request_fields import SHOWN
+from t2i_cli.request_fields import DISPLAY_FIELDS
 
 GALLERY_NAME = "index.html"
 GALLERY_NAMES = (GALLERY_NAME, "gallery.html")
@@ -72,7 +72,9 @@ def _gallery_entry(record: Mapping[str, object]) -> dict[str, object]:
         "status": record["status"],
         "file": record.get("file"),
         "prompt": fields.get("prompt") or f"line {record.get('line')} of the prompts file",
-        "settings": {n: fields[n] for n in SHOWN if isinstance(fields.get(n), str | int | float)},
+        "settings": {
+            n: fields[n] for n in DISPLAY_FIELDS if isinstance(fields.get(n), str | int | float)
+        },
         "seconds": record.get("seconds"),
         "message": message,
     }

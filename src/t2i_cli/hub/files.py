@@ -39,7 +39,7 @@ def needed_files(
 
 def _weights(repo: str, component: str, paths: list[str], half: bool) -> list[str]:
     """One component's weights: of the wanted variant, or else of the other one."""
-    names = {_name(path): path for path in paths}
+    names = {_basename(path): path for path in paths}
     found = weight_files.choose_weights(names, half=half)
     if found is None or not (found.whole or found.shards):
         if weight_files.has_pickles(names):
@@ -70,7 +70,7 @@ def _component_files(index: Mapping[str, object], files: Iterable[str]) -> Itera
 
 
 def _is_config(path: str) -> bool:
-    return PurePosixPath(path).suffix in _CONFIGS and not weight_files.is_index(_name(path))
+    return PurePosixPath(path).suffix in _CONFIGS and not weight_files.is_index(_basename(path))
 
 
 def _basename(path: str) -> str:

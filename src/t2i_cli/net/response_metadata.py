@@ -36,7 +36,7 @@ class ResponseMetadata:
     def check_request(self, request: ResolvedRequest) -> None:
         """Raise RemoteError if the image is of another request than the one that was sent."""
         for name in (name for name, known in FIELDS.items() if known.echoed):
-            wanted = FIELDS[name].written(getattr(request, name))
+            wanted = FIELDS[name].json_value(getattr(request, name))
             made = self.request.get(name, wanted)
             if wanted is not None and made != wanted:
                 raise RemoteError(

@@ -35,7 +35,7 @@ class TemplateContext:
 
 def _field_value(name: str, image: TemplateContext) -> object:
     """A field of the request as text; `none` if it is not set."""
-    value = FIELDS[name].written(getattr(image.request, name))
+    value = FIELDS[name].json_value(getattr(image.request, name))
     return "none" if value is None else value
 
 

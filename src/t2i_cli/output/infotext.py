@@ -13,7 +13,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.models import schedulers
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.request_fields import FIELDS, LATER, RequestField
+from t2i_cli.request_fields import ADDED_FIELDS, FIELDS, RequestField
 
 _NEGATIVE = "Negative prompt:"
 _SETTING = re.compile(r'(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -94,7 +94,7 @@ def _negative_line(lines: list[str]) -> int | None:
 
 
 def _field_text(field: RequestField, request: ResolvedRequest) -> str | None:
-    value = field.written(getattr(request, field.name))
+    value = field.json_value(getattr(request, field.name))
     return None if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
@@ -110,7 +110,7 @@ def _request_fields(parameters: dict[str, str]) -> dict[str, object]:
             found[name] = (field.parse or field.kind)(text) if text else None
         except (ValueError, InputError):
             found[name] = None
-    return {name: v for name, v in found.items() if v is not None or name not in LATER}
+    return {name: v for name, v in found.items() if v is not None or name not in ADDED_FIELDS}
 
 
 def _sampler(request: ResolvedRequest, info: GenerationInfo) -> str | None:

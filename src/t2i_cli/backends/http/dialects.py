@@ -42,5 +42,5 @@ def build_image_request(
             continue
         if dialect.true_cfg and guidance is not None and known.true_cfg == guidance:
             name = guidance
-        body[str(name)] = known.written(value)
+        body[str(name)] = known.json_value(value)
     return body

@@ -7,7 +7,7 @@ from typing import Any
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL, Dialect
+from t2i_cli.request_fields import MODEL_DEFAULTS, Dialect
 
 _MAX_LISTED = 5
 """Maximum number of models that an error lists."""
@@ -67,7 +67,7 @@ class ServerInfo:
         refused = set(self.facts.get("refuses") or ())
         return tuple(
             (field, f"{prefix} {field.replace('_', ' ')}.")
-            for field in OPTIONAL
+            for field in OPTIONAL_FIELDS
             if field in refused or field not in self.dialect.takes
         )
 

@@ -14,7 +14,7 @@ from t2i_cli.events import Step
 from t2i_cli.models import libraries
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.request_fields import FIELDS, LATER
+from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
 
 
 class RunCancelled(Exception):  # noqa: N818 - control flow, not an error
@@ -93,8 +93,8 @@ def _size_arguments(parameters: Mapping[str, object], request: ResolvedRequest) 
 
 
 def _check_arguments(request: ResolvedRequest, parameters: Container[str]) -> None:
-    """Raise InputError if a field of `LATER` is set that the pipeline has no argument for."""
-    for name in LATER:
+    """Raise InputError for an added field that the pipeline has no argument for."""
+    for name in ADDED_FIELDS:
         known = FIELDS[name]
         if getattr(request, name) is not None and known.pipeline not in parameters:
             raise InputError(

@@ -14,7 +14,7 @@ from t2i_cli.models import catalog
 from t2i_cli.net import google_http
 from t2i_cli.net.google_credentials import TokenProvider
 from t2i_cli.net.retry import RetryPolicy, call_with_retry, retryable
-from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL, SERVINGS
+from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL_FIELDS, SERVINGS
 from t2i_cli.vertex import client, endpoint_store, location, machine_types
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.location import Location
@@ -87,7 +87,7 @@ class Endpoint:
         )
         return tuple(
             (field, f"The endpoint {self.number} takes no {field.replace('_', ' ')}: {reason}")
-            for field in OPTIONAL
+            for field in OPTIONAL_FIELDS
             if field not in TAKES[self.serving]
         )
 

@@ -48,7 +48,7 @@ def build_prediction_request(
     """
     accepted = TAKES[serving]
     settings = {
-        spec.vertex or name: spec.written(value)
+        spec.vertex or name: spec.json_value(value)
         for name, spec in FIELDS.items()
         if name in accepted and (value := getattr(request, name)) is not None
     }

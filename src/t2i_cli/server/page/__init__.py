@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
-from t2i_cli.request_fields import FIELDS, SHOWN, SIZE, RequestField
+from t2i_cli.request_fields import DISPLAY_FIELDS, FIELDS, SIZE, RequestField
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -51,7 +51,10 @@ def _with_fields(page: str) -> str:
     """The page with the inputs of the fields, and with the names of those told of a picture."""
     inputs = [_input(known) for known in FIELDS.values() if known.on_page]
     # Its size is told from the picture itself.
-    told = ("seed", *(n for n in SHOWN if n != "seed" and FIELDS[n].dialects.get("t2i") != SIZE))
+    told = (
+        "seed",
+        *(n for n in DISPLAY_FIELDS if n != "seed" and FIELDS[n].dialects.get("t2i") != SIZE),
+    )
     names = escape(json.dumps({name: FIELDS[name].label for name in told}))
     page = page.replace(_INPUTS, "\n              ".join(inputs))
     return page.replace('data-names="{}"', f'data-names="{names}"')
