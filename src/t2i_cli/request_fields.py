@@ -86,20 +86,20 @@ class RequestField:
     """Declaration of a field; `name` and `kind` (the type) come from the attribute.
 
     For people: `help` describes it, `default` describes its value when not set, `label` is its
-    short name on pages, `placeholder` that of its input, `summary` its format in plans. `flags`
-    are its option's names, empty if each command declares its own; `unit` is the value's unit,
-    `low` and `high` are its inclusive range.
+    short name on pages, `placeholder` that of its input, `summary` its format in plans. `flags` are
+    its option's names, empty if each command declares its own; `unit` is the value's unit, `low`
+    and `high` are its inclusive range.
 
-    For servers: `dialects` maps each dialect that takes it to its name there, `true_cfg` is
-    another name (see Dialect); `servings` take it under the name `vertex`, or its own if that
-    is empty. With `echoed` a server's response must contain the value that was sent.
+    For servers: `dialects` maps each dialect that takes it to its name there, `true_cfg` is another
+    name (see Dialect); `servings` take it under the name `vertex`, or its own if that is empty.
+    With `echoed` a server's response must contain the value that was sent.
 
-    `pipeline` is the argument of diffusers' pipelines that it is passed as, `infotext` its name
-    in AUTOMATIC1111's infotext. With `model_default` models have their own default; `needs` is
-    the key of a model's description (GET /t2i/v1/model) that must be set for it to have an
-    effect, and lists its values if it is a list. Images in one batch may differ in `per_image`
-    fields. `prose` is text of any length; `may_be_blank` allows blank text. With `on_page` the
-    server's page generates an input for it. With `identity` it is part of an image's id.
+    `pipeline` is the argument of diffusers' pipelines that it is passed as, `infotext` its name in
+    AUTOMATIC1111's infotext. With `model_default` models have their own default; `needs` is the key
+    of a model's description (GET /t2i/v1/model) that must be set for it to have an effect, and that
+    lists its values if it is a list. Images in one batch may differ in `per_image` fields. `prose`
+    is text of any length; `may_be_blank` allows blank text. With `on_page` the server's page
+    generates an input for it. With `identity` it is part of an image's id.
     """
 
     name: str = ""

@@ -7,7 +7,7 @@ from typing import Any
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.request_fields import MODEL_DEFAULTS, Dialect
+from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL_FIELDS, Dialect
 
 _MAX_LISTED = 5
 """Maximum number of models that an error lists."""
