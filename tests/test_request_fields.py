@@ -50,7 +50,7 @@ OF_RECORDS = """
         )
     )
 """
-BEFORE = "\n\ndef _table()"
+BEFORE = "\n\ndef _field_table()"
 
 
 def copied(folder: Path, declaration: str) -> Path:

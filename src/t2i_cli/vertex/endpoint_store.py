@@ -130,13 +130,13 @@ def _locked() -> Iterator[None]:
 def _read() -> tuple[str | None, dict[str, EndpointRecord]]:
     """The current endpoint's name, and records by full name; damaged content is skipped."""
     try:
-        record = read_json(store_path())
+        data = read_json(store_path())
     except (OSError, ValueError):
         return None, {}
-    if not isinstance(record, dict) or not isinstance(record.get("endpoints"), list):
+    if not isinstance(data, dict) or not isinstance(data.get("endpoints"), list):
         return None, {}
-    found = [record for entry in record["endpoints"] if (record := _parse_record(entry))]
-    name = record.get("current")
+    found = [record for entry in data["endpoints"] if (record := _parse_record(entry))]
+    name = data.get("current")
     return name if is_text(name) else None, {record.name: record for record in found}
 
 
@@ -180,5 +180,5 @@ _VALIDATORS: Mapping[str, Callable[[object], bool]] = {
 
 def _write(name: str | None, endpoints: dict[str, EndpointRecord]) -> None:
     """Replace the file atomically; raises OSError."""
-    record = {"current": name, "endpoints": [asdict(record) for record in endpoints.values()]}
-    replace_text(store_path(), json.dumps(record, indent=1))
+    data = {"current": name, "endpoints": [asdict(record) for record in endpoints.values()]}
+    replace_text(store_path(), json.dumps(data, indent=1))
