@@ -73,7 +73,9 @@ def failing(times: int, again: Callable[[], Exception]) -> Callable[[float], str
 
 
 def overloaded(after: float | None = None) -> RetryableError:
-    return RetryableError(RemoteError("It is overloaded.", hint="Wait."), after=after, crowded=True)
+    return RetryableError(
+        RemoteError("It is overloaded.", hint="Wait."), after=after, overloaded=True
+    )
 
 
 def test_pauses_grow_and_vary() -> None:
@@ -121,13 +123,13 @@ def test_one_refusal_holds_the_others_up_no_longer_than_the_timeout(
             throttle,
             Waits(),
         )
-    assert throttle.room == 0
+    assert throttle.limit == 0
     now[0] += 61
-    assert throttle.room == 1
+    assert throttle.limit == 1
 
 
 def waking() -> RetryableError:
-    return RetryableError(RemoteError("It wakes up."), pause=10.0, waking=True)
+    return RetryableError(RemoteError("It wakes up."), pause=10.0, cold_start=True)
 
 
 def test_what_wakes_up_is_waited_for_whatever_the_retries() -> None:
@@ -200,19 +202,19 @@ def test_the_throttle_halves_and_recovers(monkeypatch: pytest.MonkeyPatch) -> No
     throttle = Throttle(8)
     for _ in range(5):  # calls that were in flight together
         throttle.slow_down()
-    assert throttle.room == 4
+    assert throttle.limit == 4
     now[0] += 2
     throttle.slow_down(after=3.0)
-    assert throttle.room == 0
+    assert throttle.limit == 0
     now[0] += 3.1
-    assert throttle.room == 2
+    assert throttle.limit == 2
     for _ in range(60):
         throttle.speed_up()
-    assert throttle.room == 8
+    assert throttle.limit == 8
     for _ in range(9):
         now[0] += 2
         throttle.slow_down()
-    assert throttle.room == 1
+    assert throttle.limit == 1
 
 
 class Server:
@@ -231,7 +233,7 @@ class Server:
         try:
             if call.stop.wait(self.seconds):
                 raise CallCancelledError
-            call.tell("The server is slow.")
+            call.note("The server is slow.")
             if call.index == 3:
                 raise QuotaError("No more.")
             self.made.append(call.index)
@@ -387,11 +389,11 @@ def test_every_form_of_error_is_read(body: object, message: str, param: str | No
 def test_an_error_of_t2i_comes_back_whole() -> None:
     error = InputError("No such steps.", hint="At most 1,000.", field="steps")
     sent = {"error": {"code": 400, "message": "No such steps.", "t2i": error.to_json()}}
-    own = error_body.parse_error_body(answer(sent)).own
+    own = error_body.parse_error_body(answer(sent)).t2i_error
     assert isinstance(own, InputError)
     assert own.to_json() == error.to_json()
     openai = {"error": {"message": "Too big.", "code": "out_of_memory", "param": None}}
-    assert isinstance(error_body.parse_error_body(answer(openai)).own, OutOfMemoryError)
+    assert isinstance(error_body.parse_error_body(answer(openai)).t2i_error, OutOfMemoryError)
 
 
 @pytest.mark.parametrize(

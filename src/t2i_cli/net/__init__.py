@@ -1,1 +1,1 @@
-"""net"""
+"""HTTP client, retries, bounded concurrency, response parsing; Google credentials and storage."""

@@ -1,4 +1,4 @@
-"""Several calls in flight: each in a thread of its own, outcomes as they come."""
+"""Bounded concurrency: calls to a server in threads, outcomes in order of completion."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,95 +15,100 @@ from t2i_cli.net.throttle import Throttle
 from t2i_cli.request import ResolvedRequest
 
 POLL_INTERVAL = 0.1
-"""Seconds between two looks at whether to stop, or to send more."""
+"""Seconds between two checks of whether to stop, or to start more calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InFlightCall:
-    """One request on its way. `stop` is set when nobody waits for it any more."""
+    """One call in flight. `stop` is set once its outcome is no longer wanted."""
 
     index: int
     request: ResolvedRequest
     stop: Flag
-    tell: Callable[[str], None]
-    """Takes a sentence for the user."""
-    quote: Callable[[str], None]
-    """The same, of this request and of those that differ from it in seed alone."""
+    note: Callable[[str], None]
+    """Takes a sentence for the user, about the run as a whole."""
+    note_request: Callable[[str], None]
+    """Takes a sentence about this request and about those that differ from it in the seed only."""
 
 
 def run_concurrently(
     requests: Sequence[ResolvedRequest],
-    make: Callable[[InFlightCall], GeneratedImage],
+    send: Callable[[InFlightCall], GeneratedImage],
     throttle: Throttle,
     on_event: OnEvent,
     cancel: Flag,
-    abandon: Callable[[], None],
+    abort: Callable[[], None],
 ) -> Iterator[GeneratedImage | Failure]:
-    """Yield one outcome for each request.
+    """Yield one outcome for each request, in order of completion.
 
-    `make` runs in threads and raises T2IError or CallCancelledError.
-
-    At most `throttle.room` calls are in flight, none is begun while the caller holds an outcome,
-    and a note is told once. Ends early once `cancel` is set; `abandon` then breaks off what is in
-    flight.
+    `send` makes one call, in a thread; it raises T2IError or CallCancelledError. At most
+    `throttle.limit` calls are in flight. No call is started while the caller handles an outcome.
+    Equal notices go to `on_event` once. Ends early once `cancel` is set; `abort` then ends the
+    calls in flight. Raises what `send` raises that is no failure of one image, as MemoryError.
     """
-    soon = cancel.soon if isinstance(cancel, CancellationToken) else Flag()
+    stop_starting = cancel.soon if isinstance(cancel, CancellationToken) else Flag()
     stop = Flag()
-    outbox: SimpleQueue[GeneratedImage | Failure | Notice | BaseException] = SimpleQueue()
-    begun = flying = 0
-    told: set[Notice] = set()
-    alike: dict[tuple[object, ...], list[int]] = {}
+    outcomes: SimpleQueue[GeneratedImage | Failure | Notice | BaseException] = SimpleQueue()
+    started = in_flight = 0
+    seen_notices: set[Notice] = set()
+    same_but_seed: dict[tuple[object, ...], list[int]] = {}
     for index, request in enumerate(requests):
-        alike.setdefault(request.identity_values(), []).append(index)
+        same_but_seed.setdefault(request.identity_values(), []).append(index)
 
-    def note(indices: Sequence[int], message: str) -> None:
-        outbox.put(Notice(message=message, indices=tuple(indices)))
+    def post_notice(indices: Sequence[int], text: str) -> None:
+        outcomes.put(Notice(message=text, indices=tuple(indices)))
 
-    def work(call: InFlightCall) -> None:
+    def run_call(call: InFlightCall) -> None:
         try:
-            outbox.put(make(call))
+            outcomes.put(send(call))
         except T2IError as error:
-            outbox.put(Failure(index=call.index, request=call.request, error=error))
+            outcomes.put(Failure(index=call.index, request=call.request, error=error))
         except CallCancelledError:
             pass
         except MemoryError as error:
-            outbox.put(error)
-        except Exception as error:  # noqa: BLE001 - told as this image's failure
-            outbox.put(Failure(index=call.index, request=call.request, error=internal_error(error)))
-        except BaseException as error:  # noqa: BLE001 - raised again where the call is waited for
-            outbox.put(error)
+            outcomes.put(error)
+        except Exception as error:  # noqa: BLE001 - becomes this image's failure
+            outcomes.put(
+                Failure(index=call.index, request=call.request, error=internal_error(error))
+            )
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            outcomes.put(error)
 
     try:
         while not cancel.is_set():
-            while begun < len(requests) and flying < throttle.room and not soon.is_set():
-                on_event(RequestSent(indices=(begun,)))
-                request = requests[begun]
+            while (
+                started < len(requests)
+                and in_flight < throttle.limit
+                and not stop_starting.is_set()
+            ):
+                on_event(RequestSent(indices=(started,)))
+                request = requests[started]
                 call = InFlightCall(
-                    index=begun,
+                    index=started,
                     request=request,
                     stop=stop,
-                    tell=partial(note, ()),
-                    quote=partial(note, alike[request.identity_values()]),
+                    note=partial(post_notice, ()),
+                    note_request=partial(post_notice, same_but_seed[request.identity_values()]),
                 )
-                # Daemons: a call that nobody waits for must not hold the process up.
-                Thread(target=work, args=(call,), daemon=True, name="call").start()
-                begun, flying = begun + 1, flying + 1
-            if not flying and (begun == len(requests) or soon.is_set()):
+                # Daemon threads: an abandoned call must not keep the process alive.
+                Thread(target=run_call, args=(call,), daemon=True, name="call").start()
+                started, in_flight = started + 1, in_flight + 1
+            if not in_flight and (started == len(requests) or stop_starting.is_set()):
                 return
             try:
-                item = outbox.get(timeout=POLL_INTERVAL)
+                message = outcomes.get(timeout=POLL_INTERVAL)
             except Empty:
                 continue
-            if isinstance(item, Notice):
-                if item not in told:
-                    told.add(item)
-                    on_event(item)
+            if isinstance(message, Notice):
+                if message not in seen_notices:
+                    seen_notices.add(message)
+                    on_event(message)
                 continue
-            flying -= 1
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+            in_flight -= 1
+            if isinstance(message, BaseException):
+                raise message
+            yield message
     finally:
         stop.set()
-        if flying:
-            abandon()
+        if in_flight:
+            abort()

@@ -1,7 +1,7 @@
-"""Cloud Storage by its JSON API: buckets, and files listed, sent, brought and removed.
+"""Client of Cloud Storage's JSON API: buckets; listing, upload, download and deletion of objects.
 
-https://cloud.google.com/storage/docs/json_api; why not Google's own client says
-docs/decisions/cloud-storage-client.md.
+https://cloud.google.com/storage/docs/json_api; docs/decisions/cloud-storage-client.md says
+why this is not Google's own client.
 """
 
 import base64
@@ -21,16 +21,16 @@ from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
 
 GCS_HOST = "https://storage.googleapis.com"
 EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
-"""Names a host that stands in for Google's and asks for no credentials, as to Google's client."""
+"""Names an emulator's host, called without credentials, as in Google's own client."""
 CHUNK_BYTES = 32 * 256 * 1024
-"""Bytes of one request of an upload: a multiple of 256 KiB."""
+"""Bytes of one request of a resumable upload: a multiple of 256 KiB."""
 
-_PIECE = 2**20
+_READ_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """A file as its bucket has it: its size in bytes, its CRC32C in base64."""
+    """A stored object: its size in bytes, its CRC32C in base64, its custom metadata."""
 
     name: str
     size: int
@@ -39,14 +39,14 @@ class Blob:
 
 
 class GcsClient:
-    """Cloud Storage at a host; errors leave it only as T2IError."""
+    """Cloud Storage at `host`. Raises T2IError only."""
 
     def __init__(self, http: GoogleHttp, host: str = GCS_HOST) -> None:
         self._http = http
         self._host = host
 
     def bucket(self, name: str) -> Mapping[str, Any] | None:
-        """What is known of a bucket, or None if there is no such bucket."""
+        """A bucket's metadata, or None if there is no such bucket."""
         try:
             return self._http.call_url("GET", self._bucket_url(name))
         except NotFoundError:
@@ -55,7 +55,7 @@ class GcsClient:
     def make_bucket(
         self, name: str, *, project: str, region: str, labels: Mapping[str, str]
     ) -> None:
-        """Make a private bucket in the region."""
+        """Create a private bucket in the region."""
         body = {
             "name": name,
             "location": region,
@@ -73,9 +73,9 @@ class GcsClient:
         self._http.call_url("DELETE", self._bucket_url(name))
 
     def list_blobs(self, bucket: str, prefix: str) -> list[Blob]:
-        """The files whose names begin so. Raises NotFoundError if there is no bucket."""
+        """The objects whose names start with `prefix`. Raises NotFoundError without a bucket."""
         query = {"prefix": prefix, "fields": "items(name,size,crc32c,metadata),nextPageToken"}
-        found = self._http.list_url(f"{self._bucket_url(bucket)}/o", "items", query)
+        entries = self._http.list_url(f"{self._bucket_url(bucket)}/o", "items", query)
         return [
             Blob(
                 name=item["name"],
@@ -83,27 +83,30 @@ class GcsClient:
                 crc32c=item.get("crc32c"),
                 labels=item.get("metadata", {}),
             )
-            for item in found
+            for item in entries
         ]
 
     def delete(self, bucket: str, name: str) -> None:
-        """Delete one file."""
+        """Delete one object."""
         self._http.call_url("DELETE", self._blob_url(bucket, name))
 
     def download(self, bucket: str, blob: Blob, target: Path) -> None:
-        """Bring one file whole, and checked, to its place. Raises StorageError, too."""
+        """Download one object to `target` and check its size and CRC32C.
+
+        Raises StorageError if `target` cannot be written.
+        """
 
         def attempt() -> None:
             checksum: Any = Checksum()  # type: ignore[no-untyped-call]
             size = 0
             url = self._blob_url(bucket, blob.name)
-            with self._http.stream(url, {"alt": "media"}) as answer, target.open("wb") as file:
-                # As they are stored: a file kept gzipped has the size and sum of its gzipped bytes.
-                for piece in answer.iter_raw(_PIECE):
-                    file.write(piece)
-                    checksum.update(piece)
-                    size += len(piece)
-            if size != blob.size or blob.crc32c not in {None, _in_base64(checksum)}:
+            with self._http.stream(url, {"alt": "media"}) as response, target.open("wb") as file:
+                # Raw bytes: size and checksum of a gzipped object are of its gzipped bytes.
+                for chunk in response.iter_raw(_READ_BYTES):
+                    file.write(chunk)
+                    checksum.update(chunk)
+                    size += len(chunk)
+            if size != blob.size or blob.crc32c not in {None, _base64_digest(checksum)}:
                 raise RetryableError(RemoteError(f"{blob.name} arrived damaged."))
 
         try:
@@ -113,61 +116,64 @@ class GcsClient:
             raise StorageError(f"Cannot write '{target}': {os_reason(error)}.") from error
 
     def put(self, bucket: str, name: str, data: bytes, labels: Mapping[str, str]) -> None:
-        """Write a small file, with labels of its own."""
-        session = self._session(bucket, name, len(data), labels)
-        headers = {"Content-Range": _range(0, data, len(data))}
-        self._http.send("PUT", session, content=data, headers=headers)
+        """Upload a small object with custom metadata, in one request."""
+        upload_url = self._start_upload(bucket, name, len(data), labels)
+        headers = {"Content-Range": _content_range(0, data, len(data))}
+        self._http.send("PUT", upload_url, content=data, headers=headers)
 
     def upload(
         self, bucket: str, name: str, path: Path, crc32c: str, on_sent: Callable[[int], None]
     ) -> None:
-        """Send one file in pieces; after a break it goes on from what arrived.
+        """Upload a file in chunks; resumes after a failure. `on_sent` gets the bytes stored so far.
 
-        Raises RemoteError if what arrived has another checksum.
+        `crc32c` is in base64. Raises RemoteError if the stored object has another checksum.
         https://cloud.google.com/storage/docs/performing-resumable-uploads
         """
         size, start = path.stat().st_size, 0
-        session = self._session(bucket, name, size, {})
+        upload_url = self._start_upload(bucket, name, size, {})
         with path.open("rb") as stream:
             while True:
                 stream.seek(start)
-                answer = self._send_piece(session, start, stream.read(CHUNK_BYTES), size)
-                if answer.status != 308:
+                response = self._send_chunk(upload_url, start, stream.read(CHUNK_BYTES), size)
+                if response.status != 308:
                     break
-                start = _arrived(answer)
+                start = _bytes_received(response)
                 on_sent(start)
-        if json_of(answer).get("crc32c") not in {None, crc32c}:
+        if json_of(response).get("crc32c") not in {None, crc32c}:
             raise RemoteError(f"{name} arrived damaged.", hint="Run the same command again.")
 
-    def _send_piece(self, session: str, start: int, piece: bytes, size: int) -> HttpResponse:
-        """The answer once more of the file is there than `start` bytes."""
-        broken = False
+    def _send_chunk(self, upload_url: str, start: int, chunk: bytes, size: int) -> HttpResponse:
+        """Send a chunk, with retries, until the server has more than `start` bytes of the file.
+
+        Returns the last response; status 308 asks for more chunks.
+        """
+        may_have_data = False
 
         def attempt(_left: float) -> HttpResponse:
-            nonlocal broken
-            if broken:
+            nonlocal may_have_data
+            if may_have_data:
                 headers = {"Content-Range": f"bytes */{size}"}
-                answer = self._http.send("PUT", session, headers=headers)
-                if answer.status != 308 or _arrived(answer) > start:
-                    return answer
-            broken = True
-            headers = {"Content-Range": _range(start, piece, size)}
+                response = self._http.send("PUT", upload_url, headers=headers)
+                if response.status != 308 or _bytes_received(response) > start:
+                    return response
+            may_have_data = True
+            headers = {"Content-Range": _content_range(start, chunk, size)}
             with retryable():
-                return self._http.send("PUT", session, content=piece, headers=headers, tries=1)
+                return self._http.send("PUT", upload_url, content=chunk, headers=headers, tries=1)
 
         return call_with_retry(attempt, GOOGLE_POLICY)
 
-    def _session(self, bucket: str, name: str, size: int, labels: Mapping[str, str]) -> str:
-        """The address that takes the file. Who knows it can write there: it is shown nowhere."""
-        answer = self._http.send(
+    def _start_upload(self, bucket: str, name: str, size: int, labels: Mapping[str, str]) -> str:
+        """Start a resumable upload; return its URL, a secret: it allows writing without a token."""
+        response = self._http.send(
             "POST",
             f"{self._host}/upload/storage/v1/b/{quote(bucket, safe='')}/o",
             params={"uploadType": "resumable", "name": name},
             json={"metadata": dict(labels)} if labels else {},
             headers={"X-Upload-Content-Length": str(size)},
         )
-        url = urlsplit(answer.headers["location"])
-        # The answer names Google's own host, whatever the host that was asked.
+        url = urlsplit(response.headers["location"])
+        # The response names Google's own host even if another host was asked.
         return f"{self._host}{url.path}?{url.query}"
 
     def _bucket_url(self, bucket: str) -> str:
@@ -178,25 +184,25 @@ class GcsClient:
 
 
 def file_crc32c(path: Path) -> str:
-    """A file's CRC32C as storage keeps it: in base64, big-endian. Raises StorageError."""
+    """A file's CRC32C in base64, big-endian, as Cloud Storage has it. Raises StorageError."""
     checksum: Any = Checksum()  # type: ignore[no-untyped-call]
     try:
         with path.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                checksum.update(piece)
+            while chunk := stream.read(_READ_BYTES):
+                checksum.update(chunk)
     except OSError as error:
         raise StorageError(f"Cannot read {path}: {os_reason(error)}.") from error
-    return _in_base64(checksum)
+    return _base64_digest(checksum)
 
 
-def _in_base64(checksum: Any) -> str:  # noqa: ANN401 - the library has no types
+def _base64_digest(checksum: Any) -> str:  # noqa: ANN401 - the library has no types
     return base64.b64encode(checksum.digest()).decode()
 
 
-def _range(start: int, piece: bytes, total: int) -> str:
-    return f"bytes {start}-{start + len(piece) - 1}/{total}" if piece else f"bytes */{total}"
+def _content_range(start: int, chunk: bytes, total: int) -> str:
+    return f"bytes {start}-{start + len(chunk) - 1}/{total}" if chunk else f"bytes */{total}"
 
 
-def _arrived(answer: HttpResponse) -> int:
-    found = re.fullmatch(r"bytes=0-(\d+)", answer.headers.get("range", ""))
-    return int(found[1]) + 1 if found else 0
+def _bytes_received(response: HttpResponse) -> int:
+    match = re.fullmatch(r"bytes=0-(\d+)", response.headers.get("range", ""))
+    return int(match[1]) + 1 if match else 0

@@ -1,4 +1,4 @@
-"""Google credentials: found where google-auth looks, shown, and tried once."""
+"""Finds Google credentials by google-auth, describes them, and gets access tokens."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ LOGIN_HINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class CredentialInfo:
-    """Whose credentials there are, for which project, and how they were found."""
+    """The account of the credentials, their project, and where they were found."""
 
     account: str | None
     project: str | None
@@ -35,18 +35,19 @@ class CredentialInfo:
 
 
 def find_credentials(impersonate: str | None = None) -> tuple["Credentials", CredentialInfo]:
-    """The credentials that google-auth finds, for acting as `impersonate` if that is given.
+    """The credentials that google-auth finds; with `impersonate`, those of that service account.
 
     Order: GOOGLE_APPLICATION_CREDENTIALS, gcloud's application default, the metadata server.
-    Raises AccessError if there are none, or if they are broken.
+    Raises AccessError if there are none or they are unusable, InputError for an `impersonate` that
+    is no service account.
     """
-    # One second each for the three tries to find a metadata server; read at google-auth's import.
+    # Seconds for each of three attempts to find a metadata server; read at google-auth's import.
     os.environ.setdefault("GCE_METADATA_TIMEOUT", "1")
     import google.auth
 
     logging.getLogger("google.auth").setLevel(logging.ERROR)
-    with _translated(), warnings.catch_warnings():
-        # It would have people use a service account; a person's own credentials will do here.
+    with _translating_errors(), warnings.catch_warnings():
+        # google-auth warns of a user's own credentials; they are good enough here.
         warnings.simplefilter("ignore")
         credentials, project = google.auth.default(scopes=[SCOPE])
         source = _source(credentials)
@@ -69,9 +70,9 @@ def find_credentials(impersonate: str | None = None) -> tuple["Credentials", Cre
 
 
 class TokenProvider:
-    """Access tokens of the credentials, renewed as they run out; threads may share it.
+    """Access tokens of the credentials, refreshed when they expire. Thread-safe.
 
-    One that is asked for is asked for once: who needs it has retries and a time of its own.
+    Not retried here; callers retry and set timeouts. `seconds` limits each call to Google.
     """
 
     def __init__(self, credentials: "Credentials", seconds: float = 10) -> None:
@@ -80,55 +81,55 @@ class TokenProvider:
         self._lock = Lock()
 
     def __call__(self, seconds: float | None = None) -> str:
-        """A token that is good now, waiting at most `seconds` for each call.
+        """A valid token; waits at most `seconds` for the lock, and for each call to Google.
 
-        Raises AccessError; or RemoteError or TimedOutError, where another try may help.
+        Raises AccessError, or where a retry may help RemoteError or TimedOutError.
         """
-        most = self._seconds if seconds is None else min(seconds, self._seconds)
-        if not self._lock.acquire(timeout=most):
-            raise _late()
+        timeout = self._seconds if seconds is None else min(seconds, self._seconds)
+        if not self._lock.acquire(timeout=timeout):
+            raise _timeout_error()
         try:
             if not self._credentials.valid:
-                refresh_token(self._credentials, most)
+                refresh_token(self._credentials, timeout)
             return str(self._credentials.token)
         finally:
             self._lock.release()
 
 
 def refresh_token(credentials: "Credentials", seconds: float) -> None:
-    """Have Google issue a token, waiting `seconds` for each call."""
-    with _translated():
-        credentials.refresh(partial(_once, seconds))  # type: ignore[no-untyped-call]
+    """Get a new token from Google; each call takes at most `seconds`. Raises T2IError."""
+    with _translating_errors():
+        credentials.refresh(partial(_request_without_retry, seconds))  # type: ignore[no-untyped-call]
 
 
-def _once(seconds: float, *args: Any, **request: Any) -> Any:  # noqa: ANN401 - google-auth's
-    """A call of google-auth's; what may pass is raised past the tries that it makes by itself."""
+def _request_without_retry(seconds: float, *args: Any, **request: Any) -> Any:  # noqa: ANN401 - google-auth's
+    """A google-auth transport whose temporary errors bypass google-auth's own retries."""
     from google.auth import exceptions
     from google.auth.transport.requests import Request
 
     try:
-        answer = Request()(*args, **({"timeout": seconds} | request))
+        response = Request()(*args, **({"timeout": seconds} | request))
     except exceptions.TransportError as error:
-        raise _refusal(error) from error
-    if answer.status in {408, 429} or answer.status >= 500:
+        raise _error_from_google_auth(error) from error
+    if response.status in {408, 429} or response.status >= 500:
         raise RemoteError(
-            f"Google issues no token now: its server answers with status {answer.status}.",
+            f"Google issues no token now: its server answers with status {response.status}.",
             hint="Try again.",
         )
-    return answer
+    return response
 
 
 def verify_credentials(
     impersonate: str | None = None, seconds: float = 10
 ) -> tuple["Credentials", CredentialInfo]:
-    """Find the credentials and have Google issue a token for them, waiting `seconds` for each call.
+    """Find the credentials and get a token for them; each call takes at most `seconds`.
 
     Raises AccessError, RemoteError or TimedOutError.
     """
-    credentials, login = find_credentials(impersonate)
+    credentials, info = find_credentials(impersonate)
     refresh_token(credentials, seconds)
-    # Only now do a person's credentials and the metadata server tell whose they are.
-    return credentials, replace(login, account=account_name(credentials))
+    # A user's credentials and the metadata server name the account with the first token only.
+    return credentials, replace(info, account=account_name(credentials))
 
 
 def _source(credentials: "Credentials") -> str:
@@ -140,24 +141,24 @@ def _source(credentials: "Credentials") -> str:
 
 
 def account_name(credentials: Any) -> str | None:  # noqa: ANN401 - each kind has fields of its own
-    """Whose they are, as far as is known; some tell it with their first token only."""
+    """The account's email address, or None if unknown, as for some before the first token."""
     named = getattr(credentials, "service_account_email", None) or getattr(
         credentials, "account", None
     )
     if named and named != "default":
         return str(named)
-    # A person's token comes with a signed statement: header.payload.signature (OpenID Connect).
-    statement = getattr(credentials, "id_token", None)
-    if not isinstance(statement, str) or statement.count(".") != 2:
+    # A user's token comes with an ID token: header.payload.signature (OpenID Connect).
+    id_token = getattr(credentials, "id_token", None)
+    if not isinstance(id_token, str) or id_token.count(".") != 2:
         return None
-    payload = statement.split(".")[1]
+    payload = id_token.split(".")[1]
     claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     return str(claims["email"]) if "email" in claims else None
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Turn google-auth's errors into T2IErrors; their texts may hold more than should be shown."""
+def _translating_errors() -> Iterator[None]:
+    """Turn google-auth's errors into T2IErrors, without their texts, which may hold secrets."""
     from google.auth import exceptions
 
     try:
@@ -170,22 +171,22 @@ def _translated() -> Iterator[None]:
             ) from error
         raise AccessError("There are no Google credentials.", hint=LOGIN_HINT) from error
     except exceptions.GoogleAuthError as error:
-        raise _refusal(error) from error
+        raise _error_from_google_auth(error) from error
 
 
-def _refusal(error: Exception) -> T2IError:
+def _error_from_google_auth(error: Exception) -> T2IError:
     from google.auth import exceptions
     from requests.exceptions import Timeout
 
     if isinstance(error.__cause__, Timeout) or isinstance(error.__context__, Timeout):
-        return _late()
+        return _timeout_error()
     if isinstance(error, exceptions.TransportError) or getattr(error, "retryable", False):
         return RemoteError("Google cannot be reached.", hint="Check the network and try again.")
-    answer = error.args[1] if len(error.args) > 1 else None
-    code = answer.get("error") if isinstance(answer, dict) else None
+    response = error.args[1] if len(error.args) > 1 else None
+    code = response.get("error") if isinstance(response, dict) else None
     reason = f" ({code})" if isinstance(code, str) else ""
     return AccessError(f"Google refuses these credentials{reason}.", hint=LOGIN_HINT)
 
 
-def _late() -> TimedOutError:
+def _timeout_error() -> TimedOutError:
     return TimedOutError("Google did not answer in time.", hint="Check the network.")

@@ -1,6 +1,6 @@
-"""Calls of Google Cloud's REST interfaces as one account, and what their refusals mean.
+"""Client of Google Cloud's REST APIs for one account; translates their errors.
 
-The errors' form is Google's: https://google.aip.dev/193.
+Error format: https://google.aip.dev/193.
 """
 
 import json as jsonlib
@@ -34,16 +34,16 @@ from t2i_cli.net.retry import (
 )
 
 MAX_ATTEMPTS = 5
-"""Of one call."""
+"""Attempts of one call, the first included."""
 GOOGLE_POLICY = RetryPolicy(retries=MAX_ATTEMPTS - 1, first_pause=0.4)
-PASSING_STATUSES = frozenset({429, 502, 503})
-"""What an answer may have that another try can cure."""
+RETRY_STATUSES = frozenset({429, 502, 503})
+"""HTTP statuses of temporary errors."""
 
 _CONNECTIONS = 10
 _QUOTA = re.compile(
     r"quotas? (?:metric |are exceeded: |exceeded: )'?([\w./, -]+?)'?(?:[.;]|$| and)"
 )
-"""Where Google's sentences name the quota."""
+"""Finds the quota's name in Google's error messages."""
 
 
 class NotFoundError(ModelError):
@@ -51,19 +51,19 @@ class NotFoundError(ModelError):
 
 
 class ConflictError(RemoteError):
-    """It exists already, or something holds it."""
+    """The resource exists already, or is in use."""
 
 
 class PreconditionError(RemoteError):
-    """The resource is in a state in which this cannot be done."""
+    """The resource's state does not allow the operation."""
 
 
 class GoogleHttp:
-    """A connection as one account, or as nobody without a `token`; errors leave it as T2IError.
+    """Calls with an access `token`, or anonymous ones without. Raises T2IError only.
 
-    What can be repeated without harm is tried again, by the `policy`, where a failure is of the
-    moment: a connection that broke, or one of the `passing` statuses. `refusal` makes the error of
-    another answer.
+    Calls are retried by `policy` after a failed connection, unless a POST may have run, and after
+    one of `retry_statuses`. `make_error` maps the status and body of an error response to an error.
+    `seconds` is the timeout of each network operation, `proxies` as in HttpClient.
     """
 
     def __init__(
@@ -73,18 +73,21 @@ class GoogleHttp:
         seconds: float = 60,
         proxies: bool = True,
         policy: RetryPolicy = GOOGLE_POLICY,
-        passing: frozenset[int] = PASSING_STATUSES,
-        refusal: Callable[[int, bytes], T2IError] | None = None,
+        retry_statuses: frozenset[int] = RETRY_STATUSES,
+        make_error: Callable[[int, bytes], T2IError] | None = None,
     ) -> None:
         self._token = token
         self._seconds = seconds
         self._policy = policy
-        self._passing = passing
-        self._refusal = refusal or error_from_google
+        self._retry_statuses = retry_statuses
+        self._make_error = make_error or error_from_google
         self._client = HttpClient(
-            "https://googleapis.com", _CONNECTIONS, translate=_failed, proxies=proxies
+            "https://googleapis.com",
+            _CONNECTIONS,
+            translate=_error_from_failed_call,
+            proxies=proxies,
         )
-        self._ahead = 0.0
+        self._offset = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -93,21 +96,21 @@ class GoogleHttp:
         self.close()
 
     def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         self._client.close()
 
     def server_time(self) -> float:
-        """Unix seconds by Google's clock: this machine's may be wrong, and a bill depends on it."""
-        return time.time() + self._ahead
+        """Unix seconds by Google's clock: this machine's may be wrong, and costs depend on it."""
+        return time.time() + self._offset
 
     def token(self, tries: int | None = None) -> str:
-        """An access token, asked for again where the failure is of the moment; "" for nobody."""
+        """An access token, with retries; "" for anonymous calls."""
 
         def attempt(_left: float) -> str:
             with retryable():
                 return self._token() if self._token else ""
 
-        return call_with_retry(attempt, self._tried(tries))
+        return call_with_retry(attempt, self._policy_for(tries))
 
     def send(
         self,
@@ -118,18 +121,18 @@ class GoogleHttp:
         tries: int | None = None,
         **request: Any,  # noqa: ANN401 - handed on to HttpClient
     ) -> HttpResponse:
-        """One answer with a good status (308 counts, too)."""
-        whole = self._headers(tries) | dict(headers or {})
+        """A response with status 2xx or 308, with retries; `tries` replaces the policy's number."""
+        all_headers = self._headers(tries) | dict(headers or {})
 
         def attempt(_left: float) -> HttpResponse:
-            answer = self._client.request(
-                method, url, headers=whole, timeout=self._seconds, whole=False, **request
+            response = self._client.request(
+                method, url, headers=all_headers, timeout=self._seconds, total=False, **request
             )
-            self._ahead = _clock(answer.headers, self._ahead)
-            self._check(method, answer.status, answer.headers, answer.body)
-            return answer
+            self._offset = _clock_offset(response.headers, self._offset)
+            self._check(method, response.status, response.headers, response.body)
+            return response
 
-        return call_with_retry(attempt, self._tried(tries))
+        return call_with_retry(attempt, self._policy_for(tries))
 
     def call_url(
         self,
@@ -140,36 +143,39 @@ class GoogleHttp:
         params: Mapping[str, str] | None = None,
         tries: int | None = None,
     ) -> dict[str, Any]:
-        """The answer's JSON object."""
+        """Send a request; return the response's JSON object."""
         return json_of(self.send(method, url, json=json, params=params or None, tries=tries))
 
     def list_url(
         self, url: str, key: str, params: Mapping[str, str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Every entry of a list, whatever the number of pages."""
-        asked = dict(params or {})
+        """The entries under `key` of all pages of a list."""
+        query = dict(params or {})
         while True:
-            page = self.call_url("GET", url, params=asked)
+            page = self.call_url("GET", url, params=query)
             yield from page.get(key, [])
             if not page.get("nextPageToken"):
                 return
-            asked["pageToken"] = page["nextPageToken"]
+            query["pageToken"] = page["nextPageToken"]
 
     def retry(self, attempt: Callable[[], None]) -> None:
-        """Do what makes calls by `stream`, again where it raises RetryableError."""
+        """Call `attempt`, which uses `stream`, again where it raises RetryableError."""
         call_with_retry(lambda _left: attempt(), self._policy)
 
     @contextmanager
     def stream(self, url: str, params: Mapping[str, str]) -> Iterator[httpx2.Response]:
-        """An answer with a good status, whose body is read in the block. Raises RetryableError."""
+        """A 2xx response whose body is read inside the block.
+
+        Not retried here; raises RetryableError where `retry` may help.
+        """
         with self._client.stream(
             "GET", url, headers=self._headers(), params=params, timeout=self._seconds
-        ) as answer:
-            if not answer.is_success:
-                self._check("GET", answer.status_code, answer.headers, answer.read())
-            yield answer
+        ) as response:
+            if not response.is_success:
+                self._check("GET", response.status_code, response.headers, response.read())
+            yield response
 
-    def _tried(self, tries: int | None) -> RetryPolicy:
+    def _policy_for(self, tries: int | None) -> RetryPolicy:
         return self._policy if tries is None else replace(self._policy, retries=tries - 1)
 
     def _headers(self, tries: int | None = None) -> dict[str, str]:
@@ -178,18 +184,18 @@ class GoogleHttp:
     def _check(self, method: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
         if status // 100 == 2 or status == 308:
             return
-        error, after = self._refusal(status, body), parse_retry_after(headers)
-        # A quota that is used up by what exists will not grow in a few seconds.
-        alone = status == 429 and after is None and method != "GET"
-        if status in self._passing and not alone:
+        error, after = self._make_error(status, body), parse_retry_after(headers)
+        # A quota that existing resources use up will not be free in a few seconds.
+        quota_used_up = status == 429 and after is None and method != "GET"
+        if status in self._retry_statuses and not quota_used_up:
             raise RetryableError(error, after=after)
         raise error
 
 
-def json_of(answer: HttpResponse) -> dict[str, Any]:
-    """An answer's JSON object, {} where it has none. Raises RemoteError."""
+def json_of(response: HttpResponse) -> dict[str, Any]:
+    """A response's JSON object, {} if there is none. Raises RemoteError for invalid JSON."""
     try:
-        value = jsonlib.loads(answer.body) if answer.body else {}
+        value = jsonlib.loads(response.body) if response.body else {}
     except ValueError as error:
         raise RemoteError(
             "The answer makes no sense: it is no JSON.",
@@ -198,15 +204,15 @@ def json_of(answer: HttpResponse) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _failed(failed: FailedCall) -> RetryableError | T2IError:
-    """What a call without an answer means, and whether it may be made again."""
+def _error_from_failed_call(failed: FailedCall) -> RetryableError | T2IError:
+    """The error for a call without a response; retryable unless a POST may have run."""
     error = connection_error(failed.error)
-    sent = not isinstance(failed.error, httpx2.ConnectError | httpx2.ConnectTimeout)
-    return error if sent and failed.method == "POST" else RetryableError(error)
+    may_have_run = not isinstance(failed.error, httpx2.ConnectError | httpx2.ConnectTimeout)
+    return error if may_have_run and failed.method == "POST" else RetryableError(error)
 
 
 def connection_error(error: Exception) -> T2IError:
-    """What a connection that failed means."""
+    """The error for a failed connection."""
     if isinstance(error, httpx2.InvalidURL):
         return InputError("That is no address of Google Cloud's interfaces.", field="api_endpoint")
     if isinstance(error, httpx2.TimeoutException):
@@ -218,35 +224,35 @@ def connection_error(error: Exception) -> T2IError:
 
 
 def error_from_google(status: int, body: bytes) -> T2IError:
-    """What an answer that is an error means."""
-    error = _error(body)
+    """The error for an error response."""
+    error = _error_object(body)
     message = str(error.get("message") or f"HTTP status {status}").strip()
     return error_from_status(status, str(error.get("status") or ""), message)
 
 
 def error_from_status(status: int, name: str, message: str) -> T2IError:
-    """The error for a status, by number and by Google's name for it, and a sentence."""
-    said = f"Google says: {message.rstrip('.')}."
+    """The error for an HTTP status, Google's name of the status (or ""), and a message."""
+    text = f"Google says: {message.rstrip('.')}."
     if status == 401 or name == "UNAUTHENTICATED":
         return AccessError("Google refuses these credentials.", hint=google_credentials.LOGIN_HINT)
     if status == 403 or name == "PERMISSION_DENIED":
-        return _forbidden(message)
+        return _permission_error(message)
     if status == 429 or name == "RESOURCE_EXHAUSTED":
-        return _exhausted(message)
+        return _quota_error(message)
     if status == 404 or name == "NOT_FOUND":
-        return NotFoundError(said)
+        return NotFoundError(text)
     if status == 409 or name in {"ALREADY_EXISTS", "ABORTED"}:
-        return ConflictError(said)
+        return ConflictError(text)
     if name == "FAILED_PRECONDITION":
-        return PreconditionError(said)
+        return PreconditionError(text)
     if status == 400 or name == "INVALID_ARGUMENT":
-        return InputError(said)
+        return InputError(text)
     if status == 504 or name == "DEADLINE_EXCEEDED":
-        return TimedOutError(said)
-    return RemoteError(said, hint="Try again; run the same command to go on.")
+        return TimedOutError(text)
+    return RemoteError(text, hint="Try again; run the same command to go on.")
 
 
-def _forbidden(message: str) -> AccessError:
+def _permission_error(message: str) -> AccessError:
     if "SERVICE_DISABLED" in message or "has not been used in project" in message:
         service = re.search(r"[a-z]+\.googleapis\.com", message)
         named = service[0] if service else "its name"
@@ -262,7 +268,7 @@ def _forbidden(message: str) -> AccessError:
     return AccessError(f"Google says: {message.rstrip('.')}.")
 
 
-def _exhausted(message: str) -> QuotaError:
+def _quota_error(message: str) -> QuotaError:
     found = _QUOTA.search(message)
     if not found:
         return QuotaError(f"Google says: {message.rstrip('.')}.")
@@ -273,20 +279,20 @@ def _exhausted(message: str) -> QuotaError:
     )
 
 
-def _error(body: bytes) -> dict[str, Any]:
+def _error_object(body: bytes) -> dict[str, Any]:
     try:
         value = jsonlib.loads(body)
     except ValueError:
         return {}
-    # Some of Google's services wrap the error in a list.
+    # Some services wrap the error in a list.
     value = value[0] if isinstance(value, list) and value else value
     error = value.get("error") if isinstance(value, dict) else None
     return error if isinstance(error, dict) else {}
 
 
-def _clock(headers: Mapping[str, str], before: float) -> float:
-    """How far Google's clock is ahead of this machine's, in seconds."""
+def _clock_offset(headers: Mapping[str, str], previous: float) -> float:
+    """Seconds that Google's clock is ahead of this machine's; `previous` without a Date header."""
     try:
         return parsedate_to_datetime(headers.get("date", "")).timestamp() - time.time()
     except ValueError:
-        return before
+        return previous

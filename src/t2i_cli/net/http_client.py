@@ -1,4 +1,4 @@
-"""The one HTTP client: for several threads, with limits, its errors told as ours."""
+"""The HTTP client: thread-safe, with size and time limits, raising T2IError."""
 
 import json
 import ssl
@@ -19,16 +19,16 @@ from t2i_cli.errors import InputError, RemoteError, T2IError, TimedOutError
 from t2i_cli.net.retry import RetryableError, parse_retry_after
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds to find and reach a server, which is not what takes time in making an image."""
+"""Seconds to connect, however long the timeout of the whole call is."""
 MAX_RESPONSE_BYTES = 256 * 2**20
-"""Bytes of one answer."""
+"""Bytes of one response body."""
 
 _NETWORK = "Check that it runs, its address, and the network."
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpResponse:
-    """What a server answered, and the seconds it took."""
+    """A server's response and the seconds it took. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -41,7 +41,7 @@ class HttpResponse:
         return parse_retry_after(self.headers)
 
     def json(self) -> object:
-        """The body as JSON; raises RemoteError."""
+        """The parsed JSON body. Raises RemoteError."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
@@ -53,7 +53,7 @@ class HttpResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedCall:
-    """A call that brought no answer: what httpx2 raised, and of what."""
+    """A call without a response: what httpx2 raised, and for which call. `timeout` in seconds."""
 
     error: httpx2.HTTPError | httpx2.InvalidURL
     method: str
@@ -62,14 +62,14 @@ class FailedCall:
 
 
 Translate = Callable[[FailedCall], Exception]
-"""Makes of a failed call a RetryableError where another try may help, or a T2IError."""
+"""Maps a failed call to a RetryableError where a retry may help, or else to a T2IError."""
 
 
 class HttpClient:
-    """Asks servers over HTTP; may be used by several threads.
+    """Sends HTTP requests; thread-safe.
 
-    `translate` says what failed calls mean; `proxies` whether the environment's proxies and
-    certificates count, which they do not for this very machine.
+    `translate` maps failed calls to errors. `proxies`: whether the environment's proxies and
+    certificates apply; by default they do unless `url` is a loopback address.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class HttpClient:
     ) -> None:
         self._translate = translate or translate_error
         self._client = _new_client(
-            # What is meant for this very machine must not go through a proxy.
+            # Requests to loopback must not go through a proxy.
             trust_env=not is_loopback_url(url) if proxies is None else proxies,
-            # A redirect could carry a key to another host.
+            # A redirect could send the API key to another host.
             follow_redirects=False,
             headers={"User-Agent": f"t2i/{__version__}"},
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=connections),
@@ -101,12 +101,13 @@ class HttpClient:
         json: object = None,
         content: bytes | None = None,
         timeout: float,
-        whole: bool = True,
+        total: bool = True,
     ) -> HttpResponse:
-        """The server's answer, whatever its status.
+        """The server's response, whatever its status.
 
-        `timeout` are the seconds to wait for all of it, or without `whole` for each step of it.
-        Raises what `translate` makes of a failed call, or RemoteError.
+        `timeout` is in seconds: for the whole response, or without `total` for each network
+        operation. Raises the error that `translate` returns for a failed call, and RemoteError for
+        a body of more than MAX_RESPONSE_BYTES.
         """
         started = time.monotonic()
         with self.stream(
@@ -125,7 +126,7 @@ class HttpClient:
                     raise RemoteError(
                         f"The answer of {url_host(url)} has more than {MAX_RESPONSE_BYTES:,} bytes."
                     )
-                if whole and time.monotonic() - started > timeout:
+                if total and time.monotonic() - started > timeout:
                     raise httpx2.ReadTimeout("")
         return HttpResponse(
             status=response.status_code,
@@ -146,9 +147,10 @@ class HttpClient:
         content: bytes | None = None,
         timeout: float,
     ) -> Iterator[httpx2.Response]:
-        """The server's answer, whose body is read in the block; `timeout` is for each step.
+        """The server's response, whose body is read inside the block.
 
-        Raises what `translate` makes of a failed call, while the body is read, too.
+        `timeout` is in seconds, for each network operation. Raises the error that `translate`
+        returns for a failed call, also while the body is read.
         """
         try:
             with self._client.stream(
@@ -167,10 +169,10 @@ class HttpClient:
             raise self._translate(failed) from error
 
     def abort(self) -> None:
-        """Break off every call, so that the server can stop its work and no thread waits."""
+        """Disconnect every call in flight: servers can stop working on it, threads stop waiting."""
         for stream in list(self._streams):
             with suppress(OSError, AttributeError):
-                # Closing a socket would not wake a thread that reads from it.
+                # close() would not wake a thread that is blocked in a read.
                 stream.get_extra_info("socket").shutdown(SHUT_RDWR)  # type: ignore[attr-defined]
 
     def close(self) -> None:
@@ -183,7 +185,7 @@ class HttpClient:
 
 
 def is_loopback_url(url: str) -> bool:
-    """Whether the URL leads to this machine."""
+    """Whether the URL's host is localhost or a loopback address."""
     host = url_host(url)
     try:
         return ip_address(host).is_loopback
@@ -192,7 +194,7 @@ def is_loopback_url(url: str) -> bool:
 
 
 def url_host(url: str) -> str:
-    """The host of a URL, for people; the rest of it may be signed."""
+    """The host of a URL, for messages; its path and query may hold a signature."""
     try:
         return urlsplit(url).hostname or "the server"
     except ValueError:
@@ -200,12 +202,12 @@ def url_host(url: str) -> str:
 
 
 def _new_client(**settings: Any) -> httpx2.Client:  # noqa: ANN401 - handed on to httpx2
-    """The one place that makes httpx2's client, which reads proxies and certificates here."""
+    """The only call of httpx2's constructor, which reads proxies and certificates."""
     return httpx2.Client(**settings)
 
 
 def translate_error(failed: FailedCall) -> RetryableError | T2IError:
-    """What a failed call means where nothing is known of the server."""
+    """The error for a failed call to any server."""
     host = failed.host
     match failed.error:
         case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():

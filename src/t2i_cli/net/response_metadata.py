@@ -1,4 +1,4 @@
-"""What a t2i server says of an image it made: the request as it took it, and how it ran."""
+"""Metadata that a t2i server returns with an image: resolved request, generation info, notes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -12,81 +12,81 @@ from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS
 
 METADATA_KEY = "t2i"
-"""Where it lies in the answer, beside the image."""
+"""Key of the metadata in a response, beside the image."""
 NOTES_KEY = "notes"
-"""Where its notes lie, beside both."""
+"""Key of the notes in a response, beside the image."""
 
-_KNOWN = {f.name for f in fields(GenerationInfo)}
+_INFO_FIELDS = {f.name for f in fields(GenerationInfo)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseMetadata:
-    """An image's own account of itself; empty where the server gives none."""
+    """The metadata of one image; empty if the server sends none. `seconds` is generation time."""
 
     request: Mapping[str, object] = field(default_factory=dict)
-    lock: Mapping[str, object] = field(default_factory=dict)
+    info: Mapping[str, object] = field(default_factory=dict)
     seconds: float | None = None
     notes: Sequence[str] = ()
 
     def forward_notices(self, call: InFlightCall) -> None:
-        """Tell what the server noted of the request, as a run on this machine would."""
+        """Pass the server's notes on the request to the user, as a local run does."""
         for note in self.notes:
-            call.quote(note)
+            call.note_request(note)
 
     def check_request(self, request: ResolvedRequest) -> None:
-        """Raise RemoteError if the image is of another request than the one that was sent."""
+        """Raise RemoteError if the server's request differs from the one that was sent."""
         for name in (name for name, known in FIELDS.items() if known.echoed):
             wanted = FIELDS[name].json_value(getattr(request, name))
-            made = self.request.get(name, wanted)
-            if wanted is not None and made != wanted:
+            echoed = self.request.get(name, wanted)
+            if wanted is not None and echoed != wanted:
                 raise RemoteError(
-                    f"The server made the image with {name} {made!r}, not {wanted!r}.",
+                    f"The server made the image with {name} {echoed!r}, not {wanted!r}.",
                     hint="Leave the option out, or ask the server's owner.",
                 )
 
     def seed_confirmed(self, request: ResolvedRequest) -> bool:
-        """Whether the server says that it used the request's seed."""
+        """Whether the server confirms that it used the request's seed."""
         return self.request.get("seed") == request.seed
 
-    def generation_info(self, request: ResolvedRequest, **place: object) -> GenerationInfo:
-        """The server's lock with where it was: backend, endpoint, deployed model."""
-        told = {name: value for name, value in self.lock.items() if name in _KNOWN}
-        measures = told.get("measures")
-        told["measures"] = tuple(measures) if isinstance(measures, list) else ()
-        if not isinstance(told.get("libraries"), dict):
-            told["libraries"] = {"t2i": __version__}
-        told.setdefault("model", request.model)
-        sure = {"seed_confirmed": self.seed_confirmed(request)}
-        return GenerationInfo(**(told | sure | place))  # type: ignore[arg-type]
+    def generation_info(self, request: ResolvedRequest, **origin: object) -> GenerationInfo:
+        """The server's generation info, with its `origin`: backend, endpoint, deployed model."""
+        values = {name: value for name, value in self.info.items() if name in _INFO_FIELDS}
+        measures = values.get("measures")
+        values["measures"] = tuple(measures) if isinstance(measures, list) else ()
+        if not isinstance(values.get("libraries"), dict):
+            values["libraries"] = {"t2i": __version__}
+        values.setdefault("model", request.model)
+        confirmed = {"seed_confirmed": self.seed_confirmed(request)}
+        return GenerationInfo(**(values | confirmed | origin))  # type: ignore[arg-type]
 
 
-def true_size(call: InFlightCall, size: tuple[int, int]) -> ResolvedRequest:
-    """The request with the size, in pixels, that its image has, and a note where it is another.
+def with_actual_size(call: InFlightCall, size: tuple[int, int]) -> ResolvedRequest:
+    """The request with the image's actual `size`: width and height in pixels.
 
-    Raises RemoteError where the user asked for a size that the image does not have.
+    Notes a difference to the request. Raises RemoteError if the user set a different size.
     """
-    request, made = call.request, {"width": size[0], "height": size[1]}
-    other = {name for name in made if getattr(request, name) not in (None, made[name])}
-    if not other:
+    request, actual = call.request, {"width": size[0], "height": size[1]}
+    different = {name for name in actual if getattr(request, name) not in (None, actual[name])}
+    if not different:
         return request
     wanted = f"{request.width or size[0]}x{request.height or size[1]}"
     message = f"The server makes {size[0]}x{size[1]} where {wanted} is asked for."
-    if other & request.user_set:
+    if different & request.user_set:
         raise RemoteError(message, hint=f"Ask for {size[0]}x{size[1]}, or leave the size out.")
-    call.tell(message)
+    call.note(message)
     return replace(request, width=size[0], height=size[1])
 
 
 def parse_response_metadata(entry: object) -> ResponseMetadata:
-    """The account beside an image in an answer, whoever sent it."""
+    """The metadata in a response's entry for one image; empty if it is missing or malformed."""
     record = entry.get(METADATA_KEY) if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(record, dict):
         return ResponseMetadata()
     notes = entry.get(NOTES_KEY)
-    request, lock, seconds = (record.get(name) for name in ("request", "lock", "seconds"))
+    request, info, seconds = (record.get(name) for name in ("request", "lock", "seconds"))
     return ResponseMetadata(
         request=request if isinstance(request, dict) else {},
-        lock=lock if isinstance(lock, dict) else {},
+        info=info if isinstance(info, dict) else {},
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
         notes=[error_body.sanitise(str(note)) for note in notes] if isinstance(notes, list) else (),
     )

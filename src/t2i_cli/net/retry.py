@@ -1,9 +1,9 @@
-"""Calls that are worth another try: how often, how long, and with which pauses.
+"""Retries of calls to a server: how many, how long, and with which pauses.
 
 Every wait for a server goes through `call_with_retry`. tenacity is no help with it: its loop does
-not end when an Event is set in a pause (`sleep_using_event` only cuts the pause short), hands no
-attempt the seconds that are left, and counts a server that wakes up as a failure; stop, wait and
-sleep would all be callbacks of ours, around a loop of ten lines.
+not end when an Event is set in a pause (`sleep_using_event` only cuts the pause short), passes no
+attempt the seconds that are left, and counts a cold start as a failure; stop, wait and sleep would
+all be callbacks of ours, around a loop of ten lines.
 """
 
 import math
@@ -20,18 +20,19 @@ from t2i_cli.errors import QuotaError, RemoteError, T2IError, TimedOutError
 from t2i_cli.net.throttle import Throttle
 
 MAX_PAUSE = 60.0
-"""Seconds; a server that wants a longer one says so by Retry-After."""
+"""Longest backoff in seconds; a server that wants a longer one sends Retry-After."""
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """`retries` tries after the first; `timeout` seconds for all of it, its pauses included.
+    """`retries` attempts after the first; `timeout` seconds for all attempts and pauses.
 
-    The first pause is of `first_pause` seconds, each next one `growth` times as long, up to
-    `longest_pause`; each is cut by up to half, so that callers do not come back at the same time.
-    `from_options` says that --retries and --timeout set it, which the error then tells.
+    Exponential backoff with jitter: the first pause is `first_pause` seconds, each next one
+    `growth` times as long, up to `longest_pause`; each is shortened at random by up to half, so
+    that callers do not retry at the same time. `from_options`: --retries and --timeout set the
+    policy, and the final error names them.
     """
 
     retries: int
@@ -43,11 +44,11 @@ class RetryPolicy:
 
 
 class RetryableError(Exception):
-    """A call failed for a reason that may pass; `error` is what to tell if it does not.
+    """A call failed for a reason that may be temporary; `error` is raised if it is not.
 
-    `after` are the seconds that the server asks to wait, `pause` those of the first pause if it
-    does not ask and the policy's does not suit. `crowded` says that the server has too much to do,
-    `waking` that it is not there yet but will be: only the timeout ends that.
+    `after` is the server's Retry-After in seconds; `pause` replaces the policy's first pause, in
+    seconds. `overloaded`: the server asks for fewer calls. `cold_start`: the server is starting up;
+    such failures count against the timeout only, not against the retries.
     """
 
     def __init__(
@@ -56,20 +57,20 @@ class RetryableError(Exception):
         *,
         after: float | None = None,
         pause: float | None = None,
-        crowded: bool = False,
-        waking: bool = False,
+        overloaded: bool = False,
+        cold_start: bool = False,
     ) -> None:
         super().__init__(error.message)
         self.error = error
         self.after = after
         self.pause = pause
-        self.crowded = crowded
-        self.waking = waking
+        self.overloaded = overloaded
+        self.cold_start = cold_start
 
 
 @contextmanager
 def retryable() -> Iterator[None]:
-    """What a connection, a server, a limit or a time-out raises in the block may pass."""
+    """Turn a RemoteError, TimedOutError or QuotaError of the block into a RetryableError."""
     try:
         yield
     except (RemoteError, TimedOutError, QuotaError) as error:
@@ -77,13 +78,13 @@ def retryable() -> Iterator[None]:
 
 
 class CallCancelledError(Exception):
-    """Nobody waits for the call any more."""
+    """The call was cancelled: its result is no longer wanted."""
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that Retry-After asks to wait, as a number or a date of HTTP (RFC 9110, 10.2.3).
+    """Seconds to wait by Retry-After, a number or an HTTP date (RFC 9110, section 10.2.3).
 
-    The headers' names are in lower case. None where it is not there or makes no sense.
+    Header names are in lower case. None if the header is missing or invalid.
     """
     value = headers.get("retry-after", "").strip()
     if value.replace(".", "", 1).isdecimal():
@@ -97,66 +98,66 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def call_with_retry(
-    attempt: Callable[[float], Made],
+    attempt: Callable[[float], Result],
     policy: RetryPolicy,
     throttle: Throttle | None = None,
     stop: Flag | None = None,
-) -> Made:
-    """What `attempt(seconds left)` returns in the end.
+) -> Result:
+    """Call `attempt(seconds left)` until it raises no RetryableError; return its result.
 
-    Raises its T2IError, or that of its last RetryableError; and CallCancelledError once `stop` is
-    set.
+    Raises the T2IError of `attempt`, or that of its last RetryableError once the policy allows no
+    more, and CallCancelledError once `stop` is set.
     """
-    end = time.monotonic() + policy.timeout
-    tries = wakes = 0
+    deadline = time.monotonic() + policy.timeout
+    failures = cold_starts = 0
     while True:
         try:
-            made = attempt(max(0.001, end - time.monotonic()))
-        except RetryableError as again:
-            if again.waking:
-                wakes += 1
+            result = attempt(max(0.001, deadline - time.monotonic()))
+        except RetryableError as failure:
+            if failure.cold_start:
+                cold_starts += 1
             else:
-                tries += 1
-            if again.crowded and throttle:
-                # A server must not hold all calls up for longer than one is waited for.
-                throttle.slow_down(min(again.after or 0.0, policy.timeout))
-            if tries > policy.retries and not again.waking:
-                raise _given_up(again, tries + wakes, policy) from again
-            pause = _pause(again, wakes if again.waking else tries, policy)
-            if time.monotonic() + pause > end:
-                raise _given_up(again, tries + wakes, policy) from again
+                failures += 1
+            if failure.overloaded and throttle:
+                # A Retry-After must not block all calls for longer than the timeout of one.
+                throttle.slow_down(min(failure.after or 0.0, policy.timeout))
+            if failures > policy.retries and not failure.cold_start:
+                raise _final_error(failure, failures + cold_starts, policy) from failure
+            pause = _pause(failure, cold_starts if failure.cold_start else failures, policy)
+            if time.monotonic() + pause > deadline:
+                raise _final_error(failure, failures + cold_starts, policy) from failure
             if stop is None:
                 time.sleep(pause)
             elif stop.wait(pause):
-                raise CallCancelledError from again
+                raise CallCancelledError from failure
             continue
         if stop and stop.is_set():
             raise CallCancelledError
         if throttle:
             throttle.speed_up()
-        return made
+        return result
 
 
-def _pause(again: RetryableError, tries: int, policy: RetryPolicy) -> float:
-    """Seconds to wait: longer every time, and as the server asks at least; with jitter."""
+def _pause(failure: RetryableError, attempt: int, policy: RetryPolicy) -> float:
+    """Seconds to wait: exponential backoff with jitter, and at least the Retry-After."""
     jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-    first = policy.first_pause if again.pause is None else again.pause
-    # A wait of hours has more steps than a float has exponents.
-    growth = policy.growth ** min(tries - 1, 64)
+    first = policy.first_pause if failure.pause is None else failure.pause
+    # Bounded: in a wait of hours the power would overflow a float.
+    growth = policy.growth ** min(attempt - 1, 64)
     backoff = min(policy.longest_pause, first * growth) * jitter
-    if again.after is None:
+    if failure.after is None:
         return backoff
-    return max(backoff, again.after + jitter * min(1.0, 0.1 + again.after / 10))
+    return max(backoff, failure.after + jitter * min(1.0, 0.1 + failure.after / 10))
 
 
-def _given_up(again: RetryableError, tries: int, policy: RetryPolicy) -> T2IError:
-    """The error to tell, with how often it was met."""
-    error = again.error
+def _final_error(failure: RetryableError, attempts: int, policy: RetryPolicy) -> T2IError:
+    """The error to raise, with the number of attempts in its hint."""
+    error = failure.error
     if not policy.from_options:
         return error
-    often = "once" if tries == 1 else f"{tries} times"
-    wait = f" and asks to wait {again.after:.0f} s" if again.after else ""
-    sets = "--timeout sets" if again.waking else "--retries and --timeout set"
-    told = f"It was tried {often}{wait}; {sets} the patience."
-    error.hint = f"{error.hint} {told}" if error.hint else told
+    count = "once" if attempts == 1 else f"{attempts} times"
+    wait = f" and asks to wait {failure.after:.0f} s" if failure.after else ""
+    sets = "--timeout sets" if failure.cold_start else "--retries and --timeout set"
+    detail = f"It was tried {count}{wait}; {sets} the patience."
+    error.hint = f"{error.hint} {detail}" if error.hint else detail
     return error

@@ -1,41 +1,41 @@
-"""How many calls may be in flight to a server that may have too much to do."""
+"""Adaptive limit on the calls in flight to one server."""
 
 import threading
 import time
 
 BURST_SECONDS = 1.0
-"""Seconds in which several refusals count as one: they answer calls that went out together."""
+"""Seconds in which several overload responses count as one: their calls were sent together."""
 
 
 class Throttle:
-    """How many calls may be in flight; for several threads.
+    """The number of calls that may be in flight, from 1 to `max_calls`. Thread-safe.
 
-    A server with too much to do halves the number, and every answer brings it back a little
-    (additive increase, multiplicative decrease; Chiu and Jain, 1989).
+    An overloaded server halves it, and every response raises it a little (additive increase,
+    multiplicative decrease; Chiu and Jain, 1989).
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._room = float(most)
+    def __init__(self, max_calls: int) -> None:
+        self._max_calls = max_calls
+        self._limit = float(max_calls)
         self._lock = threading.Lock()
-        self._slowed = self._rest_until = 0.0
+        self._last_slow_down = self._paused_until = 0.0
 
     @property
-    def room(self) -> int:
-        """Calls that may be in flight now; 0 while the server wants a rest."""
+    def limit(self) -> int:
+        """Calls that may be in flight now; 0 during a pause that the server asked for."""
         with self._lock:
-            return 0 if time.monotonic() < self._rest_until else int(self._room)
+            return 0 if time.monotonic() < self._paused_until else int(self._limit)
 
     def slow_down(self, after: float | None = None) -> None:
-        """The server has too much to do, and may ask for `after` seconds of rest."""
+        """Halve the limit: the server is overloaded. Start no call for `after` seconds."""
         now = time.monotonic()
         with self._lock:
-            self._rest_until = max(self._rest_until, now + (after or 0.0))
-            if now - self._slowed >= BURST_SECONDS:
-                self._slowed = now
-                self._room = max(1.0, self._room / 2)
+            self._paused_until = max(self._paused_until, now + (after or 0.0))
+            if now - self._last_slow_down >= BURST_SECONDS:
+                self._last_slow_down = now
+                self._limit = max(1.0, self._limit / 2)
 
     def speed_up(self) -> None:
-        """The server answered."""
+        """Raise the limit a little: the server responded."""
         with self._lock:
-            self._room = min(float(self._most), self._room + 1 / self._room)
+            self._limit = min(float(self._max_calls), self._limit + 1 / self._limit)

@@ -27,7 +27,7 @@ DOWNLOAD_ATTEMPTS = 5
 """Of one call or one file."""
 DOWNLOAD_POLICY = RetryPolicy(retries=DOWNLOAD_ATTEMPTS - 1, first_pause=1.5)
 
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _LONGEST = 150
 """Characters of an address in its folder's name; file systems take 255."""
 _ROLE = "The container's service account needs storage.objects.list and storage.objects.get on it."
@@ -103,8 +103,8 @@ def _reader(bucket: str) -> Iterator[GcsClient]:
             # What stands in for the real one is near, and no proxy's business.
             proxies=token is not None,
             policy=DOWNLOAD_POLICY,
-            passing=_PASSING,
-            refusal=partial(_refusal, bucket),
+            retry_statuses=_RETRY_STATUSES,
+            make_error=partial(_error_from_response, bucket),
         ) as http:
             yield GcsClient(http, root.rstrip("/"))
     except (RemoteError, TimedOutError) as error:
@@ -114,7 +114,7 @@ def _reader(bucket: str) -> Iterator[GcsClient]:
         ) from error
 
 
-def _refusal(bucket: str, status: int, _body: bytes) -> T2IError:
+def _error_from_response(bucket: str, status: int, _body: bytes) -> T2IError:
     if status in {401, 403}:
         return AccessError(f"The bucket {bucket} may not be read.", hint=_ROLE)
     if status == 404:

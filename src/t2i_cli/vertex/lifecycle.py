@@ -266,7 +266,7 @@ def _remove_all(plan: DeploymentPlan, runner: OperationRunner, console: Console)
             if left < REMOVAL_PAUSE:
                 raise
             console.warn(f"{error.message} The removal is tried again.")
-            raise RetryableError(error, waking=True) from error
+            raise RetryableError(error, cold_start=True) from error
 
     # A constant pause, without backoff: it is billed until it is gone.
     left = max(0.0, end - time.monotonic())

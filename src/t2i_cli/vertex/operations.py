@@ -104,7 +104,7 @@ def wait_for_operation(
             f"{title}: not done after {format_duration(limit)}; it goes on at Google.",
             hint=_RERUN_HINT,
         )
-        raise RetryableError(timeout, waking=True)
+        raise RetryableError(timeout, cold_start=True)
 
     policy = RetryPolicy(retries=0, timeout=limit, first_pause=0.1, growth=1.5, longest_pause=10.0)
     operation = call_with_retry(poll, policy)

@@ -84,7 +84,7 @@ class HttpBackend:
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome per request, with several calls in flight."""
         return run_concurrently(
-            requests, self._generate, self._throttle, on_event, cancel, abandon=self._client.abort
+            requests, self._generate, self._throttle, on_event, cancel, abort=self._client.abort
         )
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class HttpBackend:
         response = call_with_retry(post, self._retry_policy, self._throttle, call.stop)
         image_entry, extra = _first_image(response.json())
         if extra:
-            call.tell(
+            call.note(
                 f"The server answers with {extra + 1} images where one is asked for: the first is "
                 f"kept, {extra} not."
             )
@@ -162,7 +162,7 @@ class HttpBackend:
         metadata.check_request(call.request)
         metadata.forward_notices(call)
         image = self._decode_image(image_entry)
-        request = response_metadata.true_size(call, image.size)
+        request = response_metadata.with_actual_size(call, image.size)
         info = metadata.generation_info(call.request, backend="http", endpoint=self._options.url)
         return GeneratedImage(
             index=call.index,

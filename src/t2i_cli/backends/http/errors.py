@@ -34,19 +34,19 @@ def error_from_response(
     """The error for a response without an image; RetryableError if it may be temporary."""
     body = error_body.parse_error_body(response, key)
     error = _error_for_status(response.status, body, url)
-    if body.own is not None and response.status not in {401, 403}:
-        error = body.own
+    if body.t2i_error is not None and response.status not in {401, 403}:
+        error = body.t2i_error
     if isinstance(error, InputError) and error.field:
         error.field = FIELD_NAMES.get(error.field, error.field)
     if isinstance(error, InputError | ContentFilteredError | AccessError | ModelError):
         return error
     if response.status == 429 and body.code != "insufficient_quota":
-        return RetryableError(error, after=response.retry_after, crowded=True)
+        return RetryableError(error, after=response.retry_after, overloaded=True)
     if response.status == 502:
         return RetryableError(error, after=response.retry_after)
     temporary = isinstance(error, RemoteError) and body.kind != "InternalServerException"
     if response.status == 503 and temporary:
-        return RetryableError(error, after=response.retry_after, crowded=True)
+        return RetryableError(error, after=response.retry_after, overloaded=True)
     return error
 
 

@@ -76,7 +76,7 @@ class VertexBackend:
             connection.throttle,
             on_event,
             cancel,
-            abandon=connection.client.abort,
+            abort=connection.client.abort,
         )
 
     def close(self) -> None:
@@ -106,8 +106,8 @@ class VertexBackend:
             try:
                 return connection.predict(body, left, call.request, format)
             except RetryableError as retryable_error:
-                if retryable_error.waking:
-                    call.tell(errors.WAKING)
+                if retryable_error.cold_start:
+                    call.note(errors.WAKING)
                 raise
 
         response = call_with_retry(
@@ -116,7 +116,7 @@ class VertexBackend:
         body_json = response.json()
         prediction = payload.parse_prediction(body_json)
         if prediction.extra:
-            call.tell(
+            call.note(
                 f"The endpoint answers with {prediction.extra + 1} images where one is asked for: "
                 f"the first is kept, {prediction.extra} not."
             )
@@ -124,7 +124,7 @@ class VertexBackend:
         metadata.check_request(call.request)
         metadata.forward_notices(call)
         image = image_decoding.decode_base64_image(prediction.base64)
-        request = response_metadata.true_size(call, image.size)
+        request = response_metadata.with_actual_size(call, image.size)
         deployed = body_json.get("deployedModelId") if isinstance(body_json, dict) else None
         info = metadata.generation_info(
             call.request,
@@ -177,6 +177,6 @@ class _Connection:
             raise
         if response.status == 200:
             return response
-        if response.status == 404 and error_body.parse_error_body(response).own is None:
+        if response.status == 404 and error_body.parse_error_body(response).t2i_error is None:
             raise endpoint.not_found_error(self.target, self._token)
         raise errors.error_from_prediction(response, self.target, request, format)

@@ -30,24 +30,24 @@ def error_from_prediction(
     match response.status:
         case 401 | 403:
             return _access_error(response, target)
-        case 400 if not body.own and _TOO_LARGE.search(body.message):
+        case 400 if not body.t2i_error and _TOO_LARGE.search(body.message):
             return _too_large_error(target, request, format)
         case 429 if "not yet ready" in message:
             error = RemoteError(WAKING, hint="A longer --timeout waits for it.")
-            return RetryableError(error, after=response.retry_after, pause=10.0, waking=True)
+            return RetryableError(error, after=response.retry_after, pause=10.0, cold_start=True)
         case 429:
             quota = QuotaError(
                 f"The endpoint or its quota has no room for the call. {message}",
                 hint="A smaller --concurrency, more replicas, or a larger quota.",
             )
-            return RetryableError(quota, after=response.retry_after, crowded=True)
-        case 408 | 504 if not body.own:
+            return RetryableError(quota, after=response.retry_after, overloaded=True)
+        case 408 | 504 if not body.t2i_error:
             return timeout_error(target, response.seconds)
-    if body.own is not None:
-        return body.own
+    if body.t2i_error is not None:
+        return body.t2i_error
     if response.status == 503 and body.kind != "InternalServerException":
         busy = RemoteError(f"The endpoint is overloaded. {message}", hint=_LOG_HINT)
-        return RetryableError(busy, after=response.retry_after, crowded=True)
+        return RetryableError(busy, after=response.retry_after, overloaded=True)
     if response.status == 502:
         return RetryableError(
             RemoteError(f"The endpoint cannot be reached. {message}", hint=_LOG_HINT)
