@@ -133,7 +133,7 @@ def test_the_worker_opens_nothing_through_a_link(tmp_path: Path) -> None:
     a_link(place.log)
     wanted = WorkerSpec(model="postcard", revision=None, options=LocalOptions())
     with pytest.raises(WorkerUnavailableError, match="it is a link"):
-        spawn._start(place, wanted, "x", 1.0)
+        spawn._spawn(place, wanted, "x", 1.0)
     assert kept(place.log)
     (tmp_path / "worker.sock").write_text("precious")
     (tmp_path / "worker.new").symlink_to("others")

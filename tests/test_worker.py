@@ -36,7 +36,7 @@ from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.terminal.console import Console
 from t2i_cli.worker import backend, control, fingerprint, process_proof, spawn, state, tips
-from t2i_cli.worker.backend import SENT_AT_ONCE, WorkerBackend
+from t2i_cli.worker.backend import MAX_REQUESTS_PER_CALL, WorkerBackend
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER, WorkerExchange, _Connection
 from t2i_cli.worker.daemon import MAX_LOG
 from t2i_cli.worker.state import RuntimeDir, WorkerState
@@ -80,7 +80,7 @@ def kill(pid: int) -> None:
     """Kill the worker, and wait until it is no more."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    assert RuntimeDir.find().wait_gone(within=PATIENCE)
+    assert RuntimeDir.find().wait_for_exit(PATIENCE)
 
 
 @dataclass
@@ -159,7 +159,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.usefixtures("runtime")
 def test_images_and_progress_are_those_of_a_run_without_it() -> None:
-    prompts = [f"{PROMPT} {number}" for number in range(SENT_AT_ONCE + 2)]
+    prompts = [f"{PROMPT} {number}" for number in range(MAX_REQUESTS_PER_CALL + 2)]
     warmed = run(*prompts)
     assert warmed.stand_in.made == []
     assert warmed.notes == []
@@ -223,7 +223,7 @@ def test_it_leaves_when_it_was_idle_for_as_long_as_the_newest_run_said() -> None
     found = control.worker_status()
     assert (found.state, found.keep_alive, found.model) == ("idle", LONG, "postcard")
     run(keep_alive=0.2)
-    assert RuntimeDir.find().wait_gone(within=PATIENCE)
+    assert RuntimeDir.find().wait_for_exit(PATIENCE)
     assert control.worker_status().state == "none"
     left = {path.name for path in RuntimeDir.find().folder.iterdir()}
     assert left == {"worker.lock", "start.lock", "worker.log"}
@@ -233,7 +233,7 @@ def test_it_leaves_when_it_was_idle_for_as_long_as_the_newest_run_said() -> None
 def test_it_leaves_when_nobody_can_find_it_any_more() -> None:
     assert run().notes == []
     (RuntimeDir.find().folder / "worker.json").unlink()
-    assert RuntimeDir.find().wait_gone(within=PATIENCE)
+    assert RuntimeDir.find().wait_for_exit(PATIENCE)
 
 
 @pytest.mark.usefixtures("runtime")

@@ -1,1 +1,1 @@
-"""The warm worker: a server in the background that keeps a model loaded between `t2i generate`s."""
+"""The warm worker: a background server that keeps a model loaded between runs of t2i."""

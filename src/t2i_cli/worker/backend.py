@@ -1,4 +1,4 @@
-"""The local backend by way of the warm worker; without it, wherever no worker can be used."""
+"""Backend that generates in the warm worker, and in this process where no worker can be used."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,68 +25,68 @@ from t2i_cli.worker.state import (
     WorkerUnresponsiveError,
 )
 
-SENT_AT_ONCE = 4
-"""Requests: those of other runs come in between, and the device need not wait for files."""
+MAX_REQUESTS_PER_CALL = 4
+"""Small, so that other runs get their turn; above 1, so that the device need not wait for files."""
 
 
 class WorkerBackend:
-    """Images from a worker, which stays `keep_alive` seconds after the last one.
+    """Images from a worker, which stays `keep_alive` seconds after its last request.
 
-    `without` makes the backend that stands in where no worker can be used. `format` is the one in
-    which the images are likely to be wanted.
+    `make_fallback` makes the backend that is used where no worker can be. The worker encodes images
+    in `format`, the one in which they will probably be saved.
     """
 
     def __init__(
         self,
         options: LocalOptions,
         keep_alive: float,
-        without: Callable[[LocalOptions], Backend],
+        make_fallback: Callable[[LocalOptions], Backend],
         format: ImageFormat = "png",
     ) -> None:
-        # Of the worker, only attention slicing asks for it; all else is settled here.
+        # Only attention slicing needs `lenient` in the worker; all else is resolved here.
         lenient = options.lenient and bool(options.attention_slicing)
         self._options = replace(options, lenient=lenient)
         self._keep_alive = keep_alive
-        self._make_without = without
+        self._make_fallback = make_fallback
         self._format: ImageFormat = format
-        self._stand_in: Backend | None = None
+        self._fallback_backend: Backend | None = None
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
-        """What is known of the model: the worker is asked where telling takes the libraries."""
+        """The model's spec; from the worker where finding it needs torch and diffusers."""
         name = request.model or catalog.DEFAULT_MODEL
         known = catalog.find_in_catalog(name, request.revision)
         if known and not (known.folder and request.revision):
             return known
         if not (catalog.folder_named(name) or catalog.is_repository(name)):
-            return self._without.describe(request)
+            return self._fallback.describe(request)
         try:
             try:
-                return self._asked(name, request.revision)
+                return self._ask_worker(name, request.revision)
             except WorkerExitingError as error:
-                if not error.place.wait_gone(within=EXIT_TIMEOUT):
+                if not error.runtime_dir.wait_for_exit(EXIT_TIMEOUT):
                     raise
-                return self._asked(name, request.revision)
+                return self._ask_worker(name, request.revision)
         except WorkerUnavailableError:
-            # What stands in the way is told when the image is made.
-            return self._without.describe(request)
+            # The reason is shown when the image is generated.
+            return self._fallback.describe(request)
 
     def check(self, request: ResolvedRequest) -> None:
-        """The worker checks what it is sent."""
+        """Check nothing: the worker checks the requests it gets."""
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
-        """What the image takes here, told without a worker."""
-        return self._without.estimate(request)
+        """What the image takes here; needs no worker."""
+        return self._fallback.estimate(request)
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The commit that a model's revision stands for now."""
-        return self._without.resolve_revision(model, revision)
+        return self._fallback.resolve_revision(model, revision)
 
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
-        """Have a worker there."""
+        """Start a worker if there is none."""
         try:
-            self._hire(request.model, request.revision)
+            self._get_worker(request.model, request.revision)
         except WorkerUnavailableError:
-            self._without.load(request, on_event)
+            self._fallback.load(request, on_event)
 
     def run(
         self,
@@ -95,76 +95,80 @@ class WorkerBackend:
         cancel: Flag,
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
-        """Yield one outcome a request; what a worker fails to make is made without it.
+        """Yield one outcome a request. If the worker fails, the fallback runs the pending requests.
 
-        Where one leaves just as it is asked, the next is hired, once.
+        If the worker exits before it answers, a new one is started, once.
         """
-        left = dict(enumerate(requests))
-        patient = True
+        pending = dict(enumerate(requests))
+        may_restart = True
         try:
-            while left and not cancel.is_set():
-                before = len(left)
+            while pending and not cancel.is_set():
+                before = len(pending)
                 try:
-                    yield from self._made(left, on_event, cancel)
+                    yield from self._generate(pending, on_event, cancel)
                 except WorkerExitingError as error:
-                    made = len(left) < before
-                    if made or not patient or not error.place.wait_gone(within=EXIT_TIMEOUT):
+                    progressed = len(pending) < before
+                    if (
+                        progressed
+                        or not may_restart
+                        or not error.runtime_dir.wait_for_exit(EXIT_TIMEOUT)
+                    ):
                         raise
-                    patient = False
+                    may_restart = False
         except WorkerUnavailableError as error:
             reason = str(error)
-            if isinstance(error, WorkerUnresponsiveError) and not error.place.kill():
+            if isinstance(error, WorkerUnresponsiveError) and not error.runtime_dir.kill():
                 reason = "The warm worker hangs, and cannot be ended."
-            if left:
+            if pending:
                 on_event(Notice(message=f"{reason} This run goes on without it."))
-                yield from self._run_without(left, on_event, cancel)
+                yield from self._run_fallback(pending, on_event, cancel)
 
     def close(self) -> None:
-        """Give back what the stand-in holds; the worker stays."""
-        if self._stand_in:
-            self._stand_in.close()
+        """Close the fallback backend; the worker stays."""
+        if self._fallback_backend:
+            self._fallback_backend.close()
 
     @property
-    def _without(self) -> Backend:
-        self._stand_in = self._stand_in or self._make_without(self._options)
-        return self._stand_in
+    def _fallback(self) -> Backend:
+        self._fallback_backend = self._fallback_backend or self._make_fallback(self._options)
+        return self._fallback_backend
 
-    def _asked(self, model: str, revision: str | None) -> ModelSpec:
-        """What a worker says of the model."""
-        place, state = self._hire(model, revision)
-        with WorkerExchange(place, state, MODEL_PATH) as exchange:
+    def _ask_worker(self, model: str, revision: str | None) -> ModelSpec:
+        """The model's spec, from a worker."""
+        runtime_dir, state = self._get_worker(model, revision)
+        with WorkerExchange(runtime_dir, state, MODEL_PATH) as exchange:
             return client.worker_model(exchange)
 
-    def _made(
-        self, left: dict[int, ResolvedRequest], on_event: OnEvent, cancel: Flag
+    def _generate(
+        self, pending: dict[int, ResolvedRequest], on_event: OnEvent, cancel: Flag
     ) -> Iterator[GeneratedImage | Failure]:
-        """What a worker makes of the next requests, which then are no longer left."""
-        members = list(islice(left.items(), SENT_AT_ONCE))
-        place, state = self._hire(members[0][1].model, members[0][1].revision)
-        asked = client.build_body(members, self._format)
-        keep = {client.KEEP_ALIVE_HEADER: f"{self._keep_alive:g}"}
-        with WorkerExchange(place, state, client.GENERATE_PATH, asked, keep) as exchange:
+        """Yield a worker's outcomes of the next requests; removes these from `pending`."""
+        members = list(islice(pending.items(), MAX_REQUESTS_PER_CALL))
+        runtime_dir, state = self._get_worker(members[0][1].model, members[0][1].revision)
+        body = client.build_body(members, self._format)
+        headers = {client.KEEP_ALIVE_HEADER: f"{self._keep_alive:g}"}
+        with WorkerExchange(runtime_dir, state, client.GENERATE_PATH, body, headers) as exchange:
             for outcome in client.read_outcomes(exchange, members, on_event):
-                del left[outcome.index]
+                del pending[outcome.index]
                 yield outcome
                 if cancel.is_set():
                     return
 
-    def _hire(self, model: str, revision: str | None) -> tuple[RuntimeDir, WorkerState]:
-        wanted = WorkerSpec(model=model, revision=revision, options=self._options)
-        return get_or_spawn(wanted, self._keep_alive)
+    def _get_worker(self, model: str, revision: str | None) -> tuple[RuntimeDir, WorkerState]:
+        spec = WorkerSpec(model=model, revision=revision, options=self._options)
+        return get_or_spawn(spec, self._keep_alive)
 
-    def _run_without(
-        self, left: Mapping[int, ResolvedRequest], on_event: OnEvent, cancel: Flag
+    def _run_fallback(
+        self, pending: Mapping[int, ResolvedRequest], on_event: OnEvent, cancel: Flag
     ) -> Iterator[GeneratedImage | Failure]:
-        """The requests that are left, by their positions, on the stand-in."""
-        positions = list(left)
+        """Run the pending requests, by their positions in the run, on the fallback backend."""
+        positions = list(pending)
 
-        def hear(event: Event) -> None:
+        def forward(event: Event) -> None:
             if isinstance(event, Step | Notice):
                 event = replace(event, indices=tuple(positions[i] for i in event.indices))
             on_event(event)
 
-        self._without.check(left[positions[0]])
-        for outcome in self._without.run(list(left.values()), hear, cancel):
+        self._fallback.check(pending[positions[0]])
+        for outcome in self._fallback.run(list(pending.values()), forward, cancel):
             yield replace(outcome, index=positions[outcome.index])

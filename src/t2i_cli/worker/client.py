@@ -1,4 +1,4 @@
-"""Exchanges with the worker, in t2i's own dialect. `http.client` starts quicker than others."""
+"""HTTP client of the worker, in the t2i dialect. Uses http.client: it is fast to import."""
 
 import base64
 import http.client
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 GENERATE_PATH = "/t2i/v1/generate"
 KEEP_ALIVE_HEADER = "T2I-Keep-Alive"
-"""Seconds that the worker is to stay after its last image; the newest run's word counts."""
-_CONNECT = 2.0
-"""Seconds; to a process on this machine, a connection takes none unless it is stopped."""
-_LEAVING = "terminated"
-"""What it says where it is leaving."""
-_OWN = ("bug",)
-"""Errors of the worker's own: bugs, which a run without it meets again, with their traceback."""
-_BUSY = "quota"
-"""What the worker says where its queue is full."""
+"""Seconds that the worker stays after its last request; the newest run's value applies."""
+_CONNECT_TIMEOUT = 2.0
+"""Seconds to connect: immediate on this machine, unless the worker's process is stopped."""
+_TERMINATED_CODE = "terminated"
+"""Error code of a worker that is exiting."""
+_INTERNAL_CODES = ("bug",)
+"""Error codes of bugs in the worker: a run without it shows the bug with its traceback."""
+_QUOTA_CODE = "quota"
+"""Error code of a worker whose queue is full."""
 
 WorkerRequest = tuple[int, ResolvedRequest]
 """A request and its position in the run."""
@@ -52,7 +52,7 @@ WorkerRequest = tuple[int, ResolvedRequest]
 
 @dataclass(frozen=True, kw_only=True)
 class LazyImage(GeneratedImage):
-    """An image that came as a file with its records; decoded only where someone looks at it."""
+    """An image received as a file with metadata; decoded on first access of `image` (RGB)."""
 
     image: "Image" = field(init=False, repr=False, compare=False)
     file: EncodedImage
@@ -74,39 +74,39 @@ class LazyImage(GeneratedImage):
 
 
 class WorkerExchange:
-    """One request to a worker and its answer. Leaving it early cancels what was asked.
+    """One request to a worker and its response; leaving the context early cancels the request.
 
-    Raises UnusableError wherever the worker fails, LeavingError where it has not answered yet, and
-    HungError as soon as its heart stops.
+    Raises WorkerUnavailableError where the connection fails: WorkerExitingError before the
+    response begins, WorkerUnresponsiveError if the heartbeat has stopped.
     """
 
     def __init__(
         self,
-        place: RuntimeDir,
+        runtime_dir: RuntimeDir,
         state: WorkerState,
         path: str,
         body: object = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.place = place
+        self.runtime_dir = runtime_dir
         self._state = state
-        self._over = threading.Event()
-        self._heard = time.monotonic()
+        self._closed = threading.Event()
+        self._last_read = time.monotonic()
         self._connection = _Connection(state)
-        key = {"Authorization": f"Bearer {state.secret}"} if state.secret else {}
-        sent = None if body is None else json.dumps(body).encode()
+        auth = {"Authorization": f"Bearer {state.secret}"} if state.secret else {}
+        content = None if body is None else json.dumps(body).encode()
         self._request = (
-            *("GET" if sent is None else "POST", path, sent),
-            {"Content-Type": "application/json", **key, **(headers or {})},
+            *("GET" if content is None else "POST", path, content),
+            {"Content-Type": "application/json", **auth, **(headers or {})},
         )
 
     def __enter__(self) -> Self:
-        with self._reading(WorkerExitingError(self.place)):
+        with self._translating_errors(WorkerExitingError(self.runtime_dir)):
             self._connection.connect()
         watch = threading.Thread(target=self._watch, args=[self._connection.sock], daemon=True)
         watch.start()
         try:
-            with self._reading(WorkerExitingError(self.place)):
+            with self._translating_errors(WorkerExitingError(self.runtime_dir)):
                 self._connection.request(*self._request)
                 self._response = self._connection.getresponse()
         except BaseException:
@@ -120,64 +120,66 @@ class WorkerExchange:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._over.set()
+        self._closed.set()
         self._connection.close()
 
     @property
     def ok(self) -> bool:
-        """Whether the worker took the request."""
+        """Whether the worker accepted the request."""
         return self._response.status == 200
 
     def json(self) -> dict[str, Any]:
-        """The answer's body."""
-        with self._reading():
-            found = json.loads(self._response.read())
-            if not isinstance(found, dict):
+        """The response's JSON object."""
+        with self._translating_errors():
+            value = json.loads(self._response.read())
+            if not isinstance(value, dict):
                 raise ValueError("no object")
-        return found
+        return value
 
     def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The answer's server-sent events with their data, until the event `done`.
+        """The response's server-sent events, each as name and data, up to and including `done`.
 
-        https://html.spec.whatwg.org/multipage/server-sent-events.html, as far as t2i's server
-        makes use of it: one line of data an event.
+        Reads the part of https://html.spec.whatwg.org/multipage/server-sent-events.html that t2i's
+        server uses: one line of data per event.
         """
         name = ""
         while name != "done":
-            with self._reading():
+            with self._translating_errors():
                 line = self._response.readline()
                 if not line:
                     raise EOFError
-            self._heard = time.monotonic()
+            self._last_read = time.monotonic()
             field, _, value = line.decode().rstrip("\n").partition(": ")
             if field == "event":
                 name = value
             elif field == "data":
                 yield name, json.loads(value)
 
-    def _watch(self, connected: socket.socket) -> None:
-        """Cut off a worker that is silent and whose heart has stopped."""
-        while not self._over.wait(HEARTBEAT_INTERVAL):
+    def _watch(self, sock: socket.socket) -> None:
+        """Shut the connection down if nothing arrives and the heartbeat has stopped."""
+        while not self._closed.wait(HEARTBEAT_INTERVAL):
             if (
-                time.monotonic() - self._heard > 2 * HEARTBEAT_INTERVAL
-                and self.place.is_unresponsive(self._state)
+                time.monotonic() - self._last_read > 2 * HEARTBEAT_INTERVAL
+                and self.runtime_dir.is_unresponsive(self._state)
             ):
                 with suppress(OSError):
-                    connected.shutdown(socket.SHUT_RDWR)
+                    sock.shutdown(socket.SHUT_RDWR)
                 return
 
     @contextmanager
-    def _reading(self, ended: WorkerUnavailableError | None = None) -> Iterator[None]:
+    def _translating_errors(
+        self, unavailable: WorkerUnavailableError | None = None
+    ) -> Iterator[None]:
         try:
             yield
         except (OSError, EOFError, ValueError, http.client.HTTPException) as error:
-            if self.place.is_unresponsive(self._state):
-                raise WorkerUnresponsiveError(self.place) from error
-            raise ended or WorkerUnavailableError("The warm worker has ended.") from error
+            if self.runtime_dir.is_unresponsive(self._state):
+                raise WorkerUnresponsiveError(self.runtime_dir) from error
+            raise unavailable or WorkerUnavailableError("The warm worker has ended.") from error
 
 
 def can_connect(state: WorkerState) -> bool:
-    """Whether something takes connections there."""
+    """Whether the worker listens and accepts connections."""
     try:
         connection = _Connection(state)
         connection.connect()
@@ -188,44 +190,44 @@ def can_connect(state: WorkerState) -> bool:
 
 
 class _Connection(http.client.HTTPConnection):
-    """To a worker's Unix socket, or to its port on loopback."""
+    """Connection to a worker's Unix socket, or to its loopback port."""
 
     def __init__(self, state: WorkerState) -> None:
         super().__init__("127.0.0.1", state.port)
         self._path = state.socket
 
     def connect(self) -> None:
-        """Connect, without waiting for long."""
+        """Connect within _CONNECT_TIMEOUT. Raises OSError."""
         if self._path is None:
-            self.timeout = _CONNECT
+            self.timeout = _CONNECT_TIMEOUT
             super().connect()
         else:
             self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(_CONNECT)
+            self.sock.settimeout(_CONNECT_TIMEOUT)
             try:
                 self.sock.connect(self._path)
             except OSError:
                 self.close()
                 raise
-        # From here on the worker's heart tells how long to wait.
+        # From here on no timeout: the heartbeat shows whether the worker runs.
         self.sock.settimeout(None)
 
 
 def worker_model(exchange: WorkerExchange) -> ModelSpec:
-    """The model that the worker holds. Raises T2IError where there is none such."""
-    answer = exchange.json()
+    """The spec of the worker's model. Raises T2IError if there is no such model."""
+    response = exchange.json()
     if not exchange.ok:
-        raise _error(exchange, answer)
-    folder = answer.pop("folder")
-    refuses = tuple((name, why) for name, why in answer.pop("refuses"))
-    return ModelSpec(**answer, folder=folder and Path(folder), refuses=refuses)
+        raise _parse_error(exchange, response)
+    folder = response.pop("folder")
+    refuses = tuple((name, why) for name, why in response.pop("refuses"))
+    return ModelSpec(**response, folder=folder and Path(folder), refuses=refuses)
 
 
 def build_body(members: Sequence[WorkerRequest], format: ImageFormat) -> dict[str, object]:
-    """The body that asks for these images."""
-    left_out = ("model", "revision")
+    """The body of a generate request for these images."""
+    omitted = ("model", "revision")
     requests = [
-        {k: v for k, v in request.to_json().items() if v is not None and k not in left_out}
+        {k: v for k, v in request.to_json().items() if v is not None and k not in omitted}
         for _, request in members
     ]
     return {"requests": requests, "format": format}
@@ -234,9 +236,12 @@ def build_body(members: Sequence[WorkerRequest], format: ImageFormat) -> dict[st
 def read_outcomes(
     exchange: WorkerExchange, members: Sequence[WorkerRequest], on_event: OnEvent
 ) -> Iterator[GeneratedImage | Failure]:
-    """What becomes of the requests that were sent; raises T2IError if they were refused."""
+    """Yield one outcome for each of `members`, the requests sent.
+
+    Raises T2IError if the worker rejected them, WorkerUnavailableError if it cannot run them.
+    """
     if not exchange.ok:
-        raise _error(exchange, exchange.json(), (*_OWN, _BUSY))
+        raise _parse_error(exchange, exchange.json(), (*_INTERNAL_CODES, _QUOTA_CODE))
     for name, data in exchange.events():
         if name == "image":
             index, request = members[data["index"]]
@@ -250,7 +255,7 @@ def read_outcomes(
             )
         elif name == "failure":
             index, request = members[data["index"]]
-            yield Failure(index=index, request=request, error=_error(exchange, data))
+            yield Failure(index=index, request=request, error=_parse_error(exchange, data))
         elif kind := _EVENTS.get(name):
             if "indices" in data:
                 data["indices"] = tuple(members[position][0] for position in data["indices"])
@@ -266,14 +271,19 @@ _EVENTS: dict[str, Callable[..., Event]] = {
 }
 
 
-def _error(
-    exchange: WorkerExchange, answer: Mapping[str, Any], own: Collection[str] = _OWN
+def _parse_error(
+    exchange: WorkerExchange,
+    response: Mapping[str, Any],
+    unavailable_codes: Collection[str] = _INTERNAL_CODES,
 ) -> T2IError:
-    """The error in an answer, where a run without the worker would meet it as well."""
-    record = answer.get("error")
+    """The error in a response, if a run without the worker would raise it as well.
+
+    Else raises WorkerExitingError or WorkerUnavailableError.
+    """
+    record = response.get("error")
     error = errors.error_from_json(record) if isinstance(record, dict) else None
-    if error is not None and error.code == _LEAVING:
-        raise WorkerExitingError(exchange.place)
-    if error is None or error.code in own:
+    if error is not None and error.code == _TERMINATED_CODE:
+        raise WorkerExitingError(exchange.runtime_dir)
+    if error is None or error.code in unavailable_codes:
         raise WorkerUnavailableError("The warm worker cannot take this run.")
     return error

@@ -1,6 +1,6 @@
-"""The worker's process: t2i's server for one user, until nobody has asked it for long enough.
+"""The worker's process: a t2i server for one user that exits after an idle time.
 
-Run as `python -m t2i_cli.worker.daemon ORDER`, by `hiring` alone.
+Run as `python -m t2i_cli.worker.daemon CONFIG`, CONFIG being JSON, by worker/spawn.py only.
 """
 
 import json
@@ -36,35 +36,37 @@ if TYPE_CHECKING:
     from t2i_cli.server.engine import Engine
 
 MAX_LOG = 2**20
-"""Bytes after which the log begins anew."""
+"""Bytes; a longer log is truncated."""
 
 
 def run_worker(make_backend: Callable[[LocalOptions], Backend] = LocalBackend) -> None:
-    """Be the worker, unless there is one; ends the process."""
-    order = json.loads(sys.argv[1])
-    place = RuntimeDir(Path(order["folder"]))
-    # A client that looks whether a worker lives holds the lock for an instant.
-    with suppress(Timeout), place.lifetime_lock().acquire(timeout=2):
+    """Run the worker, unless there is one already; ends the process."""
+    config = json.loads(sys.argv[1])
+    runtime_dir = RuntimeDir(Path(config["folder"]))
+    # A client in is_alive() may hold the lock for an instant.
+    with suppress(Timeout), runtime_dir.lifetime_lock().acquire(timeout=2):
         state = WorkerState(
             pid=os.getpid(),
-            identity=order["identity"],
+            identity=config["identity"],
             version=__version__,
-            model=order["model"],
+            model=config["model"],
             started=process_proof.start_time(os.getpid()),
-            # No process of its own has to know it.
+            # Popped: child processes must not inherit it.
             token=os.environ.pop(process_proof.TOKEN_VARIABLE, None),
         )
-        # Before the imports, for those who wait.
-        place.write(state)
+        # Before the slow imports: clients wait for the state file.
+        runtime_dir.write(state)
         try:
-            _serve(place, state, order, make_backend(LocalOptions(**order["options"])))
+            _serve(runtime_dir, state, config, make_backend(LocalOptions(**config["options"])))
         finally:
-            place.clear()
-    # As cli.main() does: tearing down torch takes a second, and nothing is left to save.
+            runtime_dir.clear()
+    # As cli.main() does: torch takes a second to tear down, and nothing is left to save.
     os._exit(0)
 
 
-def _serve(place: RuntimeDir, state: WorkerState, order: dict[str, Any], backend: Backend) -> None:
+def _serve(
+    runtime_dir: RuntimeDir, state: WorkerState, config: dict[str, Any], backend: Backend
+) -> None:
     from starlette.middleware import Middleware
 
     from t2i_cli.server.app import create_app
@@ -72,24 +74,24 @@ def _serve(place: RuntimeDir, state: WorkerState, order: dict[str, Any], backend
     from t2i_cli.server.options import ServerLimits, ServerOptions
     from t2i_cli.server.runner import run_server
 
-    # Whatever is asked is done as it would be without the worker: alone, however long it takes.
+    # Requests run as without the worker: not batched with others, without a time limit.
     limits = ServerLimits(max_batch=1, timeout=None, pixels=MAX_IMAGE_SIDE**2, steps=MAX_STEPS)
-    engine = Engine(backend, order["model"], limits, revision=order["revision"], load=False)
-    listener, state = _listen(place, state)
+    engine = Engine(backend, config["model"], limits, revision=config["revision"], load=False)
+    listener, state = _listen(runtime_dir, state)
     app = create_app(engine, ServerOptions(api_key=state.secret))
-    watch = _Watch(place, state, engine, app, order["keep_alive"])
-    # The innermost: it hears of what the guard lets through only.
-    app.user_middleware.append(Middleware(_KeepAlive, watch=watch))
-    # Before anything is accepted: what comes meanwhile waits in the socket's backlog.
-    place.write(state)
-    # Whoever asked has heard of the model that could not be had.
+    monitor = _WorkerMonitor(runtime_dir, state, engine, app, config["keep_alive"])
+    # Innermost: it sees only requests that the security middleware accepts.
+    app.user_middleware.append(Middleware(_KeepAlive, monitor=monitor))
+    # Before the server accepts: connections until then wait in the socket's backlog.
+    runtime_dir.write(state)
+    # The clients have been sent the error of a model that cannot be loaded.
     with suppress(T2IError):
-        run_server(app, engine, listener, expired=watch.expired)
+        run_server(app, engine, listener, expired=monitor.expired)
 
 
-def _listen(place: RuntimeDir, state: WorkerState) -> tuple[socket.socket, WorkerState]:
-    """A socket that only this user can talk to, and where it is."""
-    if path := place.socket:
+def _listen(runtime_dir: RuntimeDir, state: WorkerState) -> tuple[socket.socket, WorkerState]:
+    """A listening socket that only this user can use, and the state with its address."""
+    if path := runtime_dir.socket:
         listener = socket.socket(socket.AF_UNIX)
         remove_socket(path)
         listener.bind(str(path))
@@ -100,67 +102,67 @@ def _listen(place: RuntimeDir, state: WorkerState) -> tuple[socket.socket, Worke
     return listener, replace(state, port=port, secret=secrets.token_urlsafe(32))
 
 
-class _Watch:
-    """What a worker has beside the server: its heart, its idle time, and its status."""
+class _WorkerMonitor:
+    """Heartbeat, idle time and log size of the worker, and its status and model routes."""
 
     def __init__(
         self,
-        place: RuntimeDir,
+        runtime_dir: RuntimeDir,
         state: WorkerState,
         engine: "Engine",
         app: "FastAPI",
         keep_alive: float,
     ) -> None:
-        self._place = place
+        self._runtime_dir = runtime_dir
         self._state = state
         self._engine = engine
         self._app = app
         self.keep_alive = keep_alive
-        self._began = self._beat = time.monotonic()
+        self._idle_from = self._last_heartbeat = time.monotonic()
         app.add_api_route(STATUS_PATH, self.status)
         app.add_api_route(MODEL_PATH, self.model)
 
     async def status(self) -> dict[str, object]:
-        """How the worker is; `idle` seconds are `None` while it is at work, or starts."""
+        """The worker's status; `idle`, in seconds, is None while it starts or works."""
         return {
-            "idle": self._idle(),
+            "idle": self._idle_seconds(),
             "keep_alive": self.keep_alive,
             "waiting": self._engine.waiting,
             "running": self._engine.running,
         }
 
     async def model(self) -> dict[str, object]:
-        """All that is known of the model, once the libraries have told."""
+        """The model's spec, once it is known."""
         spec = await self._engine.wait_described()
         return asdict(spec) | {"folder": spec.folder and str(spec.folder)}
 
     def expired(self) -> bool:
-        """Beat, keep the log short, and say whether it is time to leave; asked all the time."""
-        if time.monotonic() - self._beat > HEARTBEAT_INTERVAL:
-            self._beat = time.monotonic()
-            if not self._place.heartbeat():
+        """Heartbeat, truncate the log, return whether to exit. The server calls it every 0.1 s."""
+        if time.monotonic() - self._last_heartbeat > HEARTBEAT_INTERVAL:
+            self._last_heartbeat = time.monotonic()
+            if not self._runtime_dir.heartbeat():
                 return True
-            # Whoever empties the folder, or fills its disk, does not end the worker.
+            # A missing log or a full disk must not end the worker.
             with suppress(OSError):
-                _shorten(self._place.log)
+                _truncate_if_long(self._runtime_dir.log)
             if self._engine.ready and not self._state.warm:
                 with suppress(OSError):
                     warm = replace(self._state, warm=True)
-                    self._place.write(warm)
+                    self._runtime_dir.write(warm)
                     self._state = warm
-        idle = self._idle()
+        idle = self._idle_seconds()
         return idle is not None and idle > self.keep_alive
 
-    def _idle(self) -> float | None:
+    def _idle_seconds(self) -> float | None:
         if not self._app.state.starting.done():
-            self._began = time.monotonic()
+            self._idle_from = time.monotonic()
             return None
         since = self._engine.idle_since
-        return None if since is None else time.monotonic() - max(since, self._began)
+        return None if since is None else time.monotonic() - max(since, self._idle_from)
 
 
-def _shorten(log: Path) -> None:
-    """Have a log that has grown too long begin anew. Raises OSError."""
+def _truncate_if_long(log: Path) -> None:
+    """Truncate the log if it has more than MAX_LOG bytes. Raises OSError."""
     handle = open_regular(log, os.O_WRONLY)
     try:
         if os.fstat(handle).st_size > MAX_LOG:
@@ -170,11 +172,11 @@ def _shorten(log: Path) -> None:
 
 
 class _KeepAlive:
-    """A middleware that notes how long the one who asks wants the worker to stay."""
+    """An ASGI middleware that reads the T2I-Keep-Alive header of each request."""
 
-    def __init__(self, app: "ASGIApp", watch: _Watch) -> None:
+    def __init__(self, app: "ASGIApp", monitor: _WorkerMonitor) -> None:
         self._app = app
-        self._watch = watch
+        self._monitor = monitor
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         for name, value in scope.get("headers", ()):
@@ -182,7 +184,7 @@ class _KeepAlive:
                 with suppress(ValueError):
                     seconds = float(value)
                     if 0 <= seconds < math.inf:
-                        self._watch.keep_alive = seconds
+                        self._monitor.keep_alive = seconds
         await self._app(scope, receive, send)
 
 

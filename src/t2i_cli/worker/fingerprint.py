@@ -1,4 +1,4 @@
-"""What makes two runs want the same worker: model, options, version, user and environment."""
+"""Fingerprint of a worker: runs with equal fingerprints can share it."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ _NAMES = {
     *("HOME", "USERPROFILE", "XDG_CACHE_HOME", "TMPDIR"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 }
-"""Variables that the Hub's client, torch and the libraries below them read."""
+"""Environment variables that huggingface_hub, torch and their libraries read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """The worker that a run wants; `model` as the user called it, or as the request names it."""
+    """The worker that a run needs; `model` is a name as `--model` or a request has it."""
 
     model: str
     revision: str | None
@@ -37,15 +37,15 @@ class WorkerSpec:
 
     @property
     def folder(self) -> Path | None:
-        """The model's folder, if it is in one."""
+        """The model's folder, None for a model of the Hub."""
         if known := catalog.find_in_catalog(self.model):
             return known.folder
         return catalog.folder_named(self.model)
 
     def fingerprint(self) -> str:
-        """A hash of everything that the images of a warm worker could depend on.
+        """SHA-256, in hex, of everything that a worker's images can depend on.
 
-        Variables may hold secrets; nothing of them can be read from it.
+        Environment variables may hold secrets; the hash does not reveal them.
         """
         known = catalog.find_in_catalog(self.model)
         folder = self.folder
@@ -64,32 +64,32 @@ class WorkerSpec:
 
 
 def _environment() -> Iterator[tuple[str, str]]:
-    # What the settings say has reached the options already.
-    settled = {store.CONFIG_VARIABLE} | {s.variable for s in store.SETTINGS.values()}
+    # Settings have reached the options already.
+    settings = {store.CONFIG_VARIABLE} | {s.variable for s in store.SETTINGS.values()}
     for name, value in os.environ.items():
-        plain = name.upper()
-        if (plain in _NAMES or plain.startswith(_PREFIXES)) and name not in settled:
+        upper = name.upper()
+        if (upper in _NAMES or upper.startswith(_PREFIXES)) and name not in settings:
             yield name, value
 
 
 def _packages() -> Iterator[tuple[str, int]]:
-    """Where packages lie; installing, upgrading or removing one changes the folder's time."""
+    """Package directories and their mtimes, which change when packages are installed or removed."""
     for path in sys.path:
         if path.endswith(("site-packages", "dist-packages")) and os.path.isdir(path):
             yield path, os.stat(path).st_mtime_ns
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:
-    """A model's files with their sizes and times: one that was trained anew is another."""
+    """Path, size in bytes and mtime in ns of a model's files: they change when it is retrained."""
     if not (folder / "model_index.json").is_file():
         return []
     found = []
-    for base, _, names in os.walk(folder):
+    for directory, _, names in os.walk(folder):
         for name in names:
-            path = os.path.join(base, name)
+            path = os.path.join(directory, name)
             try:
-                seen = os.stat(path)
+                info = os.stat(path)
             except OSError:
                 continue
-            found.append((path, seen.st_size, seen.st_mtime_ns))
+            found.append((path, info.st_size, info.st_mtime_ns))
     return sorted(found)

@@ -1,4 +1,4 @@
-"""Signals to the worker's process, and to no other that has its process id by now."""
+"""Sends signals to the worker's process, after verifying that its process id was not reused."""
 
 import hashlib
 import os
@@ -8,18 +8,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TOKEN_VARIABLE = "T2I_WORKER_TOKEN"  # noqa: S105 - the name of a variable
-"""How a worker is handed its token; anyone may read a command line, which has its proof only."""
-_SAME = 2.0
-"""Seconds by which two readings of a process's start may differ."""
+"""Passes the token to the worker; its command line, which anyone can read, has the digest only."""
+_START_TOLERANCE = 2.0
+"""Seconds by which two readings of a process's start time may differ."""
 
 
 def token_digest(token: str) -> str:
-    """What a worker's command line has of its token: a hash, which gives nothing of it away."""
+    """SHA-256 of the token, in hex; part of the worker's command line."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def start_time(pid: int) -> float:
-    """When a process began, in seconds from the system's start: setting the clock changes nothing.
+    """A process's start in seconds since boot, so that setting the clock does not change it.
 
     Raises psutil.Error.
     """
@@ -28,61 +28,68 @@ def start_time(pid: int) -> float:
     return float(psutil.Process(pid).create_time() - psutil.boot_time())
 
 
-def send_signal(number: int, pid: int, began: float | None, token: str | None, lock: Path) -> bool:
-    """Send a signal if the process is the worker that says so of itself; whether it was sent.
+def send_signal(
+    number: int, pid: int, started: float | None, token: str | None, lock: Path
+) -> bool:
+    """Send a signal if process `pid` is the worker; return whether it was sent.
 
-    It began when the worker did, and has the proof of its token in its command line. What a version
-    before these wrote has neither: its worker is the process that has its lock file open.
+    It is the worker if it started when the worker did and its command line has the token's digest.
+    Without `started` and `token`, in the state of an earlier version, it is the worker if it has
+    the `lock` file open.
     """
     if pid <= 1 or pid == os.getpid():
         return False
-    with _process(pid) as handle:
-        if handle is None:
+    with _open_pidfd(pid) as pidfd:
+        if pidfd is None:
             return False
-        ours = _is_worker(pid, began, token) if began and token else _has_open(pid, lock)
-        if ours:
+        is_worker = (
+            _is_worker(pid, started, token) if started and token else _has_file_open(pid, lock)
+        )
+        if is_worker:
             with suppress(ProcessLookupError):
-                if handle < 0:
+                if pidfd < 0:
                     os.kill(pid, number)
                 else:
-                    signal.pidfd_send_signal(handle, number)
-        return ours
+                    signal.pidfd_send_signal(pidfd, number)
+        return is_worker
 
 
 @contextmanager
-def _process(pid: int) -> Iterator[int | None]:
-    """A descriptor that stands for the process however its id is used again.
+def _open_pidfd(pid: int) -> Iterator[int | None]:
+    """A pidfd: it refers to this process even if its id is reused.
 
-    None if there is no such process, -1 where the system has no such descriptors.
+    None if there is no such process, -1 if the system has no pidfds.
     """
     try:
-        handle = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
     except (ProcessLookupError, ValueError):
         yield None
     except (AttributeError, OSError):
         yield -1
     else:
         try:
-            yield handle
+            yield pidfd
         finally:
-            os.close(handle)
+            os.close(pidfd)
 
 
-def _is_worker(pid: int, began: float, token: str) -> bool:
+def _is_worker(pid: int, started: float, token: str) -> bool:
     import psutil
 
     try:
-        return abs(start_time(pid) - began) < _SAME and any(
+        return abs(start_time(pid) - started) < _START_TOLERANCE and any(
             token_digest(token) in word for word in psutil.Process(pid).cmdline()
         )
     except psutil.Error:
         return False
 
 
-def _has_open(pid: int, file: Path) -> bool:
+def _has_file_open(pid: int, file: Path) -> bool:
     import psutil
 
     try:
-        return any(os.path.samefile(one.path, file) for one in psutil.Process(pid).open_files())
+        return any(
+            os.path.samefile(opened.path, file) for opened in psutil.Process(pid).open_files()
+        )
     except (psutil.Error, OSError):
         return False

@@ -1,4 +1,4 @@
-"""Finding the worker that a run wants: the one that is there, or a new one in its place."""
+"""Finds a run's worker: uses a matching one, or starts one and shuts another down."""
 
 import json
 import os
@@ -27,113 +27,115 @@ if TYPE_CHECKING:
 
 STATUS_PATH = "/t2i/v1/worker"
 MODEL_PATH = f"{STATUS_PATH}/model"
-"""Where a worker tells how it is, and what its model is: of its own, beside the native dialect."""
+"""Routes of a worker's status and model spec, beside those of the t2i dialect."""
 DAEMON_MODULE = "t2i_cli.worker.daemon"
-"""What a worker's process runs."""
+"""The module that a worker's process runs."""
 
 
-def get_or_spawn(wanted: WorkerSpec, keep_alive: float) -> tuple[RuntimeDir, WorkerState]:
-    """The worker that is wanted, taking connections; started, or in another's place, if need be.
+def get_or_spawn(spec: WorkerSpec, keep_alive: float) -> tuple[RuntimeDir, WorkerState]:
+    """A worker for `spec` that accepts connections; started, or replacing another, if needed.
 
-    Raises UnusableError where there is none to be had soon.
+    Raises WorkerUnavailableError if none can be used within START_TIMEOUT.
     """
-    place, identity = RuntimeDir.find(), wanted.fingerprint()
-    state = place.state()
+    runtime_dir, identity = RuntimeDir.find(), spec.fingerprint()
+    state = runtime_dir.state()
     if state and state.identity == identity and can_connect(state):
-        return place, state
+        return runtime_dir, state
     from filelock import Timeout
 
     try:
-        with place.start_lock().acquire(timeout=START_TIMEOUT):
-            return place, _replaced(place, wanted, identity, keep_alive)
+        with runtime_dir.start_lock().acquire(timeout=START_TIMEOUT):
+            return runtime_dir, _spawn_under_lock(runtime_dir, spec, identity, keep_alive)
     except Timeout as error:
         raise WorkerUnavailableError(
             "Another run's warm worker takes too long to start."
         ) from error
 
 
-def shut_down(place: RuntimeDir) -> bool:
-    """Have the worker leave unless it is at work; whether there is none any more."""
-    state = place.state()
-    if not place.is_alive():
+def shut_down(runtime_dir: RuntimeDir) -> bool:
+    """Shut the worker down unless it is busy; return whether there is none any more."""
+    state = runtime_dir.state()
+    if not runtime_dir.is_alive():
         return True
     if state and state.listening:
         try:
-            with WorkerExchange(place, state, STATUS_PATH) as exchange:
+            with WorkerExchange(runtime_dir, state, STATUS_PATH) as exchange:
                 if exchange.ok and exchange.json()["idle"] is None:
                     return False
         except WorkerUnresponsiveError:
-            return place.kill()
+            return runtime_dir.kill()
         except WorkerUnavailableError:
-            # It is on its way out.
-            return place.wait_gone(within=EXIT_TIMEOUT)
-    if state is None or not place.signal(state, signal.SIGTERM):
-        place.forget()
-    return place.wait_gone(within=EXIT_TIMEOUT) or place.kill()
+            # It is exiting.
+            return runtime_dir.wait_for_exit(EXIT_TIMEOUT)
+    if state is None or not runtime_dir.signal(state, signal.SIGTERM):
+        runtime_dir.remove_state()
+    return runtime_dir.wait_for_exit(EXIT_TIMEOUT) or runtime_dir.kill()
 
 
 def evict_idle_worker() -> bool:
-    """Have an idle worker leave, for the memory that it holds; whether one did."""
+    """Shut an idle worker down to free its memory; return whether one was."""
     try:
-        place = RuntimeDir.find()
+        runtime_dir = RuntimeDir.find()
     except WorkerUnavailableError:
         return False
-    state = place.state()
-    if state is None or not place.is_alive():
+    state = runtime_dir.state()
+    if state is None or not runtime_dir.is_alive():
         return False
-    if not state.listening and not place.is_unresponsive(state):
-        return False  # another run has just started it
-    return shut_down(place)
+    if not state.listening and not runtime_dir.is_unresponsive(state):
+        return False  # another run is starting it
+    return shut_down(runtime_dir)
 
 
-def _replaced(
-    place: RuntimeDir, wanted: WorkerSpec, identity: str, keep_alive: float
+def _spawn_under_lock(
+    runtime_dir: RuntimeDir, spec: WorkerSpec, identity: str, keep_alive: float
 ) -> WorkerState:
-    state = place.state()
+    state = runtime_dir.state()
     if (
         state
         and state.identity == identity
-        and place.is_alive()
-        and not place.is_unresponsive(state)
+        and runtime_dir.is_alive()
+        and not runtime_dir.is_unresponsive(state)
     ):
-        # Another run has started it meanwhile, or was stopped while it did.
+        # Another run has started it meanwhile, or was suspended while starting it.
         if not state.listening or can_connect(state):
-            return _listening(place, identity, None)
-    if not shut_down(place):
+            return _wait_until_listening(runtime_dir, identity, None)
+    if not shut_down(runtime_dir):
         raise WorkerUnavailableError("The warm worker is at work for other runs.")
-    place.clear()
-    return _listening(place, identity, _start(place, wanted, identity, keep_alive))
+    runtime_dir.clear()
+    return _wait_until_listening(
+        runtime_dir, identity, _spawn(runtime_dir, spec, identity, keep_alive)
+    )
 
 
-def _start(
-    place: RuntimeDir, wanted: WorkerSpec, identity: str, keep_alive: float
+def _spawn(
+    runtime_dir: RuntimeDir, spec: WorkerSpec, identity: str, keep_alive: float
 ) -> "subprocess.Popen[bytes]":
-    """Start a worker that outlives this process and its terminal."""
+    """Start a worker process that outlives this process and its terminal."""
     import subprocess
 
     token = secrets.token_urlsafe(32)
-    order = {
-        "folder": str(place.folder),
+    config = {
+        "folder": str(runtime_dir.folder),
         "identity": identity,
-        "model": wanted.model,
-        "revision": wanted.revision,
-        "options": asdict(wanted.options),
+        "model": spec.model,
+        "revision": spec.revision,
+        "options": asdict(spec.options),
         "keep_alive": keep_alive,
         "proof": process_proof.token_digest(token),
     }
-    relative = wanted.folder is not None and not wanted.folder.is_absolute()
+    needs_cwd = spec.folder is not None and not spec.folder.is_absolute()
     detached = getattr(subprocess, "DETACHED_PROCESS", 0)
     try:
-        log = open_regular(place.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        log = open_regular(runtime_dir.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     except OSError as error:
         raise WorkerUnavailableError(f"The warm worker has no log: {error}.") from error
     try:
         os.ftruncate(log, 0)
         return subprocess.Popen(  # noqa: S603
-            # Without -P, modules in the folder it runs in would come before the libraries'.
-            [sys.executable, "-P", "-m", DAEMON_MODULE, json.dumps(order)],
-            # Elsewhere than in the user's folder, which may lie on a disk to be taken out.
-            cwd=None if relative else place.folder,
+            # -P: modules in the working directory must not shadow the libraries.
+            [sys.executable, "-P", "-m", DAEMON_MODULE, json.dumps(config)],
+            # Not the user's working directory, which may be on a disk to be unmounted.
+            cwd=None if needs_cwd else runtime_dir.folder,
             env=os.environ | {process_proof.TOKEN_VARIABLE: token},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -145,26 +147,29 @@ def _start(
         os.close(log)
 
 
-def _listening(
-    place: RuntimeDir, identity: str, process: "subprocess.Popen[bytes] | None"
+def _wait_until_listening(
+    runtime_dir: RuntimeDir, identity: str, process: "subprocess.Popen[bytes] | None"
 ) -> WorkerState:
-    """Wait for a worker to listen."""
-    end = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < end:
-        state = place.state()
+    """Wait for the worker to listen; return its state. Raises WorkerUnavailableError.
+
+    `process` is the worker's if this process started it.
+    """
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        state = runtime_dir.state()
         if state and state.identity == identity and state.listening:
             if process is not None:
-                # It is nobody's child to wait for; Popen would warn of that.
+                # It outlives this process; without a returncode Popen would warn.
                 process.returncode = 0
             return state
-        if process.poll() is not None if process else not place.is_alive():
+        if process.poll() is not None if process else not runtime_dir.is_alive():
             raise WorkerUnavailableError(
-                f"The warm worker could not start; '{place.log}' may tell why."
+                f"The warm worker could not start; '{runtime_dir.log}' may tell why."
             )
         time.sleep(0.02)
     if process:
         process.kill()
         process.wait()
     raise WorkerUnavailableError(
-        f"The warm worker takes too long to start; '{place.log}' may tell why."
+        f"The warm worker takes too long to start; '{runtime_dir.log}' may tell why."
     )

@@ -1,7 +1,8 @@
-"""Where the worker is found: its folder, what it says of itself there, its locks and its heart.
+"""The worker's runtime directory: state file, lifetime lock, start lock, heartbeat, socket.
 
-A user has one worker at most: it holds the lock `worker.lock` as long as it lives, which the system
-drops however it dies. Whoever starts or replaces one holds `start.lock` meanwhile.
+A user has at most one worker. It holds the lock `worker.lock` until its process ends, however it
+ends. A process that starts or replaces a worker holds `start.lock`. The heartbeat is the state
+file's mtime.
 """
 
 import json
@@ -30,47 +31,47 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 HEARTBEAT_INTERVAL = 1.0
-"""Seconds between two beats of a worker's heart: the time of its state file is set anew."""
+"""Seconds between two heartbeats: the worker sets the mtime of its state file."""
 UNRESPONSIVE_AFTER = 10.0
-"""Seconds without a beat after which a silent worker counts as hung."""
+"""Seconds without a heartbeat after which a worker counts as hung."""
 START_TIMEOUT = 30.0
-"""The same of one that is not warm yet; and what it may take until it listens, mostly one."""
+"""Seconds until a new worker must listen, usually 1; UNRESPONSIVE_AFTER until it is warm."""
 EXIT_TIMEOUT = 5.0
-"""Seconds in which a worker that is leaving is gone."""
+"""Seconds to wait for a worker that is exiting."""
 _LOCKS = ("worker.lock", "start.lock")
 _SOCKET = "worker.sock"
 _MAX_PID = 2**31 - 1
 _MAX_SOCKET = 103
-"""Bytes of a Unix socket's path on macOS; Linux has 107 (sun_path in sys/un.h)."""
+"""Longest path of a Unix socket, in bytes: 103 on macOS, 107 on Linux (sun_path in sys/un.h)."""
 
 
 class WorkerUnavailableError(Exception):
-    """No worker can be used now, and why; never seen by users, as the run goes on without one."""
+    """No worker can be used now; the message says why. The run continues without a worker."""
 
 
 class WorkerUnresponsiveError(WorkerUnavailableError):
-    """The worker at `place` has a heart that stopped: it holds its memory until it is killed."""
+    """The worker's heartbeat has stopped: it holds its memory until it is killed."""
 
-    def __init__(self, place: "RuntimeDir") -> None:
+    def __init__(self, runtime_dir: "RuntimeDir") -> None:
         super().__init__("The warm worker hung, and was ended.")
-        self.place = place
+        self.runtime_dir = runtime_dir
 
 
 class WorkerExitingError(WorkerUnavailableError):
-    """The worker at `place` left just as it was asked, before it made anything."""
+    """The worker exited before it answered; a new one may be started."""
 
-    def __init__(self, place: "RuntimeDir") -> None:
+    def __init__(self, runtime_dir: "RuntimeDir") -> None:
         super().__init__("The warm worker has ended.")
-        self.place = place
+        self.runtime_dir = runtime_dir
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerState:
-    """What a worker says of itself; it listens on `socket`, or on loopback's `port` with `secret`.
+    """The state file. The worker listens on `socket`, or on loopback `port` with `secret`.
 
-    Neither is there before it listens. `warm` says that it is past its libraries' imports, which
-    can keep its heart from beating for a while. `started` (see `processes`) and `token` tell it
-    from any other process of that id; earlier versions wrote neither.
+    All three are None until it listens. `warm`: its imports, which can delay heartbeats for
+    seconds, are done. `started` (see process_proof.start_time) and `token` tell the worker from
+    another process with the same id; earlier versions wrote neither.
     """
 
     pid: int
@@ -86,12 +87,12 @@ class WorkerState:
 
     @property
     def listening(self) -> bool:
-        """Whether it can be connected to."""
+        """Whether the worker accepts connections."""
         return bool(self.socket or self.port)
 
 
 class RuntimeDir:
-    """The folder of one user's worker."""
+    """The directory of one user's worker."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -100,15 +101,16 @@ class RuntimeDir:
 
     @classmethod
     def find(cls) -> Self:
-        """The folder in the user's runtime folder, made if it is missing, and nobody else's.
+        """The directory `t2i` in the user's runtime directory, created if it is missing.
 
-        Raises UnusableError if it is another user's, or open to others.
+        Raises WorkerUnavailableError if it is another user's, open to others, or holds files that
+        no worker writes.
         """
         from platformdirs import user_runtime_path
 
         try:
             with warnings.catch_warnings():
-                # Without XDG_RUNTIME_DIR; the folder it gives then is checked like any other.
+                # platformdirs warns without XDG_RUNTIME_DIR; its fallback is checked below.
                 warnings.simplefilter("ignore")
                 parent = user_runtime_path(ensure_exists=True)
             folder = parent / "t2i"
@@ -128,12 +130,12 @@ class RuntimeDir:
                 f"The warm worker's folder '{folder}' is open to others "
                 f"(mode {stat.S_IMODE(found.st_mode):04o})."
             )
-        place = cls(folder)
-        place._check_contents()
-        return place
+        runtime_dir = cls(folder)
+        runtime_dir._check_contents()
+        return runtime_dir
 
     def _check_contents(self) -> None:
-        """Raise UnusableError for a link, or anything else that no worker leaves."""
+        """Raise WorkerUnavailableError for a link, or any other file that no worker writes."""
         kinds = dict.fromkeys((*_LOCKS, self.log.name, self._state.name), stat.S_IFREG)
         for name, kind in (kinds | {_SOCKET: stat.S_IFSOCK}).items():
             with suppress(FileNotFoundError):
@@ -145,7 +147,7 @@ class RuntimeDir:
 
     @property
     def socket(self) -> Path | None:
-        """Where to listen, if this system has Unix sockets and the path is not too long."""
+        """Path of the worker's Unix socket; None without Unix sockets or if it is too long."""
         import socket
 
         path = self.folder / _SOCKET
@@ -153,34 +155,34 @@ class RuntimeDir:
         return path if hasattr(socket, "AF_UNIX") and short else None
 
     def state(self) -> WorkerState | None:
-        """What the worker last said of itself, dead or alive; None if it cannot be read."""
+        """The state file's contents, also of a dead worker; None if missing or damaged."""
         try:
             found = read_json(self._state)
         except (OSError, ValueError):
             return None
-        return _state(found, self.folder) if isinstance(found, dict) else None
+        return _parse_state(found, self.folder) if isinstance(found, dict) else None
 
     @property
     def damaged(self) -> bool:
-        """Whether what a worker said of itself cannot be read."""
+        """Whether there is a state file that cannot be read."""
         return self.state() is None and os.path.lexists(self._state)
 
     def write(self, state: WorkerState) -> None:
-        """Say something of oneself, whole or not at all."""
+        """Write the state file, atomically."""
         replace_text(self._state, json.dumps(asdict(state)))
 
     def clear(self) -> None:
-        """Remove what a worker leaves behind."""
-        self.forget()
+        """Remove the state file and the socket."""
+        self.remove_state()
         remove_socket(self.folder / _SOCKET)
 
-    def forget(self) -> None:
-        """Remove what a worker said of itself: one whose event loop runs leaves then."""
+    def remove_state(self) -> None:
+        """Remove the state file; a worker whose event loop runs then exits."""
         with suppress(FileNotFoundError):
             self._state.unlink()
 
     def heartbeat(self) -> bool:
-        """Show that the worker's event loop runs; whether it can still be found here."""
+        """Set the state file's mtime to now; False if the file is gone."""
         try:
             os.utime(self._state, follow_symlinks=False)
         except FileNotFoundError:
@@ -188,27 +190,27 @@ class RuntimeDir:
         return True
 
     def is_unresponsive(self, state: WorkerState) -> bool:
-        """Whether the worker's heart has not beaten for too long."""
+        """Whether the worker's last heartbeat is too long ago."""
         try:
             silent = time.time() - self._state.lstat().st_mtime
-        except FileNotFoundError:  # it has left
+        except FileNotFoundError:  # it has exited
             return False
         return silent > (UNRESPONSIVE_AFTER if state.warm else START_TIMEOUT)
 
     def lifetime_lock(self) -> "BaseFileLock":
-        """The lock that a worker holds as long as it lives."""
+        """The lock that a worker holds until its process ends."""
         from filelock import FileLock
 
         return FileLock(self.folder / _LOCKS[0], mode=0o600)
 
     def start_lock(self) -> "BaseFileLock":
-        """The lock of whoever starts or replaces the worker."""
+        """The lock of a process that starts or replaces the worker."""
         from filelock import FileLock
 
         return FileLock(self.folder / _LOCKS[1], mode=0o600)
 
     def is_alive(self) -> bool:
-        """Whether a worker lives, sound or not."""
+        """Whether a worker process exists, hung or not: its lifetime lock is held."""
         from filelock import Timeout
 
         try:
@@ -217,20 +219,20 @@ class RuntimeDir:
         except Timeout:
             return True
 
-    def wait_gone(self, within: float) -> bool:
-        """Wait at most so many seconds for the worker's end; whether it came."""
-        end = time.monotonic() + within
+    def wait_for_exit(self, seconds: float) -> bool:
+        """Wait at most `seconds` for the worker's process to end; return whether it did."""
+        deadline = time.monotonic() + seconds
         while self.is_alive():
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
         return True
 
     def signal(self, state: WorkerState, number: int) -> bool:
-        """Send a signal to a worker that lives, and to no other process; whether it was sent."""
+        """Send a signal to the worker's process, and to no other; return whether it was sent."""
         from t2i_cli.worker import process_proof
 
-        # Whoever looks whether it lives holds the lock for an instant.
+        # is_alive() of another process may hold the lock for an instant.
         time.sleep(0.02)
         if not self.is_alive():
             return False
@@ -239,32 +241,32 @@ class RuntimeDir:
         )
 
     def kill(self) -> bool:
-        """End a worker that does not answer; whether there is none any more."""
+        """Kill a worker that does not respond; return whether it is gone."""
         if self.is_alive() and (state := self.state()):
-            # Windows has SIGTERM only, and ends a process at once by it.
+            # On Windows SIGTERM ends a process at once.
             if self.signal(state, getattr(signal, "SIGKILL", signal.SIGTERM)):
-                return self.wait_gone(within=5)
+                return self.wait_for_exit(5)
         return not self.is_alive()
 
 
-def _state(found: Mapping[str, object], folder: Path) -> WorkerState | None:
-    """A state, None if it is damaged; another version's may say more."""
-    values = {f.name: found[f.name] for f in fields(WorkerState) if f.name in found}
-    whole = (
+def _parse_state(record: Mapping[str, object], folder: Path) -> WorkerState | None:
+    """The validated state, None if it is invalid. Unknown fields of other versions are ignored."""
+    values = {f.name: record[f.name] for f in fields(WorkerState) if f.name in record}
+    valid = (
         is_count(pid := values.get("pid"), _MAX_PID)
         and pid > 1
         and all(is_text(values.get(name)) for name in ("identity", "version", "model"))
         and (values.get("socket") is None or _is_socket(values["socket"], folder))
         and (values.get("port") is None or is_count(port := values["port"], 65_535) and port > 0)
-        and all(_is_key(values.get(name)) for name in ("secret", "token"))
+        and all(_is_token(values.get(name)) for name in ("secret", "token"))
         and isinstance(values.get("warm", False), bool)
         and (values.get("started") is None or is_amount(values["started"]))
     )
-    return WorkerState(**values) if whole else None  # type: ignore[arg-type]
+    return WorkerState(**values) if valid else None  # type: ignore[arg-type]
 
 
 def _is_socket(value: object, folder: Path) -> bool:
-    """Whether it is the folder's socket, however the folder was reached."""
+    """Whether it is the socket's path, also by another path to the folder."""
     if not is_text(value) or os.path.basename(value) != _SOCKET:
         return False
     try:
@@ -273,6 +275,6 @@ def _is_socket(value: object, folder: Path) -> bool:
         return False
 
 
-def _is_key(value: object) -> bool:
-    """Whether it is no secret, or one that can stand in a header."""
+def _is_token(value: object) -> bool:
+    """Whether it is None or short ASCII text, which a header can carry."""
     return value is None or (is_text(value, 200) and value.isascii())

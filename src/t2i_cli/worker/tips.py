@@ -1,4 +1,4 @@
-"""What a user is told once: that models can be kept warm."""
+"""The tip about keep_alive, shown to each user once."""
 
 from contextlib import suppress
 
@@ -6,13 +6,13 @@ from t2i_cli.terminal.console import Console
 
 
 def show_tip_once(console: Console) -> None:
-    """Tell of keep_alive on a terminal, unless this user was told before."""
+    """Show the tip on a terminal, unless this user has seen it."""
     if not console.live or console.json:
         return
     from platformdirs import user_state_path
 
     folder = user_state_path("t2i", appauthor=False)
-    # Who cannot be remembered as told is not told.
+    # Skip the tip if its marker cannot be written.
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "keep-alive-mentioned").touch(exist_ok=False)
