@@ -73,7 +73,7 @@ def server() -> dict[str, object]:
         ),
         "sent": [request.to_json().get("guidance_rescale") for request in stub.made],
         "recorded": outcome.request.to_json()["guidance_rescale"],
-        "page": 'name="guidance_rescale"' in page._with_fields(page._INPUTS),
+        "page": 'name="guidance_rescale"' in page._render_fields(page._INPUTS_PLACEHOLDER),
     }
 
 

@@ -88,8 +88,8 @@ def test_every_file_of_the_bucket_is_brought(cloud: FakeVertex, uri: str) -> Non
 
 def test_the_copy_goes_with_whoever_took_it(cloud: FakeVertex) -> None:
     with ExitStack() as end:
-        assert read(gcs_download.download_artifacts(URI, end=end)) == FILES
-        assert gcs_download.download_artifacts(str(postcard.FOLDER), end=end) == postcard.FOLDER
+        assert read(gcs_download.download_artifacts(URI, stack=end)) == FILES
+        assert gcs_download.download_artifacts(str(postcard.FOLDER), stack=end) == postcard.FOLDER
     assert nothing_left()
     assert postcard.FOLDER.is_dir()
 
@@ -100,7 +100,7 @@ def test_the_copys_place_is_the_same_on_every_replica_and_no_others(cloud: FakeV
     assert first.stat().st_mode & 0o777 == 0o700
     (first / "mine").touch()
     with ExitStack() as end:
-        second = gcs_download.download_artifacts(URI, end=end)
+        second = gcs_download.download_artifacts(URI, stack=end)
         assert second.name.startswith(f"{first.name}-")
         assert read(second) == FILES
     assert read(first) == FILES | {"mine": b""}

@@ -171,7 +171,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
                 refusals.append(1)
 
         async with started(held, ServerLimits(queue=2)) as engine:
-            engine.line.observers.append(Counting())
+            engine.batcher.observers.append(Counting())
             jobs = [await submit(engine, "running")]
             await until(lambda: held.passes)
             jobs += [await submit(engine, "waits", width=w) for w in (64, 256)]
@@ -486,7 +486,7 @@ def test_no_more_wait_for_the_model_than_the_queue_holds() -> None:
             return "postcard"
 
         engine = Engine(StubBackend(), find, ServerLimits(queue=2))
-        engine.line.observers.append(refused)
+        engine.batcher.observers.append(refused)
         starting = asyncio.create_task(engine.start())
         waiting = [asyncio.create_task(engine.wait_described()) for _ in range(2)]
         await asyncio.sleep(0)
@@ -632,7 +632,7 @@ def test_a_backend_is_asked_once_about_requests_of_one_kind() -> None:
 
 
 def test_clients_that_shared_a_pass_share_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batcher, "LINGER", 1000)
+    monkeypatch.setattr(batcher, "LINGER_FRACTION", 1000)
     monkeypatch.setattr(batcher, "MAX_LINGER", 0.5)
     held = Held()
 
@@ -660,7 +660,7 @@ def test_clients_that_shared_a_pass_share_the_next(monkeypatch: pytest.MonkeyPat
 def test_one_that_waits_already_does_not_keep_another_out_of_the_next_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batcher, "LINGER", 1000)
+    monkeypatch.setattr(batcher, "LINGER_FRACTION", 1000)
     monkeypatch.setattr(batcher, "MAX_LINGER", 30)
     held = Held()
 
@@ -689,13 +689,13 @@ def test_steps_that_nobody_hears_of_do_not_come_to_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     heard: list[object] = []
-    hear = batcher.Batcher._hear
+    hear = batcher.Batcher._forward
 
     def counting(self: batcher.Batcher, work: Any, event: Any) -> None:  # noqa: ANN401 - as it is
         heard.append(event)
         hear(self, work, event)
 
-    monkeypatch.setattr(batcher.Batcher, "_hear", counting)
+    monkeypatch.setattr(batcher.Batcher, "_forward", counting)
 
     async def test() -> None:
         async with started(StubBackend(steps=True)) as engine:

@@ -345,7 +345,7 @@ def test_prompts_are_logged_only_where_that_is_asked_for(
         console.configure(verbose=True)
         engine = Engine(StubBackend(), "postcard")
         log = ServerLog(console, prompts)
-        engine.line.observers.append(log)
+        engine.batcher.observers.append(log)
         log.on_event(MemoryMeasure(name="vae-tiling", reason="to test"))
         with TestClient(create_app(engine, ServerOptions()), base_url="http://localhost") as server:
             assert server.post("/predict", json={"prompt": "a\x1b red house"}).status_code == 400

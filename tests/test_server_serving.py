@@ -115,13 +115,13 @@ def test_a_client_that_only_trickles_is_cut_off_and_its_images_are_let_go(
     monkeypatch.setattr(runner, "SEND_TIMEOUT", 1.0)
     body = BODY if "t2i" in path else b'{"prompt": "a red house"}'
     held: dict[H11Protocol, int] = {}
-    awaited = runner._awaited
+    awaited = runner._unsent_bytes
 
     def seen(connection: H11Protocol) -> int | None:
         held[connection] = connection.transport.get_write_buffer_size()
         return awaited(connection)
 
-    monkeypatch.setattr(runner, "_awaited", seen)
+    monkeypatch.setattr(runner, "_unsent_bytes", seen)
     with runner.listen_tcp("127.0.0.1", 0) as listener, served(Noisy(), listener) as engine:
         with socket.create_connection(listener.getsockname()[:2], timeout=60) as slow:
             slow.sendall(post(path, body))
@@ -133,7 +133,7 @@ def test_a_client_that_only_trickles_is_cut_off_and_its_images_are_let_go(
         [(connection, before)] = held.items()
         assert before > 0
         assert connection.transport.get_write_buffer_size() == 0
-        until(lambda: not engine.line.jobs)
+        until(lambda: not engine.batcher.jobs)
 
 
 def test_clients_that_never_ask_are_cut_off_and_harm_nobody(
@@ -175,7 +175,7 @@ def test_a_client_that_goes_away_frees_the_device(path: str, half: bool) -> None
         held.go.set()
         answer = httpx2.post(f"{url(listener)}/predict", json={"prompt": "next"}, timeout=30)
         assert answer.status_code == 200
-        assert not engine.line.jobs
+        assert not engine.batcher.jobs
 
 
 def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
@@ -204,7 +204,7 @@ def test_a_backend_that_hangs_does_not_keep_the_server_from_ending(
             assert stuck.wait(120)
             yield from ()
 
-    monkeypatch.setattr(engine_module, "FORCED", 0.2)
+    monkeypatch.setattr(engine_module, "FORCED_STOP_TIMEOUT", 0.2)
     stuck, end = threading.Event(), threading.Event()
     caught: list[T2IError] = []
     with runner.listen_tcp("127.0.0.1", 0) as listener:

@@ -1,1 +1,1 @@
-"""The HTTP server over any backend: one module for each dialect, and the page."""
+"""The HTTP server for any backend: one module for each API dialect, and a web page."""

@@ -1,4 +1,4 @@
-"""The application: every dialect and the page over one engine, behind the guard."""
+"""The FastAPI application: routers of the dialects and the page, security, error handling."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,9 +19,9 @@ from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.security import Render, SecurityMiddleware
 
 PROBES = ("/healthz", "/readyz")
-"""What tells no more than a state."""
+"""Paths of health probes, which reveal only a state."""
 OPEN_PATHS = ("/", "/static/", *PROBES)
-"""What needs no key."""
+"""Paths that need no API key; "/static/" includes all below it."""
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -30,7 +30,7 @@ _ERROR = {
 
 
 def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
-    """The application; its lifespan starts the engine, without waiting, and stops it.
+    """The application; its lifespan starts the engine in a task, and stops it.
 
     `app.state.starting` is the task that loads the model.
     """
@@ -44,7 +44,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
         with suppress(asyncio.CancelledError, T2IError):
             await app.state.starting
 
-    render = _render(options)
+    render = _error_renderer(options)
     app = FastAPI(
         title="t2i",
         version=__version__,
@@ -60,7 +60,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
         middleware=_middleware(options, render),
     )
     if options.container:
-        # Its routes may have the names of others, which then are its own.
+        # First: its routes are configurable and take precedence over others of the same path.
         app.include_router(vertex.vertex_router(engine, options))
     app.include_router(predict.predict_router(engine, options))
     app.include_router(openai.openai_router(engine, options))
@@ -75,7 +75,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
 def _middleware(options: ServerOptions, render: Render) -> list[Middleware]:
     container = options.container
     trusted = {container.health_route, container.predict_route} if container else set()
-    guard = Middleware(
+    security = Middleware(
         SecurityMiddleware,
         options=options,
         open_paths=OPEN_PATHS,
@@ -84,19 +84,19 @@ def _middleware(options: ServerOptions, render: Render) -> list[Middleware]:
         render=render,
     )
     if not options.cors_origins:
-        return [guard]
+        return [security]
     cors = Middleware(
         CORSMiddleware,
         allow_origins=options.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
     )
-    return [cors, guard]
+    return [cors, security]
 
 
-def _render(options: ServerOptions) -> Render:
+def _error_renderer(options: ServerOptions) -> Render:
     def render(path: str, error: T2IError, status: int) -> Response:
-        """An error in the dialect of the path."""
+        """The error response in the dialect of the path."""
         if options.container and path == options.container.predict_route:
             body = vertex.google_error(error, status)
         elif path.startswith("/v1/"):
@@ -109,7 +109,7 @@ def _render(options: ServerOptions) -> Render:
 
 
 def _handle_errors(app: FastAPI, render: Render) -> None:
-    """Answer whatever a route raises in its dialect, and without a traceback."""
+    """Turn every exception of a route into an error response, without a traceback."""
 
     @app.exception_handler(T2IError)
     async def failed(request: Request, error: T2IError) -> Response:
@@ -122,12 +122,12 @@ def _handle_errors(app: FastAPI, render: Render) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}."
-        answer = render(request.url.path, InputError(message), error.status_code)
-        answer.headers.update(error.headers or {})
-        return answer
+        response = render(request.url.path, InputError(message), error.status_code)
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        # Starlette raises it again, for the log.
-        told = InternalError("The server met a bug; its log has the details.")
-        return render(request.url.path, told, 500)
+        # Starlette raises it again, so that uvicorn logs it.
+        public = InternalError("The server met a bug; its log has the details.")
+        return render(request.url.path, public, 500)

@@ -1,4 +1,4 @@
-"""/docs: the OpenAPI document for people, made here, so that nothing is loaded from elsewhere."""
+"""/docs: the OpenAPI document as HTML, rendered here so that no other host is contacted."""
 
 import json
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ def _page(document: Mapping[str, Any]) -> str:
             if body := operation.get("requestBody"):
                 schema = body["content"]["application/json"]["schema"]
                 parts.append(f"<details><summary>The body</summary>{_json(schema)}</details>")
-            answers = ", ".join(operation["responses"])
-            parts.append(f"<p>Answers: {escape(answers)}</p>")
+            statuses = ", ".join(operation["responses"])
+            parts.append(f"<p>Answers: {escape(statuses)}</p>")
     schemas = document.get("components", {}).get("schemas", {})
     parts += [
         f"<details><summary>{escape(name)}</summary>{_json(schema)}</details>"

@@ -1,4 +1,4 @@
-"""The served model: what it takes, whether it is ready, and the jobs it works on."""
+"""The server's core: one model of one backend, its readiness, request resolution and jobs."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ from t2i_cli.server.batcher import Batcher
 from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerLimits
 
-FORCED = 5.0
-"""Seconds that a cancelled pass has to end in, when the server stops; mostly it takes one step."""
-_REMEMBERED = 1000
-"""Kinds of requests about which the backend need not be asked again: that takes a millisecond."""
+FORCED_STOP_TIMEOUT = 5.0
+"""Seconds for a cancelled batch to end when the server stops; usually it takes one step."""
+_MAX_CHECKED = 1000
+"""Batch keys for which backend.check() is not repeated; it takes about 1 ms."""
 
 
 class NotServedError(ModelError):
-    """A request names another model than the one that is served; `field` is where."""
+    """A request names a model or revision that is not served; `field` is the request's field."""
 
     def __init__(self, message: str, *, field: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -37,12 +37,12 @@ class NotServedError(ModelError):
 
 
 class Engine:
-    """Serves one model of a backend. All of it is on the event loop, but for the backend's work.
+    """Serves one model of a backend. Use it on the event loop only; the backend has a thread.
 
-    `model` is a name, as `--model` takes it, or a function that finds it and may take its time.
-    `spec` is there once `start()` has described it; `ready` says that it can serve. Between the two
-    jobs are taken, and hear of its loading. `failure` is what kept it from starting. Without `load`
-    the first job loads the model, as its own request needs it.
+    `model` is a name, as `--model` takes it, or a function that returns it and may block. `spec` is
+    set once `start()` has described the model; `ready` once it is loaded. Between the two, jobs are
+    accepted and get the loading events. `failure` is the error that kept it from starting. Without
+    `load` the first job loads the model, as its own request needs it.
     """
 
     def __init__(
@@ -58,97 +58,101 @@ class Engine:
         self.ready = self.stopping = False
         self.failure: T2IError | None = None
         self.spec: ModelSpec
-        self.line = Batcher(backend, self.limits)
+        self.batcher = Batcher(backend, self.limits)
         self._backend = backend
         self._model = model
         self._revision = revision
         self._load_first = load
         self._names: set[str | None] = {None}
         self._checked: set[tuple[object, ...]] = set()
-        self._known = asyncio.Event()
-        self._asking = 0
-        self._latest: Event | None = None
+        self._described = asyncio.Event()
+        self._describe_waiters = 0
+        self._last_event: Event | None = None
         self._closed = False
 
     @property
     def waiting(self) -> int:
-        """Jobs of which nothing has begun."""
-        return self.line.waiting
+        """Jobs of which no image has started."""
+        return self.batcher.waiting
 
     @property
     def running(self) -> int:
-        """Images that are being made."""
-        return self.line.running
+        """Images of the running batch."""
+        return self.batcher.running
 
     @property
     def idle_since(self) -> float | None:
-        """`time.monotonic()` since when nothing is asked for; `None` while something is."""
-        return self.line.idle_since
+        """`time.monotonic()` at the end of the last job; `None` while there are jobs."""
+        return self.batcher.idle_since
 
     def job(self, id: str) -> ImageJob | None:
-        """The job of that id, while it is unfinished."""
-        return self.line.jobs.get(id)
+        """The unfinished job with this id, else None."""
+        return self.batcher.jobs.get(id)
 
     async def start(self) -> None:
-        """Describe the model, load it, and be ready. Raises T2IError, which waiting jobs get."""
+        """Describe and load the model. Raises T2IError, which is also the waiting jobs' error."""
         try:
-            self.spec = await self.line.run_in_thread(self._describe)
+            self.spec = await self.batcher.run_in_thread(self._describe)
             self._names |= {self.spec.name, self.spec.repo}
-            self._known.set()
+            self._described.set()
             if self._load_first and not self.stopping:
-                await self.line.run_in_thread(self._load)
+                await self.batcher.run_in_thread(self._load)
         except T2IError as error:
             self.failure = error
-            self._known.set()
-            self._fail(list(self.line.jobs.values()), error)
+            self._described.set()
+            self._fail(list(self.batcher.jobs.values()), error)
             raise
         self.ready = not self.stopping
-        self.line.start()
+        self.batcher.start()
 
     async def stop(self, grace: float) -> bool:
-        """Take nothing more, refuse what waits, and give what has begun `grace` seconds.
+        """Accept no more jobs, fail the waiting ones, cancel started ones after `grace` seconds.
 
-        Then it is given up; returns whether anything was. Called again, it hurries with less grace.
+        Returns whether a started job was cancelled. May be called again, with less `grace`.
         """
         self.stopping, self.ready = True, False
-        self._known.set()
-        self._fail([job for job in self.line.jobs.values() if not job.has_begun], _stopping())
-        await self.line.drain(grace)
-        left = list(self.line.jobs.values())
-        self._fail(left, _stopping())
-        ended = await self.line.drain(FORCED)
+        self._described.set()
+        self._fail(
+            [job for job in self.batcher.jobs.values() if not job.has_started], _stopping_error()
+        )
+        await self.batcher.drain(grace)
+        unfinished = list(self.batcher.jobs.values())
+        self._fail(unfinished, _stopping_error())
+        ended = await self.batcher.drain(FORCED_STOP_TIMEOUT)
         if not self._closed:
             self._closed = True
             with suppress(TimeoutError):
                 if ended:
-                    await asyncio.wait_for(self.line.run_in_thread(self._backend.close), FORCED)
-            self.line.shutdown()
-        return bool(left)
+                    await asyncio.wait_for(
+                        self.batcher.run_in_thread(self._backend.close), FORCED_STOP_TIMEOUT
+                    )
+            self.batcher.shutdown()
+        return bool(unfinished)
 
     async def wait_described(self) -> ModelSpec:
-        """The model, once it is described; raises T2IError if that failed.
+        """The model's spec, once it is known. Raises T2IError if describing it failed.
 
-        As many may wait as the queue has places, and no longer than a job may take: else it raises
-        BusyError or TimedOutError.
+        Raises BusyError if more callers wait than the queue's limit, TimedOutError after the job
+        time limit.
         """
-        if not self._known.is_set():
-            if self._asking >= self.limits.queue:
-                raise self.line.busy_error()
-            self._asking += 1
+        if not self._described.is_set():
+            if self._describe_waiters >= self.limits.queue:
+                raise self.batcher.busy_error()
+            self._describe_waiters += 1
             try:
-                await asyncio.wait_for(self._known.wait(), self.limits.timeout)
+                await asyncio.wait_for(self._described.wait(), self.limits.timeout)
             except TimeoutError:
                 raise TimedOutError(
                     "The time limit ran out while the server was finding its model.",
                     hint="Try again in a moment.",
                 ) from None
             finally:
-                self._asking -= 1
-        self._refuse()
+                self._describe_waiters -= 1
+        self._raise_if_unavailable()
         return self.spec
 
     def check_model(self, model: str | None, revision: str | None = None) -> None:
-        """Raise NotServedError if that is not what is served: it is a name here, never a path."""
+        """Raise NotServedError for another model or revision. Names are compared, never opened."""
         if model not in self._names:
             raise NotServedError(
                 f"This server does not serve {model!r}.",
@@ -168,41 +172,43 @@ class Engine:
         lenient: bool = False,
         on_note: Callable[[Notice], None] = lambda _: None,
     ) -> list[ResolvedRequest]:
-        """The requests with all settled; raises T2IError for what is wrong with any of them.
+        """The resolved requests. Raises T2IError if any of them is invalid for the model or limits.
 
-        Waits until the model is described. `counted` is the caller's field that says how many they
-        are. `on_note` hears of what `lenient` leaves out.
+        Waits until the model is described. `counted` is the body's field that sets their number,
+        for the error. `on_note` gets a notice of each setting that `lenient` ignores.
         """
         spec = await self.wait_described()
         if not 1 <= len(requests) <= self.limits.images:
             raise InputError(
                 f"A job takes 1 to {self.limits.images} images, not {len(requests)}.", field=counted
             )
-        settled = []
-        left_out: dict[str, list[int]] = {}
+        resolved = []
+        ignored: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             self.check_model(request.model, request.revision)
             plain = replace(request, model=None, revision=None)
-            said: list[str] = []
+            messages: list[str] = []
             try:
-                settled.append(resolve_request(plain, spec, lenient=lenient, on_note=said.append))
+                resolved.append(
+                    resolve_request(plain, spec, lenient=lenient, on_note=messages.append)
+                )
             except InputError as error:
-                error.hint = None  # it speaks of the command line
+                error.hint = None  # the hint names command-line options
                 raise
-            self._check_limits(settled[-1])
-            for message in said:
-                left_out.setdefault(message, []).append(number)
-        for kind, one in {request.batch_key(): request for request in settled}.items():
-            if kind not in self._checked:
-                # Memory is seen to when the pass begins, which has it to itself.
+            self._check_limits(resolved[-1])
+            for message in messages:
+                ignored.setdefault(message, []).append(number)
+        for key, example in {request.batch_key(): request for request in resolved}.items():
+            if key not in self._checked:
+                # Memory is checked when the batch starts and has the device to itself.
                 with suppress(OutOfMemoryError):
-                    await asyncio.to_thread(self._backend.check, one)
-                self._checked.add(kind)
-        while len(self._checked) > _REMEMBERED:
+                    await asyncio.to_thread(self._backend.check, example)
+                self._checked.add(key)
+        while len(self._checked) > _MAX_CHECKED:
             self._checked.pop()
-        for message, about in left_out.items():
-            on_note(Notice(message=message, indices=tuple(about)))
-        return settled
+        for message, indices in ignored.items():
+            on_note(Notice(message=message, indices=tuple(indices)))
+        return resolved
 
     def submit(
         self,
@@ -212,45 +218,47 @@ class Engine:
         steps: bool = True,
         notes: Sequence[Notice] = (),
     ) -> ImageJob:
-        """Have settled requests wait for their turn; `previews` are wanted of each at most.
+        """Queue resolved requests as a job, with at most `previews` previews of each image.
 
-        The job tells of `steps`, if wanted, and of the `notes` that are there already. Raises
-        BusyError when the queue is full, TerminatedError when the server is stopping.
+        The job publishes the `notes`, and Step events if `steps`. Raises BusyError when the queue
+        is full, TerminatedError when the server is stopping.
         """
-        self._refuse()
-        job = ImageJob(requests, previews, self.line.remove, steps=steps)
-        self.line.add(job)
+        self._raise_if_unavailable()
+        job = ImageJob(requests, previews, self.batcher.remove, steps=steps)
+        self.batcher.add(job)
         for note in notes:
             job.publish(note)
         if self.limits.timeout is not None:
             job.expire(self.limits.timeout)
-        if not self.ready and self._latest:
-            job.publish(self._latest)
+        if not self.ready and self._last_event:
+            job.publish(self._last_event)
         return job
 
-    def _refuse(self) -> None:
+    def _raise_if_unavailable(self) -> None:
         if self.failure:
             raise self.failure
         if self.stopping:
-            raise _stopping()
+            raise _stopping_error()
 
     def _describe(self) -> ModelSpec:
-        """Find the model, and where it is to run."""
-        model = self._model(self._hear) if callable(self._model) else self._model
+        """Describe the model, and check that this machine can run it, memory aside."""
+        model = self._model(self._on_load_event) if callable(self._model) else self._model
         self._names.add(model)
-        asked = GenerateRequest(prompt="-", model=model, revision=self._revision)
-        spec = self._backend.describe(asked)
+        request = GenerateRequest(prompt="-", model=model, revision=self._revision)
+        spec = self._backend.describe(request)
         with suppress(OutOfMemoryError):
-            self._backend.check(resolve_request(asked, spec))
+            self._backend.check(resolve_request(request, spec))
         return spec
 
     def _load(self) -> None:
-        self._backend.load(resolve_request(GenerateRequest(prompt="-"), self.spec), self._hear)
+        self._backend.load(
+            resolve_request(GenerateRequest(prompt="-"), self.spec), self._on_load_event
+        )
 
-    def _hear(self, event: Event) -> None:
-        """Tell of the model's loading: those who wait, and those who come meanwhile the latest."""
-        self._latest = event
-        self.line.publish(event)
+    def _on_load_event(self, event: Event) -> None:
+        """Publish a loading event to waiting jobs, and keep it for later ones."""
+        self._last_event = event
+        self.batcher.publish(event)
 
     def _fail(self, jobs: Sequence[ImageJob], error: T2IError) -> None:
         for job in jobs:
@@ -267,5 +275,5 @@ class Engine:
             raise InputError(f"This server takes at most {self.limits.steps} steps.", field="steps")
 
 
-def _stopping() -> TerminatedError:
+def _stopping_error() -> TerminatedError:
     return TerminatedError("The server is stopping.", hint="Try again in a moment.")

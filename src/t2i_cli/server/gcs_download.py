@@ -1,8 +1,8 @@
-"""The model that Vertex AI hands to a container: AIP_STORAGE_URI, brought to a folder here.
+"""Downloads the model at AIP_STORAGE_URI, which Vertex AI passes to a container.
 
-Cloud Storage is asked by its JSON API (cloud.google.com/storage/docs/json_api), with the
-credentials that google-auth finds; STORAGE_EMULATOR_HOST points at another host, which is asked
-without any, as Google's own client does.
+Uses Cloud Storage's JSON API (cloud.google.com/storage/docs/json_api) with the credentials that
+google-auth finds; STORAGE_EMULATOR_HOST names another host, called without credentials, as in
+Google's own client.
 """
 
 import os
@@ -24,29 +24,29 @@ from t2i_cli.net.google_http import GoogleHttp
 from t2i_cli.net.retry import RetryPolicy
 
 DOWNLOAD_ATTEMPTS = 5
-"""Of one call or one file."""
+"""Attempts of one call or of one file's download."""
 DOWNLOAD_POLICY = RetryPolicy(retries=DOWNLOAD_ATTEMPTS - 1, first_pause=1.5)
 
 _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-_LONGEST = 150
-"""Characters of an address in its folder's name; file systems take 255."""
+_MAX_NAME = 150
+"""Longest name of a download folder, in characters; file systems allow 255."""
 _ROLE = "The container's service account needs storage.objects.list and storage.objects.get on it."
 
 
 def download_artifacts(
-    uri: str, on_event: OnEvent = lambda _: None, end: ExitStack | None = None
+    uri: str, on_event: OnEvent = lambda _: None, stack: ExitStack | None = None
 ) -> Path:
     """The folder with the model at `uri`: gs://BUCKET/PATH, file:///PATH or a folder.
 
-    A gs:// one is downloaded into a new folder, named for it, which is removed again if that fails,
-    and by `end`. Raises T2IError.
+    Objects of a gs:// URI are downloaded into a new folder, which is removed on failure and when
+    `stack` closes. Raises T2IError.
     """
     parts = urlsplit(uri)
     if is_bucket_uri(uri):
-        with _reader(parts.netloc) as reader:
-            folder = _download(uri, reader, on_event)
-        if end:
-            end.callback(shutil.rmtree, folder, ignore_errors=True)
+        with _open_gcs(parts.netloc) as client:
+            folder = _download(uri, client, on_event)
+        if stack:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return folder
     folder = Path(url2pathname(parts.path) if parts.scheme == "file" else uri)
     if not folder.is_dir():
@@ -55,21 +55,21 @@ def download_artifacts(
 
 
 def is_bucket_uri(uri: str) -> bool:
-    """Whether that is an address in Cloud Storage."""
+    """Whether it is a gs:// URI of Cloud Storage."""
     return uri.startswith("gs://")
 
 
-def _download(uri: str, reader: GcsClient, on_event: OnEvent) -> Path:
+def _download(uri: str, client: GcsClient, on_event: OnEvent) -> Path:
     parts = urlsplit(uri)
-    items = _model_files(reader, parts.netloc, parts.path.strip("/"))
-    if not items:
+    files = _model_files(client, parts.netloc, parts.path.strip("/"))
+    if not files:
         raise ModelError(f"There are no files at {uri}.")
-    total, done = sum(blob.size for blob, _ in items), 0
+    total, done = sum(blob.size for blob, _ in files), 0
     folder = _new_folder(uri)
     try:
-        for blob, path in items:
+        for blob, path in files:
             on_event(Downloading(model=uri, done=done, total=total))
-            reader.download(parts.netloc, blob, folder / path)
+            client.download(parts.netloc, blob, folder / path)
             done += blob.size
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -79,19 +79,19 @@ def _download(uri: str, reader: GcsClient, on_event: OnEvent) -> Path:
 
 
 def _new_folder(uri: str) -> Path:
-    """A folder of this process alone, of the same name on every replica where nobody has it."""
-    name = "t2i-model-" + re.sub(r"[^A-Za-z0-9._]+", "-", uri.removeprefix("gs://"))[:_LONGEST]
+    """A new private folder in the temporary directory, named after the URI unless that exists."""
+    name = "t2i-model-" + re.sub(r"[^A-Za-z0-9._]+", "-", uri.removeprefix("gs://"))[:_MAX_NAME]
     folder = Path(tempfile.gettempdir(), name.rstrip("-"))
     try:
         folder.mkdir(mode=0o700)
-    except FileExistsError:  # another server's, or what one that was killed left behind
+    except FileExistsError:  # of another server, or left by one that was killed
         return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
     return folder
 
 
 @contextmanager
-def _reader(bucket: str) -> Iterator[GcsClient]:
-    """Cloud Storage as a container reads it. Raises AccessError, ModelError, RemoteError."""
+def _open_gcs(bucket: str) -> Iterator[GcsClient]:
+    """A client for the bucket. Raises AccessError, ModelError, RemoteError."""
     host = os.environ.get(gcs.EMULATOR_VARIABLE)
     token = None
     if host is None:
@@ -100,7 +100,7 @@ def _reader(bucket: str) -> Iterator[GcsClient]:
     try:
         with GoogleHttp(
             token,
-            # What stands in for the real one is near, and no proxy's business.
+            # No proxy for an emulator, which is local.
             proxies=token is not None,
             policy=DOWNLOAD_POLICY,
             retry_statuses=_RETRY_STATUSES,
@@ -122,13 +122,15 @@ def _error_from_response(bucket: str, status: int, _body: bytes) -> T2IError:
     return RemoteError(f"it answers {status}")
 
 
-def _model_files(reader: GcsClient, bucket: str, prefix: str) -> list[tuple[Blob, str]]:
-    """The files under a prefix, each with its path in the model's folder."""
-    under = f"{prefix}/" if prefix else ""
-    # A name that ends in a slash is what the console makes for an empty folder.
-    blobs = [blob for blob in reader.list_blobs(bucket, under) if not blob.name.endswith("/")]
-    found = [(blob, blob.name.removeprefix(under)) for blob in blobs]
-    for _, path in found:
+def _model_files(client: GcsClient, bucket: str, prefix: str) -> list[tuple[Blob, str]]:
+    """The objects under a prefix, each with its path in the model's folder. Raises ModelError."""
+    folder_prefix = f"{prefix}/" if prefix else ""
+    # The Cloud console creates an object with a name ending in a slash for an empty folder.
+    blobs = [
+        blob for blob in client.list_blobs(bucket, folder_prefix) if not blob.name.endswith("/")
+    ]
+    files = [(blob, blob.name.removeprefix(folder_prefix)) for blob in blobs]
+    for _, path in files:
         if "\\" in path or {"", ".", ".."} & set(path.split("/")):
             raise ModelError(f"The bucket {bucket} holds a file with the unsafe name {path!r}.")
-    return found
+    return files

@@ -1,4 +1,4 @@
-"""Whether the server lives, whether it can serve, and its figures for Prometheus."""
+"""Health probes and Prometheus metrics: /healthz, /readyz, /metrics."""
 
 import time
 
@@ -47,8 +47,8 @@ def health_router(engine: Engine) -> APIRouter:
     return api
 
 
-class _Figures(JobObserver):
-    """What happens, counted."""
+class _Metrics(JobObserver):
+    """Counters and histograms of jobs, images and batches."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._refused = Counter(
@@ -78,7 +78,7 @@ class _Figures(JobObserver):
 
     def on_finished(self, job: ImageJob) -> None:
         self._job_seconds.observe(time.monotonic() - job.accepted)
-        for outcome, images in job.tally.items():
+        for outcome, images in job.outcomes.items():
             self._images.labels(outcome).inc(images)
 
     def on_batch_finished(self, images: int, seconds: float) -> None:
@@ -87,7 +87,7 @@ class _Figures(JobObserver):
 
 
 def _registry(engine: Engine) -> CollectorRegistry:
-    """The engine's figures, from now on."""
+    """A registry with the engine's metrics, counting from now on."""
     registry = CollectorRegistry()
     for name, text, value in (
         ("t2i_jobs_waiting", "Jobs of which nothing has begun.", lambda: engine.waiting),
@@ -95,5 +95,5 @@ def _registry(engine: Engine) -> CollectorRegistry:
         ("t2i_ready", "1 while the model can serve.", lambda: engine.ready),
     ):
         Gauge(name, text, registry=registry).set_function(value)
-    engine.line.observers.append(_Figures(registry))
+    engine.batcher.observers.append(_Metrics(registry))
     return registry

@@ -1,4 +1,4 @@
-"""What the engine owes one caller: the images of a few requests, and news of them meanwhile."""
+"""A submitted job: an async stream of its events and images."""
 
 import asyncio
 import secrets
@@ -17,11 +17,11 @@ Message = Event | GeneratedImage | Failure
 
 
 class ImageJob:
-    """Images on their way: an asynchronous iterator over what happens, to its end.
+    """An async iterator over a job's events, images and failures; ends when all have an outcome.
 
-    Indices are positions within `requests`; `unbegun` are those that still wait. `tally` counts the
-    outcomes: "made", or an error's code. With `steps` it tells of each step. Leaving it as a
-    context cancels what is unfinished.
+    Indices are positions in `requests`; `pending` are those that have not started. `outcomes`
+    counts the outcomes: "made", or an error's code. Step events are published with `steps` only.
+    Leaving the job's context cancels the unfinished requests.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class ImageJob:
         self.previews = previews
         self.steps = steps
         self.accepted = time.monotonic()
-        self.tally: Counter[str] = Counter()
-        self.unbegun = deque(range(len(requests)))
-        self._open = set(self.unbegun)
+        self.outcomes: Counter[str] = Counter()
+        self.pending = deque(range(len(requests)))
+        self._unresolved = set(self.pending)
         self._notes: list[Notice] = []
-        self._unread = len(requests)
-        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._unread_outcomes = len(requests)
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._on_end = on_end
         self._timer: asyncio.TimerHandle | None = None
 
@@ -61,88 +61,88 @@ class ImageJob:
         return self
 
     async def __anext__(self) -> Message:
-        """The next message; may be cancelled without losing one."""
-        if not self._unread:
+        """The next message. Cancelling the await loses none."""
+        if not self._unread_outcomes:
             raise StopAsyncIteration
-        message = await self._inbox.get()
+        message = await self._messages.get()
         if isinstance(message, GeneratedImage | Failure):
-            self._unread -= 1
+            self._unread_outcomes -= 1
         return message
 
     @property
-    def has_begun(self) -> bool:
-        """Whether any of its images is made or being made."""
-        return len(self.unbegun) < len(self.requests)
+    def has_started(self) -> bool:
+        """Whether any of its images has started."""
+        return len(self.pending) < len(self.requests)
 
     @property
     def done(self) -> bool:
-        """Whether every request has its outcome, read or not."""
-        return not self._open
+        """Whether every request has an outcome, read or not."""
+        return not self._unresolved
 
     async def images(self) -> list[GeneratedImage]:
-        """All images, in the order of the requests; raises the first failure's error."""
-        made: dict[int, GeneratedImage] = {}
+        """All images, in the order of the requests. Raises the first failure's T2IError."""
+        images: dict[int, GeneratedImage] = {}
         async for message in self:
             if isinstance(message, Failure):
                 raise message.error
             if isinstance(message, GeneratedImage):
-                made[message.index] = message
-        return [made[index] for index in sorted(made)]
+                images[message.index] = message
+        return [images[index] for index in sorted(images)]
 
     def notes(self, index: int) -> list[str]:
-        """What was noted so far of one of its images, or of all of them."""
-        about = (note.message for note in self._notes if index in (note.indices or (index,)))
-        return list(dict.fromkeys(about))
+        """The notices so far about one image or about all, without duplicates."""
+        messages = (note.message for note in self._notes if index in (note.indices or (index,)))
+        return list(dict.fromkeys(messages))
 
     def cancel(self) -> None:
-        """Give up what has no outcome yet; nothing if all have one."""
+        """Cancel the requests that have no outcome yet."""
         self.fail(InterruptedRunError("The job was cancelled."))
 
     def fail(self, error: T2IError) -> None:
-        """End the job: what has no outcome yet has this one."""
-        for index in sorted(self._open):
+        """End the job: requests without an outcome fail with this error."""
+        for index in sorted(self._unresolved):
             self.complete(Failure(index=index, request=self.requests[index], error=error))
 
     def expire(self, seconds: float) -> None:
-        """End the job in so many seconds, if it is not done by then."""
+        """Set a time limit in seconds, after which unfinished requests fail with TimedOutError."""
         error = TimedOutError(f"The time limit of {seconds:g} s ran out.")
         self._timer = asyncio.get_running_loop().call_later(seconds, self.fail, error)
 
     def publish(self, event: Event) -> None:
-        """Pass on an event, while anything is open."""
-        if not self._open or (isinstance(event, Step) and not self.steps):
+        """Queue an event for the reader; dropped once every request has an outcome."""
+        if not self._unresolved or (isinstance(event, Step) and not self.steps):
             return
         if isinstance(event, Notice):
             self._notes.append(event)
-        self._inbox.put_nowait(event)
+        self._messages.put_nowait(event)
 
     def complete(self, outcome: GeneratedImage | Failure) -> None:
-        """Take a request's outcome; a second one is dropped."""
-        if outcome.index not in self._open:
+        """Set a request's outcome; a second one is dropped."""
+        if outcome.index not in self._unresolved:
             return
-        self._open.discard(outcome.index)
-        self._inbox.put_nowait(outcome)
-        self.tally[outcome.error.code if isinstance(outcome, Failure) else "made"] += 1
-        if not self._open:
+        self._unresolved.discard(outcome.index)
+        self._messages.put_nowait(outcome)
+        self.outcomes[outcome.error.code if isinstance(outcome, Failure) else "made"] += 1
+        if not self._unresolved:
             if self._timer:
                 self._timer.cancel()
             self._on_end(self)
 
 
 class JobObserver:
-    """Hears of what becomes of jobs; what it does not care for, it leaves as it is."""
+    """Callbacks about jobs; they do nothing unless overridden."""
 
     def on_event(self, event: Event) -> None:
-        """The model is being loaded, or a measure was taken for it."""
+        """The model is loading, or a memory measure was taken."""
 
     def on_queued(self, job: ImageJob) -> None:
-        """A job begins to wait."""
+        """A job was queued."""
 
     def on_rejected(self) -> None:
-        """A job found the queue full, or a request too many that wait for the model."""
+        """A job found the queue full, or too many requests wait for the model's description."""
 
     def on_finished(self, job: ImageJob) -> None:
-        """Every request of a job has its outcome."""
+        """Every request of a job has an outcome."""
 
     def on_batch_finished(self, images: int, seconds: float) -> None:
-        """A pass of so many images took so long."""
+        """A batch of `images` took `seconds`."""

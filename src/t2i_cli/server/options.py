@@ -1,4 +1,4 @@
-"""How the server is reached and guarded, and how much it takes."""
+"""Options of the server: access control and limits."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 API_KEY_VARIABLE = "T2I_API_KEY"
 MAX_BODY_BYTES = 2**20
-"""Bytes of a request's body; ten of the longest prompts and negative prompts fit."""
+"""Longest request body in bytes; ten of the longest prompts and negative prompts fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """What the operator chose about access; `allowed_hosts` may hold "*" for any.
+    """Access control. `allowed_hosts` are accepted Host headers, "*" for any.
 
-    "localhost" and IP addresses are always good as Host. `container` is what Vertex said, if it
-    runs this server.
+    "localhost" and IP addresses are always accepted as Host. `cors_origins` are origins, "*" for
+    any. `max_body` is in bytes. `container` is set if Vertex AI runs this server.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -30,9 +30,10 @@ class ServerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerLimits:
-    """What one server takes: jobs that may wait, images of one pass, seconds from acceptance.
+    """Limits of one server: `queue` waiting jobs, `max_batch` images of a batch.
 
-    `timeout` `None` sets none. `images` are those of one job; `pixels` are width times height.
+    `timeout` is in seconds from a job's acceptance, None for no limit. `images` is the number of
+    images of one job, `pixels` width times height.
     """
 
     PANEL: ClassVar = "Limits"

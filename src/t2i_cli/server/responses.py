@@ -1,4 +1,4 @@
-"""What the dialects share on the wire: statuses, error bodies, images as bytes, event streams."""
+"""HTTP responses shared by the dialects: statuses, JSON, encoded images, event streams."""
 
 import asyncio
 import base64
@@ -37,7 +37,7 @@ from t2i_cli.server.jobs import ImageJob, Message
 
 STATUS_CODES: Mapping[type[T2IError], int] = {
     InputError: 400,
-    # Of the server's own, with a hub or another server; its client's are told by guard.py.
+    # Access errors of this server at a hub or another server; its clients' are in security.py.
     AccessError: 502,
     QuotaError: 429,
     TimedOutError: 504,
@@ -48,26 +48,26 @@ STATUS_CODES: Mapping[type[T2IError], int] = {
     ContentFilteredError: 422,
     StorageError: 500,
     InternalError: 500,
-    # As nginx has it: the client closed the request.
+    # nginx's status for a request that the client closed.
     InterruptedRunError: 499,
     TerminatedError: 503,
 }
 """The HTTP status of each kind of error."""
 KEEPALIVE = b":\n\n"
-"""A comment in an event stream: it keeps proxies awake."""
+"""A comment in an event stream, which keeps proxies from closing it."""
 KEEPALIVE_INTERVAL = 10.0
-"""Seconds."""
-_PIECE = 3 * 2**16
-"""Bytes; base64 makes four of three."""
+"""Seconds without a message until a KEEPALIVE is sent."""
+_CHUNK = 3 * 2**16
+"""Bytes encoded at a time: a multiple of 3, which base64 turns into 4."""
 
 
 def status_code(error: T2IError) -> int:
-    """The HTTP status that an error is answered with."""
+    """The HTTP status of an error."""
     return next((code for kind, code in STATUS_CODES.items() if isinstance(error, kind)), 500)
 
 
 def error_headers(error: T2IError) -> dict[str, str]:
-    """The headers that go with an error: when to try again."""
+    """The headers of an error response: Retry-After, if a retry may help."""
     if isinstance(error, BusyError):
         return {"Retry-After": str(error.retry_after)}
     return {"Retry-After": str(RETRY_AFTER)} if status_code(error) in (429, 503) else {}
@@ -76,36 +76,34 @@ def error_headers(error: T2IError) -> dict[str, str]:
 def json_response(
     body: object, code: int = 200, extra: Mapping[str, str] | None = None
 ) -> Response:
-    """JSON in ASCII: text that no encoding can hold, as a lone surrogate, cannot make it fail."""
+    """A JSON response in ASCII: lone surrogates, which UTF-8 cannot encode, are escaped."""
     text = body.text if isinstance(body, RawJson) else json.dumps(body)
     return Response(text, code, extra, "application/json")
 
 
 @dataclass(frozen=True)
 class RawJson:
-    """JSON that is made already. To look for what is to be escaped in an image's base64 takes
-    longer than all else, and holds Python's lock, which the pipeline waits for.
-    """
+    """Pre-serialised JSON: escaping megabytes of base64 is slow and holds the GIL."""
 
     text: str
 
 
-def json_object(fields: Mapping[str, object], **ready: RawJson) -> RawJson:
-    """The object of these fields, of which there must be some, and of those that are `ready`."""
-    parts = [json.dumps(fields)[:-1], *(f'"{name}": {one.text}' for name, one in ready.items())]
+def json_object(fields: Mapping[str, object], **raw: RawJson) -> RawJson:
+    """A JSON object of `fields`, which must not be empty, and pre-serialised `raw` fields."""
+    parts = [json.dumps(fields)[:-1], *(f'"{name}": {value.text}' for name, value in raw.items())]
     return RawJson(f"{', '.join(parts)}}}")
 
 
 def json_array(items: Iterable[RawJson]) -> RawJson:
-    """The array of what is made already."""
+    """A JSON array of pre-serialised items."""
     return RawJson(f"[{', '.join(item.text for item in items)}]")
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> InputError:
-    """What pydantic found wrong with a body, its first error, as one of ours."""
+    """The InputError for pydantic's first error about a body."""
     first = errors[0]
-    place = [part for part in first["loc"] if part != "body"]
-    field = ".".join(map(str, place)) or None
+    path = [part for part in first["loc"] if part != "body"]
+    field = ".".join(map(str, path)) or None
     if first["type"] == "json_invalid":
         return InputError(f"The body is not valid JSON: {first['ctx']['error']}.")
     if first["type"] == "extra_forbidden":
@@ -114,13 +112,15 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> InputError:
         return InputError(f"The field {field!r} is missing.", field=field)
     if field is None:
         return InputError("The body is not a JSON object.")
-    said = first["msg"].replace("Input should", f"{field} must", 1)
-    return InputError(f"{said}." if said != first["msg"] else f"{field}: {said}.", field=field)
+    message = first["msg"].replace("Input should", f"{field} must", 1)
+    return InputError(
+        f"{message}." if message != first["msg"] else f"{field}: {message}.", field=field
+    )
 
 
 @asynccontextmanager
 async def cancel_on_disconnect(request: Request, job: ImageJob) -> AsyncIterator[ImageJob]:
-    """The job, for as long as its client is there: if that goes away, the job is cancelled.
+    """Cancel the job when its client disconnects, or when the context ends.
 
     The request's body must have been read.
     """
@@ -139,13 +139,16 @@ async def cancel_on_disconnect(request: Request, job: ImageJob) -> AsyncIterator
 
 
 async def wait_for_images(request: Request, job: ImageJob) -> list[GeneratedImage]:
-    """All images of the job. Raises the first failure's T2IError, StoppedError without a client."""
+    """All images of the job.
+
+    Raises the first failure's T2IError, InterruptedRunError if the client disconnects.
+    """
     async with cancel_on_disconnect(request, job):
         return await job.images()
 
 
 async def with_keepalive(job: ImageJob) -> AsyncIterator[Message | None]:
-    """The job's messages, and `None` whenever there is none for a while: time for a PING."""
+    """The job's messages, and `None` after each KEEPALIVE_INTERVAL without one."""
     while True:
         try:
             yield await asyncio.wait_for(anext(job), KEEPALIVE_INTERVAL)
@@ -158,8 +161,8 @@ async def with_keepalive(job: ImageJob) -> AsyncIterator[Message | None]:
 class _JobStream(EventSourceResponse):
     """Server-sent events about a job.
 
-    fastapi's own stream of a path operation that yields cannot do it: it pings by itself, but a
-    client that goes away cancels no job, and what it yields it encodes as JSON anew.
+    FastAPI's streams of path operations that yield do not fit: they send keep-alives, but do not
+    cancel the job when its client disconnects, and would serialise the image's JSON again.
     """
 
     job: ImageJob
@@ -170,40 +173,40 @@ class _JobStream(EventSourceResponse):
 
 
 def event_stream(job: ImageJob, body: AsyncIterator[bytes]) -> StreamingResponse:
-    """Server-sent events about a job, which is cancelled when the client goes away."""
-    # Without the second header nginx would keep events back.
-    found = _JobStream(body, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-    found.job = job
-    return found
+    """Server-sent events about a job, which is cancelled when the client disconnects."""
+    # X-Accel-Buffering: nginx would buffer the events.
+    response = _JobStream(body, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    response.job = job
+    return response
 
 
 async def encode_image(
     image: GeneratedImage, format: ImageFormat, quality: int | None = None
 ) -> bytes:
-    """The bytes of the image's file, its records inside; encoded off the event loop."""
-    return await asyncio.to_thread(_encoded, image, format, quality)
+    """The image's file with metadata, encoded in a thread; `quality` from 0 to 100."""
+    return await asyncio.to_thread(_encode, image, format, quality)
 
 
 async def encode_base64_image(
     image: GeneratedImage, format: ImageFormat, quality: int | None = None
 ) -> RawJson:
-    """The same in base64."""
-    return await asyncio.to_thread(lambda: json_base64(_encoded(image, format, quality)))
+    """The image's file with metadata, as a JSON string of base64, encoded in a thread."""
+    return await asyncio.to_thread(lambda: json_base64(_encode(image, format, quality)))
 
 
 def json_base64(data: bytes) -> RawJson:
-    """Bytes as a JSON string of base64; by pieces, between which other threads have their turn."""
-    pieces = range(0, len(data), _PIECE)
-    text = b"".join(base64.b64encode(data[at : at + _PIECE]) for at in pieces)
+    """Bytes as a JSON string of base64; in chunks, between which other threads get the GIL."""
+    offsets = range(0, len(data), _CHUNK)
+    text = b"".join(base64.b64encode(data[offset : offset + _CHUNK]) for offset in offsets)
     return RawJson(f'"{text.decode()}"')
 
 
-def _encoded(image: GeneratedImage, format: ImageFormat, quality: int | None) -> bytes:
+def _encode(image: GeneratedImage, format: ImageFormat, quality: int | None) -> bytes:
     return metadata.image_file_bytes(image, format, quality)
 
 
 def generation_record(image: GeneratedImage) -> dict[str, object]:
-    """What made the image, as every dialect tells it."""
+    """An image's resolved request, generation info and seconds, as every dialect returns them."""
     return {
         "request": image.request.to_json(),
         "lock": asdict(image.info),
@@ -211,12 +214,12 @@ def generation_record(image: GeneratedImage) -> dict[str, object]:
     }
 
 
-def image_record(job: ImageJob, image: GeneratedImage, **place: object) -> dict[str, object]:
-    """What stands beside an image: its echo, with its `place`, and the notes, if there are any."""
+def image_record(job: ImageJob, image: GeneratedImage, **position: object) -> dict[str, object]:
+    """The metadata beside an image: `t2i`, with its `position`, and the notes, if any."""
     notes = job.notes(image.index)
-    return {"t2i": place | generation_record(image)} | ({"notes": notes} if notes else {})
+    return {"t2i": position | generation_record(image)} | ({"notes": notes} if notes else {})
 
 
-def format_sse(event: str, data: Mapping[str, object], **ready: RawJson) -> bytes:
+def format_sse(event: str, data: Mapping[str, object], **raw: RawJson) -> bytes:
     """One server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-    return format_sse_event(event=event, data_str=json_object(data, **ready).text)
+    return format_sse_event(event=event, data_str=json_object(data, **raw).text)

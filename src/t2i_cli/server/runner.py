@@ -1,4 +1,4 @@
-"""The running server: its socket, its signals, and its end."""
+"""Runs the server: listening sockets, signals, slow clients, graceful shutdown, the log."""
 
 import asyncio
 import ipaddress
@@ -26,16 +26,16 @@ from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.progress import Progress
 
 REQUEST_GRACE = 60.0
-"""Seconds that a client may take over a request's head, or leave unread what it was sent."""
+"""Seconds for a client to send a request's headers, or to read any of a response."""
 SEND_TIMEOUT = 300.0
-"""Seconds that a client may take over an answer that it reads a little at a time."""
+"""Seconds for a client to read a whole response."""
 SHUTDOWN_GRACE = 30.0
-"""Seconds that what runs has to end in, after the first signal."""
-_LAST_WORDS = 5
-"""Seconds that clients then have to take their answers in."""
+"""Seconds for started jobs to finish after the first signal."""
+_RESPONSE_GRACE = 5
+"""Seconds for clients to read their responses after that."""
 _BACKLOG = 2048
 _LOCK = b"t2i serve\n"
-"""What the lock beside a Unix socket says; those of earlier versions are empty."""
+"""Contents of the lock file beside a Unix socket; those of earlier versions are empty."""
 
 
 def run_server(
@@ -47,21 +47,22 @@ def run_server(
     on_ready: Callable[[], None] = lambda: None,
     expired: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, or until `expired()`, which is asked all the time.
+    """Serve until SIGINT, SIGTERM or `expired()`, which is called every 0.1 s.
 
-    What runs then has `grace` seconds to end; a second signal ends it now. Raises T2IError where
-    the model cannot be loaded, and TerminatedError where work had to be given up.
+    Started jobs then have `grace` seconds to finish; a second signal cancels them. `on_ready` is
+    called once the model is loaded. Raises T2IError if the model cannot be loaded, TerminatedError
+    if jobs were cancelled.
     """
     config = uvicorn.Config(
         app,
         http="h11",
-        # Not what clients do wrong; anyone could fill the log with that.
+        # No client errors: anyone could fill the log with them.
         log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         ws="none",
-        timeout_graceful_shutdown=_LAST_WORDS,
+        timeout_graceful_shutdown=_RESPONSE_GRACE,
     )
     server = _Server(config, app, engine, grace, on_ready, expired)
     asyncio.run(server.serve(sockets=[listener]))
@@ -72,7 +73,7 @@ def run_server(
 
 
 class _Server(uvicorn.Server):
-    """Ends in order: its engine first, while clients still get their answers."""
+    """Shuts down gracefully: the engine first, while clients still get their responses."""
 
     def __init__(
         self,
@@ -91,16 +92,16 @@ class _Server(uvicorn.Server):
         self._grace = grace
         self._on_ready: Callable[[], None] | None = on_ready
         self._expired = expired
-        self._signals = 0
-        self._stops: list[asyncio.Task[bool]] = []
-        self._waits: dict[H11Protocol, _Wait] = {}
+        self._signal_count = 0
+        self._stop_tasks: list[asyncio.Task[bool]] = []
+        self._client_waits: dict[H11Protocol, _ClientWait] = {}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Count a signal; the next tick acts on it."""
-        self._signals += 1
+        self._signal_count += 1
 
     async def on_tick(self, counter: int) -> bool:
-        """Look, ten times a second, at what has changed; returns whether to leave."""
+        """Check, ten times a second, for failures and signals; return whether to exit."""
         await super().on_tick(counter)
         self._drop_stalled()
         starting: asyncio.Task[None] = self._app.state.starting
@@ -110,59 +111,59 @@ class _Server(uvicorn.Server):
         if self._engine.ready and self._on_ready:
             self._on_ready()
             self._on_ready = None
-        if self._expired() and not self._signals:
-            self._signals = 1
-        if len(self._stops) < min(self._signals, 2):
-            grace = 0 if self._stops else self._grace
-            self._stops.append(asyncio.create_task(self._engine.stop(grace)))
-        if not self._stops or not all(stop.done() for stop in self._stops):
+        if self._expired() and not self._signal_count:
+            self._signal_count = 1
+        if len(self._stop_tasks) < min(self._signal_count, 2):
+            grace = 0 if self._stop_tasks else self._grace
+            self._stop_tasks.append(asyncio.create_task(self._engine.stop(grace)))
+        if not self._stop_tasks or not all(stop.done() for stop in self._stop_tasks):
             return False
-        self.gave_up = any(stop.result() for stop in self._stops)
+        self.gave_up = any(stop.result() for stop in self._stop_tasks)
         return True
 
     def _drop_stalled(self) -> None:
-        """Cut connections that only keep us waiting; uvicorn itself would wait for ever."""
+        """Close connections of clients that are too slow; uvicorn has no such time limit."""
         now = time.monotonic()
-        waits: dict[H11Protocol, _Wait] = {}
+        waits: dict[H11Protocol, _ClientWait] = {}
         for connection in self.server_state.connections:
             if (
                 isinstance(connection, H11Protocol)
-                and (awaited := _awaited(connection)) is not None
+                and (unsent := _unsent_bytes(connection)) is not None
             ):
-                before = self._waits.get(connection)
-                if before is None or bool(before.awaited) != bool(awaited):
-                    before = _Wait(awaited, moved=now, began=now)
-                moved = before.moved if before.awaited == awaited else now
-                waits[connection] = _Wait(awaited, moved, before.began)
+                previous = self._client_waits.get(connection)
+                if previous is None or bool(previous.unsent) != bool(unsent):
+                    previous = _ClientWait(unsent, changed=now, started=now)
+                changed = previous.changed if previous.unsent == unsent else now
+                waits[connection] = _ClientWait(unsent, changed, previous.started)
         for connection, wait in waits.items():
-            if now - wait.moved > REQUEST_GRACE or (
-                wait.awaited and now - wait.began > SEND_TIMEOUT
+            if now - wait.changed > REQUEST_GRACE or (
+                wait.unsent and now - wait.started > SEND_TIMEOUT
             ):
-                # What it has not taken is dropped with it.
+                # Unsent data is dropped, too.
                 connection.transport.abort()
-        self._waits = waits
+        self._client_waits = waits
 
 
-class _Wait(NamedTuple):
-    """For a client: the bytes it has to take, when that last changed, and when it began."""
+class _ClientWait(NamedTuple):
+    """Unsent bytes of a slow client; when they last changed and when the wait started."""
 
-    awaited: int
-    moved: float
-    began: float
+    unsent: int
+    changed: float
+    started: float
 
 
-def _awaited(connection: H11Protocol) -> int | None:
-    """The bytes that a client has still to take; 0 if it is to send a request, else `None`."""
+def _unsent_bytes(connection: H11Protocol) -> int | None:
+    """Bytes that the client has not read; 0 if it has to send a request, else None."""
     if unread := connection.transport.get_write_buffer_size():
         return unread
-    between = connection.cycle is None or connection.cycle.response_complete
-    return 0 if between and connection.timeout_keep_alive_task is None else None
+    idle = connection.cycle is None or connection.cycle.response_complete
+    return 0 if idle and connection.timeout_keep_alive_task is None else None
 
 
 class ServerLog(JobObserver):
-    """What happens, on stderr: loading, measures, and jobs, with their prompts only if asked for.
+    """Logs loading, memory measures and jobs to stderr; prompts only with `prompts`.
 
-    A context manager, as its progress bar is.
+    A context manager, which removes the progress bar.
     """
 
     def __init__(self, console: Console, prompts: bool) -> None:
@@ -177,24 +178,24 @@ class ServerLog(JobObserver):
         self._progress.pause()
 
     def on_event(self, event: Event) -> None:
-        """Show how loading goes on, and a measure taken."""
+        """Show the progress of loading, or a memory measure."""
         self._progress(event)
 
     def on_queued(self, job: ImageJob) -> None:
-        """Tell of what is asked."""
+        """Log the prompts and seeds of a queued job, if enabled."""
         if self._prompts:
             for request in job.requests:
                 self._console.note(f"job {job.id}: {request.prompt!r}, seed {request.seed}")
 
     def on_finished(self, job: ImageJob) -> None:
-        """Tell what became of it."""
+        """Log a finished job's outcomes and duration."""
         seconds = time.monotonic() - job.accepted
-        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in job.tally.items())
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in job.outcomes.items())
         self._console.detail(f"job {job.id}: {outcomes} in {seconds:.2f} s")
 
 
 def is_loopback_host(host: str) -> bool:
-    """Whether only this machine can reach that address or name. Raises InputError."""
+    """Whether the name or address is loopback only. Raises InputError."""
     return all(
         ipaddress.ip_address(address.partition("%")[0]).is_loopback
         for _, address in _addresses(host)
@@ -202,7 +203,7 @@ def is_loopback_host(host: str) -> bool:
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 finds a free one. Raises InputError."""
+    """A listening socket; port 0 takes a free one. Raises InputError."""
     family, address = _addresses(host)[0]
     try:
         listener = socket.create_server((address, port), family=family, backlog=_BACKLOG)
@@ -211,14 +212,14 @@ def listen_tcp(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host} port {port}: {os_reason(error)}.",
             hint="--port takes another port; --port 0 finds a free one.",
         ) from error
-    # Connections inherit it; asyncio sets it only on sockets made with their protocol's number.
-    # Without it the end of an answer waits for the client's acknowledgement, 40 ms on Linux.
+    # Inherited by connections; asyncio sets it only on sockets made with the protocol's number.
+    # Without it the end of a response waits for the client's ACK, 40 ms on Linux.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def _addresses(host: str) -> list[tuple[int, str]]:
-    """Address families and addresses of a name."""
+    """Address families and addresses of a host name. Raises InputError."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -230,66 +231,67 @@ def _addresses(host: str) -> list[tuple[int, str]]:
 
 @contextmanager
 def listen_unix(path: Path) -> Iterator[socket.socket]:
-    """A Unix socket at that path, which only this user can reach; it goes with its server.
+    """A listening Unix socket that only this user can connect to; removed at the end.
 
-    Its folder must be the user's alone: it is made so if it is missing. Of two servers on one path,
-    the second is refused; so is a path where anything lies but a socket that a killed t2i left.
-    Raises InputError.
+    Its folder must be private to the user; it is created if it is missing. Raises InputError if
+    another server uses the path, or if it exists and is not the socket of a killed t2i server.
     """
     if sys.platform == "win32":
         raise InputError("There are no Unix sockets on this system.", field="uds")
     from filelock import lock_descriptor
 
     _check_folder(path.parent)
-    beside = Path(f"{path}.lock")
-    # t2i makes it before its first socket there, and leaves it.
-    known = os.path.lexists(beside)
-    if os.path.lexists(path) and not known:
-        raise _taken(path)
+    lock_path = Path(f"{path}.lock")
+    # t2i creates the lock file before its first socket there, and keeps it.
+    lock_existed = os.path.lexists(lock_path)
+    if os.path.lexists(path) and not lock_existed:
+        raise _path_in_use(path)
     try:
-        lock = open_regular(beside, os.O_CREAT | os.O_RDWR, 0o600)
+        lock = open_regular(lock_path, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
-        raise InputError(f"Cannot use '{beside}': {os_reason(error)}.", field="uds") from error
+        raise InputError(f"Cannot use '{lock_path}': {os_reason(error)}.", field="uds") from error
     try:
         if not lock_descriptor(lock, blocking=False):
             raise InputError(f"Another server uses '{path}'.", field="uds")
-        if not known:
+        if not lock_existed:
             os.pwrite(lock, _LOCK, 0)
         if os.path.lexists(path):
-            _remove_left(path, os.pread(lock, 100, 0))
+            _remove_stale_socket(path, os.pread(lock, 100, 0))
         with socket.socket(socket.AF_UNIX) as listener:
             try:
                 listener.bind(str(path))
-            except OSError as error:  # a path of more than 107 bytes, above all
+            except OSError as error:  # mostly a path of more than 107 bytes
                 raise InputError(f"Cannot listen on '{path}': {error}.", field="uds") from error
-            own = path.lstat()
+            socket_stat = path.lstat()
             try:
                 path.chmod(0o600)
                 listener.listen(_BACKLOG)
                 yield listener
             finally:
                 with suppress(FileNotFoundError):
-                    if os.path.samestat(path.lstat(), own):
+                    if os.path.samestat(path.lstat(), socket_stat):
                         path.unlink()
     finally:
         os.close(lock)
 
 
-def _remove_left(path: Path, lock: bytes) -> None:
-    """Remove the socket that a killed server left; raises InputError for anything else.
+def _remove_stale_socket(path: Path, content: bytes) -> None:
+    """Remove the socket of a killed server. Raises InputError for anything else.
 
-    `lock` is what the lock beside it says.
+    `content` is that of the lock file beside it.
     """
     found = path.lstat()
-    ours = stat.S_ISSOCK(found.st_mode) and found.st_uid == os.getuid()
-    # Other programs have empty locks as well, but leave their sockets open to more than the user.
-    if not ours or not (lock == _LOCK or (lock == b"" and stat.S_IMODE(found.st_mode) == 0o600)):
-        raise _taken(path)
+    is_own_socket = stat.S_ISSOCK(found.st_mode) and found.st_uid == os.getuid()
+    # Other programs have empty lock files as well, but their sockets are not mode 0600.
+    if not is_own_socket or not (
+        content == _LOCK or (content == b"" and stat.S_IMODE(found.st_mode) == 0o600)
+    ):
+        raise _path_in_use(path)
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(1)
         try:
             client.connect(str(path))
-        except ConnectionRefusedError:  # nobody listens
+        except ConnectionRefusedError:  # no process listens
             path.unlink()
             return
         except OSError as error:
@@ -297,7 +299,7 @@ def _remove_left(path: Path, lock: bytes) -> None:
     raise InputError(f"Another program listens on '{path}'.", field="uds")
 
 
-def _taken(path: Path) -> InputError:
+def _path_in_use(path: Path) -> InputError:
     return InputError(
         f"'{path}' is there, and no socket that t2i left.",
         hint="Move it away, or name another path.",

@@ -1,4 +1,4 @@
-"""The fields of a request as JSON carries them, from the table of fields."""
+"""Pydantic models of request bodies, built from the table of request fields."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_whole_numbers(cls, value: object) -> object:
-        # JSON has one kind of number, and Vertex hands on every one as a double.
+        # JSON has one number type, and Vertex AI passes every number on as a double.
         return {k: _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
@@ -29,31 +29,35 @@ def _whole(value: object) -> object:
 
 
 def with_request_fields(names: Mapping[str, str]) -> Callable[[type[Body]], type[Body]]:
-    """Has a body take fields of a request, by the names that lead to their own in the table.
+    """A class decorator that adds request fields to a body.
 
-    Fields that it declares itself stay.
-    Ranges are left to the request itself, whose sentences are the same wherever it came from.
+    `names` maps JSON names to names in the table of fields. Fields that the body declares are kept.
+    Ranges are checked by GenerateRequest, so that errors are the same for every source.
     """
 
     def build(body: type[Body]) -> type[Body]:
-        added: dict[str, Any] = {
-            wire: (_kind(FIELDS[name]), Field(None, description=FIELDS[name].help))
-            for wire, name in names.items()
-            if wire not in body.model_fields
+        definitions: dict[str, Any] = {
+            json_name: (_annotation(FIELDS[name]), Field(None, description=FIELDS[name].help))
+            for json_name, name in names.items()
+            if json_name not in body.model_fields
         }
         return create_model(
-            body.__name__, __base__=body, __module__=body.__module__, __doc__=body.__doc__, **added
+            body.__name__,
+            __base__=body,
+            __module__=body.__module__,
+            __doc__=body.__doc__,
+            **definitions,
         )
 
     return build
 
 
-def _kind(known: RequestField) -> object:
+def _annotation(known: RequestField) -> object:
     return Any if known.parse else known.kind | None
 
 
 def parse_fields(values: Mapping[str, object]) -> dict[str, object]:
-    """Fields of a body, by their own names, as a request has them; raises InputError."""
+    """Parse a body's values, by names of the table of fields. Raises InputError."""
     return {
         name: parse(value) if value is not None and (parse := FIELDS[name].parse) else value
         for name, value in values.items()
@@ -67,5 +71,5 @@ class ImageRequest(StrictModel):
     prompt: str
 
     def request(self) -> GenerateRequest:
-        """The request that it means; raises InputError on bad values."""
+        """The GenerateRequest of the body. Raises InputError on bad values."""
         return build_request(parse_fields({name: getattr(self, name) for name in FIELDS}))

@@ -1,4 +1,4 @@
-"""Who may ask, and how: Host, Origin, key, kind and size of every request, before anything else."""
+"""ASGI middleware that checks every request: Host, Origin, API key, content type, body size."""
 
 import asyncio
 import hmac
@@ -14,36 +14,38 @@ from t2i_cli.errors import AccessError, InputError, T2IError, TimedOutError
 from t2i_cli.server.options import API_KEY_VARIABLE, ServerOptions
 
 BODY_SECONDS = 30.0
-"""That a client has to send its body in."""
+"""Seconds for a client to send its body."""
 
-_UNREAD = {408, 413}
-"""What is answered while the body may still come."""
+_UNREAD_STATUSES = {408, 413}
+"""Statuses sent before the whole body was read; the connection is closed after them."""
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-_HEADERS = {
+_DEFAULT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-"""Of every answer that does not say otherwise."""
+"""Headers of every response that does not set them itself."""
 
 Render = Callable[[str, T2IError, int], Response]
-"""The answer to a request for a path that failed, with a status."""
+"""Makes the error response for a path, an error and a status."""
 
 
-class _Refusal(Exception):  # noqa: N818 - no error, but the way to an answer
+class _RejectedError(Exception):
+    """A request was rejected with `status`."""
+
     def __init__(self, status: int, error: T2IError) -> None:
         self.status = status
         self.error = error
 
 
 class SecurityMiddleware:
-    """An ASGI middleware that refuses what the options do not allow.
+    """An ASGI middleware that rejects requests that the options do not allow.
 
-    `open_paths` need no key; one that ends in "/" stands for all below it. `probes` answer to any
-    Host: they tell nothing but a state. `trusted` paths are those that Vertex calls: neither key
-    nor Origin is asked for. A container listens on every
-    address; without a key, nothing else of it is there.
+    `open_paths` need no API key; one that ends in "/", except "/" itself, includes all below it.
+    `probes` accept any Host: they reveal only a state. `trusted` paths are those that Vertex AI
+    calls: neither key nor Origin is checked. A container without a key serves no other paths, as it
+    listens on every address. `render` makes the error responses.
     """
 
     def __init__(
@@ -58,38 +60,40 @@ class SecurityMiddleware:
     ) -> None:
         self._app = app
         self._options = options
-        self._open = {path for path in open_paths if path == "/" or not path.endswith("/")}
-        self._below = tuple(path for path in open_paths if path != "/" and path.endswith("/"))
+        self._open_paths = {path for path in open_paths if path == "/" or not path.endswith("/")}
+        self._open_prefixes = tuple(
+            path for path in open_paths if path != "/" and path.endswith("/")
+        )
         self._probes = probes
         self._trusted = trusted
         self._render = render
         self._origins = {origin.casefold() for origin in options.cors_origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on what is allowed, with its body read."""
+        """Pass an allowed request on, with its body already read."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        send = _with_headers(send)
+        send = _with_default_headers(send)
         headers = Headers(scope=scope)
-        refused: _Refusal | None = None
+        rejection: _RejectedError | None = None
         try:
             self._check(scope, headers)
-        except _Refusal as refusal:
-            refused = refusal
+        except _RejectedError as rejected:
+            rejection = rejected
         try:
-            # Read all the same: who is still sending when it is refused may not see the answer.
-            body = await self._read(headers, receive, keep=refused is None)
-            if refused:
-                raise refused
-        except _Refusal as refusal:
-            answer = self._render(scope["path"], refusal.error, refusal.status)
-            if refusal.status == 401:
-                answer.headers["WWW-Authenticate"] = "Bearer"
-            if refusal.status in _UNREAD:
-                answer.headers["Connection"] = "close"
-            await answer(scope, receive, send)
+            # Read the body all the same: a client that is still sending may miss the response.
+            body = await self._read_body(headers, receive, keep=rejection is None)
+            if rejection:
+                raise rejection
+        except _RejectedError as rejected:
+            response = self._render(scope["path"], rejected.error, rejected.status)
+            if rejected.status == 401:
+                response.headers["WWW-Authenticate"] = "Bearer"
+            if rejected.status in _UNREAD_STATUSES:
+                response.headers["Connection"] = "close"
+            await response(scope, receive, send)
             return
         if body is None:
             return
@@ -113,20 +117,20 @@ class SecurityMiddleware:
             self._check_key(scope["path"], headers.get("authorization", ""))
         kind = headers.get("content-type", "").partition(";")[0].strip().casefold()
         if scope["method"] not in _SAFE_METHODS and kind != "application/json":
-            raise _Refusal(
+            raise _RejectedError(
                 415,
                 InputError("The body must be JSON.", hint="Send Content-Type: application/json."),
             )
 
     def _check_host(self, host: str) -> None:
-        """Names that could be another site's, rebound to this address, are not answered to."""
+        """Reject unknown host names, against DNS rebinding."""
         name = parse_host(host)
         allowed = {"localhost", *(name.casefold() for name in self._options.allowed_hosts)}
         if name in allowed or "*" in allowed or _is_address(name):
             return
         if not name:
-            raise _Refusal(403, AccessError("The request names no host."))
-        raise _Refusal(
+            raise _RejectedError(403, AccessError("The request names no host."))
+        raise _RejectedError(
             403,
             AccessError(
                 f"This server does not answer to the host {name!r}.",
@@ -136,11 +140,11 @@ class SecurityMiddleware:
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin", "").casefold()
-        own = headers.get("host", "").casefold()
+        host = headers.get("host", "").casefold()
         if not origin or origin in self._origins or "*" in self._origins:
             return
-        if origin.partition("://")[2] != own:
-            raise _Refusal(
+        if origin.partition("://")[2] != host:
+            raise _RejectedError(
                 403,
                 AccessError(
                     "The request comes from another site's page.",
@@ -150,12 +154,12 @@ class SecurityMiddleware:
 
     def _check_key(self, path: str, authorization: str) -> None:
         key = self._options.api_key
-        if path in self._open or path.startswith(self._below):
+        if path in self._open_paths or path.startswith(self._open_prefixes):
             return
         if key is None:
             if self._options.container is None:
                 return
-            raise _Refusal(
+            raise _RejectedError(
                 403,
                 AccessError(
                     "In a container without a key, this server answers the container's routes.",
@@ -163,9 +167,9 @@ class SecurityMiddleware:
                 ),
             )
         scheme, _, given = authorization.partition(" ")
-        right = hmac.compare_digest(given.strip().encode(), key.encode())
-        if not (right and scheme.casefold() == "bearer"):
-            raise _Refusal(
+        matches = hmac.compare_digest(given.strip().encode(), key.encode())
+        if not (matches and scheme.casefold() == "bearer"):
+            raise _RejectedError(
                 401,
                 AccessError(
                     "This server needs its key.",
@@ -173,35 +177,35 @@ class SecurityMiddleware:
                 ),
             )
 
-    async def _read(self, headers: Headers, receive: Receive, *, keep: bool) -> bytes | None:
-        """The whole body, without `keep` an empty one; `None` if the client went away meanwhile."""
+    async def _read_body(self, headers: Headers, receive: Receive, *, keep: bool) -> bytes | None:
+        """The whole body, empty without `keep`; `None` if the client disconnected."""
         limit = self._options.max_body
         error = InputError(f"The body has more than {limit:,} bytes.")
         length = headers.get("content-length", "0")
         if length.isdecimal() and (len(length) > 15 or int(length) > limit):
-            raise _Refusal(413, error)
+            raise _RejectedError(413, error)
         body, size = bytearray(), 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while (message := await receive())["type"] == "http.request":
-                    piece = message.get("body", b"")
-                    size += len(piece)
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
                     if size > limit:
-                        raise _Refusal(413, error)
+                        raise _RejectedError(413, error)
                     if keep:
-                        body += piece
+                        body += chunk
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
-            raise _Refusal(408, TimedOutError("The body took too long.")) from None
+            raise _RejectedError(408, TimedOutError("The body took too long.")) from None
         return None
 
 
 def check_names(hosts: Collection[str], origins: Collection[str]) -> None:
-    """Raise InputError for a name that no request's Host or Origin can ever match."""
+    """Raise InputError for a name that no Host or Origin header can match."""
     for host in hosts:
-        plain = host.isascii() and "*" not in host and host.split() == [host]
-        if host != "*" and not (plain and parse_host(host) == host.casefold()):
+        well_formed = host.isascii() and "*" not in host and host.split() == [host]
+        if host != "*" and not (well_formed and parse_host(host) == host.casefold()):
             raise InputError(
                 f"--allowed-host takes a host's name without scheme and port, or *, not {host!r}.",
                 field="allowed_host",
@@ -216,7 +220,7 @@ def check_names(hosts: Collection[str], origins: Collection[str]) -> None:
 
 
 def _is_origin(text: str) -> bool:
-    """Whether a browser may send that as Origin (https://fetch.spec.whatwg.org/#origin-header)."""
+    """Whether it is a valid Origin (https://fetch.spec.whatwg.org/#origin-header)."""
     try:
         found = urlsplit(text)
         port = found.port
@@ -224,29 +228,29 @@ def _is_origin(text: str) -> bool:
         return False
     host = found.hostname or ""
     name = f"[{host}]" if ":" in host else host
-    usual = port is None or port == {"http": 80, "https": 443}.get(found.scheme)
-    whole = f"{found.scheme}://{name}" + ("" if usual else f":{port}")
-    plain = bool(host) and text.isascii() and "*" not in host and text.split() == [text]
-    return plain and text == whole
+    default_port = port is None or port == {"http": 80, "https": 443}.get(found.scheme)
+    origin = f"{found.scheme}://{name}" + ("" if default_port else f":{port}")
+    well_formed = bool(host) and text.isascii() and "*" not in host and text.split() == [text]
+    return well_formed and text == origin
 
 
-def _with_headers(send: Send) -> Send:
-    async def added(message: Message) -> None:
+def _with_default_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in _DEFAULT_HEADERS.items():
                 headers.setdefault(name, value)
         await send(message)
 
-    return added
+    return send_with_headers
 
 
 def parse_host(host: str) -> str:
-    """The name or address in a Host header, without its port; "" for what is no host."""
+    """The name or address in a Host header, without its port; "" if it is invalid."""
     try:
         found = urlsplit(f"//{host}")
         return "" if found.path or found.query or found.username else found.hostname or ""
-    except ValueError:  # an IPv6 address that is none
+    except ValueError:  # an invalid IPv6 address
         return ""
 
 

@@ -1,4 +1,4 @@
-"""What Vertex AI tells a custom container by its AIP_ variables."""
+"""Vertex AI's configuration of a custom container, from the AIP_ environment variables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from t2i_cli.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class VertexContainer:
-    """What Vertex told the container by its AIP_ variables."""
+    """Port, routes and model URI that Vertex AI sets for a custom container."""
 
     port: int
     health_route: str
@@ -18,7 +18,7 @@ class VertexContainer:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self | None:
-        """The contract in the environment, if Vertex runs this; raises InputError on bad values."""
+        """The configuration, None outside Vertex AI. Raises InputError on bad values."""
         if not environ.get("AIP_HTTP_PORT") and not environ.get("AIP_PREDICT_ROUTE"):
             return None
         port = environ.get("AIP_HTTP_PORT") or "8080"

@@ -111,7 +111,7 @@ def serve(
             _artifact_loader(storage_uri, image_backend, cleanup) if storage_uri else model_name
         )
         engine = Engine(image_backend, model_source, limits, revision=revision)
-        engine.line.observers.append(log)
+        engine.batcher.observers.append(log)
         app = create_app(engine, options)
         run_server(app, engine, listener, on_ready=lambda: _announce(listener, engine.spec.name))
 

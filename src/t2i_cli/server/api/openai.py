@@ -1,7 +1,7 @@
-"""OpenAI's dialect: /v1/images/generations and /v1/models, as its own client speaks them.
+"""OpenAI's dialect: /v1/images/generations and /v1/models, compatible with its client.
 
-The fields that open servers share and t2i's own are taken beside OpenAI's, by the names that the
-t2i dialect has in the table of fields; every image tells under `t2i` what made it, and beside it
+Beside OpenAI's fields it accepts t2i's, and those that open-source servers have in common, by the
+names of the dialect "t2i" in the table of fields. Every image has its metadata under `t2i`, and
 the notes on its request.
 """
 
@@ -31,20 +31,22 @@ from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.schemas import StrictModel, parse_fields, with_request_fields
 
-_PARAMS = {n: known.dialects["t2i"] for n, known in FIELDS.items() if "t2i" in known.dialects}
-"""OpenAI's names, and the open servers', for t2i's fields."""
-_NAMES = {theirs: name for name, theirs in _PARAMS.items() if theirs != SIZE}
-"""The fields that are the same there, by their names there."""
+_PARAM_NAMES = {n: known.dialects["t2i"] for n, known in FIELDS.items() if "t2i" in known.dialects}
+"""t2i's field names to those of OpenAI and open-source servers."""
+_FIELD_NAMES = {
+    openai_name: name for name, openai_name in _PARAM_NAMES.items() if openai_name != SIZE
+}
+"""The reverse, for fields with the same values there, which the size has not."""
 _NO_TOKENS = {
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
     "output_tokens": 0,
     "total_tokens": 0,
 }
-"""OpenAI's client expects a usage of every streamed image; here nothing is counted in tokens."""
+"""The `usage` that OpenAI's client expects of streamed images; t2i counts no tokens."""
 
 
-@with_request_fields(_NAMES)
+@with_request_fields(_FIELD_NAMES)
 class GenerationBody(StrictModel):
     """OpenAI's fields, in the values that can be honoured here, and the open servers'."""
 
@@ -69,13 +71,13 @@ class GenerationBody(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: object) -> object:
-        # OpenAI has null mean the default, for any field.
+        # In OpenAI's API null means the default, for any field.
         if isinstance(value, dict):
-            return {name: one for name, one in value.items() if one is not None}
+            return {name: v for name, v in value.items() if v is not None}
         return value
 
     def request(self, spec: ModelSpec) -> GenerateRequest:
-        """What it asks of the model for each image; raises InputError on what it cannot have."""
+        """The GenerateRequest of each image. Raises InputError for unsupported combinations."""
         if self.output_compression is not None and self.output_format == "png":
             raise InputError("A PNG is exact; JPEG and WebP compress.", field="output_compression")
         if self.partial_images and not self.stream:
@@ -83,12 +85,14 @@ class GenerationBody(StrictModel):
         if self.stream and self.response_format == "url":
             raise InputError("A stream carries images, no links.", field="response_format")
         width, height = (None, None) if self.size == "auto" else parse_size(self.size)
-        given = {name: getattr(self, theirs) for theirs, name in _NAMES.items()}
-        own = {"prompt": self.prompt, "model": self.model, "width": width, "height": height}
-        return build_request(parse_fields(given) | own | {"guidance_scale": self._guidance(spec)})
+        fields = {name: getattr(self, openai_name) for openai_name, name in _FIELD_NAMES.items()}
+        main_fields = {"prompt": self.prompt, "model": self.model, "width": width, "height": height}
+        return build_request(
+            parse_fields(fields) | main_fields | {"guidance_scale": self._guidance(spec)}
+        )
 
     def _guidance(self, spec: ModelSpec) -> float | None:
-        """The guidance by either name; the second is for models whose pipeline has it so."""
+        """The guidance scale by either name; true_cfg_scale is for pipelines that call it so."""
         if self.true_cfg_scale is None:
             return self.guidance_scale
         if spec.guidance_argument != "true_cfg_scale":
@@ -101,15 +105,15 @@ class GenerationBody(StrictModel):
 
 
 def openai_error(error: T2IError, status: int) -> dict[str, object]:
-    """OpenAI's error object, with t2i's own code, and its hint in an extra field."""
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    """OpenAI's error object, with t2i's code, and the hint in an extra field."""
+    types = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = types.get(status, "invalid_request_error" if status < 500 else "server_error")
     field = getattr(error, "field", None)
     return {
         "error": {
             "message": error.message,
             "type": kind,
-            "param": (_PARAMS | {"count": "n"}).get(field, field) if field else None,
+            "param": (_PARAM_NAMES | {"count": "n"}).get(field, field) if field else None,
             "code": error.code,
             "hint": error.hint,
         }
@@ -125,52 +129,52 @@ def openai_router(engine: Engine, options: ServerOptions) -> APIRouter:
     @api.post("/images/generations", responses={200: {"content": {"text/event-stream": {}}}})
     async def generate(body: GenerationBody, request: Request) -> Response:
         """Make images; with `stream`, server-sent events that show them on their way."""
-        asked = body.request(await engine.wait_described())
-        settled = await engine.resolve_requests([asked] * body.n, counted="n")
+        template = body.request(await engine.wait_described())
+        resolved = await engine.resolve_requests([template] * body.n, counted="n")
         seeds = [] if body.seed is None else [body.seed]
-        requests = expand_seeds(settled[0], seeds, body.n)
+        requests = expand_seeds(resolved[0], seeds, body.n)
         job = engine.submit(requests, previews=body.partial_images, steps=False)
         if body.stream:
             return responses.event_stream(job, _events(job, body))
         images = await responses.wait_for_images(request, job)
-        answer = {
+        content = {
             "created": int(time.time()),
             "background": "opaque",
             "output_format": body.output_format,
             "size": _size(images[0].image),
         }
-        data = await asyncio.gather(*(entry(image, job, body, request) for image in images))
+        data = await asyncio.gather(*(image_object(image, job, body, request) for image in images))
         return responses.json_response(
-            responses.json_object(answer, data=responses.json_array(data))
+            responses.json_object(content, data=responses.json_array(data))
         )
 
-    async def entry(
+    async def image_object(
         generated: GeneratedImage, job: ImageJob, body: GenerationBody, request: Request
     ) -> responses.RawJson:
-        account = responses.image_record(job, generated)
+        record = responses.image_record(job, generated)
         # OpenAI's compression is the encoder's quality, from 0 to 100.
         encoding = body.output_format, body.output_compression
         if body.response_format == "b64_json":
             return responses.json_object(
-                account, b64_json=await responses.encode_base64_image(generated, *encoding)
+                record, b64_json=await responses.encode_base64_image(generated, *encoding)
             )
         name = store.put(await responses.encode_image(generated, *encoding), body.output_format)
-        return responses.json_object({"url": str(request.url_for("image", name=name))} | account)
+        return responses.json_object({"url": str(request.url_for("image", name=name))} | record)
 
     @api.get("/images/files/{name}", response_class=Response, responses={200: IMAGE_RESPONSE})
     async def image(name: str) -> Response:
         """An image that a `url` leads to, while it is kept."""
         if (found := store.get(name)) is None:
             raise HTTPException(404, "there is no such image, or it has expired")
-        stored, left = found
-        headers = {"Cache-Control": f"private, max-age={int(left)}"}
+        stored, seconds = found
+        headers = {"Cache-Control": f"private, max-age={int(seconds)}"}
         return Response(stored.data, media_type=f"image/{stored.format}", headers=headers)
 
     @api.get("/models")
     async def models() -> Response:
         """The one model that is served."""
         return responses.json_response(
-            {"object": "list", "data": [listed(await engine.wait_described())]}
+            {"object": "list", "data": [model_object(await engine.wait_described())]}
         )
 
     @api.get("/models/{id:path}")
@@ -178,40 +182,40 @@ def openai_router(engine: Engine, options: ServerOptions) -> APIRouter:
         """The model of that name."""
         spec = await engine.wait_described()
         engine.check_model(id)
-        return responses.json_response(listed(spec))
+        return responses.json_response(model_object(spec))
 
-    def listed(spec: ModelSpec) -> dict[str, object]:
+    def model_object(spec: ModelSpec) -> dict[str, object]:
         return {"id": spec.name, "object": "model", "created": created, "owned_by": "t2i"}
 
     return api
 
 
 async def _events(job: ImageJob, body: GenerationBody) -> AsyncIterator[bytes]:
-    """The job's previews and images as OpenAI's events; a failure ends them."""
+    """The job's previews and images as OpenAI's server-sent events; the first failure ends them."""
     common = {
         "created_at": int(time.time()),
         "quality": "auto",
         "background": "opaque",
         "output_format": body.output_format,
     }
-    shown = [0] * len(job.requests)
+    preview_counts = [0] * len(job.requests)
     async for message in responses.with_keepalive(job):
         match message:
             case None:
                 yield responses.KEEPALIVE
                 continue
             case Preview(index=index, image=image):
-                data = await asyncio.to_thread(_plain, image, body.output_format)
+                data = await asyncio.to_thread(_encode_preview, image, body.output_format)
                 kind = "image_generation.partial_image"
-                place = {"index": index, "step": message.step, "steps": message.steps}
-                special = {"partial_image_index": shown[index], "t2i": place}
-                shown[index] += 1
+                progress = {"index": index, "step": message.step, "steps": message.steps}
+                extra = {"partial_image_index": preview_counts[index], "t2i": progress}
+                preview_counts[index] += 1
             case GeneratedImage(index=index, image=image):
                 data = await responses.encode_base64_image(
                     message, body.output_format, body.output_compression
                 )
                 kind = "image_generation.completed"
-                special = {"usage": _NO_TOKENS} | responses.image_record(job, message, index=index)
+                extra = {"usage": _NO_TOKENS} | responses.image_record(job, message, index=index)
             case Failure(error=error):
                 yield responses.format_sse(
                     "error", openai_error(error, responses.status_code(error))
@@ -219,12 +223,12 @@ async def _events(job: ImageJob, body: GenerationBody) -> AsyncIterator[bytes]:
                 return
             case _:
                 continue
-        content = {"type": kind, "size": _size(image)} | common | special
+        content = {"type": kind, "size": _size(image)} | common | extra
         yield responses.format_sse(kind, content, b64_json=data)
 
 
-def _plain(image: Image, format: ImageFormat) -> responses.RawJson:
-    """A preview as a file without records, in base64."""
+def _encode_preview(image: Image, format: ImageFormat) -> responses.RawJson:
+    """A preview as a JSON string of base64: an image file without metadata."""
     buffer = io.BytesIO()
     image.save(buffer, format)
     return responses.json_base64(buffer.getvalue())

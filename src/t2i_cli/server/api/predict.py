@@ -1,4 +1,4 @@
-"""The article's dialect: POST /predict with a prompt answers with the image itself."""
+"""The predict dialect: POST /predict with a prompt returns the image file itself."""
 
 import json
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ IMAGE_RESPONSE: dict[str, Any] = {
     "description": "The image.",
     "content": {f"image/{format}": _BINARY for format in image_formats.EXTENSIONS},
 }
-"""What OpenAPI says of an answer that is an image file."""
+"""The OpenAPI object of a response that is an image file."""
 
 
 NOTES_HEADER = "T2I-Notes"
 LONGEST_NOTE = 300
-"""Characters of a note in a header: proxies take a few KB of them."""
+"""Characters of a note in the header; proxies limit headers to a few KB."""
 
 
 class PredictBody(ImageRequest):
@@ -48,13 +48,13 @@ def predict_router(engine: Engine, options: ServerOptions) -> APIRouter:
         job = engine.submit(requests, steps=False, notes=notes)
         [image] = await responses.wait_for_images(request, job)
         data = await responses.encode_image(image, body.format)
-        headers = _noted(job.notes(image.index))
+        headers = _notes_header(job.notes(image.index))
         return Response(data, headers=headers, media_type=f"image/{body.format}")
 
     return api
 
 
-def _noted(notes: Sequence[str]) -> dict[str, str]:
-    """The header that tells notes: a list in JSON, whose ASCII is fit for one."""
+def _notes_header(notes: Sequence[str]) -> dict[str, str]:
+    """The T2I-Notes header: the notes as a JSON list, in ASCII; none without notes."""
     shown = [n if len(n) <= LONGEST_NOTE else f"{n[:LONGEST_NOTE]}…" for n in notes]
     return {NOTES_HEADER: json.dumps(shown).replace("\x7f", "")} if notes else {}

@@ -1,4 +1,4 @@
-"""t2i's own dialect: whole requests in, everything that happens out as server-sent events."""
+"""t2i's own dialect: complete requests in, all events and images out as server-sent events."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.schemas import ImageRequest, StrictModel
 
-_NAMES: dict[type[Event], str] = {
+_EVENT_NAMES: dict[type[Event], str] = {
     Downloading: "downloading",
     Loading: "loading",
     Step: "step",
@@ -42,7 +42,7 @@ _NAMES: dict[type[Event], str] = {
     Notice: "note",
     MemoryMeasure: "measure",
 }
-"""Events that are told with all their fields."""
+"""Names of the events that are sent with all their fields."""
 
 
 class GenerateBody(StrictModel):
@@ -63,7 +63,7 @@ def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
         """The served model: its own settings, and what it takes."""
         spec = await engine.wait_described()
         return responses.json_response(
-            _described(spec)
+            _model_object(spec)
             | {"limits": asdict(engine.limits), "auth": options.api_key is not None}
         )
 
@@ -75,9 +75,9 @@ def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
     async def generate(body: GenerateBody) -> Response:
         """Make images: `accepted`, then what happens, an `image` or `failure` each, and `done`."""
         notes: list[Notice] = []
-        asked = [one.request() for one in body.requests]
+        unresolved = [image_request.request() for image_request in body.requests]
         requests = await engine.resolve_requests(
-            asked, counted="requests", lenient=body.lenient, on_note=notes.append
+            unresolved, counted="requests", lenient=body.lenient, on_note=notes.append
         )
         job = engine.submit(requests, previews=body.previews, notes=notes)
         return responses.event_stream(job, _events(engine, job, body.format))
@@ -95,7 +95,7 @@ def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
     return api
 
 
-def _described(spec: ModelSpec) -> dict[str, object]:
+def _model_object(spec: ModelSpec) -> dict[str, object]:
     return {
         "name": spec.name,
         "repo": spec.repo,
@@ -112,7 +112,7 @@ def _described(spec: ModelSpec) -> dict[str, object]:
 
 
 async def _events(engine: Engine, job: ImageJob, format: ImageFormat) -> AsyncIterator[bytes]:
-    """The job as server-sent events."""
+    """The job's messages as server-sent events."""
     requests = [request.to_json() for request in job.requests]
     yield responses.format_sse(
         "accepted", {"job": job.id, "requests": requests, "waiting": engine.waiting}
@@ -126,9 +126,14 @@ async def _events(engine: Engine, job: ImageJob, format: ImageFormat) -> AsyncIt
                 images += 1
                 data = await responses.encode_base64_image(message, format)
                 width, height = message.size
-                told = {"index": message.index, "format": format, "width": width, "height": height}
+                fields = {
+                    "index": message.index,
+                    "format": format,
+                    "width": width,
+                    "height": height,
+                }
                 yield responses.format_sse(
-                    "image", told | responses.generation_record(message), image=data
+                    "image", fields | responses.generation_record(message), image=data
                 )
             case Failure(index=index, error=error):
                 request = requests[index]
@@ -136,12 +141,12 @@ async def _events(engine: Engine, job: ImageJob, format: ImageFormat) -> AsyncIt
                     "failure", {"index": index, "request": request, "error": error.to_json()}
                 )
             case Preview(index=index, step=step, steps=steps, image=image):
-                shown = await asyncio.to_thread(_data_url, image)
+                preview = await asyncio.to_thread(_data_url, image)
                 yield responses.format_sse(
-                    "preview", {"index": index, "step": step, "steps": steps, "image": shown}
+                    "preview", {"index": index, "step": step, "steps": steps, "image": preview}
                 )
             case _:
-                yield responses.format_sse(_NAMES[type(message)], asdict(message))
+                yield responses.format_sse(_EVENT_NAMES[type(message)], asdict(message))
     yield responses.format_sse("done", {"images": images, "failures": len(requests) - images})
 
 

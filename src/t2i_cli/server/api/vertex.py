@@ -1,4 +1,4 @@
-"""Vertex AI's dialect: what a custom container must answer, when Vertex runs this server in one.
+"""Vertex AI's dialect: the routes of a custom container, when Vertex AI runs this server in one.
 
 The contract: cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements.
 """
@@ -23,22 +23,22 @@ from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.schemas import StrictModel, parse_fields, with_request_fields
 
 
-def _seed(value: object) -> object:
-    # As text it passes through Vertex's doubles whole.
+def _parse_seed(value: object) -> object:
+    # As a string it is exact: Vertex AI passes numbers on as doubles.
     return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else value
 
 
 _ALIASES = {"text": "prompt"} | {
     known.vertex: name for name, known in FIELDS.items() if known.vertex
 }
-"""What Google's own container calls fields that t2i calls otherwise."""
+"""Field names of Google's own container, to t2i's names."""
 
 
 @with_request_fields({alias: name for alias, name in _ALIASES.items()} | {n: n for n in FIELDS})
 class Instance(StrictModel):
     """One image as it is asked for, by t2i's names or those of Google's own container."""
 
-    seed: Annotated[int | None, BeforeValidator(_seed)] = None
+    seed: Annotated[int | None, BeforeValidator(_parse_seed)] = None
     format: ImageFormat | None = None
 
 
@@ -56,12 +56,12 @@ class PredictionsBody(StrictModel):
 
 
 def google_error(error: T2IError, status: int) -> dict[str, object]:
-    """An error as Google's services have it, with t2i's own inside."""
+    """An error object as Google's APIs have it, with t2i's inside."""
     return {"error": {"code": status, "message": error.message, "t2i": error.to_json()}}
 
 
 def vertex_router(engine: Engine, options: ServerOptions) -> APIRouter:
-    """The two routes that Vertex named."""
+    """The health and prediction routes that Vertex AI configures."""
     container = options.container
     api = APIRouter(tags=["vertex"])
     if container is None:
@@ -78,11 +78,11 @@ def vertex_router(engine: Engine, options: ServerOptions) -> APIRouter:
 
         Where some of several fail, theirs are `{"error": …}`; where all do, so is the answer.
         """
-        asked, formats = _asked(body)
+        unresolved, formats = _parse_body(body)
         lenient = body.parameters is not None and body.parameters.lenient
         notes: list[Notice] = []
         requests = await engine.resolve_requests(
-            asked, counted="instances", lenient=lenient, on_note=notes.append
+            unresolved, counted="instances", lenient=lenient, on_note=notes.append
         )
         job = engine.submit(requests, steps=False, notes=notes)
         outcomes: dict[int, GeneratedImage | Failure] = {}
@@ -90,33 +90,33 @@ def vertex_router(engine: Engine, options: ServerOptions) -> APIRouter:
             async for message in job:
                 if isinstance(message, GeneratedImage | Failure):
                     outcomes[message.index] = message
-        ordered = [outcomes[index] for index in range(len(asked))]
+        ordered = [outcomes[index] for index in range(len(unresolved))]
         failures = [outcome for outcome in ordered if isinstance(outcome, Failure)]
         if len(failures) == len(ordered):
             raise failures[0].error
         pairs = zip(ordered, formats, strict=True)
-        told = await asyncio.gather(*(_prediction(job, *pair) for pair in pairs))
+        predictions = await asyncio.gather(*(_prediction(job, *pair) for pair in pairs))
         return responses.json_response(
-            responses.RawJson(f'{{"predictions": {responses.json_array(told).text}}}')
+            responses.RawJson(f'{{"predictions": {responses.json_array(predictions).text}}}')
         )
 
     return api
 
 
-def _asked(body: PredictionsBody) -> tuple[list[GenerateRequest], list[ImageFormat]]:
-    """The requests, and the format of each one's image; raises InputError on bad values."""
-    shared = {"format": "jpeg"} | _given(body.parameters)
+def _parse_body(body: PredictionsBody) -> tuple[list[GenerateRequest], list[ImageFormat]]:
+    """The requests and the image format of each. Raises InputError on bad values."""
+    shared = {"format": "jpeg"} | _fields_set(body.parameters)
     shared.pop("lenient", None)
-    each = [shared | _given(instance) for instance in body.instances]
-    formats = [values.pop("format") for values in each]
-    if any("prompt" not in values for values in each):
+    all_fields = [shared | _fields_set(instance) for instance in body.instances]
+    formats = [values.pop("format") for values in all_fields]
+    if any("prompt" not in values for values in all_fields):
         raise InputError("An instance has no prompt.", field="prompt")
-    return [build_request(parse_fields(values)) for values in each], formats
+    return [build_request(parse_fields(values)) for values in all_fields], formats
 
 
-def _given(asked: Instance | None) -> dict[str, Any]:
-    """What is set, by t2i's names; raises InputError where two names tell different things."""
-    values = asked.model_dump(exclude_none=True) if asked else {}
+def _fields_set(instance: Instance | None) -> dict[str, Any]:
+    """The fields that are set, by t2i's names. Raises InputError if two names differ in value."""
+    values = instance.model_dump(exclude_none=True) if instance else {}
     for alias, name in _ALIASES.items():
         if alias in values:
             value = values.pop(alias)

@@ -1,4 +1,4 @@
-"""The page for people at `/`, and the files it is made of."""
+"""The web page at `/`, and its static files."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "script-src 'self'",
         "style-src 'self'",
         "connect-src 'self'",
-        "img-src 'self' blob: data:",  # finished pictures, and previews
+        "img-src 'self' blob: data:",  # images, and previews
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
@@ -26,7 +26,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
     )
 )
 
-_INPUTS = "<!-- the table of fields: an input for each -->"
+_INPUTS_PLACEHOLDER = "<!-- inputs of the request fields -->"
 _TYPES = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
@@ -37,46 +37,46 @@ class _File(NamedTuple):
 
 @cache
 def _files() -> dict[str, _File]:
-    """The page's files by name; what a request names is looked up here and nowhere else."""
-    found = {
+    """The page's files by name; requests are looked up here only, never in the file system."""
+    files = {
         entry.name: entry.read_bytes()
         for entry in resources.files(__package__).iterdir()
         if entry.name.rpartition(".")[2] in _TYPES
     }
-    found["index.html"] = _with_fields(found["index.html"].decode()).encode()
-    return {name: _file(name, content) for name, content in found.items()}
+    files["index.html"] = _render_fields(files["index.html"].decode()).encode()
+    return {name: _file(name, content) for name, content in files.items()}
 
 
-def _with_fields(page: str) -> str:
-    """The page with the inputs of the fields, and with the names of those told of a picture."""
+def _render_fields(page: str) -> str:
+    """The page with inputs for the request fields, and the labels of those shown of an image."""
     inputs = [_input(known) for known in FIELDS.values() if known.on_page]
-    # Its size is told from the picture itself.
-    told = (
+    # The size shown is that of the image itself.
+    shown = (
         "seed",
         *(n for n in DISPLAY_FIELDS if n != "seed" and FIELDS[n].dialects.get("t2i") != SIZE),
     )
-    names = escape(json.dumps({name: FIELDS[name].label for name in told}))
-    page = page.replace(_INPUTS, "\n              ".join(inputs))
+    names = escape(json.dumps({name: FIELDS[name].label for name in shown}))
+    page = page.replace(_INPUTS_PLACEHOLDER, "\n              ".join(inputs))
     return page.replace('data-names="{}"', f'data-names="{names}"')
 
 
 def _input(known: RequestField) -> str:
-    """A field's label and input. Sizes and lists are completed from what the model takes."""
-    marks: dict[str, object] = {"name": known.name, "placeholder": known.placeholder}
-    marks["data-needs"] = known.needs
+    """A field's label and input as HTML; page.js adds the model's limits and choices."""
+    attributes: dict[str, object] = {"name": known.name, "placeholder": known.placeholder}
+    attributes["data-needs"] = known.needs
     if known.kind is str and known.needs and not known.prose:
-        tag, end = "select", '<option value="">Model’s own</option></select>'
+        tag, closing = "select", '<option value="">Model’s own</option></select>'
     else:
-        tag, end = "input", ""
+        tag, closing = "input", ""
     if known.kind in (int, float):
-        whole = known.kind is int
-        marks |= {"type": "number", "inputmode": "numeric" if whole else "decimal"}
-        marks |= {"min": known.low, "max": known.high, "step": None if whole else "any"}
+        integer = known.kind is int
+        attributes |= {"type": "number", "inputmode": "numeric" if integer else "decimal"}
+        attributes |= {"min": known.low, "max": known.high, "step": None if integer else "any"}
     if known.model_default:
-        marks["data-default"] = ""
-    told = " ".join(f'{name}="{escape(str(v))}"' for name, v in marks.items() if v is not None)
-    wide = ' class="wide"' if known.prose else ""
-    return f"<label{wide}>{escape(known.label)} <{tag} {told}>{end}</label>"
+        attributes["data-default"] = ""
+    html = " ".join(f'{name}="{escape(str(v))}"' for name, v in attributes.items() if v is not None)
+    css_class = ' class="wide"' if known.prose else ""
+    return f"<label{css_class}>{escape(known.label)} <{tag} {html}>{closing}</label>"
 
 
 def _file(name: str, content: bytes) -> _File:
@@ -84,7 +84,7 @@ def _file(name: str, content: bytes) -> _File:
         "Content-Type": f"{_TYPES[name.rpartition('.')[2]]}; charset=utf-8",
         "Content-Security-Policy": CONTENT_SECURITY_POLICY,
         "Cross-Origin-Resource-Policy": "same-origin",
-        # Kept, but asked about each time: another version of t2i has other files.
+        # Cached, but revalidated each time: another version of t2i has other files.
         "Cache-Control": "no-cache",
         "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
     }
@@ -92,21 +92,21 @@ def _file(name: str, content: bytes) -> _File:
 
 
 def page_router() -> APIRouter:
-    """Serves `/` and `/static/…`; they hold nothing secret and need no key."""
+    """GET `/` and `/static/NAME`; they contain no secrets and need no API key."""
     routes = APIRouter(include_in_schema=False)
 
     @routes.api_route("/", methods=["GET", "HEAD"])
     def page(request: Request) -> Response:
-        return _answer("index.html", request)
+        return _file_response("index.html", request)
 
     @routes.api_route("/static/{name}", methods=["GET", "HEAD"])
     def static(name: str, request: Request) -> Response:
-        return _answer(name, request)
+        return _file_response(name, request)
 
     return routes
 
 
-def _answer(name: str, request: Request) -> Response:
+def _file_response(name: str, request: Request) -> Response:
     file = _files().get(name)
     if file is None:
         raise HTTPException(404)

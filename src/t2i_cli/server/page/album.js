@@ -1,32 +1,32 @@
-// The pictures of this session, newest first, kept in IndexedDB so that a reload finds them.
-// A session is a tab's: its name lies in sessionStorage. What closed tabs left goes after a day.
+// The images of this session, newest first, stored in IndexedDB so that they survive a reload.
+// A session is a browser tab: its id is in sessionStorage. Those of closed tabs expire in a day.
 
-const MOST = 60;
-const MOST_BYTES = 256 * 2 ** 20;
-const DAY = 24 * 60 * 60 * 1000;
-const SESSION = "t2i-session";
+const MAX_PICTURES = 60;
+const MAX_BYTES = 256 * 2 ** 20;
+const MAX_AGE_MS = 24 * 60 * 60 * 1000;
+const SESSION_KEY = "t2i-session";
 
-/** Where the browser gives no IndexedDB, the pictures last until the page is left. */
+/** Without IndexedDB the images last until the page is closed. */
 export class Album {
-  /** `onDrop(picture)` is told of each one that goes. */
+  /** `onDrop(picture)` is called for each image that is removed. */
   constructor(onDrop) {
     this.pictures = [];
     this.onDrop = onDrop;
-    this.session = sessionStorage.getItem(SESSION);
+    this.session = sessionStorage.getItem(SESSION_KEY);
     if (!this.session) {
       this.session = [...crypto.getRandomValues(new Uint32Array(3))].join("-");
-      sessionStorage.setItem(SESSION, this.session);
+      sessionStorage.setItem(SESSION_KEY, this.session);
     }
   }
 
-  /** Read what a page before this one kept; whether the browser keeps pictures at all. */
+  /** Load the session's stored images; resolves to whether the browser can store any. */
   async open() {
     try {
-      this.store = await opened();
-      const kept = await asked(this.#images("readonly").getAll());
-      const old = Date.now() - DAY;
-      for (const record of kept) {
-        if (record.session === this.session) this.pictures.unshift(shown(record));
+      this.store = await openDatabase();
+      const records = await toPromise(this.#images("readonly").getAll());
+      const old = Date.now() - MAX_AGE_MS;
+      for (const record of records) {
+        if (record.session === this.session) this.pictures.unshift(withUrl(record));
         else if (record.made < old) this.#images("readwrite").delete(record.id);
       }
       return true;
@@ -35,18 +35,20 @@ export class Album {
     }
   }
 
-  /** Keep a picture, and let go of the oldest where there are too many. */
+  /** Store an image; remove the oldest ones beyond the limits. */
   async add(picture) {
     const record = { ...picture, session: this.session, made: Date.now() };
-    const added = shown(record);
+    const added = withUrl(record);
     this.pictures.unshift(added);
     let bytes = 0;
     for (const [n, old] of [...this.pictures].entries()) {
       bytes += old.blob.size;
-      if (n > 0 && (n >= MOST || bytes > MOST_BYTES)) this.remove(old);
+      if (n > 0 && (n >= MAX_PICTURES || bytes > MAX_BYTES)) this.remove(old);
     }
-    // The quota may be spent: the picture is shown all the same.
-    if (this.store) added.id = await asked(this.#images("readwrite").add(record)).catch(() => null);
+    // The storage quota may be exceeded: the image is shown all the same.
+    if (this.store) {
+      added.id = await toPromise(this.#images("readwrite").add(record)).catch(() => null);
+    }
     return added;
   }
 
@@ -62,18 +64,18 @@ export class Album {
   }
 }
 
-function shown(record) {
+function withUrl(record) {
   return { ...record, url: URL.createObjectURL(record.blob) };
 }
 
-function opened() {
+function openDatabase() {
   const request = indexedDB.open("t2i", 1);
   request.onupgradeneeded = () =>
     request.result.createObjectStore("images", { keyPath: "id", autoIncrement: true });
-  return asked(request);
+  return toPromise(request);
 }
 
-function asked(request) {
+function toPromise(request) {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);

@@ -1,8 +1,8 @@
-// What the page says to the server: t2i's own dialect, as docs/serve.md describes it.
+// HTTP calls to the server in the t2i dialect, as docs/serve.md describes it.
 
-const KEY = "t2i-key";
+const KEY_ITEM = "t2i-key";
 
-/** An error as the server tells it: a sentence, what to do next, and the field at fault. */
+/** An error of the server: message, hint, and the invalid field. */
 export class Problem extends Error {
   constructor({ message, hint = "", field = null }) {
     super(message);
@@ -12,38 +12,38 @@ export class Problem extends Error {
 }
 
 /**
- * Fetch a path with the key, where there is one.
- * `askKey(refused)` resolves to a key, or to null; it is asked as long as the server answers 401.
+ * Fetch a path, with the API key if there is one. Throws a Problem.
+ * `askKey(refused)` resolves to a key or null; it is called again while the server responds 401.
  */
 export async function call(path, options, askKey) {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = sessionStorage.getItem(KEY_ITEM);
     const headers = { "Content-Type": "application/json" };
     if (key) headers.Authorization = `Bearer ${key}`;
-    const response = await reach(() => fetch(path, { ...options, headers }));
+    const response = await withNetworkErrors(() => fetch(path, { ...options, headers }));
     if (response.ok) return response;
-    const problem = await told(response);
+    const problem = await readProblem(response);
     if (response.status !== 401) throw problem;
-    const given = await askKey(key !== null);
-    if (!given) {
+    const newKey = await askKey(key !== null);
+    if (!newKey) {
       throw new Problem({ message: problem.message, hint: "Generate asks for it again." });
     }
-    sessionStorage.setItem(KEY, given);
+    sessionStorage.setItem(KEY_ITEM, newKey);
   }
 }
 
-/** The server-sent events of an answer, each as its name and its data, read from JSON. */
+/** The server-sent events of a response, each with its name and its parsed JSON data. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let begun = "";
+  let partialLine = "";
   let name = "";
   let data = "";
   for (;;) {
-    const { done, value } = await reach(() => reader.read());
+    const { done, value } = await withNetworkErrors(() => reader.read());
     if (done) return;
     const lines = value.split("\n");
-    lines[0] = begun + lines[0];
-    begun = lines.pop();
+    lines[0] = partialLine + lines[0];
+    partialLine = lines.pop();
     for (const line of lines.map((text) => text.replace(/\r$/, ""))) {
       if (line.startsWith("event:")) name = line.slice(6).trim();
       else if (line.startsWith("data:")) data += `${line.slice(5)}\n`;
@@ -55,7 +55,7 @@ export async function* events(response) {
   }
 }
 
-async function reach(work) {
+async function withNetworkErrors(work) {
   try {
     return await work();
   } catch (error) {
@@ -67,8 +67,8 @@ async function reach(work) {
   }
 }
 
-/** The problem in an answer; a proxy's own error pages are not JSON. */
-async function told(response) {
+/** The Problem in an error response; error pages of proxies are not JSON. */
+async function readProblem(response) {
   const body = await response.json().catch(() => null);
   return new Problem(body?.error ?? { message: `The server answered ${response.status}.` });
 }

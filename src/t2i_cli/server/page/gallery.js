@@ -1,63 +1,63 @@
-// The session's pictures as tiles, newest first, with places for those on their way.
+// The session's images as tiles, newest first, with placeholders for those in progress.
 
 import { Album } from "./album.js";
-import { say } from "./notices.js";
+import { announce } from "./notices.js";
 import { Viewer } from "./viewer.js";
 
-const ASKED = 5000;
+const CONFIRM_MS = 5000;
 
 const $ = (id) => document.getElementById(id);
 
 export class Gallery {
-  /** `again(picture)` takes a picture's settings into the form. */
-  constructor(again) {
+  /** `reuse(picture)` puts an image's settings into the form. */
+  constructor(reuse) {
     this.tiles = new Map();
     this.album = new Album((picture) => {
       this.tiles.get(picture)?.remove();
       this.tiles.delete(picture);
-      this.#tidy();
+      this.#update();
     });
-    this.viewer = new Viewer(this.album, { again, focus: (picture) => this.#focus(picture) });
+    this.viewer = new Viewer(this.album, { reuse, focus: (picture) => this.#focus(picture) });
     $("clear").addEventListener("click", ({ detail }) => {
-      // The second half of a double click is no answer.
+      // The second click of a double click does not confirm.
       if (detail > 1) return;
-      if (this.asked) this.#clear();
-      else this.#ask(true);
+      if (this.confirmTimer) this.#clear();
+      else this.#setConfirming(true);
     });
-    $("clear").addEventListener("blur", () => this.#ask(false));
+    $("clear").addEventListener("blur", () => this.#setConfirming(false));
   }
 
-  /** Show what a page before this one kept; whether the browser keeps pictures at all. */
+  /** Show the stored images; resolves to whether the browser can store any. */
   async open() {
-    const kept = await this.album.open();
+    const stored = await this.album.open();
     $("gallery").append(...this.album.pictures.map((picture) => this.#tile(picture)));
-    this.#tidy();
-    return kept;
+    this.#update();
+    return stored;
   }
 
-  /** Places for so many pictures on their way. */
+  /** Add `count` placeholders. */
   reserve(count) {
-    const made = Array.from({ length: count }, () => copy("pending"));
-    $("gallery").prepend(...made);
-    this.#tidy();
-    return made;
+    const added = Array.from({ length: count }, () => cloneTemplate("pending"));
+    $("gallery").prepend(...added);
+    this.#update();
+    return added;
   }
 
-  /** Put a finished picture into its place, and keep it. */
-  async settle(place, made) {
-    const picture = await this.album.add(made);
-    place.replaceWith(this.#tile(picture));
-    this.#tidy();
+  /** Replace a placeholder by a finished image, and store it. */
+  async settle(placeholder, image) {
+    const picture = await this.album.add(image);
+    placeholder.replaceWith(this.#tile(picture));
+    this.#update();
   }
 
-  /** Take back places that got no picture. */
-  release(...places) {
-    for (const place of places) place.remove();
-    this.#tidy();
+  /** Remove placeholders that got no image. */
+  release(...placeholders) {
+    for (const placeholder of placeholders) placeholder.remove();
+    this.#update();
   }
 
   #tile(picture) {
-    const item = copy("tile");
+    const item = cloneTemplate("tile");
     const button = item.firstElementChild;
     const [image, caption, detail] = button.children;
     const { prompt, seed } = picture.request;
@@ -70,34 +70,34 @@ export class Gallery {
     return item;
   }
 
-  /** Have the button ask whether all may go, for some seconds: nothing brings them back. */
-  #ask(asked) {
+  /** Have the button ask for confirmation, for CONFIRM_MS: the removal cannot be undone. */
+  #setConfirming(confirming) {
     const count = this.album.pictures.length;
     const images = count === 1 ? "1 image" : `${count} images`;
-    clearTimeout(this.asked);
-    this.asked = asked && setTimeout(() => this.#ask(false), ASKED);
-    $("clear").textContent = asked ? `Remove ${images}?` : "Remove all";
-    $("clear").classList.toggle("grave", asked);
-    if (asked) say(`Press again to remove ${images}.`);
+    clearTimeout(this.confirmTimer);
+    this.confirmTimer = confirming && setTimeout(() => this.#setConfirming(false), CONFIRM_MS);
+    $("clear").textContent = confirming ? `Remove ${images}?` : "Remove all";
+    $("clear").classList.toggle("grave", confirming);
+    if (confirming) announce(`Press again to remove ${images}.`);
   }
 
   #clear() {
     for (const picture of [...this.album.pictures]) this.album.remove(picture);
     $("prompt").focus();
-    say("All images are removed.");
+    announce("All images are removed.");
   }
 
   #focus(picture) {
     (this.tiles.get(picture)?.firstElementChild ?? $("prompt")).focus();
   }
 
-  #tidy() {
+  #update() {
     $("empty").hidden = $("gallery").childElementCount > 0;
     $("clear").hidden = this.album.pictures.length === 0;
-    this.#ask(false);
+    this.#setConfirming(false);
   }
 }
 
-function copy(template) {
+function cloneTemplate(template) {
   return $(template).content.firstElementChild.cloneNode(true);
 }

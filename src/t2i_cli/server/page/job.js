@@ -1,31 +1,31 @@
-// One job as it shows on the page: its progress, its previews, its pictures, its errors.
+// One job on the page: its progress, previews, images and errors.
 
 import { Problem } from "./api.js";
-import { complain, note, say } from "./notices.js";
+import { announce, showNote, showProblems } from "./notices.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** Its methods in the second half are named and called as the server's events are. */
+/** The methods from `accepted` to `done` handle the server's events of the same names. */
 export class Job {
   constructor(count, gallery) {
     this.count = count;
     this.gallery = gallery;
-    this.places = gallery.reserve(count);
-    this.shares = this.places.map(() => 0);
+    this.placeholders = gallery.reserve(count);
+    this.fractions = this.placeholders.map(() => 0);
     this.made = this.quarter = 0;
     this.problems = [];
     this.ended = false;
     $("run").hidden = false;
     $("progress").removeAttribute("value");
-    this.#tell("Asking the server");
-    say(count > 1 ? `Generating ${count} images.` : "Generating.");
+    this.#setState("Asking the server");
+    announce(count > 1 ? `Generating ${count} images.` : "Generating.");
   }
 
   hear({ name, data }) {
-    return HEARD.includes(name) && this[name](data);
+    return EVENT_NAMES.includes(name) && this[name](data);
   }
 
-  /** Say how it went; an answer that ends without `done` was cut off. */
+  /** Report the result. Throws a Problem if the response ended without the event `done`. */
   finish() {
     if (!this.ended) {
       throw new Problem({
@@ -33,93 +33,93 @@ export class Job {
         hint: "See whether t2i serve is still running, then generate again.",
       });
     }
-    if (this.problems.length) complain(...this.problems);
-    else say(this.count > 1 ? `All ${this.count} images are ready.` : "The image is ready.");
+    if (this.problems.length) showProblems(...this.problems);
+    else announce(this.count > 1 ? `All ${this.count} images are ready.` : "The image is ready.");
   }
 
-  /** Leave the page as it is between jobs. */
+  /** Hide the progress, and remove placeholders that are left. */
   clear() {
-    this.gallery.release(...this.places);
+    this.gallery.release(...this.placeholders);
     if ($("run").contains(document.activeElement)) $("prompt").focus();
     $("run").hidden = true;
     document.title = "t2i";
   }
 
   accepted({ waiting }) {
-    this.#tell(waiting ? `Waiting, ${waiting} ahead` : "Starting");
+    this.#setState(waiting ? `Waiting, ${waiting} ahead` : "Starting");
   }
 
   downloading({ model, done, total }) {
-    this.#tell(`Downloading ${model}, ${percent(done / total)}`);
+    this.#setState(`Downloading ${model}, ${percent(done / total)}`);
   }
 
   loading({ model, device }) {
-    this.#tell(`Loading ${model} on ${device}`);
+    this.#setState(`Loading ${model} on ${device}`);
   }
 
   sent() {
-    this.#tell("Waiting for the model’s server");
+    this.#setState("Waiting for the model’s server");
   }
 
   note({ message }) {
-    note(message);
+    showNote(message);
   }
 
   measure({ name, reason }) {
-    note(`${reason}: ${name}`);
+    showNote(`${reason}: ${name}`);
   }
 
   step({ indices, step, steps }) {
-    for (const index of indices) this.shares[index] = step / steps;
+    for (const index of indices) this.fractions[index] = step / steps;
     const ready = this.count > 1 ? ` · ${this.made} of ${this.count} ready` : "";
-    this.#tell(`Step ${step} of ${steps}${ready}`);
-    this.#advance();
+    this.#setState(`Step ${step} of ${steps}${ready}`);
+    this.#updateProgress();
   }
 
   preview({ index, image }) {
-    this.places[index].firstElementChild.src = image;
-    this.places[index].classList.add("begun");
+    this.placeholders[index].firstElementChild.src = image;
+    this.placeholders[index].classList.add("begun");
   }
 
   async image({ index, image, format, ...made }) {
     const bytes = Uint8Array.from(atob(image), (sign) => sign.charCodeAt(0));
     const blob = new Blob([bytes], { type: `image/${format}` });
-    await this.gallery.settle(this.places[index], { ...made, format, blob });
-    this.shares[index] = 1;
+    await this.gallery.settle(this.placeholders[index], { ...made, format, blob });
+    this.fractions[index] = 1;
     this.made += 1;
-    this.#advance();
-    if (this.made < this.count) say(`${this.made} of ${this.count} images ready.`);
+    this.#updateProgress();
+    if (this.made < this.count) announce(`${this.made} of ${this.count} images ready.`);
   }
 
   failure({ index, error }) {
     const which = this.count > 1 ? `Image ${index + 1}: ` : "";
     this.problems.push(new Problem({ ...error, message: which + error.message }));
-    this.gallery.release(this.places[index]);
+    this.gallery.release(this.placeholders[index]);
   }
 
   done() {
     this.ended = true;
   }
 
-  #tell(state) {
+  #setState(state) {
     $("state").textContent = state;
   }
 
-  #advance() {
-    const share = this.shares.reduce((sum, one) => sum + one, 0) / this.count;
-    const quarter = Math.floor(share * 4);
-    $("progress").value = share;
-    document.title = `${percent(share)} · t2i`;
-    if (quarter > this.quarter && share < 1) say(percent(quarter / 4));
+  #updateProgress() {
+    const fraction = this.fractions.reduce((sum, value) => sum + value, 0) / this.count;
+    const quarter = Math.floor(fraction * 4);
+    $("progress").value = fraction;
+    document.title = `${percent(fraction)} · t2i`;
+    if (quarter > this.quarter && fraction < 1) announce(percent(quarter / 4));
     this.quarter = quarter;
   }
 }
 
-const HEARD = [
+const EVENT_NAMES = [
   ...["accepted", "downloading", "loading", "sent", "note", "measure"],
   ...["step", "preview", "image", "failure", "done"],
 ];
 
-function percent(share) {
-  return `${Math.floor(share * 100)} %`;
+function percent(fraction) {
+  return `${Math.floor(fraction * 100)} %`;
 }

@@ -1,21 +1,21 @@
-// What the page says: aloud to screen readers, as notes, as errors, and when it needs a key.
+// Screen reader announcements, notes, errors, and the API key dialog.
 
 const $ = (id) => document.getElementById(id);
 
-/** Have a screen reader say a sentence; what is seen says it otherwise. */
-export function say(sentence) {
+/** Have screen readers announce a sentence; it is not visible. */
+export function announce(sentence) {
   $("live").textContent = sentence;
 }
 
-export function note(sentence) {
+export function showNote(sentence) {
   $("notes").append(paragraph(sentence));
 }
 
-/** Show errors with their hints, and go to the field at fault. */
-export function complain(...problems) {
+/** Show errors with their hints, and focus the invalid field. */
+export function showProblems(...problems) {
   for (const { message, hint, field: name } of problems) {
     $("problem").append(paragraph(message), ...(hint ? [paragraph(hint, "hint")] : []));
-    // A field of a job's request is told as requests.0.steps, or as steps alone.
+    // The server names a field requests.0.steps, or steps alone.
     const field = name && $("form").elements[name.split(".").pop()];
     if (!field) continue;
     field.ariaInvalid = "true";
@@ -24,20 +24,20 @@ export function complain(...problems) {
   }
 }
 
-/** Take errors and notes away. */
-export function hush() {
+/** Remove errors and notes. */
+export function clearNotices() {
   $("problem").replaceChildren();
   $("notes").replaceChildren();
   for (const field of $("form").elements) field.ariaInvalid = null;
 }
 
-/** Unfold what hides a field. */
+/** Open the <details> element that hides a field. */
 export function reveal(field) {
-  const fold = field.closest("details");
-  if (fold) fold.open = true;
+  const details = field.closest("details");
+  if (details) details.open = true;
 }
 
-/** Ask for the API key; resolves to null if the person has none. */
+/** Ask for the API key; resolves to null if the dialog is dismissed. */
 export function askKey(refused) {
   const dialog = $("access");
   $("access-title").textContent = refused ? "That key was refused" : "This server asks for a key";
@@ -45,14 +45,14 @@ export function askKey(refused) {
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    const answer = () => resolve(dialog.returnValue === "use" ? $("key").value : null);
-    dialog.addEventListener("close", answer, { once: true });
+    const onClose = () => resolve(dialog.returnValue === "use" ? $("key").value : null);
+    dialog.addEventListener("close", onClose, { once: true });
   });
 }
 
 function paragraph(text, kind = "") {
-  const made = document.createElement("p");
-  made.textContent = text;
-  made.className = kind;
-  return made;
+  const element = document.createElement("p");
+  element.textContent = text;
+  element.className = kind;
+  return element;
 }

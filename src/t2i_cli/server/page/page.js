@@ -1,9 +1,9 @@
-// The form, made from what the model takes, and the job that it starts.
+// The form, adapted to the model, and the job that it starts.
 
 import { call, events } from "./api.js";
 import { Gallery } from "./gallery.js";
 import { Job } from "./job.js";
-import { askKey, complain, hush, note, reveal, say } from "./notices.js";
+import { announce, askKey, clearNotices, reveal, showNote, showProblems } from "./notices.js";
 
 const PREVIEWS = 12;
 const DRAFT = "t2i-draft";
@@ -13,38 +13,38 @@ const form = $("form");
 const fields = form.elements;
 const named = [...fields].filter((field) => field.name);
 const settings = named.filter((field) => field.closest("details"));
-const gallery = new Gallery(again);
+const gallery = new Gallery(reuseSettings);
 
 let connecting = null;
 let model = null;
 let running = null;
 
-/** Ask which model this is, and offer what it can honour; again only if that failed. */
+/** Load the model's description once, again after a failure, and adapt the form to it. */
 function connect() {
-  connecting ??= meet();
+  connecting ??= loadModel();
   return connecting;
 }
 
-async function meet() {
-  hush();
-  // A server that still fetches its model answers once it is there.
+async function loadModel() {
+  clearNotices();
+  // A server that is still downloading its model responds once that is done.
   $("model").textContent = "Loading the model…";
-  say("Loading the model.");
+  announce("Loading the model.");
   try {
     model = await (await call("t2i/v1/model", {}, askKey)).json();
   } catch (error) {
     connecting = null;
     $("model").textContent = "";
-    hush();
-    complain(error);
+    clearNotices();
+    showProblems(error);
     return;
   }
-  say(`The model is ${model.name}.`);
-  offer();
-  restore();
+  announce(`The model is ${model.name}.`);
+  applyModel();
+  restoreDraft();
 }
 
-function offer() {
+function applyModel() {
   $("model").textContent = model.name;
   for (const field of settings.filter((field) => "default" in field.dataset)) {
     field.placeholder = model[field.name] ?? "Model’s own";
@@ -57,22 +57,25 @@ function offer() {
   }
   const refused = new Set(model.refuses);
   for (const field of settings) {
-    const { needs } = field.dataset; // what the model must have for it, or the values to choose from
-    const found = needs ? [model[needs] || []].flat() : [true];
-    if (!found.length) refused.add(field.name);
-    if (field.type === "select-one" && needs) for (const name of found) field.add(new Option(name));
+    // The property of the model that the field needs: a flag, or a list of choices.
+    const { needs } = field.dataset;
+    const choices = needs ? [model[needs] || []].flat() : [true];
+    if (!choices.length) refused.add(field.name);
+    if (field.type === "select-one" && needs) {
+      for (const name of choices) field.add(new Option(name));
+    }
     field.disabled = field.closest("label").hidden = refused.has(field.name);
   }
   $("settings").hidden = false;
 }
 
-/** The requests that the form stands for; several count up from a seed that is set. */
-function wishes() {
+/** The body of a generate request; several images count up from a seed that is set. */
+function readForm() {
   const filled = named.filter((field) => !field.disabled && field.value !== "");
   const values = Object.fromEntries(filled.map((field) => [field.name, read(field)]));
-  const { count = 1, format, ...wish } = values;
+  const { count = 1, format, ...request } = values;
   const requests = Array.from({ length: count }, (_, n) =>
-    "seed" in wish ? { ...wish, seed: wish.seed + n } : wish,
+    "seed" in request ? { ...request, seed: request.seed + n } : request,
   );
   return { requests, format, previews: PREVIEWS };
 }
@@ -82,29 +85,29 @@ function read(field) {
 }
 
 async function generate() {
-  if (running) return say("Still generating; Cancel ends it.");
+  if (running) return announce("Still generating; Cancel ends it.");
   if (!model) {
-    const met = connect();
-    hush();
-    note("It begins as soon as the model is loaded.");
-    await met;
-    // Enter may have been pressed again meanwhile: one job is meant.
+    const loading = connect();
+    clearNotices();
+    showNote("It begins as soon as the model is loaded.");
+    await loading;
+    // Enter may have been pressed again meanwhile: start one job only.
     if (running || !model) return;
   }
-  hush();
+  clearNotices();
   if (!form.reportValidity()) return;
   running = new AbortController();
   $("generate").ariaDisabled = "true";
-  const wish = wishes();
-  const job = new Job(wish.requests.length, gallery);
+  const body = readForm();
+  const job = new Job(body.requests.length, gallery);
   try {
-    const options = { method: "POST", body: JSON.stringify(wish), signal: running.signal };
+    const options = { method: "POST", body: JSON.stringify(body), signal: running.signal };
     const response = await call("t2i/v1/generate", options, askKey);
     for await (const event of events(response)) await job.hear(event);
     job.finish();
   } catch (error) {
-    if (error.name === "AbortError") say("Cancelled.");
-    else complain(error);
+    if (error.name === "AbortError") announce("Cancelled.");
+    else showProblems(error);
   } finally {
     job.clear();
     $("generate").ariaDisabled = "false";
@@ -112,20 +115,20 @@ async function generate() {
   }
 }
 
-/** Put a picture's own settings into the form, where they are not the model's anyway. */
-function again({ request }) {
+/** Put an image's settings into the form, but for those equal to the model's defaults. */
+function reuseSettings({ request }) {
   for (const field of settings) field.value = "";
   for (const [name, value] of Object.entries(request)) {
     if (fields[name] && value !== model?.[name]) fields[name].value = value ?? "";
   }
   $("settings").open = true;
-  edited();
+  onEdited();
   fields.prompt.focus();
-  say("Its prompt, seed and settings are in the form.");
+  announce("Its prompt, seed and settings are in the form.");
 }
 
-/** Say beside the fold what is set in it, and keep the form for a reload. */
-function edited() {
+/** Show the set fields beside the summary, and store the form for a reload. */
+function onEdited() {
   const set = settings.filter((field) => !field.disabled && field.value);
   $("chosen").textContent = set.map((field) => `${label(field)} ${field.value}`).join(" · ");
   const values = named.map((field) => [field.name, field.value]);
@@ -136,17 +139,17 @@ function label(field) {
   return field.labels[0].firstChild.data.trim().toLowerCase();
 }
 
-function restore() {
+function restoreDraft() {
   const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "{}");
   for (const field of named) field.value ||= draft[field.name] ?? "";
-  edited();
+  onEdited();
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   generate();
 });
-form.addEventListener("input", edited);
+form.addEventListener("input", onEdited);
 form.addEventListener("invalid", (event) => reveal(event.target), { capture: true });
 fields.prompt.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -155,10 +158,10 @@ fields.prompt.addEventListener("keydown", (event) => {
 });
 $("defaults").addEventListener("click", () => {
   for (const field of settings) field.value = "";
-  edited();
+  onEdited();
 });
 $("cancel").addEventListener("click", () => running?.abort());
 
-const kept = await gallery.open();
+const stored = await gallery.open();
 await connect();
-if (!kept) note("This browser keeps no images: a reload loses them.");
+if (!stored) showNote("This browser keeps no images: a reload loses them.");

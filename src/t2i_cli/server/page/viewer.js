@@ -1,4 +1,4 @@
-// One picture in full size, and what can be done with it.
+// The dialog with one image in full size, its settings and actions.
 
 const EXTENSIONS = { png: "png", jpeg: "jpg", webp: "webp" };
 
@@ -6,12 +6,12 @@ const $ = (id) => document.getElementById(id);
 const dialog = $("viewer");
 const FACTS = JSON.parse($("facts").dataset.names);
 
-/** `focus(picture)` brings the focus back to its tile, `again(picture)` takes its settings. */
+/** `focus(picture)` focuses its tile, `reuse(picture)` puts its settings into the form. */
 export class Viewer {
-  constructor(album, { focus, again }) {
+  constructor(album, { focus, reuse }) {
     this.album = album;
-    $("previous").addEventListener("click", () => this.#turn(-1));
-    $("next").addEventListener("click", () => this.#turn(1));
+    $("previous").addEventListener("click", () => this.#move(-1));
+    $("next").addEventListener("click", () => this.#move(1));
     $("close").addEventListener("click", () => dialog.close());
     $("again").addEventListener("click", () => dialog.close("again"));
     $("zoom").addEventListener("click", () => this.#zoom($("zoom").ariaPressed !== "true"));
@@ -21,13 +21,13 @@ export class Viewer {
     );
     $("remove").addEventListener("click", () => this.#remove());
     dialog.addEventListener("close", () => {
-      const next = dialog.returnValue === "again" ? again : focus;
+      const next = dialog.returnValue === "again" ? reuse : focus;
       next(this.picture);
     });
     dialog.addEventListener("keydown", (event) => {
-      if (event.target === $("stage")) return; // its arrows scroll
-      if (event.key === "ArrowLeft") this.#turn(-1);
-      if (event.key === "ArrowRight") this.#turn(1);
+      if (event.target === $("stage")) return; // the arrow keys scroll it
+      if (event.key === "ArrowLeft") this.#move(-1);
+      if (event.key === "ArrowRight") this.#move(1);
     });
   }
 
@@ -44,7 +44,7 @@ export class Viewer {
     this.#zoom(false);
     image.src = url;
     image.alt = request.prompt;
-    // More than four screen pixels for one of the image's only blur it.
+    // Enlarge at most 4 times: more only blurs the image.
     image.style.maxWidth = `${picture.width * 4}px`;
     image.style.maxHeight = `${picture.height * 4}px`;
     $("shown-prompt").textContent = request.prompt;
@@ -57,17 +57,17 @@ export class Viewer {
     $("download").href = url;
     $("download").download = fileName(picture);
     $("deed").textContent = "";
-    const place = this.album.pictures.indexOf(picture);
-    $("previous").disabled = place <= 0;
-    $("next").disabled = place >= this.album.pictures.length - 1;
+    const position = this.album.pictures.indexOf(picture);
+    $("previous").disabled = position <= 0;
+    $("next").disabled = position >= this.album.pictures.length - 1;
   }
 
-  #turn(by) {
+  #move(by) {
     const picture = this.album.pictures[this.album.pictures.indexOf(this.picture) + by];
     if (!picture) return;
-    const used = document.activeElement;
+    const focused = document.activeElement;
     this.#show(picture);
-    if (used.disabled) $("close").focus(); // it would lose the focus
+    if (focused.disabled) $("close").focus(); // a disabled button loses the focus
   }
 
   #zoom(actual) {
@@ -78,30 +78,30 @@ export class Viewer {
 
   #remove() {
     const { pictures } = this.album;
-    const place = pictures.indexOf(this.picture);
-    const beside = pictures[place + 1] ?? pictures[place - 1];
+    const position = pictures.indexOf(this.picture);
+    const neighbour = pictures[position + 1] ?? pictures[position - 1];
     this.album.remove(this.picture);
-    if (beside) this.#show(beside);
+    if (neighbour) this.#show(neighbour);
     else dialog.close();
   }
 
   async #copy(what, text) {
-    const done = await copied(String(text));
+    const done = await copyText(String(text));
     $("deed").textContent = done ? `${what} copied.` : "The browser does not let the page copy.";
   }
 }
 
-/** What was asked for, as a line of a prompts file for `t2i batch` has it. */
+/** The request's set fields, as in a line of a JSONL prompts file for `t2i batch`. */
 function settings(request) {
   return Object.fromEntries(Object.entries(request).filter(([, value]) => value !== null));
 }
 
 function row([label, value]) {
   const term = document.createElement("dt");
-  const fact = document.createElement("dd");
+  const description = document.createElement("dd");
   term.textContent = label;
-  fact.textContent = value;
-  return [term, fact];
+  description.textContent = value;
+  return [term, description];
 }
 
 function fileName({ request, format }) {
@@ -110,17 +110,17 @@ function fileName({ request, format }) {
   return `${slug}-${request.seed}.${EXTENSIONS[format]}`;
 }
 
-/** Away from localhost, plain HTTP has no clipboard: a selection is copied there. */
-async function copied(text) {
+/** Copy text; without the clipboard API, as on plain HTTP, by selecting and execCommand. */
+async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
-  const carrier = document.createElement("textarea");
-  carrier.value = text;
-  carrier.className = "unseen";
+  const textarea = document.createElement("textarea");
+  textarea.value = text;
+  textarea.className = "unseen";
   const before = document.activeElement;
-  dialog.append(carrier);
-  carrier.select();
+  dialog.append(textarea);
+  textarea.select();
   const done = document.execCommand("copy");
-  carrier.remove();
+  textarea.remove();
   before.focus();
   return done;
 }
