@@ -23,7 +23,7 @@ DECLARED = """
             label="Rescale",
             low=0,
             high=1,
-            dialects=_by("guidance_rescale", "t2i"),
+            dialects=_named("guidance_rescale", "t2i"),
             servings=frozenset({"t2i"}),
             pipeline="guidance_rescale",
             infotext="CFG Rescale",
@@ -46,7 +46,7 @@ OF_RECORDS = """
             ),
             to_json=lambda value: [list(pair) for pair in value],
             digest=lambda value: [[open(name).read(), weight] for name, weight in value],
-            dialects=_by("inputs", "t2i"),
+            dialects=_named("inputs", "t2i"),
         )
     )
 """
@@ -162,10 +162,11 @@ def test_a_field_of_records_is_read_written_and_identified_by_content(
 ) -> None:
     extended = copied(tmp_path / "source", OF_RECORDS)
     code = (
-        "import json; from tests import made; from t2i_cli.prompts import entries\n"
+        "import json; from tests import factories; from t2i_cli.prompts import entries\n"
         "text = entries.parse_value('inputs', 'a.bin:0.5')\n"
         "rows = entries.check_value('inputs', [['a.bin', 0.5]])\n"
-        "one = made.request(inputs=text); before = one.identity(); key = hash(one.batch_key())\n"
+        "one = factories.request(inputs=text)\n"
+        "before = one.identity(); key = hash(one.batch_key())\n"
         "open('a.bin', 'w').write('other'); after = one.identity()\n"
         "from t2i_cli.server.schemas import ImageRequest\n"
         "body = ImageRequest(prompt='x', inputs=[['a.bin', 0.5]]).request()\n"
