@@ -388,7 +388,7 @@ def test_dry_run_tells_the_plan_and_leaves_nothing(batch: Batch) -> None:
 
 def test_model_is_pinned_at_the_first_run(batch: Batch) -> None:
     commits = iter(["c" * 40, "d" * 40])
-    hub = {"wishes": BatchOptions(defaults={"model": "sd15", "width": 64, "height": 64})}
+    hub = {"options": BatchOptions(defaults={"model": "sd15", "width": 64, "height": 64})}
     first, *_ = batch(
         commit=lambda model, asked: next(commits),
         selection=SelectionOptions(limit=6),
