@@ -117,8 +117,9 @@ def test_a_local_picture_loads_nothing_of_google(t2i_env: dict[str, str], tmp_pa
     script = (
         "import sys; from t2i_cli.cli.main import _run\n"
         "code = _run(['generate', 'a red star', '-m', 'postcard', '--steps', '1', '-o', 'a.png'])\n"
-        # An empty `google` alone: accelerate looks whether there is a google.colab.
-        "print(code, [n for n in sys.modules if n.startswith(('google.', 't2i_cli.vertex'))])"
+        # Namespace packages have no file: accelerate looks whether there is a google.colab.
+        "print(code, [name for name, module in sys.modules.items()"
+        " if name.startswith(('google.', 't2i_cli.vertex')) and getattr(module, '__file__', 0)])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
