@@ -94,10 +94,24 @@ def test_values_that_are_no_numbers_are_unknown_and_still_shown() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a photograph", "Canon: x, Lens: y, Shot: z", '{"prompt": "a", "seed": 1, "Steps": 2}'],
+    [
+        "",
+        "a photograph",
+        "Canon: x, Lens: y, Shot: z",
+        '{"prompt": "a", "seed": 1, "Steps": 2}',
+        "a\nSteps: 2, Seed: 1",
+        "a\nSteps: 2, Seed: 1, Seed: 2",
+    ],
 )
 def test_other_texts_are_not_taken_for_it(text: str) -> None:
     assert infotext.parse_infotext(text) is None
+
+
+@pytest.mark.parametrize("settings", ["Steps: 2, Size: 8x8, VAE: x", "Seed: 1, Size: 8x8, VAE: x"])
+def test_three_settings_are_enough(settings: str) -> None:
+    parsed = infotext.parse_infotext(f"a\n{settings}")
+    assert parsed and (parsed.request["prompt"], parsed.request["width"]) == ("a", 8)
+    assert len(parsed.parameters) == 3
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of CPU time")

@@ -217,6 +217,19 @@ def test_the_throttle_halves_and_recovers(monkeypatch: pytest.MonkeyPatch) -> No
     assert throttle.limit == 1
 
 
+def test_every_answer_opens_the_throttle_a_little() -> None:
+    throttle = Throttle(8)
+    throttle.slow_down()
+    rooms = []
+    for _ in range(4):
+        throttle.speed_up()
+        rooms.append(throttle.room)
+    # As many answers as there are calls in flight make room for one more.
+    assert rooms == [4, 4, 4, 4]
+    throttle.speed_up()
+    assert throttle.room == 5
+
+
 class Server:
     """Makes pictures in `calls`, some at a time, and remembers how many those were."""
 

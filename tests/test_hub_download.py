@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -27,6 +28,7 @@ from tests.fakes.models import CONFIGS, FULL, HALF, TEXT, repository
 
 NAME = "ann/picture"
 COMMIT = Repo(repository()).commit
+ASKED_SECONDS = snapshot._COMMIT_TTL
 
 
 @pytest.fixture
@@ -367,12 +369,29 @@ def test_one_run_asks_once_for_the_commit(
 ) -> None:
     fetch()
     hub.requests.clear()
-    monkeypatch.setattr(snapshot, "_COMMIT_TTL", 60)
+    monkeypatch.setattr(snapshot, "_COMMIT_TTL", ASKED_SECONDS)
     monkeypatch.setattr(snapshot, "_resolved", {})
     t2i_hub.fetch_configs(NAME, revision=None, offline=False)
     t2i_hub.download_size(NAME, revision=None, offline=False, half=False)
     fetch()
     assert len(hub.requests) == 1
+
+
+def test_an_answer_of_the_hub_holds_for_a_minute(
+    hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch()
+    now = [1000.0]
+    monkeypatch.setattr(snapshot, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(snapshot, "_ASKED_SECONDS", ASKED_SECONDS)
+    monkeypatch.setattr(snapshot, "_asked", {})
+    asked = []
+    for seconds in (0, 30, 29, 2, 59):
+        now[0] += seconds
+        hub.requests.clear()
+        t2i_hub.fetch_configs(NAME, revision=None, offline=False)
+        asked.append(len(hub.requests))
+    assert asked == [1, 0, 0, 1, 0]
 
 
 def test_download_size(hub: FakeHub, cache: Path) -> None:

@@ -144,6 +144,8 @@ def test_webp_that_is_too_large_is_refused_before_anything_runs() -> None:
         ("a\nb\tc", "a-b-c"),
         ("word " * 20, "word-word-word-word-word-word-word-word"),
         ("x" * 100, "x" * 40),
+        (f"{'x' * 20} {'y' * 19} z", f"{'x' * 20}-{'y' * 19}"),
+        (f"{'x' * 20} {'y' * 20} z", "x" * 20),
     ],
 )
 def test_slug_keeps_letters_and_digits_of_any_script(prompt: str, expected: str) -> None:

@@ -188,6 +188,28 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("last", "waits"),
+    [(0.0, 1), (0.2, 1), (7.0, 21), (2.5, 8), (19.9, 60), (50.0, batcher.MAX_RETRY_AFTER)],
+)
+def test_who_is_refused_is_told_to_wait_for_the_passes_before_it(last: float, waits: int) -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held, ServerLimits(queue=2, max_batch=2)) as engine:
+            await submit(engine, "running")
+            await until(lambda: held.passes)
+            engine.line._last = last  # what the pass before took
+            for width in (64, 256):
+                await submit(engine, "a", "b", width=width)
+            with pytest.raises(BusyError) as caught:
+                await submit(engine, "too many")
+            # Two passes of two images, and the one that runs.
+            assert caught.value.retry_after == waits
+            assert engine.line.busy_error().retry_after == batcher.RETRY_AFTER == 5
+
+    run(test())
+
+
 def test_a_queue_of_none_still_takes_what_can_begin_at_once() -> None:
     async def test() -> None:
         async with started(StubBackend(), ServerLimits(queue=0)) as engine:

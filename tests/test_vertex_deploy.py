@@ -97,6 +97,19 @@ def test_files_without_t2i_s_marker_in_their_bucket_are_somebody_else_s(
     assert sorted(names) == ["t2i/sd15.labels", "t2i/sd15/mine.png"]
 
 
+def test_labels_alone_claim_no_weights(vertex: FakeVertex, cloud: GoogleClient) -> None:
+    # A copy of a marker carries its labels, and so may any object that people label like t2i's.
+    deployed(cloud)
+    put(vertex, "pail", "t2i/sd15/mine.png", "t2i/other/mine.png")
+    labels = inventory.list_deployments(cloud).deployments["sd15"].labels.encoded()
+    for name in ("t2i/copy.labels", "t2i/sd15/labelled.png", "t2i/sd15.labels.bak"):
+        weights_bucket.storage(cloud).put("pail", name, b"", labels)
+    found = inventory.list_deployments(cloud, "pail").deployments["sd15"]
+    assert found.files == []
+    teardown.remove_deployment(cloud, found, lambda _: None, artifacts=True, bucket="pail")
+    assert len(vertex.left()["objects"]) == 5
+
+
 def test_a_ttl_can_be_shortened(vertex: FakeVertex, cloud: GoogleClient) -> None:
     deployed(cloud, replace(ASKED, ttl="9h"))
     deployed(cloud, replace(ASKED, ttl="1h"))
