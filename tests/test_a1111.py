@@ -163,3 +163,53 @@ def test_any_text_comes_back(prompt: str, model: str) -> None:
     assert parsed.request["prompt"] == prompt
     assert parsed.request["negative_prompt"] == "rain"
     assert parsed.request["model"] == (model or "m")
+
+
+@pytest.mark.parametrize(
+    ("model", "written"),
+    [
+        ("plain 1.5", "plain 1.5"),
+        ("XxX", "XxX"),
+        ("a, b", '"a, b"'),
+        ("a: b", '"a: b"'),
+        ("a\nb", '"a\\nb"'),
+        ('"a"', '"\\"a\\""'),
+        ("ö, é", '"ö, é"'),
+    ],
+)
+def test_a_value_is_quoted_where_it_needs_it(model: str, written: str) -> None:
+    text = infotext.format_infotext(request(model=model), LOCK, (64, 48))
+    assert f"Model: {written}, Version" in text
+    parsed = infotext.parse_infotext(text)
+    assert parsed and parsed.request["model"] == model
+
+
+def test_a_number_has_ten_digits_at_most() -> None:
+    text = infotext.format_infotext(request(guidance_scale=0.1 + 0.2), LOCK, (64, 48))
+    assert "CFG scale: 0.3, " in text
+
+
+def test_the_end_of_a_text_may_be_blank_lines_and_nothing_more() -> None:
+    settings = "Steps: 2, Sampler: Euler, Seed: 1, Size: 8x16x2, Note: XX"
+    parsed = infotext.parse_infotext(f"\na\n{settings}\nTemplate: b: c\n\n")
+    assert parsed is not None
+    assert parsed.request["prompt"] == "\na"
+    assert (parsed.request["width"], parsed.request["height"]) == (8, None)
+    assert parsed.parameters["Template"] == "b: c"
+    assert parsed.parameters["Note"] == "XX"
+
+
+def test_settings_without_size_and_sampler_are_read() -> None:
+    parsed = infotext.parse_infotext("a\nSteps: 2, Seed: 1, VAE: x")
+    assert parsed is not None
+    found = parsed.request
+    assert (found["width"], found["height"], found["scheduler"]) == (None, None, None)
+    assert found["steps"] == 2
+
+
+def test_a_later_field_is_told_only_where_the_text_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infotext, "LATER", ("scheduler", "steps"))
+    parsed = infotext.parse_infotext("a\nSteps: 2, Seed: 1, VAE: x")
+    assert parsed is not None
+    assert parsed.request["steps"] == 2
+    assert "scheduler" not in parsed.request

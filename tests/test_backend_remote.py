@@ -515,3 +515,58 @@ def test_loopback_is_known() -> None:
     assert not any(
         map(is_loopback_url, ("http://example.org", "http://10.0.0.1", "http://127.evil.io"))
     )
+
+
+@pytest.mark.parametrize(
+    ("jitter", "after", "pause"),
+    [(1.0, 5.0, 5.6), (0.5, 5.0, 5.3), (1.0, 20.0, 21.0), (0.5, 20.0, 20.5), (1.0, 0.0, 1.0)],
+)
+def test_what_the_server_asks_for_is_waited_for_and_a_little_more(
+    jitter: float, after: float, pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: jitter)
+    waits = Waits()
+    failures = [RetryableError(RemoteError("Not now."), after=after)]
+
+    def attempt(left: float) -> str:
+        if failures:
+            raise failures.pop()
+        return "made"
+
+    assert call_with_retry(attempt, RetryPolicy(retries=1), stop=waits) == "made"
+    assert waits.seconds == [pytest.approx(pause)]
+
+
+def test_only_a_crowded_server_slows_other_calls_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    for crowded, room in [(False, 8), (True, 4)]:
+        throttle = Throttle(8)
+        failures = [RetryableError(RemoteError("Not now."), pause=0.01, crowded=crowded)]
+
+        def attempt(left: float, failures: list[RetryableError] = failures) -> str:
+            if failures:
+                raise failures.pop()
+            return "made"
+
+        call_with_retry(attempt, RetryPolicy(retries=1), throttle=throttle)
+        assert throttle.room == room
+    assert len(slept) == 2 and all(0.005 <= seconds <= 0.01 for seconds in slept)
+
+
+def test_an_attempt_has_a_moment_at_least() -> None:
+    given = []
+    call_with_retry(given.append, RetryPolicy(retries=0, timeout=-5))
+    assert given == [0.001]
+
+
+def test_a_second_after_the_start_the_first_refusal_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.5]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    throttle = Throttle(8)
+    assert throttle.room == 8
+    now[0] = 1.0
+    throttle.slow_down()
+    assert throttle.room == 4

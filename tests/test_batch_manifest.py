@@ -402,3 +402,84 @@ def test_only_what_is_called_as_a_shards_is_one(tmp_path: Path) -> None:
     write(tmp_path / manifest.shard_manifest_name(1, 1), line(1))
     assert manifest.merge_manifests(tmp_path) == 1
     assert (tmp_path / "manifest-old-of-mine.jsonl").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("file", "inside"),
+    [
+        ("a", True),
+        ("X/a.png", True),
+        ("a/b:c.png", True),
+        ("..a/b..", True),
+        ("a" * 4096, True),
+        ("a" * 4097, False),
+        ("", False),
+        ("/a", False),
+        ("\\a", False),
+        ("C:a", False),
+        ("a/../b", False),
+        ("a\\..", False),
+        ("..", False),
+        ("a\0b", False),
+        (5, False),
+    ],
+)
+def test_a_file_lies_inside_the_folder(file: object, inside: bool) -> None:
+    assert manifest_lines.is_inside_folder(file) is inside
+    assert manifest_lines.is_valid_record(line(1, file=file)) is inside
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("record", "valid"),
+    [
+        ({"note": 5}, True),
+        ({"status": "newer"}, True),
+        ({"status": "newer", "id": 5}, True),
+        ({"status": 5}, False),
+        ({"status": "s" * 41}, False),
+        (line(1, id=None), False),
+        (line(1, id="i" * 201), False),
+        (line(1, id="i" * 200), True),
+        (line(1, file=None), False),
+        (line(1, "failed"), True),
+        (line(1, "failed", error={"code": "c", "message": "m"}), True),
+        (line(1, "failed", error={"code": 5, "message": "m"}), False),
+        (line(1, "failed", error={"code": "c", "message": 5}), False),
+        (line(1, "failed", error={"code": None}), True),
+        (line(1, "failed", error="e"), False),
+        (line(1, request={"prompt": "a"}), True),
+        (line(1, request={"prompt": None}), True),
+        (line(1, request={}), True),
+        (line(1, request={"prompt": 5}), False),
+        (line(1, request="a"), False),
+        *((line(1, **{name: 0}), True) for name in ("index", "line", "bytes")),
+        *((line(1, **{name: -1}), False) for name in ("index", "line", "bytes")),
+        *((line(1, **{name: 0.5}), False) for name in ("index", "line", "bytes")),
+        *((line(1, **{name: 0.5}), True) for name in ("seconds", "round_trip_seconds")),
+        *((line(1, **{name: "1"}), False) for name in ("seconds", "round_trip_seconds")),
+        *((line(1, **{name: "t"}), True) for name in ("sha256", "field", "message", "time")),
+        *((line(1, **{name: 5}), False) for name in ("sha256", "field", "message", "time")),
+        ({"pin": COMMIT, "model": "m"}, True),
+        ({"pin": COMMIT + "0" * 24, "model": "m", "revision": "r"}, True),
+        ({"pin": COMMIT + "0" * 24, "model": "m", "revision": None}, True),
+        ({"pin": COMMIT, "model": "m", "revision": 5}, False),
+        ({"pin": COMMIT, "model": 5}, False),
+        ({"pin": COMMIT}, False),
+        ({"pin": COMMIT[1:], "model": "m"}, False),
+        ({"pin": 5, "model": "m"}, False),
+    ],
+)
+def test_every_field_that_is_read_has_its_kind(record: dict[str, object], valid: bool) -> None:
+    assert manifest_lines.is_valid_record(record) is valid
+    assert manifest_lines.read_line(json.dumps(record).encode()) == (record if valid else None)
+
+
+def test_half_of_a_surrogate_pair_is_damage() -> None:
+    assert manifest_lines.read_line(b'{"a": "\\ud83c\\udfa8"}') == {"a": "🎨"}
+    assert manifest_lines.read_line(b'{"a": "\\uD83C"}') is None
+    assert manifest_lines.read_line(b'{"a": "\\ud83c"}') is None
+    assert manifest_lines.read_line(b"[1]") is None
+    assert manifest_lines.read_line(b"{") is None

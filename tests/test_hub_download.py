@@ -383,8 +383,8 @@ def test_an_answer_of_the_hub_holds_for_a_minute(
     fetch()
     now = [1000.0]
     monkeypatch.setattr(snapshot, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(snapshot, "_ASKED_SECONDS", ASKED_SECONDS)
-    monkeypatch.setattr(snapshot, "_asked", {})
+    monkeypatch.setattr(snapshot, "_COMMIT_TTL", ASKED_SECONDS)
+    monkeypatch.setattr(snapshot, "_resolved", {})
     asked = []
     for seconds in (0, 30, 29, 2, 59):
         now[0] += seconds

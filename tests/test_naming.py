@@ -188,3 +188,110 @@ def test_any_output_gives_a_path_or_an_input_error(output: str, format: str | No
         paths(output, format)
     except InputError as error:
         assert error.message
+
+
+def test_any_field_of_the_request_may_stand_in_a_name() -> None:
+    template = "{steps}-{scheduler}-{guidance_scale}-{id}.png"
+    found = request(guidance_scale=None)
+    assert paths(template, guidance_scale=None) == [
+        Path(f"30-dpm++2m-karras-none-{found.identity()}.png")
+    ]
+
+
+def test_the_format_is_kept_where_no_extension_tells_it() -> None:
+    assert filenames.parse_output("-", None).format == "png"
+    assert filenames.parse_output("cat", "webp").format == "webp"
+
+
+@pytest.mark.parametrize(
+    ("output", "message", "hint"),
+    [
+        ("", "The output is empty.", "-o ./ writes to this folder."),
+        (
+            "cat",
+            "The output 'cat' has no file extension.",
+            "End it in .png, .jpg or .webp, or in / for a folder.",
+        ),
+        (
+            "a.png{slug}",
+            "The output 'a.png{slug}' has no file extension.",
+            "End it in .png, .jpg or .webp, or in / for a folder.",
+        ),
+        (
+            "y" * 50 + "x" * 250 + ".png",
+            f"The name {'y' * 40!r}… has 304 bytes; file systems take at most 255.",
+            None,
+        ),
+    ],
+)
+def test_a_refusal_says_what_and_what_to_do(output: str, message: str, hint: str | None) -> None:
+    with pytest.raises(InputError) as caught:
+        paths(output)
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+def test_a_format_that_is_none_is_shown_as_it_was_written() -> None:
+    with pytest.raises(InputError, match=r"^The placeholder \{seed:q\} cannot be written that way"):
+        paths("{seed:q}.png")
+
+
+def test_names_may_be_as_long_as_file_systems_take() -> None:
+    longest = "x" * 251 + ".png"
+    assert paths(longest) == [Path(longest)]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "fits"),
+    [(16_383, 16_383, True), (64, 16_384, False), (16_384, 64, False), (None, None, True)],
+)
+def test_webp_takes_so_many_pixels_a_side(
+    width: int | None, height: int | None, fits: bool
+) -> None:
+    if fits:
+        assert paths("a.webp", width=width, height=height) == [Path("a.webp")]
+    else:
+        with pytest.raises(InputError, match="16,383"):
+            paths("a.webp", width=width, height=height)
+
+
+@pytest.mark.parametrize(
+    ("template", "format", "numbered"),
+    [
+        ("a.b/{model}.x.png", None, "a.b/{model}.x-{index}.png"),
+        ("{model}", "png", "{model}-{index}"),
+    ],
+)
+def test_the_number_goes_before_the_last_dot(
+    template: str, format: str | None, numbered: str
+) -> None:
+    target = filenames.parse_output(template, format)
+    with pytest.raises(InputError) as caught:
+        filenames.output_paths(target, [request(model="m"), request(model="m")])
+    shown = str(Path(template.replace("{model}", "m")))
+    assert caught.value.message == f"Several images would be written to {shown!r}."
+    assert caught.value.hint == f"Number them with a template: -o '{numbered}'"
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (" -./x/.- ", "x"),
+        ("XxX", "XxX"),
+        ("a" * 159 + "-b", "a" * 159),
+        ("a" * 161, "a" * 160),
+        ("a" + "é" * 80, "a" + "é" * 79),
+    ],
+)
+def test_a_value_is_cut_and_has_no_dots_or_dashes_at_its_ends(model: str, expected: str) -> None:
+    assert paths("{model}.png", model=model) == [Path(f"{expected}.png")]
+
+
+def test_the_nearest_folder_that_is_there_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    for path, parent in [("a", "a"), ("a/b/c.png", "a"), ("b/c", "."), ("a/../b", ".")]:
+        assert filenames.existing_parent(Path(path)) == tmp_path / parent
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    assert filenames.existing_parent(Path("a")) == Path(tmp_path.anchor)

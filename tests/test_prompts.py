@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from t2i_cli import prompts
 from t2i_cli.errors import InputError
-from t2i_cli.prompts import PromptsError, alternatives
+from t2i_cli.prompts import PromptsError, alternatives, entries
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem
 
 
@@ -216,3 +217,147 @@ def test_the_first_twenty_problems_are_told_and_the_others_counted() -> None:
         "field": "steps",
         "message": "bad.",
     }
+
+
+def test_alternatives_may_be_as_many_and_as_deep_as_is_said() -> None:
+    assert len(alternatives.expand_alternatives("{a|b|c|d|e|f|g|h|i|j}" * 4)) == 10_000
+    deepest = "{a|" * 20 + "b" + "}" * 20
+    assert alternatives.expand_alternatives(deepest) == ["a"] * 20 + ["b"]
+    with pytest.raises(InputError, match="nested more than 20"):
+        alternatives.expand_alternatives("{a|" + deepest + "}")
+    assert alternatives.expand_alternatives("{aX|bX}") == ["aX", "bX"]
+
+
+def test_an_open_brace_says_how_to_write_one() -> None:
+    with pytest.raises(InputError) as caught:
+        alternatives.expand_alternatives("a {b")
+    assert caught.value.message == (
+        "the brace at character 3 is never closed; \\{ is a brace of the prompt's own."
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("prompt", " a ", " a "),
+        ("prompt", "5", "5"),
+        ("steps", " 7 ", 7),
+        ("steps", "+7", 7),
+        ("guidance_scale", " 5 ", 5.0),
+        ("guidance_scale", "1E1", 10.0),
+        ("guidance_scale", "-1.5e-1", -0.15),
+    ],
+)
+def test_text_is_read_as_the_fields_kind(field: str, text: str, value: object) -> None:
+    found = entries.parse_value(field, text)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stepz", 1, "unknown field; did you mean steps?"),
+        ("xyzzy", 1, f"unknown field; there are {', '.join(entries.ROW_FIELDS)}."),
+        ("steps", "x" * 38, f"must be a whole number, not '{'x' * 38}'."),
+        ("steps", "x" * 39, f"must be a whole number, not '{'x' * 39}…."),
+        ("guidance_scale", "1e999", "must be a number, not '1e999'."),
+        ("guidance_scale", True, "must be a number, not True."),
+        ("guidance_scale", 10**400, f"1{'0' * 39}… is too large."),
+        ("prompt", 5, "must be text, not 5."),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_field(field: str, value: object, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        if value == "1e999":
+            entries.parse_value(field, value)
+        else:
+            entries.check_value(field, value)
+    assert (caught.value.message, caught.value.field) == (message, field)
+
+
+def test_a_field_may_read_its_values_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replace(entries.FIELDS["scheduler"], parse=lambda value: f"<{value}>")
+    monkeypatch.setitem(entries.FIELDS, "scheduler", own)  # type: ignore[arg-type]
+    assert entries.check_value("scheduler", 3) == "<3>"
+
+
+PROBLEMS = {
+    "p.txt": (
+        b'\xff\n{a|b\n{"prompt": "a"}\n{x|y} z\n',
+        [
+            PromptProblem(1, None, "byte 1 is not UTF-8."),
+            PromptProblem(
+                2,
+                "prompt",
+                "the brace at character 1 is never closed; \\{ is a brace of the prompt's own.",
+            ),
+            PromptProblem(3, None, "this is JSON; --input-format jsonl reads it."),
+        ],
+        [PromptEntry(4, {"prompt": "x z"}), PromptEntry(4, {"prompt": "y z"})],
+    ),
+    "p.jsonl": (
+        b"\xff\n[1]\n" + b"[" * 100_000 + b"\n"
+        b'{"steps": 1, "prompt": "a", "prompt": "b"}\n{"steps": 1}\n{"prompt": "x"}\n',
+        [
+            PromptProblem(1, None, "byte 1 is not UTF-8."),
+            PromptProblem(2, None, "this is JSON, and no object with fields."),
+            PromptProblem(3, None, "this is not JSON that can be read."),
+            PromptProblem(4, "prompt", "this field is there twice."),
+            PromptProblem(5, "prompt", "there is none."),
+        ],
+        [PromptEntry(6, {"prompt": "x"})],
+    ),
+    "p.csv": (
+        b'prompt,steps\n\xff,1\n"a"b,2\nc\n ,1\nx,3\n',
+        [
+            PromptProblem(2, None, "byte 1 is not UTF-8."),
+            PromptProblem(3, None, "this is not CSV: ',' expected after '\"'."),
+            PromptProblem(4, None, "there are 1 cells under a header of 2."),
+            PromptProblem(5, "prompt", "there is none."),
+        ],
+        [PromptEntry(6, {"prompt": "x", "steps": 3})],
+    ),
+    "h.csv": (
+        b"steps,steps,xyzzy\n1,2,3\n",
+        [
+            PromptProblem(1, "steps", "this column is there twice."),
+            PromptProblem(1, "xyzzy", f"unknown field; there are {', '.join(entries.ROW_FIELDS)}."),
+            PromptProblem(1, "prompt", "the header row has no such column."),
+        ],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_problem_is_told_and_what_follows_is_read(name: str, tmp_path: Path) -> None:
+    content, problems, rows = PROBLEMS[name]
+    found = read(tmp_path, name, content)
+    assert found.name == str(tmp_path / name)
+    assert found.problems == problems
+    assert found.entries == rows
+
+
+@pytest.mark.parametrize(
+    ("problems", "text"),
+    [
+        ([PromptProblem(3, None, "no.")], "p is wrong in 1 line:\n  p:3: no."),
+        (
+            [PromptProblem(3, "steps", "no."), PromptProblem(2, None, "nor.")],
+            "p is wrong in 2 lines:\n  p:2: nor.\n  p:3: steps: no.",
+        ),
+        (
+            [PromptProblem(1, None, "no.")] * 20,
+            "p is wrong in 1 line:" + "\n  p:1: no." * 20,
+        ),
+    ],
+)
+def test_problems_are_told_by_line(problems: list[PromptProblem], text: str) -> None:
+    assert PromptsError("p", problems).message == text
+
+
+def test_a_name_that_tells_no_format_says_what_does() -> None:
+    with pytest.raises(InputError) as caught:
+        prompts.prompts_format("prompts", None)
+    assert caught.value.message == "What 'prompts' holds is not clear from its name."
+    assert caught.value.hint == "--input-format says it: txt, jsonl or csv."

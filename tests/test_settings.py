@@ -6,11 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import tomlkit
 
 from t2i_cli.errors import InputError, StorageError
-from t2i_cli.settings import store
+from t2i_cli.settings import schema, store
 
 
 @pytest.fixture
@@ -203,3 +205,84 @@ def test_go_offline_acts_before_and_after_the_import(imported: bool) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert run.stdout == "offline\n"
+
+
+def test_choices_are_listed_as_in_a_sentence() -> None:
+    assert schema.join_choices(["a", "b", "c"]) == "a, b or c"
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("https://example.org/v1", True),
+        ("http://localhost:8000", True),
+        ("http://127.0.0.1", True),
+        ("http://[::1]:80/", True),
+        ("http://example.org", False),
+        ("http://10.0.0.1", False),
+        ("ftp://localhost", False),
+        ("https://", False),
+        ("https://ann@example.org", False),
+        ("https://:secret@example.org", False),
+        ("https://example.org?a", False),
+        ("https://example.org#a", False),
+        ("https://example.org:port", False),
+        ("http://[::1", False),
+    ],
+)
+def test_a_token_goes_out_safely_or_not_at_all(url: str, safe: bool) -> None:
+    assert schema.is_safe_url(url) is safe
+
+
+def test_an_option_is_named_without_its_backend(file: Path) -> None:
+    for key, flag in [("http_api_key", "--api-key"), ("vertex_region", "--region")]:
+        with pytest.raises(InputError) as caught:
+            store.resolve_setting(key, "not this one")
+        assert caught.value.message.startswith(f"{flag} must be ")
+        assert caught.value.field == key
+    assert store.resolve_setting("model", None) is None
+
+
+def test_a_wrong_file_says_what_is_wrong_and_how_to_take_it_out(file: Path) -> None:
+    write(file, 'memory = "much"')
+    with pytest.raises(InputError) as caught:
+        store.read_settings()
+    assert caught.value.message == f"{file}: memory must be auto, fast or low, not 'much'."
+    assert caught.value.hint == "`t2i config unset memory` takes it out."
+    write(file, "colour = 1")
+    with pytest.raises(InputError) as caught:
+        store.read_settings()
+    assert caught.value.message == f"{file}: There is no setting colour."
+    assert caught.value.hint == (
+        f"There are {', '.join(store.SETTINGS)}. `t2i config unset colour` takes it out."
+    )
+    write(file, "not TOML")
+    with pytest.raises(InputError, match=f"^{file} is not valid TOML: "):
+        store.unset_setting("model")
+
+
+def test_a_setting_is_on_the_disk_in_a_folder_made_for_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "a" / "b" / "t2i.toml"))
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    store.set_setting("output", "ö.png")
+    assert synced
+    assert store.get_setting("output") == "ö.png"
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_reason(file: Path) -> None:
+    file.parent.write_text("a file")
+    with pytest.raises(StorageError) as caught:
+        store._write(tomlkit.document())
+    assert caught.value.message.startswith(f"Cannot write {file}: ")
+    assert "exists" in caught.value.message or "directory" in caught.value.message
+
+
+def test_going_offline_is_told_to_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    imported = SimpleNamespace(HF_HUB_OFFLINE=False)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", imported)
+    store.set_offline()
+    assert (os.environ["HF_HUB_OFFLINE"], imported.HF_HUB_OFFLINE) == ("1", True)
