@@ -483,3 +483,119 @@ def test_half_of_a_surrogate_pair_is_damage() -> None:
     assert manifest_lines.read_line(b'{"a": "\\ud83c"}') is None
     assert manifest_lines.read_line(b"[1]") is None
     assert manifest_lines.read_line(b"{") is None
+
+
+def records(path: Path) -> list[dict[str, object]]:
+    """The lines of a manifest, its header aside."""
+    return [json.loads(text) for text in path.read_bytes().splitlines()[1:]]
+
+
+def test_a_merge_keeps_one_line_of_each_kind_and_what_is_done(tmp_path: Path) -> None:
+    pin = {"model": "a", "revision": "r", "pin": "c" * 40}
+    other = {"model": "a", "revision": None, "pin": "d" * 40}
+    later = line(1, "failed", error={"code": "model", "message": "m"})
+    again = line(3, seconds=2.5)
+    invalid = [{"status": "invalid", "line": n, "field": None, "message": "m"} for n in (1, 2)]
+    write(tmp_path / MAIN_MANIFEST, pin, line(1), line(2, "failed"), invalid[0])
+    shard = tmp_path / manifest.shard_manifest_name(1, 1)
+    write(shard, pin | {"pin": "e" * 40}, other, later, line(2, "withheld"), line(3), again)
+    write(shard, *invalid)
+    assert manifest.merge_manifests(tmp_path) == 1
+    assert records(tmp_path / MAIN_MANIFEST) == [
+        *(pin, other, line(1), line(2, "withheld"), invalid[0], again, invalid[1])
+    ]
+    assert manifest.load_manifests(tmp_path).pins == {("a", "r"): "c" * 40, ("a", None): "d" * 40}
+
+
+def test_a_merge_is_on_the_disk_before_its_shards_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = tmp_path / manifest.shard_manifest_name(1, 1)
+    write(shard, line(1))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    seen: list[tuple[int, bool]] = []
+    real = os.replace
+
+    def replace(source: str, target: str) -> None:
+        seen.append((Path(source).is_relative_to(scratch), shard.exists()))
+        real(source, target)
+
+    synced: list[bool] = []
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(shard.exists()))
+    assert manifest.merge_manifests(tmp_path, scratch) == 1
+    assert seen == [(True, True)]
+    assert len(synced) >= 2 and all(synced)
+    assert not shard.exists()
+    # Without a place for it the unfinished one lies in the folder itself.
+    write(shard, line(2))
+    seen.clear()
+    assert manifest.merge_manifests(tmp_path) == 1
+    assert seen == [(False, True)]
+
+
+def test_a_merge_that_cannot_be_written_names_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = tmp_path / manifest.shard_manifest_name(1, 1)
+    write(shard, line(1))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StorageError) as caught:
+        manifest.merge_manifests(tmp_path)
+    assert caught.value.message == (
+        f"Cannot write '{tmp_path / MAIN_MANIFEST}': No space left on device."
+    )
+    assert shard.exists()
+
+
+def test_the_names_of_images_are_durable_before_their_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(manifest, "sync_folder", synced.append)
+    for durable in (True, False):
+        book = Manifest(tmp_path / f"{durable}.jsonl", durable=durable)
+        synced.clear()
+        book.append([line(1)], [tmp_path / "a", tmp_path / "b"])
+        book.close()
+        assert synced == ([tmp_path / "a", tmp_path / "b"] if durable else [])
+        assert len(records(book.path)) == 1
+
+
+def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = Manifest(tmp_path / MAIN_MANIFEST)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", fails)
+    monkeypatch.setattr(os, "ftruncate", fails)
+    with pytest.raises(StorageError) as caught:
+        book.append([line(1)])
+    monkeypatch.undo()
+    book.close()
+    assert caught.value.message == f"Cannot write '{book.path}': No space left on device."
+    assert caught.value.hint == (
+        "Free some space, then run the same command again: what is done stays done."
+    )
+
+
+def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / MAIN_MANIFEST
+    path.write_bytes(b"no manifest\n")
+    with pytest.raises(InputError) as caught:
+        Manifest(path)
+    assert caught.value.message == f"'{path}' is no manifest of t2i."
+    with pytest.raises(InputError, match=f"^Cannot write '{tmp_path / 'none' / MAIN_MANIFEST}': "):
+        Manifest(tmp_path / "none" / MAIN_MANIFEST)
+
+
+def test_a_number_that_is_none_is_not_known(tmp_path: Path) -> None:
+    write(tmp_path / MAIN_MANIFEST, line(1, bytes=None))
+    [known] = manifest.load_manifests(tmp_path).rows.values()
+    assert known.bytes is None

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from t2i_cli.errors import (
     TimedOutError,
     internal_error,
 )
-from t2i_cli.events import Loading, MemoryMeasure, Notice, OnEvent, Preview, Step
+from t2i_cli.events import Event, Loading, MemoryMeasure, Notice, OnEvent, Preview, Step
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server import batcher
 from t2i_cli.server.batcher import BusyError
@@ -755,5 +755,153 @@ def test_the_memory_ladder_serves_on_this_machine(monkeypatch: pytest.MonkeyPatc
         assert len(await (await submit(engine, "c", "d", **wish)).images()) == 2
         assert engine.ready
         await engine.stop(grace=10)
+
+    run(test())
+
+
+def test_what_is_refused_is_told_in_words() -> None:
+    error = BusyError(7)
+    assert (error.message, error.hint, error.retry_after) == (
+        "The server is busy: its queue is full.",
+        "Try again in a moment.",
+        7,
+    )
+
+
+class Hearing(JobObserver):
+    """Notes down all that it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[object, ...]] = []
+
+    def on_event(self, event: Event) -> None:
+        self.heard.append(("event", event))
+
+    def on_queued(self, job: ImageJob) -> None:
+        self.heard.append(("queued", job.id))
+
+    def on_finished(self, job: ImageJob) -> None:
+        self.heard.append(("finished", job.id))
+
+    def on_batch_finished(self, images: int, seconds: float) -> None:
+        self.heard.append(("pass", images, 0 <= seconds < 60))
+
+
+def test_observers_hear_of_every_job_and_pass() -> None:
+    async def test() -> None:
+        async with started(Painter()) as engine:
+            hearing = Hearing()
+            engine.line.observers.append(hearing)
+            job = await submit(engine, "a", "b")
+            await job.images()
+            await until(lambda: not engine.running)
+            assert hearing.heard == [
+                ("queued", job.id),
+                ("finished", job.id),
+                ("pass", 2, True),
+            ]
+            event = Notice(message="for all")
+            engine.line.publish(event)
+            await until(lambda: len(hearing.heard) == 4)
+            assert hearing.heard[-1] == ("event", event)
+
+    run(test())
+
+
+def test_a_measure_for_memory_is_told_to_the_jobs_of_the_pass_and_to_observers() -> None:
+    class Measuring(Painter):
+        def run(
+            self,
+            requests: Sequence[ResolvedRequest],
+            on_event: OnEvent,
+            cancel: threading.Event,
+            previews: Sequence[int] = (),
+        ) -> Iterator[GeneratedImage | Failure]:
+            on_event(MemoryMeasure(name="vae-tiling", reason="full"))
+            on_event(Notice(message="for all"))
+            yield from super().run(requests, on_event, cancel, previews)
+
+    async def test() -> None:
+        async with started(Measuring()) as engine:
+            hearing = Hearing()
+            engine.line.observers.append(hearing)
+            told = [message async for message in await submit(engine, "a", "b")]
+            assert [type(message) for message in told[:2]] == [MemoryMeasure, Notice]
+            assert sum(isinstance(message, Notice) for message in told) == 1
+            events = [said[1] for said in hearing.heard if said[0] == "event"]
+            assert [type(event) for event in events] == [MemoryMeasure]
+
+    run(test())
+
+
+def test_a_bug_is_logged_in_words_and_told_in_others(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(request: ResolvedRequest) -> T2IError:
+        if request.prompt == "model":
+            failure = ModelError("The pipeline failed.")
+            failure.__cause__ = ZeroDivisionError("detail")
+            return failure
+        return internal_error(ZeroDivisionError("detail"))
+
+    async def test() -> None:
+        async with started(Painter(fails=fails)) as engine:
+            for prompt in ("bug", "model"):
+                [failure] = [message async for message in await submit(engine, prompt)]
+                assert isinstance(failure, Failure)
+                told = failure.error.message
+                assert failure.error.__traceback__ is None
+                assert told == (batcher._BUG if prompt == "bug" else "The pipeline failed.")
+
+    run(test())
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("ERROR", "The backend met a bug."),
+        ("ERROR", "An image failed: The pipeline failed."),
+    ]
+    assert all(r.exc_info and r.exc_info[0] is ZeroDivisionError for r in caplog.records)
+
+
+def test_what_a_backend_leaves_open_has_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Short(Held):
+        """Makes the first image of each pass only."""
+
+        def run(
+            self,
+            requests: Sequence[ResolvedRequest],
+            on_event: OnEvent,
+            cancel: threading.Event,
+            previews: Sequence[int] = (),
+        ) -> Iterator[GeneratedImage | Failure]:
+            made = super().run(requests, on_event, cancel, previews)
+            yield next(made)
+            assert isinstance(made, Generator)
+            made.close()
+
+    async def test() -> None:
+        short = Short()
+        short.go.set()
+        async with started(short) as engine:
+            job = await submit(engine, "a", "b", "c")
+            outcomes = [m async for m in job if isinstance(m, GeneratedImage | Failure)]
+            # Each of the others is tried alone before it is given up.
+            assert [type(outcome) for outcome in outcomes] == [GeneratedImage] * 3
+            assert prompts(short) == [["a", "b", "c"], ["b"], ["c"]]
+            monkeypatch.setattr(Short, "run", lambda *_: (_ for _ in ()))
+            with pytest.raises(InternalError) as caught:
+                await (await submit(engine, "d")).images()
+            assert caught.value.message == "The backend ended before its work was done."
+
+    run(test())
+
+
+def test_a_line_that_drains_says_whether_all_is_done() -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held) as engine:
+            assert await engine.line.drain(0)
+            job = await submit(engine, "a")
+            await until(lambda: held.passes)
+            assert not await engine.line.drain(0.05)
+            held.go.set()
+            assert await engine.line.drain(30)
+            assert job.done and not engine.running
 
     run(test())
