@@ -1,8 +1,9 @@
 # What a developer runs; CI runs `make lint types` after the README's two commands.
-# `make test` takes minutes, `make full` up to an hour and a half: docs/testing.md.
+# `make test` takes minutes, `make full` up to an hour and a half, `make mutants` half an hour:
+# docs/testing.md.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check test full lint types docs bench
+.PHONY: check test full mutants lint types docs bench
 
 check: lint types test
 
@@ -11,6 +12,11 @@ test:
 
 full:
 	$(PYTHON) -m pytest -m 'not gpu and not network' --hypothesis-profile=full --durations=30
+
+mutants:
+	rm -rf mutants
+	$(PYTHON) -m mutmut run
+	$(PYTHON) tests/mutants.py
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -555,7 +555,7 @@ def test_only_a_crowded_server_slows_other_calls_down(monkeypatch: pytest.Monkey
 
 
 def test_an_attempt_has_a_moment_at_least() -> None:
-    given = []
+    given: list[float] = []
     call_with_retry(given.append, RetryPolicy(retries=0, timeout=-5))
     assert given == [0.001]
 

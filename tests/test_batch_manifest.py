@@ -455,13 +455,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         (line(1, request={}), True),
         (line(1, request={"prompt": 5}), False),
         (line(1, request="a"), False),
-        *((line(1, **{name: 0}), True) for name in ("index", "line", "bytes")),
-        *((line(1, **{name: -1}), False) for name in ("index", "line", "bytes")),
-        *((line(1, **{name: 0.5}), False) for name in ("index", "line", "bytes")),
-        *((line(1, **{name: 0.5}), True) for name in ("seconds", "round_trip_seconds")),
-        *((line(1, **{name: "1"}), False) for name in ("seconds", "round_trip_seconds")),
-        *((line(1, **{name: "t"}), True) for name in ("sha256", "field", "message", "time")),
-        *((line(1, **{name: 5}), False) for name in ("sha256", "field", "message", "time")),
+        *((line(1) | {name: 0}, True) for name in ("index", "line", "bytes")),
+        *((line(1) | {name: -1}, False) for name in ("index", "line", "bytes")),
+        *((line(1) | {name: 0.5}, False) for name in ("index", "line", "bytes")),
+        *((line(1) | {name: 0.5}, True) for name in ("seconds", "round_trip_seconds")),
+        *((line(1) | {name: "1"}, False) for name in ("seconds", "round_trip_seconds")),
+        *((line(1) | {name: "t"}, True) for name in ("sha256", "field", "message", "time")),
+        *((line(1) | {name: 5}, False) for name in ("sha256", "field", "message", "time")),
         ({"pin": COMMIT, "model": "m"}, True),
         ({"pin": COMMIT + "0" * 24, "model": "m", "revision": "r"}, True),
         ({"pin": COMMIT + "0" * 24, "model": "m", "revision": None}, True),
@@ -491,11 +491,13 @@ def records(path: Path) -> list[dict[str, object]]:
 
 
 def test_a_merge_keeps_one_line_of_each_kind_and_what_is_done(tmp_path: Path) -> None:
-    pin = {"model": "a", "revision": "r", "pin": "c" * 40}
-    other = {"model": "a", "revision": None, "pin": "d" * 40}
+    pin: dict[str, object] = {"model": "a", "revision": "r", "pin": "c" * 40}
+    other: dict[str, object] = {"model": "a", "revision": None, "pin": "d" * 40}
     later = line(1, "failed", error={"code": "model", "message": "m"})
     again = line(3, seconds=2.5)
-    invalid = [{"status": "invalid", "line": n, "field": None, "message": "m"} for n in (1, 2)]
+    invalid: list[dict[str, object]] = [
+        {"status": "invalid", "line": n, "field": None, "message": "m"} for n in (1, 2)
+    ]
     write(tmp_path / MAIN_MANIFEST, pin, line(1), line(2, "failed"), invalid[0])
     shard = tmp_path / manifest.shard_manifest_name(1, 1)
     write(shard, pin | {"pin": "e" * 40}, other, later, line(2, "withheld"), line(3), again)

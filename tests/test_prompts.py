@@ -12,6 +12,7 @@ from t2i_cli import prompts
 from t2i_cli.errors import InputError
 from t2i_cli.prompts import PromptsError, alternatives, entries
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem
+from t2i_cli.request_fields import FIELDS
 
 
 def read(folder: Path, name: str, content: str | bytes) -> prompts.PromptsFile:
@@ -276,8 +277,8 @@ def test_a_wrong_value_is_told_with_its_field(field: str, value: object, message
 
 
 def test_a_field_may_read_its_values_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = replace(entries.FIELDS["scheduler"], parse=lambda value: f"<{value}>")
-    monkeypatch.setitem(entries.FIELDS, "scheduler", own)  # type: ignore[arg-type]
+    own = replace(FIELDS["scheduler"], parse=lambda value: f"<{value}>")
+    monkeypatch.setitem(FIELDS, "scheduler", own)
     assert entries.check_value("scheduler", 3) == "<3>"
 
 

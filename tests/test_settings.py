@@ -265,7 +265,7 @@ def test_a_setting_is_on_the_disk_in_a_folder_made_for_it(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "a" / "b" / "t2i.toml"))
-    synced = []
+    synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     store.set_setting("output", "ö.png")
     assert synced
