@@ -570,3 +570,27 @@ def test_a_second_after_the_start_the_first_refusal_counts(
     now[0] = 1.0
     throttle.slow_down()
     assert throttle.room == 4
+
+
+def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    waits = Waits()
+
+    def attempt(left: float) -> None:
+        raise RetryableError(RemoteError("Not now."))
+
+    with pytest.raises(RemoteError):
+        call_with_retry(attempt, RetryPolicy(retries=8), stop=waits)
+    assert waits.seconds == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_refusals_of_one_second_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    throttle = Throttle(8)
+    rooms = []
+    for later in (0.0, 0.75, 0.25):
+        now[0] += later
+        throttle.slow_down()
+        rooms.append(throttle.room)
+    assert rooms == [4, 4, 2]

@@ -601,3 +601,13 @@ def test_a_number_that_is_none_is_not_known(tmp_path: Path) -> None:
     write(tmp_path / MAIN_MANIFEST, line(1, bytes=None))
     [known] = manifest.load_manifests(tmp_path).rows.values()
     assert known.bytes is None
+
+
+def test_a_line_of_16_mib_is_read_and_a_longer_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / MAIN_MANIFEST
+    frame = b'{"note": ""}\n'
+    note = b"x" * (16 * 2**20 - len(frame))
+    for more, read in ((b"", True), (b"x", False)):
+        path.write_bytes(MANIFEST_HEADER + frame.replace(b'""', b'"%s"' % (note + more)))
+        [record] = manifest.read_records(path)
+        assert (record is not None) is read

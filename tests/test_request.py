@@ -374,3 +374,14 @@ def test_a_local_model_goes_by_its_name() -> None:
     spec = replace(SD15, repo=None, name="mine", revision="r")
     found = resolve_request(GenerateRequest(prompt="x"), spec)
     assert (found.model, found.revision) == ("mine", "r")
+
+
+@pytest.mark.parametrize(
+    ("field", "largest"),
+    [("seed", 4_294_967_295), ("width", 16_384), ("height", 16_384), ("steps", 1_000)],
+)
+def test_the_largest_values_that_are_taken(field: str, largest: int) -> None:
+    assert getattr(build_request({"prompt": "x", field: largest}), field) == largest
+    with pytest.raises(InputError) as caught:
+        build_request({"prompt": "x", field: largest + 1})
+    assert caught.value.field == field

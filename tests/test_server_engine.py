@@ -190,7 +190,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
 
 @pytest.mark.parametrize(
     ("last", "waits"),
-    [(0.0, 1), (0.2, 1), (7.0, 21), (2.5, 8), (19.9, 60), (50.0, batcher.MAX_RETRY_AFTER)],
+    [(0.0, 1), (0.2, 1), (7.0, 21), (2.5, 8), (19.9, 60), (50.0, 60)],
 )
 def test_who_is_refused_is_told_to_wait_for_the_passes_before_it(last: float, waits: int) -> None:
     async def test() -> None:
@@ -903,5 +903,41 @@ def test_a_line_that_drains_says_whether_all_is_done() -> None:
             held.go.set()
             assert await engine.line.drain(30)
             assert job.done and not engine.running
+
+    run(test())
+
+
+@pytest.mark.parametrize("took", [2.0, 100.0])
+def test_the_next_pass_waits_for_the_same_clients_a_twentieth_of_the_last(
+    took: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def test() -> None:
+        held = Held()
+        loop = asyncio.get_running_loop()
+        real = loop.call_later
+
+        def call_later(delay: float, call: Any, *args: Any) -> asyncio.TimerHandle:  # noqa: ANN401
+            if getattr(call, "__name__", "") == "_linger_over":
+                pauses.append(delay)
+            return real(delay, call, *args)
+
+        monkeypatch.setattr(loop, "call_later", call_later)
+        async with started(held) as engine:
+            await submit(engine, "first")
+            await until(lambda: held.passes)
+            both = [await submit(engine, prompt) for prompt in ("a", "b")]
+            engine.line.jobs[next(iter(engine.line.jobs))].cancel()
+            await until(lambda: len(held.passes) == 2)
+            assert engine.line._pass
+            engine.line._pass.began -= took
+            held.go.set()
+            for job in both:
+                await job.images()
+            await until(lambda: pauses)
+            took_then = engine.line._last  # and what this machine took beside it
+            assert took_then >= took
+            assert pauses == [pytest.approx(min(took_then / 20, 0.25))]
 
     run(test())
