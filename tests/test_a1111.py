@@ -208,7 +208,7 @@ def test_settings_without_size_and_sampler_are_read() -> None:
 
 
 def test_a_later_field_is_told_only_where_the_text_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infotext, "LATER", ("scheduler", "steps"))
+    monkeypatch.setattr(infotext, "ADDED_FIELDS", ("scheduler", "steps"))
     parsed = infotext.parse_infotext("a\nSteps: 2, Seed: 1, VAE: x")
     assert parsed is not None
     assert parsed.request["steps"] == 2

@@ -223,11 +223,11 @@ def test_every_answer_opens_the_throttle_a_little() -> None:
     rooms = []
     for _ in range(4):
         throttle.speed_up()
-        rooms.append(throttle.room)
+        rooms.append(throttle.limit)
     # As many answers as there are calls in flight make room for one more.
     assert rooms == [4, 4, 4, 4]
     throttle.speed_up()
-    assert throttle.room == 5
+    assert throttle.limit == 5
 
 
 class Server:
@@ -542,7 +542,7 @@ def test_only_a_crowded_server_slows_other_calls_down(monkeypatch: pytest.Monkey
     monkeypatch.setattr("time.sleep", slept.append)
     for crowded, room in [(False, 8), (True, 4)]:
         throttle = Throttle(8)
-        failures = [RetryableError(RemoteError("Not now."), pause=0.01, crowded=crowded)]
+        failures = [RetryableError(RemoteError("Not now."), pause=0.01, overloaded=crowded)]
 
         def attempt(left: float, failures: list[RetryableError] = failures) -> str:
             if failures:
@@ -550,7 +550,7 @@ def test_only_a_crowded_server_slows_other_calls_down(monkeypatch: pytest.Monkey
             return "made"
 
         call_with_retry(attempt, RetryPolicy(retries=1), throttle=throttle)
-        assert throttle.room == room
+        assert throttle.limit == room
     assert len(slept) == 2 and all(0.005 <= seconds <= 0.01 for seconds in slept)
 
 
@@ -566,10 +566,10 @@ def test_a_second_after_the_start_the_first_refusal_counts(
     now = [0.5]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     throttle = Throttle(8)
-    assert throttle.room == 8
+    assert throttle.limit == 8
     now[0] = 1.0
     throttle.slow_down()
-    assert throttle.room == 4
+    assert throttle.limit == 4
 
 
 def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -592,5 +592,5 @@ def test_refusals_of_one_second_count_as_one(monkeypatch: pytest.MonkeyPatch) ->
     for later in (0.0, 0.75, 0.25):
         now[0] += later
         throttle.slow_down()
-        rooms.append(throttle.room)
+        rooms.append(throttle.limit)
     assert rooms == [4, 4, 2]

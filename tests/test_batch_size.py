@@ -38,7 +38,7 @@ def test_a_size_that_was_asked_for_stays() -> None:
 
 
 def test_two_at_most_are_compared_with_one() -> None:
-    tuner = BatchSizeTuner(None, most=2)
+    tuner = BatchSizeTuner(None, limit=2)
     for _ in range(2):
         tuner.record(2, 1.0)
     assert tuner.next_size(99, None) == 1
@@ -61,7 +61,7 @@ def test_a_pass_of_another_size_teaches_nothing() -> None:
 
 @pytest.mark.parametrize(("seconds", "found"), [(0.192, 4), (0.193, 2), (0.4, 2)])
 def test_a_larger_size_has_to_be_four_percent_quicker(seconds: float, found: int) -> None:
-    tuner = BatchSizeTuner(None, most=4)
+    tuner = BatchSizeTuner(None, limit=4)
     tuner.record(2, 9.0)
     tuner.record(2, 0.1)
     tuner.record(4, seconds)

@@ -259,15 +259,15 @@ def test_a_wrong_value_says_what_is_taken(field: str, value: object, message: st
 
 def test_what_stands_for_a_value_in_ids_and_in_json() -> None:
     plain = FIELDS["prompt"]
-    assert (plain.identified("a"), plain.written("a")) == ("a", "a")
+    assert (plain.identity_value("a"), plain.json_value("a")) == ("a", "a")
     written = replace(plain, to_json=lambda value: [value])
-    assert (written.identified("a"), written.written("a"), written.written(None)) == (
+    assert (written.identity_value("a"), written.json_value("a"), written.json_value(None)) == (
         ["a"],
         ["a"],
         None,
     )
     hashed = replace(written, digest=lambda value: f"#{value}")
-    assert (hashed.identified("a"), hashed.written("a")) == ("#a", ["a"])
+    assert (hashed.identity_value("a"), hashed.json_value("a")) == ("#a", ["a"])
 
 
 def resolved(**values: object) -> ResolvedRequest:

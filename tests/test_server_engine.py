@@ -198,14 +198,14 @@ def test_who_is_refused_is_told_to_wait_for_the_passes_before_it(last: float, wa
         async with started(held, ServerLimits(queue=2, max_batch=2)) as engine:
             await submit(engine, "running")
             await until(lambda: held.passes)
-            engine.line._last = last  # what the pass before took
+            engine.batcher._last_seconds = last  # what the pass before took
             for width in (64, 256):
                 await submit(engine, "a", "b", width=width)
             with pytest.raises(BusyError) as caught:
                 await submit(engine, "too many")
             # Two passes of two images, and the one that runs.
             assert caught.value.retry_after == waits
-            assert engine.line.busy_error().retry_after == batcher.RETRY_AFTER == 5
+            assert engine.batcher.busy_error().retry_after == batcher.RETRY_AFTER == 5
 
     run(test())
 
@@ -789,9 +789,9 @@ class Hearing(JobObserver):
 
 def test_observers_hear_of_every_job_and_pass() -> None:
     async def test() -> None:
-        async with started(Painter()) as engine:
+        async with started(StubBackend()) as engine:
             hearing = Hearing()
-            engine.line.observers.append(hearing)
+            engine.batcher.observers.append(hearing)
             job = await submit(engine, "a", "b")
             await job.images()
             await until(lambda: not engine.running)
@@ -801,7 +801,7 @@ def test_observers_hear_of_every_job_and_pass() -> None:
                 ("pass", 2, True),
             ]
             event = Notice(message="for all")
-            engine.line.publish(event)
+            engine.batcher.publish(event)
             await until(lambda: len(hearing.heard) == 4)
             assert hearing.heard[-1] == ("event", event)
 
@@ -809,7 +809,7 @@ def test_observers_hear_of_every_job_and_pass() -> None:
 
 
 def test_a_measure_for_memory_is_told_to_the_jobs_of_the_pass_and_to_observers() -> None:
-    class Measuring(Painter):
+    class Measuring(StubBackend):
         def run(
             self,
             requests: Sequence[ResolvedRequest],
@@ -824,7 +824,7 @@ def test_a_measure_for_memory_is_told_to_the_jobs_of_the_pass_and_to_observers()
     async def test() -> None:
         async with started(Measuring()) as engine:
             hearing = Hearing()
-            engine.line.observers.append(hearing)
+            engine.batcher.observers.append(hearing)
             told = [message async for message in await submit(engine, "a", "b")]
             assert [type(message) for message in told[:2]] == [MemoryMeasure, Notice]
             assert sum(isinstance(message, Notice) for message in told) == 1
@@ -843,7 +843,7 @@ def test_a_bug_is_logged_in_words_and_told_in_others(caplog: pytest.LogCaptureFi
         return internal_error(ZeroDivisionError("detail"))
 
     async def test() -> None:
-        async with started(Painter(fails=fails)) as engine:
+        async with started(StubBackend(fails=fails)) as engine:
             for prompt in ("bug", "model"):
                 [failure] = [message async for message in await submit(engine, prompt)]
                 assert isinstance(failure, Failure)
@@ -896,12 +896,12 @@ def test_a_line_that_drains_says_whether_all_is_done() -> None:
     async def test() -> None:
         held = Held()
         async with started(held) as engine:
-            assert await engine.line.drain(0)
+            assert await engine.batcher.drain(0)
             job = await submit(engine, "a")
             await until(lambda: held.passes)
-            assert not await engine.line.drain(0.05)
+            assert not await engine.batcher.drain(0.05)
             held.go.set()
-            assert await engine.line.drain(30)
+            assert await engine.batcher.drain(30)
             assert job.done and not engine.running
 
     run(test())
@@ -919,7 +919,7 @@ def test_the_next_pass_waits_for_the_same_clients_a_twentieth_of_the_last(
         real = loop.call_later
 
         def call_later(delay: float, call: Any, *args: Any) -> asyncio.TimerHandle:  # noqa: ANN401
-            if getattr(call, "__name__", "") == "_linger_over":
+            if getattr(call, "__name__", "") == "_on_linger_end":
                 pauses.append(delay)
             return real(delay, call, *args)
 
@@ -928,15 +928,15 @@ def test_the_next_pass_waits_for_the_same_clients_a_twentieth_of_the_last(
             await submit(engine, "first")
             await until(lambda: held.passes)
             both = [await submit(engine, prompt) for prompt in ("a", "b")]
-            engine.line.jobs[next(iter(engine.line.jobs))].cancel()
+            engine.batcher.jobs[next(iter(engine.batcher.jobs))].cancel()
             await until(lambda: len(held.passes) == 2)
-            assert engine.line._pass
-            engine.line._pass.began -= took
+            assert engine.batcher._batch
+            engine.batcher._batch.started -= took
             held.go.set()
             for job in both:
                 await job.images()
             await until(lambda: pauses)
-            took_then = engine.line._last  # and what this machine took beside it
+            took_then = engine.batcher._last_seconds  # and what this machine took beside it
             assert took_then >= took
             assert pauses == [pytest.approx(min(took_then / 20, 0.25))]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.batch import timings
-from tests.made import request
+from tests.factories import request
 
 
 @pytest.fixture

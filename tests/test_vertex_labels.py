@@ -22,7 +22,7 @@ def test_each_value_has_its_label() -> None:
 
 @pytest.mark.parametrize("more", [{}, {"t2i-expires": "soon"}, {"t2i-expires": "-5"}])
 def test_what_is_not_told_is_empty_and_long_past(more: dict[str, str]) -> None:
-    assert Labels.of({"managed-by": "t2i"} | more) == Labels(
+    assert Labels.parse({"managed-by": "t2i"} | more) == Labels(
         name="", expires=0, model="", serving="", by=""
     )
 
