@@ -18,7 +18,7 @@ import sys, time
 from pathlib import Path
 from t2i_cli.batch.lock import lock_folder
 with lock_folder(Path(sys.argv[1]), None) as scratch:
-    (scratch / "half.png").write_bytes(b"half")
+    (scratch / ".t2i-0123456789abcdef.tmp").write_bytes(b"half")
     print("held", flush=True)
     time.sleep(60)
 """

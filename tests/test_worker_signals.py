@@ -129,10 +129,15 @@ for fds in (True, False):
     assert not process_proof.send_signal(signal.SIGKILL, worker.pid, began, token, lock)
     for nobody in (-1, 0, 1, os.getpid()):
         assert not process_proof.send_signal(signal.SIGKILL, nobody, began, token, lock)
-    earlier = subprocess.Popen(
+    other = subprocess.Popen(
         [sys.executable, "-u", "-c", f"import sys; f = open(sys.argv[1]); print(); {code}", lock],
         stdout=subprocess.PIPE,
     )
+    other.stdout.readline()
+    assert not process_proof.send_signal(signal.SIGKILL, other.pid, None, None, lock)
+    # The module's name in the version that wrote no token.
+    command = [*other.args, "t2i_cli.worker.process"]
+    earlier = subprocess.Popen(command, stdout=subprocess.PIPE)
     earlier.stdout.readline()
     assert process_proof.send_signal(signal.SIGKILL, earlier.pid, None, None, lock)
     assert earlier.wait() == -signal.SIGKILL

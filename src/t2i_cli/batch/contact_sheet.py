@@ -31,6 +31,7 @@ _CAPTION_LINES = 3
 _MAX_COLUMNS = 8
 _MARKER = ("Software", "t2i")
 """A text chunk of the sheet's PNG file; t2i's images have no chunk of that name."""
+_FORMATS = ("PNG", "JPEG", "WEBP")
 _MAX_COMPARED = 8
 """Images of the folder that are searched for in a sheet without the marker."""
 _MAX_MEAN_DIFFERENCE = 3.0
@@ -218,7 +219,8 @@ def _thumbnail(file: Path) -> "Image":
     try:
         if not file.is_file():
             raise OSError("it is no file")
-        with Image.open(file) as image:
+        # The manifest names the file: other formats start programs (EPS) or need much memory.
+        with Image.open(file, formats=_FORMATS) as image:
             image.draft("RGB", (CELL_SIDE, CELL_SIDE))
             thumbnail = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -147,8 +147,8 @@ def _lock_shared(handle: int) -> bool:
 def _prepare_scratch(state_folder: Path, shard: Shard | None, is_own: bool) -> Path:
     """Create the folder for unfinished files, empty it, and check that it is writable.
 
-    Raises InputError if it existed before t2i's lock file did, or contains a folder: it is not
-    t2i's then.
+    Raises InputError if it existed before t2i's lock file did, or contains anything but unfinished
+    files: it is not t2i's then.
     """
     scratch = state_folder / (
         f"unfinished-{shard.number}-of-{shard.total}" if shard else "unfinished"
@@ -157,8 +157,8 @@ def _prepare_scratch(state_folder: Path, shard: Shard | None, is_own: bool) -> P
         raise _foreign_path_error(scratch, "is no folder")
     _make_folder(scratch)
     leftovers = list(scratch.iterdir())
-    if any(stat.S_ISDIR(os.lstat(path).st_mode) for path in leftovers):
-        raise _foreign_path_error(scratch, "holds a folder that is none")
+    if foreign := next((path for path in leftovers if not atomic.is_temporary(path)), None):
+        raise _foreign_path_error(foreign, "is no unfinished file")
     for path in leftovers:
         path.unlink()
     atomic.probe_folder(scratch)

@@ -120,6 +120,7 @@ class Manifest:
         self.path = path
         self.durable = durable
         try:
+            _unshare(path)
             self._file = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 _truncate_partial_line(self._file, path)
@@ -255,6 +256,17 @@ def _check_header(line: bytes, path: Path) -> None:
         raise InputError(
             f"'{path}' was written by a newer t2i.", hint="Upgrade: pip install -U t2i-cli"
         )
+
+
+def _unshare(path: Path) -> None:
+    """Replace a manifest with several hard links by a copy: another folder's stays as it is."""
+    with suppress(FileNotFoundError):
+        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+            if os.fstat(file.fileno()).st_nlink == 1:
+                return
+            data = file.read()
+        _check_header(data[:_MAX_HEADER].partition(b"\n")[0] + b"\n" * (b"\n" in data), path)
+        atomic.write_bytes(path, data, sync=True)
 
 
 def _truncate_partial_line(handle: int, path: Path) -> None:

@@ -1,10 +1,14 @@
 """Atomic file writes: a temporary file in the same file system, then a rename."""
 
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"\.t2i-[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
@@ -80,6 +84,11 @@ def probe_folder(folder: Path) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether the path is a regular file with the name of a temporary one. Raises OSError."""
+    return bool(_TEMPORARY.fullmatch(path.name)) and stat.S_ISREG(os.lstat(path).st_mode)
 
 
 def _temporary_path(folder: Path) -> Path:

@@ -26,25 +26,29 @@ _OPEN_FLAGS = sum(
 """Flags of every open; without O_NONBLOCK, opening a named pipe blocks until a peer opens it."""
 
 
-def open_regular(path: Path, flags: int, mode: int = 0o666) -> int:
-    """Open a regular file without following a link and return its descriptor.
+def open_regular(path: Path, flags: int, mode: int = 0o666, *, follow_links: bool = False) -> int:
+    """Open a regular file and return its descriptor; a link is followed only if asked to.
 
     `flags` must not contain O_TRUNC. Raises OSError, also for a link, folder, pipe, socket or
     device, which is left as it is.
     """
     # Checked before opening as well: opening a device can have side effects.
-    check_regular(path)
-    descriptor = os.open(path, flags | _OPEN_FLAGS, mode)
+    check_regular(path, follow_links=follow_links)
+    if follow_links:
+        flags |= _OPEN_FLAGS & ~getattr(os, "O_NOFOLLOW", 0)
+    else:
+        flags |= _OPEN_FLAGS
+    descriptor = os.open(path, flags, mode)
     if reason := _irregularity(os.fstat(descriptor)):
         os.close(descriptor)
         raise OSError(errno.EINVAL, reason, str(path))
     return descriptor
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: Path, *, follow_links: bool = False) -> None:
     """Raise OSError if the path exists and is not a regular file."""
     with suppress(FileNotFoundError):
-        if reason := _irregularity(os.lstat(path)):
+        if reason := _irregularity(os.stat(path, follow_symlinks=follow_links)):
             raise OSError(errno.EINVAL, reason, str(path))
 
 
@@ -99,6 +103,15 @@ def read_json(path: Path) -> object:
     return parse_json(data)
 
 
+def read_linked(path: Path, most: int) -> bytes:
+    """Read a regular file, also through a link. Raises OSError, ValueError if it has more bytes."""
+    with os.fdopen(open_regular(path, os.O_RDONLY, follow_links=True), "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError("it is too large")
+    return data
+
+
 def parse_json(data: bytes) -> object:
     """Parse JSON; raises ValueError if it is malformed or nested too deeply."""
     try:
@@ -129,7 +142,7 @@ def is_text(value: object, longest: int = 4096) -> TypeGuard[str]:
     """Whether the value is one line of text of 1 to `longest` characters."""
     if not isinstance(value, str) or not 0 < len(value) <= longest:
         return False
-    return value.isprintable() or not any(c < " " or c == "\x7f" for c in value)
+    return value.isprintable() or not any(c < " " or "\x7f" <= c <= "\x9f" for c in value)
 
 
 def is_count(value: object, most: int = 2**53) -> TypeGuard[int]:

@@ -62,6 +62,11 @@ def is_index(name: str) -> bool:
     return _INDEX.fullmatch(name) is not None
 
 
+def is_plain_name(name: object) -> bool:
+    """Whether it is the name of a file in its folder, and no path that leads elsewhere."""
+    return isinstance(name, str) and name not in {"", ".", ".."} and not set(name) & set("/\\\0")
+
+
 def _of_variant(names: list[str], variant: str | None) -> WeightFiles | None:
     whole: list[tuple[int, str]] = []
     # By stem, and by which of two ways to write the variant; a repository may have both.

@@ -5,7 +5,7 @@ classes among everything in a library.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,10 +26,13 @@ def check_components(folder: Path, *, trust_remote_code: bool) -> None:
 
     Nothing that the folder names is imported before all its names have been checked.
     """
-    libraries.import_diffusers()
     components = diffusers_folder.list_components(folder)
+    _check_files(folder, components)
+    libraries.import_diffusers()
     for component in components:
         _check_names(folder, component)
+        if not trust_remote_code and _names_kernel(folder, component):
+            raise custom_code_error(folder, f"an attention kernel of {component.name}")
         if _is_custom_code(folder, component):
             if not trust_remote_code:
                 raise custom_code_error(folder, f"{component.name}/{component.library}.py")
@@ -79,8 +82,38 @@ def custom_code_error(folder: Path, what: str) -> ModelError:
 
 
 def _check_names(folder: Path, component: Component) -> None:
-    if not all(isinstance(n, str) and n.isidentifier() and n[0] != "_" for n in component):
+    if not all(map(_is_safe_name, component)):
         raise _not_a_component_error(folder, component)
+
+
+def _check_files(folder: Path, components: Iterable[Component]) -> None:
+    """Raise ModelError for a pipe, socket or device, from which a library would read for ever."""
+    folders = [folder, *(folder / part.name for part in components if _is_safe_name(part.name))]
+    for path in (path for each in folders if each.is_dir() for path in each.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelError(f"{path} is no regular file, so it is no part of a model.")
+
+
+def _is_safe_name(name: object) -> bool:
+    """Whether it can be the name of a component: an identifier that does not begin with `_`."""
+    return isinstance(name, str) and name.isidentifier() and name[0] != "_"
+
+
+def _names_kernel(folder: Path, component: Component) -> bool:
+    """Whether its config has transformers fetch an attention kernel: compiled code of the Hub."""
+    if component.library != "transformers":
+        return False
+    values: list[object] = [diffusers_folder.component_config(folder, component.name)]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if "attn_implementation" in key and "/" in str(inner):
+                    return True
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+    return False
 
 
 def _is_custom_code(folder: Path, component: Component) -> bool:

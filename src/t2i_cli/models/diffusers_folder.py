@@ -1,17 +1,53 @@
 """Read a diffusers folder's JSON files: the model's components and their configs."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from t2i_cli.errors import ModelError
+from t2i_cli.errors import ModelError, os_reason
+from t2i_cli.files import state_files
+from t2i_cli.files.state_files import is_count
 
 JsonConfig = dict[str, Any]
+_MAX_CONFIG_BYTES = 2**26
+"""Bytes of a JSON file of a model; indices of many shards take a few million."""
+_MAX_SIZE = 2**20
+_MAX_BLOCKS = 64
 DENOISERS = ("transformer", "unet", "decoder")
 _UPCASTS = re.compile("StableDiffusionXL|Kolors|AuraFlow|Amused")
 """diffusers' pipelines that cast their decoder to float32 if its config has `force_upcast`."""
 _WITHOUT_WEIGHTS = re.compile("Tokenizer|Scheduler$|Processor$|Extractor$")
+
+
+def _is_size(value: object) -> bool:
+    return is_count(value, _MAX_SIZE)
+
+
+def _is_list_of_sizes(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_BLOCKS
+        and all(isinstance(each, bool) or _is_size(each) for each in value)
+    )
+
+
+def _is_size_or_list(value: object) -> bool:
+    return _is_size(value) or _is_list_of_sizes(value)
+
+
+_SIZES = {
+    "sample_size": _is_size_or_list,
+    "patch_size": _is_size_or_list,
+    "all_patch_size": _is_size_or_list,
+    "num_attention_heads": _is_size_or_list,
+    "attention_head_dim": _is_size_or_list,
+    "block_out_channels": _is_list_of_sizes,
+    "encoder_block_out_channels": _is_list_of_sizes,
+    "decoder_block_out_channels": _is_list_of_sizes,
+    "temperal_downsample": _is_list_of_sizes,
+    "spatial_compression_ratio": _is_size,
+}
+"""The values of configs that t2i computes with."""
 
 
 class Component(NamedTuple):
@@ -31,7 +67,7 @@ def read_model_index(folder: Path) -> JsonConfig:
     """Read the folder's model_index.json; raises ModelError if it is not a diffusers folder."""
     file = folder / "model_index.json"
     try:
-        return _read_json(file)
+        return read_json(file)
     except FileNotFoundError:
         if not any(folder.iterdir()):
             raise ModelError(f"The model folder {folder} is empty.") from None
@@ -64,12 +100,25 @@ def _component_entries(folder: Path) -> list[tuple[str, list[str]]]:
 
 
 def component_config(folder: Path, name: str) -> JsonConfig:
-    """A component's config.json (or scheduler_config.json); empty if there is none."""
-    file = "scheduler_config.json" if name == "scheduler" else "config.json"
+    """A component's config.json (or scheduler_config.json); empty if there is none.
+
+    Raises ModelError if it is damaged, or if a size in it is none.
+    """
+    file = folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
     try:
-        return _read_json(folder / name / file)
+        config = read_json(file)
     except FileNotFoundError:
         return {}
+    for key, is_valid in _SIZES.items():
+        if config.get(key) is not None and not is_valid(config[key]):
+            raise ModelError(f"{file} is damaged: its {key} cannot be {str(config[key])[:40]}.")
+    return config
+
+
+def largest_size(config: JsonConfig, key: str, default: int) -> int:
+    """A size of a config, the largest of a list; `default` if there is none, or 0."""
+    value = config.get(key)
+    return max(value, default=0) or default if isinstance(value, list) else value or default
 
 
 def denoiser_config(folder: Path) -> tuple[str, JsonConfig]:
@@ -116,11 +165,17 @@ def vae_scale_factor(folder: Path) -> int:
     return 8 if config else 1
 
 
-def _read_json(file: Path) -> JsonConfig:
+def read_json(file: Path) -> JsonConfig:
+    """The JSON object in a model's file; raises ModelError, and FileNotFoundError if missing."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        # Files of the Hub's cache are links to their content.
+        value = state_files.parse_json(state_files.read_linked(file, _MAX_CONFIG_BYTES))
+    except FileNotFoundError:
+        raise
     except ValueError as error:
         raise ModelError(f"{file} is damaged: it is not JSON.") from error
+    except OSError as error:
+        raise ModelError(f"Cannot read {file}: {os_reason(error)}.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{file} is damaged: it holds no JSON object.")
     return value

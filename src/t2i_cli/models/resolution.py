@@ -185,10 +185,10 @@ def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
         return width, height
     sample = config.get("sample_size")
     if isinstance(sample, list):
-        height, width = sample
+        height, width = sample if len(sample) == 2 else (None, None)
     else:
         height = width = sample
-    if not isinstance(width, int) or not isinstance(height, int):
+    if not width or not height:
         return _DEFAULT_SIDE, _DEFAULT_SIDE
     scale = diffusers_folder.vae_scale_factor(folder)
     return width * scale, height * scale
@@ -204,10 +204,8 @@ def _multiple(folder: Path) -> int:
     scale = diffusers_folder.vae_scale_factor(folder)
     if name != "transformer":
         return max(8, scale)
-    patch = config.get("patch_size") or config.get("all_patch_size") or 1
-    if isinstance(patch, list):
-        patch = max(patch)
-    return max(16, scale * int(patch))
+    key = "patch_size" if config.get("patch_size") else "all_patch_size"
+    return max(16, scale * diffusers_folder.largest_size(config, key, 1))
 
 
 def _flow(folder: Path) -> bool | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.files.state_files import replace_text
+from t2i_cli.files.state_files import MAX_STATE_BYTES, read_linked, replace_text
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
 
@@ -140,11 +140,16 @@ def _check(setting: Setting, value: object, source: str) -> str:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        if os.path.exists(file) and os.path.samefile(file, os.devnull):
+            return ""
+        # Nothing else but a regular file: a pipe could be read once only, or never ends.
+        return read_linked(file, MAX_STATE_BYTES).decode().replace("\r\n", "\n")
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8.") from error
+    except ValueError as error:
+        raise InputError(f"Cannot read {file}: {error}.") from error
     except OSError as error:
         raise StorageError(f"Cannot read {file}: {os_reason(error)}.") from error
 
@@ -152,17 +157,23 @@ def _read_text(file: Path) -> str:
 def _parse(text: str, file: Path) -> Mapping[str, object]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise InputError(f"{file} is not valid TOML: it is nested too deeply.") from error
+    except ValueError as error:  # also numbers of too many digits
         raise InputError(f"{file} is not valid TOML: {error}.") from error
 
 
 def _load_document() -> "TOMLDocument":
     import tomlkit
+    from tomlkit.exceptions import TOMLKitError
 
     file = settings_path()
     text = _read_text(file)
     _parse(text, file)
-    return tomlkit.parse(text)
+    try:
+        return tomlkit.parse(text)
+    except TOMLKitError as error:  # it takes less depth than tomllib
+        raise InputError(f"{file} cannot be edited: {error}.") from error
 
 
 def _write(document: "TOMLDocument") -> None:

@@ -58,9 +58,11 @@ class Console:
         return self._out or sys.stdout
 
     def result(self, line: str) -> None:
-        """Print a line of the result."""
+        """Print a line of the result; in JSON, what cannot be encoded becomes its JSON escape."""
         out = self.stdout
-        out.write(line + "\n")
+        # A name of undecodable bytes, or a state file, may hold lone surrogates.
+        encoding = out.encoding or "utf-8"
+        out.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         out.flush()
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:

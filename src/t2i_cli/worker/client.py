@@ -18,6 +18,7 @@ from t2i_cli import errors
 from t2i_cli.backend import EncodedImage, Failure, GeneratedImage
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, OnEvent, Step
+from t2i_cli.files.state_files import is_amount, is_count, parse_json
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.provenance import GenerationInfo
@@ -131,13 +132,13 @@ class WorkerExchange:
     def json(self) -> dict[str, Any]:
         """The response's JSON object."""
         with self._translating_errors():
-            value = json.loads(self._response.read())
+            value = parse_json(self._response.read())
             if not isinstance(value, dict):
                 raise ValueError("no object")
         return value
 
-    def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The response's server-sent events, each as name and data, up to and including `done`.
+    def events(self) -> Iterator[tuple[str, str]]:
+        """The response's server-sent events, each as name and JSON, up to and including `done`.
 
         Reads the part of https://html.spec.whatwg.org/multipage/server-sent-events.html that t2i's
         server uses: one line of data per event.
@@ -149,11 +150,11 @@ class WorkerExchange:
                 if not line:
                     raise EOFError
             self._last_read = time.monotonic()
-            field, _, value = line.decode().rstrip("\n").partition(": ")
+            field, _, value = line.decode(errors="replace").rstrip("\n").partition(": ")
             if field == "event":
                 name = value
             elif field == "data":
-                yield name, json.loads(value)
+                yield name, value
 
     def _watch(self, sock: socket.socket) -> None:
         """Shut the connection down if nothing arrives and the heartbeat has stopped."""
@@ -213,14 +214,51 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(None)
 
 
+@contextmanager
+def _checking_answer() -> Iterator[None]:
+    """Raise WorkerUnavailableError for an answer that is not of the form that a worker sends."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise WorkerUnavailableError("The warm worker's answer cannot be read.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerActivity:
+    """What a worker does; `idle`, in seconds, is None while it starts or works."""
+
+    idle: float | None
+    keep_alive: float
+    waiting: int
+
+
+def worker_activity(exchange: WorkerExchange) -> WorkerActivity:
+    """The answer to a request for the status. Raises WorkerUnavailableError if it is none."""
+    response = exchange.json()
+    with _checking_answer():
+        found = WorkerActivity(
+            idle=response["idle"], keep_alive=response["keep_alive"], waiting=response["waiting"]
+        )
+        valid = (
+            exchange.ok
+            and (found.idle is None or is_amount(found.idle))
+            and is_amount(found.keep_alive)
+            and is_count(found.waiting)
+        )
+        if not valid:
+            raise ValueError("no status")
+    return found
+
+
 def worker_model(exchange: WorkerExchange) -> ModelSpec:
     """The spec of the worker's model. Raises T2IError if there is no such model."""
     response = exchange.json()
     if not exchange.ok:
         raise _parse_error(exchange, response)
-    folder = response.pop("folder")
-    refuses = tuple((name, why) for name, why in response.pop("refuses"))
-    return ModelSpec(**response, folder=folder and Path(folder), refuses=refuses)
+    with _checking_answer():
+        folder = response.pop("folder")
+        refuses = tuple((name, why) for name, why in response.pop("refuses"))
+        return ModelSpec(**response, folder=folder and Path(folder), refuses=refuses)
 
 
 def build_body(members: Sequence[WorkerRequest], format: ImageFormat) -> dict[str, object]:
@@ -242,24 +280,40 @@ def read_outcomes(
     """
     if not exchange.ok:
         raise _parse_error(exchange, exchange.json(), (*_INTERNAL_CODES, _QUOTA_CODE))
-    for name, data in exchange.events():
-        if name == "image":
-            index, request = members[data["index"]]
-            yield LazyImage(
-                index=index,
-                request=request,
-                info=GenerationInfo(**data["lock"] | {"measures": tuple(data["lock"]["measures"])}),
-                seconds=data["seconds"],
-                file_size=(data["width"], data["height"]),
-                file=EncodedImage(format=data["format"], data=base64.b64decode(data["image"])),
-            )
-        elif name == "failure":
-            index, request = members[data["index"]]
-            yield Failure(index=index, request=request, error=_parse_error(exchange, data))
-        elif kind := _EVENTS.get(name):
-            if "indices" in data:
-                data["indices"] = tuple(members[position][0] for position in data["indices"])
-            on_event(kind(**data))
+    missing = set(range(len(members)))
+    for name, text in exchange.events():
+        with _checking_answer():
+            message = _parse_message(exchange, members, name, json.loads(text))
+            if isinstance(message, GeneratedImage | Failure):
+                missing.remove([index for index, _ in members].index(message.index))
+        if isinstance(message, GeneratedImage | Failure):
+            yield message
+        elif message is not None:
+            on_event(message)
+
+
+def _parse_message(
+    exchange: WorkerExchange, members: Sequence[WorkerRequest], name: str, data: dict[str, Any]
+) -> GeneratedImage | Failure | Event | None:
+    """An outcome or event, None for others; an invalid one raises whatever its values cause."""
+    if name == "image":
+        index, request = members[data["index"]]
+        return LazyImage(
+            index=index,
+            request=request,
+            info=GenerationInfo(**data["lock"] | {"measures": tuple(data["lock"]["measures"])}),
+            seconds=float(data["seconds"]),
+            file_size=(int(data["width"]), int(data["height"])),
+            file=EncodedImage(format=data["format"], data=base64.b64decode(data["image"])),
+        )
+    if name == "failure":
+        index, request = members[data["index"]]
+        return Failure(index=index, request=request, error=_parse_error(exchange, data))
+    if kind := _EVENTS.get(name):
+        if "indices" in data:
+            data["indices"] = tuple(members[position][0] for position in data["indices"])
+        return kind(**data)
+    return None
 
 
 _EVENTS: dict[str, Callable[..., Event]] = {

@@ -6,7 +6,8 @@ from typing import Literal
 
 from t2i_cli import durations
 from t2i_cli.errors import InputError, TimedOutError
-from t2i_cli.worker.client import WorkerExchange
+from t2i_cli.terminal.console import escape_controls
+from t2i_cli.worker.client import WorkerExchange, worker_activity
 from t2i_cli.worker.spawn import STATUS_PATH
 from t2i_cli.worker.state import RuntimeDir, WorkerUnavailableError, WorkerUnresponsiveError
 
@@ -29,7 +30,7 @@ class WorkerStatus:
 
     def sentence(self) -> str:
         """The status as a sentence."""
-        subject = f"The worker (process {self.pid}, {self.model})"
+        subject = f"The worker (process {self.pid}, {escape_controls(str(self.model))})"
         match self.state:
             case "none":
                 return "No worker runs."
@@ -68,20 +69,18 @@ def worker_status() -> WorkerStatus:
         return known
     try:
         with WorkerExchange(runtime_dir, state, STATUS_PATH) as exchange:
-            response = exchange.json()
-            if not exchange.ok:
-                raise WorkerUnavailableError("The warm worker does not tell how it is.")
+            activity = worker_activity(exchange)
     except WorkerUnresponsiveError:
         return replace(known, state="hung")
     except WorkerUnavailableError:
         return WorkerStatus(state="none")
-    idle = response["idle"]
+    idle = activity.idle
     return replace(
         known,
         state="busy" if idle is None else "idle",
         idle=None if idle is None else round(idle, 1),
-        keep_alive=response["keep_alive"],
-        waiting=response["waiting"],
+        keep_alive=activity.keep_alive,
+        waiting=activity.waiting,
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +10,8 @@ from pathlib import Path
 
 TOKEN_VARIABLE = "T2I_WORKER_TOKEN"  # noqa: S105 - the name of a variable
 """Passes the token to the worker; its command line, which anyone can read, has the digest only."""
+_WORKER_MODULE = re.compile(r"t2i_cli(\.\w+)+")
+"""A word of every worker's command line: `python -m t2i_cli.worker.daemon`."""
 _START_TOLERANCE = 2.0
 """Seconds by which two readings of a process's start time may differ."""
 
@@ -34,8 +37,8 @@ def send_signal(
     """Send a signal if process `pid` is the worker; return whether it was sent.
 
     It is the worker if it started when the worker did and its command line has the token's digest.
-    Without `started` and `token`, in the state of an earlier version, it is the worker if it has
-    the `lock` file open.
+    Without `started` and `token`, in the state of an earlier version, it is the worker if it runs
+    a module of t2i and has the `lock` file open.
     """
     if pid <= 1 or pid == os.getpid():
         return False
@@ -43,7 +46,7 @@ def send_signal(
         if pidfd is None:
             return False
         is_worker = (
-            _is_worker(pid, started, token) if started and token else _has_file_open(pid, lock)
+            _is_worker(pid, started, token) if started and token else _is_legacy_worker(pid, lock)
         )
         if is_worker:
             with suppress(ProcessLookupError):
@@ -84,12 +87,13 @@ def _is_worker(pid: int, started: float, token: str) -> bool:
         return False
 
 
-def _has_file_open(pid: int, file: Path) -> bool:
+def _is_legacy_worker(pid: int, lock: Path) -> bool:
     import psutil
 
     try:
-        return any(
-            os.path.samefile(opened.path, file) for opened in psutil.Process(pid).open_files()
+        process = psutil.Process(pid)
+        return any(_WORKER_MODULE.fullmatch(word) for word in process.cmdline()) and any(
+            os.path.samefile(opened.path, lock) for opened in process.open_files()
         )
     except (psutil.Error, OSError):
         return False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from t2i_cli.files.state_files import open_regular
 from t2i_cli.worker import process_proof
-from t2i_cli.worker.client import WorkerExchange, can_connect
+from t2i_cli.worker.client import WorkerExchange, can_connect, worker_activity
 from t2i_cli.worker.fingerprint import WorkerSpec
 from t2i_cli.worker.state import (
     EXIT_TIMEOUT,
@@ -60,7 +60,7 @@ def shut_down(runtime_dir: RuntimeDir) -> bool:
     if state and state.listening:
         try:
             with WorkerExchange(runtime_dir, state, STATUS_PATH) as exchange:
-                if exchange.ok and exchange.json()["idle"] is None:
+                if worker_activity(exchange).idle is None:
                     return False
         except WorkerUnresponsiveError:
             return runtime_dir.kill()

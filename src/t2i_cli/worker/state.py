@@ -140,7 +140,12 @@ class RuntimeDir:
         for name, kind in (kinds | {_SOCKET: stat.S_IFSOCK}).items():
             with suppress(FileNotFoundError):
                 found = os.lstat(self.folder / name)
-                if stat.S_IFMT(found.st_mode) != kind:
+                # A hard link would have another's file truncated. A lock file is always empty.
+                if (
+                    stat.S_IFMT(found.st_mode) != kind
+                    or found.st_nlink > 1
+                    or (name in _LOCKS and found.st_size)
+                ):
                     raise WorkerUnavailableError(
                         f"'{self.folder / name}' is not what a warm worker leaves there."
                     )

@@ -256,4 +256,16 @@ def load_pipeline(
                 hint="The model may be damaged, or need other versions of diffusers or "
                 "transformers.",
             ) from error
+    _check_complete(pipe, name)
     return LoadedPipeline(target, pipe, on_event)
+
+
+def _check_complete(pipe: LibraryObject, name: str) -> None:
+    """Raise ModelError if the files had no weights for a part of a network."""
+    import torch
+
+    for component, network in pipe.components.items():
+        if isinstance(network, torch.nn.Module) and any(p.is_meta for p in network.parameters()):
+            raise ModelError(
+                f"{name} is damaged: its {component} lacks weights that its config says."
+            )

@@ -105,16 +105,16 @@ def estimate_memory(
     latent = width * height // scale**2
     attention = 0
     if name == "transformer":
-        heads = config.get("num_attention_heads") or 24
-        inner = int(heads) * int(config.get("attention_head_dim") or 128)
+        heads = diffusers_folder.largest_size(config, "num_attention_heads", 24)
+        inner = heads * diffusers_folder.largest_size(config, "attention_head_dim", 128)
         denoise = _TRANSFORMER_FACTOR * (latent // 4 + _TEXT_TOKENS) * inner
     else:
         channels = config.get("block_out_channels") or [320]
-        denoise = _UNET_FACTOR * latent * int(channels[0])
+        denoise = _UNET_FACTOR * latent * channels[0]
         attention = 8 * latent**2
     channels = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or [128, 256]
-    vae_channels = int(channels[min(1, len(channels) - 1)])
-    side = min(int(vae.get("sample_size") or 512), 512)
+    vae_channels = channels[min(1, len(channels) - 1)]
+    side = min(diffusers_folder.largest_size(vae, "sample_size", 512), 512)
     pixel_bytes = 3 * width * height * 4
     guidance_batch = 2
     return MemoryEstimate(

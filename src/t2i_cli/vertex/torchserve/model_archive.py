@@ -4,10 +4,11 @@ The format is torch-model-archiver's: a zip file with MAR-INF/MANIFEST.json.
 """
 
 import json
+import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import BadZipFile
 
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files import atomic
@@ -73,10 +74,12 @@ def is_own_archive(archive: Path) -> bool:
     """Whether t2i wrote the archive, of whichever model."""
     try:
         with zipfile.ZipFile(archive) as packed:
-            if packed.getinfo(MANIFEST).file_size > MAX_STATE_BYTES:
+            entry = packed.getinfo(MANIFEST)
+            # t2i compresses nothing, and each decompressor raises errors of its own.
+            if entry.file_size > MAX_STATE_BYTES or entry.compress_type != zipfile.ZIP_STORED:
                 return False
             found = parse_json(packed.read(MANIFEST))
-    except (OSError, ValueError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, LookupError, RuntimeError, EOFError, struct.error, BadZipFile):
         return False
     model = found.get("model") if isinstance(found, dict) else None
     return isinstance(model, dict) and found == _manifest(str(model.get("description")))
