@@ -67,7 +67,7 @@ def read_model_index(folder: Path) -> JsonConfig:
     """Read the folder's model_index.json; raises ModelError if it is not a diffusers folder."""
     file = folder / "model_index.json"
     try:
-        return read_json(file)
+        return read_json_object(file)
     except FileNotFoundError:
         if not any(folder.iterdir()):
             raise ModelError(f"The model folder {folder} is empty.") from None
@@ -106,7 +106,7 @@ def component_config(folder: Path, name: str) -> JsonConfig:
     """
     file = folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
     try:
-        config = read_json(file)
+        config = read_json_object(file)
     except FileNotFoundError:
         return {}
     for key, is_valid in _SIZES.items():
@@ -165,7 +165,7 @@ def vae_scale_factor(folder: Path) -> int:
     return 8 if config else 1
 
 
-def read_json(file: Path) -> JsonConfig:
+def read_json_object(file: Path) -> JsonConfig:
     """The JSON object in a model's file; raises ModelError, and FileNotFoundError if missing."""
     try:
         # Files of the Hub's cache are links to their content.

@@ -92,7 +92,7 @@ def _names(folder: Path) -> list[str]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(diffusers_folder.read_json(index)["weight_map"].values()))
+        names = sorted(set(diffusers_folder.read_json_object(index)["weight_map"].values()))
         # diffusers would also load what lies elsewhere.
         if not all(weight_files.is_plain_name(name) for name in names):
             raise ValueError("no file of the component")
