@@ -33,7 +33,7 @@ NOTHING = MemoryEstimate(weights={}, denoise=0, attention=0, decode=0, tile=0)
 
 NAMED: dict[str, Callable[[str], object]] = {
     "local": lambda n: resolution.resolve_model(n, None, offline=True, trust_remote_code=False),
-    "models": models_command._find_spec,
+    "models": models_command._find_usable,
     "vertex": lambda n: containers.find_source(n, "t2i"),
 }
 """Everything that looks for a model by its name."""
@@ -71,6 +71,19 @@ def test_a_folder_that_is_none_has_the_same_sentence_everywhere(
     with pytest.raises(ModelError) as caught:
         find(name)
     assert caught.value.message == f"There is no model folder {name}."
+    assert str(caught.value.hint).startswith("`t2i models list` shows the short names; a folder")
+
+
+@pytest.mark.parametrize("find", NAMED.values(), ids=NAMED)
+def test_a_folder_that_holds_no_model_is_refused_everywhere(
+    find: Callable[[str], object], tmp_path: Path
+) -> None:
+    (tmp_path / "x.safetensors").touch()
+    with pytest.raises(ModelError, match="is not a diffusers model"):
+        find(str(tmp_path))
+    (tmp_path / "model_index.json").mkdir()
+    with pytest.raises(ModelError, match="model_index.json cannot be read: Is a directory"):
+        find(str(tmp_path))
 
 
 FAILED = [

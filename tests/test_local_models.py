@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from t2i_cli import hub
+from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, resolution
@@ -203,7 +204,33 @@ def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
         find(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]"])
+@pytest.mark.parametrize(
+    ("component", "key", "value"),
+    [
+        ("unet", "sample_size", []),
+        ("unet", "sample_size", [16]),
+        ("unet", "sample_size", "16"),
+        ("unet", "sample_size", True),
+        ("unet", "block_out_channels", "x"),
+        ("unet", "block_out_channels", -1),
+        ("unet", "block_out_channels", [[1]]),
+        ("vae", "block_out_channels", 5),
+        ("vae", "sample_size", 1e308),
+        ("vae", "spatial_compression_ratio", [1]),
+        ("vae", "temperal_downsample", -1),
+    ],
+)
+def test_a_size_that_is_none_is_refused(
+    folder: Path, component: str, key: str, value: object
+) -> None:
+    tiny_models.edit_json(folder / component / "config.json", **{key: value})
+    backend = LocalBackend(LocalOptions(device="cpu"))
+    with pytest.raises(ModelError, match=rf"config\.json is damaged: {key} is "):
+        spec = backend.describe(GenerateRequest(prompt="a", model=str(folder)))
+        backend.check(resolve_request(GenerateRequest(prompt="a", seed=1), spec))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
 def test_a_damaged_index_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "model_index.json").write_text(content)
     with pytest.raises(ModelError, match=r"model_index\.json is damaged"):

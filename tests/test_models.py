@@ -191,6 +191,21 @@ def test_an_unknown_name(t2i: T2I, command: str) -> None:
     assert "`t2i models list` shows the short names" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["path", "pull", "show"])
+def test_a_folder_that_holds_no_model(t2i: T2I, tmp_path: Path, command: str) -> None:
+    (tmp_path / "notes.txt").touch()
+    done = t2i("models", command, str(tmp_path))
+    assert (done.returncode, done.stdout) == (9, "")
+    assert "has no model_index.json" in done.stderr
+
+
+def test_a_broken_link_in_a_folder_takes_no_space(t2i: T2I, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    shown = json.loads(t2i("models", "show", str(tmp_path), "--json").stdout)
+    assert shown["disk_bytes"] == 2
+
+
 def test_postcard_is_here_and_stays(t2i: T2I) -> None:
     assert t2i("models", "path", "postcard").stdout == f"{postcard.FOLDER}\n"
     assert t2i("models", "pull", "postcard").stdout == f"{postcard.FOLDER}\n"
@@ -203,6 +218,7 @@ def test_postcard_is_here_and_stays(t2i: T2I) -> None:
 def test_a_folder_of_the_users_own_stays(t2i: T2I, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
     assert t2i("models", "path", "mine").stdout == f"{folder}\n"
     assert t2i("models", "remove", "mine", "--yes").returncode == 2
     assert folder.is_dir()

@@ -155,7 +155,10 @@ def unknown_model(
 ) -> ModelError:
     """The error for an unknown model name; `others` says what is accepted beside an alias."""
     if name.startswith((".", "~")) or "/" in name or "\\" in name:
-        return ModelError(f"There is no model folder {name}.")
+        return ModelError(
+            f"There is no model folder {name}.",
+            hint=f"`t2i models list` shows the short names; {others}.",
+        )
     import difflib
 
     alias_of = {spec.repo.rpartition("/")[2].lower(): spec.name for spec in _MODELS if spec.repo}

@@ -1,8 +1,9 @@
 """Read a diffusers folder's JSON files: the model's components and their configs."""
 
+import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from t2i_cli.errors import ModelError, os_reason
 from t2i_cli.files import state_files
@@ -26,7 +27,7 @@ def _is_size(value: object) -> bool:
 def _is_list_of_sizes(value: object) -> bool:
     return (
         isinstance(value, list)
-        and len(value) <= _MAX_BLOCKS
+        and 0 < len(value) <= _MAX_BLOCKS
         and all(isinstance(each, bool) or _is_size(each) for each in value)
     )
 
@@ -35,13 +36,17 @@ def _is_size_or_list(value: object) -> bool:
     return _is_size(value) or _is_list_of_sizes(value)
 
 
+def _is_size_or_pair(value: object) -> bool:
+    return _is_size(value) or (_is_list_of_sizes(value) and len(cast("list[int]", value)) == 2)
+
+
 _SIZES = {
-    "sample_size": _is_size_or_list,
+    "sample_size": _is_size_or_pair,
     "patch_size": _is_size_or_list,
     "all_patch_size": _is_size_or_list,
     "num_attention_heads": _is_size_or_list,
     "attention_head_dim": _is_size_or_list,
-    "block_out_channels": _is_list_of_sizes,
+    "block_out_channels": _is_size_or_list,  # amused has a number
     "encoder_block_out_channels": _is_list_of_sizes,
     "decoder_block_out_channels": _is_list_of_sizes,
     "temperal_downsample": _is_list_of_sizes,
@@ -69,7 +74,7 @@ def read_model_index(folder: Path) -> JsonConfig:
     try:
         return read_json_object(file)
     except FileNotFoundError:
-        if not any(folder.iterdir()):
+        if os.access(folder, os.R_OK) and not os.listdir(folder):
             raise ModelError(f"The model folder {folder} is empty.") from None
         raise ModelError(
             f"The folder {folder} has no model_index.json, so it is not a diffusers model.",
@@ -110,6 +115,8 @@ def component_config(folder: Path, name: str) -> JsonConfig:
     except FileNotFoundError:
         return {}
     for key, is_valid in _SIZES.items():
+        if key == "block_out_channels" and name not in DENOISERS:
+            is_valid = _is_list_of_sizes
         if config.get(key) is not None and not is_valid(config[key]):
             raise ModelError(f"{file} is damaged: its {key} cannot be {str(config[key])[:40]}.")
     return config

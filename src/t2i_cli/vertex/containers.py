@@ -5,7 +5,7 @@ from pathlib import Path
 
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog
+from t2i_cli.models import catalog, diffusers_folder
 from t2i_cli.request_fields import SERVINGS
 from t2i_cli.settings import store
 from t2i_cli.vertex.model_source import ModelSource
@@ -31,6 +31,8 @@ def find_source(model: str | None, serving: str) -> ModelSource:
         )
     spec = catalog.find_in_catalog(name)
     if spec is None and (folder := catalog.folder_named(name)):
+        if serving != "torchserve":
+            diffusers_folder.read_model_index(folder)
         resolved = folder.resolve()
         source = ModelSource(spec=ModelSpec(name=resolved.name), folder=resolved)
     elif spec is None and catalog.is_repository(name):

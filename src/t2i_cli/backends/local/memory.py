@@ -110,7 +110,8 @@ def estimate_memory(
         denoise = _TRANSFORMER_FACTOR * (latent // 4 + _TEXT_TOKENS) * inner
     else:
         channels = config.get("block_out_channels") or [320]
-        denoise = _UNET_FACTOR * latent * channels[0]
+        first = channels[0] if isinstance(channels, list) else channels
+        denoise = _UNET_FACTOR * latent * first
         attention = 8 * latent**2
     channels = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or [128, 256]
     vae_channels = channels[min(1, len(channels) - 1)]

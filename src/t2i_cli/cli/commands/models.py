@@ -1,5 +1,6 @@
 """`t2i models`: the catalogue, and downloaded models."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog
+from t2i_cli.models import catalog, diffusers_folder
 from t2i_cli.terminal.console import console, format_bytes
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def list_(json: JsonOpt = False) -> None:
 def show(model: ModelArg, json: JsonOpt = False) -> None:
     """Show all that is known of a model; of postcard, all the words it knows, too."""
     console.configure(json=json)
-    spec = _find_spec(model)
+    spec = _find_usable(model)
     cached = _cached()
     if spec.repo and spec.repo not in cached and spec.name not in catalog.MODELS:
         raise ModelError(
@@ -83,7 +84,7 @@ def show(model: ModelArg, json: JsonOpt = False) -> None:
 def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -> None:
     """Print the folder where a model lies on this machine."""
     console.configure(json=json)
-    spec = _find_spec(model, revision)
+    spec = _find_usable(model, revision)
     folder = spec.folder or _fetch(spec, revision, offline=True)
     if json:
         console.result_json({"model": spec.name, "path": str(folder)})
@@ -97,7 +98,7 @@ def pull(
 ) -> None:
     """Download a model, and print its folder; a broken download keeps its finished files."""
     console.configure(json=json, quiet=quiet)
-    spec = _find_spec(model, revision)
+    spec = _find_usable(model, revision)
     if spec.folder:
         console.note(f"{spec.name} is on this machine already.")
     folder = spec.folder or _fetch(spec, revision, offline=False)
@@ -131,6 +132,14 @@ def remove(
         console.result_json({"model": spec.name, "repo": spec.repo, "freed_bytes": freed})
     else:
         console.note(f"Removed {spec.repo}; {format_bytes(freed)} are free again.")
+
+
+def _find_usable(name: str, revision: str | None = None) -> ModelSpec:
+    """The model of that name; a folder must hold one. Raises T2IError."""
+    spec = _find_spec(name, revision)
+    if spec.folder:
+        diffusers_folder.read_model_index(spec.folder)
+    return spec
 
 
 def _find_spec(name: str, revision: str | None = None) -> ModelSpec:
@@ -204,7 +213,8 @@ def _table_row(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> tuple[str, s
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    files = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
 
 
 def _value_text(value: object) -> str:
