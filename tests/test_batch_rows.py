@@ -8,7 +8,14 @@ import pytest
 from t2i_cli.batch import options, rows
 from t2i_cli.batch.options import BatchOptions, parse_seeds, parse_vary
 from t2i_cli.batch.rows import BatchRow, expand_rows
-from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, RemoteError, T2IError
+from t2i_cli.errors import (
+    InputError,
+    InternalError,
+    ModelError,
+    OutOfMemoryError,
+    RemoteError,
+    T2IError,
+)
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.prompts import PromptsError
@@ -271,6 +278,28 @@ def test_a_network_that_fails_is_no_rows_fault() -> None:
 
     with pytest.raises(RemoteError):
         expand_rows(entries("a"), BatchOptions(), Broken())
+
+
+@pytest.mark.parametrize("method", ["describe", "check"])
+def test_what_a_backend_raises_of_a_row_is_that_rows_problem(method: str) -> None:
+    class Broken(StubBackend):
+        def describe(self, request: GenerateRequest) -> ModelSpec:
+            if method == "describe" and request.model == "sdxl":
+                raise ZeroDivisionError("of a library")
+            return super().describe(request)
+
+        def check(self, request: ResolvedRequest) -> None:
+            if method == "check" and "xl" in request.model:
+                raise ZeroDivisionError("of a library")
+
+    made, told = expand_rows(
+        entries("a", {"prompt": "b", "model": "sdxl"}, "c"), BatchOptions(), Broken()
+    )
+    assert [row.line for row in made] == [1, 3]
+    said = "An unexpected ZeroDivisionError: of a library"
+    assert [(problem.line, problem.message) for problem in told] == [(2, said)]
+    with pytest.raises(InternalError, match="of a library"):
+        expand_rows(entries("a"), BatchOptions(defaults={"model": "sdxl"}), Broken())
 
 
 def test_backend_is_asked_once_for_requests_alike() -> None:

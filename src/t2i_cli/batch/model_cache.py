@@ -1,11 +1,18 @@
 """Cache of model specifications and checks, so that a batch asks a backend once per model."""
 
 from t2i_cli.backend import Backend
-from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError
+from t2i_cli.errors import (
+    InputError,
+    InternalError,
+    ModelError,
+    OutOfMemoryError,
+    T2IError,
+    internal_error,
+)
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 
-ROW_ERRORS = (InputError, ModelError, OutOfMemoryError)
+ROW_ERRORS = (InputError, ModelError, OutOfMemoryError, InternalError)
 """Errors that a row can cause; others, as of the network, end the batch."""
 
 ModelName = tuple[object, object]
@@ -27,8 +34,8 @@ class ModelCache:
                 self._specs[key] = self._backend.describe(
                     GenerateRequest(prompt="-", model=model, revision=revision)  # type: ignore[arg-type]
                 )
-            except ROW_ERRORS as error:
-                self._specs[key] = error
+            except Exception as raised:  # noqa: BLE001 - becomes the problem of its rows
+                self._specs[key] = _row_error(raised)
         found = self._specs[key]
         if isinstance(found, T2IError):
             raise found
@@ -45,9 +52,18 @@ class ModelCache:
         if key not in self._checked:
             try:
                 self._backend.check(request)
-            except ROW_ERRORS as error:
-                self._checked[key] = error
+            except Exception as raised:  # noqa: BLE001 - becomes the problem of its rows
+                self._checked[key] = _row_error(raised)
             else:
                 self._checked[key] = None
         if cached_error := self._checked[key]:
             raise cached_error
+
+
+def _row_error(raised: Exception) -> T2IError:
+    """The error as rows are told of it; raises those that no row causes."""
+    if isinstance(raised, ROW_ERRORS):
+        return raised
+    if isinstance(raised, T2IError | MemoryError):
+        raise raised
+    return internal_error(raised)
