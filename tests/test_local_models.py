@@ -225,7 +225,7 @@ def test_a_size_that_is_none_is_refused(
 ) -> None:
     tiny_models.edit_json(folder / component / "config.json", **{key: value})
     backend = LocalBackend(LocalOptions(device="cpu"))
-    with pytest.raises(ModelError, match=rf"config\.json is damaged: {key} is "):
+    with pytest.raises(ModelError, match=rf"config\.json is damaged: its {key} cannot be "):
         spec = backend.describe(GenerateRequest(prompt="a", model=str(folder)))
         backend.check(resolve_request(GenerateRequest(prompt="a", seed=1), spec))
 
