@@ -611,3 +611,23 @@ def test_a_line_of_16_mib_is_read_and_a_longer_one_is_not(tmp_path: Path) -> Non
         path.write_bytes(MANIFEST_HEADER + frame.replace(b'""', b'"%s"' % (note + more)))
         [record] = manifest.read_records(path)
         assert (record is not None) is read
+
+
+def test_invalid_rows_are_known_and_damaged_lines_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / MAIN_MANIFEST
+    write(path, {"status": "invalid", "line": 3, "field": "steps", "message": "no."}, line(1))
+    with path.open("ab") as file:
+        file.write(b"{\n[]\n")
+    state = manifest.load_manifests(tmp_path)
+    assert state.invalid == {(3, "steps", "no.")}
+    assert state.damaged == 2
+    assert len(state.rows) == 1
+
+
+def test_a_file_to_read_that_is_no_manifest_is_named(tmp_path: Path) -> None:
+    path = tmp_path / MAIN_MANIFEST
+    path.write_bytes(b'{"t2i_manifest": 99}\n')
+    with pytest.raises(InputError) as caught:
+        manifest.load_manifests(tmp_path)
+    assert caught.value.message == f"'{path}' was written by a newer t2i."
+    assert caught.value.hint == "Upgrade: pip install -U t2i-cli"
