@@ -1,5 +1,5 @@
 # What a developer runs; CI runs `make lint types` after the README's two commands.
-# `make test` takes minutes, `make full` up to an hour and a half, `make mutants` half an hour:
+# `make test` takes minutes, `make full` up to an hour and a half, `make mutants` as long:
 # docs/testing.md.
 PYTHON ?= .venv/bin/python
 
