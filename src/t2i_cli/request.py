@@ -26,9 +26,6 @@ class GenerateRequest(RequestFields):
 
     def __post_init__(self) -> None:
         """Validate what does not depend on the model."""
-        FIELDS["prompt"].check(self.prompt)
-        if not self.prompt.strip():
-            raise InputError("The prompt is empty.", field="prompt")
         for name, spec in FIELDS.items():
             if (value := getattr(self, name)) is not None:
                 spec.check(value)
