@@ -13,7 +13,8 @@ from pathlib import Path
 
 from t2i_cli.cli.main import command_paths
 from t2i_cli.models import catalog, schedulers
-from t2i_cli.request_fields import FIELDS, RequestField
+from t2i_cli.request_field import RequestField
+from t2i_cli.request_fields import FIELDS
 from t2i_cli.settings import store
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from t2i_cli.errors import InputError
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output import infotext, metadata
-from t2i_cli.request_fields import MAX_PROMPT
+from t2i_cli.request_field import MAX_PROMPT
 from tests.factories import LOCK, picture, request
 from tests.test_a1111 import FROM_A1111
 

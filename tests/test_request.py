@@ -16,7 +16,8 @@ from t2i_cli.request import (
     parse_size,
     resolve_size,
 )
-from t2i_cli.request_fields import FIELDS, MAX_PROMPT, MAX_SEED, check_range
+from t2i_cli.request_field import MAX_PROMPT, check_range
+from t2i_cli.request_fields import FIELDS, MAX_SEED
 
 SD15 = catalog.MODELS["sd15"]
 SCHNELL = catalog.MODELS["flux-schnell"]

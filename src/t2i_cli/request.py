@@ -8,14 +8,8 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from t2i_cli.errors import InputError
-from t2i_cli.request_fields import (
-    ADDED_FIELDS,
-    FIELDS,
-    MAX_SEED,
-    ORIGINAL_FIELDS,
-    RequestFields,
-    check_range,
-)
+from t2i_cli.request_field import check_range
+from t2i_cli.request_fields import ADDED_FIELDS, FIELDS, MAX_SEED, ORIGINAL_FIELDS, RequestFields
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,18 +13,14 @@ value for records and bodies; `digest` replaces it in ids, as the SHA-256 of a f
 weight, so that another file of the same name is another row.
 """
 
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
-from t2i_cli.errors import InputError
+from t2i_cli.request_field import RequestField
 
 FieldValue = str | int | float
 
-MAX_PROMPT = 5_000
-"""Characters; prompt, negative prompt and their metadata fit a JPEG's 64 KB segment."""
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1_000
 """Schedulers have at most the 1000 timesteps that models are trained on."""
@@ -32,9 +28,6 @@ MAX_IMAGE_SIDE = 16_384
 """Pixels; WebP's limit is 16,383, and no model generates larger images."""
 MAX_GUIDANCE = 100.0
 DEFAULT_MODEL = "sd15"
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Unicode categories Cc, except tab and line ends, and Cs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,76 +72,6 @@ def _named(name: str, *dialects: str) -> dict[str, str]:
 _ALL_DIALECTS = tuple(DIALECTS)
 _DIFFUSERS_DIALECTS = ("t2i", "sglang", "vllm")
 _ALL_SERVINGS = frozenset(SERVINGS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestField:
-    """Declaration of a field; `name` and `kind` (the type) come from the attribute.
-
-    For people: `help` describes it, `default` describes its value when not set, `label` is its
-    short name on pages, `placeholder` that of its input, `summary` its format in plans. `flags` are
-    its option's names, empty if each command declares its own; `unit` is the value's unit, `low`
-    and `high` are its inclusive range.
-
-    For servers: `dialects` maps each dialect that takes it to its name there, `true_cfg` is another
-    name (see Dialect); `servings` take it under the name `vertex`, or its own if that is empty.
-    With `echoed` a server's response must contain the value that was sent.
-
-    `pipeline` is the argument of diffusers' pipelines that it is passed as, `infotext` its name in
-    AUTOMATIC1111's infotext. With `model_default` models have their own default; `needs` is the key
-    of a model's description (GET /t2i/v1/model) that must be set for it to have an effect, and that
-    lists its values if it is a list. Images in one batch may differ in `per_image` fields. `prose`
-    is text of any length; `may_be_blank` allows blank text. With `on_page` the server's page
-    generates an input for it. With `identity` it is part of an image's id.
-    """
-
-    name: str = ""
-    kind: type = str
-    help: str
-    default: str | None = None
-    label: str
-    placeholder: str | None = None
-    summary: str | None = None
-    flags: tuple[str, ...] = ()
-    unit: str | None = None
-    low: int | None = None
-    high: float | None = None
-    dialects: Mapping[str, str] = field(default_factory=dict)
-    true_cfg: str | None = None
-    servings: frozenset[str] = frozenset()
-    vertex: str = ""
-    echoed: bool = True
-    pipeline: str | None = None
-    infotext: str | None = None
-    model_default: bool = False
-    needs: str | None = None
-    per_image: bool = False
-    prose: bool = False
-    may_be_blank: bool = False
-    on_page: bool = True
-    identity: bool = True
-    parse: Callable[[object], Any] | None = None
-    to_json: Callable[[Any], object] | None = None
-    digest: Callable[[Any], object] | None = None
-
-    def check(self, value: Any) -> None:  # noqa: ANN401 - of the field's own type
-        """Raise InputError for a value that no model takes."""
-        if isinstance(value, str):
-            _check_text(self.name, value)
-            if not value.strip() and not self.may_be_blank:
-                raise InputError(f"The {self.name} is empty.", field=self.name)
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{self.name} must be a number.", field=self.name)
-        elif self.low is not None or self.high is not None:
-            check_range(self.name, value, self.low, self.high)
-
-    def json_value(self, value: Any) -> object:  # noqa: ANN401 - of the field's own type
-        """The value encoded for JSON."""
-        return value if self.to_json is None or value is None else self.to_json(value)
-
-    def identity_value(self, value: Any) -> object:  # noqa: ANN401 - of the field's own type
-        """The value's representation in ids."""
-        return self.json_value(value) if self.digest is None else self.digest(value)
 
 
 FIELD = "request_field"
@@ -329,28 +252,3 @@ DISPLAY_FIELDS = (
     *(name for name, spec in FIELDS.items() if spec.on_page and spec.prose),
 )
 """The fields that pages show for an image beside its prompt, in order."""
-
-
-def check_range(name: str, value: float, low: float | None, high: float | None) -> None:
-    """Raise InputError for a number outside its inclusive range."""
-    if (low is None or low <= value) and (high is None or value <= high):
-        return
-    if low is not None and high is not None:
-        allowed = f"from {low} to {high:.10g}"
-    else:
-        allowed = f"at least {low}" if high is None else f"at most {high:.10g}"
-    raise InputError(f"{name} must be {allowed}, not {value}.", field=name)
-
-
-def _check_text(name: str, text: str) -> None:
-    """Raise InputError for text that is too long or has control characters."""
-    if len(text) > MAX_PROMPT:
-        raise InputError(
-            f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are taken.", field=name
-        )
-    if found := _CONTROL.search(text):
-        raise InputError(
-            f"{name} has the control character U+{ord(found[0]):04X} "
-            f"at position {found.start() + 1}.",
-            field=name,
-        )

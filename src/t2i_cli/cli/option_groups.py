@@ -19,7 +19,8 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
 from t2i_cli.errors import InputError
-from t2i_cli.request_fields import FIELD, FIELDS, RequestField
+from t2i_cli.request_field import RequestField
+from t2i_cli.request_fields import FIELD, FIELDS
 from t2i_cli.settings.options import Flag
 
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -13,7 +13,8 @@ from t2i_cli.errors import InputError
 from t2i_cli.models import schedulers
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.request_fields import ADDED_FIELDS, FIELDS, RequestField
+from t2i_cli.request_field import RequestField
+from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
 
 _NEGATIVE = "Negative prompt:"
 _SETTING = re.compile(r'(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')

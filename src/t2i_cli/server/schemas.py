@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from t2i_cli.models.request_resolution import build_request
 from t2i_cli.request import GenerateRequest
-from t2i_cli.request_fields import FIELDS, RequestField
+from t2i_cli.request_field import RequestField
+from t2i_cli.request_fields import FIELDS
 
 Body = TypeVar("Body", bound="StrictModel")
 

@@ -2,14 +2,13 @@
 
 import base64
 import http.client
-import io
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +22,7 @@ from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.worker.lazy_image import LazyImage
 from t2i_cli.worker.state import (
     HEARTBEAT_INTERVAL,
     RuntimeDir,
@@ -33,7 +33,7 @@ from t2i_cli.worker.state import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 GENERATE_PATH = "/t2i/v1/generate"
 KEEP_ALIVE_HEADER = "T2I-Keep-Alive"
@@ -49,29 +49,6 @@ _QUOTA_CODE = "quota"
 
 WorkerRequest = tuple[int, ResolvedRequest]
 """A request and its position in the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LazyImage(GeneratedImage):
-    """An image received as a file with metadata; decoded on first access of `image` (RGB)."""
-
-    image: "Image" = field(init=False, repr=False, compare=False)
-    file: EncodedImage
-    file_size: tuple[int, int]
-
-    def __getattr__(self, name: str) -> "Image":
-        if name != "image":
-            raise AttributeError(name)
-        from PIL import Image
-
-        image = Image.open(io.BytesIO(self.file.data)).convert("RGB")
-        object.__setattr__(self, "image", image)
-        return image
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return self.file_size
 
 
 class WorkerExchange:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
-from t2i_cli.request_fields import DISPLAY_FIELDS, FIELDS, SIZE, RequestField
+from t2i_cli.request_field import RequestField
+from t2i_cli.request_fields import DISPLAY_FIELDS, FIELDS, SIZE
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
