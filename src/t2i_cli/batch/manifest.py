@@ -269,15 +269,21 @@ def _unshare(path: Path) -> None:
         atomic.write_bytes(path, data, sync=True)
 
 
+def _read_at(handle: int, size: int, offset: int) -> bytes:
+    """Read at an offset; os.pread is missing on Windows."""
+    os.lseek(handle, offset, os.SEEK_SET)
+    return os.read(handle, size)
+
+
 def _truncate_partial_line(handle: int, path: Path) -> None:
     """Truncate a last line without a newline. Raises InputError if the file is no manifest."""
-    header, newline, _ = os.pread(handle, _MAX_HEADER, 0).partition(b"\n")
+    header, newline, _ = _read_at(handle, _MAX_HEADER, 0).partition(b"\n")
     _check_header(header + newline, path)
     size = complete_size = os.fstat(handle).st_size
     while complete_size:
         # Read backwards in blocks: a line may be longer than one block.
         start = max(0, complete_size - 65_536)
-        found = os.pread(handle, complete_size - start, start).rfind(b"\n")
+        found = _read_at(handle, complete_size - start, start).rfind(b"\n")
         if found >= 0:
             complete_size = start + found + 1
             break
