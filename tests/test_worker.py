@@ -525,6 +525,7 @@ def test_half_started_it_is_replaced(same: bool, monkeypatch: pytest.MonkeyPatch
         [
             *(sys.executable, "-c", HALF_STARTED, str(place_.folder), "0"),
             wanted.fingerprint() if same else "another",
+            "t2i_cli.worker.process",  # as in the command line of a worker of version 0.1
         ],
         stdout=subprocess.PIPE,
     )
