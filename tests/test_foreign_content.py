@@ -220,15 +220,6 @@ def test_a_size_that_is_none_is_damaged(key: str, value: object, folder: Path) -
         diffusers_folder.component_config(folder, "unet")
 
 
-@pytest.mark.parametrize("sample", [[], [1], [1, 2, 3]])
-def test_a_sample_size_of_other_dimensions_is_no_native_size(
-    sample: list[int], folder: Path
-) -> None:
-    tiny_models.edit_json(folder / "unet/config.json", sample_size=sample)
-    spec = resolution.describe_folder(folder, "x", trust_remote_code=False)
-    assert (spec.width, spec.height) == (1024, 1024)
-
-
 @pytest.mark.parametrize(
     "config",
     [

@@ -134,8 +134,9 @@ def test_killed_at_random_moments(
 ) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()
-    for name in ("model_index.json", "a.safetensors", "b.safetensors"):
-        (weights / name).write_bytes(name.encode() * 1000)
+    (weights / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    for name in ("a.safetensors", "b.safetensors"):
+        (weights / name).write_bytes((2).to_bytes(8, "little") + b"{}")
     vertex.operation_seconds = 0.05
     chance = random.Random(7)  # noqa: S311 - no secret
     with running(t2i_env, vertex, *RUN[:3], "-m", str(weights), "--", "true") as process:
