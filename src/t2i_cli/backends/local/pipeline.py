@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from threading import Event as Flag
 from typing import Any, Self
 
-from t2i_cli.backends.local import pipeline_output
+from t2i_cli.backends.local import pipeline_output, prompt_warnings
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.backends.local.previews import PreviewHook
@@ -57,7 +57,7 @@ def _pipeline_arguments(
     first = requests[0]
     parameters = inspect.signature(loaded.pipe.__call__).parameters
     arguments: dict[str, Any] = {
-        "prompt": [request.prompt for request in requests],
+        "prompt": [prompt_warnings.text_read(loaded, request.prompt) for request in requests],
         **{
             known.pipeline: getattr(first, name) for name, known in FIELDS.items() if known.pipeline
         },
@@ -71,7 +71,9 @@ def _pipeline_arguments(
     else:
         arguments[argument] = first.guidance_scale
     if first.negative_prompt:
-        arguments["negative_prompt"] = [request.negative_prompt for request in requests]
+        arguments["negative_prompt"] = [
+            prompt_warnings.text_read(loaded, request.negative_prompt or "") for request in requests
+        ]
     elif argument == "true_cfg_scale" and loaded.spec.negative_prompt:
         # Without a negative prompt, these pipelines silently skip guidance.
         arguments["negative_prompt"] = [" "] * len(requests)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from t2i_cli import postcard
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.models.libraries import LibraryObject
+from t2i_cli.postcard import wording
 from t2i_cli.request import ResolvedRequest
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -26,12 +27,22 @@ def indices_by_prompt(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[st
 
 def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[str]:
     """Yield warnings on a prompt, as sentences for the user."""
-    if truncated := _truncated_text(loaded.pipe, prompt):
+    if truncated := _truncated_text(loaded.pipe, text_read(loaded, prompt)):
         yield f"The prompt is too long for the text encoder, which does not read: {truncated}"
-    if loaded.spec.folder == postcard.FOLDER and (unknown := _unknown_words(prompt)):
+    if loaded.spec.folder != postcard.FOLDER:
+        return
+    read = wording.reword(prompt)
+    if read.changes:
+        yield f"postcard reads {_listed(list(read.changes), ', ')}."
+    if unknown := _unknown_words(read.prompt):
         yield (
             f"postcard does not know: {unknown}; `t2i models show postcard` has the words it knows."
         )
+
+
+def text_read(loaded: LoadedPipeline, prompt: str) -> str:
+    """The prompt as the model's tokenizer gets it: for postcard, in the words that it knows."""
+    return wording.reword(prompt).prompt if loaded.spec.folder == postcard.FOLDER else prompt
 
 
 def _unknown_words(prompt: str) -> str:
@@ -76,6 +87,6 @@ def _truncation_offset(tokenizer: LibraryObject, prompt: str, limit: int | None)
     return int(spans[max_text_tokens][0]) if len(spans) > max_text_tokens else len(prompt)
 
 
-def _listed(words: list[str]) -> str:
+def _listed(words: list[str], separator: str = " ") -> str:
     more = len(words) - _MAX_LISTED
-    return " ".join(words[:_MAX_LISTED]) + (f" … ({more} more)" if more > 0 else "")
+    return separator.join(words[:_MAX_LISTED]) + (f" … ({more} more)" if more > 0 else "")
