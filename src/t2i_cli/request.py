@@ -19,9 +19,12 @@ class GenerateRequest(RequestFields):
     prompt: str = field()
 
     def __post_init__(self) -> None:
-        """Validate what does not depend on the model."""
+        """Validate what does not depend on the model; line ends of prompts become newlines."""
         for name, spec in FIELDS.items():
             if (value := getattr(self, name)) is not None:
+                if spec.prose and "\r" in value:
+                    value = value.replace("\r\n", "\n").replace("\r", "\n")
+                    object.__setattr__(self, name, value)
                 spec.check(value)
 
 

@@ -23,7 +23,8 @@ class RequestField:
     For people: `help` describes it, `default` describes its value when not set, `label` is its
     short name on pages, `placeholder` that of its input, `summary` its format in plans. `flags` are
     its option's names, empty if each command declares its own; `unit` is the value's unit, `low`
-    and `high` are its inclusive range.
+    and `high` are its inclusive range. `unset` is a number that stands for "not set", as other
+    programs write it.
 
     For servers: `dialects` maps each dialect that takes it to its name there, `true_cfg` is another
     name (see Dialect); `servings` take it under the name `vertex`, or its own if that is empty.
@@ -48,6 +49,7 @@ class RequestField:
     unit: str | None = None
     low: int | None = None
     high: float | None = None
+    unset: int | None = None
     dialects: Mapping[str, str] = field(default_factory=dict)
     true_cfg: str | None = None
     servings: frozenset[str] = frozenset()
@@ -65,6 +67,10 @@ class RequestField:
     parse: Callable[[object], Any] | None = None
     to_json: Callable[[Any], object] | None = None
     digest: Callable[[Any], object] | None = None
+
+    def is_unset(self, value: object) -> bool:
+        """Whether a value stands for "not set"."""
+        return value is None or (self.unset is not None and value == self.unset)
 
     def check(self, value: Any) -> None:  # noqa: ANN401 - of the field's own type
         """Raise InputError for a value that no model takes."""
@@ -84,6 +90,14 @@ class RequestField:
     def identity_value(self, value: Any) -> object:  # noqa: ANN401 - of the field's own type
         """The value's representation in ids."""
         return self.json_value(value) if self.digest is None else self.digest(value)
+
+
+def whole_number(value: object) -> object:
+    """A float without a fraction as the whole number that it is; other values as they are.
+
+    JSON has one number type; spreadsheets and Vertex AI write 7 as 7.0.
+    """
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_range(name: str, value: float, low: float | None, high: float | None) -> None:

@@ -138,6 +138,7 @@ class RequestFields:
             placeholder="Random",
             low=0,
             high=MAX_SEED,
+            unset=-1,  # as AUTOMATIC1111 writes it
             dialects=_named("seed", *_DIFFUSERS_DIALECTS),
             # Google's own handler draws its noise by itself.
             servings=_ALL_SERVINGS - {"model-garden"},

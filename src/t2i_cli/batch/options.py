@@ -36,7 +36,7 @@ def parse_vary(texts: Sequence[str]) -> list[tuple[str, Sequence[Value]]]:
             raise InputError(f"--vary cannot vary {name}{' twice' * (name in dict(varied))}.")
         try:
             cells = next(csv.reader([listed], skipinitialspace=True, strict=True))
-            values = [parse_value(name, cell) for cell in cells]
+            values = [_parse_varied(name, cell) for cell in cells]
         except csv.Error as error:
             raise InputError(f"--vary {text}: {error}.", field="vary") from error
         except InputError as error:
@@ -45,6 +45,14 @@ def parse_vary(texts: Sequence[str]) -> list[tuple[str, Sequence[Value]]]:
             raise InputError(f"--vary {text} has a value twice.", field="vary")
         varied.append((name, values))
     return varied
+
+
+def _parse_varied(name: str, text: str) -> Value:
+    """Parse one of a varied field's values. Raises InputError for one that stands for not set."""
+    value = parse_value(name, text)
+    if value is None:
+        raise InputError(f"{text.strip()} stands for no {name}, which cannot be varied.")
+    return value
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -68,12 +68,18 @@ class PromptOptions:
             "--seed",
             "-s",
             metavar="<int>",
-            help=f"Seed, 0 to {MAX_SEED}; may be repeated. [default: {FIELDS['seed'].default}]",
+            help=f"Seed, 0 to {MAX_SEED}; may be repeated; -1 is none. "
+            f"[default: {FIELDS['seed'].default}]",
         ),
     ] = None
     count: Annotated[
         int, typer.Option("--count", "-n", help="Images to make, with seeds counting up.")
     ] = 1
+
+    def seeds(self) -> list[int]:
+        """The seeds that are given; none if the only one stands for no seed."""
+        given = self.seed or []
+        return [] if len(given) == 1 and FIELDS["seed"].is_unset(given[0]) else given
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
@@ -14,9 +15,12 @@ def build_request(values: Mapping[str, object]) -> GenerateRequest:
     """Build and validate a request, with the scheduler's name. Raises InputError.
 
     Every request of a user is built here, so an unknown scheduler is refused before the model is
-    known.
+    known. One that is called as in AUTOMATIC1111 gets its short name.
     """
     request = GenerateRequest(**values)  # type: ignore[arg-type]
+    if request.scheduler is not None:
+        short_name = schedulers.scheduler_short_name(request.scheduler)
+        request = replace(request, scheduler=short_name)
     _check_scheduler(request)
     return request
 

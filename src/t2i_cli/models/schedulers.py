@@ -118,6 +118,15 @@ FLOW_SCHEDULERS: dict[str, SchedulerSpec] = {
 }
 
 
+def scheduler_short_name(name: str) -> str:
+    """The short name of a scheduler that is called as in AUTOMATIC1111 ("DPM++ 2M Karras").
+
+    Other names are returned unchanged.
+    """
+    labels = {spec.label.lower(): short for short, spec in NOISE_SCHEDULERS.items()}
+    return labels.get(name.strip().lower(), name)
+
+
 def scheduler_names(flow: bool | None) -> tuple[str, ...]:
     """The scheduler names that a kind of model accepts; all names if `flow` is `None`."""
     if flow is None:

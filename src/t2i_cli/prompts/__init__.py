@@ -1,4 +1,4 @@
-"""Reads prompts files (text, JSON Lines, CSV): entries, and problems with their lines."""
+"""Reads prompts files (text, JSON, CSV): entries, and problems with their lines."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,11 @@ from t2i_cli.errors import InputError, os_reason
 from t2i_cli.prompts import readers
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem
 
-InputFormat = Literal["txt", "jsonl", "csv"]
+InputFormat = Literal["txt", "jsonl", "csv", "tsv", "json"]
+INPUT_FORMATS = f"{', '.join(get_args(InputFormat)[:-1])} or {get_args(InputFormat)[-1]}"
+"""The formats as text for people."""
+MAX_ENTRIES = 1_000_000
+"""Largest number of entries of a file: all are kept in memory."""
 
 MAX_SHOWN = 20
 """Largest number of problems printed; the others are counted."""
@@ -21,6 +25,7 @@ class PromptsFile:
     """The content of a prompts file; `name` is its name in messages."""
 
     name: str
+    format: InputFormat
     entries: Sequence[PromptEntry]
     problems: Sequence[PromptProblem]
 
@@ -65,14 +70,17 @@ def prompts_format(source: str, wanted: str | None) -> InputFormat:
     Raises InputError if it is unknown.
     """
     if wanted is not None and wanted not in get_args(InputFormat):
-        raise InputError(f"The input format {wanted!r} is unknown; use one of: txt, jsonl, csv.")
+        raise InputError(
+            f"The input format {wanted!r} is unknown; use one of: "
+            f"{', '.join(get_args(InputFormat))}."
+        )
     extension = "txt" if source == "-" else Path(source).suffix[1:].lower()
     for known in get_args(InputFormat):
         if (wanted or extension) == known:
             return known  # type: ignore[no-any-return]
     raise InputError(
         f"What {source!r} holds is not clear from its name.",
-        hint="--input-format says it: txt, jsonl or csv.",
+        hint=f"--input-format says it: {INPUT_FORMATS}.",
     )
 
 
@@ -91,9 +99,13 @@ def read_prompts(source: str, format: InputFormat) -> PromptsFile:
 
 
 def _parse(name: str, file: BinaryIO, format: InputFormat) -> PromptsFile:
-    reader = {"txt": readers.read_text, "jsonl": readers.read_jsonl, "csv": readers.read_csv}[
-        format
-    ]
+    reader = {
+        "txt": readers.read_text,
+        "jsonl": readers.read_jsonl,
+        "csv": readers.read_csv,
+        "tsv": readers.read_tsv,
+        "json": readers.read_json,
+    }[format]
     entries: list[PromptEntry] = []
     problems: list[PromptProblem] = []
     for item in reader(file):
@@ -101,6 +113,8 @@ def _parse(name: str, file: BinaryIO, format: InputFormat) -> PromptsFile:
             entries.append(item)
         else:
             problems.append(item)
+        if len(entries) > MAX_ENTRIES:
+            raise InputError(f"There are more than {MAX_ENTRIES:,} prompts in {name}.")
     if not entries and not problems:
         raise InputError(f"There is no prompt in {name}.")
-    return PromptsFile(name=name, entries=entries, problems=problems)
+    return PromptsFile(name=name, format=format, entries=entries, problems=problems)

@@ -5,9 +5,11 @@ import math
 from collections.abc import Iterator
 
 from t2i_cli.errors import InputError
+from t2i_cli.request_field import MAX_PROMPT
 
 MAX_COMBINATIONS = 10_000
 """Largest number of combinations of one line; checked before they are built in memory."""
+_MAX_SHOWN = 10**12
 _MAX_DEPTH = 20
 _ESCAPABLE = "{}|\\#"
 
@@ -27,8 +29,15 @@ def expand_alternatives(prompt: str) -> list[str]:
     text, _ = _parse_text(prompt, 0, 0)
     number = _count_combinations(text)
     if number > MAX_COMBINATIONS:
+        # Python refuses to print numbers of thousands of digits.
+        made = f"{number:,}" if number < _MAX_SHOWN else f"more than {_MAX_SHOWN:,}"
         raise InputError(
-            f"the alternatives make {number:,} combinations; {MAX_COMBINATIONS:,} are the most."
+            f"the alternatives make {made} combinations; {MAX_COMBINATIONS:,} are the most."
+        )
+    if number > 1 and (longest := _longest(text)) > MAX_PROMPT:
+        raise InputError(
+            f"the alternatives make prompts of {longest:,} characters; at most {MAX_PROMPT:,} are "
+            "taken."
         )
     return list(_combinations(text))
 
@@ -79,6 +88,11 @@ def _parse_braces(prompt: str, start: int, depth: int) -> tuple[Text, int]:
 
 def _count_combinations(text: Text) -> int:
     return math.prod(sum(map(_count_combinations, part)) for part in text if isinstance(part, list))
+
+
+def _longest(text: Text) -> int:
+    """Characters of the longest combination."""
+    return sum(len(part) if isinstance(part, str) else max(map(_longest, part)) for part in text)
 
 
 def _combinations(text: Text) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from t2i_cli.models.request_resolution import build_request
 from t2i_cli.request import GenerateRequest
-from t2i_cli.request_field import RequestField
+from t2i_cli.request_field import RequestField, whole_number
 from t2i_cli.request_fields import FIELDS
 
 Body = TypeVar("Body", bound="StrictModel")
@@ -21,12 +21,9 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_whole_numbers(cls, value: object) -> object:
-        # JSON has one number type, and Vertex AI passes every number on as a double.
-        return {k: _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        if isinstance(value, dict):
+            return {k: whole_number(v) for k, v in value.items()}
+        return value
 
 
 def with_request_fields(names: Mapping[str, str]) -> Callable[[type[Body]], type[Body]]:
@@ -58,9 +55,16 @@ def _annotation(known: RequestField) -> object:
 
 
 def parse_fields(values: Mapping[str, object]) -> dict[str, object]:
-    """Parse a body's values, by names of the table of fields. Raises InputError."""
+    """Parse a body's values, by names of the table of fields; `None` is not set.
+
+    Raises InputError.
+    """
     return {
-        name: parse(value) if value is not None and (parse := FIELDS[name].parse) else value
+        name: None
+        if FIELDS[name].is_unset(value)
+        else parse(value)
+        if (parse := FIELDS[name].parse)
+        else value
         for name, value in values.items()
     }
 

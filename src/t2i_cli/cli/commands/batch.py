@@ -16,6 +16,7 @@ from t2i_cli.cli.batch_options import (
 )
 from t2i_cli.cli.options import RequestOptions, RunOptions
 from t2i_cli.errors import InputError
+from t2i_cli.request_fields import FIELDS
 from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import BackendOptions, DeploymentSpec, EndpointOptions
 from t2i_cli.terminal.console import console
@@ -115,7 +116,7 @@ def _batch_config(
         options=BatchOptions(
             defaults=row_defaults,
             vary=varied,
-            seed=rows.seed,
+            seed=None if FIELDS["seed"].is_unset(rows.seed) else rows.seed,
             seeds=parse_seeds(rows.seeds) if rows.seeds else (),
             count=rows.count,
             lenient=run.lenient,

@@ -42,7 +42,7 @@ def generate(
     model_request = build_request(
         {"model": default_model(backend.backend)} | fields | {"prompt": _read_prompt(prompt)}
     )
-    job = generate.GenerationJob(request=model_request, seeds=prompt.seed or [], count=prompt.count)
+    job = generate.GenerationJob(request=model_request, seeds=prompt.seeds(), count=prompt.count)
     output_options = generate.OutputDestination(
         target=output.output or store.get_setting("output"),
         format=output.format or store.get_setting("format"),
@@ -84,10 +84,12 @@ def _read_prompt(options: PromptOptions) -> str:
         )
     if text != "-":
         return text
+    from t2i_cli.prompts.decoding import decode_text
+
     try:
-        return sys.stdin.buffer.read().decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise InputError("The prompt on standard input is not UTF-8.", field="prompt") from error
+        return decode_text(sys.stdin.buffer.read()).strip()
+    except InputError as error:
+        raise InputError(f"The prompt on standard input: {error.message}", field="prompt") from error
 
 
 def _print_dry_run(

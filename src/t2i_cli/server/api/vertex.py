@@ -4,6 +4,7 @@ The contract: cloud.google.com/vertex-ai/docs/predictions/custom-container-requi
 """
 
 import asyncio
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -22,10 +23,12 @@ from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.schemas import StrictModel, parse_fields, with_request_fields
 
+_SEED = re.compile(r"-?[0-9]{1,19}")
+
 
 def _parse_seed(value: object) -> object:
     # As a string it is exact: Vertex AI passes numbers on as doubles.
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else value
+    return int(value) if isinstance(value, str) and _SEED.fullmatch(value) else value
 
 
 _ALIASES = {"text": "prompt"} | {
