@@ -58,6 +58,8 @@ def test_alternatives_make_all_combinations(prompt: str, expanded: list[str]) ->
     [
         ("a {red|blue star", "the brace at character 3 is never closed"),
         ("{a|b}" * 14, r"make 16,384 combinations; 10,000"),
+        ("{a|b}" * 20_000, r"make more than 1,000,000,000,000 combinations; 10,000"),
+        ("x" * 4_999 + "{a|bb}", r"make prompts of 5,001 characters; at most 5,000"),
         ("{a|" * 30 + "b" + "}" * 30, "nested more than 20"),
         ("{" * 5000, "nested more than 20"),
     ],
@@ -110,7 +112,7 @@ def test_csv_has_a_header_and_empty_cells_are_not_set(tmp_path: Path) -> None:
         ("p.jsonl", b'{"prompt": "a", "step": 3}', "step", "unknown field; did you mean steps?"),
         ("p.jsonl", b'{"prompt": "a", "xyzzy": null}', "xyzzy", "unknown field; there are prompt"),
         ("p.jsonl", b'{"prompt": "a", "steps": "10"}', "steps", "must be a whole number, not '10'"),
-        ("p.jsonl", b'{"prompt": "a", "steps": 10.0}', "steps", "must be a whole number, not 10.0"),
+        ("p.jsonl", b'{"prompt": "a", "steps": 10.5}', "steps", "must be a whole number, not 10.5"),
         ("p.jsonl", b'{"prompt": "a", "steps": true}', "steps", "must be a whole number, not True"),
         ("p.jsonl", b'{"prompt": 3}', "prompt", "must be text, not 3"),
         ("p.jsonl", b'{"prompt": "a", "guidance_scale": NaN}', None, "NaN is not JSON"),
@@ -160,11 +162,6 @@ def test_every_wrong_field_of_a_row_is_named(tmp_path: Path) -> None:
     found = read(tmp_path, "p.jsonl", b'{"prompt": 1, "steps": "x", "cfg": 3}\n{"prompt": "a"}\n')
     assert [p.field for p in found.problems] == ["prompt", "steps", "cfg"]
     assert found.entries == [PromptEntry(2, {"prompt": "a"})]
-
-
-def test_utf16_is_said_to_be_that(tmp_path: Path) -> None:
-    found = read(tmp_path, "p.txt", "a\nb".encode("utf-16"))
-    assert found.problems == [PromptProblem(1, None, "the file is UTF-16; save it as UTF-8.")]
 
 
 def test_a_csv_row_after_a_broken_one_is_still_read(tmp_path: Path) -> None:
@@ -244,6 +241,10 @@ def test_an_open_brace_says_how_to_write_one() -> None:
         ("prompt", "5", "5"),
         ("steps", " 7 ", 7),
         ("steps", "+7", 7),
+        ("steps", "7.0", 7),
+        ("seed", "7.", 7),
+        ("seed", "-1", None),
+        ("seed", "-1.0", None),
         ("guidance_scale", " 5 ", 5.0),
         ("guidance_scale", "1E1", 10.0),
         ("guidance_scale", "-1.5e-1", -0.15),
@@ -361,4 +362,4 @@ def test_a_name_that_tells_no_format_says_what_does() -> None:
     with pytest.raises(InputError) as caught:
         prompts.prompts_format("prompts", None)
     assert caught.value.message == "What 'prompts' holds is not clear from its name."
-    assert caught.value.hint == "--input-format says it: txt, jsonl or csv."
+    assert caught.value.hint == "--input-format says it: txt, jsonl, csv, tsv or json."

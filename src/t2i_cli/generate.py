@@ -11,6 +11,8 @@ from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
+from t2i_cli.prompts.literal_syntax import literal_syntax_notes
+from t2i_cli.prompts.wildcards import WildcardFolder
 from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer
@@ -19,11 +21,15 @@ from t2i_cli.terminal.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationJob:
-    """A request to be made with each of `seeds`, or else `count` times."""
+    """A request to be made with each of `seeds`, or else `count` times.
+
+    `wildcards` has the values of wildcards in prompts.
+    """
 
     request: GenerateRequest
     seeds: Sequence[int] = ()
     count: int = 1
+    wildcards: WildcardFolder | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,10 @@ def prepare_requests(
         request, backend.describe(request), lenient=lenient, on_note=console.warn
     )
     requests = expand_seeds(resolved, job.seeds, job.count)
+    if job.wildcards:
+        requests = [job.wildcards.fill_request(request) for request in requests]
+    for note in literal_syntax_notes(requests):
+        console.note(note)
     template = output.template
     if template.template is None and console.json:
         raise InputError("Standard output holds the image or the JSON, not both.", field="output")

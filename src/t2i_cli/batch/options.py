@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from t2i_cli.errors import InputError
 from t2i_cli.prompts.entries import Value, parse_value
+from t2i_cli.prompts.wildcards import WildcardFolder
 from t2i_cli.request_fields import MAX_SEED
 
 MAX_ROWS = 1_000_000
@@ -22,6 +23,7 @@ class BatchOptions:
     seeds: Sequence[int] = ()
     count: int = 1
     lenient: bool = False
+    wildcards: WildcardFolder | None = None
 
 
 def parse_vary(texts: Sequence[str]) -> list[tuple[str, Sequence[Value]]]:

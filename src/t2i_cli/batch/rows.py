@@ -159,6 +159,8 @@ class _RowExpander:
         resolved = resolve_request(
             request, spec, lenient=self._options.lenient, on_note=self._note_once
         )
+        if self._options.wildcards:
+            self._options.wildcards.check_request(resolved)
         self._models.check(resolved)
         return resolved
 
@@ -177,24 +179,26 @@ class _RowExpander:
             return 0
         try:
             seeds = self._seeds(resolved, values, entry, count)
+            too_many = len(self._rows) + len(seeds) > MAX_ROWS
+            requests = [] if too_many else [self._seeded(resolved, seed) for seed in seeds]
         except InputError as error:
             problems.append(PromptProblem(entry.line, error.field, error.message))
             return 0
-        if len(self._rows) + len(seeds) > MAX_ROWS:
+        if too_many:
             raise InputError(f"These are more than {MAX_ROWS:,} images.", field="count")
         texts = tuple(f"{field} {values[field]}" for field in varied)
-        for repeat, seed in enumerate(seeds):
-            row_id = resolved.identity(seed=seed)
+        for repeat, request in enumerate(requests):
+            row_id = request.identity()
             occurrence = self._id_counts[row_id]
             self._id_counts[row_id] += 1
             if occurrence:
-                row_id = resolved.identity(occurrence, seed=seed)
+                row_id = request.identity(occurrence)
             self._rows.append(
                 BatchRow(
                     index=len(self._rows) + 1,
                     id=row_id,
                     line=entry.line,
-                    request=replace(resolved, seed=seed),
+                    request=request,
                     name=None if name is None else str(name),
                     varied=texts,
                     repeat=repeat,
@@ -247,6 +251,12 @@ class _RowExpander:
         if note not in self._sent_notes:
             self._sent_notes.add(note)
             self._on_note(note)
+
+    def _seeded(self, request: ResolvedRequest, seed: int) -> ResolvedRequest:
+        """The request with a seed, and the wildcards' values that follow from it."""
+        request = replace(request, seed=seed)
+        wildcards = self._options.wildcards
+        return wildcards.fill_request(request) if wildcards else request
 
     def _seeds(
         self, request: ResolvedRequest, values: Mapping[str, Value], entry: PromptEntry, count: int

@@ -18,6 +18,7 @@ from t2i_cli.batch.interrupt import StopSignal, handle_signals
 from t2i_cli.batch.manifest import Manifest, ManifestState
 from t2i_cli.batch.options import BatchOptions, parse_max_failures
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
+from t2i_cli.batch.plan_listing import print_plan
 from t2i_cli.batch.progress import BatchProgress, ShowImage
 from t2i_cli.batch.rows import ModelRevision
 from t2i_cli.batch.runner import BatchWriter, RunStats
@@ -26,6 +27,7 @@ from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptProblem
+from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer
 
@@ -67,7 +69,7 @@ def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[P
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"Cannot write to the folder {folder}.", hint="-o names another one.")
     prompts_file = _read_prompts(config)
-    make_plan = _planner(config, prompts_file, backend, lambda _: None)
+    make_plan = _planner(config, prompts_file, backend, None)
     batch_plan, _ = make_plan(manifest.load_manifests(folder))
     if os.path.lexists(folder / lock.STATE_FOLDER):
         with lock.lock_folder(folder, config.selection.shard):
@@ -88,20 +90,25 @@ def _warn_of_small_disk(batch_plan: BatchPlan, console: Console) -> None:
 
 
 def _planner(
-    config: BatchConfig, prompts_file: PromptsFile, backend: Backend, on_note: Callable[[str], None]
+    config: BatchConfig, prompts_file: PromptsFile, backend: Backend, console: Console | None
 ) -> Callable[[ManifestState], tuple[BatchPlan, dict[ModelRevision, str]]]:
     """Expand the rows; returns a function from a manifest state to the plan and its new pins.
 
-    Both raise PromptsError.
+    Notes go to the console, if there is one. Both raise PromptsError.
     """
     if not prompts_file.entries:
         raise PromptsError(prompts_file.name, prompts_file.problems, skipped=config.skip_invalid)
+    on_note = console.warn if console else lambda _: None
     expanded, row_problems = rows.expand_rows(
         prompts_file.entries, config.options, backend, on_note=on_note
     )
     problems = [*prompts_file.problems, *row_problems]
     if problems and (not config.skip_invalid or not expanded):
         raise PromptsError(prompts_file.name, problems, skipped=config.skip_invalid)
+    if console:
+        requests = (row.request for row in expanded)
+        for note in literal_syntax_notes(requests, expanded=prompts_file.format == "txt"):
+            console.note(note)
 
     def make_plan(state: ManifestState) -> tuple[BatchPlan, dict[ModelRevision, str]]:
         pinned, pins = rows.pin_revisions(expanded, state.pins, backend.resolve_revision)
@@ -128,12 +135,10 @@ def run_batch(
     check_config(config, console)
     show = terminal_viewer(config.show, config.options.lenient, console)
     prompts_file = prompts_file or _read_prompts(config)
-    make_plan = _planner(config, prompts_file, backend, console.warn)
+    make_plan = _planner(config, prompts_file, backend, console)
     if config.dry_run:
         batch_plan, _ = make_plan(manifest.load_manifests(config.folder))
-        console.result_json(batch_plan.to_json()) if console.json else console.result(
-            batch_plan.text()
-        )
+        print_plan(batch_plan, console)
         return
     # In a new folder, plan before anything is created: an invalid batch leaves nothing behind.
     exists = os.path.lexists(config.folder / lock.STATE_FOLDER)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from t2i_cli.cli.options import ConsoleOptions, FormatOpt, ShowOpt, YesOpt
+from t2i_cli.cli.options import ConsoleOptions, FormatOpt, ShowOpt, WildcardsOpt, YesOpt
 from t2i_cli.settings import defaults
 
 
@@ -19,13 +19,15 @@ class RowsOptions:
     file: Annotated[
         str | None,
         typer.Argument(
-            metavar="FILE", help="Prompts: .txt, .jsonl or .csv; - reads standard input."
+            metavar="FILE",
+            help="Prompts: .txt, .jsonl, .json, .csv or .tsv; - reads standard input.",
         ),
     ] = None
     input_format: Annotated[
         str | None,
         typer.Option(
-            "--input-format", help="txt, jsonl or csv. [default: by the name; stdin: txt]"
+            "--input-format",
+            help="txt, jsonl, json, csv or tsv. [default: by the name; stdin: txt]",
         ),
     ] = None
     seed: Annotated[
@@ -44,6 +46,7 @@ class RowsOptions:
         list[str] | None,
         typer.Option("--vary", help="Make every row with each value, as steps=10,20; repeatable."),
     ] = None
+    wildcards: WildcardsOpt = None
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Make the good rows, list the bad ones, exit 8.")
     ] = False

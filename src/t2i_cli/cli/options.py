@@ -1,6 +1,7 @@
 """Options and option groups shared by several commands."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -36,6 +37,13 @@ FormatOpt = Annotated[
     ),
 ]
 ShowOpt = Annotated[bool, typer.Option("--show", help="Draw the image in the terminal.")]
+
+WildcardsOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--wildcards", help="Folder of NAME.txt files, whose lines are the values of __NAME__."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +83,8 @@ class PromptOptions:
     count: Annotated[
         int, typer.Option("--count", "-n", help="Images to make, with seeds counting up.")
     ] = 1
+
+    wildcards: WildcardsOpt = None
 
     def seeds(self) -> list[int]:
         """The seeds that are given; none if the only one stands for no seed."""

@@ -136,5 +136,8 @@ def _shorten(value: object) -> str:
 
 
 def short_name(name: str) -> str:
-    """The beginning of a name or value that messages repeat."""
-    return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}…"
+    """The beginning of a name or value that messages repeat; control characters are escaped."""
+    shown = name[:_MAX_SHOWN]
+    if not shown.isprintable():
+        shown = shown.encode("unicode_escape").decode()
+    return shown if len(name) <= _MAX_SHOWN else f"{shown}…"

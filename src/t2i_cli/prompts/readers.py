@@ -110,6 +110,14 @@ def read_tsv(lines: Iterable[bytes]) -> ReadItem:
     yield from _read_table(lines, "\t")
 
 
+def read_prompt_line(line: str) -> list[str]:
+    """The prompts of a line, none of a blank one or a comment. Raises InputError."""
+    text = line.strip()
+    if not text or text.startswith("#"):
+        return []
+    return [prompt.strip() for prompt in alternatives.expand_alternatives(text)]
+
+
 def _expand_prompts(entry: PromptEntry) -> ReadItem:
     """Yield an entry for each combination of the alternatives in its prompt."""
     try:
@@ -189,7 +197,10 @@ def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
 def _detect_separator(header: str) -> str:
     """The separator that gives the header row a column `prompt`; a comma if none does."""
     for separator in _SEPARATORS:
-        cells = next(csv.reader(io.StringIO(header), delimiter=separator), [])
+        try:
+            cells = next(csv.reader(io.StringIO(header), delimiter=separator), [])
+        except csv.Error:
+            continue  # with no separator at all, its cell may be too large
         if "prompt" in {cell.strip() for cell in cells}:
             return separator
     return ","

@@ -93,6 +93,7 @@ def _batch_config(
     from t2i_cli.batch.options import BatchOptions, parse_seeds, parse_vary
     from t2i_cli.batch.row_filenames import DEFAULT_NAME_TEMPLATE, check_template
     from t2i_cli.batch.session import BatchConfig
+    from t2i_cli.prompts.wildcards import WildcardFolder
 
     if rows.file is None:
         raise InputError("There is no prompts file.", hint="Give one, as t2i batch prompts.txt")
@@ -120,6 +121,7 @@ def _batch_config(
             seeds=parse_seeds(rows.seeds) if rows.seeds else (),
             count=rows.count,
             lenient=run.lenient,
+            wildcards=WildcardFolder(rows.wildcards) if rows.wildcards else None,
         ),
         selection=_selection_options(template, folder.format, selection),
         skip_invalid=rows.skip_invalid,

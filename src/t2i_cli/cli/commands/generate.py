@@ -37,12 +37,18 @@ def generate(
     from t2i_cli import generate
     from t2i_cli.backends.factory import create_backend, default_model
     from t2i_cli.models.request_resolution import build_request
+    from t2i_cli.prompts.wildcards import WildcardFolder
 
     fields = request.given()
     model_request = build_request(
         {"model": default_model(backend.backend)} | fields | {"prompt": _read_prompt(prompt)}
     )
-    job = generate.GenerationJob(request=model_request, seeds=prompt.seeds(), count=prompt.count)
+    job = generate.GenerationJob(
+        request=model_request,
+        seeds=prompt.seeds(),
+        count=prompt.count,
+        wildcards=WildcardFolder(prompt.wildcards) if prompt.wildcards else None,
+    )
     output_options = generate.OutputDestination(
         target=output.output or store.get_setting("output"),
         format=output.format or store.get_setting("format"),
@@ -89,7 +95,8 @@ def _read_prompt(options: PromptOptions) -> str:
     try:
         return decode_text(sys.stdin.buffer.read()).strip()
     except InputError as error:
-        raise InputError(f"The prompt on standard input: {error.message}", field="prompt") from error
+        message = f"The prompt on standard input: {error.message}"
+        raise InputError(message, field="prompt") from error
 
 
 def _print_dry_run(

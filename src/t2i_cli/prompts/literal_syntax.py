@@ -1,0 +1,82 @@
+"""Tells of syntax of other programs that stands in a prompt as words, as `(word:1.3)`."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from t2i_cli.prompts.wildcards import WILDCARD
+from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_field import MAX_PROMPT
+
+_CHARACTERS = re.compile(r"[{(\[<]|__|--")
+"""What every kind of syntax has: most prompts have none of it, and are not looked at again."""
+
+
+@dataclass(frozen=True)
+class _Syntax:
+    pattern: re.Pattern[str]
+    meaning: str
+
+
+# Each pattern takes linear time: no part of it can match in two ways.
+_ALTERNATIVES = _Syntax(
+    re.compile(r"\{[^{}|]*\|[^{}]*\}"),
+    "is read as it stands; `t2i batch` makes an image of each alternative of a text file's prompts",
+)
+_SYNTAXES = (
+    _Syntax(WILDCARD, "is read as words; with --wildcards DIR it is a value of a file there"),
+    _Syntax(
+        re.compile(r"<(?:lora|lyco|hypernet|embedding):[^<>]*>", re.IGNORECASE),
+        "is read as words: t2i loads no networks that prompts name",
+    ),
+    _Syntax(
+        # Not (at 10:30), which is a time.
+        re.compile(
+            r"\([^():]*(?:[^():0-9]:\s*[-+]?[0-9.]+|:\s*[-+]?[0-9]*\.[0-9]+)\s*\)|\(\([^()]+\)\)"
+        ),
+        "is read as words: t2i knows no weights in prompts",
+    ),
+    _Syntax(
+        re.compile(r"\[[^\[\]:|]*:[^\[\]:|]*:\s*[0-9.]+\s*\]"),
+        "is read as words: t2i changes no prompt between steps",
+    ),
+    _Syntax(
+        re.compile(r"(?<!\S)--[A-Za-z][\w-]*"),
+        "is read as a word: a line of options begins with --prompt, in a text file",
+    ),
+)
+
+
+def literal_syntax_notes(
+    requests: Iterable[ResolvedRequest], *, expanded: bool = False
+) -> list[str]:
+    """A note on each kind of syntax in the requests' prompts: the first, and how many more.
+
+    `expanded` says that their alternatives were expanded, so that what is left is meant.
+    """
+    # A negative prompt's alternatives never are.
+    texts = {
+        (text, expanded and text is request.prompt): None
+        for request in requests
+        for text in (request.prompt, request.negative_prompt)
+        if text
+    }
+    found: dict[_Syntax, list[str]] = {}
+    for text, meant in texts:
+        if len(text) > MAX_PROMPT or not _CHARACTERS.search(text):
+            continue
+        for syntax in _SYNTAXES if meant else (_ALTERNATIVES, *_SYNTAXES):
+            if match := syntax.pattern.search(text):
+                found.setdefault(syntax, []).append(match[0])
+    return [
+        f"{_shortened(matches[0])}{_others(len(matches) - 1)} {syntax.meaning}."
+        for syntax, matches in found.items()
+    ]
+
+
+def _shortened(text: str) -> str:
+    return f"`{text}`" if len(text) <= 40 else f"`{text[:40]}…`"
+
+
+def _others(number: int) -> str:
+    return f" (and the like in {number:,} more prompts)" if number else ""
