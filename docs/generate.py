@@ -120,7 +120,8 @@ def field_values(known: RequestField) -> str:
     """A field's values in a few words."""
     kind = {str: "text", int: "whole number", float: "number"}.get(known.kind, "text or JSON")
     span = f", {known.low} to {known.high:.10g}" if known.high is not None else ""
-    return kind + span + (f" {known.unit}" if known.unit else "")
+    none = "" if known.unset is None else f"; {known.unset} is none"
+    return kind + span + (f" {known.unit}" if known.unit else "") + none
 
 
 def dialects_of(known: RequestField) -> str:

@@ -93,7 +93,7 @@ BAD = [
     (("x", "--size", "64x64", "-W", "64"), 2, "not both"),
     (("x", "--steps", "0"), 2, "steps"),
     (("x", "--steps", "10001"), 2, "steps"),
-    (("x", "--seed", "-1"), 2, "seed"),
+    (("x", "--seed", "-2"), 2, "seed"),
     (("x", "--seed", "4294967296"), 2, "seed"),
     (("x", "--scheduler", "magic"), 2, "dpm++2m-karras"),
     (("x", "--device", "abacus"), 2, "cpu"),

@@ -231,19 +231,19 @@ def test_schedulers_are_called_as_in_automatic1111_as_well() -> None:
         build_request({"prompt": "a", "scheduler": "Restart"})
 
 
-def test_whole_numbers_and_no_seed_are_the_same_in_rows_and_bodies(tmp_path: Path) -> None:
+def test_whole_numbers_are_the_same_in_rows_and_bodies(tmp_path: Path) -> None:
     values = {"prompt": "a", "seed": -1.0, "steps": 7.0}
     (row,) = good(tmp_path, "p.jsonl", json.dumps(values))
     assert row == {"prompt": "a", "steps": 7}
+    values["seed"] = 3.0
     (native,) = GenerateBody.model_validate({"requests": [values]}).requests
     (vertex,), _ = _parse_body(PredictionsBody.model_validate({"instances": [values]}))
-    (text,), _ = _parse_body(
-        PredictionsBody.model_validate({"instances": [values | {"seed": "-1"}]})
-    )
-    for request in (native.request(), vertex, text):
-        assert (request.seed, request.steps, type(request.steps)) == (None, 7, int)
-    body = GenerationBody.model_validate({"prompt": "a", "seed": -1})
-    assert body.seed == -1
+    body = GenerationBody.model_validate({"prompt": "a", "seed": 3.0, "num_inference_steps": 7.0})
+    for seed, steps in (
+        *((request.seed, request.steps) for request in (native.request(), vertex)),
+        (body.seed, body.model_dump()["num_inference_steps"]),
+    ):
+        assert (seed, steps, type(seed), type(steps)) == (3, 7, int, int)
     for wrong in (-2, 2**32, 2**64, -1.5):
         found = read(tmp_path, "p.jsonl", json.dumps({"prompt": "a", "seed": wrong}))
         if isinstance(wrong, float):

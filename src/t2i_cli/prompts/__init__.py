@@ -104,7 +104,7 @@ def _parse(name: str, file: BinaryIO, format: InputFormat) -> PromptsFile:
         "jsonl": readers.read_jsonl,
         "csv": readers.read_csv,
         "tsv": readers.read_tsv,
-        "json": readers.read_json,
+        "json": readers.read_json_array,
     }[format]
     entries: list[PromptEntry] = []
     problems: list[PromptProblem] = []

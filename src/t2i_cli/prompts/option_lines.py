@@ -23,7 +23,7 @@ from t2i_cli.prompts.entries import (
 from t2i_cli.request_fields import FIELDS
 
 _OPTION = re.compile(r"--([A-Za-z][\w-]*)(=.*)?", re.DOTALL)
-MAX_LINE = 100_000
+MAX_OPTION_LINE = 100_000
 """Characters of a line of options; alternatives may make it longer than a prompt."""
 _COUNTS = ("n_iter", "batch_size")
 """Options whose product is the number of images."""
@@ -70,8 +70,10 @@ def read_option_line(number: int, text: str) -> Iterator[PromptEntry | PromptPro
 
 def _parse_options(text: str) -> list[tuple[str, str]]:
     """Parse a line to its options and their values, in order. Raises InputError."""
-    if len(text) > MAX_LINE:
-        raise InputError(f"this line has {len(text):,} characters; at most {MAX_LINE:,} are read.")
+    if len(text) > MAX_OPTION_LINE:
+        raise InputError(
+            f"this line has {len(text):,} characters; at most {MAX_OPTION_LINE:,} are read."
+        )
     try:
         words = shlex.split(text)
     except ValueError as error:

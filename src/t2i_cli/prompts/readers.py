@@ -71,7 +71,7 @@ def read_jsonl(lines: Iterable[bytes]) -> ReadItem:
             yield from _read_object(number, row)
 
 
-def read_json(lines: Iterable[bytes]) -> ReadItem:
+def read_json_array(lines: Iterable[bytes]) -> ReadItem:
     """Read a JSON array of objects, with fields as keys; an entry's line is that where it begins.
 
     Objects outside an array, one after the other, are read as well.

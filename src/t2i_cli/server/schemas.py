@@ -55,16 +55,9 @@ def _annotation(known: RequestField) -> object:
 
 
 def parse_fields(values: Mapping[str, object]) -> dict[str, object]:
-    """Parse a body's values, by names of the table of fields; `None` is not set.
-
-    Raises InputError.
-    """
+    """Parse a body's values, by names of the table of fields. Raises InputError."""
     return {
-        name: None
-        if FIELDS[name].is_unset(value)
-        else parse(value)
-        if (parse := FIELDS[name].parse)
-        else value
+        name: parse(value) if value is not None and (parse := FIELDS[name].parse) else value
         for name, value in values.items()
     }
 

@@ -4,7 +4,6 @@ The contract: cloud.google.com/vertex-ai/docs/predictions/custom-container-requi
 """
 
 import asyncio
-import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -23,12 +22,10 @@ from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.schemas import StrictModel, parse_fields, with_request_fields
 
-_SEED = re.compile(r"-?[0-9]{1,19}")
-
 
 def _parse_seed(value: object) -> object:
     # As a string it is exact: Vertex AI passes numbers on as doubles.
-    return int(value) if isinstance(value, str) and _SEED.fullmatch(value) else value
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else value
 
 
 _ALIASES = {"text": "prompt"} | {
