@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i_cli.batch import gallery, manifest, manifest_lines
+from t2i_cli.batch import gallery, manifest, manifest_lines, manifest_merge
 from t2i_cli.batch.manifest import (
     MAIN_MANIFEST,
     MANIFEST_HEADER,
@@ -173,14 +173,14 @@ def test_shards_are_read_together_and_merged(tmp_path: Path) -> None:
     write(tmp_path / manifest.shard_manifest_name(2, 2), line(3), line(1, "failed", error=failure))
     before = manifest.load_manifests(tmp_path)
     assert len(before.rows) == 3
-    assert manifest.merge_manifests(tmp_path) == 2
+    assert manifest_merge.merge_manifests(tmp_path) == 2
     assert [path.name for path in manifest.manifest_files(tmp_path)] == [MAIN_MANIFEST]
     after = manifest.load_manifests(tmp_path)
     assert {row: known.status for row, known in after.rows.items()} == {
         f"{n:016x}": "done" for n in (1, 2, 3)
     }
     assert after.pins == {("a/b", None): "c" * 40}
-    assert manifest.merge_manifests(tmp_path) == 0
+    assert manifest_merge.merge_manifests(tmp_path) == 0
     assert manifest.load_manifests(tmp_path) == after
 
 
@@ -251,7 +251,7 @@ def readers(folder: Path) -> None:
     for read in (
         lambda: manifest.load_manifests(folder),
         lambda: gallery.write_gallery(folder, scratch),
-        lambda: manifest.merge_manifests(folder, scratch),
+        lambda: manifest_merge.merge_manifests(folder, scratch),
     ):
         try:
             read()
@@ -378,7 +378,7 @@ def test_what_is_no_file_is_neither_read_nor_written(
     elsewhere = tmp_path / "elsewhere"
     before = elsewhere.read_bytes() if elsewhere.exists() else None
     kind = stat.S_IFMT(path.lstat().st_mode)
-    for act in (manifest.load_manifests, manifest.merge_manifests):
+    for act in (manifest.load_manifests, manifest_merge.merge_manifests):
         with pytest.raises(InputError, match="Cannot read .*: it is "):
             act(tmp_path)
     with pytest.raises(InputError, match="Cannot write .*: it is "):
@@ -400,7 +400,7 @@ def test_a_torn_line_behind_a_link_is_not_cut_off(tmp_path: Path) -> None:
 def test_only_what_is_called_as_a_shards_is_one(tmp_path: Path) -> None:
     (tmp_path / "manifest-old-of-mine.jsonl").write_text("precious")
     write(tmp_path / manifest.shard_manifest_name(1, 1), line(1))
-    assert manifest.merge_manifests(tmp_path) == 1
+    assert manifest_merge.merge_manifests(tmp_path) == 1
     assert (tmp_path / "manifest-old-of-mine.jsonl").read_text() == "precious"
 
 
@@ -502,9 +502,9 @@ def test_a_merge_keeps_one_line_of_each_kind_and_what_is_done(tmp_path: Path) ->
     shard = tmp_path / manifest.shard_manifest_name(1, 1)
     write(shard, pin | {"pin": "e" * 40}, other, later, line(2, "withheld"), line(3), again)
     write(shard, *invalid)
-    assert manifest.merge_manifests(tmp_path) == 1
+    assert manifest_merge.merge_manifests(tmp_path) == 1
     assert records(tmp_path / MAIN_MANIFEST) == [
-        *(pin, other, line(1), line(2, "withheld"), invalid[0], again, invalid[1])
+        *(pin, other, *invalid, line(1), line(2, "withheld"), again)
     ]
     assert manifest.load_manifests(tmp_path).pins == {("a", "r"): "c" * 40, ("a", None): "d" * 40}
 
@@ -526,14 +526,14 @@ def test_a_merge_is_on_the_disk_before_its_shards_go(
     synced: list[bool] = []
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(shard.exists()))
-    assert manifest.merge_manifests(tmp_path, scratch) == 1
+    assert manifest_merge.merge_manifests(tmp_path, scratch) == 1
     assert seen == [(True, True)]
     assert len(synced) >= 2 and all(synced)
     assert not shard.exists()
     # Without a place for it the unfinished one lies in the folder itself.
     write(shard, line(2))
     seen.clear()
-    assert manifest.merge_manifests(tmp_path) == 1
+    assert manifest_merge.merge_manifests(tmp_path) == 1
     assert seen == [(False, True)]
 
 
@@ -548,7 +548,7 @@ def test_a_merge_that_cannot_be_written_names_the_manifest(
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StorageError) as caught:
-        manifest.merge_manifests(tmp_path)
+        manifest_merge.merge_manifests(tmp_path)
     assert caught.value.message == (
         f"Cannot write '{tmp_path / MAIN_MANIFEST}': No space left on device."
     )

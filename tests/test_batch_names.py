@@ -5,6 +5,7 @@ import pytest
 from t2i_cli.batch import row_filenames
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError
+from t2i_cli.output import filenames
 from t2i_cli.prompts.entries import PromptProblem
 from tests.factories import request
 
@@ -134,12 +135,18 @@ def test_name_used_twice_is_refused(second: str) -> None:
     assert [p.line for p in problems] == [2]
 
 
-def test_name_that_the_manifest_gave_another_row_is_refused() -> None:
-    one = row(1, "a.png")
-    _, problems = assign(one, owners={"a.png": "another"})
-    assert [p.line for p in problems] == [1]
-    assert "another image's" in problems[0].message
-    assert assign(one, owners={"a.png": one.id})[1] == []
+@pytest.mark.parametrize("name", ["a.png", "sub/a.PNG", "é" * 120 + ".png", "x" * 196 + ".png"])
+def test_name_of_another_rows_picture_gets_a_part_of_the_id(name: str) -> None:
+    one = row(1, name)
+    key = filenames.normalised_name(name)
+    [found], problems = assign(one, owners={key: "another"})
+    assert problems == []
+    assert found.rpartition(".")[0].endswith("-" + one.id[:8])
+    assert found.startswith(name.rpartition(".")[0][:40])
+    assert found.endswith(name[-4:])
+    row_filenames.check_filename(found)
+    assert len(found.encode()) <= 255
+    assert assign(one, owners={key: one.id}) == ([name], [])
 
 
 def test_webp_too_large_is_refused() -> None:

@@ -1,6 +1,7 @@
 """A whole batch in this process, with a stub backend for a backend: what is made, kept and told."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -155,14 +156,14 @@ def test_new_and_reordered_rows_leave_done_images_as_they_are(batch: Batch) -> N
     assert {name: data for name, data in batch.files().items() if name in before} == before
 
 
-def test_name_owned_by_another_image_is_refused(batch: Batch) -> None:
+def test_a_changed_setting_makes_new_pictures_under_names_of_their_own(batch: Batch) -> None:
     batch(options=BatchOptions(seed=1))
     before = batch.files()
-    stub, ended, _ = batch(options=BatchOptions(seed=1, defaults={"steps": 5}))
-    assert isinstance(ended, PromptsError)
-    assert "is another image's of this folder" in ended.message
-    assert stub.made == []
-    assert batch.files() == before
+    stub, ended, summary = batch(options=BatchOptions(seed=1, defaults={"steps": 5}))
+    assert (ended, len(stub.made), summary["done"]) == (None, 12, 12)
+    files = batch.files()
+    assert {name: files[name] for name in before} == before
+    assert len(files) == 24
 
 
 def test_strangers_file_is_not_replaced(batch: Batch) -> None:
@@ -178,15 +179,19 @@ def test_strangers_file_is_not_replaced(batch: Batch) -> None:
     assert list(batch.folder.iterdir()) == [mine], "a refusal leaves nothing"
 
 
-def test_image_that_no_line_was_written_for_is_made_again(batch: Batch) -> None:
+def test_image_that_no_line_was_written_for_is_taken_over(batch: Batch) -> None:
     batch()
     path = batch.folder / manifest.MAIN_MANIFEST
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))
     before = batch.files()
     stub, ended, summary = batch()
-    assert (ended, len(stub.made), summary["done"]) == (None, 1, 12)
+    assert (ended, len(stub.made), summary["done"]) == (None, 0, 12)
     assert batch.files() == before
+    last = batch.lines()[-1]
+    assert hashlib.sha256(before[str(last["file"])]).hexdigest() == last["sha256"]
+    assert {"id", "index", "line", "bytes", "lock", "request", "time"} <= last.keys()
+    assert batch()[0].made == []
 
 
 @pytest.mark.parametrize("damage", ["delete", "truncate", "extend", "folder"])
@@ -550,21 +555,32 @@ def test_failures_of_an_unknown_kind_are_still_told(batch: Batch) -> None:
 
 
 def test_page_that_cannot_be_written_costs_no_account(batch: Batch) -> None:
-    page = batch.folder / "index.html"
-    page.mkdir(parents=True)
-    _, ended, summary = batch(failing(2, error=ModelError("broken")))
+    page, other = (batch.folder / name for name in ("index.html", "gallery.html"))
+
+    def plant(request: ResolvedRequest) -> T2IError | None:
+        for path in (page, other):
+            path.mkdir(exist_ok=True)
+        return ModelError("broken") if request.prompt.endswith(" 2") else None
+
+    _, ended, summary = batch(StubBackend(fails=plant))
     assert isinstance(ended, PartialError)
     assert (summary["done"], summary["failed"], summary["gallery"]) == (11, 1, None)
-    assert f"warning: Cannot write '{page}'" in batch.stderr
-    _, ended, summary = batch(selection=SelectionOptions(retry_failed=True))
+    assert "warning: Neither index.html nor gallery.html" in batch.stderr
+    stub, ended, summary = batch(selection=SelectionOptions(retry_failed=True))
     assert isinstance(ended, InputError)
-    assert f"Cannot write '{page}'" in ended.message
+    assert "is t2i's: no gallery without a place" in ended.message
+    assert (stub.made, summary) == ([], {}), "it is found before any image is made"
+    other.rmdir()
+    _, ended, summary = batch()
+    assert isinstance(ended, PartialError)
+    assert (summary["gallery"], page.is_dir()) == (str(other), True)
+    other.unlink()
+    page.rmdir()
+    stub = StubBackend(fails=lambda request: plant(request) and None)
+    _, ended, summary = batch(stub, selection=SelectionOptions(retry_failed=True))
+    assert isinstance(ended, InputError)
     assert str(ended.hint).startswith("Run the same command again")
     assert (summary["done"], summary["exit"], summary["gallery"]) == (12, 2, None)
-    page.rmdir()
-    _, ended, summary = batch()
-    assert (ended, summary["gallery"]) == (None, str(page))
-    assert page.is_file()
 
 
 def test_sheet_of_some_images_says_so(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from t2i_cli.batch.plan import BatchPlan
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError, StorageError, T2IError
 from t2i_cli.files import atomic
+from t2i_cli.files.inside_folder import stat_inside
 from t2i_cli.files.state_files import free_or_own_path
 from t2i_cli.output.image_writer import storage_error
 
@@ -58,19 +59,8 @@ def write_sheet(plan: BatchPlan, scratch: Path) -> Path:
     from PIL.PngImagePlugin import PngInfo
 
     folder = plan.folder
-    files = {
-        row_id: folder / entry.file
-        for row_id, entry in manifest.load_manifests(folder).rows.items()
-        if entry.status == "done" and entry.file
-    }
-    images = list(files.values())
-    target = free_or_own_path(
-        (folder / name for name in SHEET_NAMES), lambda path: is_own_sheet(path, images)
-    )
-    if target is None:
-        raise InputError(
-            f"Neither {' nor '.join(SHEET_NAMES)} in '{folder}' is t2i's: no sheet without a place."
-        )
+    files = _picture_files(folder)
+    target = sheet_path(folder)
     sheet = _draw_sheet(sheet_grids(plan.rows[:MAX_IMAGES]), files)
     info = PngInfo()
     info.add_text(*_MARKER)
@@ -80,6 +70,38 @@ def write_sheet(plan: BatchPlan, scratch: Path) -> Path:
     except OSError as error:
         raise storage_error(error, "write", folder / SHEET_NAME) from error
     return target
+
+
+def sheet_path(folder: Path) -> Path:
+    """The path for the sheet. Raises InputError if both names are taken."""
+    images = list(_picture_files(folder).values())
+    target = free_or_own_path(
+        (folder / name for name in SHEET_NAMES), lambda path: is_own_sheet(path, images)
+    )
+    if target is None:
+        raise InputError(
+            f"Neither {' nor '.join(SHEET_NAMES)} in '{folder}' is t2i's: no sheet without a place."
+        )
+    return target
+
+
+def _picture_files(folder: Path) -> dict[str, Path]:
+    """The pictures that the manifests list, by row id; those of links are left out."""
+    return {
+        row_id: folder / entry.file
+        for row_id, entry in manifest.load_manifests(folder).rows.items()
+        if entry.status == "done" and entry.file and _is_inside(folder, entry.file)
+    }
+
+
+def _is_inside(folder: Path, file: str) -> bool:
+    try:
+        stat_inside(folder, file)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def is_own_sheet(path: Path, images: Sequence[Path]) -> bool:

@@ -29,20 +29,13 @@ def write_gallery(folder: Path, scratch: Path) -> Path:
     `scratch` is the folder for the unfinished file. Raises StorageError, and InputError if both
     names are taken by pages that t2i did not write.
     """
-    page = free_or_own_path((folder / name for name in GALLERY_NAMES), is_own_gallery)
-    if page is None:
-        raise InputError(
-            f"Neither {' nor '.join(GALLERY_NAMES)} in '{folder}' is t2i's: "
-            "no gallery without a place."
-        )
-    latest: dict[str, dict[str, object]] = {}
-    for path in manifest.manifest_files(folder):
-        for record in manifest.read_records(path):
-            if record is not None and "status" in record:
-                latest[str(record.get("id") or f"line {record.get('line')}")] = _gallery_entry(
-                    record
-                )
-    entries = sorted(latest.values(), key=lambda entry: int(str(entry["index"] or 0)))
+    page = gallery_path(folder)
+    table, _ = manifest.read_table(folder, dict)
+    invalid = {record.get("line"): record for record in table.invalid.values()}
+    now = [_gallery_entry(r) for r in (*invalid.values(), *table.current.values())]
+    earlier = [_gallery_entry(r) | {"earlier": True} for r in table.earlier.values()]
+    # Stable sorts: rows in the order of the prompts file, those of earlier requests after them.
+    entries = [*sorted(now, key=_position), *sorted(earlier, key=_position)]
     template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
     # Escape "<", so that no prompt can close the script element.
     data = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -55,10 +48,25 @@ def write_gallery(folder: Path, scratch: Path) -> Path:
     return page
 
 
+def gallery_path(folder: Path) -> Path:
+    """The path for the page. Raises InputError if both names are taken."""
+    page = free_or_own_path((folder / name for name in GALLERY_NAMES), is_own_gallery)
+    if page is None:
+        raise InputError(
+            f"Neither {' nor '.join(GALLERY_NAMES)} in '{folder}' is t2i's: "
+            "no gallery without a place."
+        )
+    return page
+
+
 def is_own_gallery(page: Path) -> bool:
     """Whether t2i wrote the page. Raises OSError."""
     head = read_beginning(page, _HEAD_BYTES)
     return _MARKER in head or all(marker in head for marker in _LEGACY_MARKERS)
+
+
+def _position(entry: Mapping[str, object]) -> int:
+    return int(str(entry["index"] or 0))
 
 
 def _gallery_entry(record: Mapping[str, object]) -> dict[str, object]:

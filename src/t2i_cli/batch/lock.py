@@ -35,7 +35,11 @@ class Shard:
 
     def includes(self, row_id: str) -> bool:
         """Whether the row belongs to this shard."""
-        return int(row_id, 16) % self.total == self.number - 1
+        try:
+            return int(row_id, 16) % self.total == self.number - 1
+        except ValueError:
+            # An id that t2i did not write, of a manifest that was edited.
+            return self.number == 1
 
     @property
     def manifest(self) -> str:
@@ -51,6 +55,11 @@ def parse_shard(text: str) -> Shard:
     if not 1 <= int(number) <= int(total):
         raise InputError(f"--shard {text}: there is no such part.", field="shard")
     return Shard(int(number), int(total))
+
+
+def is_batch_folder(folder: Path) -> bool:
+    """Whether a batch has worked in the folder."""
+    return os.path.lexists(folder / STATE_FOLDER) or bool(manifest.manifest_files(folder))
 
 
 @contextmanager

@@ -1,20 +1,22 @@
 """The manifest: a JSON Lines file with the outcome of each image, synced before it is reported.
 
 Every file begins with MANIFEST_HEADER. A line with a `status` is about an image or an invalid row;
-the last line of an id counts. A line with a `pin` records the commit of a model, from the first
-run on. Lines that are not valid (see `manifest_lines`) are ignored as damaged.
+the last line of an id counts (see `record_table`). A line with a `pin` records the commit of a
+model, from the first run on. Lines that are not valid (see `manifest_lines`) are left out.
 """
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 from t2i_cli.batch import manifest_lines
+from t2i_cli.batch.record_table import Record, RecordKey, RecordTable
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files import atomic
 from t2i_cli.files.state_files import open_regular, parse_json
@@ -24,11 +26,12 @@ from t2i_cli.output.image_writer import storage_error
 MANIFEST_SCHEMA = 1
 MANIFEST_HEADER = json.dumps({"t2i_manifest": MANIFEST_SCHEMA}).encode() + b"\n"
 MAIN_MANIFEST = "manifest.jsonl"
-_SHARD = re.compile(r"manifest-\d+-of-\d+\.jsonl")
+_SHARD = re.compile(r"manifest-\d+-of-(\d+)\.jsonl")
 _MAX_HEADER = 1024
 """Largest header in bytes."""
 
 RowStatus = Literal["done", "failed", "withheld"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,13 @@ class ManifestEntry:
 class ManifestState:
     """The content of a folder's manifests.
 
-    `rows` is by row id; `owners` maps a normalised file name to the id of its row; `pins` maps a
-    model and the requested revision to a commit; `damaged` counts the lines left out.
+    `rows` is by row id; `earlier` are the records of earlier requests, by id and file; `owners`
+    maps a normalised file name to the id of its row; `pins` maps a model and the requested revision
+    to a commit; `damaged` counts the lines left out.
     """
 
     rows: dict[str, ManifestEntry] = field(default_factory=dict)
+    earlier: dict[RecordKey, ManifestEntry] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
     pins: dict[tuple[str, str | None], str] = field(default_factory=dict)
     invalid: set[tuple[object, ...]] = field(default_factory=set)
@@ -66,26 +71,56 @@ def shard_manifest_name(number: int, total: int) -> str:
 
 
 def manifest_files(folder: Path) -> list[Path]:
-    """The manifests of a folder, the main one first."""
+    """The manifests of a folder, in the order of their age: the main one first.
+
+    A run without --shard joins the shards' manifests, so that they are newer than the main one.
+    Where the folder was split in several ways, the split that was written last comes last.
+    """
     main = folder / MAIN_MANIFEST
-    shards = [path for path in folder.glob("manifest-*-of-*.jsonl") if _SHARD.fullmatch(path.name)]
-    return [main] * os.path.lexists(main) + sorted(shards)
+    shards: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("manifest-*-of-*.jsonl")):
+        if found := _SHARD.fullmatch(path.name):
+            shards.setdefault(found[1], []).append(path)
+    splits = list(shards.values())
+    if len(splits) > 1:
+        splits.sort(key=lambda paths: max(map(_modified_time, paths)))
+    return [main] * os.path.lexists(main) + list(itertools.chain(*splits))
 
 
 def load_manifests(folder: Path) -> ManifestState:
     """Read the folder's manifests; raises InputError for a file that is no manifest."""
-    state = ManifestState()
-    for path in manifest_files(folder):
+    table, damaged = read_table(folder, _manifest_entry)
+    files = [*table.earlier, *table.files.items()]
+    return ManifestState(
+        rows=table.current,
+        earlier=table.earlier,
+        owners={filenames.normalised_name(file): row_id for row_id, file in files if file},
+        pins={key: str(record["pin"]) for key, record in table.pins.items()},
+        invalid=set(table.invalid),
+        damaged=damaged,
+    )
+
+
+def read_table(folder: Path, convert: Callable[[Record], T]) -> tuple[RecordTable[T], int]:
+    """The records of the folder's manifests that count, and the number of damaged lines.
+
+    Raises InputError and StorageError as `read_records` does.
+    """
+    table = RecordTable(convert)
+    damaged = 0
+
+    def valid_records(path: Path) -> Iterator[Record]:
+        nonlocal damaged
         for record in read_records(path):
             if record is None:
-                state.damaged += 1
-            elif "pin" in record:
-                _load_pin(state, record)
-            elif record.get("status") == "invalid":
-                state.invalid.add(tuple(record.get(key) for key in ("line", "field", "message")))
-            elif isinstance(record.get("id"), str):
-                _load_row(state, record)
-    return state
+                damaged += 1
+            else:
+                yield record
+
+    for path in manifest_files(folder):
+        table.read(valid_records(path))
+    table.finish()
+    return table, damaged
 
 
 def read_records(path: Path) -> Iterator[dict[str, object] | None]:
@@ -181,61 +216,24 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def merge_manifests(folder: Path, scratch: Path | None = None) -> int:
-    """Merge all shards' manifests into the main one; returns the number of shards.
-
-    `scratch`, or else the folder, holds the unfinished file. Damaged lines are left out. Shards'
-    files are removed after their lines are synced, so that a merge can be interrupted at any time.
-    """
-    shards = [path for path in manifest_files(folder) if path.name != MAIN_MANIFEST]
-    latest: dict[str, dict[str, object]] = {}
-    pins: dict[str, dict[str, object]] = {}
-    for record in _valid_records(manifest_files(folder)):
-        if "pin" in record:
-            pins.setdefault(json.dumps([record["model"], record.get("revision")]), record)
-            continue
-        key = str(record.get("id") or json.dumps(record))
-        if latest.get(key, {}).get("status") != "done" or record.get("status") == "done":
-            latest[key] = record
-    if not shards:
-        return 0
-    try:
-        data = MANIFEST_HEADER + encode_lines([*pins.values(), *latest.values()])
-        atomic.write_bytes(folder / MAIN_MANIFEST, data, scratch=scratch or folder, sync=True)
-        sync_folder(folder)
-        for path in shards:
-            path.unlink()
-    except OSError as error:
-        raise storage_error(error, "write", folder / MAIN_MANIFEST) from error
-    return len(shards)
-
-
-def _valid_records(paths: Iterable[Path]) -> Iterator[dict[str, object]]:
-    for path in paths:
-        yield from (record for record in read_records(path) if record is not None)
-
-
-def _load_row(state: ManifestState, record: Mapping[str, object]) -> None:
-    status, file, error = record.get("status"), record.get("file"), record.get("error")
-    if status not in {"done", "failed", "withheld"}:
-        return
-    row_id = str(record["id"])
+def _manifest_entry(record: Record) -> ManifestEntry:
+    status, file, error = record["status"], record.get("file"), record.get("error")
     code = error.get("code") if isinstance(error, dict) else None
-    state.rows[row_id] = ManifestEntry(
-        status,
+    return ManifestEntry(
+        cast("RowStatus", status),
         str(file) if file else None,
         _int_or_none(record.get("bytes")),
         str(record.get("sha256")),
         str(code) if code else None,
     )
-    if file:
-        state.owners[filenames.normalised_name(str(file))] = row_id
 
 
-def _load_pin(state: ManifestState, record: Mapping[str, object]) -> None:
-    revision = record.get("revision")
-    key = (str(record.get("model")), None if revision is None else str(revision))
-    state.pins.setdefault(key, str(record["pin"]))
+def _modified_time(path: Path) -> int:
+    """Time of the last change in nanoseconds; 0 for a file that is gone by now."""
+    try:
+        return os.lstat(path).st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _int_or_none(value: object) -> int | None:

@@ -11,7 +11,9 @@ MAX_LINE = 2**24
 """Largest line in bytes; lines written by t2i have a few thousand."""
 DONE_STATUS = "done"
 RESULT_STATUSES = {DONE_STATUS, "failed", "withheld"}
-"""Statuses of images; others are `invalid`, or those of a newer t2i."""
+"""Statuses of images; others are `invalid`, `pruned`, or those of a newer t2i."""
+PRUNED_STATUS = "pruned"
+"""Status of a line that takes back an earlier picture, which --prune removed."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _INTEGER_FIELDS = ("index", "line", "bytes")
@@ -46,8 +48,10 @@ def is_valid_record(record: Mapping[str, object]) -> bool:
         and (_is_absent(record, "file") or is_inside_folder(record["file"]))
         and _is_error(record.get("error"))
         and _is_request(record.get("request"))
-        and (status not in RESULT_STATUSES or is_text(record.get("id"), 200))
-        and (status != DONE_STATUS or not _is_absent(record, "file"))
+        and (_is_absent(record, "earlier") or isinstance(record["earlier"], bool))
+        and (_is_absent(record, "notes") or _is_texts(record["notes"]))
+        and (status not in {*RESULT_STATUSES, PRUNED_STATUS} or is_text(record.get("id"), 200))
+        and (status not in {DONE_STATUS, PRUNED_STATUS} or not _is_absent(record, "file"))
     )
 
 
@@ -60,6 +64,10 @@ def is_inside_folder(file: object) -> bool:
 
 def _is_absent(record: Mapping[str, object], name: str) -> bool:
     return record.get(name) is None
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _is_pin(record: Mapping[str, object]) -> bool:

@@ -1,38 +1,27 @@
 """The plan of a batch: images done, images to make, and their estimated time and size."""
 
-import hashlib
 import os
 import shutil
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from t2i_cli import image_formats
-from t2i_cli.batch import row_filenames, timings
-from t2i_cli.batch.lock import Shard
-from t2i_cli.batch.manifest import ManifestEntry, ManifestState
+from t2i_cli.batch import row_filenames, timings, unlisted_images
+from t2i_cli.batch.earlier_requests import RequestChange, find_request_change
+from t2i_cli.batch.lock import Shard, is_batch_folder
+from t2i_cli.batch.manifest import ManifestState
+from t2i_cli.batch.row_records import RecordFinder, RecordOptions, RowRecord, file_format
 from t2i_cli.batch.rows import BatchRow, group_rows
-from t2i_cli.errors import (
-    AccessError,
-    InputError,
-    QuotaError,
-    RemoteError,
-    StorageError,
-    TimedOutError,
-)
+from t2i_cli.batch.unlisted_images import UnlistedImage
+from t2i_cli.files.inside_folder import check_parents
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output import filenames
 from t2i_cli.prompts.entries import PromptProblem
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS
 from t2i_cli.terminal.console import format_bytes
-
-RETRIED_CODES = {
-    kind.code for kind in (AccessError, QuotaError, TimedOutError, RemoteError, StorageError)
-}
-"""Codes of failures that a row does not cause; every run retries such images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +44,18 @@ class SelectionOptions:
     force: bool = False
     retry_failed: bool = False
     verify_files: bool = False
+    prune: bool = False
+
+    @property
+    def record_options(self) -> RecordOptions:
+        """How the manifests' records are judged."""
+        return RecordOptions(
+            template=self.template,
+            format=self.format,
+            force=self.force,
+            retry_failed=self.retry_failed,
+            verify_files=self.verify_files,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ class BatchPlan:
     """What a run will do. `jobs` are in the order in which they are made.
 
     `failed` counts the failures of earlier runs by code; `left` is the number of images beyond
-    --limit; `estimates` is the backend's estimate for each model; `seconds` the estimated time.
+    --limit; `estimates` is the backend's estimate for each model; `seconds` the estimated time;
+    `unlisted` are finished images that get their manifest lines now.
     """
 
     folder: Path
@@ -76,6 +78,8 @@ class BatchPlan:
     disk_bytes: int
     free_bytes: int
     seconds: float | None
+    change: RequestChange
+    unlisted: Sequence[UnlistedImage]
     groups: Sequence[Mapping[str, object]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, object]:
@@ -87,6 +91,7 @@ class BatchPlan:
             "done": self.done,
             "failed": sum(self.failed.values()),
             "left": self.left,
+            "earlier": len(self.change.pictures),
             "invalid": len({problem.line for problem in self.problems}),
             "groups": list(self.groups),
             "models": list(self.estimates),
@@ -101,6 +106,8 @@ class BatchPlan:
         parts += [f"{self.done:,} done before"] * bool(self.done)
         parts += [f"{sum(self.failed.values()):,} failed before"] * bool(self.failed)
         parts += [f"{self.left:,} left for later"] * bool(self.left)
+        earlier = len(self.change.pictures)
+        parts += [f"{earlier:,} of earlier requests stay"] * bool(earlier)
         lines = ["; ".join(parts)]
         for group in self.groups:
             size = f"{group['width']}x{group['height']}" if group["width"] else "its own size"
@@ -142,16 +149,25 @@ def build_plan(
 
     `estimate` is the backend's estimate for the first request of each model.
     """
-    statuses = {row.id: _row_status(row, state, folder, selection) for row in rows}
-    missing = {row_id for row_id, status in statuses.items() if status is None}
+    finder = RecordFinder(state, folder, selection.record_options)
+    records = {row.id: finder.find(row) for row in rows}
+    missing = {row_id for row_id, record in records.items() if record.status is None}
     recorded_names = {
-        row_id: path for row_id in missing if (path := _recorded_file(state.rows.get(row_id)))
+        row_id: (file, format)
+        for row_id in missing
+        if (file := records[row_id].file) and (format := file_format(file))
     }
     names, name_problems = row_filenames.assign_filenames(
         rows, selection.template, selection.format, state.owners, missing - recorded_names.keys()
     )
     names |= recorded_names
-    name_problems += _foreign_files(rows, names, state, folder)
+    missing_rows = [row for row in rows if row.id in missing]
+    found: dict[str, UnlistedImage] = {}
+    if not selection.force and is_batch_folder(folder):
+        found = unlisted_images.find_unlisted(missing_rows, names, state.owners, folder)
+    records |= {row_id: RowRecord("done", image.file) for row_id, image in found.items()}
+    missing_rows = [row for row in missing_rows if row.id not in found]
+    name_problems += _settle_taken_names(missing_rows, names, state, folder)
     invalid_lines = {problem.line for problem in name_problems}
     selected_rows = [
         row
@@ -159,7 +175,7 @@ def build_plan(
         if row.line not in invalid_lines
         and (selection.shard is None or selection.shard.includes(row.id))
     ]
-    to_make = [row for row in selected_rows if row.id in missing]
+    to_make = [row for row in selected_rows if records[row.id].status is None]
     chosen = to_make if selection.limit is None else to_make[: selection.limit]
     groups = list(group_rows(chosen))
     jobs = [PlannedImage(row, *names[row.id]) for group in groups for row in group]
@@ -170,14 +186,14 @@ def build_plan(
         {"model": request.model, **estimate(request)} for request in first_requests.values()
     ]
     devices = {str(record["model"]): _text_or_none(record.get("device")) for record in estimates}
+    statuses = [records[row.id].status for row in selected_rows]
+    new_names = {row.id: names[row.id][0] for row in missing_rows if row.id in names}
     return BatchPlan(
         folder=folder,
         rows=selected_rows,
         jobs=jobs,
-        done=sum(statuses[row.id] == "done" for row in selected_rows),
-        failed=Counter(
-            status for row in selected_rows if (status := statuses[row.id]) not in (None, "done")
-        ),
+        done=statuses.count("done"),
+        failed=Counter(status for status in statuses if status not in (None, "done")),
         left=len(to_make) - len(chosen),
         problems=[*problems, *name_problems],
         estimates=estimates,
@@ -185,6 +201,8 @@ def build_plan(
         free_bytes=_free_bytes(folder),
         seconds=timings.estimate_seconds((row.request for row in chosen), devices),
         groups=[_describe_group(group) for group in groups],
+        change=find_request_change(state, records, new_names, selection.shard),
+        unlisted=[found[row.id] for row in selected_rows if row.id in found],
     )
 
 
@@ -195,82 +213,46 @@ def format_estimate(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _row_status(
-    row: BatchRow, state: ManifestState, folder: Path, selection: SelectionOptions
-) -> str | None:
-    """`done`, the code of a failure that is not retried, or `None` for an image to be made."""
-    entry = state.rows.get(row.id)
-    if entry is None or selection.force:
-        return None
-    if entry.status == "done":
-        return "done" if _is_whole(entry, folder, selection.verify_files) else None
-    if selection.retry_failed or entry.code in RETRIED_CODES:
-        return None
-    return entry.code or entry.status
-
-
-def _is_whole(entry: ManifestEntry, folder: Path, verify: bool) -> bool:
-    """Whether the file has the recorded size and, with `verify`, the recorded SHA-256 hash."""
-    path = os.path.join(folder, entry.file or "")
-    try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != entry.bytes:
-            return False
-        if verify:
-            with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-    except OSError:
-        return False
-    return True
-
-
-def _recorded_file(entry: ManifestEntry | None) -> tuple[str, ImageFormat] | None:
-    """File and format recorded in the manifest, `None` if the name is not valid for a row."""
-    if entry is None or entry.file is None:
-        return None
-    try:
-        row_filenames.check_filename(entry.file)
-    except InputError:
-        return None
-    format = image_formats.IMAGE_FORMATS.get(entry.file.rpartition(".")[2].lower())
-    return (entry.file, format) if format else None
-
-
-def _foreign_files(
+def _settle_taken_names(
     rows: Iterable[BatchRow],
-    names: Mapping[str, tuple[str, ImageFormat]],
+    names: dict[str, tuple[str, ImageFormat]],
     state: ManifestState,
     folder: Path,
 ) -> list[PromptProblem]:
-    """A problem for each image to be made whose path is taken by a file of another origin."""
+    """Rename images whose path has another picture of t2i; a problem for any other file there."""
     problems: list[PromptProblem] = []
     if not folder.is_dir():
         return problems
     for row in rows:
-        file, _ = names.get(row.id, ("", None))
-        path = os.path.join(folder, file)
-        if not file or not os.path.lexists(path):
+        if row.id not in names:
             continue
-        if state.owners.get(filenames.normalised_name(file)) == row.id or _belongs_to_row(
-            row, Path(path)
-        ):
-            continue
-        message = f"'{path}' is there, and not of this batch; move it, or use another -o."
-        problems.append(PromptProblem(row.line, "name", message))
+        file, format = names[row.id]
+        if _is_taken(row, file, state, folder):
+            if unlisted_images.read_own_record(folder, file):
+                file = row_filenames.name_with_id(file, row.id)
+                names[row.id] = (file, format)
+            if _is_taken(row, file, state, folder):
+                message = f"'{folder / file}' is there, and not of this batch; "
+                message += "move it, or use another -o."
+                problems.append(PromptProblem(row.line, "name", message))
+                continue
+        try:
+            check_parents(folder, file)
+        except OSError as error:
+            message = f"'{error.filename}' in the path of '{folder / file}': {error.strerror}."
+            problems.append(PromptProblem(row.line, "name", message))
     return problems
 
 
-def _belongs_to_row(row: BatchRow, path: Path) -> bool:
-    """Whether a file missing from the manifest is the row's image, from a run that was killed."""
-    from t2i_cli.output import metadata
-
-    if path.is_symlink() or not path.is_file():
+def _is_taken(row: BatchRow, file: str, state: ManifestState, folder: Path) -> bool:
+    """Whether the path has something that is not this row's image."""
+    path = folder / file
+    if not os.path.lexists(path):
         return False
-    try:
-        record = metadata.read_metadata(path)
-    except InputError:
-        return False
-    return record.source == "t2i" and dict(record.request) == row.request.to_json()
+    if state.owners.get(filenames.normalised_name(file)) == row.id:
+        return path.is_dir() and not path.is_symlink()
+    record = unlisted_images.read_own_record(folder, file)
+    return record is None or not unlisted_images.is_image_of(record, row)
 
 
 def _describe_group(group: Sequence[BatchRow]) -> dict[str, object]:

@@ -3,22 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from t2i_cli.batch.plan import BatchPlan
-from t2i_cli.terminal.console import Console
 
 _MAX_LISTED = 100
 """Images that the text for people lists; JSON has all of them."""
 
 
-def print_plan(batch_plan: BatchPlan, console: Console) -> None:
-    """Print a plan and the images that it will make."""
-    images = _listed_images(batch_plan)
-    if console.json:
-        console.result_json(batch_plan.to_json() | {"rows": images})
-    else:
-        console.result("\n".join([batch_plan.text(), *_listed_lines(images)]))
-
-
-def _listed_images(batch_plan: BatchPlan) -> list[dict[str, object]]:
+def listed_images(batch_plan: BatchPlan) -> list[dict[str, object]]:
     """The images to make, in the order of their rows."""
     return [
         {
@@ -34,7 +24,7 @@ def _listed_images(batch_plan: BatchPlan) -> list[dict[str, object]]:
     ]
 
 
-def _listed_lines(images: Sequence[Mapping[str, object]]) -> list[str]:
+def listed_lines(images: Sequence[Mapping[str, object]]) -> list[str]:
     """The images as text for people: a line for each, up to _MAX_LISTED."""
     lines = [
         f"  line {image['line']}, seed {image['seed']}: {_one_line(image['prompt'])}"

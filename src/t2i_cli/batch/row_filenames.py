@@ -6,19 +6,20 @@ from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from t2i_cli import image_formats
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError
-from t2i_cli.image_formats import MAX_WEBP_SIDE
+from t2i_cli.image_formats import MAX_WEBP_SIDE, ImageFormat
 from t2i_cli.output import filenames
 from t2i_cli.output.filenames import OutputTemplate, TemplateContext
 from t2i_cli.prompts.entries import PromptProblem
 
 DEFAULT_NAME_TEMPLATE = "{index:05d}-{slug}-{seed}.{ext}"
-RESERVED_NAMES = {"index.html", "sheet.png", ".t2i"}
+RESERVED_NAMES = {"index.html", "sheet.png", "t2i-sheet.png", ".t2i"}
 """Names that t2i writes into the folder, besides manifests."""
 MAX_FILE_NAME = 200
 """Characters of a path below the folder: Windows allows 260 with the folder's own path."""
+ID_LENGTH = 8
+"""Characters of a row's id in a name that two rows would have."""
 
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 _FORBIDDEN = re.compile(r'[<>:"|?*\\]')
@@ -46,9 +47,7 @@ def _with_extension(template: str) -> str:
     return template if filenames.template_extension(template) != "" else template + ".{ext}"
 
 
-def row_filename(
-    row: BatchRow, template: str, format: str | None
-) -> tuple[str, image_formats.ImageFormat]:
+def row_filename(row: BatchRow, template: str, format: str | None) -> tuple[str, ImageFormat]:
     """The row's path relative to the folder, with `/`, and its format. Raises InputError."""
     target = parse_name_template(template if row.name is None else row.name, format)
     context = TemplateContext(index=row.index, id=row.id, request=row.request, format=target.format)
@@ -63,12 +62,13 @@ def assign_filenames(
     format: str | None,
     owners: Mapping[str, str],
     wanted: Container[str],
-) -> tuple[dict[str, tuple[str, image_formats.ImageFormat]], list[PromptProblem]]:
+) -> tuple[dict[str, tuple[str, ImageFormat]], list[PromptProblem]]:
     """File names by row id, and problems; only the ids in `wanted` are named.
 
-    `owners` maps names in the manifest (see `filenames.normalised_name`) to row ids.
+    `owners` maps names in the manifest (see `filenames.normalised_name`) to row ids. A row whose
+    name another row's picture has gets a name with a part of its id.
     """
-    names: dict[str, tuple[str, image_formats.ImageFormat]] = {}
+    names: dict[str, tuple[str, ImageFormat]] = {}
     problems: list[PromptProblem] = []
     taken: dict[str, BatchRow] = {}
     folders: dict[str, BatchRow] = {}
@@ -81,6 +81,8 @@ def assign_filenames(
         except InputError as error:
             problems.append(PromptProblem(row.line, error.field or "name", error.message))
             continue
+        if owners.get(filenames.normalised_name(path), row.id) != row.id:
+            path = name_with_id(path, row.id)
         key = filenames.normalised_name(path)
         parents = [str(parent) for parent in PurePosixPath(key).parents][:-1] if "/" in key else []
         conflict = taken.get(key) or folders.get(key)
@@ -91,18 +93,31 @@ def assign_filenames(
                     row.line, "name", f"{path!r} is taken by line {conflict.line} already."
                 )
             )
-        elif owners.get(key, row.id) != row.id:
-            problems.append(
-                PromptProblem(
-                    row.line,
-                    "name",
-                    f"{path!r} is another image's of this folder; a --name with {{id}} never is.",
-                )
-            )
         taken[key] = row
         folders.update(dict.fromkeys(parents, row))
         names[row.id] = (path, image_format)
     return names, problems
+
+
+def row_format(row: BatchRow, template: str, format: str | None) -> ImageFormat | None:
+    """The format of the row's image; `None` if its name is invalid."""
+    try:
+        return parse_name_template(template if row.name is None else row.name, format).format
+    except InputError:
+        return None
+
+
+def name_with_id(path: str, row_id: str) -> str:
+    """The path with a part of the row's id at the end of its name, shortened where it must be."""
+    stem, dot, extension = path.rpartition(".")
+    suffix = f"-{row_id[:ID_LENGTH]}{dot}{extension}"
+    folder, slash, name = stem.rpartition("/")
+    while name and (
+        len(folder + slash + name + suffix) > MAX_FILE_NAME
+        or len((name + suffix).encode()) > filenames.MAX_NAME_BYTES
+    ):
+        name = name[:-1]
+    return f"{folder}{slash}{name.rstrip('-. ')}{suffix}"
 
 
 def check_filename(path: str) -> None:
@@ -130,7 +145,7 @@ def check_filename(path: str) -> None:
             raise InputError(f"{part!r} is the name of a device on Windows.")
 
 
-def _check_size(row: BatchRow, format: image_formats.ImageFormat) -> None:
+def _check_size(row: BatchRow, format: ImageFormat) -> None:
     longest = max(row.request.width or 0, row.request.height or 0)
     if format == "webp" and longest > MAX_WEBP_SIDE:
         raise InputError(f"WebP holds at most {MAX_WEBP_SIDE:,} pixels a side; use png.")

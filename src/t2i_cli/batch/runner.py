@@ -13,7 +13,8 @@ from t2i_cli.batch import timings
 from t2i_cli.batch.executor import LocalExecutor, Outcome
 from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.manifest import Manifest
-from t2i_cli.batch.plan import RETRIED_CODES, BatchPlan, PlannedImage
+from t2i_cli.batch.plan import BatchPlan, PlannedImage
+from t2i_cli.batch.row_records import RETRIED_CODES
 from t2i_cli.driver import SaveImage
 from t2i_cli.errors import (
     ContentFilteredError,
@@ -21,8 +22,10 @@ from t2i_cli.errors import (
     InternalError,
     PipelineError,
     StorageError,
+    os_reason,
 )
 from t2i_cli.events import Event
+from t2i_cli.files.inside_folder import check_parents
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 
@@ -72,6 +75,8 @@ class BatchWriter:
 
     def __init__(self, plan: BatchPlan, scratch: Path) -> None:
         paths = [plan.folder / job.file for job in plan.jobs]
+        self._folder = plan.folder
+        self._files = [job.file for job in plan.jobs]
         self._formats = [job.format for job in plan.jobs]
         self._writers: dict[ImageFormat, ImageWriter] = {
             format: ImageWriter(paths, format, overwrite=True, scratch=scratch)
@@ -80,6 +85,10 @@ class BatchWriter:
 
     def __call__(self, generated: GeneratedImage) -> SavedImage:
         """Save one image. Raises StorageError."""
+        try:
+            check_parents(self._folder, self._files[generated.index])
+        except OSError as error:
+            raise StorageError(f"Cannot write '{error.filename}': {os_reason(error)}.") from error
         try:
             return self._writers[self._formats[generated.index]].save(generated)
         except InputError as error:

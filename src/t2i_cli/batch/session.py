@@ -5,20 +5,31 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_cli import prompts
 from t2i_cli.backend import Backend, GeneratedImage
-from t2i_cli.batch import contact_sheet, gallery, lock, manifest, plan, rows, runner, summary
+from t2i_cli.batch import (
+    gallery,
+    lock,
+    manifest,
+    manifest_merge,
+    pages,
+    plan,
+    prune,
+    rows,
+    runner,
+    summary,
+)
 from t2i_cli.batch.events import EventWriter
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal, handle_signals
 from t2i_cli.batch.manifest import Manifest, ManifestState
+from t2i_cli.batch.opening_lines import opening_lines
 from t2i_cli.batch.options import BatchOptions, parse_max_failures
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
-from t2i_cli.batch.plan_listing import print_plan
 from t2i_cli.batch.progress import BatchProgress, ShowImage
 from t2i_cli.batch.rows import ModelRevision
 from t2i_cli.batch.runner import BatchWriter, RunStats
@@ -30,8 +41,6 @@ from t2i_cli.prompts.entries import PromptProblem
 from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer
-
-_USUAL_NAMES = {"gallery": gallery.GALLERY_NAME, "sheet": contact_sheet.SHEET_NAME}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +79,7 @@ def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[P
         raise InputError(f"Cannot write to the folder {folder}.", hint="-o names another one.")
     prompts_file = _read_prompts(config)
     make_plan = _planner(config, prompts_file, backend, None)
+    pages.check_page_paths(config.folder, sheet=config.sheet)
     batch_plan, _ = make_plan(manifest.load_manifests(folder))
     if os.path.lexists(folder / lock.STATE_FOLDER):
         with lock.lock_folder(folder, config.selection.shard):
@@ -136,25 +146,27 @@ def run_batch(
     show = terminal_viewer(config.show, config.options.lenient, console)
     prompts_file = prompts_file or _read_prompts(config)
     make_plan = _planner(config, prompts_file, backend, console)
+    pages.check_page_paths(config.folder, sheet=config.sheet)
     if config.dry_run:
         batch_plan, _ = make_plan(manifest.load_manifests(config.folder))
-        print_plan(batch_plan, console)
+        prune.show_plan(batch_plan, console, prune=config.selection.prune)
         return
     # In a new folder, plan before anything is created: an invalid batch leaves nothing behind.
     exists = os.path.lexists(config.folder / lock.STATE_FOLDER)
     early_plan = None if exists else make_plan(manifest.load_manifests(config.folder))
     with lock.lock_folder(config.folder, config.selection.shard) as scratch:
+        _warn_of_damaged_lines(manifest.load_manifests(config.folder), console)
+        if config.selection.shard is None:
+            # No shard is at work now. From here on the main manifest is the newest.
+            manifest_merge.merge_manifests(config.folder, scratch)
         state = manifest.load_manifests(config.folder)
         batch_plan, pins = make_plan(state) if early_plan is None or state.rows else early_plan
-        _warn_of_damaged_lines(state, console)
         shard = config.selection.shard
         manifest_file = Manifest(
             config.folder / (shard.manifest if shard else manifest.MAIN_MANIFEST)
         )
         try:
-            manifest_file.append(
-                [*_pin_lines(pins), *_invalid_lines(prompts_file, batch_plan, state)]
-            )
+            manifest_file.append(opening_lines(prompts_file, batch_plan, state, pins))
             _make_images(config, batch_plan, backend, manifest_file, scratch, console, show)
         finally:
             manifest_file.close()
@@ -166,9 +178,9 @@ def merge_shards(folder: Path, console: Console) -> None:
         raise InputError(f"There is no manifest in '{folder}'.")
     with lock.lock_folder(folder, None) as scratch:
         _warn_of_damaged_lines(manifest.load_manifests(folder), console)
-        shards = manifest.merge_manifests(folder, scratch)
+        shards = manifest_merge.merge_manifests(folder, scratch)
         page = gallery.write_gallery(folder, scratch)
-        _note_unusual_name(page, gallery.GALLERY_NAME, console)
+        pages.note_unusual_name(page, gallery.GALLERY_NAME, console)
     state = manifest.load_manifests(folder)
     counts = Counter(entry.status for entry in state.rows.values())
     if console.json:
@@ -219,10 +231,20 @@ def _make_images(
     finally:
         listener.close()
     error = _run_error(batch_plan, stats, stop)
-    pages, error = _write_pages(config, batch_plan, scratch, console, error)
+    pruned: list[str] = []
+    if config.selection.prune:
+        try:
+            pruned = prune.prune_folder(batch_plan, manifest_file, console, error)
+        except T2IError as prune_error:
+            error = error or prune_error
+    hint = _resume_hint()
+    paths, error = pages.write_pages(
+        batch_plan, scratch, console, error, sheet=config.sheet, hint=hint
+    )
     counts = summary.summarise(batch_plan, stats, error) | {
+        "pruned": len(pruned),
         "manifest": str(manifest_file.path),
-        **pages,
+        **paths,
     }
     if console.events:
         console.event("finished", **counts)
@@ -234,51 +256,9 @@ def _make_images(
         raise error
 
 
-def _write_pages(
-    config: BatchConfig,
-    batch_plan: BatchPlan,
-    scratch: Path,
-    console: Console,
-    error: T2IError | None,
-) -> tuple[dict[str, str | None], T2IError | None]:
-    """Write gallery and contact sheet; returns their paths, and `error` or else their error."""
-    pages: dict[str, str | None] = {"gallery": None, "sheet": None}
-    for kind in ("gallery", "sheet") if config.sheet else ("gallery",):
-        try:
-            page = kind == "gallery"
-            path = (
-                gallery.write_gallery(config.folder, scratch)
-                if page
-                else _write_sheet(batch_plan, scratch, console)
-            )
-        except T2IError as page_error:
-            # Not fatal: the images are done, and the next run writes both pages again.
-            if error:
-                console.warn(page_error.message)
-            else:
-                error = type(page_error)(page_error.message, hint=_resume_hint())
-        else:
-            pages[kind] = str(path)
-            _note_unusual_name(path, _USUAL_NAMES[kind], console)
-    return pages, error
-
-
-def _write_sheet(batch_plan: BatchPlan, scratch: Path, console: Console) -> Path:
-    if len(batch_plan.rows) > contact_sheet.MAX_IMAGES:
-        shown = f"the first {contact_sheet.MAX_IMAGES:,} of {len(batch_plan.rows):,} images"
-        console.warn(f"{contact_sheet.SHEET_NAME} shows {shown}.")
-    return contact_sheet.write_sheet(batch_plan, scratch)
-
-
 def _warn_of_damaged_lines(state: ManifestState, console: Console) -> None:
     if state.damaged:
         console.warn(f"{state.damaged} lines of the manifest cannot be read; they are left out.")
-
-
-def _note_unusual_name(path: Path, usual: str, console: Console) -> None:
-    """Print the path of a gallery or sheet whose usual name was taken."""
-    if path.name != usual:
-        console.note(f"'{path.with_name(usual)}' is not t2i's and stays as it is; see '{path}'.")
 
 
 def _resume_hint() -> str:
@@ -295,25 +275,3 @@ def _run_error(batch_plan: BatchPlan, stats: RunStats, stop: StopSignal) -> T2IE
     return kind(
         f"{word}; {left:,} of {len(batch_plan.rows):,} images are missing.", hint=_resume_hint()
     )
-
-
-def _pin_lines(pins: Mapping[ModelRevision, str]) -> list[dict[str, object]]:
-    return [
-        {"model": model, "revision": revision, "pin": commit}
-        for (model, revision), commit in pins.items()
-    ]
-
-
-def _invalid_lines(
-    prompts_file: PromptsFile, batch_plan: BatchPlan, state: ManifestState
-) -> Sequence[dict[str, object]]:
-    """Manifest lines for invalid rows that the manifest does not list yet."""
-
-    def is_new(problem: PromptProblem) -> bool:
-        return (problem.line, problem.field, problem.message) not in state.invalid
-
-    return [
-        {"status": "invalid", "source": prompts_file.name, **asdict(problem)}
-        for problem in batch_plan.problems
-        if is_new(problem)
-    ]

@@ -86,6 +86,10 @@ class ResumeOptions:
     verify_files: Annotated[
         bool, typer.Option("--verify-files", help="Compare finished files with their sha256.")
     ] = False
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Then remove unchanged pictures of earlier requests."),
+    ] = False
     max_failures: Annotated[
         str | None, typer.Option("--max-failures", help="Stop once so many failed, as 10 or 5%.")
     ] = None

@@ -75,12 +75,9 @@ def remove_socket(path: Path) -> None:
 
 
 def free_or_own_path(paths: Iterable[Path], is_ours: Callable[[Path], bool]) -> Path | None:
-    """The first path that does not exist or is a regular file that `is_ours` accepts.
-
-    A folder is returned as well: the write to it then fails with an error that says why.
-    """
+    """The first path that does not exist or is a regular file that `is_ours` accepts."""
     for path in paths:
-        if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
+        if not os.path.lexists(path):
             return path
         with suppress(OSError):
             check_regular(path)

@@ -146,6 +146,7 @@ def _selection_options(
         force=options.force,
         retry_failed=options.retry_failed,
         verify_files=options.verify_files,
+        prune=options.prune,
     )
 
 
