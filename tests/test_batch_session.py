@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.backend import Failure, GeneratedImage
-from t2i_cli.batch import contact_sheet, executor, manifest, session
+from t2i_cli.batch import contact_sheet, executor, manifest, runner, session
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.lock import Shard
@@ -581,6 +581,33 @@ def test_page_that_cannot_be_written_costs_no_account(batch: Batch) -> None:
     assert isinstance(ended, InputError)
     assert str(ended.hint).startswith("Run the same command again")
     assert (summary["done"], summary["exit"], summary["gallery"]) == (12, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind"),
+    [(Path.unlink, None), (lambda path: os.truncate(path, 30), StorageError)],
+    ids=["removed", "cut"],
+)
+def test_manifest_harmed_after_the_last_image_leaves_no_empty_gallery(
+    batch: Batch,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path], None],
+    kind: type[T2IError] | None,
+) -> None:
+    real = runner.run_plan
+
+    def run_plan(*args: object, **options: object) -> object:
+        stats = real(*args, **options)  # type: ignore[arg-type]
+        harm(batch.folder / manifest.MAIN_MANIFEST)
+        return stats
+
+    monkeypatch.setattr(runner, "run_plan", run_plan)
+    _, ended, summary = batch()
+    assert type(ended) is (kind or type(None))
+    assert summary["exit"] == (ended.exit_code if ended else 0)
+    if not ended:
+        assert len(batch.lines()) == 12
+        assert (batch.folder / "index.html").read_text().count('"file":') == 12
 
 
 def test_sheet_of_some_images_says_so(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:

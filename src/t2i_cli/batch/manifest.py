@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 from t2i_cli.batch import manifest_lines
+from t2i_cli.batch.appended_file import AppendedFile, read_at
 from t2i_cli.batch.record_table import Record, RecordKey, RecordTable
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files import atomic
@@ -156,25 +157,34 @@ class Manifest:
         self.durable = durable
         try:
             _unshare(path)
-            self._file = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            handle = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
-                _truncate_partial_line(self._file, path)
-                if os.fstat(self._file).st_size == 0:
-                    self._write(MANIFEST_HEADER)
+                _truncate_partial_line(handle, path)
+                self._file = AppendedFile(path, handle)
+                if os.fstat(handle).st_size == 0:
+                    self._file.append(MANIFEST_HEADER, durable=durable)
                     sync_folder(path.parent)
             except BaseException:
-                os.close(self._file)
+                os.close(handle)
                 raise
         except OSError as error:
             raise storage_error(error, "write", path) from error
 
+    @property
+    def restored(self) -> bool:
+        """Whether another program removed the manifest, which was written again then."""
+        return self._file.restored > 0
+
     def append(self, lines: Sequence[Mapping[str, object]], folders: Iterable[Path] = ()) -> None:
-        """Append lines, all or none of them, after syncing `folders`. Raises StorageError."""
+        """Append lines, all or none of them, after syncing `folders`.
+
+        Raises StorageError, also if another program changed the manifest during the run.
+        """
         data = encode_lines(lines)
         try:
             for folder in folders if self.durable else ():
                 sync_folder(folder)
-            self._write(data)
+            self._file.append(data, durable=self.durable)
         except OSError as error:
             raise StorageError(
                 f"Cannot write '{self.path}': {os_reason(error)}.",
@@ -183,21 +193,7 @@ class Manifest:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
-
-    def _write(self, data: bytes) -> None:
-        size = os.fstat(self._file).st_size
-        try:
-            remaining = memoryview(data)
-            while remaining:
-                remaining = remaining[os.write(self._file, remaining) :]
-            if self.durable:
-                os.fsync(self._file)
-        except OSError:
-            # Remove a partial line, as of a full disk.
-            with suppress(OSError):
-                os.ftruncate(self._file, size)
-            raise
+        self._file.close()
 
 
 def encode_lines(lines: Iterable[Mapping[str, object]]) -> bytes:
@@ -267,21 +263,15 @@ def _unshare(path: Path) -> None:
         atomic.write_bytes(path, data, sync=True)
 
 
-def _read_at(handle: int, size: int, offset: int) -> bytes:
-    """Read at an offset; os.pread is missing on Windows."""
-    os.lseek(handle, offset, os.SEEK_SET)
-    return os.read(handle, size)
-
-
 def _truncate_partial_line(handle: int, path: Path) -> None:
     """Truncate a last line without a newline. Raises InputError if the file is no manifest."""
-    header, newline, _ = _read_at(handle, _MAX_HEADER, 0).partition(b"\n")
+    header, newline, _ = read_at(handle, _MAX_HEADER, 0).partition(b"\n")
     _check_header(header + newline, path)
     size = complete_size = os.fstat(handle).st_size
     while complete_size:
         # Read backwards in blocks: a line may be longer than one block.
         start = max(0, complete_size - 65_536)
-        found = _read_at(handle, complete_size - start, start).rfind(b"\n")
+        found = read_at(handle, complete_size - start, start).rfind(b"\n")
         if found >= 0:
             complete_size = start + found + 1
             break

@@ -237,6 +237,7 @@ def _make_images(
             pruned = prune.prune_folder(batch_plan, manifest_file, console, error)
         except T2IError as prune_error:
             error = error or prune_error
+    error = _check_manifest(manifest_file, console, error)
     hint = _resume_hint()
     paths, error = pages.write_pages(
         batch_plan, scratch, console, error, sheet=config.sheet, hint=hint
@@ -254,6 +255,19 @@ def _make_images(
         console.note(summary.format_summary(counts))
     if error:
         raise error
+
+
+def _check_manifest(
+    manifest_file: Manifest, console: Console, error: T2IError | None
+) -> T2IError | None:
+    """Have a removed manifest written again; returns `error`, or that of a changed manifest."""
+    try:
+        manifest_file.append([])
+    except T2IError as manifest_error:
+        return error or manifest_error
+    if manifest_file.restored:
+        console.warn(f"'{manifest_file.path}' was removed during the run, and is written again.")
+    return error
 
 
 def _warn_of_damaged_lines(state: ManifestState, console: Console) -> None:
