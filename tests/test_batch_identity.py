@@ -88,10 +88,10 @@ def test_a_changed_setting_makes_new_pictures_beside_the_old_ones(folder: Folder
     assert len(new) == 3
     # The same names with a part of the row's id.
     assert {name.rpartition("-")[0] for name in new} == {name[:-4] for name in old}
-    assert folder.shown() == folder.marked() == (new, old.keys())
+    assert folder.shown() == folder.marked() == (new, set(old))
     # Going back makes nothing.
     assert folder.run("--steps", "20")["made"] == folder.asked == 0
-    assert folder.shown() == folder.marked() == (old.keys(), new)
+    assert folder.shown() == folder.marked() == (set(old), new)
     assert folder.pictures() == files
     # A run that changes nothing writes no line.
     size = (folder.out / "manifest.jsonl").stat().st_size
@@ -108,12 +108,12 @@ def test_another_format_makes_files_of_that_format(folder: Folder) -> None:
     jpeg = {name for name in files if name.endswith(".jpg")}
     assert {name[:-4] for name in jpeg} == {name[:-4] for name in png}
     assert all(files[name].startswith(b"\xff\xd8") for name in jpeg)
-    assert folder.shown() == folder.marked() == (jpeg, png.keys())
+    assert folder.shown() == folder.marked() == (jpeg, set(png))
     ids = [row["id"] for row in records(folder.out) if row["status"] == "done"]
     assert len(set(ids)) == 3, "ids do not depend on the format"
     assert folder.run("--format", "jpeg")["made"] == 0
     assert folder.run("--format", "png")["made"] == 0
-    assert folder.shown() == folder.marked() == (png.keys(), jpeg)
+    assert folder.shown() == folder.marked() == (set(png), jpeg)
     # A row is done only with a whole file of the format.
     (folder.out / min(jpeg)).write_bytes(b"cut")
     assert folder.run("--format", "jpeg")["made"] == 1
@@ -249,7 +249,7 @@ def test_an_image_that_a_killed_run_left_is_taken_over_under_any_name(folder: Fo
     assert (summary["made"], summary["done"], folder.asked) == (1, 4, 1)
     assert files.items() <= folder.pictures().items()
     assert len(folder.pictures()) == 4
-    assert folder.shown() == folder.marked() == (folder.pictures().keys(), set())
+    assert folder.shown() == folder.marked() == (set(folder.pictures()), set())
 
 
 def plant_link_to_file(out: Path, outside: Path) -> None:

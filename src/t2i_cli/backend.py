@@ -30,6 +30,7 @@ class GeneratedImage:
 
     `seconds` is the generation time; `round_trip` the duration of the server request in seconds,
     for images from a server. `file` is the image file with metadata, if the server sent one.
+    `notes` are sentences on this image, as of words of its prompt that the model does not read.
     """
 
     index: int
@@ -39,6 +40,7 @@ class GeneratedImage:
     seconds: float
     round_trip: float | None = None
     file: EncodedImage | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:

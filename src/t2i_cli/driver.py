@@ -81,12 +81,16 @@ def _run_once(
     to them.
     """
     positions = list(remaining)
+    notes: dict[int, list[str]] = {}
 
     def forward(event: Event) -> None:
         if isinstance(event, Preview):
             event = replace(event, index=positions[event.index])
         elif isinstance(event, Step | RequestSent | Notice):
             event = replace(event, indices=tuple(positions[index] for index in event.indices))
+        if isinstance(event, Notice):
+            for index in event.indices:
+                notes.setdefault(index, []).append(event.message)
         if isinstance(event, Step | RequestSent):
             in_progress.update(event.indices)
         on_event(event)
@@ -98,7 +102,36 @@ def _run_once(
         for outcome in outcomes:
             index = positions[outcome.index]
             remaining.pop(index, None)
-            yield replace(outcome, index=index)
+            found = replace(outcome, index=index)
+            if isinstance(found, GeneratedImage) and index in notes:
+                found = replace(found, notes=_merged(found.notes, notes[index]))
+            yield found
+
+
+def with_notes(generated: GeneratedImage, notes: Sequence[str]) -> GeneratedImage:
+    """The image with further notes, before its own.
+
+    A PNG that was encoded without them is encoded anew; other formats would lose quality.
+    """
+    merged = _merged(notes, generated.notes)
+    if merged == generated.notes:
+        return generated
+    if generated.file is None or generated.file.format != "png":
+        return replace(generated, notes=merged)
+    return GeneratedImage(
+        index=generated.index,
+        request=generated.request,
+        image=generated.image,
+        info=generated.info,
+        seconds=generated.seconds,
+        round_trip=generated.round_trip,
+        notes=merged,
+    )
+
+
+def _merged(notes: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    """All notes, each once."""
+    return tuple(dict.fromkeys((*notes, *more)))
 
 
 class _Closable(Protocol):

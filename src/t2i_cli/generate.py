@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli.backend import Backend, GeneratedImage
-from t2i_cli.driver import generate_and_save
+from t2i_cli.driver import generate_and_save, with_notes
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
@@ -55,12 +55,18 @@ def prepare_requests(
     console: Console,
     *,
     lenient: bool,
-) -> tuple[list[ResolvedRequest], ImageWriter]:
-    """Resolve and check requests and output paths before anything is made. Raises T2IError."""
+) -> tuple[list[ResolvedRequest], ImageWriter, list[str]]:
+    """Resolve and check requests and output paths before anything is made. Raises T2IError.
+
+    Returns the requests, the writer of their images, and notes on what is left out.
+    """
     request = replace(job.request, seed=job.seeds[0]) if job.seeds else job.request
+    notes: list[str] = []
     resolved = resolve_request(
-        request, backend.describe(request), lenient=lenient, on_note=console.warn
+        request, backend.describe(request), lenient=lenient, on_note=notes.append
     )
+    for note in notes:
+        console.warn(note)
     requests = expand_seeds(resolved, job.seeds, job.count)
     if job.wildcards:
         requests = [job.wildcards.fill_request(request) for request in requests]
@@ -74,7 +80,7 @@ def prepare_requests(
     )
     writer.check()
     backend.check(requests[0])
-    return requests, writer
+    return requests, writer, notes
 
 
 def generate_images(
@@ -87,12 +93,12 @@ def generate_images(
 ) -> None:
     """Make and save the images, and print their paths; raises T2IError if any of them failed."""
     show = terminal_viewer(output.show, lenient, console)
-    requests, writer = prepare_requests(job, backend, output, console, lenient=lenient)
+    requests, writer, notes = prepare_requests(job, backend, output, console, lenient=lenient)
     writer.prepare()
     failures: list[T2IError] = []
 
     def save(generated: GeneratedImage) -> SavedImage:
-        saved = writer.save(generated)
+        saved = writer.save(with_notes(generated, notes))
         if show:
             progress.pause()
             show(generated.image)

@@ -33,8 +33,9 @@ class EventWriter:
                 self._console.event("loading", model=model, device=device)
             case Downloading(model=model, done=done, total=total):
                 self._console.event("downloading", model=model, done=done, total=total)
-            case Notice(message=message):
-                self._console.event("note", message=message)
+            case Notice(message=message, indices=indices):
+                ids = [self._jobs[index].row.id for index in indices]
+                self._console.event("note", message=message, **({"ids": ids} if ids else {}))
 
     def image(self, job: PlannedImage, saved: SavedImage, stats: RunStats) -> None:
         """Write that an image is saved and in the manifest."""
@@ -46,6 +47,7 @@ class EventWriter:
             bytes=saved.size_bytes,
             sha256=saved.sha256,
             seconds=round(saved.seconds, 3),
+            **({"notes": list(saved.notes)} if saved.notes else {}),
         )
 
     def failed(self, job: PlannedImage, failure: Failure, stats: RunStats) -> None:

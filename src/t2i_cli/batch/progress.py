@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from t2i_cli.backend import Failure, GeneratedImage
+from t2i_cli.batch.note_groups import NoteGroups
 from t2i_cli.batch.plan import BatchPlan, PlannedImage, format_estimate
 from t2i_cli.batch.runner import RunStats
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, Step
@@ -33,6 +34,8 @@ class BatchProgress:
     def __init__(self, console: Console, plan: BatchPlan, show: ShowImage | None = None) -> None:
         self.latest: GeneratedImage | None = None
         self._console = console
+        self._jobs = plan.jobs
+        self._notes = NoteGroups()
         self._total = len(plan.jobs)
         self._show = show
         self._bars = _bars() if console.live and plan.jobs else None
@@ -44,15 +47,21 @@ class BatchProgress:
             self._bars.start()
 
     def close(self) -> None:
-        """Remove the bar from the screen."""
+        """Remove the bar from the screen, and print the notes on images."""
         if self._bars is not None:
             self._bars.stop()
+        for text in self._notes.texts():
+            self._console.note(text)
 
     def event(self, event: Event) -> None:
         """Show an event of the backend."""
         match event:
-            case Notice(message=message):
+            case Notice(message=message, indices=()):
                 self._print_note(message)
+            case Notice(message=message, indices=indices):
+                for index in indices:
+                    row = self._jobs[index].row
+                    self._notes.add(message, row.id, row.line)
             case MemoryMeasure(name=name, reason=reason):
                 self._print_note(f"{reason}: {name}")
             case Loading(model=model, device=device):

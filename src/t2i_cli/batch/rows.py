@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from t2i_cli.backend import Backend
 from t2i_cli.batch.model_cache import ROW_ERRORS, ModelCache
+from t2i_cli.batch.note_groups import NoteGroups
 from t2i_cli.batch.options import MAX_ROWS, BatchOptions
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.models.request_resolution import build_request, resolve_request
@@ -27,7 +28,8 @@ class BatchRow:
     """One image to be made. `index` counts from 1; `id` does not depend on it.
 
     `line` is the line in the prompts file; `varied` are the fields that --vary set, as text;
-    `repeat` counts the images that --count or --seeds make of one entry, from 0.
+    `repeat` counts the images that --count or --seeds make of one entry, from 0; `notes` say what
+    of the request is left out.
     """
 
     index: int
@@ -37,6 +39,7 @@ class BatchRow:
     name: str | None
     varied: tuple[str, ...]
     repeat: int
+    notes: tuple[str, ...] = ()
 
 
 def expand_rows(
@@ -96,7 +99,6 @@ class _RowExpander:
         self._options = options
         self._models = ModelCache(backend)
         self._on_note = on_note
-        self._sent_notes: set[str] = set()
         self._rows: list[BatchRow] = []
         self._id_counts: Counter[str] = Counter()
         self._derived_seed_counts: Counter[tuple[object, ...]] = Counter()
@@ -137,6 +139,12 @@ class _RowExpander:
             # Not if the rows set the field at fault, or a model of their own.
             if not set_fields & {"model", "revision", problems[0].field}:
                 self._blame_command_line(problems[0].message)
+        groups = NoteGroups()
+        for row in self._rows:
+            for note in row.notes:
+                groups.add(note, row.id, row.line)
+        for text in groups.texts():
+            self._on_note(text)
         return self._rows, problems
 
     def _check_command_line(self) -> None:
@@ -153,16 +161,17 @@ class _RowExpander:
             if _error_text(error) == message:
                 raise
 
-    def _resolve(self, request: GenerateRequest) -> ResolvedRequest:
-        """Resolve a request for its model and check it. Raises T2IError."""
+    def _resolve(self, request: GenerateRequest) -> tuple[ResolvedRequest, tuple[str, ...]]:
+        """Resolve a request for its model and check it; returns it with notes. Raises T2IError."""
+        notes: list[str] = []
         spec = self._models.describe(request.model, request.revision)
         resolved = resolve_request(
-            request, spec, lenient=self._options.lenient, on_note=self._note_once
+            request, spec, lenient=self._options.lenient, on_note=notes.append
         )
         if self._options.wildcards:
             self._options.wildcards.check_request(resolved)
         self._models.check(resolved)
-        return resolved
+        return resolved, tuple(notes)
 
     def _add_rows(
         self,
@@ -174,9 +183,10 @@ class _RowExpander:
         """Add the rows of one entry and combination; returns the number of seeds used."""
         count = int(values.pop("count", self._options.count))
         name = values.pop("name", None)
-        resolved = self._resolve_or_report(entry.line, values, problems)
-        if resolved is None:
+        found = self._resolve_or_report(entry.line, values, problems)
+        if found is None:
             return 0
+        resolved, notes = found
         try:
             seeds = self._seeds(resolved, values, entry, count)
             too_many = len(self._rows) + len(seeds) > MAX_ROWS
@@ -202,13 +212,14 @@ class _RowExpander:
                     name=None if name is None else str(name),
                     varied=texts,
                     repeat=repeat,
+                    notes=notes,
                 )
             )
         return len(seeds)
 
     def _resolve_or_report(
         self, line: int, values: dict[str, Value], problems: list[PromptProblem]
-    ) -> ResolvedRequest | None:
+    ) -> tuple[ResolvedRequest, tuple[str, ...]] | None:
         """Resolve the request, without its seed; else add every invalid field to `problems`.
 
         After the first invalid field the request is checked again without it, to find the others.
@@ -246,11 +257,6 @@ class _RowExpander:
             return
         if spec := self._models.cached_spec(request.model, request.revision):
             resolve_request(request, spec, lenient=self._options.lenient)
-
-    def _note_once(self, note: str) -> None:
-        if note not in self._sent_notes:
-            self._sent_notes.add(note)
-            self._on_note(note)
 
     def _seeded(self, request: ResolvedRequest, seed: int) -> ResolvedRequest:
         """The request with a seed, and the wildcards' values that follow from it."""

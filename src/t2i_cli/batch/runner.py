@@ -13,9 +13,10 @@ from t2i_cli.batch import timings
 from t2i_cli.batch.executor import LocalExecutor, Outcome
 from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.manifest import Manifest
+from t2i_cli.batch.note_groups import NoteGroups
 from t2i_cli.batch.plan import BatchPlan, PlannedImage
 from t2i_cli.batch.row_records import RETRIED_CODES
-from t2i_cli.driver import SaveImage
+from t2i_cli.driver import SaveImage, with_notes
 from t2i_cli.errors import (
     ContentFilteredError,
     InputError,
@@ -45,6 +46,8 @@ class RunStats:
     stop_reason: str | None = None
     first_messages: dict[str, str] = field(default_factory=dict)
     """The first message of each code."""
+    notes: NoteGroups = field(default_factory=NoteGroups)
+    """The notes on the images that were made."""
     first_outcomes: list[str | None] = field(default_factory=list)
     """The unexpected errors of the first outcomes, `None` for any other outcome."""
 
@@ -77,6 +80,7 @@ class BatchWriter:
         paths = [plan.folder / job.file for job in plan.jobs]
         self._folder = plan.folder
         self._files = [job.file for job in plan.jobs]
+        self._notes = [job.row.notes for job in plan.jobs]
         self._formats = [job.format for job in plan.jobs]
         self._writers: dict[ImageFormat, ImageWriter] = {
             format: ImageWriter(paths, format, overwrite=True, scratch=scratch)
@@ -90,7 +94,8 @@ class BatchWriter:
         except OSError as error:
             raise StorageError(f"Cannot write '{error.filename}': {os_reason(error)}.") from error
         try:
-            return self._writers[self._formats[generated.index]].save(generated)
+            noted = with_notes(generated, self._notes[generated.index])
+            return self._writers[self._formats[generated.index]].save(noted)
         except InputError as error:
             # The folder was writable when the run began, so the path is not at fault.
             raise StorageError(error.message) from error
@@ -124,6 +129,8 @@ def run_plan(
                 if isinstance(outcome, SavedImage):
                     in_a_row = 0
                     stats.made += 1
+                    for note in outcome.notes:
+                        stats.notes.add(note, job.row.id, job.row.line)
                     if outcome.info.endpoint is None:
                         key = (outcome.request.model, outcome.info.device)
                         measured[key] = outcome.seconds / timings.relative_cost(outcome.request)
@@ -208,7 +215,7 @@ def _manifest_line(job: PlannedImage, outcome: Outcome) -> dict[str, object]:
             "seconds": round(outcome.seconds, 3),
             **outcome.timing_record(),
             "lock": asdict(outcome.info),
-        }
+        } | ({"notes": list(outcome.notes)} if outcome.notes else {})
     else:
         withheld = isinstance(outcome.error, ContentFilteredError)
         line |= {

@@ -37,7 +37,6 @@ from t2i_cli.errors import InputError, InterruptedRunError, T2IError, Terminated
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import PromptsError, PromptsFile
-from t2i_cli.prompts.entries import PromptProblem
 from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer

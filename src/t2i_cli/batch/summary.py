@@ -27,6 +27,7 @@ def summarise(plan: BatchPlan, stats: RunStats, error: T2IError | None) -> dict[
         "seconds": round(stats.seconds, 3),
         "images_per_second": round(stats.made / stats.seconds, 3) if stats.seconds else None,
         "failures": dict(failed),
+        "notes": stats.notes.to_json(),
         "stopped": stats.stop_reason,
         "exit": error.exit_code if error else 0,
     }

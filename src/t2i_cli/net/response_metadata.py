@@ -73,7 +73,7 @@ def with_actual_size(call: InFlightCall, size: tuple[int, int]) -> ResolvedReque
     message = f"The server makes {size[0]}x{size[1]} where {wanted} is asked for."
     if different & request.user_set:
         raise RemoteError(message, hint=f"Ask for {size[0]}x{size[1]}, or leave the size out.")
-    call.note(message)
+    call.note_request(message)
     return replace(request, width=size[0], height=size[1])
 
 

@@ -50,6 +50,7 @@ class SavedImage:
     request: ResolvedRequest
     info: GenerationInfo
     round_trip: float | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The flat object that `--json` prints: the file, the request, and the generation info."""
@@ -66,6 +67,7 @@ class SavedImage:
             "height": self.height,
             **info,
             "scheduler": self.request.scheduler or self.info.scheduler,
+            "notes": list(self.notes),
         }
 
     def timing_record(self) -> dict[str, object]:
@@ -138,6 +140,7 @@ class ImageWriter:
             request=generated.request,
             info=generated.info,
             round_trip=generated.round_trip,
+            notes=generated.notes,
         )
 
     def close(self) -> None:

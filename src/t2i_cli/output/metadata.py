@@ -9,7 +9,7 @@ import io
 import json
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -51,7 +51,8 @@ class ImageMetadata:
 
     `request` holds the known fields of ResolvedRequest, by name; `lock` the generation info, from
     t2i's record alone; `parameters` the settings of AUTOMATIC1111's text, by their names there.
-    `width` and `height` are those of the image, in pixels.
+    `width` and `height` are those of the image, in pixels; `notes` the sentences on it that t2i
+    told when it was made.
     """
 
     source: Literal["t2i", "a1111"]
@@ -60,6 +61,7 @@ class ImageMetadata:
     height: int
     request: Mapping[str, object]
     lock: Mapping[str, object] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -75,7 +77,9 @@ def image_file_bytes(
     if encoded is not None and encoded.format == format and quality is None:
         return encoded.data
     extra = {} if quality is None else {"quality": quality}
-    return embed_metadata(generated.image, generated.request, generated.info, format, **extra)
+    return embed_metadata(
+        generated.image, generated.request, generated.info, format, notes=generated.notes, **extra
+    )
 
 
 def embed_metadata(
@@ -84,6 +88,7 @@ def embed_metadata(
     info: GenerationInfo,
     format: ImageFormat,
     *,
+    notes: Sequence[str] = (),
     quality: int = 95,
 ) -> bytes:
     """Encode an RGB image with both records; returns the bytes of the file.
@@ -94,7 +99,8 @@ def embed_metadata(
     text = infotext.format_infotext(request, info, image.size)
     # XML allows every character that json.dumps leaves except these two.
     record = json.dumps(
-        {"t2i": METADATA_SCHEMA, "request": request.to_json(), "lock": asdict(info)},
+        {"t2i": METADATA_SCHEMA, "request": request.to_json(), "lock": asdict(info)}
+        | ({"notes": list(notes)} if notes else {}),
         ensure_ascii=False,
     ).translate({0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"})
     buffer = io.BytesIO()
@@ -129,9 +135,9 @@ def read_metadata(path: Path) -> ImageMetadata:
     parsed = infotext.parse_infotext(text) if isinstance(text, str) else None
     record = image.info.get("t2i") or _xmp_record(image.info.get("xmp"))
     if isinstance(record, str):
-        request, lock = _parse_record(record, path)
+        request, lock, notes = _parse_record(record, path)
     elif parsed:
-        request, lock = parsed.request, {}
+        request, lock, notes = parsed.request, {}, []
     else:
         raise InputError(
             f"'{path}' does not say how it was made.",
@@ -145,6 +151,7 @@ def read_metadata(path: Path) -> ImageMetadata:
         height=image.height,
         request=request,
         lock=lock,
+        notes=notes,
         parameters=parsed.parameters if parsed else {},
     )
 
@@ -228,8 +235,10 @@ def _xmp_record(packet: object) -> str | None:
     return None
 
 
-def _parse_record(text: str, path: Path) -> tuple[Mapping[str, object], Mapping[str, object]]:
-    """Parse t2i's JSON to request and generation info; raises InputError."""
+def _parse_record(
+    text: str, path: Path
+) -> tuple[Mapping[str, object], Mapping[str, object], list[str]]:
+    """Parse t2i's JSON to request, generation info and notes; raises InputError."""
     try:
         record = json.loads(text)
         version, request, lock = record["t2i"], record["request"], record["lock"]
@@ -242,4 +251,5 @@ def _parse_record(text: str, path: Path) -> tuple[Mapping[str, object], Mapping[
         raise InputError(
             f"'{path}' was written by a newer t2i.", hint="Upgrade: pip install -U t2i-cli"
         )
-    return request, lock
+    notes = record.get("notes")
+    return request, lock, [str(note) for note in notes] if isinstance(notes, list) else []

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from t2i_cli.backend import Failure, GeneratedImage
+from t2i_cli.driver import with_notes
 from t2i_cli.errors import InterruptedRunError, T2IError, TimedOutError
 from t2i_cli.events import Event, Notice, Step
 from t2i_cli.request import ResolvedRequest
@@ -121,6 +122,9 @@ class ImageJob:
         if outcome.index not in self._unresolved:
             return
         self._unresolved.discard(outcome.index)
+        if isinstance(outcome, GeneratedImage):
+            about = [note.message for note in self._notes if outcome.index in note.indices]
+            outcome = with_notes(outcome, about)
         self._messages.put_nowait(outcome)
         self.outcomes[outcome.error.code if isinstance(outcome, Failure) else "made"] += 1
         if not self._unresolved:

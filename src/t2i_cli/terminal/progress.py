@@ -25,6 +25,7 @@ class Progress:
         self._task: TaskID | None = None
         self._stage: object = None
         self._started = self._printed = 0.0
+        self._seen_notes: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -41,7 +42,10 @@ class Progress:
         """Show one event."""
         match event:
             case Notice(message=message):
-                self._print_note(message)
+                # Each pass has notes of its own on its images.
+                if message not in self._seen_notes:
+                    self._seen_notes.add(message)
+                    self._print_note(message)
             case RequestSent(indices=(0,)):
                 self._print_note("waiting for the server")
             case MemoryMeasure(name=name, reason=reason):

@@ -27,6 +27,8 @@ def indices_by_prompt(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[st
 
 def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[str]:
     """Yield warnings on a prompt, as sentences for the user."""
+    if _reads_nothing(loaded, prompt):
+        yield "The model reads nothing of the prompt: it has no word that the model knows."
     if truncated := _truncated_text(loaded.pipe, text_read(loaded, prompt)):
         yield f"The prompt is too long for the text encoder, which does not read: {truncated}"
     if loaded.spec.folder != postcard.FOLDER:
@@ -43,6 +45,32 @@ def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[str]:
 def text_read(loaded: LoadedPipeline, prompt: str) -> str:
     """The prompt as the model's tokenizer gets it: for postcard, in the words that it knows."""
     return wording.reword(prompt).prompt if loaded.spec.folder == postcard.FOLDER else prompt
+
+
+def _reads_nothing(loaded: LoadedPipeline, prompt: str) -> bool:
+    """Whether no text encoder gets anything of the prompt that it has a token for.
+
+    postcard was trained on its words alone: what its tokenizer spells in letters, signs or bytes
+    means nothing to it.
+    """
+    if loaded.spec.folder == postcard.FOLDER:
+        return not any(
+            word in postcard.words() for word in _WORD.findall(text_read(loaded, prompt).lower())
+        )
+    if any(c.isascii() and c.isalnum() for c in prompt):
+        return False  # Every tokenizer has these: skip it, which takes 0.5 ms.
+    tokenizers = [part for part in loaded.pipe.components.values() if hasattr(part, "unk_token_id")]
+    return bool(tokenizers) and not any(_has_known_token(part, prompt) for part in tokenizers)
+
+
+def _has_known_token(tokenizer: LibraryObject, prompt: str) -> bool:
+    ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    # SentencePiece puts a mark of a word's beginning before a piece that it does not know.
+    words = tokenizer.convert_ids_to_tokens(ids)
+    return any(
+        token != tokenizer.unk_token_id and word.strip("\u2581 ")
+        for token, word in zip(ids, words, strict=True)
+    )
 
 
 def _unknown_words(prompt: str) -> str:

@@ -63,10 +63,10 @@ def generate(
         worker=not run.dry_run,
     )
     if run.dry_run:
-        prepared = generate.prepare_requests(
+        requests, writer, notes = generate.prepare_requests(
             job, image_backend, output_options, console, lenient=run.lenient
         )
-        _print_dry_run(*prepared, image_backend)
+        _print_dry_run(requests, writer, notes, image_backend)
     else:
         generate.generate_images(job, image_backend, output_options, console, lenient=run.lenient)
         _show_keep_alive_tip(backend.backend, keep_alive.keep_alive)
@@ -100,14 +100,14 @@ def _read_prompt(options: PromptOptions) -> str:
 
 
 def _print_dry_run(
-    requests: list[ResolvedRequest], writer: "ImageWriter", backend: "Backend"
+    requests: list[ResolvedRequest], writer: "ImageWriter", notes: list[str], backend: "Backend"
 ) -> None:
     """Print the requests, their files, and the backend's estimate."""
     plan = backend.estimate(requests[0])
     files = [None if path is None else str(path) for path in writer.paths]
     if console.json:
         images = [request.to_json() for request in requests]
-        console.result_json({"requests": images, "files": files, "plan": plan})
+        console.result_json({"requests": images, "files": files, "notes": notes, "plan": plan})
         return
     for request, file in zip(requests, files, strict=True):
         console.result(f"file: {file or 'standard output'}")

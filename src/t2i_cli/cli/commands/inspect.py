@@ -48,6 +48,7 @@ def _table(path: Path, record: "ImageMetadata") -> str:
     }
     if record.source == "t2i":
         rows |= {"made by": "t2i", **record.request, **record.lock}
+        rows["notes"] = "\n".join(record.notes)
         rows["scheduler"] = record.request.get("scheduler") or rows.get("scheduler")
     else:
         # The settings as written: the text has more than t2i's request fields.
