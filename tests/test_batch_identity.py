@@ -353,7 +353,6 @@ def folder_anew(out: Path) -> None:
     out.mkdir()
 
 
-@pytest.mark.parametrize("moment", [2, 3], ids=["before more", "before the last"])
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -370,8 +369,9 @@ def test_a_manifest_harmed_during_the_run_is_written_again_or_told(
     server: FakeImages,
     harm: Callable[[Path], None],
     said: str | None,
-    moment: int,
 ) -> None:
+    moment = 2
+
     def fault(_: object) -> None:
         if len(server.asked) == moment and "harmed" not in server.files:
             server.files["harmed"] = b""

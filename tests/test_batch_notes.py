@@ -31,7 +31,10 @@ def server() -> Iterator[FakeImages]:
 
     def fault(body: dict[str, Any]) -> Fault | None:
         record = {"request": {"seed": body.get("seed")}, "lock": {}, "seconds": 1}
-        entry = {"b64_json": base64.b64encode(buffer.getvalue()).decode(), "t2i": record}
+        entry: dict[str, object] = {
+            "b64_json": base64.b64encode(buffer.getvalue()).decode(),
+            "t2i": record,
+        }
         dark = "dark" in body["prompt"]
         return Fault(entry=entry | ({"notes": [UNREAD]} if dark else {}))
 

@@ -84,6 +84,31 @@ def test_postcard_names_the_words_it_does_not_know(clip: LibraryObject) -> None:
     assert notes(clip, prompt="a red zeppelin") == ""
 
 
+NOTHING = "The model reads nothing of the prompt"
+
+
+@pytest.mark.parametrize("prompt", ["🌟🌟", "!!!", "   ", "123 456", "日本", "«—»"])
+def test_a_prompt_of_which_postcard_reads_nothing_is_noted(
+    clip: LibraryObject, prompt: str
+) -> None:
+    said = notes(clip, prompt=prompt, folder=postcard.FOLDER)
+    assert said.startswith(NOTHING)
+    assert NOTHING not in notes(clip, prompt=f"{prompt} a star", folder=postcard.FOLDER)
+
+
+def test_an_encoder_that_has_no_token_for_the_prompt_reads_nothing(
+    clip: LibraryObject, t5: LibraryObject
+) -> None:
+    for prompt in ("🌟🌟", "   ", "日本"):
+        assert notes(t5, prompt=prompt).startswith(NOTHING)
+        assert NOTHING not in notes(t5, prompt=f"{prompt} ab")
+    # CLIP spells what it has no word for in bytes.
+    assert NOTHING not in notes(clip, prompt="🌟🌟")
+    assert NOTHING not in notes(t5, clip, prompt="🌟🌟")
+    assert notes(t5, clip, prompt="   ").startswith(NOTHING)
+    assert notes(prompt="🌟🌟") == ""
+
+
 def test_notes_are_told_once_a_prompt() -> None:
     backend = LocalBackend(LocalOptions())
     events: list[Event] = []

@@ -32,7 +32,7 @@ _MAX_HEADER = 1024
 """Largest header in bytes."""
 
 RowStatus = Literal["done", "failed", "withheld"]
-T = TypeVar("T")
+_Stored = TypeVar("_Stored")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,9 @@ def load_manifests(folder: Path) -> ManifestState:
     )
 
 
-def read_table(folder: Path, convert: Callable[[Record], T]) -> tuple[RecordTable[T], int]:
+def read_table(
+    folder: Path, convert: Callable[[Record], _Stored]
+) -> tuple[RecordTable[_Stored], int]:
     """The records of the folder's manifests that count, and the number of damaged lines.
 
     Raises InputError and StorageError as `read_records` does.

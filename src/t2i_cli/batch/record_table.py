@@ -13,10 +13,10 @@ from t2i_cli.output import filenames
 Record = Mapping[str, object]
 RecordKey = tuple[str, str]
 """A row's id and the file of its record; "" for one without a file."""
-T = TypeVar("T")
+_Stored = TypeVar("_Stored")
 
 
-class RecordTable(Generic[T]):
+class RecordTable(Generic[_Stored]):
     """The records that count; those of images are what `convert` makes of their lines.
 
     `current` is by row id, `earlier` by id and file, `invalid` by line, field and message, `pins`
@@ -24,9 +24,9 @@ class RecordTable(Generic[T]):
     `read()`.
     """
 
-    def __init__(self, convert: Callable[[Record], T]) -> None:
-        self.current: dict[str, T] = {}
-        self.earlier: dict[RecordKey, T] = {}
+    def __init__(self, convert: Callable[[Record], _Stored]) -> None:
+        self.current: dict[str, _Stored] = {}
+        self.earlier: dict[RecordKey, _Stored] = {}
         self.invalid: dict[tuple[object, ...], Record] = {}
         self.pins: dict[tuple[str, str | None], Record] = {}
         self.others: list[Record] = []
