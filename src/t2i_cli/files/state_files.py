@@ -6,6 +6,7 @@ standard library only, because the worker's client reads its state file with it 
 
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -100,29 +101,29 @@ def read_json(path: Path) -> object:
     return parse_json(data)
 
 
-def read_linked(path: Path, most: int) -> bytes:
-    """Read a regular file, also through a link. Raises OSError, ValueError if it has more bytes."""
-    with os.fdopen(open_regular(path, os.O_RDONLY, follow_links=True), "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError("it is too large")
-    return data
+def parse_json(data: bytes, *, deepest: int = _MAX_DEPTH, finite: bool = False) -> object:
+    """Parse JSON; raises ValueError if it is malformed, or nested deeper than `deepest`.
 
-
-def parse_json(data: bytes) -> object:
-    """Parse JSON; raises ValueError if it is malformed or nested too deeply."""
+    With `finite`, numbers that JSON does not have (NaN, Infinity, 1e999) become text.
+    """
+    constant, number = (str, _finite_number) if finite else (None, None)
     try:
-        parsed: object = json.loads(data.decode())
-        if data.count(b"{") + data.count(b"[") > _MAX_DEPTH and _is_deep(parsed):
+        parsed: object = json.loads(data.decode(), parse_constant=constant, parse_float=number)
+        if data.count(b"{") + data.count(b"[") > deepest and _is_deep(parsed, deepest):
             raise ValueError("it is nested too deeply")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return parsed
 
 
-def _is_deep(root: object) -> bool:
+def _finite_number(text: str) -> float | str:
+    number = float(text)
+    return number if math.isfinite(number) else text
+
+
+def _is_deep(root: object, deepest: int) -> bool:
     level = [root]
-    for _ in range(_MAX_DEPTH):
+    for _ in range(deepest):
         level = [child for value in level for child in _children(value)]
         if not level:
             return False

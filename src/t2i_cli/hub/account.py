@@ -74,6 +74,7 @@ def remove_token() -> str | None:
     A token in the environment stays; `token_source()` then still returns it. Raises T2IError.
     """
     stored = Path(constants.HF_TOKEN_PATH)
+    client.check_token_file()
     with translate_hub_errors():
         try:
             active = stored.read_text(encoding="utf-8").strip()

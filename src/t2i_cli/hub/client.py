@@ -1,13 +1,16 @@
 """Configures huggingface_hub in this process: HTTP timeouts, log handler, API client."""
 
+import errno
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Self
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
 
-from t2i_cli.errors import AccessError
+from t2i_cli.errors import AccessError, os_reason
+from t2i_cli.files.state_files import check_regular
 
 
 class HubLogHandler(logging.Handler):
@@ -56,6 +59,7 @@ def hub_api() -> HfApi:
 
     Raises AccessError for a token that no header can carry: the library's error would print it.
     """
+    check_token_file()
     token = get_token()
     if token and not is_token(token):
         raise AccessError(
@@ -63,6 +67,21 @@ def hub_api() -> HfApi:
             hint="Check HF_TOKEN, or run `t2i login`.",
         )
     return HfApi(token=token)
+
+
+def check_token_file() -> None:
+    """Raise AccessError if the token's file is a pipe or device, which the library would wait for.
+
+    A file that is missing or cannot be examined is left to the library, which goes on without.
+    """
+    try:
+        check_regular(Path(constants.HF_TOKEN_PATH), follow_links=True)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise AccessError(
+                f"Cannot read the Hub's token in {constants.HF_TOKEN_PATH}: {os_reason(error)}.",
+                hint="Unset HF_TOKEN_PATH, or remove what is there, and run `t2i login`.",
+            ) from error
 
 
 def is_token(text: str) -> bool:

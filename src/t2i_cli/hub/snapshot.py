@@ -1,6 +1,5 @@
 """Resolves a revision to a commit, with its file list and the cached files."""
 
-import json
 import math
 import re
 import time
@@ -21,6 +20,8 @@ from huggingface_hub import errors as hf
 
 from t2i_cli.errors import ModelError, QuotaError, RemoteError, T2IError, TimedOutError
 from t2i_cli.events import Notice, OnEvent
+from t2i_cli.files.input_files import read_input
+from t2i_cli.files.state_files import MAX_STATE_BYTES, parse_json
 from t2i_cli.hub import client, files
 from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.errors import hub_error, not_downloaded
@@ -48,8 +49,8 @@ class Snapshot:
     def index(self) -> dict[str, Any]:
         """The content of model_index.json. Raises ModelError if it is invalid."""
         try:
-            index = json.loads((self.folder / files.MODEL_INDEX).read_text(encoding="utf-8"))
-        except ValueError as error:
+            index = parse_json(read_input(self.folder / files.MODEL_INDEX, MAX_STATE_BYTES))
+        except (ValueError, OSError) as error:
             raise ModelError(f"{self.repo} has a broken {files.MODEL_INDEX}.") from error
         if not isinstance(index, dict):
             raise ModelError(f"{self.repo} has a broken {files.MODEL_INDEX}.")

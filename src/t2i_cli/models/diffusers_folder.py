@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from t2i_cli.errors import ModelError, os_reason
-from t2i_cli.files import state_files
+from t2i_cli.files import input_files, state_files
 from t2i_cli.files.state_files import is_count
 
 JsonConfig = dict[str, Any]
@@ -176,7 +176,7 @@ def read_json_object(file: Path) -> JsonConfig:
     """The JSON object in a model's file; raises ModelError, and FileNotFoundError if missing."""
     try:
         # Files of the Hub's cache are links to their content.
-        value = state_files.parse_json(state_files.read_linked(file, _MAX_CONFIG_BYTES))
+        value = state_files.parse_json(input_files.read_input(file, _MAX_CONFIG_BYTES))
     except FileNotFoundError:
         raise
     except ValueError as error:

@@ -118,13 +118,72 @@ FLOW_SCHEDULERS: dict[str, SchedulerSpec] = {
 }
 
 
+_OTHER_LABELS = {
+    "EDMDPMSolverMultistepScheduler": "DPM++ 2M",
+    "EDMEulerScheduler": "Euler",
+    "DPMSolverSDEScheduler": "DPM++ SDE",
+    "FlowMatchLCMScheduler": "LCM",
+    "KDPM2AncestralDiscreteScheduler": "DPM2 a",
+    "KDPM2DiscreteScheduler": "DPM2",
+    "TCDScheduler": "TCD",
+}
+"""AUTOMATIC1111's names of further classes, which models have as their own scheduler."""
+
+
+def label_of_class(cls: str | None) -> str | None:
+    """AUTOMATIC1111's name of a scheduler's class, `None` where it has none."""
+    tables = (*NOISE_SCHEDULERS.values(), *FLOW_SCHEDULERS.values())
+    known = next((spec.label for spec in tables if spec.cls == cls), None)
+    return known or _OTHER_LABELS.get(cls or "")
+
+
+def name_of_label(label: str) -> str | None:
+    """The short name of an AUTOMATIC1111 sampler, or `None`."""
+    wanted = label.strip().lower()
+    return next((n for n, spec in NOISE_SCHEDULERS.items() if spec.label.lower() == wanted), None)
+
+
+_SAMPLER_NAMES = {
+    "euler": "euler",
+    "euler_a": "euler-a",
+    "euler_ancestral": "euler-a",
+    "heun": "heun",
+    "dpmpp_2m": "dpm++2m",
+    "dpmpp_2m_sde": "dpm++2m-sde",
+    "ddim": "ddim",
+    "ddpm": "ddpm",
+    "plms": "pndm",
+    "pndm": "pndm",
+    "lms": "lms",
+    "lcm": "lcm",
+    "uni_pc": "unipc",
+    "unipc": "unipc",
+    "deis": "deis",
+}
+"""Short names by the samplers' names in ComfyUI, InvokeAI and NovelAI."""
+_PLAIN_SPACINGS = {"", "automatic", "native", "normal", "simple"}
+
+
+def name_of_sampler(sampler: str, spacing: str = "") -> str | None:
+    """The short name of a sampler of ComfyUI, InvokeAI or NovelAI, or `None`.
+
+    `spacing` is ComfyUI's scheduler or NovelAI's noise schedule. InvokeAI appends `_k` for Karras.
+    """
+    name = sampler.lower().removeprefix("k_").removesuffix("_gpu")
+    karras = spacing.lower() == "karras" or name.endswith("_k")
+    if not karras and spacing.lower() not in _PLAIN_SPACINGS:
+        return None
+    known = _SAMPLER_NAMES.get(name.removesuffix("_k"))
+    short = f"{known}-karras" if karras else known
+    return short if short in NOISE_SCHEDULERS else None
+
+
 def scheduler_short_name(name: str) -> str:
     """The short name of a scheduler that is called as in AUTOMATIC1111 ("DPM++ 2M Karras").
 
     Other names are returned unchanged.
     """
-    labels = {spec.label.lower(): short for short, spec in NOISE_SCHEDULERS.items()}
-    return labels.get(name.strip().lower(), name)
+    return name_of_label(name) or name
 
 
 def scheduler_names(flow: bool | None) -> tuple[str, ...]:

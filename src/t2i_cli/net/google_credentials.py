@@ -9,10 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from t2i_cli.errors import AccessError, InputError, RemoteError, T2IError, TimedOutError
+from t2i_cli.errors import (
+    AccessError,
+    InputError,
+    RemoteError,
+    T2IError,
+    TimedOutError,
+    os_reason,
+)
+from t2i_cli.files.state_files import check_regular
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -46,6 +55,7 @@ def find_credentials(impersonate: str | None = None) -> tuple["Credentials", Cre
     import google.auth
 
     logging.getLogger("google.auth").setLevel(logging.ERROR)
+    _check_key_file()
     with _translating_errors(), warnings.catch_warnings():
         # google-auth warns of a user's own credentials; they are good enough here.
         warnings.simplefilter("ignore")
@@ -130,6 +140,18 @@ def verify_credentials(
     refresh_token(credentials, seconds)
     # A user's credentials and the metadata server name the account with the first token only.
     return credentials, replace(info, account=account_name(credentials))
+
+
+def _check_key_file() -> None:
+    """Raise AccessError if the variable names what is no file: google-auth would wait for a pipe."""
+    if file := os.environ.get(CREDENTIALS_VARIABLE):
+        try:
+            check_regular(Path(file), follow_links=True)
+        except OSError as error:
+            raise AccessError(
+                f"Cannot read {file}, named by {CREDENTIALS_VARIABLE}: {os_reason(error)}.",
+                hint=LOGIN_HINT,
+            ) from error
 
 
 def _source(credentials: "Credentials") -> str:

@@ -5,8 +5,11 @@ The format follows `modules/processing.py` (create_infotext) and `modules/infote
 """
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from t2i_cli import __version__
 from t2i_cli.errors import InputError
@@ -17,12 +20,24 @@ from t2i_cli.request_field import RequestField
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
 
 _NEGATIVE = "Negative prompt:"
-_SETTING = re.compile(r'(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-"""AUTOMATIC1111's regular expression, with a bounded key against quadratic matching time."""
+_KEY = re.compile(r'\s*(\w[\w \-/]{1,100}(?=:)|\w[^:,"\n]{0,100}(?=: )):\s*')
+"""AUTOMATIC1111's names of settings, bounded against quadratic matching time, and other names where
+a space follows the colon."""
+_QUOTED = re.compile(r'"(?:\\.|[^\\"])*"')
+_BRACKETS = re.compile(r'[{}\[\]]|"(?:\\.|[^\\"])*"')
+_MAX_OPEN = 2
+"""Brackets without an end that are looked into; each costs time in proportion to the text."""
+_MAX_PARTS = 10_000
+"""Parts between commas that are looked into; the others belong to the last setting."""
+_LINE_BREAK = re.compile(r"\r\n?")
+_STEPS = re.compile(r"(?<=\s)Steps: \d+,")
+"""Where settings begin in a text whose line breaks were lost."""
+_MAX_BEGINNINGS = 4
 _INFOTEXT_FIELDS = {field.infotext: field for field in FIELDS.values() if field.infotext}
 """Request fields by the names of their settings in the text."""
 _FIRST_SETTINGS = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model")
 """Settings that come first, in AUTOMATIC1111's order, which readers expect."""
+_FIRST_LABELS = tuple(f"{key}: " for key in _FIRST_SETTINGS)
 _MIN_SETTINGS = 3
 """As in AUTOMATIC1111, a last line with fewer settings belongs to the prompt."""
 
@@ -54,22 +69,27 @@ def format_infotext(request: ResolvedRequest, info: GenerationInfo, size: tuple[
 
 
 def parse_infotext(text: str) -> Infotext | None:
-    """Parse a text; `None` if it has no line of settings."""
-    lines = text.rstrip("\n").split("\n")
-    settings_at = _settings_line(lines)
-    if settings_at is None:
+    """Parse a text, also one whose line breaks were lost; `None` if it has no settings."""
+    lines = _LINE_BREAK.sub("\n", text).rstrip("\n").split("\n")
+    found = _find_settings(lines)
+    if found is None:
         return None
-    parameters = {key: _unquote(value) for key, value in _SETTING.findall(lines[settings_at])}
+    settings_at, column, parameters = found
     # Extensions append lines of one setting each ("Template: …").
     for line in lines[settings_at + 1 :]:
         key, colon, value = line.partition(": ")
         if colon:
             parameters[key] = value
     prompt, negative = lines[:settings_at], ""
+    if column:
+        prompt.append(lines[settings_at][:column].rstrip())
     split = _negative_line(prompt)
     if split is not None:
         negative = "\n".join(prompt[split:]).removeprefix(_NEGATIVE).removeprefix(" ")
         prompt = prompt[:split]
+    elif column and _NEGATIVE in prompt[-1]:
+        head, _, negative = prompt[-1].rpartition(_NEGATIVE)
+        prompt[-1], negative = head.rstrip(), negative.strip()
     return Infotext(
         request={"prompt": "\n".join(prompt), "negative_prompt": negative or None}
         | _request_fields(parameters),
@@ -77,15 +97,70 @@ def parse_infotext(text: str) -> Infotext | None:
     )
 
 
-def _settings_line(lines: list[str]) -> int | None:
-    """Index of the line of settings: the last line, or an earlier one before extensions' lines."""
+def _find_settings(lines: list[str]) -> tuple[int, int, dict[str, str]] | None:
+    """Line, column and content of the settings, `None` if there are none.
+
+    They are in the last line, or in an earlier one before extensions' lines.
+    """
     for position in reversed(range(len(lines))):
-        last = position == len(lines) - 1
-        if last or lines[position].startswith("Steps: "):
-            found = dict(_SETTING.findall(lines[position]))
-            if len(found) >= _MIN_SETTINGS and not found.keys().isdisjoint({"Steps", "Seed"}):
-                return position
-    return None
+        line, last = lines[position], position == len(lines) - 1
+        if line.startswith(_FIRST_LABELS if last else "Steps: "):
+            settings = _parse_settings(line)
+            if _are_settings(settings):
+                return position, 0, settings
+    line = lines[-1]
+    for begin in islice(_STEPS.finditer(line), _MAX_BEGINNINGS):
+        settings = _parse_settings(line[begin.start() :])
+        # Else it begins in the prompt, and the settings come later.
+        whole = not any(key != "Steps" and key.endswith("Steps") for key in settings)
+        if whole and _are_settings(settings):
+            return len(lines) - 1, begin.start(), settings
+    settings = _parse_settings(line)
+    return (len(lines) - 1, 0, settings) if _are_settings(settings) else None
+
+
+def _are_settings(found: dict[str, str]) -> bool:
+    return len(found) >= _MIN_SETTINGS and not found.keys().isdisjoint({"Steps", "Seed"})
+
+
+def _parse_settings(line: str) -> dict[str, str]:
+    """The settings of a line by name; empty if it does not begin with one."""
+    found: dict[str, str] = {}
+    key, start, at, unclosed = "", 0, 0, 0
+    for _ in range(_MAX_PARTS):
+        named = _KEY.match(line, at)
+        if named:
+            if key:
+                found[key] = _unquote(line[start : at - 1])
+            key, start = named[1], named.end()
+            end = _value_end(line, start) if unclosed < _MAX_OPEN else None
+            unclosed += end is None and line[start : start + 1] in {"{", "["}
+            at = start if end is None else end
+        elif not key:
+            return {}
+        # What follows a comma and is no setting belongs to the value before it.
+        comma = line.find(",", at)
+        if comma < 0:
+            break
+        at = comma + 1
+    return found | {key: _unquote(line[start:])}
+
+
+def _value_end(line: str, start: int) -> int | None:
+    """Where a quoted text, or JSON at its matching bracket, ends; `None` for a plain value."""
+    end = None
+    if line[start : start + 1] == '"':
+        quoted = _QUOTED.match(line, start)
+        end = quoted.end() if quoted else None
+    elif line[start : start + 1] in {"{", "["}:
+        depth = 0
+        for bracket in _BRACKETS.finditer(line, start):
+            depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(bracket[0], 0)
+            if depth == 0:
+                end = bracket.end()
+                break
+    # A plain value may begin like one: "[a:b:0.5] c".
+    return end if end is not None and line[end : end + 1] in {"", ","} else None
 
 
 def _negative_line(lines: list[str]) -> int | None:
@@ -100,31 +175,33 @@ def _field_text(field: RequestField, request: ResolvedRequest) -> str | None:
 
 
 def _request_fields(parameters: dict[str, str]) -> dict[str, object]:
-    """The request fields among the settings; values that cannot be parsed are left out."""
     width, _, height = parameters.get("Size", "").partition("x")
     texts = {field.name: parameters.get(key) for key, field in _INFOTEXT_FIELDS.items()}
-    texts |= {"width": width, "height": height, "scheduler": _scheduler(parameters)}
+    label = f"{parameters.get('Sampler')} {parameters.get('Schedule type')}"
+    scheduler = schedulers.name_of_label(label)
+    scheduler = scheduler or schedulers.name_of_label(parameters.get("Sampler", ""))
+    return parse_field_texts(texts | {"width": width, "height": height, "scheduler": scheduler})
+
+
+def parse_field_texts(texts: Mapping[str, str | None]) -> dict[str, object]:
+    """Request fields from texts by their names; values that cannot be parsed are left out."""
     found: dict[str, object] = {}
     for name, text in texts.items():
         field = FIELDS[name]
         try:
-            found[name] = (field.parse or field.kind)(text) if text else None
+            value = (field.parse or field.kind)(text) if text else None
         except (ValueError, InputError):
-            found[name] = None
+            value = None
+        # JSON has no NaN and no infinity.
+        found[name] = None if isinstance(value, float) and not math.isfinite(value) else value
     return {name: v for name, v in found.items() if v is not None or name not in ADDED_FIELDS}
 
 
 def _sampler(request: ResolvedRequest, info: GenerationInfo) -> str | None:
+    """AUTOMATIC1111's name of the sampler; of the model's own one, its class says which it is."""
     if request.scheduler is None:
-        return info.scheduler
+        return schedulers.label_of_class(info.scheduler)
     return {**schedulers.FLOW_SCHEDULERS, **schedulers.NOISE_SCHEDULERS}[request.scheduler].label
-
-
-def _scheduler(parameters: dict[str, str]) -> str | None:
-    """t2i's name of the scheduler; AUTOMATIC1111 1.9 and later adds a "Schedule type"."""
-    sampler = parameters.get("Sampler", "")
-    labels = {spec.label: name for name, spec in schedulers.NOISE_SCHEDULERS.items()}
-    return labels.get(f"{sampler} {parameters.get('Schedule type')}") or labels.get(sampler)
 
 
 def _quote(value: str) -> str:
@@ -133,8 +210,9 @@ def _quote(value: str) -> str:
 
 
 def _unquote(value: str) -> str:
+    value = value.strip()
     if not value.startswith('"'):
-        return value.strip()
+        return value
     try:
         return str(json.loads(value))
     except ValueError:

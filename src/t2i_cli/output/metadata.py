@@ -1,27 +1,28 @@
-"""Writes and reads generation metadata in PNG, JPEG and WebP files.
+"""Writes generation metadata into PNG, JPEG and WebP files, and reads it.
 
-Two records: AUTOMATIC1111's text, which other programs read (PNG keyword `parameters`, EXIF
-UserComment elsewhere), and t2i's own JSON (PNG keyword `t2i`, XMP property `t2i:record` elsewhere).
+Two records are written: AUTOMATIC1111's text, which other programs read (PNG keyword `parameters`,
+EXIF UserComment elsewhere), and t2i's own JSON (PNG keyword `t2i`, XMP property `t2i:record`
+elsewhere).
 """
 
-import codecs
 import io
 import json
 import struct
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from xml.sax.saxutils import escape
 
-from t2i_cli import image_formats
 from t2i_cli.backend import GeneratedImage
-from t2i_cli.errors import InputError
-from t2i_cli.files.image_files import ImageFileError, open_image
+from t2i_cli.errors import InputError, os_reason
+from t2i_cli.files.image_files import ImageFileError
+from t2i_cli.files.input_files import open_input
 from t2i_cli.image_formats import ImageFormat
-from t2i_cli.output import infotext
+from t2i_cli.output import foreign_records, infotext
+from t2i_cli.output.image_texts import read_image_texts
+from t2i_cli.output.image_texts.collected import ImageTexts
+from t2i_cli.output.image_texts.exif import RDF, XMP_RECORD
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 METADATA_SCHEMA = 1
 """Version of t2i's record; raised when older versions could misread a newer record."""
 
+_MAX_NAMES = 8
+"""Names of unknown texts that an error shows."""
 _EXIF_IFD = 0x8769
 _USER_COMMENT = 0x9286
-_NAMESPACE = "urn:t2i-cli:record"
-_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _XMP_PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    f'<rdf:RDF xmlns:rdf="{_RDF}"><rdf:Description rdf:about="" xmlns:t2i="{_NAMESPACE}">'
+    f'<rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about="" xmlns:t2i="{XMP_RECORD}">'
     "<t2i:record>%s</t2i:record>"
     '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
@@ -50,19 +51,28 @@ class ImageMetadata:
     """The metadata of an image file.
 
     `request` holds the known fields of ResolvedRequest, by name; `lock` the generation info, from
-    t2i's record alone; `parameters` the settings of AUTOMATIC1111's text, by their names there.
-    `width` and `height` are those of the image, in pixels; `notes` the sentences on it that t2i
-    told when it was made.
+    t2i's record alone; `parameters` the settings of another program's record, by their names there.
+    `width` and `height` are those of the image, in pixels, 0 if it does not say. `notes` are the
+    sentences on it that t2i told when it was made, `problems` those on what could not be read.
     """
 
-    source: Literal["t2i", "a1111"]
-    format: ImageFormat
+    source: str
+    format: str
     width: int
     height: int
     request: Mapping[str, object]
     lock: Mapping[str, object] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """The object that `--json` prints."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+class NoRecordError(InputError):
+    """A sound image that does not say how it was made."""
 
 
 def image_file_bytes(
@@ -108,7 +118,11 @@ def embed_metadata(
         from PIL.PngImagePlugin import PngInfo
 
         png_info = PngInfo()
-        png_info.add_text("parameters", text)
+        # Readers take text for UTF-8 where its Latin-1 happens to be that, so it must not be.
+        if text.isascii() or not _is_utf8(text.encode("latin-1", "ignore")):
+            png_info.add_text("parameters", text)
+        else:
+            png_info.add_itxt("parameters", text)
         png_info.add_itxt("t2i", record)
         # Level 6: at most 1 % smaller, up to 1.5 times the time. Level 1: 25 to 50 % less time,
         # 8 to 16 % larger. Measured at 1024x1024, from photograph to gradient.
@@ -127,32 +141,64 @@ def embed_metadata(
 
 def read_metadata(path: Path) -> ImageMetadata:
     """Read the metadata of an image file; raises InputError if it is no image or has none."""
-    with warnings.catch_warnings():
-        # Pillow warns of damage that is reported below, or does not affect the metadata.
-        warnings.simplefilter("ignore")
-        image = _open_image(path)
-        text = image.info.get("parameters") or _user_comment(image)
-    parsed = infotext.parse_infotext(text) if isinstance(text, str) else None
-    record = image.info.get("t2i") or _xmp_record(image.info.get("xmp"))
-    if isinstance(record, str):
-        request, lock, notes = _parse_record(record, path)
-    elif parsed:
-        request, lock, notes = parsed.request, {}, []
-    else:
+    try:
+        with open_input(path) as file:
+            return read_open_metadata(file, str(path))
+    except OSError as error:
+        raise InputError(f"Cannot read '{path}': {os_reason(error)}.") from error
+
+
+def read_open_metadata(file: BinaryIO, name: str) -> ImageMetadata:
+    """Read the metadata of a seekable image file. Raises InputError, with its `name`, or OSError.
+
+    No pixel is decoded.
+    """
+    try:
+        found = read_image_texts(file)
+    except ImageFileError as error:
         raise InputError(
-            f"'{path}' does not say how it was made.",
-            hint="t2i reads its own records and AUTOMATIC1111's; editors and websites strip them.",
-        )
+            f"'{name}' has {error}; t2i does not open it."
+            if error.reason == "too large"
+            else f"'{name}' is no PNG, JPEG, WebP, AVIF or JPEG XL image."
+        ) from error
+    own = _own_record(found)
+    foreign = foreign_records.find_foreign_record(found)
+    if own:
+        source, request, lock = "t2i", own.request, own.lock
+    elif foreign:
+        source, request, lock = foreign.source, foreign.request, {}
+    else:
+        raise _missing_record(found, name)
     return ImageMetadata(
-        source="t2i" if isinstance(record, str) else "a1111",
-        # Pillow names a JPEG with several pictures "MPO".
-        format=image_formats.IMAGE_FORMATS.get((image.format or "").lower(), "jpeg"),
-        width=image.width,
-        height=image.height,
+        source=source,
+        format=found.format,
+        width=found.width,
+        height=found.height,
         request=request,
         lock=lock,
-        notes=notes,
-        parameters=parsed.parameters if parsed else {},
+        notes=own.notes if own else (),
+        parameters=foreign.parameters if foreign else {},
+        problems=tuple(found.problems),
+    )
+
+
+def _missing_record(found: ImageTexts, name: str) -> InputError:
+    """Why an image has no record: it is damaged, or what it says is not known, or it says nothing.
+
+    Damage is told first, for a record may be in the damaged part.
+    """
+    if found.problems:
+        problems = "; ".join(found.problems)
+        return InputError(f"Nothing could be read from the image '{name}': {problems}.")
+    if names := list(dict.fromkeys(name for name, _ in found.texts)):
+        shown = ", ".join(names[:_MAX_NAMES]) + (" …" if len(names) > _MAX_NAMES else "")
+        return NoRecordError(
+            f"'{name}' does not say how it was made in a form that t2i reads.",
+            hint=f"It has texts of other kinds: {shown}.",
+        )
+    return NoRecordError(
+        f"'{name}' does not say how it was made.",
+        hint="Editors and websites strip such records; those hidden in pixels are not looked for.",
     )
 
 
@@ -170,86 +216,37 @@ def _exif(text: str) -> bytes:
     return header + main_directory + exif_directory + comment
 
 
-def _open_image(path: Path) -> "Image":
-    """Open an image and decode it completely; raises InputError if it is missing or damaged."""
+def _is_utf8(data: bytes) -> bool:
     try:
-        return open_image(path)
-    except ImageFileError as error:
-        raise InputError(
-            {
-                "too large": f"'{path}' has {error}; t2i does not open it.",
-                "no image": f"'{path}' is no PNG, JPEG or WebP image.",
-                "damaged": f"The image '{path}' is damaged: {error}.",
-            }[error.reason]
-        ) from error
-    except OSError as error:
-        raise InputError(f"Cannot read '{path}': {error.strerror}.") from error
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
-def _user_comment(image: "Image") -> str | None:
-    """EXIF's UserComment as text, decoded as other programs write it too."""
-    try:
-        value = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        # Treat broken EXIF as absent; Pillow has no specific error for it.
-        return None
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, bytes):
-        return None
-    code, raw = value[:8], value[8:]
-    if code == b"UNICODE\0":
-        return _decode_utf16(raw)
-    # Exif 2.32 has codes for ASCII, JIS and undefined (eight zeros); programs use all for UTF-8.
-    known = code in (b"ASCII\0\0\0", bytes(8))
-    return (raw if known else value).decode(errors="replace").rstrip("\0")
+class _OwnRecord(NamedTuple):
+    request: Mapping[str, object]
+    lock: Mapping[str, object]
+    notes: Sequence[str]
 
 
-def _decode_utf16(raw: bytes) -> str:
-    """Decode UTF-16 of either byte order: piexif writes big-endian, others the file's order."""
-    if raw.startswith((codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE)):
-        return raw.decode("utf-16", errors="replace")
-    # The settings are ASCII, whose high bytes are zero.
-    big_endian = raw[0::2].count(0) >= raw[1::2].count(0)
-    return raw.decode("utf-16-be" if big_endian else "utf-16-le", errors="replace")
-
-
-def _xmp_record(packet: object) -> str | None:
-    """t2i's record in an XMP packet, or `None`."""
-    if not isinstance(packet, bytes):
-        return None
-    text = packet.decode(errors="replace").strip("\0\ufeff")
-    if "<!" in text:
-        # Declarations are not allowed in a packet, and entities could expand without bound.
+def _own_record(found: ImageTexts) -> _OwnRecord | None:
+    """Request, generation info and notes of t2i's record; `None`, with a problem if damaged."""
+    text = found.find_text("t2i")
+    if text is None:
         return None
     try:
-        root = ElementTree.fromstring(text)  # noqa: S314
-    except ElementTree.ParseError:
+        record = foreign_records.parse_record(text)
+    except ValueError as error:
+        found.add_problem(f"t2i's record is damaged: {error}")
         return None
-    name = f"{{{_NAMESPACE}}}record"
-    for description in root.iter(f"{{{_RDF}}}Description"):
-        # Programs that rewrite a packet may turn the element into an attribute (RDF allows both).
-        value = description.get(name) or description.findtext(name)
-        if value:
-            return value
+    values = record if isinstance(record, dict) else {}
+    version, request, lock, notes = (values.get(key) for key in ("t2i", "request", "lock", "notes"))
+    if type(version) is int and version > METADATA_SCHEMA:
+        found.add_problem("t2i's record was written by a newer t2i: pip install -U t2i-cli")
+    elif type(version) is int and isinstance(request, dict) and isinstance(lock, dict):
+        texts = [str(note) for note in notes] if isinstance(notes, list) else []
+        return _OwnRecord(request, lock, texts)
+    else:
+        found.add_problem("t2i's record is damaged")
     return None
-
-
-def _parse_record(
-    text: str, path: Path
-) -> tuple[Mapping[str, object], Mapping[str, object], list[str]]:
-    """Parse t2i's JSON to request, generation info and notes; raises InputError."""
-    try:
-        record = json.loads(text)
-        version, request, lock = record["t2i"], record["request"], record["lock"]
-        valid = isinstance(version, int) and isinstance(request, dict) and isinstance(lock, dict)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        valid = False
-    if not valid:
-        raise InputError(f"t2i's record in '{path}' is damaged.")
-    if version > METADATA_SCHEMA:
-        raise InputError(
-            f"'{path}' was written by a newer t2i.", hint="Upgrade: pip install -U t2i-cli"
-        )
-    notes = record.get("notes")
-    return request, lock, [str(note) for note in notes] if isinstance(notes, list) else []

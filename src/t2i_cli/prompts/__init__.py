@@ -1,5 +1,6 @@
 """Reads prompts files (text, JSON, CSV): entries, and problems with their lines."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
 from t2i_cli.errors import InputError, os_reason
+from t2i_cli.files.input_files import open_input
 from t2i_cli.prompts import readers
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem
 
@@ -92,10 +94,12 @@ def read_prompts(source: str, format: InputFormat) -> PromptsFile:
     if source == "-":
         return _parse("standard input", sys.stdin.buffer, format)
     try:
-        with open(source, "rb") as file:
+        # A pipe or device could keep the run waiting, or never end.
+        with open_input(Path(source)) as file:
             return _parse(source, file, format)
     except OSError as error:
-        raise InputError(f"Cannot read {source!r}: {os_reason(error)}.") from error
+        hint = "- reads standard input." if error.errno == errno.EINVAL else None
+        raise InputError(f"Cannot read {source!r}: {os_reason(error)}.", hint=hint) from error
 
 
 def _parse(name: str, file: BinaryIO, format: InputFormat) -> PromptsFile:

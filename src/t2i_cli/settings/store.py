@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.files.state_files import MAX_STATE_BYTES, read_linked, replace_text
+from t2i_cli.files.input_files import read_input
+from t2i_cli.files.state_files import MAX_STATE_BYTES, replace_text
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
 
@@ -143,7 +144,7 @@ def _read_text(file: Path) -> str:
         if os.path.exists(file) and os.path.samefile(file, os.devnull):
             return ""
         # Nothing else but a regular file: a pipe could be read once only, or never ends.
-        return read_linked(file, MAX_STATE_BYTES).decode().replace("\r\n", "\n")
+        return read_input(file, MAX_STATE_BYTES).decode().replace("\r\n", "\n")
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
+from t2i_cli.files.input_files import read_input
+from t2i_cli.files.state_files import MAX_STATE_BYTES
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.settings import store
 
@@ -133,10 +135,12 @@ def load_prices() -> PriceTable:
         return BUILT_IN
     file = Path(named).expanduser()
     try:
-        record = tomllib.loads(file.read_text(encoding="utf-8"))
+        record = tomllib.loads(read_input(file, MAX_STATE_BYTES).decode())
     except OSError as error:
         raise StorageError(f"Cannot read {file}: {os_reason(error)}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise InputError(f"{file} is not valid TOML: it is nested too deeply.") from error
+    except ValueError as error:  # also another encoding, a large file, numbers of too many digits
         raise InputError(f"{file} is not valid TOML: {error}.") from error
     return PriceTable(
         date=f"{record.get('date', 'no date')}, {file}",

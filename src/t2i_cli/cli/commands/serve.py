@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from t2i_cli.cli.options import ConsoleOptions, ModelOpt, RevisionOpt
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, os_reason
+from t2i_cli.files.input_files import read_input
+from t2i_cli.files.state_files import MAX_STATE_BYTES
 from t2i_cli.server.options import API_KEY_VARIABLE, ServerLimits, ServerOptions
 from t2i_cli.settings import store
 from t2i_cli.settings.options import BackendOptions
@@ -120,9 +122,12 @@ def _read_api_key(file: Path | None) -> str | None:
     """The API key from the file or the environment; raises InputError if it is not valid."""
     source = str(file) if file else API_KEY_VARIABLE
     try:
-        key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(API_KEY_VARIABLE)
-    except (OSError, UnicodeDecodeError) as error:
+        read = read_input(file, MAX_STATE_BYTES).decode().strip() if file else None
+    except OSError as error:
+        raise InputError(f"Cannot read the key in '{file}': {os_reason(error)}.") from error
+    except ValueError as error:  # also another encoding
         raise InputError(f"Cannot read the key in '{file}': {error}.") from error
+    key = read if file else os.environ.get(API_KEY_VARIABLE)
     if key is None:
         return None
     if not key or not key.isascii() or not key.isprintable() or " " in key:
