@@ -100,8 +100,9 @@ def test_one_bad_image_does_not_hide_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = image(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"hello")
     with pytest.raises(InputError, match="2 of 3 images could not be read"):
-        inspect([tmp_path / "missing.png", good, tmp_path])
+        inspect([tmp_path / "missing.png", good, tmp_path / "bad.png"])
     captured = capsys.readouterr()
     assert captured.out.startswith(str(good))
     assert captured.err.count("error: ") == 2

@@ -249,12 +249,10 @@ def bomb(side: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no PNG, JPEG or WebP image"),
-        (b"hello", "no PNG, JPEG or WebP image"),
-        (b"GIF89a" + bytes(100), "no PNG, JPEG or WebP image"),
-        (bomb(10_001), "more than 100,000,000 pixels"),
-        (bomb(100_000), "more than 100,000,000 pixels"),
-        (bomb(100), "damaged"),
+        (b"", "is no PNG, JPEG, WebP, AVIF or JPEG XL image"),
+        (b"hello", "is no PNG, JPEG, WebP, AVIF or JPEG XL image"),
+        (b"GIF89a" + bytes(100), "is no PNG, JPEG, WebP, AVIF or JPEG XL image"),
+        (bomb(100_000), "does not say how it was made"),
     ],
 )
 def test_what_is_no_sound_image_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -267,18 +265,22 @@ def test_what_is_no_sound_image_is_refused(tmp_path: Path, content: bytes, messa
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         metadata.read_metadata(tmp_path / "missing.png")
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="it is a folder"):
         metadata.read_metadata(tmp_path)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_truncated_image_is_refused(tmp_path: Path, format: ImageFormat) -> None:
+def test_a_truncated_image_says_so(tmp_path: Path, format: ImageFormat) -> None:
     path = written(tmp_path, format)
     whole = path.read_bytes()
     for length in range(0, len(whole) - 20, 37):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError):
-            metadata.read_metadata(path)
+        try:
+            problems = metadata.read_metadata(path).problems
+        except InputError as error:
+            assert "cut off" in error.message or "is no PNG" in error.message
+        else:
+            assert any("cut off" in problem for problem in problems)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -308,5 +310,5 @@ def test_an_entity_bomb_is_not_expanded(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     picture().save(buffer, "JPEG", xmp=packet.encode())
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
-    with pytest.raises(InputError, match="does not say"):
+    with pytest.raises(InputError, match="has declarations and is not read"):
         metadata.read_metadata(tmp_path / "a.jpg")

@@ -143,7 +143,7 @@ def verify_credentials(
 
 
 def _check_key_file() -> None:
-    """Raise AccessError if the variable names what is no file: google-auth would wait for a pipe."""
+    """Raise AccessError if the variable names no file: google-auth would wait for a pipe."""
     if file := os.environ.get(CREDENTIALS_VARIABLE):
         try:
             check_regular(Path(file), follow_links=True)
