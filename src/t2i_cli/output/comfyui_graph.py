@@ -63,7 +63,9 @@ def find_sampling(graph: Graph) -> Sampling | None:
     main = max(samplers, key=lambda number: _number(complete[number].get("denoise"), 1.0))
     inputs = complete[main]
     for key in ("positive", "negative"):
-        inputs[key] = _conditioning(graph, complete, inputs.get(key))
+        link = _conditioning(graph, complete, inputs.pop(key, None))
+        if link is not None:  # sd-parsers would stop at it
+            inputs[key] = link
     behind = _nodes_behind(complete, main)
     guidance = next(_values_behind(complete, inputs.get("positive"), "guidance"), None)
     guided = guidance is not None and _number(inputs.get("cfg"), 1.0) == 1.0
