@@ -508,7 +508,8 @@ JUNK = [None, 1, "x", [], {}, [[]], {"inputs": []}, {"class_type": {}, "inputs":
 def test_a_record_of_another_form_gives_no_traceback(junk: object, tmp_path: Path) -> None:
     """Each value of each program's record, replaced."""
     sampler = comfyui_graph()["3"]["inputs"]
-    records = [{"prompt": {**comfyui_graph(), "3": junk}}, {"prompt": {"1": junk}}]
+    records: list[dict[str, object]] = [{"prompt": {**comfyui_graph(), "3": junk}}]
+    records += [{"prompt": {"1": junk}}]
     records += [
         {"prompt": {**comfyui_graph(), "3": node("KSampler", **sampler | {key: junk})}}
         for key in sampler

@@ -25,8 +25,6 @@ _KEY = re.compile(r'\s*(\w[\w \-/]{1,100}(?=:)|\w[^:,"\n]{0,100}(?=: )):\s*')
 a space follows the colon."""
 _QUOTED = re.compile(r'"(?:\\.|[^\\"])*"')
 _BRACKETS = re.compile(r'[{}\[\]]|"(?:\\.|[^\\"])*"')
-_MAX_OPEN = 2
-"""Brackets without an end that are looked into; each costs time in proportion to the text."""
 _MAX_PARTS = 10_000
 """Parts between commas that are looked into; the others belong to the last setting."""
 _LINE_BREAK = re.compile(r"\r\n?")
@@ -126,16 +124,21 @@ def _are_settings(found: dict[str, str]) -> bool:
 def _parse_settings(line: str) -> dict[str, str]:
     """The settings of a line by name; empty if it does not begin with one."""
     found: dict[str, str] = {}
-    key, start, at, unclosed = "", 0, 0, 0
+    key, start, at = "", 0, 0
+    # Characters that may be looked at in vain for the ends of brackets: twice the line.
+    budget = 2 * len(line)
     for _ in range(_MAX_PARTS):
         named = _KEY.match(line, at)
         if named:
             if key:
                 found[key] = _unquote(line[start : at - 1])
             key, start = named[1], named.end()
-            end = _value_end(line, start) if unclosed < _MAX_OPEN else None
-            unclosed += end is None and line[start : start + 1] in {"{", "["}
-            at = start if end is None else end
+            end, reached = _value_end(line, start, start + budget)
+            # A plain value may begin like another: "[a:b:0.5] c", "{a".
+            if end is not None and line[end : end + 1] in {"", ","}:
+                at = end
+            else:
+                at, budget = start, budget - (reached - start)
         elif not key:
             return {}
         # What follows a comma and is no setting belongs to the value before it.
@@ -146,21 +149,21 @@ def _parse_settings(line: str) -> dict[str, str]:
     return found | {key: _unquote(line[start:])}
 
 
-def _value_end(line: str, start: int) -> int | None:
-    """Where a quoted text, or JSON at its matching bracket, ends; `None` for a plain value."""
-    end = None
+def _value_end(line: str, start: int, limit: int) -> tuple[int | None, int]:
+    """Where a quoted text, or JSON at its matching bracket, ends; `None` for a plain value.
+
+    Then how far was looked, at most to `limit`.
+    """
     if line[start : start + 1] == '"':
         quoted = _QUOTED.match(line, start)
-        end = quoted.end() if quoted else None
-    elif line[start : start + 1] in {"{", "["}:
-        depth = 0
-        for bracket in _BRACKETS.finditer(line, start):
+        return (quoted.end(), start) if quoted else (None, start)
+    depth = 0
+    if line[start : start + 1] in {"{", "["}:
+        for bracket in _BRACKETS.finditer(line, start, limit):
             depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(bracket[0], 0)
             if depth == 0:
-                end = bracket.end()
-                break
-    # A plain value may begin like one: "[a:b:0.5] c".
-    return end if end is not None and line[end : end + 1] in {"", ","} else None
+                return bracket.end(), bracket.end()
+    return (None, min(limit, len(line))) if depth else (None, start)
 
 
 def _negative_line(lines: list[str]) -> int | None:

@@ -7,7 +7,6 @@ one value, so that 4 MiB would become gigabytes.
 import codecs
 import re
 import struct
-from collections.abc import Iterator
 from contextlib import suppress
 from xml.etree import ElementTree
 
@@ -49,34 +48,36 @@ def add_exif_texts(found: ImageTexts, data: bytes) -> None:
         return
     data = data.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    try:
-        if order is None:
-            raise ValueError("no byte order")
-        (start,) = struct.unpack_from(order + "I", data, 4)
-        main = dict(_entries(data, order, start))
-        if pointer := main.pop(_EXIF_IFD, None):
-            for tag, value in _entries(data, order, struct.unpack_from(order + "I", pointer)[0]):
-                _add_tag(found, tag, value, order)
-        for tag, value in main.items():
-            _add_tag(found, tag, value, order)
-    except (struct.error, ValueError):
+    if order is None or len(data) < 8:
         found.add_problem("its EXIF is damaged")
+        return
+    main = _entries(found, data, order, data[4:8])
+    if pointer := main.pop(_EXIF_IFD, None):
+        for tag, value in _entries(found, data, order, pointer).items():
+            _add_tag(found, tag, value, order)
+    for tag, value in main.items():
+        _add_tag(found, tag, value, order)
 
 
-def _entries(data: bytes, order: str, start: int) -> Iterator[tuple[int, bytes]]:
-    """The entries of a directory that may hold text, as bytes. Raises ValueError, struct.error."""
-    (count,) = struct.unpack_from(order + "H", data, start)
-    seen = set()
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind, number = struct.unpack_from(order + "HHI", data, at)
-        if (tag not in _TAGS and tag != _EXIF_IFD) or tag in seen or kind not in _TYPE_SIZES:
-            continue
-        seen.add(tag)
-        size = number * _TYPE_SIZES[kind]
-        offset = at + 8 if size <= 4 else struct.unpack_from(order + "I", data, at + 8)[0]
-        if offset + size > len(data):
-            raise ValueError("cut off")
-        yield tag, data[offset : offset + size]
+def _entries(found: ImageTexts, data: bytes, order: str, pointer: bytes) -> dict[int, bytes]:
+    """The entries of a directory that may hold text, as bytes; damage becomes a problem."""
+    entries: dict[int, bytes] = {}
+    try:
+        (start,) = struct.unpack(order + "I", pointer)
+        (count,) = struct.unpack_from(order + "H", data, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from(order + "HHI", data, at)
+            if (tag not in _TAGS and tag != _EXIF_IFD) or tag in entries or kind not in _TYPE_SIZES:
+                continue
+            size = number * _TYPE_SIZES[kind]
+            offset = at + 8 if size <= 4 else struct.unpack_from(order + "I", data, at + 8)[0]
+            if offset + size > len(data):
+                found.add_problem("its EXIF is damaged")
+            else:
+                entries[tag] = data[offset : offset + size]
+    except struct.error:
+        found.add_problem("its EXIF is damaged")
+    return entries
 
 
 def _add_tag(found: ImageTexts, tag: int, value: bytes, order: str) -> None:
