@@ -501,7 +501,16 @@ def test_a_record_that_cannot_be_read_is_not_called_absent(
         metadata.read_metadata(png(tmp_path / "a.png", {keyword: text}))
 
 
-JUNK = [None, 1, "x", [], {}, [[]], {"inputs": []}, {"class_type": {}, "inputs": {"steps": []}}]
+JUNK: list[object] = [
+    None,
+    1,
+    "x",
+    [],
+    {},
+    [[]],
+    {"inputs": []},
+    {"class_type": {}, "inputs": {"steps": []}},
+]
 
 
 @pytest.mark.parametrize("junk", JUNK, ids=str)

@@ -70,7 +70,9 @@ command(
     "t2i serve -m sdxl --host 0.0.0.0 --api-key-file key.txt",
     "t2i serve --uds ~/t2i/socket",
 )(serve.serve)
-command(app, "t2i inspect star.png", "t2i inspect --json images/*.png")(inspect.inspect)
+command(app, "t2i inspect star.png", "t2i inspect --json images/", "t2i inspect - < star.png")(
+    inspect.inspect
+)
 app.add_typer(remote.app, name="remote")
 app.add_typer(models.app, name="models")
 app.add_typer(login.app, name="login")

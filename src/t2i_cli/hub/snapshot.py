@@ -18,7 +18,7 @@ from huggingface_hub import (
 )
 from huggingface_hub import errors as hf
 
-from t2i_cli.errors import ModelError, QuotaError, RemoteError, T2IError, TimedOutError
+from t2i_cli.errors import ModelError, QuotaError, RemoteError, T2IError, TimedOutError, os_reason
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import MAX_STATE_BYTES, parse_json
@@ -50,8 +50,12 @@ class Snapshot:
         """The content of model_index.json. Raises ModelError if it is invalid."""
         try:
             index = parse_json(read_input(self.folder / files.MODEL_INDEX, MAX_STATE_BYTES))
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise ModelError(f"{self.repo} has a broken {files.MODEL_INDEX}.") from error
+        except OSError as error:
+            raise ModelError(
+                f"Cannot read {files.MODEL_INDEX} of {self.repo}: {os_reason(error)}."
+            ) from error
         if not isinstance(index, dict):
             raise ModelError(f"{self.repo} has a broken {files.MODEL_INDEX}.")
         return index
