@@ -192,7 +192,7 @@ def test_unclear_formats_and_missing_files_are_refused(tmp_path: Path) -> None:
         prompts.prompts_format("p.txt", "xml")
     with pytest.raises(InputError, match="Cannot read .*No such file"):
         prompts.read_prompts(str(tmp_path / "none.txt"), "txt")
-    with pytest.raises(InputError, match="Cannot read .*directory"):
+    with pytest.raises(InputError, match="Cannot read .*: it is a folder"):
         prompts.read_prompts(str(tmp_path), "txt")
 
 

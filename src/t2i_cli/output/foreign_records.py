@@ -15,10 +15,12 @@ from t2i_cli.output import comfyui_graph
 from t2i_cli.output.image_texts.collected import ImageTexts
 from t2i_cli.output.infotext import parse_field_texts, parse_infotext
 from t2i_cli.output.parser_results import parsed_values, run_parser
+from t2i_cli.request_fields import FIELDS
 
 MAX_DEPTH = 100
 """Deepest nesting of JSON that is read."""
 
+_GUIDANCE = next(name for name, field in FIELDS.items() if field.infotext == "CFG scale")
 _TOO_DEEP = "it is nested too deeply"
 _ORDER = {"parameters": 0, "description": 2}
 """Draw Things writes a description for people beside its record."""
@@ -99,7 +101,7 @@ def _swarmui(inner: Record, outer: Record) -> ForeignRecord:
             prompt="prompt",
             negative_prompt="negativeprompt",
             model="model",
-            guidance_scale="cfgscale",
+            guidance="cfgscale",
             scheduler=_scheduler(inner.get("sampler"), inner.get("scheduler")),
         ),
         parameters=inner | {key: value for key, value in outer.items() if value is not inner},
@@ -116,7 +118,7 @@ def _draw_things(value: Record) -> ForeignRecord:
             prompt="c",
             negative_prompt="uc",
             model="model",
-            guidance_scale="scale",
+            guidance="scale",
             scheduler=schedulers.name_of_label(label.replace("Euler A", "Euler a")),
         ),
         parameters=value,
@@ -168,7 +170,7 @@ def _comfyui_record(records: Mapping[str, object]) -> ForeignRecord:
         source="comfyui",
         request=_request(
             values | {"seed": written.get("seed", written.get("noise_seed"))},
-            guidance_scale="guidance" if sampling.guided else "cfg",
+            guidance="guidance" if sampling.guided else "cfg",
             scheduler=_scheduler(written.get("sampler_name"), written.get("scheduler")),
         ),
         parameters={**written, **records},
@@ -208,7 +210,7 @@ def _invokeai(found: ImageTexts) -> ForeignRecord | None:
         source="invokeai",
         request=_request(
             values,
-            guidance_scale="cfg_scale" if values.get("cfg_scale") is not None else "guidance",
+            guidance="cfg_scale" if values.get("cfg_scale") is not None else "guidance",
             scheduler=_scheduler(values.get("sampler_name"), None),
         ),
         parameters=written,
@@ -234,7 +236,7 @@ def _novelai(found: ImageTexts) -> ForeignRecord | None:
             | comment
             | {"model": source}
             | parsed_values(info),
-            guidance_scale="scale",
+            guidance="scale",
             scheduler=_scheduler(comment.get("sampler"), comment.get("noise_schedule")),
         ),
         parameters=comment | labels,
@@ -257,9 +259,17 @@ def _dump(value: object) -> str:
     return json.dumps(value)
 
 
-def _request(values: Mapping[str, object], *, scheduler: str | None, **names: str) -> Record:
+def _request(
+    values: Mapping[str, object],
+    *,
+    scheduler: str | None,
+    guidance: str | None = None,
+    **names: str,
+) -> Record:
     """The request's fields from a program's values; `names` are its names of those that differ."""
-    fields = ("model", "seed", "steps", "guidance_scale", "width", "height")
+    if guidance is not None:
+        names[_GUIDANCE] = guidance
+    fields = ("model", "seed", "steps", _GUIDANCE, "width", "height")
     texts = {name: _text(values.get(names.get(name, name))) for name in fields}
     prompts: Record = {
         name: _text(values.get(names.get(name, name))) or None

@@ -98,7 +98,8 @@ def read_prompts(source: str, format: InputFormat) -> PromptsFile:
         with open_input(Path(source)) as file:
             return _parse(source, file, format)
     except OSError as error:
-        hint = "- reads standard input." if error.errno == errno.EINVAL else None
+        pipe = error.errno == errno.EINVAL and not Path(source).is_dir()
+        hint = "- reads standard input." if pipe else None
         raise InputError(f"Cannot read {source!r}: {os_reason(error)}.", hint=hint) from error
 
 
