@@ -69,7 +69,8 @@ def program(page: Path, ports: Mapping[str, int]) -> str:
     text = re.sub(r" *\\\n *", " ", "".join(blocks(page)))
     if "t2i serve -m" not in text and re.search(r":7860\b", text):
         text = f"t2i serve -m postcard\n{text}"  # A page on clients takes the server for granted.
-    lines, last = [], []
+    lines: list[str] = []
+    last: list[str] = []
     for line in text.splitlines():
         if any(re.search(pattern, line) for pattern in ELSEWHERE):
             continue
@@ -78,10 +79,10 @@ def program(page: Path, ports: Mapping[str, int]) -> str:
         for port, free in ports.items():
             line = line.replace(port, str(free))
         if re.match(r"(\w+=\S+ )*t2i serve", line):
-            port = next((port for port in ports.values() if str(port) in line), ports["7860"])
+            free = next((free for free in ports.values() if str(free) in line), ports["7860"])
             command = re.sub(r"\s*(&|#.*)?$", "", line)
-            command = command if str(port) in command else f"{command} --port {port}"
-            line = f"stop; {command} >serve.log 2>&1 & server=$!\nlistening {port}"
+            command = command if str(free) in command else f"{command} --port {free}"
+            line = f"stop; {command} >serve.log 2>&1 & server=$!\nlistening {free}"
         # Who reads on still has the endpoint.
         (last if "t2i remote down" in line else lines).append(line)
     return "\n".join([PRELUDE, *lines, *last, ""])
