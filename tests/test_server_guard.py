@@ -18,7 +18,7 @@ from starlette.types import Message
 
 from t2i_cli.errors import InputError
 from t2i_cli.events import MemoryMeasure
-from t2i_cli.server import security
+from t2i_cli.server import request_body, security
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerLimits, ServerOptions
@@ -404,7 +404,7 @@ def test_the_body_of_a_refused_request_is_read_and_not_held(
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(security, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(request_body, "BODY_SECONDS", 0.2)
     with serving(StubBackend()) as server, connection(server.url) as slow:
         slow.sendall(
             b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

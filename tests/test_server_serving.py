@@ -23,8 +23,8 @@ from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.errors import InputError, ModelError, T2IError, TerminatedError
 from t2i_cli.events import OnEvent
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.server import connections, listeners, runner
 from t2i_cli.server import engine as engine_module
-from t2i_cli.server import runner
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
@@ -92,8 +92,8 @@ class Noisy(StubBackend):
 
 
 def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "REQUEST_GRACE", 0.5)
-    with runner.listen_tcp("127.0.0.1", 0) as listener, served(Noisy(), listener):
+    monkeypatch.setattr(connections, "REQUEST_GRACE", 0.5)
+    with listeners.listen_tcp("127.0.0.1", 0) as listener, served(Noisy(), listener):
         with socket.create_connection(listener.getsockname()[:2], timeout=30) as idle:
             idle.sendall(post("/t2i/v1/generate"))
             received = b""
@@ -112,17 +112,17 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch)
 def test_a_client_that_only_trickles_is_cut_off_and_its_images_are_let_go(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "SEND_TIMEOUT", 1.0)
+    monkeypatch.setattr(connections, "SEND_TIMEOUT", 1.0)
     body = BODY if "t2i" in path else b'{"prompt": "a red house"}'
     held: dict[H11Protocol, int] = {}
-    awaited = runner._unsent_bytes
+    awaited = connections.unsent_bytes
 
     def seen(connection: H11Protocol) -> int | None:
         held[connection] = connection.transport.get_write_buffer_size()
         return awaited(connection)
 
-    monkeypatch.setattr(runner, "_unsent_bytes", seen)
-    with runner.listen_tcp("127.0.0.1", 0) as listener, served(Noisy(), listener) as engine:
+    monkeypatch.setattr(connections, "unsent_bytes", seen)
+    with listeners.listen_tcp("127.0.0.1", 0) as listener, served(Noisy(), listener) as engine:
         with socket.create_connection(listener.getsockname()[:2], timeout=60) as slow:
             slow.sendall(post(path, body))
             with pytest.raises(ConnectionResetError):
@@ -140,7 +140,7 @@ def test_clients_that_never_ask_are_cut_off_and_harm_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with ExitStack() as stack:
-        listener = stack.enter_context(runner.listen_tcp("127.0.0.1", 0))
+        listener = stack.enter_context(listeners.listen_tcp("127.0.0.1", 0))
         stack.enter_context(served(StubBackend(), listener))
         slow = [
             stack.enter_context(socket.create_connection(listener.getsockname()[:2], timeout=60))
@@ -150,7 +150,7 @@ def test_clients_that_never_ask_are_cut_off_and_harm_nobody(
             one.sendall(b"POST /predict HTTP/1.1\r\nHost: local"[: number + 1])
         with httpx2.Client(base_url=url(listener), timeout=60) as client:
             assert client.post("/predict", json={"prompt": "a"}).status_code == 200
-            monkeypatch.setattr(runner, "REQUEST_GRACE", 0.5)
+            monkeypatch.setattr(connections, "REQUEST_GRACE", 0.5)
             for one in slow:
                 with pytest.raises(ConnectionResetError):
                     assert one.recv(100) == b""
@@ -163,7 +163,7 @@ def test_clients_that_never_ask_are_cut_off_and_harm_nobody(
 def test_a_client_that_goes_away_frees_the_device(path: str, half: bool) -> None:
     body = BODY if "t2i" in path else b'{"prompt": "a red house"}'
     held = Held()
-    with runner.listen_tcp("127.0.0.1", 0) as listener, served(held, listener) as engine:
+    with listeners.listen_tcp("127.0.0.1", 0) as listener, served(held, listener) as engine:
         with socket.create_connection(listener.getsockname()[:2], timeout=30) as gone:
             gone.sendall(post(path, body))
             until(lambda: engine.running)
@@ -180,7 +180,7 @@ def test_a_client_that_goes_away_frees_the_device(path: str, half: bool) -> None
 
 def test_a_client_that_leaves_the_queue_frees_its_place() -> None:
     held = Held()
-    with runner.listen_tcp("127.0.0.1", 0) as listener, served(held, listener) as engine:
+    with listeners.listen_tcp("127.0.0.1", 0) as listener, served(held, listener) as engine:
         with socket.create_connection(listener.getsockname()[:2], timeout=30) as stays:
             stays.sendall(post("/t2i/v1/generate"))
             until(lambda: engine.running)
@@ -207,7 +207,7 @@ def test_a_backend_that_hangs_does_not_keep_the_server_from_ending(
     monkeypatch.setattr(engine_module, "FORCED_STOP_TIMEOUT", 0.2)
     stuck, end = threading.Event(), threading.Event()
     caught: list[T2IError] = []
-    with runner.listen_tcp("127.0.0.1", 0) as listener:
+    with listeners.listen_tcp("127.0.0.1", 0) as listener:
         engine = Engine(Hung(), "postcard")
         app = create_app(engine, ServerOptions())
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_loaded_ends_the_server() -> None:
         def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
             raise ModelError("The weights are torn.")
 
-    with runner.listen_tcp("127.0.0.1", 0) as listener:
+    with listeners.listen_tcp("127.0.0.1", 0) as listener:
         engine = Engine(Broken(), "postcard")
         app = create_app(engine, ServerOptions())
         with pytest.raises(ModelError, match="torn"):
@@ -244,11 +244,11 @@ def test_what_cannot_be_loaded_ends_the_server() -> None:
 
 
 def test_a_port_is_taken_once() -> None:
-    with runner.listen_tcp("127.0.0.1", 0) as listener:
+    with listeners.listen_tcp("127.0.0.1", 0) as listener:
         with pytest.raises(InputError, match="Cannot listen on 127.0.0.1 port"):
-            runner.listen_tcp("127.0.0.1", listener.getsockname()[1])
+            listeners.listen_tcp("127.0.0.1", listener.getsockname()[1])
     with pytest.raises(InputError, match="no address"):
-        runner.listen_tcp("nowhere.invalid", 0)
+        listeners.listen_tcp("nowhere.invalid", 0)
 
 
 @pytest.mark.parametrize(
@@ -256,12 +256,12 @@ def test_a_port_is_taken_once() -> None:
     [("127.0.0.1", True), ("127.8.9.1", True), ("localhost", True), ("0.0.0.0", False)],  # noqa: S104
 )
 def test_what_only_this_machine_can_reach_is_known(host: str, loopback: bool) -> None:
-    assert runner.is_loopback_host(host) is loopback
+    assert listeners.is_loopback_host(host) is loopback
 
 
 def test_a_unix_socket_is_the_users_alone_and_goes_with_its_server(tmp_path: Path) -> None:
     path = tmp_path / "run" / "t2i.sock"
-    with runner.listen_unix(path) as listener:
+    with listeners.listen_unix(path) as listener:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with served(StubBackend(), listener):
@@ -271,7 +271,7 @@ def test_a_unix_socket_is_the_users_alone_and_goes_with_its_server(tmp_path: Pat
                 assert client.post("/predict", json={"prompt": "a"}).status_code == 200
             with (
                 pytest.raises(InputError, match="Another server uses"),
-                runner.listen_unix(path),
+                listeners.listen_unix(path),
             ):
                 pass
     assert not path.exists()
@@ -282,8 +282,8 @@ def left(tmp_path: Path) -> Path:
     """The socket of a t2i that was killed."""
     path = tmp_path / "run" / "t2i.sock"
     code = (
-        "import os, sys; from pathlib import Path; from t2i_cli.server import runner\n"
-        "with runner.listen_unix(Path(sys.argv[1])): os._exit(0)"
+        "import os, sys; from pathlib import Path; from t2i_cli.server import listeners\n"
+        "with listeners.listen_unix(Path(sys.argv[1])): os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, path], check=True)
     assert path.is_socket()
@@ -295,7 +295,7 @@ def test_a_unix_socket_left_by_a_killed_server_is_replaced(left: Path, version: 
     path = left
     if version != "this":
         Path(f"{path}.lock").write_bytes(b"")
-    with runner.listen_unix(path), socket.socket(socket.AF_UNIX) as client:
+    with listeners.listen_unix(path), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
 
 
@@ -334,14 +334,17 @@ def test_what_is_no_socket_that_t2i_left_stays(
     path.parent.mkdir(mode=0o700)
     (path.parent / "others").write_text("precious")
     if before and "anothers" not in plant.__name__:
-        with runner.listen_unix(path):
+        with listeners.listen_unix(path):
             pass
     plant(path)
     kind = stat.S_IFMT(path.lstat().st_mode)
     lock = Path(f"{path}.lock")
     locked = lock.read_bytes() if lock.exists() else None
     for _ in range(2):
-        with pytest.raises(InputError, match="no socket that t2i left"), runner.listen_unix(path):
+        with (
+            pytest.raises(InputError, match="no socket that t2i left"),
+            listeners.listen_unix(path),
+        ):
             pass
     assert stat.S_IFMT(path.lstat().st_mode) == kind
     assert kind not in {stat.S_IFREG, stat.S_IFLNK} or path.read_text() == "precious"
@@ -353,7 +356,10 @@ def test_a_unix_socket_that_someone_listens_on_stays(left: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind(str(left))
         listener.listen()
-        with pytest.raises(InputError, match="Another program listens"), runner.listen_unix(left):
+        with (
+            pytest.raises(InputError, match="Another program listens"),
+            listeners.listen_unix(left),
+        ):
             pass
         client.connect(str(left))
 
@@ -364,7 +370,7 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, plant: Callable[[Path
     path.parent.mkdir(mode=0o700)
     (path.parent / "others").write_text("precious")
     plant(Path(f"{path}.lock"))
-    with pytest.raises(InputError, match="Cannot use .*: it is "), runner.listen_unix(path):
+    with pytest.raises(InputError, match="Cannot use .*: it is "), listeners.listen_unix(path):
         pass
     assert (path.parent / "others").read_text() == "precious"
     assert not os.path.lexists(path)
@@ -372,7 +378,7 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, plant: Callable[[Path
 
 def test_a_server_that_ends_leaves_the_socket_of_the_next(tmp_path: Path) -> None:
     path = tmp_path / "run" / "t2i.sock"
-    with runner.listen_unix(path):
+    with listeners.listen_unix(path):
         path.rename(path.with_name("first"))  # keeps its inode from being used again
         path.write_text("precious")
     assert path.read_text() == "precious"
@@ -380,10 +386,10 @@ def test_a_server_that_ends_leaves_the_socket_of_the_next(tmp_path: Path) -> Non
 
 def test_a_unix_socket_that_others_could_reach_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    with pytest.raises(InputError, match="Others can reach"), runner.listen_unix(tmp_path / "s"):
+    with pytest.raises(InputError, match="Others can reach"), listeners.listen_unix(tmp_path / "s"):
         pass
     tmp_path.chmod(0o700)
     long = tmp_path / ("x" * 120)
-    with pytest.raises(InputError, match="Cannot listen"), runner.listen_unix(long):
+    with pytest.raises(InputError, match="Cannot listen"), listeners.listen_unix(long):
         pass
     assert not os.path.lexists(long)

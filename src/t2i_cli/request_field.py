@@ -27,7 +27,8 @@ class RequestField:
     programs write it.
 
     For servers: `dialects` maps each dialect that takes it to its name there, `true_cfg` is another
-    name (see Dialect); `servings` take it under the name `vertex`, or its own if that is empty.
+    name (see Dialect); `aliases` are names that clients of other servers use, which t2i's takes as
+    well. `servings` take it under the name `vertex`, or its own if that is empty.
     With `echoed` a server's response must contain the value that was sent.
 
     `pipeline` is the argument of diffusers' pipelines that it is passed as, `infotext` its name in
@@ -52,6 +53,7 @@ class RequestField:
     unset: int | None = None
     dialects: Mapping[str, str] = field(default_factory=dict)
     true_cfg: str | None = None
+    aliases: tuple[str, ...] = ()
     servings: frozenset[str] = frozenset()
     vertex: str = ""
     echoed: bool = True

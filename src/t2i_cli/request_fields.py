@@ -158,6 +158,7 @@ class RequestFields:
             low=1,
             high=MAX_STEPS,
             dialects=_named("num_inference_steps", *_DIFFUSERS_DIALECTS) | {"localai": "step"},
+            aliases=("step", "num_steps", "sampling_steps"),
             servings=_ALL_SERVINGS,
             vertex="num_inference_steps",
             pipeline="num_inference_steps",
@@ -176,6 +177,7 @@ class RequestFields:
             high=MAX_GUIDANCE,
             dialects=_named("guidance_scale", *_DIFFUSERS_DIALECTS),
             true_cfg="true_cfg_scale",
+            aliases=("cfg_scale", "guidance", "cfg"),
             servings=_ALL_SERVINGS,
             infotext="CFG scale",
             model_default=True,
@@ -219,6 +221,7 @@ class RequestFields:
             default="the model's",
             label="Scheduler",
             dialects=_named("scheduler", "t2i"),
+            aliases=("sampler", "sampler_name"),
             servings=frozenset({"t2i"}),
             needs="schedulers",
         )

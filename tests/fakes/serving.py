@@ -17,8 +17,9 @@ from t2i_cli.backend import Backend
 from t2i_cli.events import OnEvent
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
+from t2i_cli.server.listeners import listen_tcp
 from t2i_cli.server.options import ServerLimits, ServerOptions
-from t2i_cli.server.runner import listen_tcp, run_server
+from t2i_cli.server.runner import run_server
 from tests.fakes.stub_backend import StubBackend
 
 

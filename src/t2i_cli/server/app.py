@@ -14,9 +14,10 @@ from t2i_cli import __version__
 from t2i_cli.errors import InputError, InternalError, T2IError
 from t2i_cli.server import docs, health, page, responses
 from t2i_cli.server.api import openai, predict, t2i, vertex
+from t2i_cli.server.connections import ConnectionTable, connection_limit
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.security import Render, SecurityMiddleware
+from t2i_cli.server.security import ApiKey, Render, SecurityMiddleware
 
 PROBES = ("/healthz", "/readyz")
 """Paths of health probes, which reveal only a state."""
@@ -32,7 +33,8 @@ _ERROR = {
 def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
     """The application; its lifespan starts the engine in a task, and stops it.
 
-    `app.state.starting` is the task that loads the model.
+    `app.state.starting` is the task that loads the model, `connections` the table of connections,
+    `api_key` the key that requests need.
     """
 
     @asynccontextmanager
@@ -45,6 +47,8 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
             await app.state.starting
 
     render = _error_renderer(options)
+    api_key = ApiKey(options.api_key)
+    connections = ConnectionTable(connection_limit(engine.limits.queue))
     app = FastAPI(
         title="t2i",
         version=__version__,
@@ -57,27 +61,30 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
                 "content": {"application/json": {"schema": _ERROR}},
             }
         },
-        middleware=_middleware(options, render),
+        middleware=_middleware(options, api_key, render),
     )
+    app.state.connections = connections
+    app.state.api_key = api_key
     if options.container:
         # First: its routes are configurable and take precedence over others of the same path.
         app.include_router(vertex.vertex_router(engine, options))
     app.include_router(predict.predict_router(engine, options))
     app.include_router(openai.openai_router(engine, options))
     app.include_router(t2i.t2i_router(engine, options))
-    app.include_router(health.health_router(engine))
+    app.include_router(health.health_router(engine, connections))
     app.include_router(docs.docs_router())
     app.include_router(page.page_router())
     _handle_errors(app, render)
     return app
 
 
-def _middleware(options: ServerOptions, render: Render) -> list[Middleware]:
+def _middleware(options: ServerOptions, api_key: ApiKey, render: Render) -> list[Middleware]:
     container = options.container
     trusted = {container.health_route, container.predict_route} if container else set()
     security = Middleware(
         SecurityMiddleware,
         options=options,
+        api_key=api_key,
         open_paths=OPEN_PATHS,
         probes=PROBES,
         trusted=trusted,

@@ -37,10 +37,12 @@ _BUG = "The server met a bug; its log has the details."
 
 
 class BusyError(QuotaError):
-    """The queue is full; `retry_after` is the number of seconds to wait."""
+    """The queue is full, or so is all else; `retry_after` is the number of seconds to wait."""
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("The server is busy: its queue is full.", hint="Try again in a moment.")
+    def __init__(
+        self, retry_after: int, message: str = "The server is busy: its queue is full."
+    ) -> None:
+        super().__init__(message, hint="Try again in a moment.")
         self.retry_after = retry_after
 
 

@@ -1,6 +1,7 @@
 """Health probes and Prometheus metrics: /healthz, /readyz, /metrics."""
 
 import time
+from collections.abc import Iterator
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
@@ -12,8 +13,11 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from t2i_cli.server import responses
+from t2i_cli.server.connections import DROP_REASONS, ConnectionTable
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import ImageJob, JobObserver
 
@@ -21,10 +25,10 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _IMAGES = (1, 2, 4, 8, 16, 32)
 
 
-def health_router(engine: Engine) -> APIRouter:
+def health_router(engine: Engine, connections: ConnectionTable) -> APIRouter:
     """GET /healthz, /readyz and /metrics."""
     api = APIRouter(tags=["health"])
-    registry = _registry(engine)
+    registry = _registry(engine, connections)
 
     @api.head("/healthz", include_in_schema=False)
     @api.get("/healthz")
@@ -45,6 +49,28 @@ def health_router(engine: Engine) -> APIRouter:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return api
+
+
+class _ConnectionCounters(Collector):
+    """Counters that the table of connections keeps itself."""
+
+    def __init__(self, connections: ConnectionTable) -> None:
+        self._connections = connections
+
+    def collect(self) -> Iterator[Metric]:
+        dropped = CounterMetricFamily(
+            "t2i_connections_dropped",
+            "Connections ended: crowded gave way to another, slow waited too long.",
+            labels=["reason"],
+        )
+        for reason in DROP_REASONS:
+            dropped.add_metric([reason], self._connections.dropped[reason])
+        yield dropped
+        yield CounterMetricFamily(
+            "t2i_connections_refused",
+            "Requests for which there was no place.",
+            value=self._connections.refused,
+        )
 
 
 class _Metrics(JobObserver):
@@ -86,14 +112,26 @@ class _Metrics(JobObserver):
         self._pass_seconds.observe(seconds)
 
 
-def _registry(engine: Engine) -> CollectorRegistry:
+def _registry(engine: Engine, connections: ConnectionTable) -> CollectorRegistry:
     """A registry with the engine's metrics, counting from now on."""
     registry = CollectorRegistry()
     for name, text, value in (
         ("t2i_jobs_waiting", "Jobs of which nothing has begun.", lambda: engine.waiting),
         ("t2i_images_running", "Images that are being made.", lambda: engine.running),
         ("t2i_ready", "1 while the model can serve.", lambda: engine.ready),
+        ("t2i_connections_max", "Connections at a time, at most.", lambda: connections.most),
+        (
+            "t2i_connections_admitted",
+            "Connections on which a request was let in.",
+            lambda: connections.admitted,
+        ),
+        (
+            "t2i_connections_unadmitted",
+            "Connections on which no request was let in.",
+            lambda: connections.unadmitted,
+        ),
     ):
         Gauge(name, text, registry=registry).set_function(value)
+    registry.register(_ConnectionCounters(connections))
     engine.batcher.observers.append(_Metrics(registry))
     return registry

@@ -34,8 +34,11 @@ from t2i_cli.output import metadata
 from t2i_cli.server.batcher import RETRY_AFTER, BusyError
 from t2i_cli.server.engine import NotServedError
 from t2i_cli.server.jobs import ImageJob, Message
+from t2i_cli.server.json_route import ENCODINGS, OversizedBodyError, UnsupportedBodyError
 
 STATUS_CODES: Mapping[type[T2IError], int] = {
+    UnsupportedBodyError: 415,
+    OversizedBodyError: 413,
     InputError: 400,
     # Access errors of this server at a hub or another server; its clients' are in security.py.
     AccessError: 502,
@@ -67,7 +70,9 @@ def status_code(error: T2IError) -> int:
 
 
 def error_headers(error: T2IError) -> dict[str, str]:
-    """The headers of an error response: Retry-After, if a retry may help."""
+    """The headers of an error response: Retry-After, if a retry may help, or what is taken."""
+    if isinstance(error, UnsupportedBodyError):
+        return {"Accept-Encoding": ", ".join(ENCODINGS)}
     if isinstance(error, BusyError):
         return {"Retry-After": str(error.retry_after)}
     return {"Retry-After": str(RETRY_AFTER)} if status_code(error) in (429, 503) else {}
@@ -104,8 +109,6 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> InputError:
     first = errors[0]
     path = [part for part in first["loc"] if part != "body"]
     field = ".".join(map(str, path)) or None
-    if first["type"] == "json_invalid":
-        return InputError(f"The body is not valid JSON: {first['ctx']['error']}.")
     if first["type"] == "extra_forbidden":
         return InputError(f"The field {field!r} is unknown.", field=field)
     if first["type"] == "missing":

@@ -1,10 +1,11 @@
 """Pydantic models of request bodies, built from the table of request fields."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
+from t2i_cli.errors import InputError
 from t2i_cli.models.request_resolution import build_request
 from t2i_cli.request import GenerateRequest
 from t2i_cli.request_field import RequestField, whole_number
@@ -18,12 +19,39 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    request_names: ClassVar[Mapping[str, str]] = {}
+    """Names of request fields in this body, to names in the table of fields."""
+
     @model_validator(mode="before")
     @classmethod
     def _with_whole_numbers(cls, value: object) -> object:
-        if isinstance(value, dict):
-            return {k: whole_number(v) for k, v in value.items()}
-        return value
+        if not isinstance(value, dict):
+            return value
+        # One unknown field is an error; an error for each of 100,000 would take a second.
+        fields = cls.model_fields
+        unknown = next((name for name in value if name not in fields), None)
+        known = [name for name in value if name in fields]
+        names = known if unknown is None else [*known, unknown]
+        # JSON has one number type, and Vertex AI passes every number on as a double.
+        return {name: whole_number(value[name]) for name in names}
+
+    def request_values(self) -> dict[str, Any]:
+        """The request fields that have a value, by the table's names.
+
+        Raises InputError if two names of one field differ in value.
+        """
+        values: dict[str, Any] = {}
+        given: dict[str, str] = {}
+        for alias, name in self.request_names.items():
+            if (value := getattr(self, alias)) is None:
+                continue
+            if name in values and values[name] != value:
+                raise InputError(
+                    f"{given[name]} and {alias} differ; give one of them.", field=given[name]
+                )
+            values[name] = value
+            given.setdefault(name, alias)
+        return values
 
 
 def with_request_fields(names: Mapping[str, str]) -> Callable[[type[Body]], type[Body]]:
@@ -39,13 +67,15 @@ def with_request_fields(names: Mapping[str, str]) -> Callable[[type[Body]], type
             for json_name, name in names.items()
             if json_name not in body.model_fields
         }
-        return create_model(
+        made = create_model(
             body.__name__,
             __base__=body,
             __module__=body.__module__,
             __doc__=body.__doc__,
             **definitions,
         )
+        made.request_names = dict(names)
+        return made
 
     return build
 
@@ -70,4 +100,12 @@ class ImageRequest(StrictModel):
 
     def request(self) -> GenerateRequest:
         """The GenerateRequest of the body. Raises InputError on bad values."""
-        return build_request(parse_fields({name: getattr(self, name) for name in FIELDS}))
+        return build_request(parse_fields(self.request_values()))
+
+
+def names_by_field(names: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names of each field of the table, from the fields by name; the first is its main one."""
+    found: dict[str, list[str]] = {}
+    for alias, name in names.items():
+        found.setdefault(name, []).append(alias)
+    return found

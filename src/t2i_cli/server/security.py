@@ -1,23 +1,26 @@
-"""ASGI middleware that checks every request: Host, Origin, API key, content type, body size."""
+"""ASGI middleware that checks every request: framing, Host, Origin, API key, body size."""
 
-import asyncio
 import hmac
 import ipaddress
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from fastapi import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from t2i_cli.errors import AccessError, InputError, T2IError, TimedOutError
+from t2i_cli.errors import AccessError, InputError, T2IError
+from t2i_cli.server.batcher import RETRY_AFTER, BusyError
+from t2i_cli.server.connections import EXTENSION
 from t2i_cli.server.options import API_KEY_VARIABLE, ServerOptions
+from t2i_cli.server.request_body import (
+    RejectedError,
+    check_framing,
+    read_body,
+    send_and_drain,
+)
 
-BODY_SECONDS = 30.0
-"""Seconds for a client to send its body."""
-
-_UNREAD_STATUSES = {408, 413}
-"""Statuses sent before the whole body was read; the connection is closed after them."""
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _DEFAULT_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -31,12 +34,15 @@ Render = Callable[[str, T2IError, int], Response]
 """Makes the error response for a path, an error and a status."""
 
 
-class _RejectedError(Exception):
-    """A request was rejected with `status`."""
+@dataclass
+class ApiKey:
+    """The key that requests need, if any; it can be replaced while the server runs."""
 
-    def __init__(self, status: int, error: T2IError) -> None:
-        self.status = status
-        self.error = error
+    value: str | None = field(default=None, repr=False)
+
+    def matches(self, given: str) -> bool:
+        """Whether this is the key, compared in constant time."""
+        return self.value is not None and hmac.compare_digest(given.encode(), self.value.encode())
 
 
 class SecurityMiddleware:
@@ -53,6 +59,7 @@ class SecurityMiddleware:
         app: ASGIApp,
         options: ServerOptions,
         *,
+        api_key: ApiKey,
         open_paths: Collection[str],
         probes: Collection[str],
         trusted: Collection[str],
@@ -60,6 +67,7 @@ class SecurityMiddleware:
     ) -> None:
         self._app = app
         self._options = options
+        self._api_key = api_key
         self._open_paths = {path for path in open_paths if path == "/" or not path.endswith("/")}
         self._open_prefixes = tuple(
             path for path in open_paths if path != "/" and path.endswith("/")
@@ -77,23 +85,19 @@ class SecurityMiddleware:
             return
         send = _with_default_headers(send)
         headers = Headers(scope=scope)
-        rejection: _RejectedError | None = None
+        rejection: RejectedError | None = None
         try:
             self._check(scope, headers)
-        except _RejectedError as rejected:
+            self._admit(scope)
+        except RejectedError as rejected:
             rejection = rejected
         try:
             # Read the body all the same: a client that is still sending may miss the response.
-            body = await self._read_body(headers, receive, keep=rejection is None)
+            body = await read_body(headers, receive, self._options.max_body, rejection)
             if rejection:
                 raise rejection
-        except _RejectedError as rejected:
-            response = self._render(scope["path"], rejected.error, rejected.status)
-            if rejected.status == 401:
-                response.headers["WWW-Authenticate"] = "Bearer"
-            if rejected.status in _UNREAD_STATUSES:
-                response.headers["Connection"] = "close"
-            await response(scope, receive, send)
+        except RejectedError as rejected:
+            await self._reject(rejected, scope, receive, send)
             return
         if body is None:
             return
@@ -108,19 +112,43 @@ class SecurityMiddleware:
 
         await self._app(scope, replay, send)
 
+    async def _reject(
+        self, rejected: RejectedError, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        response = self._render(scope["path"], rejected.error, rejected.status)
+        if rejected.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        if rejected.close:
+            response.headers["Connection"] = "close"
+        if rejected.drain:
+            await send_and_drain(response, scope, receive, send)
+        else:
+            await response(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open_paths or path.startswith(self._open_prefixes)
+
+    def _admit(self, scope: Scope) -> None:
+        """Give the connection a lasting place, unless anybody may ask for this path."""
+        connection = scope.get("extensions", {}).get(EXTENSION)
+        if connection is None or self._is_open(scope["path"]) or connection.admit():
+            return
+        raise RejectedError(
+            503,
+            BusyError(RETRY_AFTER, "The server is busy: it has no place for another connection."),
+            close=True,
+            drain=True,
+        )
+
     def _check(self, scope: Scope, headers: Headers) -> None:
+        if "transfer-encoding" in headers:
+            check_framing(scope, headers)
         if self._options.container is None and scope["path"] not in self._probes:
             self._check_host(headers.get("host", ""))
         if scope["path"] not in self._trusted:
             if scope["method"] not in _SAFE_METHODS:
                 self._check_origin(headers)
             self._check_key(scope["path"], headers.get("authorization", ""))
-        kind = headers.get("content-type", "").partition(";")[0].strip().casefold()
-        if scope["method"] not in _SAFE_METHODS and kind != "application/json":
-            raise _RejectedError(
-                415,
-                InputError("The body must be JSON.", hint="Send Content-Type: application/json."),
-            )
 
     def _check_host(self, host: str) -> None:
         """Reject unknown host names, against DNS rebinding."""
@@ -129,8 +157,8 @@ class SecurityMiddleware:
         if name in allowed or "*" in allowed or _is_address(name):
             return
         if not name:
-            raise _RejectedError(403, AccessError("The request names no host."))
-        raise _RejectedError(
+            raise RejectedError(403, AccessError("The request names no host."))
+        raise RejectedError(
             403,
             AccessError(
                 f"This server does not answer to the host {name!r}.",
@@ -144,7 +172,7 @@ class SecurityMiddleware:
         if not origin or origin in self._origins or "*" in self._origins:
             return
         if origin.partition("://")[2] != host:
-            raise _RejectedError(
+            raise RejectedError(
                 403,
                 AccessError(
                     "The request comes from another site's page.",
@@ -153,13 +181,12 @@ class SecurityMiddleware:
             )
 
     def _check_key(self, path: str, authorization: str) -> None:
-        key = self._options.api_key
-        if path in self._open_paths or path.startswith(self._open_prefixes):
+        if self._is_open(path):
             return
-        if key is None:
+        if self._api_key.value is None:
             if self._options.container is None:
                 return
-            raise _RejectedError(
+            raise RejectedError(
                 403,
                 AccessError(
                     "In a container without a key, this server answers the container's routes.",
@@ -167,38 +194,14 @@ class SecurityMiddleware:
                 ),
             )
         scheme, _, given = authorization.partition(" ")
-        matches = hmac.compare_digest(given.strip().encode(), key.encode())
-        if not (matches and scheme.casefold() == "bearer"):
-            raise _RejectedError(
+        if not (self._api_key.matches(given.strip()) and scheme.casefold() == "bearer"):
+            raise RejectedError(
                 401,
                 AccessError(
                     "This server needs its key.",
                     hint="Send it as Authorization: Bearer KEY; the server's owner has it.",
                 ),
             )
-
-    async def _read_body(self, headers: Headers, receive: Receive, *, keep: bool) -> bytes | None:
-        """The whole body, empty without `keep`; `None` if the client disconnected."""
-        limit = self._options.max_body
-        error = InputError(f"The body has more than {limit:,} bytes.")
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and (len(length) > 15 or int(length) > limit):
-            raise _RejectedError(413, error)
-        body, size = bytearray(), 0
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                while (message := await receive())["type"] == "http.request":
-                    chunk = message.get("body", b"")
-                    size += len(chunk)
-                    if size > limit:
-                        raise _RejectedError(413, error)
-                    if keep:
-                        body += chunk
-                    if not message.get("more_body"):
-                        return bytes(body)
-        except TimeoutError:
-            raise _RejectedError(408, TimedOutError("The body took too long.")) from None
-        return None
 
 
 def check_names(hosts: Collection[str], origins: Collection[str]) -> None:

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from t2i_cli.cli.options import ConsoleOptions, ModelOpt, RevisionOpt
-from t2i_cli.errors import InputError, os_reason
-from t2i_cli.files.input_files import read_input
-from t2i_cli.files.state_files import MAX_STATE_BYTES
+from t2i_cli.errors import InputError
 from t2i_cli.server.options import API_KEY_VARIABLE, ServerLimits, ServerOptions
 from t2i_cli.settings import store
 from t2i_cli.settings.options import BackendOptions
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
 
     from t2i_cli.backend import Backend
     from t2i_cli.events import OnEvent
+    from t2i_cli.server.security import ApiKey
     from t2i_cli.server.vertex_container import VertexContainer
 
 DEFAULT_HOST = "127.0.0.1"
@@ -57,8 +56,17 @@ class AccessOptions:
 
     api_key_file: Annotated[
         Path | None,
-        typer.Option("--api-key-file", help="File with the key that clients need; or T2I_API_KEY."),
+        typer.Option(
+            "--api-key-file",
+            help="File with the key that clients need; or T2I_API_KEY. SIGHUP reads it again.",
+        ),
     ] = None
+    insecure_key_file: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-key-file", help="Take a key file that others can read, or a short key."
+        ),
+    ] = False
     allowed_host: Annotated[
         list[str] | None,
         typer.Option("--allowed-host", help="Host name to answer to, or *; may be repeated."),
@@ -85,9 +93,8 @@ def serve(
     console.configure(**vars(console_options))
     if backend.device.offline:
         store.set_offline()
-    key = _read_api_key(access.api_key_file)
     options = ServerOptions(
-        api_key=key,
+        api_key=_read_api_key(access),
         allowed_hosts=tuple(access.allowed_host or ()),
         cors_origins=tuple(access.cors_origin or ()),
     )
@@ -115,31 +122,52 @@ def serve(
         engine = Engine(image_backend, model_source, limits, revision=revision)
         engine.batcher.observers.append(log)
         app = create_app(engine, options)
-        run_server(app, engine, listener, on_ready=lambda: _announce(listener, engine.spec.name))
+        run_server(
+            app,
+            engine,
+            listener,
+            on_ready=lambda: _announce(listener, engine.spec.name),
+            on_hangup=_key_reload(access, app.state.api_key),
+        )
 
 
-def _read_api_key(file: Path | None) -> str | None:
+def _read_api_key(access: AccessOptions) -> str | None:
     """The API key from the file or the environment; raises InputError if it is not valid."""
-    source = str(file) if file else API_KEY_VARIABLE
-    try:
-        read = read_input(file, MAX_STATE_BYTES).decode().strip() if file else None
-    except OSError as error:
-        raise InputError(f"Cannot read the key in '{file}': {os_reason(error)}.") from error
-    except ValueError as error:  # also another encoding
-        raise InputError(f"Cannot read the key in '{file}': {error}.") from error
-    key = read if file else os.environ.get(API_KEY_VARIABLE)
+    from t2i_cli.server.key_file import MIN_KEY_LENGTH, check_key, read_key_file
+
+    if access.api_key_file:
+        return read_key_file(access.api_key_file, insecure=access.insecure_key_file)
+    if access.insecure_key_file:
+        raise InputError("--insecure-key-file is for --api-key-file.", field="insecure_key_file")
+    key = os.environ.get(API_KEY_VARIABLE)
     if key is None:
         return None
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(f"{source} holds no key: letters, digits and signs, without spaces.")
+    if len(check_key(key, API_KEY_VARIABLE)) < MIN_KEY_LENGTH:
+        console.warn(f"The key in {API_KEY_VARIABLE} has fewer than {MIN_KEY_LENGTH} characters.")
     return key
+
+
+def _key_reload(access: AccessOptions, api_key: "ApiKey") -> "Callable[[], None] | None":
+    """What SIGHUP does: read the key file again. A file with no good key changes nothing."""
+    if access.api_key_file is None:
+        return None
+
+    def reload() -> None:
+        try:
+            api_key.value = _read_api_key(access)
+        except InputError as error:
+            console.warn(f"{error.message} The key stays as it was.")
+        else:
+            console.note(f"Read the key in '{access.api_key_file}' again.")
+
+    return reload
 
 
 def _listening_socket(
     listen: ListenOptions, options: ServerOptions
 ) -> "tuple[VertexContainer | None, AbstractContextManager[socket.socket]]":
     """Vertex's container settings, if in a container, and the socket; raises InputError."""
-    from t2i_cli.server import runner, security
+    from t2i_cli.server import listeners, security
     from t2i_cli.server.vertex_container import VertexContainer
 
     security.check_names(options.allowed_hosts, options.cors_origins)
@@ -150,19 +178,19 @@ def _listening_socket(
             )
         if listen != ListenOptions():
             raise InputError("Vertex says where to listen (AIP_HTTP_PORT).", field="host")
-        return container, runner.listen_tcp("0.0.0.0", container.port)  # noqa: S104 - as Vertex demands
+        return container, listeners.listen_tcp("0.0.0.0", container.port)  # noqa: S104 - as Vertex demands
     if listen.uds is not None:
         if listen.host is not None or listen.port is not None:
             raise InputError("Give --uds, or --host and --port.", field="uds")
-        return None, runner.listen_unix(listen.uds)
+        return None, listeners.listen_unix(listen.uds)
     host = listen.host or DEFAULT_HOST
-    if options.api_key is None and not runner.is_loopback_host(host):
+    if options.api_key is None and not listeners.is_loopback_host(host):
         raise InputError(
             f"Others can reach {host}: that needs a key.",
             hint=f"Set {API_KEY_VARIABLE} or give --api-key-file, or listen on {DEFAULT_HOST}.",
             field="host",
         )
-    return None, runner.listen_tcp(host, DEFAULT_PORT if listen.port is None else listen.port)
+    return None, listeners.listen_tcp(host, DEFAULT_PORT if listen.port is None else listen.port)
 
 
 def _artifact_loader(

@@ -1,15 +1,15 @@
 """OpenAI's dialect: /v1/images/generations and /v1/models, compatible with its client.
 
-Beside OpenAI's fields it accepts t2i's, and those that open-source servers have in common, by the
-names of the dialect "t2i" in the table of fields. Every image has its metadata under `t2i`, and
-the notes on its request.
+Beside OpenAI's fields it accepts t2i's, by their names, those of the dialect "t2i" and the aliases
+in the table of fields: those that open-source servers have in common. Every image has its metadata
+under `t2i`, and the notes on its request.
 """
 
 import asyncio
 import io
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from PIL.Image import Image
@@ -28,15 +28,28 @@ from t2i_cli.server.api.predict import IMAGE_RESPONSE
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.image_store import ImageStore
 from t2i_cli.server.jobs import ImageJob
+from t2i_cli.server.json_route import json_route, name_sent_field
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.schemas import StrictModel, parse_fields, with_request_fields
+from t2i_cli.server.schemas import (
+    StrictModel,
+    names_by_field,
+    parse_fields,
+    with_request_fields,
+)
 
-_PARAM_NAMES = {n: known.dialects["t2i"] for n, known in FIELDS.items() if "t2i" in known.dialects}
-"""t2i's field names to those of OpenAI and open-source servers."""
+_SIZED = ("width", "height")
 _FIELD_NAMES = {
-    openai_name: name for name, openai_name in _PARAM_NAMES.items() if openai_name != SIZE
+    alias: name
+    for name, known in FIELDS.items()
+    if "t2i" in known.dialects
+    for alias in (known.dialects["t2i"], name, *known.aliases)
+    if alias != SIZE
 }
-"""The reverse, for fields with the same values there, which the size has not."""
+"""Names of OpenAI's API, open servers and t2i, to t2i's."""
+_SENT_NAMES = (
+    names_by_field(_FIELD_NAMES) | {name: [SIZE, name] for name in _SIZED} | {"count": ["n"]}
+)
+"""The names that a client can use for each of t2i's fields."""
 _NO_TOKENS = {
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
@@ -84,36 +97,34 @@ class GenerationBody(StrictModel):
             raise InputError("Partial images need stream.", field="partial_images")
         if self.stream and self.response_format == "url":
             raise InputError("A stream carries images, no links.", field="response_format")
-        width, height = (None, None) if self.size == "auto" else parse_size(self.size)
-        fields = {name: getattr(self, openai_name) for openai_name, name in _FIELD_NAMES.items()}
-        main_fields = {"prompt": self.prompt, "model": self.model, "width": width, "height": height}
-        return build_request(
-            parse_fields(fields) | main_fields | {"guidance_scale": self._guidance(spec)}
-        )
+        values = self.request_values() | {"prompt": self.prompt, "model": self.model}
+        if self.size != "auto":
+            for name, side in zip(_SIZED, parse_size(self.size), strict=True):
+                if values.setdefault(name, side) != side:
+                    raise InputError(f"size and {name} differ; give one of them.", field=name)
+        if self.true_cfg_scale is not None:
+            self._add_true_cfg(values, spec)
+        return build_request(parse_fields(values))
 
-    def _guidance(self, spec: ModelSpec) -> float | None:
-        """The guidance scale by either name; true_cfg_scale is for pipelines that call it so."""
-        if self.true_cfg_scale is None:
-            return self.guidance_scale
+    def _add_true_cfg(self, values: dict[str, Any], spec: ModelSpec) -> None:
+        """Take true_cfg_scale as the guidance scale, for pipelines that call it so."""
         if spec.guidance_argument != "true_cfg_scale":
             raise InputError(f"{spec.name} takes no true_cfg_scale.", field="true_cfg_scale")
-        if self.guidance_scale not in {None, self.true_cfg_scale}:
+        if values.setdefault("guidance_scale", self.true_cfg_scale) != self.true_cfg_scale:
             raise InputError(
                 "guidance_scale and true_cfg_scale differ; give one.", field="guidance_scale"
             )
-        return self.true_cfg_scale
 
 
 def openai_error(error: T2IError, status: int) -> dict[str, object]:
     """OpenAI's error object, with t2i's code, and the hint in an extra field."""
     types = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = types.get(status, "invalid_request_error" if status < 500 else "server_error")
-    field = getattr(error, "field", None)
     return {
         "error": {
             "message": error.message,
             "type": kind,
-            "param": (_PARAM_NAMES | {"count": "n"}).get(field, field) if field else None,
+            "param": getattr(error, "field", None) or None,
             "code": error.code,
             "hint": error.hint,
         }
@@ -122,7 +133,8 @@ def openai_error(error: T2IError, status: int) -> dict[str, object]:
 
 def openai_router(engine: Engine, options: ServerOptions) -> APIRouter:
     """POST /v1/images/generations, GET /v1/images/files/NAME, GET /v1/models and /v1/models/ID."""
-    api = APIRouter(prefix="/v1", tags=["openai"])
+    route = json_route(options.max_body, names=_SENT_NAMES)
+    api = APIRouter(prefix="/v1", tags=["openai"], route_class=route)
     store = ImageStore()
     created = int(time.time())
 
@@ -217,6 +229,7 @@ async def _events(job: ImageJob, body: GenerationBody) -> AsyncIterator[bytes]:
                 kind = "image_generation.completed"
                 extra = {"usage": _NO_TOKENS} | responses.image_record(job, message, index=index)
             case Failure(error=error):
+                name_sent_field(error, _SENT_NAMES, body.model_fields_set)
                 yield responses.format_sse(
                     "error", openai_error(error, responses.status_code(error))
                 )

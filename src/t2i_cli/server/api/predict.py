@@ -11,6 +11,7 @@ from t2i_cli.events import Notice
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
+from t2i_cli.server.json_route import json_route
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.schemas import ImageRequest
 
@@ -36,7 +37,7 @@ class PredictBody(ImageRequest):
 
 def predict_router(engine: Engine, options: ServerOptions) -> APIRouter:
     """POST /predict."""
-    api = APIRouter(tags=["predict"])
+    api = APIRouter(tags=["predict"], route_class=json_route(options.max_body))
 
     @api.post("/predict", response_class=Response, responses={200: IMAGE_RESPONSE})
     async def predict(body: PredictBody, request: Request) -> Response:

@@ -31,6 +31,7 @@ from t2i_cli.request_fields import MODEL_DEFAULTS
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import ImageJob
+from t2i_cli.server.json_route import json_route
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.schemas import ImageRequest, StrictModel
 
@@ -56,7 +57,8 @@ class GenerateBody(StrictModel):
 
 def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
     """GET /t2i/v1/model, POST /t2i/v1/generate and /t2i/v1/jobs/ID/cancel."""
-    api = APIRouter(prefix="/t2i/v1", tags=["t2i"])
+    route = json_route(options.max_body, max_items={"requests": engine.limits.images})
+    api = APIRouter(prefix="/t2i/v1", tags=["t2i"], route_class=route)
 
     @api.get("/model")
     async def model() -> Response:

@@ -19,8 +19,14 @@ from t2i_cli.request_fields import FIELDS
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import ImageJob
+from t2i_cli.server.json_route import json_route
 from t2i_cli.server.options import ServerOptions
-from t2i_cli.server.schemas import StrictModel, parse_fields, with_request_fields
+from t2i_cli.server.schemas import (
+    StrictModel,
+    names_by_field,
+    parse_fields,
+    with_request_fields,
+)
 
 
 def _parse_seed(value: object) -> object:
@@ -34,7 +40,7 @@ _ALIASES = {"text": "prompt"} | {
 """Field names of Google's own container, to t2i's names."""
 
 
-@with_request_fields({alias: name for alias, name in _ALIASES.items()} | {n: n for n in FIELDS})
+@with_request_fields({name: name for name in FIELDS} | _ALIASES)
 class Instance(StrictModel):
     """One image as it is asked for, by t2i's names or those of Google's own container."""
 
@@ -63,7 +69,12 @@ def google_error(error: T2IError, status: int) -> dict[str, object]:
 def vertex_router(engine: Engine, options: ServerOptions) -> APIRouter:
     """The health and prediction routes that Vertex AI configures."""
     container = options.container
-    api = APIRouter(tags=["vertex"])
+    route = json_route(
+        options.max_body,
+        max_items={"instances": engine.limits.images},
+        names=names_by_field(Instance.request_names),
+    )
+    api = APIRouter(tags=["vertex"], route_class=route)
     if container is None:
         return api
 
@@ -106,7 +117,6 @@ def vertex_router(engine: Engine, options: ServerOptions) -> APIRouter:
 def _parse_body(body: PredictionsBody) -> tuple[list[GenerateRequest], list[ImageFormat]]:
     """The requests and the image format of each. Raises InputError on bad values."""
     shared = {"format": "jpeg"} | _fields_set(body.parameters)
-    shared.pop("lenient", None)
     all_fields = [shared | _fields_set(instance) for instance in body.instances]
     formats = [values.pop("format") for values in all_fields]
     if any("prompt" not in values for values in all_fields):
@@ -116,13 +126,9 @@ def _parse_body(body: PredictionsBody) -> tuple[list[GenerateRequest], list[Imag
 
 def _fields_set(instance: Instance | None) -> dict[str, Any]:
     """The fields that are set, by t2i's names. Raises InputError if two names differ in value."""
-    values = instance.model_dump(exclude_none=True) if instance else {}
-    for alias, name in _ALIASES.items():
-        if alias in values:
-            value = values.pop(alias)
-            if values.setdefault(name, value) != value:
-                raise InputError(f"{alias} and {name} differ; give one of them.", field=name)
-    return values
+    if instance is None:
+        return {}
+    return instance.request_values() | ({"format": instance.format} if instance.format else {})
 
 
 async def _prediction(
