@@ -103,9 +103,11 @@ class GcsClient:
             with self._http.stream(url, {"alt": "media"}) as response, target.open("wb") as file:
                 # Raw bytes: size and checksum of a gzipped object are of its gzipped bytes.
                 for chunk in response.iter_raw(_READ_BYTES):
+                    size += len(chunk)
+                    if size > blob.size:
+                        break
                     file.write(chunk)
                     checksum.update(chunk)
-                    size += len(chunk)
             if size != blob.size or blob.crc32c not in {None, _base64_digest(checksum)}:
                 raise RetryableError(RemoteError(f"{blob.name} arrived damaged."))
 

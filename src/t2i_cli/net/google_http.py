@@ -172,7 +172,9 @@ class GoogleHttp:
             "GET", url, headers=self._headers(), params=params, timeout=self._seconds
         ) as response:
             if not response.is_success:
-                self._check("GET", response.status_code, response.headers, response.read())
+                # The first piece, of 1 MiB at most: an error has a sentence, not a file.
+                body = next(response.iter_bytes(), b"")
+                self._check("GET", response.status_code, response.headers, body)
             yield response
 
     def _policy_for(self, tries: int | None) -> RetryPolicy:

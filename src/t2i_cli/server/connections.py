@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from typing import Any, NamedTuple
 
+import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -25,10 +26,14 @@ DROP_REASONS = ("crowded", "slow")
 EXTENSION = "t2i.connection"
 """Key of a request's connection in the extensions of its ASGI scope."""
 _MAX_BACKLOG = 128
-_READ_SIZE = 2**15
+MAX_CHUNKS = 2**13
+"""Chunks of a request's body: one of a single byte costs as much as a large one."""
+UNADMITTED_CHUNKS = 2**10
+"""The same for a connection of which no request has been let in; one read can hold 700."""
+_READ_SIZE = 2**12
 """Bytes read at a time: the most that h11 parses without letting other connections run.
 
-One-byte chunks take it 10 µs each; asyncio reads 256 KiB by default.
+asyncio reads 256 KiB by default, of which h11 parses one-byte chunks for half a second.
 """
 
 
@@ -158,6 +163,26 @@ def unsent_bytes(connection: H11Protocol) -> int | None:
     return 0 if idle and connection.timeout_keep_alive_task is None else None
 
 
+class _BoundedConnection(h11.Connection):
+    """h11's parser with a limit on the chunks of a body."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER)
+        self.most_chunks = UNADMITTED_CHUNKS
+        self._chunks = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next event. Raises RemoteProtocolError for a body of too many chunks."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = 0
+        elif isinstance(event, h11.Data) and event.chunk_start:
+            self._chunks += 1
+            if self._chunks > self.most_chunks:
+                raise h11.RemoteProtocolError("The body comes in too many chunks.")
+        return event
+
+
 class BoundedProtocol(H11Protocol):
     """uvicorn's protocol over h11, with a place in the application's ConnectionTable.
 
@@ -170,6 +195,7 @@ class BoundedProtocol(H11Protocol):
         self.table: ConnectionTable = self.config.app.state.connections  # type: ignore[union-attr]
         self.address = ""
         self.opened = time.monotonic()
+        self.conn: _BoundedConnection = _BoundedConnection()
         self._inner = self.app
         self.app = self._with_extension
 
@@ -186,9 +212,19 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
         self.table.remove(self)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, unless an answer is on its way: then cut the connection."""
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
     def admit(self) -> bool:
         """Whether the connection has, or gets, a lasting place."""
-        return self.table.admit(self)
+        if not self.table.admit(self):
+            return False
+        self.conn.most_chunks = MAX_CHUNKS
+        return True
 
     async def _with_extension(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["extensions"] = {**scope.get("extensions", {}), EXTENSION: self}

@@ -15,9 +15,12 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope
 
 from t2i_cli.errors import InputError, T2IError
+from t2i_cli.request_field import MAX_PROMPT
 
 PARSE_ON_LOOP = 2**16
 """Bytes of the longest body that is parsed on the event loop: a matter of milliseconds."""
+MARKS_PER_IMAGE = 2 * MAX_PROMPT + 1_000
+"""Commas and opening brackets that a body may have for each image: prompts may consist of them."""
 ENCODINGS = ("gzip", "deflate")
 """Content codings of bodies that are taken."""
 
@@ -62,6 +65,8 @@ def json_route(
     """
 
     lists = max_items or {}
+    # A thread that parses holds the GIL; with several the event loop waits for one after another.
+    one_at_a_time = asyncio.Semaphore(1)
 
     class JsonRoute(APIRoute):
         """A route that takes JSON."""
@@ -79,7 +84,11 @@ def json_route(
                     return await handler(request)
                 parse = partial(_parse, data, coding, max_body, lists)
                 on_loop = coding is None and len(data) <= PARSE_ON_LOOP
-                content, parsed = parse() if on_loop else await asyncio.to_thread(parse)
+                if on_loop:
+                    content, parsed = parse()
+                else:
+                    async with one_at_a_time:
+                        content, parsed = await asyncio.to_thread(parse)
                 try:
                     return await handler(
                         _JsonRequest(request.scope, request.receive, content, parsed)
@@ -132,15 +141,19 @@ def _parse(
         data = _decompress(data, coding, limit)
     if not data.strip():
         raise InputError("The body is empty: a JSON object is needed.")
+    # Before parsing, as a body of 1 MiB can be 350,000 objects.
+    most_images = max(max_items.values(), default=1)
+    if sum(map(data.count, (b",", b"[", b"{"))) > MARKS_PER_IMAGE * most_images:
+        raise InputError(
+            f"The body has far more values than {most_images} images need.",
+            field=next(iter(max_items), None),
+        )
     parsed = _parse_json(data)
     if isinstance(parsed, dict):
         for name, most in max_items.items():
             items = parsed.get(name)
             if isinstance(items, list) and len(items) > most:
-                number = len(items)
-                # An error holds the variables here: hundreds of thousands of objects.
-                del parsed, items
-                raise InputError(f"A job takes 1 to {most} images, not {number}.", field=name)
+                raise InputError(f"A job takes 1 to {most} images, not {len(items)}.", field=name)
     return data, parsed
 
 

@@ -11,17 +11,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from t2i_cli import errors
 from t2i_cli.backend import EncodedImage, Failure, GeneratedImage
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, OnEvent, Step
-from t2i_cli.files.state_files import is_amount, is_count, parse_json
+from t2i_cli.files.state_files import MAX_STATE_BYTES, is_amount, is_count, parse_json
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_fields import MAX_IMAGE_SIDE
 from t2i_cli.worker.lazy_image import LazyImage
 from t2i_cli.worker.state import (
     HEARTBEAT_INTERVAL,
@@ -31,9 +32,6 @@ from t2i_cli.worker.state import (
     WorkerUnavailableError,
     WorkerUnresponsiveError,
 )
-
-if TYPE_CHECKING:
-    pass
 
 GENERATE_PATH = "/t2i/v1/generate"
 KEEP_ALIVE_HEADER = "T2I-Keep-Alive"
@@ -109,22 +107,23 @@ class WorkerExchange:
     def json(self) -> dict[str, Any]:
         """The response's JSON object."""
         with self._translating_errors():
-            value = parse_json(self._response.read())
+            # What is cut off here is no JSON.
+            value = parse_json(self._response.read(MAX_STATE_BYTES))
             if not isinstance(value, dict):
                 raise ValueError("no object")
         return value
 
-    def events(self) -> Iterator[tuple[str, str]]:
+    def events(self, longest: int) -> Iterator[tuple[str, str]]:
         """The response's server-sent events, each as name and JSON, up to and including `done`.
 
         Reads the part of https://html.spec.whatwg.org/multipage/server-sent-events.html that t2i's
-        server uses: one line of data per event.
+        server uses: one line of data per event, of at most `longest` bytes.
         """
         name = ""
         while name != "done":
             with self._translating_errors():
-                line = self._response.readline()
-                if not line:
+                line = self._response.readline(longest)
+                if not line.endswith(b"\n"):  # the end, or a longer line
                     raise EOFError
             self._last_read = time.monotonic()
             field, _, value = line.decode(errors="replace").rstrip("\n").partition(": ")
@@ -258,7 +257,8 @@ def read_outcomes(
     if not exchange.ok:
         raise _parse_error(exchange, exchange.json(), (*_INTERNAL_CODES, _QUOTA_CODE))
     missing = set(range(len(members)))
-    for name, text in exchange.events():
+    pixels = max((r.width or MAX_IMAGE_SIDE) * (r.height or MAX_IMAGE_SIDE) for _, r in members)
+    for name, text in exchange.events(2**22 + 6 * pixels):  # base64 takes 4 bytes a pixel
         with _checking_answer():
             message = _parse_message(exchange, members, name, json.loads(text))
             if isinstance(message, GeneratedImage | Failure):
