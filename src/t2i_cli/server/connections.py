@@ -25,7 +25,8 @@ DROP_REASONS = ("crowded", "slow")
 """Why the server ends a connection: it gave way to a newcomer, or had waited too long."""
 EXTENSION = "t2i.connection"
 """Key of a request's connection in the extensions of its ASGI scope."""
-_MAX_BACKLOG = 128
+_MAX_BACKLOG = 1024
+_MAX_BURST = 128
 MAX_CHUNKS = 2**13
 """Chunks of a request's body: one of a single byte costs as much as a large one."""
 UNADMITTED_CHUNKS = 2**10
@@ -47,14 +48,20 @@ def descriptor_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def accept_backlog() -> int:
-    """Connections that may wait to be accepted; asyncio accepts as many at once.
+def listen_backlog() -> int:
+    """Connections that may wait in the system to be accepted; they take no descriptors yet."""
+    descriptors = descriptor_limit()
+    return _MAX_BACKLOG if descriptors is None else max(1, min(_MAX_BACKLOG, descriptors // 2))
 
-    Connections that are just accepted, opened and dropped come on top of the table's, so that
+
+def accept_burst() -> int:
+    """Connections that asyncio accepts at once; it takes its backlog for that number.
+
+    Those that are accepted, opened and dropped at a time come on top of the table's, so that
     three times this must fit the descriptors beside them.
     """
     descriptors = descriptor_limit()
-    return _MAX_BACKLOG if descriptors is None else max(1, min(_MAX_BACKLOG, descriptors // 16))
+    return _MAX_BURST if descriptors is None else max(1, min(_MAX_BURST, descriptors // 16))
 
 
 def connection_limit(queue: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from t2i_cli.errors import InputError, os_reason
 from t2i_cli.files.state_files import open_regular
-from t2i_cli.server.connections import accept_backlog
+from t2i_cli.server.connections import listen_backlog
 
 _LOCK = b"t2i serve\n"
 """Contents of the lock file beside a Unix socket; those of earlier versions are empty."""
@@ -32,7 +32,7 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     both = family == socket.AF_INET6 and address == "::" and socket.has_dualstack_ipv6()
     try:
         listener = socket.create_server(
-            (address, port), family=family, backlog=accept_backlog(), dualstack_ipv6=both
+            (address, port), family=family, backlog=listen_backlog(), dualstack_ipv6=both
         )
     except OSError as error:
         raise InputError(
@@ -92,7 +92,7 @@ def listen_unix(path: Path) -> Iterator[socket.socket]:
             socket_stat = path.lstat()
             try:
                 path.chmod(0o600)
-                listener.listen(accept_backlog())
+                listener.listen(listen_backlog())
                 yield listener
             finally:
                 with suppress(FileNotFoundError):

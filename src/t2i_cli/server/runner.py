@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from t2i_cli.errors import TerminatedError
 from t2i_cli.events import Event
 from t2i_cli.server.batcher import batcher_log
-from t2i_cli.server.connections import BoundedProtocol, accept_backlog
+from t2i_cli.server.connections import BoundedProtocol, accept_burst, listen_backlog
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.jobs import ImageJob, JobObserver
 from t2i_cli.server.log_limit import limited_logs
@@ -52,7 +52,7 @@ def run_server(
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
-        backlog=accept_backlog(),
+        backlog=accept_burst(),
         # No client errors: anyone could fill the log with them.
         log_level="error",
         access_log=False,
@@ -122,6 +122,12 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Count a signal; the next tick acts on it."""
         self._signal_count += 1
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept; the system's backlog is longer than what is accepted at once."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(listen_backlog())
 
     async def on_tick(self, counter: int) -> bool:
         """Check, ten times a second, for failures and signals; return whether to exit."""
