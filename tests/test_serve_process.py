@@ -25,6 +25,7 @@ from tests.conftest import T2I
 from tests.fakes.serving import serving
 from tests.fakes.stub_backend import StubBackend
 
+KEY = "kept-by-the-tests"
 LONG = {"requests": [{"prompt": "a red house", "steps": 200, "width": 256, "height": 256}]}
 
 
@@ -234,6 +235,9 @@ def test_vertex_runs_it_and_two_signals_end_it_at_once(
         (["--uds", "s", "--port", "1"], "--uds, or --host and --port"),
         (["--api-key-file", "nothing"], "Cannot read the key"),
         (["--api-key-file", "empty"], "holds no key"),
+        (["--api-key-file", "open"], "Others can read or change the key in 'open'."),
+        (["--api-key-file", "short"], "has fewer than 16 characters"),
+        (["--insecure-key-file"], "is for --api-key-file"),
         (["--backend", "http"], "url"),
         (["--cors-origin", "example.org"], "--cors-origin takes a site as browsers name it"),
         (["--allowed-host", "https://example.org"], "without scheme and port"),
@@ -242,8 +246,14 @@ def test_vertex_runs_it_and_two_signals_end_it_at_once(
 def test_what_is_not_safe_or_sound_is_refused_at_once(
     t2i: T2I, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
-    (tmp_path / "empty").write_text("\n")
-    result = t2i("serve", "-m", "postcard", *arguments)
+    for name, content, mode in (
+        ("empty", "\n", 0o600),
+        ("open", KEY, 0o604),
+        ("short", "k", 0o600),
+    ):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(mode)
+    result = t2i("serve", "-m", "postcard", *arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert said in result.stderr
     assert not result.stdout
@@ -270,6 +280,36 @@ def test_another_servers_model_is_its_own(t2i_env: dict[str, str], tmp_path: Pat
             assert http.post("/predict", json={"prompt": "a red house"}).status_code == 200
     assert isinstance(behind.backend, StubBackend)
     assert [request.model for request in behind.backend.made] == ["postcard"]
+
+
+def test_a_key_file_that_changes_is_read_again(t2i_env: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    file.chmod(0o600)
+    with serving(StubBackend()) as behind:
+        arguments = ["--backend", "http", "--url", f"{behind.url}/v1", "--port", "0"]
+        with (
+            running(
+                tmp_path, t2i_env, *arguments, "--api-key-file", str(file), device=None
+            ) as server,
+            server.client() as http,
+        ):
+
+            def status(key: str) -> int:
+                headers = {"Authorization": f"Bearer {key}"}
+                return http.get("/v1/models", headers=headers).status_code
+
+            assert (status(KEY), status("another" * 3)) == (200, 401)
+            file.write_text("another" * 3)
+            assert status(KEY) == 200
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: status("another" * 3) == 200)
+            assert status(KEY) == 401
+            file.write_text("short")
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: "The key stays as it was." in server.said)
+            assert status("another" * 3) == 200
+            assert "another" not in server.said
 
 
 def test_vertex_says_where_to_listen(t2i: T2I) -> None:

@@ -2,9 +2,10 @@
 
 import base64
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google_crc32c import Checksum
@@ -13,6 +14,7 @@ from t2i_cli import postcard
 from t2i_cli.errors import AccessError, ModelError, RemoteError, StorageError
 from t2i_cli.events import Downloading, Event
 from t2i_cli.net import gcs, retry
+from t2i_cli.net.retry import RetryableError
 from t2i_cli.server import gcs_download
 from tests.fakes.vertex import FakeVertex, Fault, running_vertex
 
@@ -161,6 +163,30 @@ def test_a_file_that_arrives_damaged_is_no_model(cloud: FakeVertex) -> None:
     with pytest.raises(RemoteError, match="vae/a b arrived damaged"):
         gcs_download.download_artifacts(URI)
     assert nothing_left()
+
+
+def test_no_more_of_a_file_is_written_than_its_size(tmp_path: Path) -> None:
+    """Or an object that never ends would fill the disk."""
+
+    class Endless:
+        def iter_raw(self, size: int) -> Iterator[bytes]:
+            for number in range(100):
+                assert number < 3
+                yield bytes(size)
+
+    class Http:
+        @contextmanager
+        def stream(self, url: str, params: dict[str, str]) -> Iterator[Endless]:
+            yield Endless()
+
+        def retry(self, attempt: Callable[[], None]) -> None:
+            attempt()
+
+    http: Any = Http()
+    blob = gcs.Blob(name="weights", size=gcs._READ_BYTES + 1, crc32c=None)
+    with pytest.raises(RetryableError):
+        gcs.GcsClient(http).download("models", blob, tmp_path / "weights")
+    assert (tmp_path / "weights").stat().st_size <= blob.size
 
 
 @pytest.mark.parametrize("permission", ["storage.objects.list", "storage.objects.get"])

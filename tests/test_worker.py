@@ -3,6 +3,7 @@
 What a run gives must be the same with a worker, without one, and when one fails it.
 """
 
+import io
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -987,3 +988,31 @@ def test_a_local_run_asks_for_room_only_where_memory_is_short(
             alone.check(request)
     else:
         alone.check(request)
+
+
+def test_what_a_worker_sends_is_read_up_to_a_limit() -> None:
+    """Whoever answers at its socket could else fill the memory with one line."""
+
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a buffer has no type
+            self.given += len(buffer)
+            assert self.given < 2**22
+            buffer[:] = b"x" * len(buffer)
+            return len(buffer)
+
+    class Answered(WorkerExchange):
+        def __init__(self) -> None:
+            self._response = io.BufferedReader(Endless())  # type: ignore[assignment]
+
+        def _translating_errors(self, unavailable: object = None) -> nullcontext[None]:  # type: ignore[override]
+            return nullcontext()
+
+    with pytest.raises(EOFError):
+        next(Answered().events(2**16))
+    with pytest.raises(ValueError):
+        Answered().json()
