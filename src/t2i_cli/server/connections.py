@@ -26,7 +26,7 @@ DROP_REASONS = ("crowded", "slow")
 EXTENSION = "t2i.connection"
 """Key of a request's connection in the extensions of its ASGI scope."""
 _MAX_BACKLOG = 1024
-_MAX_BURST = 128
+_MAX_BURST = DEFAULT_CONNECTIONS // 32
 MAX_CHUNKS = 2**13
 """Chunks of a request's body: one of a single byte costs as much as a large one."""
 UNADMITTED_CHUNKS = 2**10
@@ -57,11 +57,11 @@ def listen_backlog() -> int:
 def accept_burst() -> int:
     """Connections that asyncio accepts at once; it takes its backlog for that number.
 
-    Those that are accepted, opened and dropped at a time come on top of the table's, so that
-    three times this must fit the descriptors beside them.
+    An eighth of the places for unadmitted ones: it takes the event loop a few rounds, each with
+    such a burst, to read the request of a newcomer, who would else have given way by then.
     """
     descriptors = descriptor_limit()
-    return _MAX_BURST if descriptors is None else max(1, min(_MAX_BURST, descriptors // 16))
+    return _MAX_BURST if descriptors is None else max(1, min(_MAX_BURST, descriptors // 64))
 
 
 def connection_limit(queue: int) -> int:
