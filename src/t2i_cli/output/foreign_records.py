@@ -17,7 +17,7 @@ from t2i_cli.output.infotext import parse_field_texts, parse_infotext
 from t2i_cli.output.parser_results import parsed_values, run_parser
 from t2i_cli.request_fields import FIELDS
 
-MAX_DEPTH = 100
+_MAX_DEPTH = 100
 """Deepest nesting of JSON that is read."""
 
 _GUIDANCE = next(name for name, field in FIELDS.items() if field.infotext == "CFG scale")
@@ -25,7 +25,7 @@ _TOO_DEEP = "it is nested too deeply"
 _ORDER = {"parameters": 0, "description": 2}
 """Draw Things writes a description for people beside its record."""
 
-Record = dict[str, object]
+_JsonRecord = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def find_foreign_record(found: ImageTexts) -> ForeignRecord | None:
 def parse_record(text: str) -> object:
     """Parse a record's JSON; raises ValueError that says what is wrong with it."""
     try:
-        return parse_json(text.encode("utf-8", "replace"), deepest=MAX_DEPTH, finite=True)
+        return parse_json(text.encode("utf-8", "replace"), deepest=_MAX_DEPTH, finite=True)
     except JSONDecodeError as error:
         raise ValueError("it is no whole JSON") from error
     except ValueError as error:
@@ -75,7 +75,7 @@ def _text_record(found: ImageTexts) -> ForeignRecord | None:
     return None
 
 
-def _json_record(value: Record, found: ImageTexts) -> ForeignRecord | None:
+def _json_record(value: _JsonRecord, found: ImageTexts) -> ForeignRecord | None:
     """The record of a JSON object in `parameters`, a comment or a description."""
     if isinstance(inner := value.get("sui_image_params"), dict):
         return _swarmui(inner, value)
@@ -93,7 +93,7 @@ def _json_record(value: Record, found: ImageTexts) -> ForeignRecord | None:
     return None
 
 
-def _swarmui(inner: Record, outer: Record) -> ForeignRecord:
+def _swarmui(inner: _JsonRecord, outer: _JsonRecord) -> ForeignRecord:
     return ForeignRecord(
         source="swarmui",
         request=_request(
@@ -108,7 +108,7 @@ def _swarmui(inner: Record, outer: Record) -> ForeignRecord:
     )
 
 
-def _draw_things(value: Record) -> ForeignRecord:
+def _draw_things(value: _JsonRecord) -> ForeignRecord:
     width, _, height = str(value.get("size", "")).partition("x")
     label = _text(value.get("sampler")) or ""
     return ForeignRecord(
@@ -125,7 +125,7 @@ def _draw_things(value: Record) -> ForeignRecord:
     )
 
 
-def _fooocus(value: Record) -> ForeignRecord:
+def _fooocus(value: _JsonRecord) -> ForeignRecord:
     from sd_parsers.parsers import FooocusParser
 
     width, _, height = str(value.get("resolution", "")).strip("()").partition(",")
@@ -265,13 +265,13 @@ def _request(
     scheduler: str | None,
     guidance: str | None = None,
     **names: str,
-) -> Record:
+) -> _JsonRecord:
     """The request's fields from a program's values; `names` are its names of those that differ."""
     if guidance is not None:
         names[_GUIDANCE] = guidance
     fields = ("model", "seed", "steps", _GUIDANCE, "width", "height")
     texts = {name: _text(values.get(names.get(name, name))) for name in fields}
-    prompts: Record = {
+    prompts: _JsonRecord = {
         name: _text(values.get(names.get(name, name))) or None
         for name in ("prompt", "negative_prompt")
     }

@@ -19,7 +19,7 @@ from t2i_cli.request_fields import FIELDS
 
 WILDCARD = re.compile(r"__(?![_\s])((?:(?!__)[\w./*\- ])+)(?<! )__")
 """A wildcard; its name may have folders: `__colours/warm__`."""
-MAX_DEPTH = 20
+_MAX_DEPTH = 20
 """Wildcards inside one another."""
 MAX_CHOICES = 1_000
 """Values that one text may take from its wildcards and theirs."""
@@ -98,13 +98,13 @@ class WildcardFolder:
             circle = " → ".join(f"__{one}__" for one in (*outer[outer.index(name) :], name))
             raise InputError(f"Wildcards contain each other: {circle}.")
         if name not in self._checked:
-            if len(outer) >= MAX_DEPTH:
-                raise InputError(f"Wildcards are nested more than {MAX_DEPTH} deep: __{name}__.")
+            if len(outer) >= _MAX_DEPTH:
+                raise InputError(f"Wildcards are nested more than {_MAX_DEPTH} deep: __{name}__.")
             names = dict.fromkeys(n for value in self._read(name) for n in _names(value))
             inside = (*outer, name)
             self._checked[name] = 1 + max((self._depth(n, inside) for n in names), default=0)
-        if len(outer) + self._checked[name] > MAX_DEPTH:
-            raise InputError(f"Wildcards are nested more than {MAX_DEPTH} deep: __{name}__.")
+        if len(outer) + self._checked[name] > _MAX_DEPTH:
+            raise InputError(f"Wildcards are nested more than {_MAX_DEPTH} deep: __{name}__.")
         return self._checked[name]
 
     def _read(self, name: str) -> list[str]:
