@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,10 @@ NAMED: dict[str, Callable[[str], object]] = {
         ("civitai:4384", None),
         ("x" * 300, None),
         ("ünïcode", None),
-        ("SD15", "sd15"),
+        ("sd14", "sd15"),
         ("Sdxll", "sdxl"),
-        ("FLUX.1-Schnell", "flux-schnell"),
+        ("psotcard", "postcard"),
+        ("FLUX.2-Schnell", "flux-schnell"),
     ],
 )
 def test_a_name_that_is_none_has_one_sentence_and_a_hint(
@@ -150,6 +152,37 @@ def test_the_nearest_folder_that_stands(tmp_path: Path) -> None:
     assert filenames.existing_parent(Path("nowhere at all")) == Path.cwd()
 
 
-def test_every_alias_is_near_itself_in_capitals() -> None:
-    for name in catalog.MODELS:
-        assert f"Did you mean {name}?" in str(catalog.unknown_model(name.upper()).hint)
+def test_every_alias_is_taken_in_any_case_and_punctuation() -> None:
+    for name, spec in catalog.MODELS.items():
+        for spelled in (name.upper(), name.title(), name.replace("-", "_"), name.replace("-", " ")):
+            assert catalog.find_known(spelled) == spec
+            assert catalog.find_known(spelled, "main") == replace(spec, revision="main")
+            assert (
+                resolution.resolve_model(spelled, None, offline=True, trust_remote_code=False)
+                == spec
+            )
+    assert len(catalog._BY_LETTERS) >= len(catalog.MODELS)
+    for spelled, name in {
+        "sd-1.5": "sd15",
+        "SD_1.5": "sd15",
+        "SD 3.5 Medium": "sd35-medium",
+        "FLUX.1-schnell": "flux-schnell",
+        "stable-diffusion-v1-5": "sd15",
+    }.items():
+        assert catalog.find_known(spelled) == catalog.MODELS[name]
+
+
+@pytest.mark.parametrize("name", ["", "-", "sd", "./sd15", "~sd15", "sd15/", "a/SD15", "sd15\\"])
+def test_what_is_no_spelling_of_an_alias(name: str) -> None:
+    assert catalog.find_spelled(name) is None
+
+
+def test_a_folder_comes_before_the_spelling_of_an_alias(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "SDXL").mkdir()
+    assert catalog.find_known("SDXL") is None
+    assert catalog.find_known("Sdxl") == catalog.find_known("sdxl") == catalog.MODELS["sdxl"]
+    with pytest.raises(ModelError, match="folder SDXL is empty"):
+        NAMED["local"]("SDXL")

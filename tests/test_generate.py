@@ -112,7 +112,7 @@ BAD = [
     (("x", "--steps", "many"), 2, "--steps"),
     (("x", "-m", "no/such-folder-or-alias/here"), 9, "no/such-folder-or-alias/here"),
     (("x", "-m", "foo"), 9, "hint: `t2i models list`"),
-    (("x", "-m", "SD15"), 9, "hint: Did you mean sd15?"),
+    (("x", "-m", "SD15", "--offline"), 9, "stable-diffusion-v1-5 is not downloaded."),
     (("x", "-m", "civitai:4384"), 9, "hint: `t2i models list`"),
     (("x", "-m", "m" * 300), 9, "hint: `t2i models list`"),
 ]
@@ -402,3 +402,35 @@ main()
     assert done.stderr.startswith("Traceback")
     assert done.stderr.rstrip().endswith("ZeroDivisionError: it broke")
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["config", "inspect"])
+@pytest.mark.parametrize("kind", ["ZeroDivisionError", "RecursionError", "RuntimeError"])
+def test_a_bug_ends_in_the_same_object_as_any_error(
+    t2i_env: dict[str, str], tmp_path: Path, command: str, kind: str
+) -> None:
+    program = f"""
+from t2i_cli.output import metadata
+from t2i_cli.settings import store
+def bug(*args): raise {kind}("it\\nbroke")
+metadata.read_metadata = store.find_setting = bug
+from t2i_cli.cli.main import main
+main()
+"""
+    arguments = {"config": ("list",), "inspect": ("a.png",)}[command]
+    done = subprocess.run(
+        [sys.executable, "-c", program, command, *arguments, "--json"],
+        env=t2i_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    *trace, last = done.stderr.splitlines()
+    assert trace[0] == "Traceback (most recent call last):"
+    assert trace[-2:] == [f"{kind}: it", "broke"]
+    error = json.loads(last)["error"]
+    assert (error["code"], error["exit"]) == ("bug", 1)
+    assert error["message"] == f"An unexpected {kind}: it broke"
+    assert set(error) == {"code", "exit", "message", "hint"}

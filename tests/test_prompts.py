@@ -110,7 +110,12 @@ def test_csv_has_a_header_and_empty_cells_are_not_set(tmp_path: Path) -> None:
         ("p.jsonl", b'{"prompt": "a"', None, "this is not JSON: Expecting ',' delimiter at column"),
         ("p.jsonl", b"[1]", None, "no object"),
         ("p.jsonl", b'{"prompt": "a", "step": 3}', "step", "unknown field; did you mean steps?"),
-        ("p.jsonl", b'{"prompt": "a", "xyzzy": null}', "xyzzy", "unknown field; there are prompt"),
+        (
+            "p.jsonl",
+            b'{"prompt": "a", "xyzzy": null}',
+            "xyzzy",
+            "unknown field; there are prompt",
+        ),
         ("p.jsonl", b'{"prompt": "a", "steps": "10"}', "steps", "must be a whole number, not '10'"),
         ("p.jsonl", b'{"prompt": "a", "steps": 10.5}', "steps", "must be a whole number, not 10.5"),
         ("p.jsonl", b'{"prompt": "a", "steps": true}', "steps", "must be a whole number, not True"),

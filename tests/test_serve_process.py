@@ -346,9 +346,9 @@ def test_a_model_that_is_none_ends_it(t2i: T2I) -> None:
 
 
 def test_a_model_that_is_none_is_refused_with_a_hint(t2i: T2I) -> None:
-    for options, env in ((("-m", "SD15"), {}), ((), {"T2I_MODEL": "SD15"})):
+    for options, env in ((("-m", "sd14"), {}), ((), {"T2I_MODEL": "sd14"})):
         done = t2i("serve", "--port", "0", *options, env=env)
         assert done.returncode == 9
-        assert "error: The model 'SD15' is unknown." in done.stderr
+        assert "error: The model 'sd14' is unknown." in done.stderr
         assert "hint: Did you mean sd15?" in done.stderr
         assert "Traceback" not in done.stderr

@@ -186,7 +186,7 @@ def _model() -> Diagnostic:
     from t2i_cli.hub import cache
 
     name = store.get_setting("model") or catalog.DEFAULT_MODEL
-    spec = catalog.find_in_catalog(name)
+    spec = catalog.find_known(name)
     if spec is None and not (catalog.folder_named(name) or catalog.is_repository(name)):
         raise catalog.unknown_model(name)
     repo = spec.repo if spec else name

@@ -148,11 +148,13 @@ def error_from_json(record: Mapping[str, object]) -> T2IError | None:
     return error
 
 
-def internal_error(raised: Exception) -> InternalError:
+def internal_error(
+    raised: Exception, *, hint: str = "-v shows the traceback; please report it."
+) -> InternalError:
     """Wrap an unexpected exception as the failure of the images it concerns."""
     error = InternalError(
         f"An unexpected {type(raised).__name__}: {error_reason(raised)}",
-        hint="-v shows the traceback; please report it.",
+        hint=hint,
     )
     error.__cause__ = raised
     return error

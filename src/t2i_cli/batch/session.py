@@ -88,6 +88,7 @@ def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[P
 
 
 def _read_prompts(config: BatchConfig) -> PromptsFile:
+    prompts.check_source(config.source)
     return prompts.read_prompts(
         config.source, prompts.prompts_format(config.source, config.input_format)
     )

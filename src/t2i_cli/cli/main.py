@@ -4,13 +4,11 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
 from t2i_cli import __version__, signals
 from t2i_cli.cli.commands import (
@@ -25,19 +23,19 @@ from t2i_cli.cli.commands import (
     serve,
     worker,
 )
-from t2i_cli.cli.option_groups import HELP_NAMES, command, examples, group_help
+from t2i_cli.cli.option_groups import HELP_NAMES, command, examples
+from t2i_cli.cli.usage_errors import prepare_commands, usage_error, walk_commands
 from t2i_cli.errors import (
     EXIT_STDOUT_CLOSED,
     InputError,
+    InternalError,
     InterruptedRunError,
+    OutOfMemoryError,
     T2IError,
     Terminated,
     TerminatedError,
 )
 from t2i_cli.terminal.console import console
-
-_EMPTY_ALLOWED = {"negative_prompt"}
-"""Options for which an empty value is valid: an empty negative prompt."""
 
 app = typer.Typer(
     name="t2i",
@@ -99,40 +97,7 @@ def root(
 
 def command_paths() -> list[tuple[str, ...]]:
     """Paths of all commands, as tuples of words; `()` is t2i itself. For docs and benchmarks."""
-    return [path for path, _ in _walk_commands((), typer.main.get_command(app))]
-
-
-def _walk_commands(
-    path: tuple[str, ...], command: object
-) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Yield a command and all its subcommands, each with its path."""
-    yield path, command
-    for name, child in getattr(command, "commands", {}).items():
-        yield from _walk_commands((*path, name), child)
-
-
-def _refuse_empty_values(parameters: Iterable[object]) -> None:
-    """Make options refuse empty values: an unset shell variable must not select the default."""
-    for parameter in parameters:
-        if isinstance(parameter, TyperOption) and parameter.name not in _EMPTY_ALLOWED:
-            _refuse_empty(parameter)
-
-
-def _refuse_empty(option: TyperOption) -> None:
-    original = option.handle_parse_result
-
-    def handle_parse_result(
-        context: typer.Context, values: Mapping[str, object], arguments: list[str]
-    ) -> tuple[object, list[str]]:
-        value = values.get(option.name)
-        if "" in (value if isinstance(value, list) else [value]) and not context.resilient_parsing:
-            flag = max(option.opts, key=len)
-            raise InputError(
-                f"{flag} is empty.", hint="Give it a value, or leave it away.", field=option.name
-            )
-        return original(context, values, arguments)
-
-    option.handle_parse_result = handle_parse_result  # type: ignore[method-assign, assignment]
+    return [path for path, _ in walk_commands((), typer.main.get_command(app))]
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -140,15 +105,12 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; unexpected exceptions propagate."""
+    """Run one command line and return its exit code."""
     try:
         # The command configures the console later; errors before that need the format, too.
         console.configure(json="--json" in arguments, events="--events" in arguments)
         root_command = typer.main.get_command(app)
-        for _, part in _walk_commands((), root_command):
-            _refuse_empty_values(getattr(part, "params", ()))
-            if isinstance(part, TyperCommand):
-                group_help(part)
+        prepare_commands(root_command)
         code = root_command(arguments, prog_name="t2i", standalone_mode=False)
         if code == InterruptedRunError.exit_code:  # Typer's exit code for Ctrl-C
             raise KeyboardInterrupt
@@ -166,7 +128,7 @@ def _run(arguments: list[str]) -> int:
         if message.startswith("Usage:"):  # a command group called without a command
             console.note(message)
             return InputError.exit_code
-        failure: T2IError = InputError(message, hint="--help lists what is taken.")
+        failure: T2IError = usage_error(error, arguments)
     except T2IError as error:
         failure = error
         console.cause(error)
@@ -174,6 +136,11 @@ def _run(arguments: list[str]) -> int:
         failure = InterruptedRunError("Interrupted.")
     except Terminated:
         failure = TerminatedError("Terminated.")
+    except MemoryError:
+        failure = OutOfMemoryError("The memory of this machine is used up.")
+    except Exception as raised:  # noqa: BLE001 - a bug: its traceback, then an error like any other
+        console.bug(raised)
+        return InternalError.exit_code
     console.error(failure)
     return failure.exit_code
 

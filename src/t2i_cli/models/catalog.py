@@ -7,6 +7,7 @@ from pathlib import Path
 
 from t2i_cli import postcard
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.known_names import closest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.request_fields import DEFAULT_MODEL as DEFAULT_MODEL
 
@@ -133,9 +134,36 @@ _MODELS = (
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
 
 
+def _letters_and_digits(name: str) -> str:
+    """What is left of a name if case, spaces and punctuation do not count."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+_BY_LETTERS: dict[str, ModelSpec] = {
+    _letters_and_digits(spec.repo.rpartition("/")[2]): spec for spec in _MODELS if spec.repo
+} | {_letters_and_digits(spec.name): spec for spec in _MODELS}
+"""Entries by alias, and by the repository's own name, as letters and digits only."""
+
+
 def find_in_catalog(name: str, revision: str | None = None) -> ModelSpec | None:
     """The catalogue entry whose alias or repository is `name`, or `None`."""
     spec = MODELS.get(name) or next((s for s in _MODELS if s.repo == name), None)
+    return replace(spec, revision=revision) if spec and revision else spec
+
+
+def find_spelled(name: str) -> ModelSpec | None:
+    """The entry whose alias it is, whatever its case and punctuation: `SD15`, `sd-1.5`.
+
+    Only the name is looked at; one that looks like a path is none.
+    """
+    return None if _is_path(name) else _BY_LETTERS.get(_letters_and_digits(name))
+
+
+def find_known(name: str, revision: str | None = None) -> ModelSpec | None:
+    """The entry that a user's name means; a folder of that very name is meant before a spelling."""
+    spec = find_in_catalog(name)
+    if spec is None and folder_named(name) is None:
+        spec = find_spelled(name)
     return replace(spec, revision=revision) if spec and revision else spec
 
 
@@ -154,21 +182,22 @@ def unknown_model(
     name: str, others: str = "a folder and owner/name on the Hub do as well"
 ) -> ModelError:
     """The error for an unknown model name; `others` says what is accepted beside an alias."""
-    if name.startswith((".", "~")) or "/" in name or "\\" in name:
+    if _is_path(name):
         return ModelError(
             f"There is no model folder {name}.",
             hint=f"`t2i models list` shows the short names; {others}.",
         )
-    import difflib
-
-    alias_of = {spec.repo.rpartition("/")[2].lower(): spec.name for spec in _MODELS if spec.repo}
-    alias_of |= {spec.name: spec.name for spec in _MODELS}
-    matches = difflib.get_close_matches(name.lower(), alias_of, n=1)
-    suggestion = f"Did you mean {alias_of[matches[0]]}? " if matches else ""
+    near = closest_name(_letters_and_digits(name), _BY_LETTERS)
+    meant = f"Did you mean {_BY_LETTERS[near].name}? " if near else ""
     return ModelError(
         f"The model {name!r} is unknown.",
-        hint=f"{suggestion}`t2i models list` shows the short names; {others}.",
+        hint=f"{meant}`t2i models list` shows the short names; {others}.",
     )
+
+
+def _is_path(name: str) -> bool:
+    """Whether a model name can only be a path (or a repository)."""
+    return name.startswith((".", "~")) or "/" in name or "\\" in name
 
 
 def check_revision(spec: ModelSpec, revision: str | None) -> None:

@@ -43,7 +43,7 @@ def resolve_model(
     `folder` overrides where the model lies. Raises ModelError if there is no such model or it is
     not text-to-image, InputError if a revision is given for a local folder.
     """
-    spec = None if folder else catalog.find_in_catalog(name, revision)
+    spec = None if folder else catalog.find_known(name, revision)
     folder = folder or catalog.folder_named(name)
     if spec is None and folder:
         spec = describe_folder(folder, name, trust_remote_code=trust_remote_code)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from t2i_cli.errors import InputError
+from t2i_cli.known_names import name_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +210,8 @@ def find_scheduler(name: str, flow: bool | None) -> SchedulerSpec:
             else "is unknown"
         )
         raise InputError(
-            f"The scheduler {name!r} {reason}; use one of: {', '.join(scheduler_names(flow))}.",
+            f"The scheduler {name!r} {reason}; {name_choices(name, scheduler_names(flow))}",
+            hint=f"There are {', '.join(scheduler_names(flow))}.",
             field="scheduler",
         )
     return table[name]

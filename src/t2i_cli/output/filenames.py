@@ -11,6 +11,7 @@ from string import Formatter
 
 from t2i_cli.errors import InputError
 from t2i_cli.image_formats import EXTENSIONS, IMAGE_FORMATS, MAX_WEBP_SIDE, ImageFormat
+from t2i_cli.known_names import name_choices, suggest_name
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS
 
@@ -95,7 +96,8 @@ def parse_output(
     if format_by_extension is None:
         raise InputError(
             f"The output {template!r} has the unknown extension .{extension}; "
-            "t2i writes .png, .jpg, .jpeg and .webp."
+            "t2i writes .png, .jpg, .jpeg and .webp.",
+            hint=suggest_name(extension, IMAGE_FORMATS).strip() or None,
         )
     if requested_format not in (None, format_by_extension):
         raise InputError(f"--format {format} contradicts the extension of the output {template!r}.")
@@ -180,7 +182,7 @@ def _parse_format(name: str | None) -> ImageFormat | None:
     if name is None:
         return None
     if name.lower() not in IMAGE_FORMATS:
-        raise InputError(f"The format {name!r} is unknown; use one of: png, jpeg, webp.")
+        raise InputError(f"The format {name!r} is unknown; {name_choices(name, EXTENSIONS)}")
     return IMAGE_FORMATS[name.lower()]
 
 
@@ -216,7 +218,8 @@ def _parse_template(template: str) -> tuple[tuple[str, str | None, str], ...]:
             raise InputError(
                 f"The output {template!r} has the unknown placeholder {{{wrong}}}; "
                 f"use any of: {' '.join(f'{{{p}}}' for p in PLACEHOLDERS)}.",
-                hint="A brace that belongs to the name is written twice: {{ or }}.",
+                hint=f"{suggest_name(name, PLACEHOLDERS)}"
+                "A brace that belongs to the name is written twice: {{ or }}.",
             )
         if any(
             len(number) > 9 or int(number) > MAX_NAME_BYTES

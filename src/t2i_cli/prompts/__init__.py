@@ -1,6 +1,8 @@
 """Reads prompts files (text, JSON, CSV): entries, and problems with their lines."""
 
 import errno
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +11,7 @@ from typing import BinaryIO, Literal, get_args
 
 from t2i_cli.errors import InputError, os_reason
 from t2i_cli.files.input_files import open_input
+from t2i_cli.known_names import closest_name, name_choices
 from t2i_cli.prompts import readers
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem
 
@@ -66,16 +69,41 @@ def locate_problem(name: str, problem: PromptProblem) -> str:
     return f"{name}:{problem.line}: {field}{problem.message}"
 
 
+def quote_prompt(text: str) -> str:
+    """The text as one word of a command line, in double quotes where the shell leaves it alone."""
+    return shlex.quote(text) if set(text) & set('"\\$`!') else f'"{text}"'
+
+
+def generate_instead(text: str) -> str:
+    """The hint for words that stand where no prompt is taken."""
+    return f"Did you mean t2i generate {quote_prompt(text)}? A prompt stands in quotes."
+
+
+def check_source(source: str) -> None:
+    """Raise InputError for a prompts file that is not there, or a folder."""
+    if source == "-":
+        return
+    if not os.path.lexists(source):
+        raise _no_file(source)
+    if os.path.isdir(source):
+        raise InputError(f"Cannot read {source!r}: it is a folder.")
+
+
 def prompts_format(source: str, wanted: str | None) -> InputFormat:
     """The format of a prompts file: `wanted`, by its extension, or text for standard input.
 
     Raises InputError if it is unknown.
     """
     if wanted is not None and wanted not in get_args(InputFormat):
+<<<<<<< HEAD
         raise InputError(
             f"The input format {wanted!r} is unknown; use one of: "
             f"{', '.join(get_args(InputFormat))}."
         )
+=======
+        choices = name_choices(wanted, get_args(InputFormat))
+        raise InputError(f"The input format {wanted!r} is unknown; {choices}")
+>>>>>>> b770069 (Names: aliases in any case and punctuation, one helper suggests the nearest; words without quotes lead to generate; a bug is an error object, too)
     extension = "txt" if source == "-" else Path(source).suffix[1:].lower()
     for known in get_args(InputFormat):
         if (wanted or extension) == known:
@@ -97,10 +125,28 @@ def read_prompts(source: str, format: InputFormat) -> PromptsFile:
         # A pipe or device could keep the run waiting, or never end.
         with open_input(Path(source)) as file:
             return _parse(source, file, format)
+    except FileNotFoundError as error:
+        raise _no_file(source) from error
     except OSError as error:
         pipe = error.errno == errno.EINVAL and not Path(source).is_dir()
         hint = "- reads standard input." if pipe else None
         raise InputError(f"Cannot read {source!r}: {os_reason(error)}.", hint=hint) from error
+
+
+def _no_file(source: str) -> InputError:
+    """The error for a file that is not there; the words of a prompt are often given for one."""
+    folder, name = os.path.split(source)
+    try:
+        near = closest_name(name, os.listdir(folder or "."))
+    except (OSError, ValueError):  # ValueError: a null byte
+        near = None
+    if near:
+        hint = f"Did you mean {os.path.join(folder, near)}?"
+    elif folder or "." in name:
+        hint = None
+    else:
+        hint = generate_instead(source)
+    return InputError(f"Cannot read {source!r}: No such file or directory.", hint=hint)
 
 
 def _parse(name: str, file: BinaryIO, format: InputFormat) -> PromptsFile:

@@ -1,6 +1,5 @@
 """Entries of prompts files: the fields that they may set, and how values are parsed."""
 
-import difflib
 import math
 import re
 import reprlib
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from t2i_cli.errors import InputError
+from t2i_cli.known_names import name_choices
 from t2i_cli.request_field import whole_number
 from t2i_cli.request_fields import FIELDS, FieldValue
 
@@ -48,9 +48,8 @@ def field_kind(field: str) -> type:
     """The type of a field; raises InputError for an unknown field."""
     kind = ROW_FIELDS.get(field)
     if kind is None:
-        near = difflib.get_close_matches(field, ROW_FIELDS, n=1)
-        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(ROW_FIELDS)}."
-        raise InputError(f"unknown field; {meant}", field=field)
+        choices = name_choices(field, ROW_FIELDS, "there are")
+        raise InputError(f"unknown field; {choices}", field=field)
     return kind
 
 

@@ -15,7 +15,9 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.events import Event, Notice, OnEvent
+from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import catalog
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.batcher import Batcher
@@ -153,10 +155,13 @@ class Engine:
 
     def check_model(self, model: str | None, revision: str | None = None) -> None:
         """Raise NotServedError for another model or revision. Names are compared, never opened."""
-        if model not in self._names:
+        known = None if model is None else catalog.find_spelled(model)
+        if model not in self._names and (known is None or known.name not in self._names):
+            names = [name for name in (self.spec.name, self.spec.repo) if name]
             raise NotServedError(
                 f"This server does not serve {model!r}.",
-                hint="Leave the model away for the one that it serves.",
+                hint=f"{suggest_name(str(model), names)}"
+                "Leave the model away for the one that it serves.",
                 field="model",
             )
         if revision not in (None, self.spec.revision):

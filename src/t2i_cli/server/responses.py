@@ -35,6 +35,7 @@ from t2i_cli.server.batcher import RETRY_AFTER, BusyError
 from t2i_cli.server.engine import NotServedError
 from t2i_cli.server.jobs import ImageJob, Message
 from t2i_cli.server.json_route import ENCODINGS, OversizedBodyError, UnsupportedBodyError
+from t2i_cli.server.schemas import UNKNOWN_FIELD
 
 STATUS_CODES: Mapping[type[T2IError], int] = {
     UnsupportedBodyError: 415,
@@ -108,9 +109,12 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> InputError:
     """The InputError for pydantic's first error about a body."""
     first = errors[0]
     path = [part for part in first["loc"] if part != "body"]
+    if first["type"] == UNKNOWN_FIELD:
+        path.append(first["ctx"]["field"])
     field = ".".join(map(str, path)) or None
-    if first["type"] == "extra_forbidden":
-        return InputError(f"The field {field!r} is unknown.", field=field)
+    if first["type"] == UNKNOWN_FIELD:
+        choices = first["ctx"]["choices"]
+        return InputError(f"The field {field!r} is unknown; {choices}", field=field)
     if first["type"] == "missing":
         return InputError(f"The field {field!r} is missing.", field=field)
     if field is None:

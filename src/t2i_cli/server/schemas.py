@@ -4,14 +4,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from t2i_cli.errors import InputError
+from t2i_cli.known_names import name_choices
 from t2i_cli.models.request_resolution import build_request
 from t2i_cli.request import GenerateRequest
 from t2i_cli.request_field import RequestField, whole_number
 from t2i_cli.request_fields import FIELDS
 
 Body = TypeVar("Body", bound="StrictModel")
+
+
+UNKNOWN_FIELD = "unknown_field"
+"""The type of StrictModel's error about a field; its context has `field` and `choices`."""
 
 
 class StrictModel(BaseModel):
@@ -24,16 +30,19 @@ class StrictModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_whole_numbers(cls, value: object) -> object:
+    def _check_fields(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
-        # One unknown field is an error; an error for each of 100,000 would take a second.
-        fields = cls.model_fields
-        unknown = next((name for name in value if name not in fields), None)
-        known = [name for name in value if name in fields]
-        names = known if unknown is None else [*known, unknown]
+        # pydantic's own error does not tell which fields there are, and there is one for each of
+        # 100,000 unknown fields, which would take a second.
+        for name in value:
+            if name not in cls.model_fields:
+                # Context must be encodable, which a name of escapes need not be.
+                shown = name.encode(errors="backslashreplace").decode()
+                context = {"field": shown, "choices": name_choices(name, cls.model_fields)}
+                raise PydanticCustomError(UNKNOWN_FIELD, "unknown field", context)
         # JSON has one number type, and Vertex AI passes every number on as a double.
-        return {name: whole_number(value[name]) for name in names}
+        return {name: whole_number(each) for name, each in value.items()}
 
     def request_values(self) -> dict[str, Any]:
         """The request fields that have a value, by the table's names.

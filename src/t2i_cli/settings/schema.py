@@ -1,7 +1,7 @@
 """Schema of the settings: keys, environment variables, valid values."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -16,19 +16,23 @@ MEMORY = ("auto", "fast", "low")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One setting: key in the file, environment variable, valid values in words, and a check."""
+    """One setting: key in the file, environment variable, valid values in words, and a check.
+
+    `names` are valid values, for suggestions.
+    """
 
     key: str
     variable: str
     takes: str
     accepts: Callable[[str], object]
     secret: bool = False
+    names: Collection[str] = ()
 
 
 def join_choices(names: Iterable[str]) -> str:
     """The names as a list in a sentence: `a, b or c`."""
-    *most, last = names
-    return f"{', '.join(most)} or {last}"
+    *most, last = list(names) or ["nothing"]
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _is_text(value: str) -> bool:
@@ -64,24 +68,28 @@ _TABLE = (
         variable="T2I_BACKEND",
         takes=join_choices(BACKENDS),
         accepts=BACKENDS.__contains__,
+        names=BACKENDS,
     ),
     Setting(
         key="device",
         variable="T2I_DEVICE",
         takes="cuda, cuda:1, rocm, xpu, mps or cpu",
         accepts=re.compile(r"cpu|mps|rocm|(cuda|xpu)(:\d+)?").fullmatch,
+        names=("cuda", "rocm", "xpu", "mps", "cpu"),
     ),
     Setting(
         key="dtype",
         variable="T2I_DTYPE",
         takes=join_choices(DTYPES),
         accepts=DTYPES.__contains__,
+        names=DTYPES,
     ),
     Setting(
         key="memory",
         variable="T2I_MEMORY",
         takes=join_choices(MEMORY),
         accepts=MEMORY.__contains__,
+        names=MEMORY,
     ),
     Setting(
         key="keep_alive",
@@ -94,6 +102,7 @@ _TABLE = (
         variable="T2I_FORMAT",
         takes=join_choices(image_formats.EXTENSIONS),
         accepts=lambda value: value.lower() in image_formats.IMAGE_FORMATS,
+        names=image_formats.IMAGE_FORMATS,
     ),
     Setting(
         key="output",
@@ -130,6 +139,7 @@ _TABLE = (
         variable="T2I_HTTP_DIALECT",
         takes=join_choices(DIALECTS),
         accepts=DIALECTS.__contains__,
+        names=DIALECTS,
     ),
     Setting(
         key="http_api_key",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import MAX_STATE_BYTES, replace_text
+from t2i_cli.known_names import suggest_name
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
 
@@ -53,7 +54,10 @@ def setting_named(key: str) -> Setting:
             f"{key} is not a setting: t2i keeps no token of its own.",
             hint="`t2i login` asks for one and hands it to huggingface_hub.",
         )
-    raise InputError(f"There is no setting {key}.", hint=f"There are {', '.join(SETTINGS)}.")
+    raise InputError(
+        f"There is no setting {key}.",
+        hint=f"{suggest_name(key, SETTINGS)}There are {', '.join(SETTINGS)}.",
+    )
 
 
 def find_setting(key: str) -> SettingValue | None:
@@ -136,7 +140,10 @@ def _check(setting: Setting, value: object, source: str) -> str:
     given = MASK if setting.secret else repr(value)
     plain = source in {setting.key, setting.variable} or source.startswith("--")
     where = source if plain else f"{source}: {setting.key}"
-    raise InputError(f"{where} must be {setting.takes}, not {given}.", field=setting.key)
+    meant = "" if setting.secret else suggest_name(str(value), setting.names).strip()
+    raise InputError(
+        f"{where} must be {setting.takes}, not {given}.", hint=meant or None, field=setting.key
+    )
 
 
 def _read_text(file: Path) -> str:

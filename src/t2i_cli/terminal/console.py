@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, TextIO
 
-from t2i_cli.errors import InputError, T2IError
+from t2i_cli.errors import InputError, T2IError, internal_error
 
 EVENTS_VERSION = 1
 """Version of the `--events` format; raised when older readers could misread it."""
@@ -93,6 +93,12 @@ class Console:
         """Print the traceback of an error's cause, with --verbose only."""
         if self.verbose and error.__cause__ is not None:
             self.detail("".join(traceback.format_exception(error.__cause__)).rstrip())
+
+    def bug(self, raised: Exception) -> None:
+        """Print an unexpected exception's traceback; in JSON the error object follows it."""
+        self._message("log", "".join(traceback.format_exception(raised)).rstrip())
+        if self.json or self.events:
+            self.error(internal_error(raised, hint="The traceback is above; please report it."))
 
     def event(self, kind: str, **values: object) -> None:
         """Write an event to stderr as one line of JSON, for --events."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import t2i_cli
 from t2i_cli.errors import AccessError, InputError, RemoteError, os_reason
+from t2i_cli.known_names import suggest_name
 from t2i_cli.models import catalog
 from t2i_cli.net import google_credentials
 from t2i_cli.settings.options import LocationOptions, ProjectOptions
@@ -68,16 +69,19 @@ def plan_build(
 ) -> ImageBuild:
     """Plan the build; `bake` names a model to include in the image. Raises InputError."""
     if builder not in (None, *BUILDERS):
-        raise InputError(f"--with must be {' or '.join(BUILDERS)}, not {builder}.")
+        raise InputError(
+            f"--with must be {' or '.join(BUILDERS)}, not {builder}.",
+            hint=suggest_name(builder, BUILDERS).strip() or None,
+        )
     arguments = {"T2I": _requirement()}
     if bake:
-        spec = catalog.find_in_catalog(bake)
+        spec = catalog.find_in_catalog(bake) or catalog.find_spelled(bake)
         if (spec and spec.gated) or not (spec or bake.count("/") == 1):
             raise InputError(
                 f"{bake} cannot be put into an image: only models that the Hub gives to anybody.",
                 hint="`t2i remote deploy` takes others through a bucket.",
             )
-        arguments["MODEL"] = bake
+        arguments["MODEL"] = spec.name if spec else bake
     default = (
         f"{place.region}-docker.pkg.dev/{place.project.replace(':', '/')}/{REPOSITORY}/"
         f"t2i:{t2i_cli.__version__}"

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from t2i_cli.errors import InputError
+from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder
 from t2i_cli.request_fields import SERVINGS
@@ -29,7 +30,7 @@ def find_source(model: str | None, serving: str) -> ModelSource:
         return ModelSource(
             spec=ModelSpec(name=name.rstrip("/").split("/")[-1]), uri=name.rstrip("/")
         )
-    spec = catalog.find_in_catalog(name)
+    spec = catalog.find_known(name)
     if spec is None and (folder := catalog.folder_named(name)):
         if serving != "torchserve":
             diffusers_folder.read_model_index(folder)
@@ -80,14 +81,23 @@ def choose_container(serving: str | None, image: str | None) -> tuple[str, str |
     """The kind of serving, and the image for t2i's own server. Raises InputError."""
     image = store.resolve_setting("vertex_image", image)
     serving = serving or ("t2i" if image else "model-garden")
-    if serving not in SERVINGS:
-        raise InputError(f"--serving must be {', '.join(SERVINGS)}, not {serving}.")
+    check_serving(serving)
     if serving == "t2i" and not image:
         raise InputError(
             "There is no image of t2i's server.",
             hint="`t2i remote build` makes one; --image or T2I_VERTEX_IMAGE names it.",
         )
     return serving, image
+
+
+def check_serving(serving: str) -> None:
+    """Raise InputError for a kind of serving that there is not."""
+    if serving not in SERVINGS:
+        raise InputError(
+            f"--serving must be {', '.join(SERVINGS)}, not {serving}.",
+            hint=suggest_name(serving, SERVINGS).strip() or None,
+            field="serving",
+        )
 
 
 def serving_warning(serving: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from t2i_cli.errors import AccessError, InputError
+from t2i_cli.known_names import suggest_name
 from t2i_cli.net.gcs import Blob
 from t2i_cli.net.google_http import NotFoundError
 from t2i_cli.settings import store
@@ -159,8 +160,9 @@ def find_deployment(inventory: Inventory, wanted: str) -> Deployment:
         if wanted == found.name or wanted.split("/")[-1] in numbers:
             return found
     names = ", ".join(inventory.deployments) or "none"
+    meant = suggest_name(wanted, inventory.deployments)
     raise InputError(
-        f"t2i has made no endpoint {wanted} here.", hint=f"Of t2i's there is: {names}."
+        f"t2i has made no endpoint {wanted} here.", hint=f"{meant}Of t2i's there is: {names}."
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import MAX_STATE_BYTES
+from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.settings import store
 
@@ -96,7 +97,10 @@ def choose_hardware(
         else:
             machine = "g2-standard-4"
     if not re.fullmatch(r"[a-z]\w*-[a-z]+-\w+", machine):
-        raise InputError(f"{machine} is no machine type; they look like g2-standard-4.")
+        raise InputError(
+            f"{machine} is no machine type; they look like g2-standard-4.",
+            hint=suggest_name(machine, BUILT_IN.machines).strip() or None,
+        )
     hardware = ReplicaHardware(machine=machine)
     included = _included(machine)
     if included:

@@ -54,7 +54,7 @@ class WorkerBackend:
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """The model's spec; from the worker where finding it needs torch and diffusers."""
         name = request.model or catalog.DEFAULT_MODEL
-        known = catalog.find_in_catalog(name, request.revision)
+        known = catalog.find_known(name, request.revision)
         if known and not (known.folder and request.revision):
             return known
         if not (catalog.folder_named(name) or catalog.is_repository(name)):

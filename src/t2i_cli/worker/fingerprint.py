@@ -38,7 +38,7 @@ class WorkerSpec:
     @property
     def folder(self) -> Path | None:
         """The model's folder, None for a model of the Hub."""
-        if known := catalog.find_in_catalog(self.model):
+        if known := catalog.find_known(self.model):
             return known.folder
         return catalog.folder_named(self.model)
 
@@ -47,7 +47,7 @@ class WorkerSpec:
 
         Environment variables may hold secrets; the hash does not reveal them.
         """
-        known = catalog.find_in_catalog(self.model)
+        known = catalog.find_known(self.model)
         folder = self.folder
         values = {
             "t2i": __version__,

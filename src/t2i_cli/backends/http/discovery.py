@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from t2i_cli.errors import InputError, ModelError
+from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL_FIELDS, Dialect
@@ -38,7 +39,7 @@ class ServerInfo:
             )
         if self.models is None:
             return wanted
-        spec = catalog.find_in_catalog(wanted)
+        spec = catalog.find_in_catalog(wanted) or catalog.find_spelled(wanted)
         names = {wanted} | ({spec.name, spec.repo} if spec else set())
         if found := next((model for model in self.models if model in names), None):
             return found
@@ -46,7 +47,7 @@ class ServerInfo:
             return self.models[0]
         raise ModelError(
             f"The server at {self.url} does not have {wanted}; it has {self._model_list()}.",
-            hint="-m names one, or leave it out.",
+            hint=f"{suggest_name(wanted, self.models)}-m names one, or leave it out.",
         )
 
     def model_spec(self, name: str) -> ModelSpec:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from t2i_cli.errors import InputError
+from t2i_cli.known_names import name_choices, suggest_name
 from t2i_cli.models import libraries
 from t2i_cli.settings.schema import DTYPES
 
@@ -68,7 +69,12 @@ def find_device(name: str | None) -> Device:
         if name in {device.name, device.name.partition(":")[0], device.kind}:
             return device
     listed = ", ".join(f"{device.name} ({device.label})" for device in devices)
-    raise InputError(f"There is no device {name!r} here; there is {listed}.", field="device")
+    names = {each for device in devices for each in (device.name, device.kind)}
+    raise InputError(
+        f"There is no device {name!r} here; there is {listed}.",
+        hint=suggest_name(name, sorted(names)).strip() or None,
+        field="device",
+    )
 
 
 def device_memory(device: Device) -> MemoryInfo:
@@ -146,7 +152,7 @@ def choose_dtype(device: Device, requested: str | None, *, transformer: bool) ->
     if requested is not None:
         if requested not in DTYPES:
             raise InputError(
-                f"The dtype {requested!r} is unknown; use one of: {', '.join(DTYPES)}.",
+                f"The dtype {requested!r} is unknown; {name_choices(requested, DTYPES)}",
                 field="dtype",
             )
         return requested

@@ -15,7 +15,7 @@ from t2i_cli.net import google_http
 from t2i_cli.net.google_credentials import TokenProvider
 from t2i_cli.net.retry import RetryPolicy, call_with_retry, retryable
 from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL_FIELDS, SERVINGS
-from t2i_cli.vertex import client, endpoint_store, location, machine_types
+from t2i_cli.vertex import client, containers, endpoint_store, location, machine_types
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.location import Location
 
@@ -75,7 +75,10 @@ class Endpoint:
                 hint="-m names it, or leave -m out.",
             )
         name = wanted or model or f"endpoints/{self.number}"
-        spec = catalog.find_in_catalog(name) or ModelSpec(name=name, multiple=1)
+        spec = catalog.find_in_catalog(name)
+        if spec is None and wanted and model and wanted != model:
+            spec = catalog.find_spelled(wanted)
+        spec = spec or ModelSpec(name=name, multiple=1)
         unsupported: dict[str, Any] = dict.fromkeys(set(MODEL_DEFAULTS) - TAKES[self.serving])
         return replace(spec, refuses=self._refuses(), **unsupported)
 
@@ -99,8 +102,8 @@ def find_endpoint(
 
     Its host is looked up once if no stored record has it. Raises T2IError.
     """
-    if options.endpoint.serving not in (None, *SERVINGS):
-        raise InputError(f"--serving must be {', '.join(SERVINGS)}.", field="serving")
+    if options.endpoint.serving is not None:
+        containers.check_serving(options.endpoint.serving)
     current = endpoint_store.current_endpoint()
     named = options.endpoint.endpoint or (current and current.name)
     if not named:
@@ -202,7 +205,7 @@ def _not_found_error(location: Location, token: TokenProvider, number: str) -> T
 
 
 def _same_model(one: str, other: str) -> bool:
-    spec = catalog.find_in_catalog(one)
+    spec = catalog.find_in_catalog(one) or catalog.find_spelled(one)
     names = {one, spec.name, spec.repo or one} if spec else {one}
     if other.endswith("…"):
         # Labels truncate long names, with an ellipsis at the end.

@@ -144,7 +144,7 @@ def _find_usable(name: str, revision: str | None = None) -> ModelSpec:
 
 def _find_spec(name: str, revision: str | None = None) -> ModelSpec:
     """The model of that name: in the catalogue, a folder, or a repository. Raises T2IError."""
-    spec = catalog.find_in_catalog(name)
+    spec = catalog.find_known(name)
     if spec is None and (folder := catalog.folder_named(name)):
         spec = ModelSpec(name=name, folder=folder.resolve())
     if spec is not None:
