@@ -3,6 +3,7 @@
 A finding is a problem only if it prevents every image; all others are notes.
 """
 
+import os
 import platform
 import shutil
 import threading
@@ -119,7 +120,7 @@ def _config() -> Diagnostic:
     set_here = [key for key in store.SETTINGS if store.find_setting(key)]
     named = ", ".join(set_here) or "nothing set"
     file = store.settings_path()
-    where = str(file) if file.exists() else f"{file} (not there)"
+    where = str(file) if os.path.exists(file) else f"{file} (not there)"
     return Diagnostic(name="config", status="ok", detail=f"{named}; {where}")
 
 

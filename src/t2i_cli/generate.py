@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from t2i_cli.backend import Backend, GeneratedImage
 from t2i_cli.driver import generate_and_save, with_notes
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
+from t2i_cli.files.user_paths import expand_option
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
@@ -44,8 +45,9 @@ class OutputDestination:
     @property
     def template(self) -> filenames.OutputTemplate:
         """The path template and format of the files; raises InputError."""
-        folder = self.target is not None and os.path.isdir(self.target)
-        return filenames.parse_output(self.target, self.format, is_folder=folder)
+        target = None if self.target is None else expand_option(self.target)
+        folder = target is not None and os.path.isdir(target)
+        return filenames.parse_output(target, self.format, is_folder=folder)
 
 
 def prepare_requests(

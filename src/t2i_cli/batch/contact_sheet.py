@@ -3,6 +3,7 @@
 If a sheet.png exists that t2i did not write, the sheet is written to t2i-sheet.png instead.
 """
 
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -239,7 +240,7 @@ def _thumbnail(file: Path) -> "Image":
     from PIL import Image
 
     try:
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise OSError("it is no file")
         # The manifest names the file: other formats start programs (EPS) or need much memory.
         with Image.open(file, formats=_FORMATS) as image:

@@ -75,13 +75,20 @@ def manifest_files(folder: Path) -> list[Path]:
     """The manifests of a folder, in the order of their age: the main one first.
 
     A run without --shard joins the shards' manifests, so that they are newer than the main one.
-    Where the folder was split in several ways, the split that was written last comes last.
+    Where the folder was split in several ways, the split that was written last comes last. Raises
+    InputError or StorageError.
     """
     main = folder / MAIN_MANIFEST
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise storage_error(error, "read", folder) from error
     shards: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("manifest-*-of-*.jsonl")):
-        if found := _SHARD.fullmatch(path.name):
-            shards.setdefault(found[1], []).append(path)
+    for name in names:
+        if found := _SHARD.fullmatch(name):
+            shards.setdefault(found[1], []).append(folder / name)
     splits = list(shards.values())
     if len(splits) > 1:
         splits.sort(key=lambda paths: max(map(_modified_time, paths)))

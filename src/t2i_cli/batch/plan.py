@@ -221,7 +221,7 @@ def _settle_taken_names(
 ) -> list[PromptProblem]:
     """Rename images whose path has another picture of t2i; a problem for any other file there."""
     problems: list[PromptProblem] = []
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return problems
     for row in rows:
         if row.id not in names:

@@ -34,8 +34,7 @@ from t2i_cli.batch.progress import BatchProgress, ShowImage
 from t2i_cli.batch.rows import ModelRevision
 from t2i_cli.batch.runner import BatchWriter, RunStats
 from t2i_cli.errors import InputError, InterruptedRunError, T2IError, TerminatedError
-from t2i_cli.output import filenames
-from t2i_cli.output.image_writer import SavedImage
+from t2i_cli.output.image_writer import SavedImage, check_folder
 from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.terminal.console import Console
@@ -63,6 +62,7 @@ def check_config(config: BatchConfig, console: Console) -> None:
     if config.show and console.events:
         raise InputError("--events has stderr to itself, where --show would draw.", field="show")
     parse_max_failures(config.max_failures, 0)
+    check_folder(config.folder)
 
 
 def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[PromptsFile, bool]:
@@ -73,9 +73,6 @@ def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[P
     check_config(config, console)
     terminal_viewer(config.show, config.options.lenient, console)
     folder = config.folder
-    parent = filenames.existing_parent(folder)
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"Cannot write to the folder {folder}.", hint="-o names another one.")
     prompts_file = _read_prompts(config)
     make_plan = _planner(config, prompts_file, backend, None)
     pages.check_page_paths(config.folder, sheet=config.sheet)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
@@ -19,6 +20,7 @@ from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
 from t2i_cli.errors import InputError
+from t2i_cli.files.user_paths import expand_option
 from t2i_cli.request_field import RequestField
 from t2i_cli.request_fields import FIELD, FIELDS
 from t2i_cli.settings.options import Flag
@@ -102,6 +104,7 @@ def _flatten_groups(function: Callable[..., None]) -> Callable[..., None]:
             )
 
     def run(**values: object) -> None:
+        values = {name: _expanded(value) for name, value in values.items()}
         function(
             **{
                 name: groups[name].build(values) if name in groups else values[name]
@@ -113,6 +116,13 @@ def _flatten_groups(function: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
+
+
+def _expanded(value: object) -> object:
+    """A command's value; in paths `~` is expanded, which shells leave in `--output=~/images`."""
+    if isinstance(value, Path):
+        return Path(expand_option(str(value)))
+    return [_expanded(each) for each in value] if isinstance(value, list) else value
 
 
 def _is_group(hint: object) -> bool:

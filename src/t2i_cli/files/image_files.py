@@ -3,7 +3,9 @@
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from t2i_cli.files.user_paths import open_user_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,8 +35,7 @@ def open_image(source: Path | bytes, *, rgb: bool = False) -> "Image":
         # Pillow warns before its own pixel limit raises, and about damage that does not matter.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(file, formats=_FORMATS) as image:
+            with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise _too_large()
                 image.load()
@@ -50,6 +51,10 @@ def open_image(source: Path | bytes, *, rgb: bool = False) -> "Image":
     except (SyntaxError, ValueError) as error:
         # Pillow raises these for broken or missing chunks.
         raise ImageFileError("damaged", str(error)) from error
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open_user_file(source)
 
 
 def _too_large() -> ImageFileError:

@@ -1,12 +1,15 @@
 """The catalogue: models with a short name (alias), and the only place with their facts."""
 
+import errno
 import os
 import re
+import stat
 from dataclasses import replace
 from pathlib import Path
 
 from t2i_cli import postcard
-from t2i_cli.errors import InputError, ModelError
+from t2i_cli.errors import InputError, ModelError, os_reason
+from t2i_cli.files.user_paths import expand_home
 from t2i_cli.known_names import closest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.request_fields import DEFAULT_MODEL as DEFAULT_MODEL
@@ -168,9 +171,20 @@ def find_known(name: str, revision: str | None = None) -> ModelSpec | None:
 
 
 def folder_named(name: str) -> Path | None:
-    """The existing folder that a model name is the path of, or `None`; `~` is expanded."""
-    path = os.path.expanduser(name)
-    return Path(path) if os.path.isdir(path) else None
+    """The existing folder that a model name is the path of, or `None`; `~` is expanded.
+
+    Raises ModelError if something is there that cannot be examined.
+    """
+    path = expand_home(name)
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except ValueError:  # a null byte
+        return None
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}:
+            return None
+        raise ModelError(f"Cannot read the model folder {name}: {os_reason(error)}.") from error
+    return Path(path) if is_folder else None
 
 
 def is_repository(name: str) -> bool:
@@ -183,8 +197,9 @@ def unknown_model(
 ) -> ModelError:
     """The error for an unknown model name; `others` says what is accepted beside an alias."""
     if _is_path(name):
+        there = os.path.exists(expand_home(name))
         return ModelError(
-            f"There is no model folder {name}.",
+            f"{name} is no folder." if there else f"There is no model folder {name}.",
             hint=f"`t2i models list` shows the short names; {others}.",
         )
     near = closest_name(_letters_and_digits(name), _BY_LETTERS)

@@ -5,6 +5,7 @@ classes among everything in a library.
 """
 
 import inspect
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -89,8 +90,8 @@ def _check_names(folder: Path, component: Component) -> None:
 def _check_files(folder: Path, components: Iterable[Component]) -> None:
     """Raise ModelError for a pipe, socket or device, from which a library would read for ever."""
     folders = [folder, *(folder / part.name for part in components if _is_safe_name(part.name))]
-    for path in (path for each in folders if each.is_dir() for path in each.iterdir()):
-        if path.exists() and not path.is_file() and not path.is_dir():
+    for path in (path for each in folders for path in diffusers_folder.folder_entries(each)):
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
             raise ModelError(f"{path} is no regular file, so it is no part of a model.")
 
 
@@ -119,7 +120,7 @@ def _names_kernel(folder: Path, component: Component) -> bool:
 def _is_custom_code(folder: Path, component: Component) -> bool:
     """Whether diffusers would load the class from a Python file in the component's folder."""
     file = folder / component.name / f"{component.library}.py"
-    return file.is_file() and _pipeline_package(component) is None
+    return os.path.isfile(file) and _pipeline_package(component) is None
 
 
 def _component_class(folder: Path, component: Component) -> LibraryObject:

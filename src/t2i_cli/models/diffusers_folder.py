@@ -83,6 +83,16 @@ def read_model_index(folder: Path) -> JsonConfig:
         ) from None
 
 
+def pipeline_class_path(folder: Path) -> list[str]:
+    """The pipeline's class, after its module if that is the model's own. Raises ModelError."""
+    class_name = read_model_index(folder).get("_class_name")
+    path = class_name if isinstance(class_name, list) and len(class_name) == 2 else [class_name]
+    names = [name for name in path if isinstance(name, str) and name.isidentifier()]
+    if len(names) < len(path):
+        raise ModelError(f"{folder / 'model_index.json'} names no pipeline class.")
+    return names
+
+
 def list_components(folder: Path) -> list[Component]:
     """The components that the model contains. Raises ModelError."""
     return [
@@ -102,6 +112,14 @@ def _component_entries(folder: Path) -> list[tuple[str, list[str]]]:
         for name, value in read_model_index(folder).items()
         if not name.startswith("_") and isinstance(value, list) and len(value) == 2
     ]
+
+
+def folder_entries(folder: Path) -> list[Path]:
+    """What lies in a folder of a model; empty if it is no folder. Raises ModelError."""
+    try:
+        return list(folder.iterdir()) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise ModelError(f"Cannot read {folder}: {os_reason(error)}.") from error
 
 
 def component_config(folder: Path, name: str) -> JsonConfig:
@@ -130,7 +148,7 @@ def largest_size(config: JsonConfig, key: str, default: int) -> int:
 
 def denoiser_config(folder: Path) -> tuple[str, JsonConfig]:
     """The name and config of the denoiser (transformer, UNet or decoder)."""
-    name = next((n for n in DENOISERS if (folder / n / "config.json").is_file()), "unet")
+    name = next((n for n in DENOISERS if os.path.isfile(folder / n / "config.json")), "unet")
     return name, component_config(folder, name)
 
 

@@ -92,12 +92,7 @@ def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> Mode
 
 def pipeline_class(folder: Path, *, trust_remote_code: bool) -> LibraryObject:
     """The pipeline class: of diffusers or, if trusted, the model's own code. Raises ModelError."""
-    class_name = diffusers_folder.read_model_index(folder).get("_class_name")
-    class_path = (
-        class_name if isinstance(class_name, list) and len(class_name) == 2 else [class_name]
-    )
-    if not all(isinstance(name, str) and name.isidentifier() for name in class_path):
-        raise ModelError(f"{folder / 'model_index.json'} names no pipeline class.")
+    class_path = diffusers_folder.pipeline_class_path(folder)
     if len(class_path) == 2 and not trust_remote_code:
         raise component_check.custom_code_error(folder, f"{class_path[0]}.py")
     component_check.check_components(folder, trust_remote_code=trust_remote_code)

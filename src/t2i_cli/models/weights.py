@@ -45,7 +45,7 @@ def read_weight_headers(
     for component in diffusers_folder.list_components(folder):
         if component.name in skip:
             continue
-        if not (folder / component.name).is_dir():
+        if not os.path.isdir(folder / component.name):
             raise ModelError(
                 f"The model in {folder} is incomplete: it has no {component.name} folder."
             )
@@ -87,7 +87,7 @@ def _weight_files(folder: Path, *, half: bool) -> list[Path]:
 
 
 def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    return [path.name for path in diffusers_folder.folder_entries(folder) if os.path.isfile(path)]
 
 
 def _shards(index: Path) -> list[Path]:

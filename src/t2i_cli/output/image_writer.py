@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -183,9 +184,36 @@ def _check_path(path: Path, overwrite: bool) -> None:
         raise _exists_error(path)
     if path.exists() and not path.is_file():
         raise InputError(f"The output '{path}' is a device or pipe, not a file.")
-    blocked = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
-    if blocked:
-        raise InputError(f"The output '{path}' needs a folder where '{blocked}' is a file.")
+    _check_folder(path.parent, path)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError if the folder for images cannot be used or created; changes nothing."""
+    try:
+        _check_folder(folder, folder)
+    except OSError as error:
+        raise storage_error(error, "write to the folder", folder) from error
+
+
+def _check_folder(folder: Path, output: Path) -> None:
+    """Raise InputError or OSError if the output's folder cannot be used or created."""
+    for part in (folder, *folder.parents):
+        try:
+            is_folder = stat.S_ISDIR(os.stat(part).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.islink(part):
+                raise InputError(
+                    f"The output '{output}' needs a folder where '{part}' is a link to nothing."
+                ) from None
+            continue
+        if not is_folder:
+            raise InputError(f"The output '{output}' needs a folder where '{part}' is a file.")
+        if not os.access(part, os.W_OK | os.X_OK):
+            raise InputError(
+                f"Cannot write to the folder '{part}': it is read-only for you.",
+                hint="-o takes another place.",
+            )
+        return
 
 
 def _write_stdout(data: bytes) -> None:

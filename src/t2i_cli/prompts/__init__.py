@@ -80,13 +80,15 @@ def generate_instead(text: str) -> str:
 
 
 def check_source(source: str) -> None:
-    """Raise InputError for a prompts file that is not there, or a folder."""
+    """Raise InputError for a prompts file that is not there or cannot be examined."""
     if source == "-":
         return
-    if not os.path.lexists(source):
-        raise _no_file(source)
-    if os.path.isdir(source):
-        raise InputError(f"Cannot read {source!r}: it is a folder.")
+    try:
+        os.stat(source)
+    except FileNotFoundError as error:
+        raise _no_file(source) from error
+    except OSError as error:
+        raise InputError(f"Cannot read {source!r}: {os_reason(error)}.") from error
 
 
 def prompts_format(source: str, wanted: str | None) -> InputFormat:
@@ -95,15 +97,8 @@ def prompts_format(source: str, wanted: str | None) -> InputFormat:
     Raises InputError if it is unknown.
     """
     if wanted is not None and wanted not in get_args(InputFormat):
-<<<<<<< HEAD
-        raise InputError(
-            f"The input format {wanted!r} is unknown; use one of: "
-            f"{', '.join(get_args(InputFormat))}."
-        )
-=======
         choices = name_choices(wanted, get_args(InputFormat))
         raise InputError(f"The input format {wanted!r} is unknown; {choices}")
->>>>>>> b770069 (Names: aliases in any case and punctuation, one helper suggests the nearest; words without quotes lead to generate; a bug is an error object, too)
     extension = "txt" if source == "-" else Path(source).suffix[1:].lower()
     for known in get_args(InputFormat):
         if (wanted or extension) == known:
@@ -137,7 +132,7 @@ def _no_file(source: str) -> InputError:
     """The error for a file that is not there; the words of a prompt are often given for one."""
     folder, name = os.path.split(source)
     try:
-        near = closest_name(name, os.listdir(folder or "."))
+        near = closest_name(name, set(os.listdir(folder or ".")) - {name})
     except (OSError, ValueError):  # ValueError: a null byte
         near = None
     if near:

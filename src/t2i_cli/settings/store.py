@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import MAX_STATE_BYTES, replace_text
+from t2i_cli.files.user_paths import expand_option
 from t2i_cli.known_names import suggest_name
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
@@ -37,9 +38,12 @@ class SettingValue:
 
 
 def settings_path() -> Path:
-    """The settings file: T2I_CONFIG, or config.toml in the user's configuration folder."""
+    """The settings file: T2I_CONFIG, or config.toml in the user's configuration folder.
+
+    Raises InputError if T2I_CONFIG begins with a home that there is not.
+    """
     if named := os.environ.get(CONFIG_VARIABLE):
-        return Path(named).expanduser()
+        return Path(expand_option(named))
     from platformdirs import user_config_path
 
     return user_config_path("t2i", appauthor=False) / "config.toml"

@@ -9,6 +9,7 @@ from pathlib import Path
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import MAX_STATE_BYTES
+from t2i_cli.files.user_paths import expand_home
 from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.settings import store
@@ -137,7 +138,7 @@ def load_prices() -> PriceTable:
     named = store.get_setting("vertex_prices")
     if named is None:
         return BUILT_IN
-    file = Path(named).expanduser()
+    file = Path(expand_home(named))
     try:
         record = tomllib.loads(read_input(file, MAX_STATE_BYTES).decode())
     except OSError as error:

@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -83,7 +82,7 @@ class LocalBackend:
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The current commit of a repository's revision; `None` for a local model."""
-        if "/" not in model or os.path.isdir(model):
+        if "/" not in model or catalog.folder_named(model):
             return None
         from t2i_cli.hub import snapshot
 

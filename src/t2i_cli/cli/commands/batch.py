@@ -16,6 +16,7 @@ from t2i_cli.cli.batch_options import (
 )
 from t2i_cli.cli.options import RequestOptions, RunOptions
 from t2i_cli.errors import InputError
+from t2i_cli.files.user_paths import expand_option
 from t2i_cli.request_fields import FIELDS
 from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import BackendOptions, DeploymentSpec, EndpointOptions
@@ -111,7 +112,7 @@ def _batch_config(
     template = folder.name or DEFAULT_NAME_TEMPLATE
     check_template(template, folder.format)
     return BatchConfig(
-        source=rows.file,
+        source=expand_option(rows.file),
         input_format=rows.input_format,
         folder=folder.output,
         options=BatchOptions(

@@ -1,5 +1,6 @@
 """`t2i config`: reads and writes the settings file."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -93,7 +94,7 @@ def path(json: JsonOpt = False) -> None:
     console.configure(json=json)
     file = store.settings_path()
     if json:
-        console.result_json({"path": str(file), "exists": file.exists()})
+        console.result_json({"path": str(file), "exists": os.path.exists(file)})
     else:
         console.result(str(file))
 

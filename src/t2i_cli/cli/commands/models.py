@@ -11,7 +11,7 @@ from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, diffusers_folder
+from t2i_cli.models import catalog, diffusers_folder, weights
 from t2i_cli.terminal.console import console, format_bytes
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _find_usable(name: str, revision: str | None = None) -> ModelSpec:
     """The model of that name; a folder must hold one. Raises T2IError."""
     spec = _find_spec(name, revision)
     if spec.folder:
-        diffusers_folder.read_model_index(spec.folder)
+        diffusers_folder.pipeline_class_path(spec.folder)
     return spec
 
 
@@ -193,13 +193,25 @@ def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, objec
     """All known fields of a model, as `--json` prints them."""
     found = cached.get(spec.repo or "")
     folder = spec.folder or (found.folder if found else None)
-    state = "whole" if spec.folder or (found and found.complete) else "partly" if found else "no"
+    if spec.folder:
+        whole = _has_all_weights(spec.folder)
+    else:
+        whole = bool(found and found.complete)
+    state = "whole" if whole else "partly" if folder else "no"
     return asdict(spec) | {
         "folder": str(folder) if folder else None,
         "revision": found.commit if found else None,
         "downloaded": state,
         "disk_bytes": found.size if found else _folder_bytes(spec.folder) if spec.folder else None,
     }
+
+
+def _has_all_weights(folder: Path) -> bool:
+    """Whether a folder has the weights of all components; their headers are read."""
+    try:
+        return bool(weights.read_weight_headers(folder, half=False))
+    except ModelError:
+        return False
 
 
 def _table_row(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> tuple[str, str, str, str, str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
+_MAX_KEY_BYTES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
