@@ -237,6 +237,35 @@ def test_one_rows_bug_is_that_rows(t2i_env: dict[str, str], tmp_path: Path) -> N
     assert (again.returncode, json.loads(again.stdout)["failures"]) == (8, {"bug": 2})
 
 
+def test_a_bug_of_a_rows_check_shows_its_traceback_with_verbose(
+    t2i_env: dict[str, str], tmp_path: Path
+) -> None:
+    program = """
+from t2i_cli.backends.local.backend import LocalBackend
+def check(self, request):
+    if request.steps == 3: raise ZeroDivisionError("it broke")
+LocalBackend.check = check
+LocalBackend.estimate = lambda self, request: {}
+from t2i_cli.cli.main import main
+main()
+"""
+    rows = [{"prompt": "a"}, {"prompt": "b", "steps": 3}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for options in ((), ("-v",)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, "batch", "p.jsonl", "-m", "postcard", "--dry-run"]
+            + list(options),
+            env=t2i_env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "p.jsonl:2: An unexpected ZeroDivisionError: it broke" in done.stderr
+        assert done.stderr.count("Traceback (most recent call last)") == len(options)
+
+
 def test_a_bug_in_every_row_ends_the_run_early(t2i_env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"bug {n}" for n in range(500)))
     done = painted(t2i_env, tmp_path, "--json")

@@ -1,12 +1,16 @@
 """Rows: precedence, repeats, variations, ids and seeds that last, and all problems at once."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from t2i_cli.batch import options, rows
+from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.options import BatchOptions, parse_seeds, parse_vary
+from t2i_cli.batch.plan import BatchPlan, SelectionOptions
+from t2i_cli.batch.planner import BatchConfig, make_planner
 from t2i_cli.batch.rows import BatchRow, expand_rows
 from t2i_cli.errors import (
     InputError,
@@ -18,7 +22,7 @@ from t2i_cli.errors import (
 )
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
-from t2i_cli.prompts import PromptsError
+from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED
@@ -300,6 +304,74 @@ def test_what_a_backend_raises_of_a_row_is_that_rows_problem(method: str) -> Non
     assert [(problem.line, problem.message) for problem in told] == [(2, said)]
     with pytest.raises(InternalError, match="of a library"):
         expand_rows(entries("a"), BatchOptions(defaults={"model": "sdxl"}), Broken())
+
+
+@pytest.mark.parametrize("method", ["resolve_revision", "estimate"])
+@pytest.mark.parametrize("raised", [ZeroDivisionError("of a library"), ModelError("not here")])
+def test_what_a_backend_raises_while_it_plans_is_that_models_rows_problem(
+    method: str, raised: Exception, tmp_path: Path
+) -> None:
+    def told(model: str) -> None:
+        if "xl" in model:
+            raise raised
+
+    class Broken(StubBackend):
+        def resolve_revision(self, model: str, revision: str | None) -> str | None:
+            if method == "resolve_revision":
+                told(model)
+            return "c" * 40
+
+        def estimate(self, request: ResolvedRequest) -> dict[str, object]:
+            if method == "estimate":
+                told(request.model)
+            return {"seen": request.model}
+
+    rows = entries({"prompt": "a", "model": "sdxl"}, "b", {"prompt": "c", "model": "sd15"})
+    bugs: list[T2IError] = []
+
+    def planned(*lines: int, skip: bool) -> BatchPlan:
+        file = PromptsFile("p.jsonl", [row for row in rows if row.line in lines], [])
+        config = BatchConfig(
+            source="p.jsonl",
+            input_format=None,
+            folder=tmp_path / "none",
+            options=BatchOptions(),
+            selection=SelectionOptions(),
+            skip_invalid=skip,
+        )
+        make_plan = make_planner(config, file, Broken(), lambda _: None, bugs.append)
+        return make_plan(ManifestState())[0]
+
+    plan = planned(1, 2, 3, skip=True)
+    assert [row.line for row in plan.rows] == [2, 3]
+    said = "An unexpected ZeroDivisionError: of a library"
+    message = "not here" if isinstance(raised, ModelError) else said
+    assert plan.problems == [PromptProblem(1, "model", message)]
+    assert {record["seen"] for record in plan.estimates} == {r.request.model for r in plan.rows}
+    assert [error.__cause__ for error in bugs] == [raised] * (not isinstance(raised, ModelError))
+    with pytest.raises(PromptsError, match="p.jsonl:1: model: "):
+        planned(1, 2, skip=False)
+    # It is no fault of the file if every row has it.
+    with pytest.raises(ModelError if isinstance(raised, ModelError) else InternalError):
+        planned(1, skip=True)
+
+
+def test_a_network_that_fails_while_it_plans_ends_the_batch(tmp_path: Path) -> None:
+    def offline(model: str, revision: str | None) -> str | None:
+        raise RemoteError("no network")
+
+    config = BatchConfig(
+        source="p",
+        input_format="txt",
+        folder=tmp_path / "none",
+        options=BatchOptions(),
+        selection=SelectionOptions(),
+    )
+    file = PromptsFile("p", entries("a", "b"), [])
+    stub = StubBackend(commits=offline)
+    make_plan = make_planner(config, file, stub, lambda _: None, lambda _: None)
+    with pytest.raises(RemoteError, match="no network"):
+        make_plan(ManifestState())
 
 
 def test_backend_is_asked_once_for_requests_alike() -> None:

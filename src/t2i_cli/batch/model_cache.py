@@ -1,5 +1,7 @@
 """Cache of model specifications and checks, so that a batch asks a backend once per model."""
 
+from collections.abc import Callable
+
 from t2i_cli.backend import Backend
 from t2i_cli.errors import (
     InputError,
@@ -15,14 +17,17 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 ROW_ERRORS = (InputError, ModelError, OutOfMemoryError, InternalError)
 """Errors that a row can cause; others, as of the network, end the batch."""
 
+OnBug = Callable[[T2IError], None]
+
 ModelName = tuple[object, object]
 
 
 class ModelCache:
     """Caches a backend's answers on models, errors included."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, on_bug: OnBug = lambda _: None) -> None:
         self._backend = backend
+        self._on_bug = on_bug
         self._specs: dict[ModelName, ModelSpec | T2IError] = {}
         self._checked: dict[tuple[object, ...], T2IError | None] = {}
 
@@ -35,7 +40,7 @@ class ModelCache:
                     GenerateRequest(prompt="-", model=model, revision=revision)  # type: ignore[arg-type]
                 )
             except Exception as raised:  # noqa: BLE001 - becomes the problem of its rows
-                self._specs[key] = _row_error(raised)
+                self._specs[key] = row_error(raised, self._on_bug)
         found = self._specs[key]
         if isinstance(found, T2IError):
             raise found
@@ -53,17 +58,22 @@ class ModelCache:
             try:
                 self._backend.check(request)
             except Exception as raised:  # noqa: BLE001 - becomes the problem of its rows
-                self._checked[key] = _row_error(raised)
+                self._checked[key] = row_error(raised, self._on_bug)
             else:
                 self._checked[key] = None
         if cached_error := self._checked[key]:
             raise cached_error
 
 
-def _row_error(raised: Exception) -> T2IError:
-    """The error as rows are told of it; raises those that no row causes."""
+def row_error(raised: Exception, on_bug: OnBug = lambda _: None) -> T2IError:
+    """The error as rows are told of it; raises those that no row causes.
+
+    `on_bug` is called with an unexpected one, whose `__cause__` has the traceback.
+    """
     if isinstance(raised, ROW_ERRORS):
         return raised
     if isinstance(raised, T2IError | MemoryError):
         raise raised
-    return internal_error(raised)
+    error = internal_error(raised)
+    on_bug(error)
+    return error

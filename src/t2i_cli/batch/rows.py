@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli.backend import Backend
-from t2i_cli.batch.model_cache import ROW_ERRORS, ModelCache
+from t2i_cli.batch.model_cache import ROW_ERRORS, ModelCache, OnBug
 from t2i_cli.batch.note_groups import NoteGroups
 from t2i_cli.batch.options import MAX_ROWS, BatchOptions
 from t2i_cli.errors import InputError, ModelError, T2IError
@@ -47,12 +47,14 @@ def expand_rows(
     options: BatchOptions,
     backend: Backend,
     on_note: Callable[[str], None] = lambda _: None,
+    on_bug: OnBug = lambda _: None,
 ) -> tuple[list[BatchRow], list[PromptProblem]]:
     """Expand the entries to rows, checked against their models; returns rows and problems.
 
-    Raises T2IError for an error of the command line, or one that no row causes.
+    `on_bug` is called with the error of an unexpected exception about a row. Raises T2IError for
+    an error of the command line, or one that no row causes.
     """
-    return _RowExpander(options, backend, on_note).run(entries)
+    return _RowExpander(options, backend, on_note, on_bug).run(entries)
 
 
 def pin_revisions(
@@ -79,6 +81,20 @@ def pin_revisions(
     return pinned, {key: pin for key, pin in commits.items() if pin and key not in pins}
 
 
+def split_by_model(
+    rows: Sequence[BatchRow], errors: Mapping[ModelRevision, T2IError]
+) -> tuple[list[BatchRow], list[PromptProblem]]:
+    """The rows of lines without a model that has an error, and a problem for each other line."""
+    found = (
+        PromptProblem(row.line, "model", _error_text(errors[key]))
+        for row in rows
+        if (key := (row.request.model, row.request.revision)) in errors
+    )
+    problems = list(dict.fromkeys(found))
+    invalid_lines = {problem.line for problem in problems}
+    return [row for row in rows if row.line not in invalid_lines], problems
+
+
 class _RowExpander:
     """Expands entries to rows; counts equal rows, so that ids and seeds are unique and stable."""
 
@@ -87,6 +103,7 @@ class _RowExpander:
         options: BatchOptions,
         backend: Backend,
         on_note: Callable[[str], None],
+        on_bug: OnBug,
     ) -> None:
         if options.count < 1:
             raise InputError(f"count must be at least 1, not {options.count}.", field="count")
@@ -97,7 +114,7 @@ class _RowExpander:
             if field in options.defaults or field in seeded:
                 raise InputError(f"--vary and another option both set {field}.", field="vary")
         self._options = options
-        self._models = ModelCache(backend)
+        self._models = ModelCache(backend, on_bug)
         self._on_note = on_note
         self._rows: list[BatchRow] = []
         self._id_counts: Counter[str] = Counter()

@@ -5,8 +5,6 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_cli import prompts
@@ -17,9 +15,7 @@ from t2i_cli.batch import (
     manifest,
     manifest_merge,
     pages,
-    plan,
     prune,
-    rows,
     runner,
     summary,
 )
@@ -28,33 +24,17 @@ from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal, handle_signals
 from t2i_cli.batch.manifest import Manifest, ManifestState
 from t2i_cli.batch.opening_lines import opening_lines
-from t2i_cli.batch.options import BatchOptions, parse_max_failures
-from t2i_cli.batch.plan import BatchPlan, SelectionOptions
+from t2i_cli.batch.options import parse_max_failures
+from t2i_cli.batch.plan import BatchPlan
+from t2i_cli.batch.planner import BatchConfig as BatchConfig
+from t2i_cli.batch.planner import make_planner
 from t2i_cli.batch.progress import BatchProgress, ShowImage
-from t2i_cli.batch.rows import ModelRevision
 from t2i_cli.batch.runner import BatchWriter, RunStats
 from t2i_cli.errors import InputError, InterruptedRunError, T2IError, TerminatedError
 from t2i_cli.output.image_writer import SavedImage, check_folder
-from t2i_cli.prompts import PromptsError, PromptsFile
-from t2i_cli.prompts.literal_syntax import literal_syntax_notes
+from t2i_cli.prompts import PromptsFile
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchConfig:
-    """Configuration of a batch. `max_failures` is a number, or a percentage as `5%`."""
-
-    source: str
-    input_format: str | None
-    folder: Path
-    options: BatchOptions
-    selection: SelectionOptions
-    skip_invalid: bool = False
-    max_failures: str | None = None
-    dry_run: bool = False
-    sheet: bool = False
-    show: bool = False
 
 
 def check_config(config: BatchConfig, console: Console) -> None:
@@ -74,7 +54,7 @@ def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[P
     terminal_viewer(config.show, config.options.lenient, console)
     folder = config.folder
     prompts_file = _read_prompts(config)
-    make_plan = _planner(config, prompts_file, backend, None)
+    make_plan = make_planner(config, prompts_file, backend, console, with_notes=False)
     pages.check_page_paths(config.folder, sheet=config.sheet)
     batch_plan, _ = make_plan(manifest.load_manifests(folder))
     if os.path.lexists(folder / lock.STATE_FOLDER):
@@ -96,39 +76,6 @@ def _warn_of_small_disk(batch_plan: BatchPlan, console: Console) -> None:
         console.warn("the disk may be too small for all of them.")
 
 
-def _planner(
-    config: BatchConfig, prompts_file: PromptsFile, backend: Backend, console: Console | None
-) -> Callable[[ManifestState], tuple[BatchPlan, dict[ModelRevision, str]]]:
-    """Expand the rows; returns a function from a manifest state to the plan and its new pins.
-
-    Notes go to the console, if there is one. Both raise PromptsError.
-    """
-    if not prompts_file.entries:
-        raise PromptsError(prompts_file.name, prompts_file.problems, skipped=config.skip_invalid)
-    on_note = console.warn if console else lambda _: None
-    expanded, row_problems = rows.expand_rows(
-        prompts_file.entries, config.options, backend, on_note=on_note
-    )
-    problems = [*prompts_file.problems, *row_problems]
-    if problems and (not config.skip_invalid or not expanded):
-        raise PromptsError(prompts_file.name, problems, skipped=config.skip_invalid)
-    if console:
-        requests = (row.request for row in expanded)
-        for note in literal_syntax_notes(requests, expanded=prompts_file.format == "txt"):
-            console.note(note)
-
-    def make_plan(state: ManifestState) -> tuple[BatchPlan, dict[ModelRevision, str]]:
-        pinned, pins = rows.pin_revisions(expanded, state.pins, backend.resolve_revision)
-        batch_plan = plan.build_plan(
-            pinned, problems, config.folder, state, config.selection, backend.estimate
-        )
-        if len(batch_plan.problems) > len(problems) and not config.skip_invalid:
-            raise PromptsError(prompts_file.name, batch_plan.problems)
-        return batch_plan, pins
-
-    return make_plan
-
-
 def run_batch(
     config: BatchConfig,
     backend: Backend,
@@ -142,7 +89,7 @@ def run_batch(
     check_config(config, console)
     show = terminal_viewer(config.show, config.options.lenient, console)
     prompts_file = prompts_file or _read_prompts(config)
-    make_plan = _planner(config, prompts_file, backend, console)
+    make_plan = make_planner(config, prompts_file, backend, console)
     pages.check_page_paths(config.folder, sheet=config.sheet)
     if config.dry_run:
         batch_plan, _ = make_plan(manifest.load_manifests(config.folder))

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -209,11 +210,15 @@ def _check_folder(folder: Path, output: Path) -> None:
         if not is_folder:
             raise InputError(f"The output '{output}' needs a folder where '{part}' is a file.")
         if not os.access(part, os.W_OK | os.X_OK):
-            raise InputError(
-                f"Cannot write to the folder '{part}': it is read-only for you.",
-                hint="-o takes another place.",
-            )
+            raise storage_error(_write_obstacle(part), "write to the folder", part)
         return
+
+
+def _write_obstacle(folder: Path) -> OSError:
+    """The error of writing to a folder that `os.access` says is not writable."""
+    read_only = sys.platform != "win32" and os.statvfs(folder).f_flag & os.ST_RDONLY
+    number = errno.EROFS if read_only else errno.EACCES
+    return OSError(number, os.strerror(number), str(folder))
 
 
 def _write_stdout(data: bytes) -> None:

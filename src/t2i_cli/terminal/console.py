@@ -27,6 +27,7 @@ class Console:
         self.quiet = False
         self.verbose = False
         self.events = False
+        self._explained: BaseException | None = None
         self._out: TextIO | None = None
         self._err: TextIO | None = None
 
@@ -90,8 +91,9 @@ class Console:
             self._message("note", message)
 
     def cause(self, error: BaseException) -> None:
-        """Print the traceback of an error's cause, with --verbose only."""
-        if self.verbose and error.__cause__ is not None:
+        """Print the traceback of an error's cause, with --verbose only, and once an error."""
+        if self.verbose and error.__cause__ is not None and error is not self._explained:
+            self._explained = error
             self.detail("".join(traceback.format_exception(error.__cause__)).rstrip())
 
     def bug(self, raised: Exception) -> None:

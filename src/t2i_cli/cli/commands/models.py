@@ -138,7 +138,7 @@ def _find_usable(name: str, revision: str | None = None) -> ModelSpec:
     """The model of that name; a folder must hold one. Raises T2IError."""
     spec = _find_spec(name, revision)
     if spec.folder:
-        diffusers_folder.pipeline_class_path(spec.folder)
+        diffusers_folder.read_model_index(spec.folder)
     return spec
 
 

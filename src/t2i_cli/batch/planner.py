@@ -1,0 +1,141 @@
+"""Plans a batch: the rows of its prompts file, and what a backend says of their models."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from t2i_cli.backend import Backend
+from t2i_cli.batch import plan, rows
+from t2i_cli.batch.manifest import ManifestState
+from t2i_cli.batch.model_cache import OnBug, row_error
+from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.plan import BatchPlan, SelectionOptions
+from t2i_cli.batch.rows import BatchRow, ModelRevision
+from t2i_cli.errors import T2IError
+from t2i_cli.prompts import PromptsError, PromptsFile
+from t2i_cli.prompts.entries import PromptProblem
+from t2i_cli.prompts.literal_syntax import literal_syntax_notes
+from t2i_cli.terminal.console import Console
+
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Configuration of a batch. `max_failures` is a number, or a percentage as `5%`."""
+
+    source: str
+    input_format: str | None
+    folder: Path
+    options: BatchOptions
+    selection: SelectionOptions
+    skip_invalid: bool = False
+    max_failures: str | None = None
+    dry_run: bool = False
+    sheet: bool = False
+    show: bool = False
+
+
+def make_planner(
+    config: BatchConfig,
+    prompts_file: PromptsFile,
+    backend: Backend,
+    console: Console,
+    *,
+    with_notes: bool = True,
+) -> Callable[[ManifestState], tuple[BatchPlan, dict[ModelRevision, str]]]:
+    """Expand the rows; returns a function from a manifest state to the plan and its new pins.
+
+    Notes on the rows go to the console, and with --verbose the cause of an unexpected exception.
+    Both raise PromptsError, and T2IError for what no row causes.
+    """
+    if not prompts_file.entries:
+        raise PromptsError(prompts_file.name, prompts_file.problems, skipped=config.skip_invalid)
+    on_bug = console.cause
+    expanded, row_problems = rows.expand_rows(
+        prompts_file.entries,
+        config.options,
+        backend,
+        on_note=console.warn if with_notes else lambda _: None,
+        on_bug=on_bug,
+    )
+    problems = [*prompts_file.problems, *row_problems]
+    _refuse_problems(config, prompts_file.name, problems, expanded)
+    if with_notes:
+        requests = (row.request for row in expanded)
+        for note in literal_syntax_notes(requests, expanded=prompts_file.format == "txt"):
+            console.note(note)
+
+    def make_plan(state: ManifestState) -> tuple[BatchPlan, dict[ModelRevision, str]]:
+        asked = _ModelErrors(on_bug)
+        pinned, pins = rows.pin_revisions(
+            expanded, state.pins, asked.guard(backend.resolve_revision, lambda *key: key, None)
+        )
+        usable, found = _usable_rows(expanded, asked.errors)
+        lines = {row.line for row in usable}
+        pinned, found = [row for row in pinned if row.line in lines], [*problems, *found]
+        while True:
+            planned = _ModelErrors(on_bug)
+            estimate = planned.guard(
+                backend.estimate, lambda request: (request.model, request.revision), {}
+            )
+            batch_plan = plan.build_plan(
+                pinned, found, config.folder, state, config.selection, estimate
+            )
+            if not planned.errors:
+                break
+            pinned, more = _usable_rows(pinned, planned.errors)
+            found += more
+        if len(batch_plan.problems) > len(problems):
+            _refuse_problems(config, prompts_file.name, batch_plan.problems, pinned)
+        return batch_plan, pins
+
+    return make_plan
+
+
+def _usable_rows(
+    all_rows: Sequence[BatchRow], errors: Mapping[ModelRevision, T2IError]
+) -> tuple[list[BatchRow], list[PromptProblem]]:
+    """`split_by_model`; raises the error itself where it is the one of every row."""
+    usable, problems = rows.split_by_model(all_rows, errors)
+    if all_rows and not usable and len(errors) == 1:
+        raise next(iter(errors.values()))
+    return usable, problems
+
+
+class _ModelErrors:
+    """What a backend raised about models while a batch is planned: each fails the model's rows."""
+
+    def __init__(self, on_bug: OnBug) -> None:
+        self.errors: dict[ModelRevision, T2IError] = {}
+        self._on_bug = on_bug
+
+    def guard(
+        self, ask: Callable[Asked, Answer], key: Callable[Asked, ModelRevision], default: Answer
+    ) -> Callable[Asked, Answer]:
+        """`ask`, but `default` where it raises; an error that no row causes is raised all the same.
+
+        `key` is the model and revision that a call asks about.
+        """
+
+        def guarded(*args: Asked.args, **kwargs: Asked.kwargs) -> Answer:
+            try:
+                return ask(*args, **kwargs)
+            except Exception as raised:  # noqa: BLE001 - becomes the problem of its rows
+                self.errors[key(*args, **kwargs)] = row_error(raised, self._on_bug)
+                return default
+
+        return guarded
+
+
+def _refuse_problems(
+    config: BatchConfig,
+    name: str,
+    problems: Sequence[PromptProblem],
+    valid: Sequence[BatchRow],
+) -> None:
+    """Raise PromptsError for problems, unless the valid rows shall be made without them."""
+    if problems and (not config.skip_invalid or not valid):
+        raise PromptsError(name, problems, skipped=config.skip_invalid)
