@@ -63,7 +63,7 @@ def find_existing(plan: DeploymentPlan, client: GoogleClient) -> Deployment | No
         if here != wanted[label]:
             raise InputError(
                 f"There is a deployment {existing.name} already, and it {what} "
-                f"{decode_label(here)}, not {decode_label(wanted[label])}.",
+                f"{decode_label(here) or 'unknown'}, not {decode_label(wanted[label])}.",
                 hint="--name gives yours another name; "
                 f"`t2i remote down {existing.name}` removes it.",
             )

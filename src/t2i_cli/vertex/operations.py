@@ -91,10 +91,11 @@ def wait_for_operation(
     limit = OPERATION_TIMEOUT if seconds is None else seconds
     started = reported = time.monotonic()
     latest: dict[str, Any] | None = operation
+    name = str(operation.get("name", ""))
 
     def poll(_left: float) -> dict[str, Any]:
         nonlocal latest, reported
-        found, latest = latest or _get_operation(client, operation["name"], title), None
+        found, latest = latest or _get_operation(client, name, title), None
         if time.monotonic() - reported > REPORT_INTERVAL:
             reported = time.monotonic()
             report(f"{title}: {format_duration(reported - started)} so far")
@@ -109,7 +110,7 @@ def wait_for_operation(
     policy = RetryPolicy(retries=0, timeout=limit, first_pause=0.1, growth=1.5, longest_pause=10.0)
     operation = call_with_retry(poll, policy)
     if error := operation.get("error"):
-        raise _failure(client, operation["name"], error)
+        raise _failure(client, name, error)
     response: dict[str, Any] = operation.get("response", {})
     return response
 

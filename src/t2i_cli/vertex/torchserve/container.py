@@ -30,7 +30,9 @@ def archived_source(source: ModelSource) -> ModelSource:
             manifest = json.loads(archive.read(MANIFEST))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder / ARCHIVE} is no archive of TorchServe's.") from error
-    name = str(manifest.get("model", {}).get("description") or source.spec.name)
+    model = manifest.get("model") if isinstance(manifest, dict) else None
+    described = model.get("description") if isinstance(model, dict) else None
+    name = str(described or source.spec.name)
     return replace(source, spec=catalog.find_in_catalog(name) or ModelSpec(name=name))
 
 
