@@ -3,7 +3,7 @@
 # docs/testing.md.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check test full mutants lint types docs bench
+.PHONY: check test full mutants errors lint types docs bench
 
 check: lint types test
 
@@ -17,6 +17,12 @@ mutants:
 	rm -rf mutants
 	$(PYTHON) -m mutmut run
 	$(PYTHON) tests/mutants.py
+
+errors:
+	rm -f .coverage .coverage.*
+	$(PYTHON) -m coverage run -m pytest
+	$(PYTHON) -m coverage combine -q
+	$(PYTHON) -m tests.unrun_errors .coverage
 
 lint:
 	$(PYTHON) -m ruff check .

@@ -30,7 +30,10 @@ settings.register_profile("t2i", deadline=None, derandomize=True, max_examples=6
 settings.register_profile("full", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile("t2i")
 
-PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+PASSED_ON = (
+    *("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
+    *("COVERAGE_PROCESS_CONFIG",),
+)
 """What of the developer's environment a test's process may see: nothing that steers t2i."""
 
 CHROMIUM = Path("/usr/bin/chromium")
