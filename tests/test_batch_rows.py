@@ -26,6 +26,7 @@ from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED
+from t2i_cli.terminal.console import Console
 from tests.fakes.stub_backend import StubBackend
 
 
@@ -309,7 +310,7 @@ def test_what_a_backend_raises_of_a_row_is_that_rows_problem(method: str) -> Non
 @pytest.mark.parametrize("method", ["resolve_revision", "estimate"])
 @pytest.mark.parametrize("raised", [ZeroDivisionError("of a library"), ModelError("not here")])
 def test_what_a_backend_raises_while_it_plans_is_that_models_rows_problem(
-    method: str, raised: Exception, tmp_path: Path
+    method: str, raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(model: str) -> None:
         if "xl" in model:
@@ -327,10 +328,13 @@ def test_what_a_backend_raises_while_it_plans_is_that_models_rows_problem(
             return {"seen": request.model}
 
     rows = entries({"prompt": "a", "model": "sdxl"}, "b", {"prompt": "c", "model": "sd15"})
-    bugs: list[T2IError] = []
+    bugs: list[BaseException] = []
+    console = Console()
+    monkeypatch.setattr(console, "cause", bugs.append)
 
     def planned(*lines: int, skip: bool) -> BatchPlan:
-        file = PromptsFile("p.jsonl", [row for row in rows if row.line in lines], [])
+        chosen = [row for row in rows if row.line in lines]
+        file = PromptsFile("p.jsonl", "jsonl", chosen, [])
         config = BatchConfig(
             source="p.jsonl",
             input_format=None,
@@ -339,7 +343,7 @@ def test_what_a_backend_raises_while_it_plans_is_that_models_rows_problem(
             selection=SelectionOptions(),
             skip_invalid=skip,
         )
-        make_plan = make_planner(config, file, Broken(), lambda _: None, bugs.append)
+        make_plan = make_planner(config, file, Broken(), console)
         return make_plan(ManifestState())[0]
 
     plan = planned(1, 2, 3, skip=True)
@@ -367,9 +371,9 @@ def test_a_network_that_fails_while_it_plans_ends_the_batch(tmp_path: Path) -> N
         options=BatchOptions(),
         selection=SelectionOptions(),
     )
-    file = PromptsFile("p", entries("a", "b"), [])
+    file = PromptsFile("p", "txt", entries("a", "b"), [])
     stub = StubBackend(commits=offline)
-    make_plan = make_planner(config, file, stub, lambda _: None, lambda _: None)
+    make_plan = make_planner(config, file, stub, Console())
     with pytest.raises(RemoteError, match="no network"):
         make_plan(ManifestState())
 

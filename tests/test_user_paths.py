@@ -12,6 +12,7 @@ import pytest
 from t2i_cli.batch import manifest
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.files import user_paths
+from t2i_cli.files.input_files import open_input
 from t2i_cli.models import catalog, diffusers_folder, weights
 from t2i_cli.output.image_writer import check_folder
 from t2i_cli.settings import store
@@ -165,16 +166,16 @@ def test_only_what_can_be_read_at_once_is_opened(tmp_path: Path) -> None:
     (tmp_path / "to-pipe").symlink_to("pipe")
     for name in ("pipe", "to-pipe", "/dev/zero", "/dev/null"):
         with pytest.raises(OSError, match="it is no regular file"):
-            user_paths.open_user_file(tmp_path / name)
-    with pytest.raises(IsADirectoryError, match="Is a directory"):
-        user_paths.open_user_file(tmp_path)
-    with user_paths.open_user_file(tmp_path / "link") as file:
+            open_input(tmp_path / name)
+    with pytest.raises(OSError, match="it is a folder"):
+        open_input(tmp_path)
+    with open_input(tmp_path / "link") as file:
         assert file.read() == b"x"
     # A shell's `<(command)`.
     reader, writer = os.pipe()
     os.write(writer, b"from a command")
     os.close(writer)
-    with user_paths.open_user_file(f"/dev/fd/{reader}") as file:
+    with open_input(f"/dev/fd/{reader}") as file:
         assert file.read() == b"from a command"
     os.close(reader)
 

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from t2i_cli.files.user_paths import open_user_file
+from t2i_cli.files.input_files import open_input
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +54,7 @@ def open_image(source: Path | bytes, *, rgb: bool = False) -> "Image":
 
 
 def _opened(source: Path | bytes) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else open_user_file(source)
+    return io.BytesIO(source) if isinstance(source, bytes) else open_input(source)
 
 
 def _too_large() -> ImageFileError:
