@@ -98,8 +98,18 @@ def make_planner(
 def _usable_rows(
     all_rows: Sequence[BatchRow], errors: Mapping[ModelRevision, T2IError]
 ) -> tuple[list[BatchRow], list[PromptProblem]]:
-    """`split_by_model`; raises the error itself where it is the one of every row."""
-    usable, problems = rows.split_by_model(all_rows, errors)
+    """The rows of lines without a model that has an error, and a problem for each other line.
+
+    Raises the error itself where it is the one of every row.
+    """
+    found = (
+        PromptProblem(row.line, "model", rows.error_text(errors[key]))
+        for row in all_rows
+        if (key := (row.request.model, row.request.revision)) in errors
+    )
+    problems = list(dict.fromkeys(found))
+    invalid_lines = {problem.line for problem in problems}
+    usable = [row for row in all_rows if row.line not in invalid_lines]
     if all_rows and not usable and len(errors) == 1:
         raise next(iter(errors.values()))
     return usable, problems

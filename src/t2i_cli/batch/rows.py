@@ -81,20 +81,6 @@ def pin_revisions(
     return pinned, {key: pin for key, pin in commits.items() if pin and key not in pins}
 
 
-def split_by_model(
-    rows: Sequence[BatchRow], errors: Mapping[ModelRevision, T2IError]
-) -> tuple[list[BatchRow], list[PromptProblem]]:
-    """The rows of lines without a model that has an error, and a problem for each other line."""
-    found = (
-        PromptProblem(row.line, "model", _error_text(errors[key]))
-        for row in rows
-        if (key := (row.request.model, row.request.revision)) in errors
-    )
-    problems = list(dict.fromkeys(found))
-    invalid_lines = {problem.line for problem in problems}
-    return [row for row in rows if row.line not in invalid_lines], problems
-
-
 class _RowExpander:
     """Expands entries to rows; counts equal rows, so that ids and seeds are unique and stable."""
 
@@ -175,7 +161,7 @@ class _RowExpander:
         try:
             self._check_command_line()
         except T2IError as error:
-            if _error_text(error) == message:
+            if error_text(error) == message:
                 raise
 
     def _resolve(self, request: GenerateRequest) -> tuple[ResolvedRequest, tuple[str, ...]]:
@@ -254,7 +240,7 @@ class _RowExpander:
                 field = getattr(error, "field", None)
                 if isinstance(error, ModelError) and "model" in values:
                     field = "model"
-                found.append(PromptProblem(line, field, _error_text(error)))
+                found.append(PromptProblem(line, field, error_text(error)))
                 if field not in values or isinstance(error, ModelError):
                     break
                 if field == "prompt":
@@ -317,7 +303,7 @@ class _RowExpander:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def _error_text(error: T2IError) -> str:
+def error_text(error: T2IError) -> str:
     """The message of an error for a row; that of a model with its hint."""
     hint = error.hint if isinstance(error, ModelError) else None
     return f"{error.message} {hint}" if hint else error.message
