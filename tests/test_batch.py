@@ -2,8 +2,6 @@
 
 import json
 import os
-import pty
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ from PIL import Image
 from t2i_cli import postcard
 from tests.conftest import T2I
 from tests.fakes.hub import FakeHub, Repo
+from tests.processes import watched
 
 SOURCE = Path(__file__).parent.parent
 
@@ -133,31 +132,13 @@ def test_terminal_sees_one_live_line_that_goes_away(
     t2i_env: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"a red star {n}" for n in range(8)))
-    parent, child = pty.openpty()
-    process = subprocess.Popen(
+    code, output, text = watched(
         [sys.executable, "-m", "tests.fakes.batch_process", "p.txt", "out"],
-        env=t2i_env | {"PYTHONPATH": str(SOURCE), "TERM": "xterm", "PAUSE": "0.15"},
+        env=t2i_env | {"PYTHONPATH": str(SOURCE), "PAUSE": "0.15"},
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=child,
     )
-    os.close(child)
-    seen = b""
-    while select.select([parent], [], [], 20)[0]:
-        try:
-            chunk = os.read(parent, 4096)
-        except OSError:
-            # How Linux tells that the other side is gone.
-            break
-        if not chunk:
-            break
-        seen += chunk
-    os.close(parent)
-    assert process.wait(20) == 0
-    assert process.stdout is not None
-    assert len(process.stdout.read().splitlines()) == 8
-    process.stdout.close()
-    text = seen.decode()
+    assert code == 0
+    assert len(output.splitlines()) == 8
     assert "step 1 of 2" in text
     assert " of 8, " in text
     assert "images/s" in text

@@ -13,15 +13,17 @@ from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import contact_sheet, gallery, manifest, progress
 from t2i_cli.batch.manifest import Manifest, ManifestState
 from t2i_cli.batch.options import BatchOptions, parse_vary
-from t2i_cli.batch.plan import BatchPlan, SelectionOptions, build_plan, format_estimate
+from t2i_cli.batch.plan import BatchPlan, SelectionOptions, build_plan
 from t2i_cli.batch.progress import BatchProgress, progress_text
 from t2i_cli.batch.rows import expand_rows
 from t2i_cli.batch.runner import RunStats
+from t2i_cli.durations import format_estimate
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Loading, MemoryMeasure, Notice, Step
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts.entries import PromptEntry
 from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.throughput import ThroughputMeter
 from tests.fakes.stub_backend import StubBackend, painted
 
 NASTY = '</script><script>alert("&amp;\u2028")</script><!-- <img src=x onerror=alert(1)>'
@@ -203,17 +205,30 @@ def test_other_batches_are_captioned_and_missing_images_crossed(
     assert caption.getextrema()[0] < 128  # type: ignore[operator]
 
 
+def tally_of(made: int, seconds_an_image: float) -> RunStats:
+    """Counts of a run whose images took that long each."""
+    now = 0.0
+    tally = RunStats(throughput=ThroughputMeter(lambda: now))
+    for index in range(made):
+        now += seconds_an_image
+        tally.made += 1
+        tally.throughput.outcome(index)
+    return tally
+
+
 def test_progress_tells_rate_time_left_and_failures() -> None:
-    tally = RunStats(made=10, seconds=5.0)
-    assert progress_text(tally, 100) == "10 of 100, 2.0 images/s, 45 s left"
-    tally = RunStats(made=1, seconds=20.0)
+    assert progress_text(tally_of(10, 0.5), 100) == "10 of 100, 2.0 images/s, 45 s left"
+    tally = tally_of(2, 10.0)
     tally.failed["model"] = 1
     assert (
         progress_text(tally, 1000)
-        == "2 of 1,000, 10.0 s an image, 3 h left".replace("3 h", "2.8 h") + ", 1 failed"
+        == "3 of 1,000, 10.0 s an image, 3 h left".replace("3 h", "2.8 h") + ", 1 failed"
     )
     assert progress_text(RunStats(), 5) == "0 of 5"
-    assert [format_estimate(s) for s in (5, 90, 3600, 7200)] == ["5 s", "2 min", "60 min", "2.0 h"]
+    seconds = (0, 0.3, 5, 90, 3600, 7200)
+    assert [format_estimate(s) for s in seconds] == [
+        *("0 s", "0.3 s", "5 s", "2 min", "60 min", "2.0 h"),
+    ]
 
 
 def test_plain_display_prints_paths_failures_and_notes(
@@ -230,8 +245,8 @@ def test_plain_display_prints_paths_failures_and_notes(
     ):
         shown.event(event)
     request = plan.rows[1].request
-    tally = RunStats(made=1, seconds=1.0)
-    tally.failed["model"] = 1
+    tally = tally_of(2, 0.5)
+    tally.made, tally.failed["model"] = 1, 1
     error = ModelError("broken")
     shown.failed(plan.jobs[1], Failure(index=1, request=request, error=error), tally)
     shown.close()

@@ -33,7 +33,7 @@ from t2i_cli.errors import (
     PipelineError,
     T2IError,
 )
-from t2i_cli.events import Event, Loading, MemoryMeasure, Notice, Step
+from t2i_cli.events import Event, Loaded, Loading, MemoryMeasure, Notice, Step
 from t2i_cli.models import catalog, libraries
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.request_resolution import resolve_request
@@ -150,8 +150,11 @@ def test_events_tell_of_loading_and_steps() -> None:
     backend = LocalBackend(LocalOptions(batch_size=2))
     events: list[Event] = []
     make(backend, *(ask(backend, seed=seed) for seed in range(3)), events=events)
+    (loaded,) = [event for event in events if isinstance(event, Loaded)]
+    assert loaded.seconds > 0
     assert events == [
         Loading(model="postcard", device="cpu"),
+        Loaded(model="postcard", device="cpu", seconds=loaded.seconds),
         *(Step(indices=(0, 1), step=step, steps=STEPS) for step in (1, 2, 3)),
         *(Step(indices=(2,), step=step, steps=STEPS) for step in (1, 2, 3)),
     ]

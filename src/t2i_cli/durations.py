@@ -21,3 +21,10 @@ def format_duration(seconds: float) -> str:
         count, left = divmod(left, unit)
         parts.append(f"{count}{letter}" if count else "")
     return "".join(parts) or "0s"
+
+
+def format_estimate(seconds: float) -> str:
+    """Format a number of seconds for people, roughly."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if 0.05 <= seconds < 0.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

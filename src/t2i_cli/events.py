@@ -26,6 +26,15 @@ class Loading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model's weights are on their device, `seconds` after `Loading`."""
+
+    model: str
+    device: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """Denoising step `step` (from 1) of `steps` is done for the requests at these positions."""
 
@@ -63,6 +72,13 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finishing:
+    """A run was asked to stop: the requests at these positions are finished, no other is begun."""
+
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryMeasure:
     """A memory-saving measure that was applied, and the reason."""
 
@@ -70,5 +86,26 @@ class MemoryMeasure:
     reason: str
 
 
-Event = Downloading | Loading | Step | Preview | RequestSent | Notice | MemoryMeasure
+Event = (
+    Downloading
+    | Loading
+    | Loaded
+    | Step
+    | Preview
+    | RequestSent
+    | Notice
+    | Finishing
+    | MemoryMeasure
+)
 OnEvent = Callable[[Event], None]
+
+EVENT_NAMES: dict[type[Event], str] = {
+    Downloading: "downloading",
+    Loading: "loading",
+    Loaded: "loaded",
+    Step: "step",
+    RequestSent: "sent",
+    Notice: "note",
+    MemoryMeasure: "measure",
+}
+"""Names of the events that a server sends with all their fields."""

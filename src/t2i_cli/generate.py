@@ -2,11 +2,13 @@
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli.backend import Backend, GeneratedImage
 from t2i_cli.driver import generate_and_save, with_notes
+from t2i_cli.durations import format_estimate
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
 from t2i_cli.files.user_paths import expand_option
 from t2i_cli.models.request_resolution import resolve_request
@@ -102,23 +104,30 @@ def generate_images(
     def save(generated: GeneratedImage) -> SavedImage:
         saved = writer.save(with_notes(generated, notes))
         if show:
-            progress.pause()
-            show(generated.image)
+            with progress.paused():
+                show(generated.image)
         return saved
 
+    made, started = 0, time.monotonic()
     try:
         with console.redirect_stdout(), Progress(console, len(requests)) as progress:
             for outcome in generate_and_save(requests, backend, save, progress, threading.Event()):
+                progress.finish_image(outcome.index)
                 if isinstance(outcome, SavedImage):
-                    _report(outcome, console)
+                    made += 1
+                    with progress.paused():
+                        _report(outcome, console)
                     continue
                 if isinstance(outcome.error, InternalError) and outcome.error.__cause__:
                     raise outcome.error.__cause__  # a bug shows its traceback
                 failures.append(outcome.error)
                 if len(requests) > 1:
-                    console.error(outcome.error)
-                    console.cause(outcome.error)
+                    with progress.paused():
+                        console.error(outcome.error)
+                        console.cause(outcome.error)
     finally:
+        if made and not console.json:
+            console.note(_summary(made, len(requests), time.monotonic() - started))
         writer.close()
         backend.close()
     if failures:
@@ -130,6 +139,12 @@ def _report(saved: SavedImage, console: Console) -> None:
         console.result_json(saved.to_json())
     elif saved.path is not None:
         console.result(str(saved.path))
+
+
+def _summary(made: int, total: int, seconds: float) -> str:
+    """How many images were made, and in what time."""
+    images = "1 image" if total == 1 else f"{total} images"
+    return f"{images if made == total else f'{made} of {images}'} in {format_estimate(seconds)}"
 
 
 def _combined_error(failures: Sequence[T2IError], total: int) -> T2IError:

@@ -1,8 +1,8 @@
 """Runs a batch with a stub backend.
 
 Usage: `python -m tests.fakes.batch_process FILE FOLDER`. Its options: `--events`, `--json`,
-`-v`, `--retry-failed`; the variable PAUSE gives the seconds per image. A prompt with the word "bug"
-raises RuntimeError.
+`-v`, `-q`, `--retry-failed`; the variable PAUSE gives the seconds per pass, PASS the images of one,
+and LOAD the seconds of loading the model. A prompt with the word "bug" raises RuntimeError.
 """
 
 import os
@@ -28,9 +28,19 @@ def bug(request: ResolvedRequest) -> T2IError | None:
 def main() -> int:
     """Run the batch; the exit code."""
     console.configure(
-        events="--events" in sys.argv, json="--json" in sys.argv, verbose="-v" in sys.argv
+        events="--events" in sys.argv,
+        json="--json" in sys.argv,
+        verbose="-v" in sys.argv,
+        quiet="-q" in sys.argv,
     )
-    backend = StubBackend(pause=float(os.environ.get("PAUSE", "0")), steps=True, side=64, fails=bug)
+    backend = StubBackend(
+        pause=float(os.environ.get("PAUSE", "0")),
+        loading=float(os.environ.get("LOAD", "0")),
+        pass_size=int(os.environ.get("PASS", "1")),
+        steps=True,
+        side=64,
+        fails=bug,
+    )
     task = session.BatchConfig(
         source=sys.argv[1],
         input_format=None,

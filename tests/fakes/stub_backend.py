@@ -11,7 +11,7 @@ from PIL import Image
 from t2i_cli import __version__
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import ModelError, T2IError
-from t2i_cli.events import Notice, OnEvent, Preview, Step
+from t2i_cli.events import Loaded, Loading, Notice, OnEvent, Preview, Step
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.provenance import GenerationInfo
@@ -20,9 +20,15 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 @dataclass
 class StubBackend:
-    """Implements Backend; `fails` gives a request's error, `pause` the seconds per image."""
+    """Implements Backend; `fails` gives a request's error, `pause` the seconds per pass.
+
+    With `steps`, passes of `pass_size` images have two steps each. With `loading`, its seconds come
+    first.
+    """
 
     pause: float = 0.0
+    loading: float = 0.0
+    pass_size: int = 1
     steps: bool = False
     fails: Callable[[ResolvedRequest], T2IError | None] = lambda request: None
     made: list[ResolvedRequest] = field(default_factory=list)
@@ -59,15 +65,15 @@ class StubBackend:
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """One outcome for each request, in order."""
+        if self.loading:
+            on_event(Loading(model="stub", device="cpu"))
+            time.sleep(self.loading)
+            on_event(Loaded(model="stub", device="cpu", seconds=self.loading))
         for index, request in enumerate(requests):
-            if cancel.is_set():
-                return
-            if self.steps:
-                on_event(Step(indices=(index,), step=1, steps=2))
-                time.sleep(self.pause)
-                on_event(Step(indices=(index,), step=2, steps=2))
-            else:
-                time.sleep(self.pause)
+            if index % self.pass_size == 0:
+                if cancel.is_set():
+                    return
+                self._denoise(range(index, min(index + self.pass_size, len(requests))), on_event)
             for step in range(1, 1 + (previews[index] if previews else 0)):
                 small = Image.new("RGB", (4, 4), (40 * step, 0, 0))
                 on_event(Preview(index=index, step=step, steps=4, image=small))
@@ -76,6 +82,13 @@ class StubBackend:
                 yield Failure(index=index, request=request, error=error)
                 continue
             yield painted(index, request, self.side)
+
+    def _denoise(self, members: Sequence[int], on_event: OnEvent) -> None:
+        if self.steps:
+            on_event(Step(indices=tuple(members), step=1, steps=2))
+        time.sleep(self.pause)
+        if self.steps:
+            on_event(Step(indices=tuple(members), step=2, steps=2))
 
     def close(self) -> None:
         """Nothing is held."""

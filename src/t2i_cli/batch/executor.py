@@ -1,5 +1,6 @@
 """Runs a backend in one thread and encodes and saves its images in others."""
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,7 +15,7 @@ from t2i_cli.backend import Backend, CancellationToken, Failure, GeneratedImage
 from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.driver import SaveImage, save_outcome
 from t2i_cli.errors import internal_error
-from t2i_cli.events import Event, OnEvent, RequestSent, Step
+from t2i_cli.events import Event, Finishing, OnEvent, RequestSent, Step
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.request import ResolvedRequest
 
@@ -26,6 +27,8 @@ MAX_OUTCOMES = 256
 """Largest number of outcomes in one group."""
 _POLL_INTERVAL = 0.2
 """Seconds between two checks of the stop signal."""
+_CANCEL_GRACE = 2.0
+"""Seconds in which a cancelled backend with no image in progress should end by itself."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,24 @@ class _Run:
 
     def outcomes(self, on_event: OnEvent) -> Iterator[Sequence[Outcome]]:
         """Yield groups of outcomes as they arrive, until the backend has ended."""
+        told, idle_since = False, 0.0
         while True:
-            if self._stop.soon.is_set() and not self._in_progress:
-                self.cancel.set()
-            if self._stop.now.is_set():
+            if self._stop.soon.is_set():
+                in_progress = tuple(sorted(self._in_progress.copy()))
+                if self._stop.signal is not None and not told:
+                    told = True
+                    on_event(Finishing(indices=in_progress))
+                if in_progress:
+                    idle_since = 0.0
+                else:
+                    self.cancel.set()
+                    idle_since = idle_since or time.monotonic()
+            # A backend that is loading a model, or downloading it, notices nothing for minutes.
+            abandoned = idle_since and time.monotonic() - idle_since > _CANCEL_GRACE
+            if self._stop.now.is_set() or abandoned:
                 self.cancel.set()
                 # Saves that have begun take milliseconds; waiting for them keeps their images.
-                self._pool.shutdown(cancel_futures=True)
+                self._pool.shutdown(cancel_futures=not abandoned)
                 yield [item for item in self._queued() if isinstance(item, SavedImage | Failure)]
                 return
             found: list[Outcome] = []

@@ -15,6 +15,7 @@ from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.row_records import RecordFinder, RecordOptions, RowRecord, file_format
 from t2i_cli.batch.rows import BatchRow, group_rows
 from t2i_cli.batch.unlisted_images import UnlistedImage
+from t2i_cli.durations import format_estimate
 from t2i_cli.files.inside_folder import check_parents
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output import filenames
@@ -204,13 +205,6 @@ def build_plan(
         change=find_request_change(state, records, new_names, selection.shard),
         unlisted=[found[row.id] for row in selected_rows if row.id in found],
     )
-
-
-def format_estimate(seconds: float) -> str:
-    """Format a number of seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _settle_taken_names(

@@ -1,5 +1,6 @@
 """The main loop of a batch: run the executor, record outcomes in the manifest, report them."""
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from t2i_cli.batch.note_groups import NoteGroups
 from t2i_cli.batch.plan import BatchPlan, PlannedImage
 from t2i_cli.batch.row_records import RETRIED_CODES
 from t2i_cli.driver import SaveImage, with_notes
+from t2i_cli.durations import format_estimate
 from t2i_cli.errors import (
     ContentFilteredError,
     InputError,
@@ -25,10 +27,11 @@ from t2i_cli.errors import (
     StorageError,
     os_reason,
 )
-from t2i_cli.events import Event
+from t2i_cli.events import Event, Finishing, Notice
 from t2i_cli.files.inside_folder import check_parents
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
+from t2i_cli.terminal.throughput import ThroughputMeter
 
 FAILURES_IN_A_ROW = 3
 """Consecutive failures with a code of RETRIED_CODES that end a run: the next would fail too."""
@@ -44,6 +47,7 @@ class RunStats:
     failed: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     stop_reason: str | None = None
+    throughput: ThroughputMeter = field(default_factory=ThroughputMeter)
     first_messages: dict[str, str] = field(default_factory=dict)
     """The first message of each code."""
     notes: NoteGroups = field(default_factory=NoteGroups)
@@ -117,12 +121,20 @@ def run_plan(
     started = time.monotonic()
     in_a_row = 0
     requests = [job.row.request for job in plan.jobs]
+
+    def on_event(event: Event) -> None:
+        stats.throughput.event(event)
+        if isinstance(event, Finishing):
+            event = Notice(message=_finishing_message(event, stats.throughput, stop))
+        listener.event(event)
+
     try:
-        for outcomes in executor.run(requests, save, listener.event, stop):
+        for outcomes in executor.run(requests, save, on_event, stop):
             outcomes, write_error = _record_outcomes(outcomes, plan, manifest)
             stats.stop_reason = stats.stop_reason or write_error
             for outcome in outcomes:
                 stats.seconds = time.monotonic() - started
+                stats.throughput.outcome(outcome.index)
                 job = plan.jobs[outcome.index]
                 if len(stats.first_outcomes) < FAILURES_AT_THE_START:
                     stats.first_outcomes.append(_unexpected_error(outcome))
@@ -152,6 +164,17 @@ def run_plan(
     for (model, device), seconds_per_cost in measured.items():
         timings.record_timing(model, device, seconds_per_cost)
     return stats
+
+
+def _finishing_message(event: Finishing, throughput: ThroughputMeter, stop: StopSignal) -> str:
+    """What a run that was asked to stop still does, for how long, and how to stop it now."""
+    if not event.indices:
+        return "stopping: no image is in progress"
+    images = "1 image" if len(event.indices) == 1 else f"{len(event.indices)} images"
+    seconds = throughput.seconds_left(event.indices)
+    duration = "" if seconds is None else f", about {format_estimate(seconds)}"
+    again = "Ctrl-C again" if stop.signal == signal.SIGINT else "the same signal again"
+    return f"finishing {images} of this pass{duration}; {again} stops now"
 
 
 def _record_outcomes(

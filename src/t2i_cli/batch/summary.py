@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from t2i_cli.batch.plan import BatchPlan, format_estimate
+from t2i_cli.batch.plan import BatchPlan
 from t2i_cli.batch.runner import RunStats
+from t2i_cli.durations import format_estimate
 from t2i_cli.errors import ContentFilteredError, PartialError, T2IError
 
 _ERRORS_BY_CODE = {kind.code: kind for kind in T2IError.__subclasses__()}
@@ -25,12 +26,19 @@ def summarise(plan: BatchPlan, stats: RunStats, error: T2IError | None) -> dict[
         "left": len(plan.rows) - done - failed.total() - withheld,
         "invalid": _invalid_lines(plan),
         "seconds": round(stats.seconds, 3),
-        "images_per_second": round(stats.made / stats.seconds, 3) if stats.seconds else None,
+        "images_per_second": _images_per_second(stats),
         "failures": dict(failed),
         "notes": stats.notes.to_json(),
         "stopped": stats.stop_reason,
         "exit": error.exit_code if error else 0,
     }
+
+
+def _images_per_second(stats: RunStats) -> float | None:
+    """The measured throughput, or else what the whole run made of its time."""
+    if stats.made and stats.throughput.rate:
+        return round(stats.throughput.rate, 3)
+    return round(stats.made / stats.seconds, 3) if stats.seconds else None
 
 
 def format_summary(counts: Mapping[str, object]) -> str:

@@ -166,7 +166,7 @@ class ServerLog(JobObserver):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.pause()
+        self._progress.close()
 
     def on_event(self, event: Event) -> None:
         """Show the progress of loading, or a memory measure."""

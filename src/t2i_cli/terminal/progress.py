@@ -1,33 +1,46 @@
-"""Shows the progress of a run: a bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: bars on a terminal, plain lines elsewhere."""
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, RequestSent, Step
+from t2i_cli.events import (
+    Downloading,
+    Event,
+    Loaded,
+    Loading,
+    MemoryMeasure,
+    Notice,
+    RequestSent,
+    Step,
+)
 from t2i_cli.terminal.console import Console
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+from t2i_cli.terminal.live_bars import LiveBars
+from t2i_cli.terminal.throughput import ThroughputMeter, format_progress
 
 PLAIN_INTERVAL = 2.0
 """Seconds between two plain progress lines."""
 
 
 class Progress:
-    """Shows the events of a run on stderr; a context manager that removes the bar at its end."""
+    """Shows the events of a run on stderr; a context manager that removes the bars at its end.
+
+    A run of several images has a bar of its own, which `finish_image()` moves.
+    """
 
     def __init__(self, console: Console, images: int) -> None:
         self._console = console
         self._images = images
-        self._bars: Bars | None = None
-        self._task: TaskID | None = None
+        self._finished = 0
+        self._meter = ThroughputMeter()
+        self._bars = LiveBars() if console.live else None
         self._stage: object = None
-        self._started = self._printed = 0.0
+        self._started = self._printed = time.monotonic()
         self._seen_notes: set[str] = set()
 
     def __enter__(self) -> Self:
+        self._show_overall()
         return self
 
     def __exit__(
@@ -36,10 +49,16 @@ class Progress:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._end_stage()
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bars from the screen."""
+        if self._bars is not None:
+            self._bars.close()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        self._meter.event(event)
         match event:
             case Notice(message=message):
                 # Each pass has notes of its own on its images.
@@ -47,24 +66,51 @@ class Progress:
                     self._seen_notes.add(message)
                     self._print_note(message)
             case RequestSent(indices=(0,)):
-                self._print_note("waiting for the server")
+                self._wait("waiting for the server")
             case MemoryMeasure(name=name, reason=reason):
                 self._print_note(f"{reason}: {name}")
             case Loading(model=model, device=device):
+                self._wait(f"loading {model} on {device}")
+            case Loaded():
                 self._end_stage()
-                self._print_note(f"loading {model} on {device}")
+                if self._spins:
+                    self._print_note(loaded_note(event))
             case Downloading(model=model, done=done, total=total):
                 self._advance(("download", model), f"downloading {model}", done, total, "bytes")
             case Step(indices=indices, step=step, steps=steps):
                 self._advance(("steps", indices), self._title(indices), step, steps, "steps")
 
+    def finish_image(self, index: int) -> None:
+        """Note that the image of the request at this position is made, or failed."""
+        self._meter.outcome(index)
+        self._finished += 1
+        self._end_stage()
+        self._show_overall()
+        now = time.monotonic()
+        plain = self._bars is None and self._finished < self._images
+        if plain and now - self._printed >= PLAIN_INTERVAL:
+            self._printed = now
+            self._console.note(self._overall_text())
+
     def transfer(self, title: str, done: int, total: int) -> None:
         """Show how many bytes of a transfer are done."""
         self._advance(("transfer", title), title, done, total, "bytes")
 
-    def pause(self) -> None:
-        """Remove the bar from the screen before other output."""
-        self._end_stage()
+    def paused(self) -> AbstractContextManager[None]:
+        """Remove the bars from the screen while something else is written there."""
+        return nullcontext() if self._bars is None else self._bars.paused()
+
+    @property
+    def _spins(self) -> bool:
+        """Whether a wait shows a spinner, rather than a line."""
+        return self._bars is not None and not self._console.json
+
+    def _show_overall(self) -> None:
+        if self._bars is not None and self._images > 1 and self._finished < self._images:
+            self._bars.show_overall(self._overall_text(), self._finished, self._images)
+
+    def _overall_text(self) -> str:
+        return format_progress(self._finished, self._images, self._meter.rate)
 
     def _title(self, indices: tuple[int, ...]) -> str:
         if self._images == 1:
@@ -73,36 +119,45 @@ class Progress:
         numbers = "-".join(str(index + 1) for index in ends)
         return f"image {numbers} of {self._images}"
 
+    def _wait(self, title: str) -> None:
+        """Show a spinner until the next stage; elsewhere a line."""
+        self._end_stage()
+        if self._bars is not None and self._spins:
+            self._bars.show_stage(title, title)
+        else:
+            self._print_note(title)
+
     def _advance(self, stage: object, title: str, done: int, total: int, unit: str) -> None:
         if self._console.quiet:
             return
         now = time.monotonic()
         if stage != self._stage:
-            self._end_stage()
             self._stage, self._started, self._printed = stage, now, now
-            if self._console.live:
-                self._bars = _bars(unit)
-                self._bars.start()
-                self._task = self._bars.add_task(title, total=total)
-        if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=done)
+        if self._bars is not None:
+            self._show_overall()
+            self._bars.show_stage(stage, title, done, total, unit)
         elif now - self._printed >= PLAIN_INTERVAL or done == total:
             self._printed = now
-            self._console.note(_plain_line(title, done, total, unit, now - self._started))
+            if self._finished and unit == "steps":
+                self._console.note(f"{title}: step {done} of {total}; {self._overall_text()}")
+            else:
+                self._console.note(_plain_line(title, done, total, unit, now - self._started))
         if done == total:
             self._end_stage()
 
     def _end_stage(self) -> None:
+        self._stage = None
         if self._bars is not None:
-            self._bars.stop()
-        self._bars = self._task = self._stage = None
+            self._bars.end_stage()
 
     def _print_note(self, message: str) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-        self._console.note(message)
-        if self._bars is not None:
-            self._bars.start()
+        with self.paused():
+            self._console.note(message)
+
+
+def loaded_note(event: Loaded) -> str:
+    """The sentence that stays where a spinner was."""
+    return f"loaded {event.model} on {event.device} in {event.seconds:.1f} s"
 
 
 def _plain_line(title: str, done: int, total: int, unit: str, seconds: float) -> str:
@@ -112,29 +167,3 @@ def _plain_line(title: str, done: int, total: int, unit: str, seconds: float) ->
     rate = (done - 1) / seconds if seconds > 0 and done > 1 else 0.0
     left = f", {rate:.1f} steps/s, {(total - done) / rate:.0f} s left" if rate else ""
     return f"{title}: step {done} of {total}{left}"
-
-
-def _bars(unit: str) -> "Bars":
-    from rich import progress as rp
-    from rich.console import Console as RichConsole
-    from rich.text import Text
-
-    class Rate(rp.ProgressColumn):
-        """Steps per second, from the second step on."""
-
-        def render(self, task: rp.Task) -> Text:
-            return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
-
-    figures: tuple[rp.ProgressColumn, ...] = (
-        (rp.DownloadColumn(), rp.TransferSpeedColumn())
-        if unit == "bytes"
-        else (rp.MofNCompleteColumn(), Rate())
-    )
-    return rp.Progress(
-        rp.TextColumn("{task.description}"),
-        rp.BarColumn(),
-        *figures,
-        rp.TimeRemainingColumn(compact=True),
-        console=RichConsole(stderr=True),
-        transient=True,
-    )

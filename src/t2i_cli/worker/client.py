@@ -16,7 +16,11 @@ from typing import Any, Self
 from t2i_cli import errors
 from t2i_cli.backend import EncodedImage, Failure, GeneratedImage
 from t2i_cli.errors import T2IError
-from t2i_cli.events import Downloading, Event, Loading, MemoryMeasure, Notice, OnEvent, Step
+from t2i_cli.events import (
+    EVENT_NAMES,
+    Event,
+    OnEvent,
+)
 from t2i_cli.files.state_files import MAX_STATE_BYTES, is_amount, is_count, parse_json
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
@@ -293,13 +297,7 @@ def _parse_message(
     return None
 
 
-_EVENTS: dict[str, Callable[..., Event]] = {
-    "downloading": Downloading,
-    "loading": Loading,
-    "measure": MemoryMeasure,
-    "note": Notice,
-    "step": Step,
-}
+_EVENTS: dict[str, Callable[..., Event]] = {name: kind for kind, name in EVENT_NAMES.items()}
 
 
 def _parse_error(

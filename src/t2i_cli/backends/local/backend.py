@@ -28,7 +28,7 @@ from t2i_cli.backends.local.pipeline import RunCancelled
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
-from t2i_cli.events import Loading, Notice, OnEvent
+from t2i_cli.events import Loaded, Loading, Notice, OnEvent
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, resolution, schedulers
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -191,13 +191,17 @@ class LocalBackend:
             if self._loaded.recently_fitted(request):
                 return self._loaded
             plan = self._plan_memory(target, request, self._loaded.resident_bytes)
+            self._place(self._loaded, plan.measures)
         else:
             target = planning.fetch_files(target, self._options, on_event)
             self._targets[request.model, request.revision] = target
             plan = self._plan_memory(target, request)
-            on_event(Loading(model=target.spec.name, device=target.device.name))
+            model, device_name, started = target.spec.name, target.device.name, time.monotonic()
+            on_event(Loading(model=model, device=device_name))
             self._loaded = self._load(target, on_event)
-        self._place(self._loaded, plan.measures)
+            self._place(self._loaded, plan.measures)
+            seconds = time.monotonic() - started
+            on_event(Loaded(model=model, device=device_name, seconds=seconds))
         prompt_embedding_cache.cache_text_embeddings(self._loaded.pipe)
         return self._loaded
 

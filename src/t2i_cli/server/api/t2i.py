@@ -14,16 +14,7 @@ from pydantic import Field
 from t2i_cli import __version__, image_formats
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError
-from t2i_cli.events import (
-    Downloading,
-    Event,
-    Loading,
-    MemoryMeasure,
-    Notice,
-    Preview,
-    RequestSent,
-    Step,
-)
+from t2i_cli.events import EVENT_NAMES, Notice, Preview
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import schedulers
@@ -34,16 +25,6 @@ from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.json_route import json_route
 from t2i_cli.server.options import ServerOptions
 from t2i_cli.server.schemas import ImageRequest, StrictModel
-
-_EVENT_NAMES: dict[type[Event], str] = {
-    Downloading: "downloading",
-    Loading: "loading",
-    Step: "step",
-    RequestSent: "sent",
-    Notice: "note",
-    MemoryMeasure: "measure",
-}
-"""Names of the events that are sent with all their fields."""
 
 
 class GenerateBody(StrictModel):
@@ -148,7 +129,7 @@ async def _events(engine: Engine, job: ImageJob, format: ImageFormat) -> AsyncIt
                     "preview", {"index": index, "step": step, "steps": steps, "image": preview}
                 )
             case _:
-                yield responses.format_sse(_EVENT_NAMES[type(message)], asdict(message))
+                yield responses.format_sse(EVENT_NAMES[type(message)], asdict(message))
     yield responses.format_sse("done", {"images": images, "failures": len(requests) - images})
 
 
