@@ -3,11 +3,12 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import contact_sheet, gallery, manifest, progress
@@ -17,6 +18,8 @@ from t2i_cli.batch.plan import BatchPlan, SelectionOptions, build_plan
 from t2i_cli.batch.progress import BatchProgress, progress_text
 from t2i_cli.batch.rows import expand_rows
 from t2i_cli.batch.runner import RunStats
+from t2i_cli.batch.sheet_drawing import _wrapped_captions
+from t2i_cli.batch.sheet_grids import distinct_texts, sheet_grids
 from t2i_cli.durations import format_estimate
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Loading, MemoryMeasure, Notice, Step
@@ -140,10 +143,11 @@ def plan_of(
         BatchOptions(vary=parse_vary(vary or []), count=count),
         StubBackend(),
     )
+    folder.mkdir(exist_ok=True)
     plan = build_plan(rows, [], folder, ManifestState(), SelectionOptions())
     book = Manifest(folder / manifest.MAIN_MANIFEST)
     for job in plan.jobs:
-        shade = 10 * job.row.index
+        shade = 10 * job.row.index % 250
         Image.new("RGB", (128, 128), (shade, shade, shade)).save(folder / job.file)
         book.append([{"id": job.row.id, "status": "done", "file": job.file}])
     book.close()
@@ -166,7 +170,7 @@ def greys(picture: Image.Image) -> dict[int, tuple[int, int]]:
 
 def test_two_axes_make_a_grid(tmp_path: Path, scratch: Path) -> None:
     plan = plan_of(tmp_path, "a", vary=["steps=10,20,30", "guidance_scale=5,7.5"])
-    (block,) = contact_sheet.sheet_grids(plan.rows)
+    (block,) = sheet_grids(plan.rows)
     assert list(block.across) == ["steps 10", "steps 20", "steps 30"]
     assert list(block.down) == ["guidance_scale 5.0", "guidance_scale 7.5"]
     assert block.title.startswith("a (seed ")
@@ -182,7 +186,7 @@ def test_two_axes_make_a_grid(tmp_path: Path, scratch: Path) -> None:
 
 def test_each_prompt_and_seed_has_a_grid_of_its_own(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "a", "b", vary=["steps=10,20", "width=64,128"], count=2)
-    blocks = contact_sheet.sheet_grids(plan.rows)
+    blocks = sheet_grids(plan.rows)
     assert len(blocks) == 4
     assert all(len(block.cells) == 2 and len(block.cells[0]) == 2 for block in blocks)
 
@@ -191,7 +195,7 @@ def test_other_batches_are_captioned_and_missing_images_crossed(
     tmp_path: Path, scratch: Path
 ) -> None:
     plan = plan_of(tmp_path, *"abcde")
-    (block,) = contact_sheet.sheet_grids(plan.rows)
+    (block,) = sheet_grids(plan.rows)
     assert [len(cells) for cells in block.cells] == [2, 2, 1]
     Manifest(tmp_path / manifest.MAIN_MANIFEST).append(
         [{"id": plan.rows[0].id, "status": "failed"}]
@@ -201,8 +205,125 @@ def test_other_batches_are_captioned_and_missing_images_crossed(
         assert sorted(greys(drawn)) == [2, 3, 4, 5]
         # Under each image stands text.
         left, top = greys(drawn)[2]
-        caption = drawn.crop((left, top + 170, left + 150, top + 210)).convert("L")
+        caption = drawn.crop((left, top + 192, left + 150, top + 230)).convert("L")
     assert caption.getextrema()[0] < 128  # type: ignore[operator]
+
+
+def painted_sheet(
+    folder: Path,
+    scratch: Path,
+    sizes: list[tuple[int, int]],
+    prompts: Sequence[str],
+    vary: list[str] | None = None,
+) -> tuple[list[tuple[int, int, int, int]], Image.Image]:
+    """The boxes of pictures of these sizes on their sheet, in order, and the sheet."""
+    plan = plan_of(folder, *prompts, vary=vary)
+    jobs = sorted(plan.jobs, key=lambda job: job.row.index)
+    for job, size in zip(jobs, sizes, strict=True):
+        level = 20 * job.row.index
+        Image.new("RGB", size, (level, 255, 255 - level)).save(folder / job.file)
+    with Image.open(contact_sheet.write_sheet(plan, scratch)) as sheet:
+        drawn = sheet.convert("RGB")
+    boxes = []
+    for job in jobs:
+        level = 20 * job.row.index
+        flat = Image.new("RGB", drawn.size, (level, 255, 255 - level))
+        difference = ImageChops.difference(drawn, flat).convert("L")
+        box = difference.point(lambda value: 255 if value == 0 else 0).getbbox()
+        assert box is not None
+        boxes.append(box)
+    return boxes, drawn
+
+
+def extents(boxes: list[tuple[int, int, int, int]]) -> list[tuple[int, int]]:
+    """Width and height of each box."""
+    return [(right - left, bottom - top) for left, top, right, bottom in boxes]
+
+
+def ink(sheet: Image.Image, box: tuple[int, int, int, int]) -> tuple[int, int, int, int] | None:
+    """Where the text within a box stands."""
+    left, top, *_ = box
+    dark = sheet.crop(box).convert("L").point(lambda value: 255 if value < 128 else 0).getbbox()
+    return dark and (left + dark[0], top + dark[1], left + dark[2], top + dark[3])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "drawn"),
+    [
+        ([(64, 64)] * 4, [(192, 192)] * 4),
+        ([(512, 768)] * 4, [(128, 192)] * 4),
+        ([(1024, 256)] * 4, [(192, 48)] * 4),
+        # Of one aspect in each column, or in each line.
+        ([(64, 64), (128, 64)] * 2, [(96, 96), (192, 96)] * 2),
+        ([(64, 64)] * 2 + [(64, 128)] * 2, [(192, 192)] * 2 + [(192, 384)] * 2),
+        ([(8, 800)] + [(64, 64)] * 3, [(4, 384)] + [(192, 192)] * 3),
+    ],
+)
+def test_pictures_fill_their_cells_whatever_their_aspect(
+    tmp_path: Path, scratch: Path, sizes: list[tuple[int, int]], drawn: list[tuple[int, int]]
+) -> None:
+    boxes, _ = painted_sheet(tmp_path, scratch, sizes, "abcd")
+    assert extents(boxes) == drawn
+
+
+def test_one_axis_is_one_line_a_prompt_with_labels_over_the_columns(
+    tmp_path: Path, scratch: Path
+) -> None:
+    prompts = ["a red star", "a blue house on green hills by day"]
+    boxes, sheet = painted_sheet(
+        tmp_path, scratch, [(64, 96)] * 6, prompts, vary=["steps=10,20,30"]
+    )
+    assert extents(boxes) == [(128, 192)] * 6
+    lines = [{box[1] for box in boxes[:3]}, {box[1] for box in boxes[3:]}]
+    assert [len(line) for line in lines] == [1, 1]
+    for upper, lower in zip(boxes[:3], boxes[3:], strict=True):
+        assert upper[0] == lower[0], "a value has one column"
+        # Its label stands over the middle, and the next begins behind it.
+        left, top, right, _ = upper
+        label = ink(sheet, (left, 0, right, top))
+        assert label is not None
+        assert abs((label[0] + label[2]) - (left + right)) <= 6
+    for box in boxes[0], boxes[3]:
+        # The prompt stands beside its pictures.
+        assert ink(sheet, (0, box[1], box[0], box[3])) is not None
+    (block,) = sheet_grids(plan_of(tmp_path / "x", *prompts, vary=["steps=10,20,30"]).rows)
+    assert list(block.across) == ["steps 10", "steps 20", "steps 30"]
+    assert [label.partition(" (seed ")[0] for label in block.down] == prompts
+    assert (block.title, block.captions) == ("", {})
+
+
+def test_captions_keep_what_varies_and_leave_out_what_does_not(tmp_path: Path) -> None:
+    rows, _ = expand_rows(
+        [
+            PromptEntry(1, {"prompt": "a " * 300, "steps": 10, "seed": 4}),
+            PromptEntry(2, {"prompt": "a " * 300, "steps": 20, "seed": 4}),
+            PromptEntry(3, {"prompt": "a b", "steps": 10, "seed": 4, "negative_prompt": "c"}),
+        ],
+        BatchOptions(),
+        StubBackend(),
+    )
+    (block,) = sheet_grids(rows)
+    assert [fields for _, fields in block.captions.values()] == [
+        *("steps 10", "steps 20", "negative_prompt c, steps 10"),
+    ]
+    drawn = [_wrapped_captions(block, [112] * 2)[row.id].splitlines() for row in rows]
+    assert [lines[-1] for lines in drawn] == ["steps 10", "steps 20", "steps 10"]
+    assert all(len(lines) <= 5 for lines in drawn)
+
+
+def test_a_caption_that_is_cut_begins_where_prompts_differ(tmp_path: Path) -> None:
+    start = "a very long beginning that every one of these prompts has, as lists of words do: "
+    (block,) = sheet_grids(plan_of(tmp_path, f"{start} a red star", f"{start} a blue house").rows)
+    drawn = _wrapped_captions(block, [192] * 2).values()
+    assert [text.partition("\n")[0] for text in drawn] == ["… red star", "… blue house"]
+    assert distinct_texts(["one", "one"]) == ["one", "one"]
+    assert distinct_texts(["red star", "red house"]) == ["… star", "… house"]
+
+
+def test_a_tall_sheet_has_smaller_pictures(tmp_path: Path, scratch: Path) -> None:
+    plan = plan_of(tmp_path, "a", vary=["steps=10,20"], count=300)
+    with Image.open(contact_sheet.write_sheet(plan, scratch)) as sheet:
+        assert sheet.height < 40_000
 
 
 def tally_of(made: int, seconds_an_image: float) -> RunStats:
@@ -338,20 +459,32 @@ def pictured(folder: Path, *arguments: str, vary: list[str] | None = None) -> Ba
 VARIED = [None, ["steps=10,20,30", "guidance_scale=5,7.5"]]
 
 
+def earlier_sheet(plan: BatchPlan) -> Image.Image:
+    """A sheet as versions without a marker drew it, but for its texts."""
+    varied = bool(plan.rows[0].varied)
+    size, left, top, height = ((704, 1340), 104, 52, 200) if varied else ((408, 492), 8, 8, 242)
+    sheet = Image.new("RGB", size, "white")
+    columns = 3 if varied else 2
+    for number, job in enumerate(plan.jobs[:6]):
+        line, column = divmod(number, columns)
+        with Image.open(plan.folder / job.file) as image:
+            image.thumbnail((192, 192))
+            sheet.paste(image, (left + column * 200, top + line * height))
+    return sheet
+
+
 @pytest.mark.parametrize("vary", VARIED)
 def test_an_earlier_versions_sheet_is_replaced(
     tmp_path: Path, scratch: Path, vary: list[str] | None
 ) -> None:
     plan = pictured(tmp_path, "a", "b", "c", vary=vary)
-    drawn = contact_sheet.write_sheet(plan, scratch)
-    with Image.open(drawn) as picture:
-        assert picture.info["Software"] == "t2i"
-        picture.load()
-    bare = Image.frombytes("RGB", picture.size, picture.tobytes())
-    bare.save(drawn)
+    drawn = tmp_path / "sheet.png"
+    earlier_sheet(plan).save(drawn)
     assert contact_sheet.write_sheet(plan, scratch) == drawn
     with Image.open(drawn) as picture:
         assert picture.info["Software"] == "t2i"
+    # Its own, marked one is known whatever it shows.
+    assert contact_sheet.write_sheet(plan, scratch) == drawn
 
 
 @pytest.mark.parametrize("what", ["size of a sheet", "another size", "white", "text", "link"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.batch import contact_sheet
+from t2i_cli.batch import sheet_images
 from t2i_cli.batch.lock import lock_folder
 from t2i_cli.batch.manifest import MANIFEST_HEADER, Manifest
 from t2i_cli.errors import InputError, ModelError, StorageError
@@ -247,5 +247,8 @@ def test_weights_that_a_config_asks_for_in_vain_are_a_damaged_model(
 def test_a_contact_sheet_opens_no_format_that_t2i_does_not_write(tmp_path: Path) -> None:
     """Pillow starts another program for EPS."""
     picture(64, 64).save(tmp_path / "a.eps")
-    with pytest.raises(StorageError, match="Cannot read"):
-        contact_sheet._thumbnail(tmp_path / "a.eps")
+    with (
+        pytest.raises(StorageError, match="Cannot read"),
+        sheet_images.open_image(tmp_path / "a.eps", 192),
+    ):
+        pass

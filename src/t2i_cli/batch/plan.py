@@ -244,7 +244,7 @@ def _is_taken(row: BatchRow, file: str, state: ManifestState, folder: Path) -> b
     if not os.path.lexists(path):
         return False
     if state.owners.get(filenames.normalised_name(file)) == row.id:
-        return path.is_dir() and not path.is_symlink()
+        return os.path.isdir(path) and not os.path.islink(path)
     record = unlisted_images.read_own_record(folder, file)
     return record is None or not unlisted_images.is_image_of(record, row)
 

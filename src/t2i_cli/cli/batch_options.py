@@ -67,7 +67,7 @@ class FolderOptions:
     ] = None
     format: FormatOpt = None
     sheet: Annotated[
-        bool, typer.Option("--sheet", help="Draw sheet.png; a grid where --vary gives two axes.")
+        bool, typer.Option("--sheet", help="Draw sheet.png; --vary gives its axes.")
     ] = False
     show: ShowOpt = False
 
