@@ -1,5 +1,7 @@
 """The pages over a folder: index.html, sheet.png, and the live line."""
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -102,9 +104,13 @@ def test_page_holds_every_image_in_order_and_escapes_every_prompt(
     parsed = Page(page.read_text())
     assert parsed.tags.count("script") == 1
     assert parsed.tags.count("img") == 1
-    # Nothing comes from elsewhere.
+    # Nothing comes from elsewhere, and nothing else may act.
     assert parsed.addresses == []
-    assert "http" not in page.read_text()
+    assert "http:" not in page.read_text()
+    assert "https:" not in page.read_text()
+    digest = hashlib.sha256(parsed.scripts[0].encode()).digest()
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}';" in page.read_text()
+    assert "default-src 'none'; img-src 'self' file:;" in page.read_text()
 
 
 def test_page_of_an_empty_folder_is_a_page(tmp_path: Path, scratch: Path) -> None:
@@ -438,11 +444,23 @@ def test_a_link_for_a_page_stays_a_link(tmp_path: Path, scratch: Path) -> None:
     assert (tmp_path / "elsewhere.html").stat() == before
 
 
+EARLIER_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>t2i batch</title>
+</head>
+<body>
+<script>
+"use strict";
+const entries = [];
+</script>
+"""
+
+
 def test_an_earlier_versions_page_is_replaced(tmp_path: Path, scratch: Path) -> None:
-    page = gallery.write_gallery(tmp_path, scratch)
-    text = page.read_text().replace('<meta name="generator" content="t2i">\n', "")
-    assert "generator" not in text
-    page.write_text(text)
+    page = tmp_path / "index.html"
+    page.write_text(EARLIER_PAGE)
     assert gallery.write_gallery(tmp_path, scratch) == page
     assert 'content="t2i"' in page.read_text()
 

@@ -1,5 +1,6 @@
 """The gallery of a batch in a real browser, from the file system."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +59,10 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
 
 def prompts(page: Page) -> list[str]:
     """The prompts that are shown, in order."""
-    return page.evaluate("[...document.querySelectorAll('figcaption')].map(f => f.firstChild.data)")  # type: ignore[no-any-return]
+    found: list[str] = page.evaluate(
+        "[...document.querySelectorAll('figcaption')].map(f => f.firstChild.textContent)"
+    )
+    return found
 
 
 def expect_whole(image: Locator) -> None:
@@ -96,18 +100,163 @@ def test_text_and_status_filter_together(page: Page) -> None:
     expect(page.locator("#count")).to_have_text("5 of 5")
 
 
-def test_click_shows_an_image_in_full_size_and_arrows_go_on(page: Page) -> None:
+def opened(page: Page) -> Locator:
+    """The dialog."""
+    return page.get_by_role("dialog")
+
+
+def test_click_enlarges_a_small_image_by_whole_pixels_and_arrows_go_on(page: Page) -> None:
     page.get_by_role("searchbox").fill("house")
-    page.get_by_role("button", name="a red house").click()
-    full = page.get_by_role("dialog")
+    card = page.get_by_role("button", name="a red house")
+    card.click()
+    full = opened(page)
+    picture = full.get_by_role("img")
     expect(full.get_by_role("img", name="a red house")).to_be_visible()
-    expect_whole(full.get_by_role("img"))
-    # Larger than among the others, where all have one width.
-    assert full.get_by_role("img").bounding_box()["width"] == SIDE  # type: ignore[index]
-    assert page.locator("main img").first.bounding_box()["width"] < SIDE  # type: ignore[index]
+    expect_whole(picture)
+    expect(picture).to_have_css("image-rendering", "pixelated")
+    assert SIDE < picture.bounding_box()["width"] < 2 * SIDE  # type: ignore[index]
+    # With room for it twice or more, each pixel is as large as the others.
+    page.set_viewport_size({"width": 1000, "height": 1000})
+    expect(picture).to_have_css("width", f"{2 * SIDE}px")
+    expect(picture).to_have_css("height", f"{2 * SIDE}px")
     page.keyboard.press("ArrowRight")
     expect(full.get_by_role("img", name="a blue house")).to_be_visible()
-    expect_whole(full.get_by_role("img"))
-    expect(full).to_contain_text("a blue house — seed 2 · steps 4")
-    full.click()
+    expect_whole(picture)
+    expect(full).to_contain_text("a blue house")
+    expect(full).to_contain_text("seed 2 · steps 4")
+    expect(full.get_by_text("2 of 3")).to_be_visible()
+    assert str(full.get_by_role("link").get_attribute("href")).endswith(
+        "100%25%20%232%20%C3%BC.png"
+    )
+    page.keyboard.press("End")
+    expect(full).to_contain_text("a green house")
+    expect(full).to_contain_text("failed: no memory for")
+    expect(picture).to_be_hidden()
+    expect(full.get_by_role("link")).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    expect(full.get_by_text("3 of 3")).to_be_visible()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowLeft")
+    expect(full.get_by_text("1 of 3")).to_be_visible()
+    page.keyboard.press("Escape")
     expect(full).to_be_hidden()
+    expect(card).to_be_focused()
+
+
+def test_an_image_larger_than_the_window_is_made_to_fit(page: Page) -> None:
+    page.set_viewport_size({"width": 300, "height": 420})
+    page.get_by_role("button", name="a red house").click()
+    picture = opened(page).get_by_role("img")
+    expect_whole(picture)
+    box = picture.bounding_box()
+    assert box is not None
+    assert 60 < box["width"] == box["height"] < 300
+    expect(picture).to_have_css("image-rendering", "auto")
+
+
+def test_keyboard_alone_opens_moves_and_stays_in_the_dialog(page: Page) -> None:
+    card = page.get_by_role("button", name="a red house")
+    card.focus()
+    page.keyboard.press("Enter")
+    full = opened(page)
+    expect(full.get_by_role("button", name="Next")).to_be_visible()
+    inside = "document.activeElement === document.body || full.contains(document.activeElement)"
+    names = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        assert page.evaluate(inside)
+        names.add(page.evaluate("document.activeElement.id"))
+    assert {"previous", "next", "file", "copy", "close"} <= names
+    full.get_by_role("button", name="Next").focus()
+    for _ in range(3):
+        page.keyboard.press("Enter")
+    # The last has none behind it: the focus goes on to a button that can be pressed.
+    expect(full.get_by_text("5 of 5")).to_be_visible()
+    expect(full.get_by_role("button", name="Next")).to_be_disabled()
+    expect(full.get_by_role("button", name="Close")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(full).to_be_hidden()
+    # The focus is on what was shown last.
+    focused = page.locator(":focus")
+    assert "no memory" in focused.inner_text()
+
+
+def test_command_is_shown_and_copied(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="a blue house").click()
+    command = "t2i generate 'a blue house' --seed 2 --steps 4"
+    expect(opened(page).locator("code")).to_have_text(command)
+    opened(page).get_by_role("button", name="Copy the command").click()
+    expect(opened(page).get_by_role("status")).to_have_text("Copied.")
+    assert page.evaluate("navigator.clipboard.readText()") == command
+    page.keyboard.press("ArrowRight")
+    words = "[...document.querySelectorAll('#command bdi')].map(word => word.textContent)"
+    assert shlex.split(" ".join(page.evaluate(words)))[2] == HOSTILE
+    page.keyboard.press("Home")
+    # A line that was left out has none.
+    expect(opened(page).get_by_role("button", name="Copy the command")).to_be_hidden()
+
+
+def test_a_filter_without_result_says_so_and_can_be_undone(page: Page) -> None:
+    page.get_by_role("searchbox").fill("zeppelin")
+    page.get_by_role("combobox", name="Status").select_option("withheld")
+    expect(page.get_by_text("No image matches.")).to_be_visible()
+    page.get_by_role("button", name="Show all").click()
+    expect(page.locator("#count")).to_have_text("5 of 5")
+    expect(page.get_by_text("No image matches.")).to_be_hidden()
+    assert len(prompts(page)) == 5
+
+
+def write_page(folder: Path, lines: list[dict[str, object]]) -> str:
+    """The address of a page with these lines in its manifest."""
+    folder.mkdir()
+    book = Manifest(folder / manifest.MAIN_MANIFEST, durable=False)
+    book.append(lines)
+    book.close()
+    return gallery.write_gallery(folder, folder).as_uri()
+
+
+def failed_line(number: int, **marks: object) -> dict[str, object]:
+    """A line of an image that is not there."""
+    request = {"prompt": f"star {number}", "seed": number}
+    return {"id": f"{number}", "index": number, "status": "failed", "request": request, **marks}
+
+
+def test_an_empty_folder_says_that_it_is(page: Page, tmp_path: Path) -> None:
+    page.goto(write_page(tmp_path / "out" / "empty", []))
+    expect(page.get_by_text("There is no image here yet")).to_be_visible()
+    expect(page.get_by_role("button", name="Show all")).to_be_hidden()
+
+
+def test_rows_of_earlier_requests_stand_apart(page: Page, tmp_path: Path) -> None:
+    lines = [failed_line(1), failed_line(2, earlier=True), failed_line(3)]
+    page.goto(write_page(tmp_path / "out" / "earlier", lines))
+    earlier = page.get_by_role("region", name="Of earlier requests")
+    expect(earlier.locator("figcaption")).to_have_count(1)
+    assert prompts(page) == ["star 1", "star 3", "star 2"]
+    # The arrows go through both, in the order on the page.
+    page.get_by_role("button").last.click()
+    expect(opened(page).get_by_text("3 of 3")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.get_by_role("searchbox").fill("star 3")
+    expect(earlier).to_be_hidden()
+
+
+LAID_OUT = """
+[...document.querySelectorAll("figure")].filter(
+  (card) => card.checkVisibility({ contentVisibilityAuto: true })).length
+"""
+
+
+def test_thousands_are_laid_out_only_where_they_are_seen(page: Page, tmp_path: Path) -> None:
+    rows = 3000
+    page.goto(write_page(tmp_path / "out" / "many", [failed_line(n + 1) for n in range(rows)]))
+    # The page has its height at once, and the last ones are there when it is scrolled to them.
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(page.get_by_text(f"star {rows}", exact=True)).to_be_in_viewport()
+    assert 0 < page.evaluate(LAID_OUT) < 300
+    # In the end every card is there, for the browser's own search and for a screen reader.
+    expect(page.locator("figure")).to_have_count(rows)
+    page.get_by_role("searchbox").fill("299")
+    expect(page.locator("#count")).to_have_text("13 of 3000")
+    expect(page.locator("figure")).to_have_count(13)

@@ -249,6 +249,6 @@ def test_a_contact_sheet_opens_no_format_that_t2i_does_not_write(tmp_path: Path)
     picture(64, 64).save(tmp_path / "a.eps")
     with (
         pytest.raises(StorageError, match="Cannot read"),
-        sheet_images.open_image(tmp_path / "a.eps", 192),
+        sheet_images.open_batch_image(tmp_path / "a.eps", 192),
     ):
         pass

@@ -3,11 +3,14 @@
 If an index.html exists that t2i did not write, the page is written to gallery.html instead.
 """
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from t2i_cli.batch import manifest
+from t2i_cli.batch.generate_command import generate_command
 from t2i_cli.errors import InputError
 from t2i_cli.files import atomic
 from t2i_cli.files.state_files import free_or_own_path, read_beginning
@@ -41,6 +44,7 @@ def write_gallery(folder: Path, scratch: Path) -> Path:
     data = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     text = template.replace("/*ENTRIES*/[]", data)
+    text = text.replace("/*POLICY*/", _content_policy(text), 1)
     try:
         atomic.write_text(page, text, scratch=scratch)
     except OSError as error:
@@ -57,6 +61,19 @@ def gallery_path(folder: Path) -> Path:
             "no gallery without a place."
         )
     return page
+
+
+def _content_policy(page: str) -> str:
+    """A policy under which nothing but the page's own style and script acts, or is loaded."""
+    hashes = {}
+    for tag in ("style", "script"):
+        content = page.partition(f"<{tag}>")[2].rpartition(f"</{tag}>")[0]
+        digest = hashlib.sha256(content.encode()).digest()
+        hashes[tag] = f"'sha256-{base64.b64encode(digest).decode()}'"
+    return (
+        f"default-src 'none'; img-src 'self' file:; style-src {hashes['style']}; "
+        f"script-src {hashes['script']}; base-uri 'none'; form-action 'none'"
+    )
 
 
 def is_own_gallery(page: Path) -> bool:
@@ -85,4 +102,5 @@ def _gallery_entry(record: Mapping[str, object]) -> dict[str, object]:
         },
         "seconds": record.get("seconds"),
         "message": message,
+        "command": generate_command(record),
     }

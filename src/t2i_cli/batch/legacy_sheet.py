@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i_cli.batch.sheet_images import open_image
+from t2i_cli.batch.sheet_images import open_batch_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +54,7 @@ def _contains_image(sheet: "Image", file: Path) -> bool:
     """Whether a cell of the RGB sheet shows the image; False for an image of a single colour."""
     from PIL import ImageChops, ImageStat
 
-    with open_image(file, _CELL_SIDE) as image:
+    with open_batch_image(file, _CELL_SIDE) as image:
         thumbnail = image.convert("RGB")
     thumbnail.thumbnail((_CELL_SIDE, _CELL_SIDE))
     if all(low == high for low, high in thumbnail.getextrema()):  # type: ignore[misc]

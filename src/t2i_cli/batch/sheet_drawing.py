@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.batch.sheet_grids import SheetGrid, distinct_texts
-from t2i_cli.batch.sheet_images import open_image
+from t2i_cli.batch.sheet_images import open_batch_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -174,7 +174,7 @@ def _paste(
         drawing.rectangle((x, y, x + width - 1, y + height - 1), outline="grey")
         drawing.line((x, y, x + width - 1, y + height - 1), fill="grey")
         return
-    with open_image(file, max(width, height)) as image:
+    with open_batch_image(file, max(width, height)) as image:
         scaled = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     sheet.paste(scaled, (x, y))
 
@@ -202,7 +202,7 @@ def _aspect(row: BatchRow, file: Path | None) -> float:
     """Width by height of a row's picture, or of the one that was asked for."""
     width, height = row.request.width or 1, row.request.height or 1
     if file is not None:
-        with open_image(file, CELL_SIDE) as image:
+        with open_batch_image(file, CELL_SIDE) as image:
             width, height = image.size
     return width / height
 

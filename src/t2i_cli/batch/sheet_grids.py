@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.request_fields import FIELDS
 
-MAX_COLUMNS = 8
+SHEET_COLUMNS = 8
 """Columns of a sheet without axes."""
 
 
@@ -35,7 +35,7 @@ def sheet_grids(rows: Sequence[BatchRow]) -> list[SheetGrid]:
         return [_prompt_grid(rows)]
     if axes == 2:
         return [_axes_grid(cells) for cells in _by_prompt(rows).values()]
-    columns = min(MAX_COLUMNS, max(1, round(len(rows) ** 0.5)))
+    columns = min(SHEET_COLUMNS, max(1, round(len(rows) ** 0.5)))
     lines = [list(rows[at : at + columns]) for at in range(0, len(rows), columns)]
     return [SheetGrid("", [], [], lines, _captions(rows))]
 

@@ -15,7 +15,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 @contextmanager
-def open_image(file: Path, side: int) -> Iterator["Image"]:
+def open_batch_image(file: Path, side: int) -> Iterator["Image"]:
     """Open an image that will be scaled to fit a square of that side. Raises StorageError."""
     from PIL import Image
 

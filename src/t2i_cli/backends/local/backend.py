@@ -200,8 +200,7 @@ class LocalBackend:
             on_event(Loading(model=model, device=device_name))
             self._loaded = self._load(target, on_event)
             self._place(self._loaded, plan.measures)
-            seconds = time.monotonic() - started
-            on_event(Loaded(model=model, device=device_name, seconds=seconds))
+            on_event(Loaded(model=model, device=device_name, seconds=time.monotonic() - started))
         prompt_embedding_cache.cache_text_embeddings(self._loaded.pipe)
         return self._loaded
 

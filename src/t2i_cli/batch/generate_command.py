@@ -1,0 +1,80 @@
+"""The `t2i generate` command line that makes an image of a batch again."""
+
+import shlex
+from collections.abc import Mapping
+
+from t2i_cli.errors import InputError
+from t2i_cli.models.request_resolution import build_request
+from t2i_cli.request_fields import FIELDS
+
+
+def generate_command(record: Mapping[str, object]) -> list[str] | None:
+    """The command for a manifest's line, as words quoted for a POSIX shell; `None` without one.
+
+    It has every field that was settled, and the backend, device and precision that were used. A
+    record that another program changed gives none, if a request could not be so.
+    """
+    request = record.get("request")
+    if not isinstance(request, dict) or not _is_request(request):
+        return None
+    prompt = str(request["prompt"])
+    words = ["t2i", "generate"]
+    # An argument "-" is standard input, and one that begins with it would be an option.
+    if prompt != "-":
+        words += [f"--prompt={prompt}"] if prompt.startswith("-") else [prompt]
+    else:
+        words = ["printf", "%s", "-", "|", *words, "-"]
+    for name, known in FIELDS.items():
+        if (value := request.get(name)) is None or name == "prompt":
+            continue
+        words += ["--seed", str(value)] if name == "seed" else _option(known.flags[0], str(value))
+    words += _backend_options(record.get("lock"))
+    extension = str(record.get("file") or "").rpartition(".")[2].lower()
+    if format := {"jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}.get(extension):
+        words += ["--format", format]
+    return ["|" if word == "|" else shlex.quote(word) for word in words]
+
+
+def _is_request(request: Mapping[str, object]) -> bool:
+    """Whether the fields are those of a request, each of its type, and can be told in options."""
+    for name, value in request.items():
+        known = FIELDS.get(name)
+        if value is None:
+            continue
+        if known is None or isinstance(value, bool) or not (known.flags or name in _BY_HAND):
+            return False
+        if not isinstance(value, (int, float) if known.kind is float else known.kind):
+            return False
+        # A carriage return ends the line where a terminal pastes it.
+        if isinstance(value, str) and "\r" in value:
+            return False
+    try:
+        build_request({name: value for name, value in request.items() if value is not None})
+    except (InputError, TypeError):
+        return False
+    return True
+
+
+_BY_HAND = {"prompt", "seed"}
+"""Fields whose options `t2i generate` declares itself."""
+
+
+def _option(flag: str, value: str) -> list[str]:
+    """An option and its value, which may be empty or begin with a hyphen."""
+    return [flag, value] if value and not value.startswith("-") else [f"{flag}={value}"]
+
+
+def _backend_options(lock: object) -> list[str]:
+    """The options that choose what made the image."""
+    if not isinstance(lock, dict):
+        return []
+    names = ("backend", "endpoint", "device", "dtype")
+    backend, endpoint, device, dtype = (
+        value if isinstance(value := lock.get(name), str) and value.isprintable() else ""
+        for name in names
+    )
+    if backend in {"http", "vertex"}:
+        place = _option("--url" if backend == "http" else "--endpoint", endpoint)
+        return ["--backend", backend, *(place if endpoint else [])]
+    options = _option("--device", device) if device else []
+    return options + (_option("--dtype", dtype) if dtype else [])
