@@ -85,6 +85,8 @@ def test_row_gives_name_format_or_template() -> None:
         ("SHEET.png", "uses itself"),
         ("con.png", "name of a device"),
         ("sub/LPT1.x.png", "name of a device"),
+        ("com¹.png", "name of a device"),
+        ("sub/CONIN$", "name of a device"),
         ("x" * 252 + ".png", "has 256 bytes"),
         ("ab/" * 80 + "c.png", "at most 200"),
         ("a.gif", "unknown extension .gif"),

@@ -161,6 +161,12 @@ def test_slug_keeps_letters_and_digits_of_any_script(prompt: str, expected: str)
         ("C:\\models\\x", "C--models-x.png"),
         ("con", "con_.png"),
         ("LPT1.x", "LPT1_.x.png"),
+        ("com¹", "com¹_.png"),
+        ("COM³.x", "COM³_.x.png"),
+        ("lpt²", "lpt²_.png"),
+        ("conin$", "conin$_.png"),
+        ("CONOUT$.", "CONOUT$_.png"),
+        ("COM10", "COM10.png"),
         ("a\x1b[31m\u202eb", "a-[31m-b.png"),
     ],
 )

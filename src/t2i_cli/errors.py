@@ -6,19 +6,25 @@ The exit codes are a contract with scripts; `docs/exit-codes.md` lists them.
 from collections.abc import Mapping
 from typing import ClassVar
 
+from t2i_cli.known_secrets import scrub_secrets
+
 EXIT_STDOUT_CLOSED = 141
 
 
 class T2IError(Exception):
-    """An error reported in one sentence, with an optional hint on what to do."""
+    """An error reported in one sentence, with an optional hint on what to do.
+
+    Both are without the process's secrets, which a library's text within may quote.
+    """
 
     exit_code: ClassVar[int]
     code: ClassVar[str]
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = scrub_secrets(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint and scrub_secrets(hint)
 
     def to_json(self) -> dict[str, object]:
         """The error as `--json` prints it."""

@@ -4,8 +4,9 @@ import io
 import os
 import signal
 import sys
+import traceback
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Annotated, NoReturn
 
 import typer
@@ -35,6 +36,7 @@ from t2i_cli.errors import (
     Terminated,
     TerminatedError,
 )
+from t2i_cli.known_secrets import scrub_secrets
 from t2i_cli.terminal.console import console
 
 app = typer.Typer(
@@ -145,6 +147,13 @@ def _run(arguments: list[str]) -> int:
     return failure.exit_code
 
 
+def _print_bug(
+    _kind: type[BaseException], error: BaseException, _traceback: TracebackType | None
+) -> None:
+    """Print the traceback of a bug, without the secrets that an exception's text may quote."""
+    sys.stderr.write(scrub_secrets("".join(traceback.format_exception(error))))
+
+
 def main() -> NoReturn:
     """Run `t2i` with the process's arguments and exit with its exit code."""
     for number in signals.termination_signals() - {signal.SIGINT}:
@@ -153,6 +162,7 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             # A file name may be any bytes: print undecodable ones unchanged.
             stream.reconfigure(errors="surrogateescape")
+    sys.excepthook = _print_bug
     code = _run(sys.argv[1:])
     # Skip the interpreter's shutdown: with torch it takes about a second.
     with suppress(OSError):  # a closed terminal

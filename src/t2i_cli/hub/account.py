@@ -13,6 +13,7 @@ from huggingface_hub.utils._auth import get_stored_tokens
 from t2i_cli.errors import AccessError, InputError
 from t2i_cli.hub import client
 from t2i_cli.hub.errors import translate_hub_errors
+from t2i_cli.known_secrets import register_secret
 
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
@@ -30,6 +31,7 @@ class Account:
 
 def store_token(token: str) -> Account:
     """Verify the token with the Hub, then save it in huggingface_hub's store. Raises T2IError."""
+    register_secret(token)
     if not client.is_token(token):
         # Do not print the text: it may be a mistyped token.
         raise InputError(

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, constants, get_session, get_token, set_client
 
 from t2i_cli.errors import AccessError, os_reason
 from t2i_cli.files.state_files import check_regular
+from t2i_cli.known_secrets import register_secret
 
 
 class HubLogHandler(logging.Handler):
@@ -61,6 +62,7 @@ def hub_api() -> HfApi:
     """
     check_token_file()
     token = get_token()
+    register_secret(token)
     if token and not is_token(token):
         raise AccessError(
             "The token for the Hub has characters that no token has.",

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 from google_crc32c import Checksum
 
 from t2i_cli.errors import RemoteError, StorageError, os_reason
+from t2i_cli.known_secrets import register_secret
 from t2i_cli.net.google_http import GOOGLE_POLICY, GoogleHttp, NotFoundError, json_of
 from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
@@ -175,6 +176,7 @@ class GcsClient:
             headers={"X-Upload-Content-Length": str(size)},
         )
         url = urlsplit(response.headers["location"])
+        register_secret(url.query)
         # The response names Google's own host even if another host was asked.
         return f"{self._host}{url.path}?{url.query}"
 

@@ -22,6 +22,7 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.files.state_files import check_regular
+from t2i_cli.known_secrets import register_secret
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -60,6 +61,7 @@ def find_credentials(impersonate: str | None = None) -> tuple["Credentials", Cre
         # google-auth warns of a user's own credentials; they are good enough here.
         warnings.simplefilter("ignore")
         credentials, project = google.auth.default(scopes=[SCOPE])
+        _register_secrets(credentials)
         source = _source(credentials)
         if impersonate:
             if not impersonate.endswith(".gserviceaccount.com"):
@@ -110,6 +112,14 @@ def refresh_token(credentials: "Credentials", seconds: float) -> None:
     """Get a new token from Google; each call takes at most `seconds`. Raises T2IError."""
     with _translating_errors():
         credentials.refresh(partial(_request_without_retry, seconds))  # type: ignore[no-untyped-call]
+    _register_secrets(credentials)
+
+
+def _register_secrets(credentials: "Credentials") -> None:
+    """Have the secrets of each kind of credentials kept out of errors and logs."""
+    for name in ("token", "refresh_token", "id_token", "client_secret"):
+        secret = getattr(credentials, name, None)
+        register_secret(secret if isinstance(secret, str) else None)
 
 
 def _request_without_retry(seconds: float, *args: Any, **request: Any) -> Any:  # noqa: ANN401 - google-auth's

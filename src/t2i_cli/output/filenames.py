@@ -52,9 +52,10 @@ PLACEHOLDERS: dict[str, Callable[[TemplateContext], object]] = {
 """Placeholders of a template, with the functions that give their values."""
 
 _UNSAFE = re.compile(r'[/\\:*?"<>|\s\x00-\x1f\x7f]')
-WINDOWS_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {
-    f"{device}{number}" for device in ("COM", "LPT") for number in range(1, 10)
+WINDOWS_RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+    f"{device}{digit}" for device in ("COM", "LPT") for digit in "123456789¹²³"
 }
+"""Names of devices; Windows takes superscript digits, too (`ntpath.isreserved` has the list)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.driver import run_backend
 from t2i_cli.errors import InputError, InternalError, ModelError, QuotaError, T2IError
 from t2i_cli.events import Event, MemoryMeasure, Notice, Preview, RequestSent, Step
+from t2i_cli.known_secrets import SecretFilter
 from t2i_cli.server.jobs import ImageJob, JobObserver
 from t2i_cli.server.options import ServerLimits
 
@@ -33,6 +34,7 @@ T = TypeVar("T")
 IndexedJob = tuple[ImageJob, int]
 """A job and the index of one of its requests."""
 batcher_log = logging.getLogger(__name__)
+batcher_log.addFilter(SecretFilter())
 _BUG = "The server met a bug; its log has the details."
 
 

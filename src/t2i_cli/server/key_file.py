@@ -7,6 +7,7 @@ from pathlib import Path
 
 from t2i_cli.errors import InputError, os_reason
 from t2i_cli.files.state_files import open_regular
+from t2i_cli.known_secrets import register_secret
 
 MIN_KEY_LENGTH = 16
 """Characters; a shorter key can be found by trying."""
@@ -19,6 +20,7 @@ def check_key(key: str, source: str) -> str:
     """The key, if it can stand in a header. Raises InputError."""
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise InputError(f"{source} holds no key: letters, digits and signs, without spaces.")
+    register_secret(key)
     return key
 
 

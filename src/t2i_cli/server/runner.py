@@ -1,6 +1,7 @@
 """Runs the server: signals, graceful shutdown, the log."""
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 
 from t2i_cli.errors import TerminatedError
 from t2i_cli.events import Event
+from t2i_cli.known_secrets import SecretFilter
 from t2i_cli.server.batcher import batcher_log
 from t2i_cli.server.connections import BoundedProtocol, accept_burst, listen_backlog
 from t2i_cli.server.engine import Engine
@@ -62,6 +64,7 @@ def run_server(
         timeout_graceful_shutdown=_RESPONSE_GRACE,
     )
     with limited_logs(_LOGGERS) as log_limit, _hangups(on_hangup) as hangup:
+        logging.getLogger("uvicorn.error").addFilter(SecretFilter())
 
         def on_tick() -> None:
             app.state.connections.drop_slow()

@@ -17,6 +17,7 @@ from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import MAX_STATE_BYTES, replace_text
 from t2i_cli.files.user_paths import expand_option
 from t2i_cli.known_names import suggest_name
+from t2i_cli.known_secrets import register_secret
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
 
@@ -139,6 +140,8 @@ def set_offline() -> None:
 
 
 def _check(setting: Setting, value: object, source: str) -> str:
+    if setting.secret and isinstance(value, str):
+        register_secret(value)
     if isinstance(value, str) and setting.accepts(value):
         return value
     given = MASK if setting.secret else repr(value)

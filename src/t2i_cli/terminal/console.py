@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO, TextIO
 
 from t2i_cli.errors import InputError, T2IError, internal_error
+from t2i_cli.known_secrets import scrub_secrets
 
 EVENTS_VERSION = 1
 """Version of the `--events` format; raised when older readers could misread it."""
@@ -172,7 +173,7 @@ class Console:
         # A closed stderr or terminal must not turn a finished image into a failure.
         with suppress(OSError):
             stream = self._err or sys.stderr
-            stream.write(escape_controls(line) + "\n")
+            stream.write(escape_controls(scrub_secrets(line)) + "\n")
             stream.flush()
 
 

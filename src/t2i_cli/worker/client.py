@@ -23,6 +23,7 @@ from t2i_cli.events import (
 )
 from t2i_cli.files.state_files import MAX_STATE_BYTES, is_amount, is_count, parse_json
 from t2i_cli.image_formats import ImageFormat
+from t2i_cli.known_secrets import register_secret
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
@@ -70,6 +71,7 @@ class WorkerExchange:
     ) -> None:
         self.runtime_dir = runtime_dir
         self._state = state
+        register_secret(state.secret)
         self._closed = threading.Event()
         self._last_read = time.monotonic()
         self._connection = _Connection(state)
