@@ -9,10 +9,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TypeGuard
+
+from t2i_cli.files.state_files import is_text
 
 STEMS = ("diffusion_pytorch_model", "model")
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
 
+_MAX_NAME = 255
+"""Characters of a file's name; the names of shards have about fifty."""
 _STEM = f"(?P<stem>{'|'.join(STEMS)})"
 _WEIGHTS = re.compile(
     _STEM + r"(\.(?P<before>\w+))?(-\d{5}-of-(?P<of>\d{5}))?(\.(?P<after>\w+))?\.safetensors"
@@ -62,9 +67,9 @@ def is_index(name: str) -> bool:
     return _INDEX.fullmatch(name) is not None
 
 
-def is_plain_name(name: object) -> bool:
+def is_plain_name(name: object) -> TypeGuard[str]:
     """Whether it is the name of a file in its folder, and no path that leads elsewhere."""
-    return isinstance(name, str) and name not in {"", ".", ".."} and not set(name) & set("/\\\0")
+    return is_text(name, _MAX_NAME) and name not in {".", ".."} and not set(name) & set("/\\")
 
 
 def _of_variant(names: list[str], variant: str | None) -> WeightFiles | None:

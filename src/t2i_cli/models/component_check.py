@@ -6,17 +6,22 @@ classes among everything in a library.
 
 import inspect
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 from t2i_cli.errors import ModelError
+from t2i_cli.files.state_files import is_text
 from t2i_cli.models import diffusers_folder, libraries
 from t2i_cli.models.diffusers_folder import Component
 from t2i_cli.models.lazy_imports import defer_imports
 from t2i_cli.models.libraries import LibraryObject
 
 _LIBRARIES = ("diffusers", "transformers")
+_MAX_NAME = 100
+"""Characters of the name of a component, class or module."""
+_LATER_ENCODER = re.compile(r"_\d$")
 _REFUSED_BASES = {"DiffusionPipeline", "OnnxRuntimeModel"}
 """Base classes that diffusers would also load as components: whole pipelines, whose own
 model_index.json is not checked here, and ONNX networks, which are not safetensors."""
@@ -43,6 +48,26 @@ def check_components(folder: Path, *, trust_remote_code: bool) -> None:
         for component in components:
             if not _is_custom_code(folder, component):
                 _component_class(folder, component)
+
+
+def check_complete(folder: Path, cls: LibraryObject) -> None:
+    """Raise ModelError if the folder lacks a component without which the pipeline makes nothing.
+
+    Second and later encoders are optional: there are copies of SD 3 without its third.
+    """
+    present = {component.name for component in diffusers_folder.list_components(folder)}
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if (
+            name != "self"
+            and parameter.default is parameter.empty
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and name not in {*present, *cls._optional_components}
+            and not _LATER_ENCODER.search(name)
+        ):
+            raise ModelError(
+                f"The model in {folder} is damaged: its model_index.json names no {name}, which "
+                f"{cls.__name__} needs."
+            )
 
 
 def load_tokenizers(
@@ -97,7 +122,7 @@ def _check_files(folder: Path, components: Iterable[Component]) -> None:
 
 def _is_safe_name(name: object) -> bool:
     """Whether it can be the name of a component: an identifier that does not begin with `_`."""
-    return isinstance(name, str) and name.isidentifier() and name[0] != "_"
+    return is_text(name, _MAX_NAME) and name.isidentifier() and name[0] != "_"
 
 
 def _names_kernel(folder: Path, component: Component) -> bool:
@@ -166,8 +191,9 @@ def _pipeline_package(component: Component) -> ModuleType | None:
 
 
 def _not_a_component_error(folder: Path, component: Component) -> ModelError:
+    name, library, cls = (f"{value!s:.{_MAX_NAME}}" for value in component)
     return ModelError(
-        f"The model in {folder} names {component.library}.{component.cls} as its "
-        f"{component.name}, which is no component of diffusers or transformers.",
+        f"The model in {folder} names {library}.{cls} as its {name}, which is no component of "
+        "diffusers or transformers.",
         hint="Nothing of it was run. The model is damaged, or is not what it says.",
     )

@@ -96,11 +96,9 @@ def pipeline_class(folder: Path, *, trust_remote_code: bool) -> LibraryObject:
     if len(class_path) == 2 and not trust_remote_code:
         raise component_check.custom_code_error(folder, f"{class_path[0]}.py")
     component_check.check_components(folder, trust_remote_code=trust_remote_code)
-    return (
-        libraries.load_custom_pipeline(folder, *class_path)
-        if len(class_path) == 2
-        else libraries.import_pipeline_class(*class_path)
-    )
+    if len(class_path) == 2:
+        return libraries.load_custom_pipeline(folder, *class_path)
+    return libraries.import_pipeline_class(*class_path)
 
 
 def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) -> bool:

@@ -1,21 +1,15 @@
 """Sizes of a model folder's weights, from its safetensors headers; no weights are loaded."""
 
-import math
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from t2i_cli.errors import ModelError, os_reason
+from t2i_cli.errors import ModelError
 from t2i_cli.files import weight_files
-from t2i_cli.files.state_files import is_count, open_regular, parse_json
-from t2i_cli.models import diffusers_folder
+from t2i_cli.models import diffusers_folder, safetensors_header
 
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
-_MAX_HEADER_BYTES = 100_000_000
-"""The largest header that the safetensors library takes."""
 _FLOATS = {"F32", "F16", "BF16"}
 
 
@@ -64,7 +58,7 @@ def find_variant(folder: Path, *, half: bool) -> str | None:
 def _component_weights(folder: Path, *, half: bool) -> ComponentWeights:
     elements: Counter[str] = Counter()
     for file in _weight_files(folder, half=half):
-        elements += _elements_by_dtype(file)
+        elements += safetensors_header.count_elements(file)
     return ComponentWeights(elements=dict(elements))
 
 
@@ -92,51 +86,11 @@ def _names(folder: Path) -> list[str]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(diffusers_folder.read_json_object(index)["weight_map"].values()))
-        # diffusers would also load what lies elsewhere.
-        if not all(weight_files.is_plain_name(name) for name in names):
-            raise ValueError("no file of the component")
-    except (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError) as error:
-        raise ModelError(f"{index} is damaged: it names no weight files.") from error
-    return [index.parent / name for name in names]
-
-
-def _elements_by_dtype(file: Path) -> Counter[str]:
-    """The number of elements by dtype, from a safetensors header. Raises ModelError.
-
-    Format: 8 bytes of little-endian length, then JSON (https://huggingface.co/docs/safetensors).
-    """
-    try:
-        with os.fdopen(open_regular(file, os.O_RDONLY, follow_links=True), "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(stream.read(8), "little")
-            # Bounded by the file size: a damaged length must not exhaust the memory.
-            header = parse_json(stream.read(min(length, size, _MAX_HEADER_BYTES)))
-        elements, data_bytes = _count_elements(header)
+        found = diffusers_folder.read_json_object(index).get("weight_map")
     except FileNotFoundError:
-        raise ModelError(f"The model is incomplete: {file} is missing.") from None
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ModelError(f"The weights file {file} is damaged.") from error
-    except OSError as error:
-        raise ModelError(f"Cannot read {file}: {os_reason(error)}.") from error
-    end = 8 + length + data_bytes
-    if size < end:
-        raise ModelError(
-            f"The weights file {file} is truncated: it has {size:,} of {end:,} bytes.",
-            hint="Copy or download it again.",
-        )
-    return elements
-
-
-def _count_elements(header: Any) -> tuple[Counter[str], int]:  # noqa: ANN401 - unchecked JSON
-    """Elements by dtype, and the bytes of data; a header with wrong types raises what it may."""
-    elements: Counter[str] = Counter()
-    data_bytes = 0
-    for name, tensor in header.items():
-        if name == "__metadata__":
-            continue
-        if not all(is_count(number) for number in (*tensor["shape"], *tensor["data_offsets"])):
-            raise ValueError("no tensor")
-        elements[str(tensor["dtype"])] += math.prod(tensor["shape"])
-        data_bytes = max(data_bytes, tensor["data_offsets"][1])
-    return elements, data_bytes
+        found = None
+    names = list(found.values()) if isinstance(found, dict) else []
+    # diffusers would also load what lies elsewhere.
+    if not names or not all(map(weight_files.is_plain_name, names)):
+        raise ModelError(f"{index} is damaged: it names no weight files.")
+    return [index.parent / name for name in sorted(set(names))]

@@ -11,7 +11,14 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.errors import InputError, OutOfMemoryError
 from t2i_cli.events import OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, diffusers_folder, libraries, resolution, weights
+from t2i_cli.models import (
+    catalog,
+    component_check,
+    diffusers_folder,
+    libraries,
+    resolution,
+    weights,
+)
 from t2i_cli.request import ResolvedRequest
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -44,6 +51,9 @@ def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
 
         repo = spec.repo or spec.name
         folder = hub.fetch_configs(repo, revision=spec.revision, offline=options.offline)
+    if spec.name not in catalog.MODELS:
+        cls = resolution.pipeline_class(folder, trust_remote_code=options.trust_remote_code)
+        component_check.check_complete(folder, cls)
     transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
     dtype = device.choose_dtype(found_device, options.dtype, transformer=transformer)
     slicing = bool(options.attention_slicing) and _supports_slicing(folder, options)

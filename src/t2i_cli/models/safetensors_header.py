@@ -1,0 +1,99 @@
+"""Reads a safetensors file's header and checks it as the safetensors library does, without tensors.
+
+Format: 8 bytes of little-endian length, JSON with each tensor's dtype, shape and place, the data
+(https://huggingface.co/docs/safetensors).
+"""
+
+import math
+import os
+from collections import Counter
+from pathlib import Path
+
+from t2i_cli.errors import ModelError, os_reason
+from t2i_cli.files.state_files import is_count, open_regular, parse_json
+
+_MAX_HEADER_BYTES = 100_000_000
+"""The largest header that the safetensors library takes."""
+_DTYPE_BITS = (
+    {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
+    | {"I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
+    | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+    | dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+)
+"""Bits of one element by dtype: the variants of `Dtype` in safetensors 0.8."""
+
+
+def count_elements(file: Path) -> Counter[str]:
+    """The number of elements by dtype, from the header. Raises ModelError if it is damaged."""
+    try:
+        with os.fdopen(open_regular(file, os.O_RDONLY, follow_links=True), "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if length > min(size - 8, _MAX_HEADER_BYTES):
+                raise ValueError("its header is longer than the file")
+            header = parse_json(stream.read(length))
+        elements, data_bytes = _check_tensors(header)
+    except FileNotFoundError:
+        raise ModelError(f"The model is incomplete: {file} is missing.") from None
+    except ValueError as error:
+        raise ModelError(f"The weights file {file} is damaged.") from error
+    except OSError as error:
+        raise ModelError(f"Cannot read {file}: {os_reason(error)}.") from error
+    end = 8 + length + data_bytes
+    if size < end:
+        raise ModelError(
+            f"The weights file {file} is truncated: it has {size:,} of {end:,} bytes.",
+            hint="Copy or download it again.",
+        )
+    if size > end:
+        raise ModelError(
+            f"The weights file {file} is damaged: {size - end:,} bytes belong to no tensor."
+        )
+    return elements
+
+
+def _check_tensors(header: object) -> tuple[Counter[str], int]:
+    """Elements by dtype, and the bytes of data, which the tensors fill without holes or overlaps.
+
+    Raises ValueError.
+    """
+    if not isinstance(header, dict):
+        raise ValueError("the header is no object")
+    _check_metadata(header.pop("__metadata__", None))
+    elements: Counter[str] = Counter()
+    places = []
+    for tensor in header.values():
+        dtype, count, place = _check_tensor(tensor)
+        elements[dtype] += count
+        places.append(place)
+    end = 0
+    for first, last in sorted(places):
+        if first != end:
+            raise ValueError("tensors overlap, or leave a hole")
+        end = last
+    return elements, end
+
+
+def _check_tensor(tensor: object) -> tuple[str, int, tuple[int, int]]:
+    """A tensor's dtype, number of elements, and place in the data. Raises ValueError."""
+    if not isinstance(tensor, dict):
+        raise ValueError("a tensor is no object")
+    dtype, shape, place = (tensor.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
+        raise ValueError("a tensor has an unknown dtype")
+    if not isinstance(shape, list) or not isinstance(place, list) or len(place) != 2:
+        raise ValueError("a tensor has no shape, or no place")
+    if not all(map(is_count, (*shape, *place))):
+        raise ValueError("a tensor's shape or place is no number")
+    count = math.prod(shape)
+    if not is_count(count) or count * _DTYPE_BITS[dtype] != 8 * (place[1] - place[0]):
+        raise ValueError("a tensor's place has another size than its shape")
+    return dtype, count, (place[0], place[1])
+
+
+def _check_metadata(metadata: object) -> None:
+    """Raise ValueError for metadata that is no map of texts."""
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    ):
+        raise ValueError("the metadata is no map of texts")
