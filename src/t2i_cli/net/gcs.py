@@ -16,6 +16,7 @@ from google_crc32c import Checksum
 
 from t2i_cli.errors import RemoteError, StorageError, os_reason
 from t2i_cli.known_secrets import register_secret
+from t2i_cli.net.google_answers import answer_error
 from t2i_cli.net.google_http import GOOGLE_POLICY, GoogleHttp, NotFoundError, json_of
 from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
@@ -82,7 +83,7 @@ class GcsClient:
                 name=item["name"],
                 size=int(item["size"]),
                 crc32c=item.get("crc32c"),
-                labels=item.get("metadata", {}),
+                labels={k: v for k, v in item.get("metadata", {}).items() if isinstance(v, str)},
             )
             for item in entries
         ]
@@ -175,7 +176,10 @@ class GcsClient:
             json={"metadata": dict(labels)} if labels else {},
             headers={"X-Upload-Content-Length": str(size)},
         )
-        url = urlsplit(response.headers["location"])
+        try:
+            url = urlsplit(response.headers.get("location", ""))
+        except ValueError as error:
+            raise answer_error("it names no place for an upload") from error
         register_secret(url.query)
         # The response names Google's own host even if another host was asked.
         return f"{self._host}{url.path}?{url.query}"
@@ -208,5 +212,5 @@ def _content_range(start: int, chunk: bytes, total: int) -> str:
 
 
 def _bytes_received(response: HttpResponse) -> int:
-    match = re.fullmatch(r"bytes=0-(\d+)", response.headers.get("range", ""))
+    match = re.fullmatch(r"bytes=0-(\d{1,15})", response.headers.get("range", ""))
     return int(match[1]) + 1 if match else 0

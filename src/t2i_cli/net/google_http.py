@@ -3,7 +3,6 @@
 Error format: https://google.aip.dev/193.
 """
 
-import json as jsonlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,9 @@ from t2i_cli.errors import (
     T2IError,
     TimedOutError,
 )
+from t2i_cli.files.state_files import parse_json
 from t2i_cli.net import google_credentials
+from t2i_cli.net.google_answers import GoogleAnswer, answer_error, parse_answer
 from t2i_cli.net.http_client import FailedCall, HttpClient, HttpResponse
 from t2i_cli.net.retry import (
     RetryableError,
@@ -153,7 +154,10 @@ class GoogleHttp:
         query = dict(params or {})
         while True:
             page = self.call_url("GET", url, params=query)
-            yield from page.get(key, [])
+            entries = page.get(key, [])
+            if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+                raise answer_error(f"its {key} is none")
+            yield from entries
             if not page.get("nextPageToken"):
                 return
             query["pageToken"] = page["nextPageToken"]
@@ -194,16 +198,9 @@ class GoogleHttp:
         raise error
 
 
-def json_of(response: HttpResponse) -> dict[str, Any]:
-    """A response's JSON object, {} if there is none. Raises RemoteError for invalid JSON."""
-    try:
-        value = jsonlib.loads(response.body) if response.body else {}
-    except ValueError as error:
-        raise RemoteError(
-            "The answer makes no sense: it is no JSON.",
-            hint="Is --api-endpoint an address of Google Cloud's interfaces?",
-        ) from error
-    return value if isinstance(value, dict) else {}
+def json_of(response: HttpResponse) -> GoogleAnswer:
+    """A response's JSON object, {} if there is none. Raises RemoteError for one that is unsound."""
+    return parse_answer(response.body)
 
 
 def _error_from_failed_call(failed: FailedCall) -> RetryableError | T2IError:
@@ -283,7 +280,7 @@ def _quota_error(message: str) -> QuotaError:
 
 def _error_object(body: bytes) -> dict[str, Any]:
     try:
-        value = jsonlib.loads(body)
+        value = parse_json(body)
     except ValueError:
         return {}
     # Some services wrap the error in a list.
@@ -296,5 +293,5 @@ def _clock_offset(headers: Mapping[str, str], previous: float) -> float:
     """Seconds that Google's clock is ahead of this machine's; `previous` without a Date header."""
     try:
         return parsedate_to_datetime(headers.get("date", "")).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return previous

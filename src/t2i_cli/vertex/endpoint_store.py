@@ -5,7 +5,6 @@ With a stored DNS name, a call needs only the predict permission.
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -21,10 +20,9 @@ from t2i_cli.files.state_files import (
     read_json,
     replace_text,
 )
+from t2i_cli.net.google_answers import ENDPOINT_HOST
 from t2i_cli.request_fields import SERVINGS
 from t2i_cli.vertex.labels import Labels
-
-_HOST = re.compile(r"(?:[A-Za-z0-9.-]+(?::[0-9]{1,5})?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +166,7 @@ def _is_machine(value: object) -> bool:
 
 _VALIDATORS: Mapping[str, Callable[[object], bool]] = {
     # It becomes part of a URL to which a token is sent.
-    "dns": lambda value: isinstance(value, str) and bool(_HOST.fullmatch(value)),
+    "dns": lambda value: isinstance(value, str) and bool(ENDPOINT_HOST.fullmatch(value)),
     "serving": lambda value: isinstance(value, str) and value in SERVINGS,
     "model": is_text,
     "deployed_model": is_text,

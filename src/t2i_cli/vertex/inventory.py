@@ -132,7 +132,7 @@ def list_deployments(client: GoogleClient, *more: str | None) -> Inventory:
 def weight_addresses(model: Mapping[str, Any]) -> set[str]:
     """The gs:// addresses from which a Model resource's container loads weights."""
     variables = model.get("containerSpec", {}).get("env", [])
-    values = [model.get("artifactUri", ""), *(one.get("value", "") for one in variables)]
+    values = [model.get("artifactUri", ""), *(str(one.get("value", "")) for one in variables)]
     return {value.rstrip("/") for value in values if value.startswith("gs://")}
 
 

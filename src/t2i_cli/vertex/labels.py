@@ -14,6 +14,8 @@ MANAGED = ("managed-by", "t2i")
 MAX_LABEL_LENGTH = 63
 """Characters of a value: Vertex AI allows 64, Cloud Storage 63."""
 
+_TIME = re.compile("[0-9]{1,11}")
+"""Unix seconds; those of twelve digits are no date any more."""
 _TRUNCATION_MARK = "_x"
 
 
@@ -46,7 +48,7 @@ class Labels:
         return cls(
             name=labels.get("t2i-name", ""),
             # A resource of t2i without a valid date counts as expired.
-            expires=int(expires) if expires.isdecimal() else 0,
+            expires=int(expires) if _TIME.fullmatch(expires) else 0,
             # Anybody in the project can write labels, and they are printed on terminals.
             model=escape_controls(decode_label(labels.get("t2i-model", ""))),
             serving=labels.get("t2i-serving", ""),

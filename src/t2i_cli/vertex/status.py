@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from t2i_cli.durations import format_duration
 from t2i_cli.errors import T2IError
@@ -161,7 +162,13 @@ def count_requests(client: GoogleClient, endpoint: str, start: float) -> int | N
         # Without monitoring.timeSeries.list the other columns are still known.
         return None
     points = (point for one in series for point in one.get("points", []))
-    return sum(int(point["value"].get("int64Value", 0)) for point in points)
+    return sum(_point_count(point) for point in points)
+
+
+def _point_count(point: Mapping[str, Any]) -> int:
+    """The value of one point of a time series."""
+    value = point["value"]
+    return int(value.get("int64Value", 0)) if isinstance(value, dict) else 0
 
 
 def status_table(endpoints: Iterable[EndpointStatus]) -> list[Sequence[str]]:
