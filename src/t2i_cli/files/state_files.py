@@ -108,7 +108,9 @@ def parse_json(data: bytes, *, deepest: int = _MAX_DEPTH, finite: bool = False) 
     """
     constant, number = (str, _finite_number) if finite else (None, None)
     try:
-        parsed: object = json.loads(data.decode(), parse_constant=constant, parse_float=number)
+        parsed: object = json.loads(
+            data.decode("utf-8-sig"), parse_constant=constant, parse_float=number
+        )
         if data.count(b"{") + data.count(b"[") > deepest and _is_deep(parsed, deepest):
             raise ValueError("it is nested too deeply")
     except RecursionError as error:

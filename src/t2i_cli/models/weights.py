@@ -1,5 +1,6 @@
 """Sizes of a model folder's weights, from its safetensors headers; no weights are loaded."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,11 +1,11 @@
 """Parses the error bodies of every dialect; sanitises the servers' text for display."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from t2i_cli.errors import InterruptedRunError, T2IError, TerminatedError, error_from_json
+from t2i_cli.files.state_files import parse_json
 from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.terminal.console import escape_controls
 
@@ -35,8 +35,8 @@ class ErrorBody:
 def parse_error_body(response: HttpResponse, *secrets: str | None) -> ErrorBody:
     """The error in the body, empty if it is not JSON. `secrets` are replaced in its texts."""
     try:
-        body = json.loads(response.body)
-    except (ValueError, RecursionError):
+        body = parse_json(response.body)
+    except ValueError:
         return ErrorBody(message="")
     return _parse(body, *secrets)
 
@@ -86,8 +86,8 @@ def _nested_error(message: object) -> dict[str, object] | None:
     if not isinstance(message, str) or not message.lstrip().startswith("{"):
         return None
     try:
-        value = json.loads(message)
-    except (ValueError, RecursionError):
+        value = parse_json(message.encode(errors="replace"))
+    except ValueError:
         return None
     return value if isinstance(value, dict) and {"error", "detail"} & value.keys() else None
 

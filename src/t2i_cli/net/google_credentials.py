@@ -1,13 +1,14 @@
 """Finds Google credentials by google-auth, describes them, and gets access tokens."""
 
 import base64
-import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -21,7 +22,7 @@ from t2i_cli.errors import (
     TimedOutError,
     os_reason,
 )
-from t2i_cli.files.state_files import check_regular
+from t2i_cli.files.state_files import check_regular, is_count, is_text, parse_json
 from t2i_cli.known_secrets import register_secret
 
 if TYPE_CHECKING:
@@ -136,7 +137,55 @@ def _request_without_retry(seconds: float, *args: Any, **request: Any) -> Any:  
             f"Google issues no token now: its server answers with status {response.status}.",
             hint="Try again.",
         )
+    _check_token_answer(str(response.status), response.headers, response.data)
     return response
+
+
+def _check_token_answer(status: str, headers: Mapping[str, str], body: bytes) -> None:
+    """Raise RemoteError for an answer of status 2xx that google-auth could not make sense of.
+
+    Those of the metadata server are plain text, unless their type says JSON.
+    """
+    kind = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
+    is_plain = "json" not in kind and body[:1] not in {b"{", b"["} and b"<" not in body
+    if not status.startswith("2") or (is_plain and body):
+        return
+    try:
+        answer = parse_json(body)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not all(
+        check(answer[name]) for name, check in _TOKEN_FIELDS.items() if name in answer
+    ):
+        raise RemoteError(
+            "Google issues no token now: what answers in its place makes no sense.",
+            hint="Check the network: a proxy or a login page may answer for it.",
+        )
+
+
+def _is_bearer_token(value: object) -> bool:
+    """Whether a header can carry it: visible ASCII, no spaces."""
+    return is_text(value, 2**16) and value.isascii() and " " not in value
+
+
+def _is_lifetime(value: object) -> bool:
+    """Whether it is a number of seconds up to a year, also as text."""
+    digits = str(value) if is_count(value) or isinstance(value, str) else ""
+    return re.fullmatch("[0-9]{1,8}", digits) is not None
+
+
+def _is_expiry(value: object) -> bool:
+    """Whether it is a time as google-auth parses that of an impersonated account's token."""
+    try:
+        return isinstance(value, str) and bool(datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ"))
+    except ValueError:
+        return False
+
+
+_TOKEN_FIELDS: Mapping[str, Callable[[object], bool]] = dict.fromkeys(
+    ("access_token", "accessToken", "refresh_token", "id_token", "token"), _is_bearer_token
+) | {"expires_in": _is_lifetime, "expireTime": _is_expiry}
+"""What google-auth takes from answers to requests for a token."""
 
 
 def verify_credentials(
@@ -184,8 +233,12 @@ def account_name(credentials: Any) -> str | None:  # noqa: ANN401 - each kind ha
     if not isinstance(id_token, str) or id_token.count(".") != 2:
         return None
     payload = id_token.split(".")[1]
-    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    return str(claims["email"]) if "email" in claims else None
+    try:
+        claims = parse_json(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except ValueError:
+        return None
+    email = claims.get("email") if isinstance(claims, dict) else None
+    return email if is_text(email) else None
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The HTTP client: thread-safe, with size and time limits, raising T2IError."""
 
-import json
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ import httpx2
 
 from t2i_cli import __version__
 from t2i_cli.errors import InputError, RemoteError, T2IError, TimedOutError
+from t2i_cli.files.state_files import parse_json
 from t2i_cli.net.retry import RetryableError, parse_retry_after
 
 CONNECT_TIMEOUT = 10.0
@@ -43,8 +43,8 @@ class HttpResponse:
     def json(self) -> object:
         """The parsed JSON body. Raises RemoteError."""
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError) as error:
+            return parse_json(self.body)
+        except ValueError as error:
             raise RemoteError(
                 "The server's answer makes no sense: it is no JSON.",
                 hint="Is this the address of its API?",

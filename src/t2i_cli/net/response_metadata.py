@@ -1,12 +1,14 @@
 """Metadata that a t2i server returns with an image: resolved request, generation info, notes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 from t2i_cli import __version__
 from t2i_cli.errors import RemoteError
+from t2i_cli.files.state_files import is_amount
 from t2i_cli.net import error_body
 from t2i_cli.net.concurrency import InFlightCall
+from t2i_cli.net.generation_record import sound_info
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS
@@ -15,8 +17,6 @@ METADATA_KEY = "t2i"
 """Key of the metadata in a response, beside the image."""
 NOTES_KEY = "notes"
 """Key of the notes in a response, beside the image."""
-
-_INFO_FIELDS = {f.name for f in fields(GenerationInfo)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,8 @@ class ResponseMetadata:
 
     def generation_info(self, request: ResolvedRequest, **origin: object) -> GenerationInfo:
         """The server's generation info, with its `origin`: backend, endpoint, deployed model."""
-        values = {name: value for name, value in self.info.items() if name in _INFO_FIELDS}
-        measures = values.get("measures")
-        values["measures"] = tuple(measures) if isinstance(measures, list) else ()
-        if not isinstance(values.get("libraries"), dict):
-            values["libraries"] = {"t2i": __version__}
+        values = sound_info(self.info)
+        values.setdefault("libraries", {"t2i": __version__})
         values.setdefault("model", request.model)
         confirmed = {"seed_confirmed": self.seed_confirmed(request)}
         return GenerationInfo(**(values | confirmed | origin))  # type: ignore[arg-type]
@@ -87,6 +84,6 @@ def parse_response_metadata(entry: object) -> ResponseMetadata:
     return ResponseMetadata(
         request=request if isinstance(request, dict) else {},
         info=info if isinstance(info, dict) else {},
-        seconds=float(seconds) if isinstance(seconds, int | float) else None,
+        seconds=float(seconds) if is_amount(seconds) else None,
         notes=[error_body.sanitise(str(note)) for note in notes] if isinstance(notes, list) else (),
     )

@@ -12,7 +12,7 @@ from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.worker import client
+from t2i_cli.worker import answers, client
 from t2i_cli.worker.client import WorkerExchange
 from t2i_cli.worker.fingerprint import WorkerSpec
 from t2i_cli.worker.spawn import MODEL_PATH, get_or_spawn
@@ -137,7 +137,7 @@ class WorkerBackend:
         """The model's spec, from a worker."""
         runtime_dir, state = self._get_worker(model, revision)
         with WorkerExchange(runtime_dir, state, MODEL_PATH) as exchange:
-            return client.worker_model(exchange)
+            return answers.worker_model(exchange)
 
     def _generate(
         self, pending: dict[int, ResolvedRequest], on_event: OnEvent, cancel: Flag
@@ -145,10 +145,10 @@ class WorkerBackend:
         """Yield a worker's outcomes of the next requests; removes these from `pending`."""
         members = list(islice(pending.items(), MAX_REQUESTS_PER_CALL))
         runtime_dir, state = self._get_worker(members[0][1].model, members[0][1].revision)
-        body = client.build_body(members, self._format)
+        body = answers.build_body(members, self._format)
         headers = {client.KEEP_ALIVE_HEADER: f"{self._keep_alive:g}"}
         with WorkerExchange(runtime_dir, state, client.GENERATE_PATH, body, headers) as exchange:
-            for outcome in client.read_outcomes(exchange, members, on_event):
+            for outcome in answers.read_outcomes(exchange, members, on_event):
                 del pending[outcome.index]
                 yield outcome
                 if cancel.is_set():

@@ -7,7 +7,8 @@ from typing import Literal
 from t2i_cli import durations
 from t2i_cli.errors import InputError, TimedOutError
 from t2i_cli.terminal.console import escape_controls
-from t2i_cli.worker.client import WorkerExchange, worker_activity
+from t2i_cli.worker.answers import worker_activity
+from t2i_cli.worker.client import WorkerExchange
 from t2i_cli.worker.spawn import STATUS_PATH
 from t2i_cli.worker.state import RuntimeDir, WorkerUnavailableError, WorkerUnresponsiveError
 

@@ -1,6 +1,5 @@
 """An image that a worker sent as a file."""
 
-import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LazyImage(GeneratedImage):
-    """An image received as a file with metadata; decoded on first access of `image` (RGB)."""
+    """An image received as a file with metadata; decoded on first access of `image` (RGB).
+
+    Raises RemoteError then, if the file is damaged.
+    """
 
     image: "Image" = field(init=False, repr=False, compare=False)
     file: EncodedImage
@@ -21,9 +23,9 @@ class LazyImage(GeneratedImage):
     def __getattr__(self, name: str) -> "Image":
         if name != "image":
             raise AttributeError(name)
-        from PIL import Image
+        from t2i_cli.net.image_decoding import decode_image
 
-        image = Image.open(io.BytesIO(self.file.data)).convert("RGB")
+        image = decode_image(self.file.data)
         object.__setattr__(self, "image", image)
         return image
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from t2i_cli.files.state_files import open_regular
 from t2i_cli.worker import process_proof
-from t2i_cli.worker.client import WorkerExchange, can_connect, worker_activity
+from t2i_cli.worker.answers import worker_activity
+from t2i_cli.worker.client import WorkerExchange, can_connect
 from t2i_cli.worker.fingerprint import WorkerSpec
 from t2i_cli.worker.state import (
     EXIT_TIMEOUT,

@@ -6,12 +6,13 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from t2i_cli.backend import Failure, GeneratedImage
-from t2i_cli.backends.http import dialects
+from t2i_cli.backends.http import dialects, discovery
 from t2i_cli.backends.http.discovery import ServerInfo
 from t2i_cli.backends.http.errors import error_from_response
 from t2i_cli.backends.http.options import HttpOptions
 from t2i_cli.errors import RemoteError
 from t2i_cli.events import OnEvent
+from t2i_cli.files.state_files import is_text
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.net import image_decoding, response_metadata
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
@@ -107,7 +108,7 @@ class HttpBackend:
         return ServerInfo(
             url=url,
             dialect=dialect,
-            models=None if entries is None else [str(entry["id"]) for entry in entries],
+            models=None if entries is None else [entry["id"] for entry in entries],
             facts=self._model_facts() if dialect.name == "t2i" else {},
         )
 
@@ -115,7 +116,7 @@ class HttpBackend:
         """A t2i server's description of its model; empty if a proxy does not pass the path on."""
         response = self._get(f"{self._options.url.removesuffix('/v1')}/t2i/v1/model")
         facts = response.json() if response.status == 200 else {}
-        return facts if isinstance(facts, dict) else {}
+        return discovery.check_facts(facts) if isinstance(facts, dict) else {}
 
     def _get(self, url: str) -> HttpResponse:
         def get(timeout: float) -> HttpResponse:
@@ -197,7 +198,7 @@ def _model_entries(response: HttpResponse) -> list[dict[str, Any]] | None:
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, list):
         return None
-    return [entry for entry in data if isinstance(entry, dict) and "id" in entry]
+    return [entry for entry in data if isinstance(entry, dict) and is_text(entry.get("id"))]
 
 
 def _first_image(body: object) -> tuple[dict[str, Any], int]:

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from t2i_cli.errors import InputError, ModelError
+from t2i_cli.errors import InputError, ModelError, RemoteError
+from t2i_cli.files.state_files import is_text
 from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
+from t2i_cli.models.described_spec import check_spec_values
 from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL_FIELDS, Dialect
 
 _MAX_LISTED = 5
@@ -76,6 +78,21 @@ class ServerInfo:
         models = list(self.models or ["no model"])
         more = f" and {len(models) - _MAX_LISTED} more" if len(models) > _MAX_LISTED else ""
         return ", ".join(models[:_MAX_LISTED]) + more
+
+
+def check_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a t2i server; raises RemoteError for such as no model has."""
+    refuses = facts.get("refuses")
+    try:
+        check_spec_values(facts)
+        if refuses is not None and not (isinstance(refuses, list) and all(map(is_text, refuses))):
+            raise ValueError("refuses is none")
+    except ValueError as error:
+        raise RemoteError(
+            f"What the server says of its model makes no sense: its {error}.",
+            hint="--dialect openai asks it for no such thing.",
+        ) from error
+    return facts
 
 
 def _with_facts(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:

@@ -1,0 +1,45 @@
+"""Checks what a t2i server or worker says of its model: the values of a ModelSpec as JSON."""
+
+from collections.abc import Callable, Mapping
+from typing import get_args
+
+from t2i_cli.files.state_files import is_amount, is_count, is_text
+from t2i_cli.model_spec import GuidanceArgument
+
+_MAX_SIDE = 2**20
+_MAX_STEPS = 10**6
+
+
+def check_spec_values(values: Mapping[str, object]) -> None:
+    """Raise ValueError for a value that no model has; unknown keys are not looked at."""
+    for name, value in values.items():
+        if name in _CHECKS and value is not None and not _CHECKS[name](value):
+            raise ValueError(f"{name} is none")
+    for name in _NEVER_NULL & values.keys():
+        if values[name] is None:
+            raise ValueError(f"{name} is null")
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_side(value: object) -> bool:
+    return is_count(value, _MAX_SIDE) and value > 0
+
+
+def _is_steps(value: object) -> bool:
+    return is_count(value, _MAX_STEPS) and value > 0
+
+
+_NEVER_NULL = {"name", "multiple", "guidance_off", "gated", "negative_prompt"}
+_CHECKS: Mapping[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("name", "repo", "folder", "revision", "pipeline", "scheduler"), is_text),
+    **dict.fromkeys(("summary", "licence"), is_text),
+    **dict.fromkeys(("gated", "negative_prompt", "guidance", "flow"), _is_flag),
+    **dict.fromkeys(("guidance_scale", "guidance_off"), is_amount),
+    **dict.fromkeys(("width", "height", "multiple"), _is_side),
+    "steps": _is_steps,
+    "download_bytes": is_count,
+    "guidance_argument": lambda value: value in get_args(GuidanceArgument),
+}
