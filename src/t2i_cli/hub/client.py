@@ -2,15 +2,16 @@
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
 
 from t2i_cli.errors import AccessError, os_reason
 from t2i_cli.files.state_files import check_regular
+from t2i_cli.hub.answers import check_response
 from t2i_cli.known_secrets import register_secret
 
 
@@ -104,9 +105,12 @@ def _limit_timeouts(request: httpx2.Request) -> None:
 
 
 def _configure() -> None:
-    hooks = [*get_session().event_hooks["request"], _limit_timeouts]
+    hooks: dict[str, list[Callable[..., Any]]] = {
+        "request": [*get_session().event_hooks["request"], _limit_timeouts],
+        "response": [check_response],
+    }
     set_client_factory(
-        lambda: httpx2.Client(event_hooks={"request": hooks}, follow_redirects=True, timeout=None)
+        lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None)
     )
     logger = logging.getLogger("huggingface_hub")
     logger.handlers[:] = [hub_log]

@@ -15,7 +15,7 @@ from huggingface_hub import constants, snapshot_download
 from t2i_cli.errors import ModelError, StorageError
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.files.state_files import replace_text
-from t2i_cli.hub import client, files
+from t2i_cli.hub import answers, client, files
 from t2i_cli.hub import snapshot as snapshots
 from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.downloader import FileDownload
@@ -53,8 +53,7 @@ def fetch_configs(repo: str, *, revision: str | None, offline: bool) -> Path:
 def needs_token(repo: str) -> bool:
     """Whether the repository is gated or private. Raises T2IError."""
     with translate_hub_errors(repo):
-        info = client.hub_api().model_info(repo)
-        return bool(info.gated or info.private)
+        return answers.repository_facts(client.hub_api(), repo).restricted
 
 
 def download_model(

@@ -21,12 +21,13 @@ from huggingface_hub import errors as hf
 from t2i_cli.errors import ModelError, QuotaError, RemoteError, T2IError, TimedOutError, os_reason
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.files.input_files import read_input
-from t2i_cli.files.state_files import MAX_STATE_BYTES, parse_json
-from t2i_cli.hub import client, files
+from t2i_cli.files.state_files import parse_json
+from t2i_cli.hub import answers, client, files
 from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.errors import hub_error, not_downloaded
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_MAX_INDEX_BYTES = 2**20
 _COMMIT_TTL = 60
 """Seconds to cache a resolved commit: a run resolves its model several times and must see one."""
 
@@ -49,7 +50,7 @@ class Snapshot:
     def index(self) -> dict[str, Any]:
         """The content of model_index.json. Raises ModelError if it is invalid."""
         try:
-            index = parse_json(read_input(self.folder / files.MODEL_INDEX, MAX_STATE_BYTES))
+            index = parse_json(read_input(self.folder / files.MODEL_INDEX, _MAX_INDEX_BYTES))
         except ValueError as error:
             raise ModelError(f"{self.repo} has a broken {files.MODEL_INDEX}.") from error
         except OSError as error:
@@ -157,9 +158,9 @@ def _fetch_commit(
 ) -> tuple[str, T2IError | None]:
     """The commit from the Hub, or the `cached` one with the error if the failure is transient."""
     try:
-        return str(api.model_info(repo, revision=revision).sha), None
-    except (hf.HfHubHTTPError, httpx2.HTTPError) as error:
-        failure = hub_error(error, repo)
+        return answers.repository_facts(api, repo, revision).commit, None
+    except (hf.HfHubHTTPError, httpx2.HTTPError, RemoteError) as error:
+        failure = error if isinstance(error, RemoteError) else hub_error(error, repo)
         transient = isinstance(failure, RemoteError | TimedOutError | QuotaError)
         if cached is None or not transient:
             raise failure from error

@@ -212,7 +212,7 @@ def _error_from_failed_call(failed: FailedCall) -> RetryableError | T2IError:
 
 def connection_error(error: Exception) -> T2IError:
     """The error for a failed connection."""
-    if isinstance(error, httpx2.InvalidURL):
+    if isinstance(error, httpx2.InvalidURL | UnicodeError):
         return InputError("That is no address of Google Cloud's interfaces.", field="api_endpoint")
     if isinstance(error, httpx2.TimeoutException):
         return TimedOutError("Google Cloud did not answer in time.", hint="Check the network.")

@@ -55,7 +55,7 @@ class HttpResponse:
 class FailedCall:
     """A call without a response: what httpx2 raised, and for which call. `timeout` in seconds."""
 
-    error: httpx2.HTTPError | httpx2.InvalidURL
+    error: httpx2.HTTPError | httpx2.InvalidURL | UnicodeError
     method: str
     host: str
     timeout: float
@@ -164,7 +164,8 @@ class HttpClient:
                 extensions={"trace": self._trace},
             ) as response:
                 yield response
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        # The name of a host in a URL or a redirect is encoded late, and may be none (UnicodeError).
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
             failed = FailedCall(error=error, method=method, host=url_host(url), timeout=timeout)
             raise self._translate(failed) from error
 
@@ -210,7 +211,7 @@ def translate_error(failed: FailedCall) -> RetryableError | T2IError:
     """The error for a failed call to any server."""
     host = failed.host
     match failed.error:
-        case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():
+        case httpx2.InvalidURL() | httpx2.UnsupportedProtocol() | UnicodeError():
             return InputError(f"The address of {host} is no address of a server.", field="url")
         case httpx2.ConnectTimeout():
             return RetryableError(RemoteError(f"{host} cannot be reached.", hint=_NETWORK))

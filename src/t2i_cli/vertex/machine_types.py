@@ -8,7 +8,7 @@ from pathlib import Path
 
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files.input_files import read_input
-from t2i_cli.files.state_files import MAX_STATE_BYTES
+from t2i_cli.files.state_files import MAX_STATE_BYTES, is_amount
 from t2i_cli.files.user_paths import expand_home
 from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
@@ -148,7 +148,7 @@ def load_prices() -> PriceTable:
     except ValueError as error:  # also another encoding, a large file, numbers of too many digits
         raise InputError(f"{file} is not valid TOML: {error}.") from error
     return PriceTable(
-        date=f"{record.get('date', 'no date')}, {file}",
+        date=f"{record.get('date', 'no date')!s:.100}, {file}",
         machines={**BUILT_IN.machines, **_prices(record, "machines", file)},
         accelerators={**BUILT_IN.accelerators, **_prices(record, "accelerators", file)},
     )
@@ -156,9 +156,7 @@ def load_prices() -> PriceTable:
 
 def _prices(record: Mapping[str, object], table: str, file: Path) -> dict[str, float]:
     found = record.get(table, {})
-    valid = isinstance(found, dict) and all(
-        isinstance(value, int | float) and value >= 0 for value in found.values()
-    )
+    valid = isinstance(found, dict) and all(is_amount(value) for value in found.values())
     if not isinstance(found, dict) or not valid:
         raise InputError(f"{file}: [{table}] must give USD an hour for each name.")
     return {name: float(value) for name, value in found.items()}
