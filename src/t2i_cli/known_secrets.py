@@ -22,12 +22,18 @@ _SECRET_VARIABLE = re.compile(
     r"(.*_)?(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY)", re.IGNORECASE
 )
 _PROXY_VARIABLE = re.compile(r"(HTTPS?|ALL|FTP)_PROXY", re.IGNORECASE)
-_registered: set[str] = set()
+_MOST_REGISTERED = 64
+"""Of tokens, which are renewed each hour, the last ones are kept."""
+_registered: dict[str, None] = {}
 
 
 def register_secret(*secrets: str | None) -> None:
     """Add secrets that come from a file, standard input or a server."""
-    _registered.update(secret for secret in secrets if secret)
+    for secret in filter(None, secrets):
+        _registered.pop(secret, None)
+        _registered[secret] = None
+    for oldest in list(_registered)[:-_MOST_REGISTERED]:
+        _registered.pop(oldest, None)
 
 
 def scrub_secrets(text: str) -> str:
@@ -35,7 +41,7 @@ def scrub_secrets(text: str) -> str:
 
     They are those registered, and those of environment variables that are named for one.
     """
-    known = frozenset(_registered.union(_secrets_of_environment()))
+    known = frozenset((*_registered, *_secrets_of_environment()))
     return _pattern(known).sub(REPLACEMENT, text) if known else text
 
 

@@ -145,6 +145,11 @@ def is_text(value: object, longest: int = 4096) -> TypeGuard[str]:
     return value.isprintable() or not any(c < " " or "\x7f" <= c <= "\x9f" for c in value)
 
 
+def is_unicode_text(value: object, longest: int = 4096) -> TypeGuard[str]:
+    """Whether it is such text without lone surrogates, which no file and no header can hold."""
+    return is_text(value, longest) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def is_count(value: object, most: int = 2**53) -> TypeGuard[int]:
     """Whether the value is an integer from 0 to `most`."""
     return type(value) is int and 0 <= value <= most

@@ -13,7 +13,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._validators import validate_repo_id
 
 from t2i_cli.errors import RemoteError
-from t2i_cli.files.state_files import is_count, is_text, parse_json
+from t2i_cli.files.state_files import is_count, is_unicode_text, parse_json
 
 _WHOAMI = re.compile(r"/api/whoami-v2$")
 _TREE = re.compile(r"/api/models/.+/tree/")
@@ -46,7 +46,7 @@ def parse_facts(body: bytes) -> RepositoryFacts:
     """The facts in an answer about a repository. Raises RemoteError."""
     answer = _parse(body)
     commit = answer.get("sha") if isinstance(answer, dict) else None
-    if not isinstance(answer, dict) or not is_text(commit) or not _COMMIT.fullmatch(commit):
+    if not isinstance(answer, dict) or not is_unicode_text(commit) or not _COMMIT.fullmatch(commit):
         raise _no_hub("it names no commit of the repository")
     return RepositoryFacts(
         commit=commit, restricted=bool(answer.get("gated") or answer.get("private"))
@@ -85,7 +85,7 @@ def _no_hub(reason: str) -> RemoteError:
 
 
 def _is_account(answer: object) -> bool:
-    if not isinstance(answer, dict) or not is_text(answer.get("name"), 200):
+    if not isinstance(answer, dict) or not is_unicode_text(answer.get("name"), 200):
         return False
     auth = answer.get("auth")
     token = auth.get("accessToken") if isinstance(auth, dict) else None
@@ -93,16 +93,17 @@ def _is_account(answer: object) -> bool:
         token is None
         or isinstance(token, dict)
         and all(
-            token.get(name) is None or is_text(token[name], 200) for name in ("displayName", "role")
+            token.get(name) is None or is_unicode_text(token[name], 200)
+            for name in ("displayName", "role")
         )
     )
 
 
 def _is_tree_entry(entry: object) -> bool:
-    if not isinstance(entry, dict) or not is_text(path := entry.get("path")):
+    if not isinstance(entry, dict) or not is_unicode_text(path := entry.get("path")):
         return False
     parts = path.split("/")
-    if "" in parts or ".." in parts or "." in parts or not is_text(entry.get("oid"), 200):
+    if "" in parts or ".." in parts or "." in parts or not is_unicode_text(entry.get("oid"), 200):
         return False
     return entry.get("type") == "directory" or _is_file(entry)
 
@@ -112,13 +113,13 @@ def _is_file(entry: dict[str, object]) -> bool:
     return (
         entry.get("type") == "file"
         and is_count(entry.get("size"))
-        and (entry.get("xetHash") is None or is_text(entry["xetHash"], 200))
+        and (entry.get("xetHash") is None or is_unicode_text(entry["xetHash"], 200))
         # Asked for by `expand` only, which t2i does not.
         and not any(entry.get(name) for name in ("lastCommit", "last_commit", "securityFileStatus"))
         and (
             large is None
             or isinstance(large, dict)
-            and is_text(large.get("oid"), 200)
+            and is_unicode_text(large.get("oid"), 200)
             and is_count(large.get("size"))
             and is_count(large.get("pointerSize"))
         )

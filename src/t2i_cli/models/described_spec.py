@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import get_args
 
-from t2i_cli.files.state_files import is_amount, is_count, is_text
+from t2i_cli.files.state_files import is_amount, is_count, is_unicode_text
 from t2i_cli.model_spec import GuidanceArgument
 
 _MAX_SIDE = 2**20
@@ -34,8 +34,10 @@ def _is_steps(value: object) -> bool:
 
 _NEVER_NULL = {"name", "multiple", "guidance_off", "gated", "negative_prompt"}
 _CHECKS: Mapping[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("name", "repo", "folder", "revision", "pipeline", "scheduler"), is_text),
-    **dict.fromkeys(("summary", "licence"), is_text),
+    **dict.fromkeys(
+        ("name", "repo", "folder", "revision", "pipeline", "scheduler"), is_unicode_text
+    ),
+    **dict.fromkeys(("summary", "licence"), is_unicode_text),
     **dict.fromkeys(("gated", "negative_prompt", "guidance", "flow"), _is_flag),
     **dict.fromkeys(("guidance_scale", "guidance_off"), is_amount),
     **dict.fromkeys(("width", "height", "multiple"), _is_side),

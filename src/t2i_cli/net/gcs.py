@@ -83,7 +83,7 @@ class GcsClient:
                 name=item["name"],
                 size=int(item["size"]),
                 crc32c=item.get("crc32c"),
-                labels={k: v for k, v in item.get("metadata", {}).items() if isinstance(v, str)},
+                labels=item.get("metadata", {}),
             )
             for item in entries
         ]

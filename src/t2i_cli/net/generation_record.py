@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 
-from t2i_cli.files.state_files import is_count, is_text
+from t2i_cli.files.state_files import is_count, is_unicode_text
 from t2i_cli.provenance import GenerationInfo
 
 
@@ -21,11 +21,11 @@ def _is_flag(value: object) -> bool:
 
 
 def _is_list_of_texts(value: object) -> bool:
-    return isinstance(value, list) and all(map(is_text, value))
+    return isinstance(value, list) and all(map(is_unicode_text, value))
 
 
 def _is_map_of_texts(value: object) -> bool:
-    return isinstance(value, dict) and all(map(is_text, value.values()))
+    return isinstance(value, dict) and all(map(is_unicode_text, value.values()))
 
 
 _OTHERS: Mapping[str, Callable[[object], bool]] = {
@@ -35,5 +35,5 @@ _OTHERS: Mapping[str, Callable[[object], bool]] = {
     "libraries": _is_map_of_texts,
 }
 _CHECKS: Mapping[str, Callable[[object], bool]] = {
-    field.name: _OTHERS.get(field.name, is_text) for field in fields(GenerationInfo)
+    field.name: _OTHERS.get(field.name, is_unicode_text) for field in fields(GenerationInfo)
 }

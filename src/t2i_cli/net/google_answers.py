@@ -65,7 +65,9 @@ def _nested(value: object) -> object:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _MAX_TEXT
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        return False
+    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _is_object(value: object) -> bool:

@@ -42,7 +42,9 @@ class Labels:
     @classmethod
     def parse(cls, labels: Mapping[str, str]) -> Self | None:
         """Decode labels; None if t2i did not write them."""
-        if labels.get(MANAGED[0]) != MANAGED[1]:
+        if labels.get(MANAGED[0]) != MANAGED[1] or not all(
+            isinstance(value, str) and value.isascii() for value in labels.values()
+        ):
             return None
         expires = labels.get("t2i-expires", "")
         return cls(

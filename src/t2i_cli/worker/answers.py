@@ -1,7 +1,6 @@
 """Reads and checks what a worker answers, in the t2i dialect."""
 
 import base64
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from t2i_cli.models.described_spec import check_spec_values
 from t2i_cli.net.generation_record import sound_info
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.request_fields import MAX_IMAGE_SIDE
+from t2i_cli.request_fields import FIELDS, MAX_IMAGE_SIDE
 from t2i_cli.worker.client import WorkerExchange
 from t2i_cli.worker.lazy_image import LazyImage
 from t2i_cli.worker.state import WorkerExitingError, WorkerUnavailableError
@@ -79,7 +78,7 @@ def worker_model(exchange: WorkerExchange) -> ModelSpec:
         check_spec_values(response)
         folder = response.pop("folder")
         refuses = tuple((name, why) for name, why in response.pop("refuses"))
-        if not all(map(is_text, itertools.chain(*refuses))):
+        if not all(name in FIELDS and is_text(why) for name, why in refuses):
             raise ValueError("no refusal")
         return ModelSpec(**response, folder=folder and Path(folder), refuses=refuses)
 
