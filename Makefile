@@ -3,7 +3,7 @@
 # docs/testing.md.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check test full mutants errors lint types docs bench
+.PHONY: check test full fuzz mutants errors lint types docs bench
 
 check: lint types test
 
@@ -12,6 +12,9 @@ test:
 
 full:
 	$(PYTHON) -m pytest -m 'not gpu and not network' --hypothesis-profile=full --durations=30
+
+fuzz:
+	T2I_FUZZ_INPUTS=100000 $(PYTHON) -m pytest tests/test_fuzz_readers.py --hypothesis-profile=full
 
 mutants:
 	rm -rf mutants

@@ -49,7 +49,7 @@ from t2i_cli.server.api import openai, predict, t2i, vertex
 from t2i_cli.server.schemas import ImageRequest, parse_fields
 from t2i_cli.server.vertex_container import VertexContainer
 from t2i_cli.settings import store
-from t2i_cli.vertex import endpoint_store, inventory, machine_types, operations, status
+from t2i_cli.vertex import endpoint_store, inventory, labels, machine_types, operations, status
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.location import Location
 from t2i_cli.worker import answers as worker_answers
@@ -439,7 +439,7 @@ def read_blobs(data: bytes, _folder: Path) -> None:
         storage = gcs.GcsClient(client)
         storage.bucket("b")
         for blob in storage.list_blobs("b", "t2i/"):
-            inventory.Labels.parse(blob.labels)
+            labels.Labels.parse(blob.labels)
 
 
 def read_google_error(data: bytes, _folder: Path) -> None:
@@ -463,7 +463,7 @@ def read_token(data: bytes, _folder: Path) -> None:
         google_credentials.refresh_token(credentials, 1)
     assert credentials.expiry is None or credentials.expired in (True, False)
     google_credentials.account_name(credentials)
-    b"x".join([credentials.token.encode("ascii")])
+    str(credentials.token).encode("ascii")
 
 
 # Servers of images.

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from t2i_cli.backends.http import options as http
 from t2i_cli.batch import timings
 from t2i_cli.batch.lock import parse_shard
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, StorageError
 from t2i_cli.prompts import read_prompts
 from t2i_cli.prompts.entries import ROW_FIELDS, PromptProblem
 from t2i_cli.request import GenerateRequest
@@ -20,6 +20,7 @@ from t2i_cli.server.api.vertex import Instance, PredictionsBody
 from t2i_cli.server.schemas import ImageRequest
 from t2i_cli.server.vertex_container import VertexContainer
 from t2i_cli.settings import store
+from t2i_cli.vertex import machine_types
 from tests.conftest import T2I
 
 SETTINGS = {
@@ -188,3 +189,34 @@ def test_seconds_on_the_command_line(t2i: T2I, value: str) -> None:
     done = t2i("generate", "x", "--backend", "http", f"--timeout={value}")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "message"),
+    [
+        # The name of a host is encoded late: "label too long".
+        (("--backend", "http", "--url", f"http://{'a' * 4999}"), {}, 2, "is no address"),
+        (("--backend", "http", "--url", "http://a..b/v1"), {}, 2, "is no address"),
+        (("-m", "~nouser/x"), {}, 9, "no model folder ~nouser/x"),
+        (("-m", "postcard", "--guidance-scale", "1" * 400), {}, 2, "must be a number"),
+        (("-m", "a" * 4999), {}, 9, "is unknown"),
+        (("-m", "postcard", "-o", "b" * 300 + ".png"), {}, 2, "has 304 bytes"),
+        ((), {"T2I_CONFIG": "~nouser/x", "T2I_MODEL": "no-such-model"}, 9, "is unknown"),
+    ],
+)
+def test_values_that_libraries_stumble_over(
+    arguments: tuple[str, ...], variables: dict[str, str], code: int, message: str, t2i: T2I
+) -> None:
+    done = t2i("generate", "x", *arguments, env=variables)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr[-2000:]
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("named", ["~nouser/prices.toml", "deep.toml", "digits.toml", "/dev/zero"])
+def test_price_files(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep.toml").write_text("a=" + "[" * 20_000)
+    (tmp_path / "digits.toml").write_text("[machines]\na = " + "1" * 400)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("T2I_VERTEX_PRICES", named)
+    with pytest.raises((InputError, StorageError), match="toml|zero"):
+        machine_types.load_prices()

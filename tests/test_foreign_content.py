@@ -107,6 +107,16 @@ def test_no_settings_are_read_from_the_null_device(t2i: T2I) -> None:
     assert t2i("config", "list", env={"T2I_CONFIG": os.devnull}).returncode == 0
 
 
+@pytest.mark.parametrize("body", [b"[]", b"<html>Log in</html>", b'{"sha": 5}', b"[" * 5_000])
+def test_a_hub_that_answers_nonsense_is_none(
+    body: bytes, answering: Callable[[bytes], int], t2i: T2I
+) -> None:
+    address = f"http://127.0.0.1:{answering(body)}"
+    done = t2i("models", "pull", "someone/model", env={"HF_ENDPOINT": address})
+    assert done.returncode == 6, done.stderr
+    assert f"What answers at {address} is no Hub" in done.stderr
+
+
 @pytest.fixture
 def answering() -> Iterator[Callable[[bytes], int]]:
     """Start a server that answers everything with the same body; returns its port."""

@@ -10,6 +10,7 @@ from t2i_cli.errors import ModelError
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest
 from tests import tiny_models
+from tests.conftest import T2I
 from tests.hostile_models import HOSTILE, MARK
 
 PATIENCE = 20
@@ -34,3 +35,13 @@ def test_a_hostile_folder_is_refused(name: str, tmp_path: Path) -> None:
 
 def test_there_are_as_many_as_an_attacker_tried() -> None:
     assert len(HOSTILE) >= 78
+
+
+@pytest.mark.parametrize("name", ["index is a folder", "network is null", "no shape"])
+def test_a_process_ends_with_9(name: str, tmp_path: Path, t2i: T2I) -> None:
+    folder = tiny_models.copy_postcard(tmp_path / "model")
+    HOSTILE[name if name in HOSTILE else f"header: {name}"](folder)
+    done = t2i("generate", "x", "-m", folder, "-o", tmp_path / "x.png")
+    assert done.returncode == 9, done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert not (tmp_path / "x.png").exists()
