@@ -430,7 +430,8 @@ def read_operation(data: bytes, _folder: Path) -> None:
     """An operation that is waited for."""
     with _google(data) as client:
         found = client.call("POST", "aiplatform", "x", json={})
-        operations.wait_for_operation(client, found | {"done": True}, "it", lambda _: None)
+        found["done"] = True
+        operations.wait_for_operation(client, found, "it", lambda _: None)
 
 
 def read_blobs(data: bytes, _folder: Path) -> None:
@@ -510,6 +511,8 @@ def read_server(path: str) -> Read:
         }
 
         def answer(request: httpx2.Request) -> httpx2.Response:
+            if request.url.path == "/image.png":
+                return httpx2.Response(200, content=_pictures()[0])
             body = sound.get(request.url.path, "x")
             return httpx2.Response(
                 200, content=data if request.url.path == path else json.dumps(body)
@@ -833,7 +836,7 @@ READERS: dict[str, Reader] = {
     "server: image": Reader(
         valid=_json(
             {"created": 1, "data": [{"b64_json": _image(), "t2i": _generation(), "notes": ["n"]}]},
-            {"data": [{"url": "http://127.0.0.1:9/v1/models"}]},
+            {"data": [{"url": "http://127.0.0.1:9/image.png"}]},
         ),
         read=read_server("/v1/images/generations"),
         raises=(RetryableError,),
