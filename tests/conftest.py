@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 from hypothesis import settings
 
+from t2i_cli import known_secrets
 from tests.fakes.hub import FakeHub, running_hub
 from tests.fakes.vertex import FakeVertex, running_vertex
 
@@ -39,6 +40,12 @@ PASSED_ON = (
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 60_000
 """Milliseconds that a browser has, on a machine that is busy with other things."""
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test gave as a key is a word like others in the next one."""
+    monkeypatch.setattr(known_secrets, "_registered", {})
 
 
 class T2I(Protocol):

@@ -220,3 +220,10 @@ def test_price_files(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("T2I_VERTEX_PRICES", named)
     with pytest.raises((InputError, StorageError), match="toml|zero"):
         machine_types.load_prices()
+
+
+@pytest.mark.parametrize("output", ["b" * 300, "b" * 300 + "/c", "1," * 2000])
+def test_a_batch_s_folder_with_a_name_that_is_too_long(output: str, t2i: T2I) -> None:
+    done = t2i("batch", "-", "-m", "postcard", "-o", output, "--dry-run", input="a star\n")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr[-2000:]
+    assert "File name too long" in done.stderr

@@ -36,11 +36,6 @@ def forms(secret: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture(autouse=True)
-def _no_secret_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known_secrets, "_registered", {})
-
-
 def leaks(text: str, secret: str) -> bool:
     """Whether eight characters of the secret, or base64 of six bytes of it, are in the text."""
     parts = [secret[n : n + 8] for n in range(len(secret) - 7)]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from urllib.parse import quote, unquote, urlsplit
 
-SHORTEST_SECRET = 6
+SHORTEST_SECRET = 8
 """Characters; a shorter text is too frequent in sentences to be replaced in them."""
 REPLACEMENT = "…"
 
