@@ -15,8 +15,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from t2i_cli import __version__, postcard
-from t2i_cli.errors import AccessError, ModelError, T2IError
+from t2i_cli import __version__, library_environment, postcard
+from t2i_cli.errors import AccessError, InputError, ModelError, T2IError
 from t2i_cli.models import catalog
 from t2i_cli.output import filenames
 from t2i_cli.settings import store
@@ -67,10 +67,11 @@ def run_diagnostics() -> Iterator[Diagnostic]:
     )
     yield _libraries()
     yield _run_check("config", _config)
+    yield from _environment()
     yield from _devices()
     yield _postcard()
     yield _run_check("model", _model, status="note")
-    yield _disk()
+    yield _run_check("disk", _disk, status="note")
     end = time.monotonic() + NETWORK_TIMEOUT
     for name, result in results.items():
         try:
@@ -124,9 +125,30 @@ def _config() -> Diagnostic:
     return Diagnostic(name="config", status="ok", detail=f"{named}; {where}")
 
 
+def _environment() -> Iterator[Diagnostic]:
+    faults = library_environment.environment_faults()
+    for fault in faults:
+        yield Diagnostic(name="environment", status="note", detail=fault.message, fix=fault.hint)
+    if not faults:
+        yield Diagnostic(
+            name="environment", status="ok", detail="the libraries' variables can be used"
+        )
+
+
 def _devices() -> Iterator[Diagnostic]:
+    from t2i_cli.models import libraries
+
     try:
-        import torch  # noqa: F401 - only to see that it loads
+        libraries.import_torch()
+    except InputError as error:
+        yield Diagnostic(
+            name="device",
+            status="problem",
+            detail=error.message,
+            fix=error.hint,
+            exit_code=error.exit_code,
+        )
+        return
     # A broken torch raises these too: a missing library, a build for another processor.
     except (ImportError, OSError, RuntimeError) as error:
         yield Diagnostic(
@@ -171,8 +193,9 @@ def _postcard() -> Diagnostic:
 
 
 def _disk() -> Diagnostic:
-    from t2i_cli.hub import cache
+    from t2i_cli.hub import cache, client
 
+    client.require_cache_folder()
     folder = cache.cache_folder()
     free = shutil.disk_usage(filenames.existing_parent(folder)).free
     detail = f"{format_bytes(free)} free for models in {folder}"

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from t2i_cli import __version__, signals
+from t2i_cli import __version__, library_environment, signals
 from t2i_cli.cli.commands import (
     batch,
     config,
@@ -140,9 +140,14 @@ def _run(arguments: list[str]) -> int:
         failure = TerminatedError("Terminated.")
     except MemoryError:
         failure = OutOfMemoryError("The memory of this machine is used up.")
-    except Exception as raised:  # noqa: BLE001 - a bug: its traceback, then an error like any other
-        console.bug(raised)
-        return InternalError.exit_code
+    except Exception as raised:  # noqa: BLE001 - a bug, but for what an environment variable breaks
+        fault = library_environment.import_fault(raised)
+        if not fault:
+            console.bug(raised)
+            return InternalError.exit_code
+        fault.__cause__ = raised
+        failure = fault
+        console.cause(fault)
     console.error(failure)
     return failure.exit_code
 

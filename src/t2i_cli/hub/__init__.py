@@ -6,9 +6,12 @@ import it lazily, after `settings.store.set_offline()`.
 
 import os
 
+from t2i_cli import library_environment
+
 # Send no telemetry, and do not fetch the list of agents to detect in the environment.
 # huggingface_hub reads the variable at import.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+library_environment.set_aside_invalid()
 
 from t2i_cli.hub.download import (  # noqa: E402 - it reads the variable
     DownloadSize,

@@ -57,6 +57,7 @@ def token_owner() -> Account | None:
 
 def check_reachable() -> None:
     """Raise RemoteError or TimedOutError unless the Hub answers."""
+    client.require_valid_environment()
     with translate_hub_errors():
         hf_raise_for_status(get_session().get(f"{constants.ENDPOINT}/api/models?limit=1"))
 
@@ -94,6 +95,7 @@ def remove_token() -> str | None:
 
 def _whoami(token: str, description: str) -> dict[str, Any]:
     """The Hub's whoami response. Raises AccessError for an invalid token, or T2IError."""
+    client.require_valid_environment()
     try:
         with translate_hub_errors():
             return HfApi().whoami(token)

@@ -7,7 +7,7 @@ from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from t2i_cli.errors import ModelError
-from t2i_cli.hub import files
+from t2i_cli.hub import client, files
 from t2i_cli.hub.download import download_model
 from t2i_cli.hub.errors import not_downloaded, translate_hub_errors
 
@@ -32,7 +32,8 @@ def cache_folder() -> Path:
 
 
 def cached_repos() -> dict[str, CachedRepo]:
-    """The cached models by repository, without network access. Raises StorageError."""
+    """The cached models by repository, without network access. Raises InputError, StorageError."""
+    client.require_cache_folder()
     with translate_hub_errors():
         try:
             repos = scan_cache_dir().repos
@@ -59,6 +60,7 @@ def remove_cached(repo: str) -> int:
 
     Raises ModelError if it is not in the cache.
     """
+    client.require_cache_folder()
     with translate_hub_errors(repo):
         try:
             cache = scan_cache_dir()

@@ -2,16 +2,18 @@
 
 import errno
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_session, get_token, set_client_factory
+from huggingface_hub import HfApi, constants, get_token, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
-from t2i_cli.errors import AccessError, os_reason
+from t2i_cli import library_environment
+from t2i_cli.errors import AccessError, InputError, StorageError, os_reason
 from t2i_cli.files.state_files import check_regular
-from t2i_cli.hub.answers import check_response
 from t2i_cli.known_secrets import register_secret
 
 
@@ -59,10 +61,20 @@ class NullProgressBar:
 def hub_api() -> HfApi:
     """A Hub API client with the token of the environment or the login store, if any.
 
-    Raises AccessError for a token that no header can carry: the library's error would print it.
+    For calls of the Hub only. Raises InputError for an environment that prevents them, StorageError
+    for a token that cannot be read, and AccessError for one that no header can carry: the
+    library's error would print it.
     """
+    require_valid_environment()
     check_token_file()
-    token = get_token()
+    try:
+        token = get_token()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = os_reason(error) if isinstance(error, OSError) else "it is not UTF-8"
+        raise StorageError(
+            f"Cannot read the Hub's token in {constants.HF_TOKEN_PATH}: {reason}.",
+            hint="Remove the file, or name another in HF_TOKEN_PATH.",
+        ) from error
     register_secret(token)
     if token and not is_token(token):
         raise AccessError(
@@ -104,14 +116,35 @@ def _limit_timeouts(request: httpx2.Request) -> None:
     }
 
 
-def _configure() -> None:
-    hooks: dict[str, list[Callable[..., Any]]] = {
-        "request": [*get_session().event_hooks["request"], _limit_timeouts],
-        "response": [check_response],
+def require_valid_environment() -> None:
+    """Raise InputError for an environment variable that prevents calls of the Hub."""
+    library_environment.require_valid("http", "hub")
+
+
+def require_cache_folder() -> None:
+    """Raise InputError if the cache's folder is none, naming the variable that says where it is."""
+    library_environment.require_valid("cache")
+    folder = constants.HF_HUB_CACHE
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise InputError(
+            f"The Hub's cache {folder} is no folder.", hint="HF_HUB_CACHE names another place."
+        )
+
+
+def _new_client() -> httpx2.Client:
+    """huggingface_hub's client, built at its first call, with limits to the timeouts."""
+    require_valid_environment()
+    client = default_client_factory()
+    hooks = client.event_hooks
+    client.event_hooks = {
+        "request": [*hooks["request"], _limit_timeouts],
+        "response": [*hooks["response"], check_response],
     }
-    set_client_factory(
-        lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None)
-    )
+    return client
+
+
+def _configure() -> None:
+    set_client_factory(_new_client)
     logger = logging.getLogger("huggingface_hub")
     logger.handlers[:] = [hub_log]
     logger.propagate = False

@@ -51,6 +51,8 @@ def translate_hub_errors(repo: str = "", hint: str = NETWORK_HINT) -> Iterator[N
 def hub_error(error: BaseException, repo: str, hint: str = NETWORK_HINT) -> T2IError:
     """The T2IError for an exception of huggingface_hub, from its chain of causes."""
     failure = _translate(error, repo)
+    if isinstance(failure, StorageError) and hint == NETWORK_HINT:
+        hint = "HF_HOME names another place for the Hub's files."
     failure.hint = failure.hint or hint
     return failure
 

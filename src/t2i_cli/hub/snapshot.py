@@ -18,7 +18,15 @@ from huggingface_hub import (
 )
 from huggingface_hub import errors as hf
 
-from t2i_cli.errors import ModelError, QuotaError, RemoteError, T2IError, TimedOutError, os_reason
+from t2i_cli.errors import (
+    InputError,
+    ModelError,
+    QuotaError,
+    RemoteError,
+    T2IError,
+    TimedOutError,
+    os_reason,
+)
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import parse_json
@@ -83,6 +91,7 @@ def find_snapshot(
 
     Asks the Hub once, or not at all for a commit whose list is cached. Raises T2IError.
     """
+    client.require_cache_folder()
     offline = offline or constants.is_offline_mode()
     if revision and _COMMIT.fullmatch(revision):
         if snapshot := _cached_snapshot(repo, revision, not_downloaded(repo) if offline else None):
@@ -135,8 +144,9 @@ def _resolve_commit(
     repo: str, revision: str | None, offline: bool, on_event: OnEvent
 ) -> tuple[str, T2IError | None]:
     """The commit of a revision, and the error that prevents downloads, if any. Raises T2IError."""
-    api = client.hub_api()
     try:
+        # Local, without the token, which may be missing or broken.
+        api = HfApi(token=False)
         cached = api.resolve_revision(repo, revision=revision, local_files_only=True).resolved
     except hf.RevisionResolutionError:
         cached = None
@@ -146,7 +156,7 @@ def _resolve_commit(
         return cached, not_downloaded(repo)
     resolved_at, commit, failure = _resolved.get((repo, revision), (-math.inf, "", None))
     if time.monotonic() - resolved_at > _COMMIT_TTL:
-        commit, failure = _fetch_commit(api, repo, revision, cached)
+        commit, failure = _fetch_commit(repo, revision, cached)
         _resolved[repo, revision] = (time.monotonic(), commit, failure)
     if failure:
         on_event(Notice(message=f"{failure.message} The copy of {repo} in the cache is used."))
@@ -154,14 +164,15 @@ def _resolve_commit(
 
 
 def _fetch_commit(
-    api: HfApi, repo: str, revision: str | None, cached: str | None
+    repo: str, revision: str | None, cached: str | None
 ) -> tuple[str, T2IError | None]:
     """The commit from the Hub, or the `cached` one with the error if the failure is transient."""
     try:
-        return answers.repository_facts(api, repo, revision).commit, None
-    except (hf.HfHubHTTPError, httpx2.HTTPError, RemoteError) as error:
-        failure = error if isinstance(error, RemoteError) else hub_error(error, repo)
-        transient = isinstance(failure, RemoteError | TimedOutError | QuotaError)
+        return answers.repository_facts(client.hub_api(), repo, revision).commit, None
+    except (InputError, hf.HfHubHTTPError, httpx2.HTTPError, RemoteError) as error:
+        known = isinstance(error, InputError | RemoteError)
+        failure = error if known else hub_error(error, repo)
+        transient = isinstance(failure, InputError | RemoteError | TimedOutError | QuotaError)
         if cached is None or not transient:
             raise failure from error
         return cached, failure

@@ -154,8 +154,9 @@ def _component_class(folder: Path, component: Component) -> LibraryObject:
 
     try:
         # It maps former names of transformers' classes to the current ones.
-        cls = simple_get_class_obj(component.library, component.cls)
-        bases = tuple(_component_bases())
+        with libraries.naming_variables():
+            cls = simple_get_class_obj(component.library, component.cls)
+            bases = tuple(_component_bases())
     except (AttributeError, ImportError, RuntimeError, ValueError):  # of lazy modules
         raise _not_a_component_error(folder, component) from None
     if missing := getattr(cls, "_backends", None):  # a placeholder: dependencies are missing

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from t2i_cli import library_environment
 from t2i_cli.errors import ModelError
 from t2i_cli.models.lazy_imports import defer_imports
 
@@ -41,6 +42,17 @@ def pause_gc() -> Iterator[None]:
             gc.enable()
 
 
+@contextmanager
+def naming_variables() -> Iterator[None]:
+    """Raise InputError where an environment variable prevents an import in this context."""
+    try:
+        yield
+    except Exception as error:  # an import runs the library's code, which may raise anything
+        if fault := library_environment.import_fault(error):
+            raise fault from error
+        raise
+
+
 def import_torch() -> ModuleType:
     """Import torch with a short spin wait of its OpenMP threads (GOMP_SPINCOUNT).
 
@@ -48,9 +60,10 @@ def import_torch() -> ModuleType:
     no spinning doubles the time of small steps on an idle machine. OpenMP reads the variable when
     the library is loaded, so this must be the first import of torch.
     """
+    library_environment.set_aside_invalid()
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"
-    with pause_gc():
+    with naming_variables(), pause_gc():
         import torch as library
     return library
 
@@ -58,7 +71,7 @@ def import_torch() -> ModuleType:
 def import_diffusers() -> ModuleType:
     """Import diffusers; it and transformers log errors only and run no custom code unasked."""
     import_torch()
-    with suppress_warnings(), pause_gc(), defer_imports():
+    with naming_variables(), suppress_warnings(), pause_gc(), defer_imports():
         import transformers.utils.logging as transformers_log
 
         # Before the other imports: both libraries log while they are imported.
@@ -80,7 +93,8 @@ def import_pipeline_class(name: str) -> LibraryObject:
     library = import_diffusers()
     with suppress_warnings(), pause_gc(), defer_imports():
         try:
-            cls = getattr(library, name, None)
+            with naming_variables():
+                cls = getattr(library, name, None)
         except (ImportError, RuntimeError) as error:  # diffusers' lazy modules raise either
             raise ModelError(f"The pipeline class {name} cannot be imported: {error}") from error
     if cls is None:

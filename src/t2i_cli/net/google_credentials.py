@@ -12,8 +12,10 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from t2i_cli import library_environment
 from t2i_cli.errors import (
     AccessError,
     InputError,
@@ -27,6 +29,8 @@ from t2i_cli.known_secrets import register_secret
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
+
+    from t2i_cli.net.http_client import FailedCall
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 CREDENTIALS_VARIABLE = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -53,7 +57,9 @@ def find_credentials(impersonate: str | None = None) -> tuple["Credentials", Cre
     is no service account.
     """
     # Seconds for each of three attempts to find a metadata server; read at google-auth's import.
+    library_environment.set_aside_invalid()
     os.environ.setdefault("GCE_METADATA_TIMEOUT", "1")
+    library_environment.require_valid("google")
     import google.auth
 
     logging.getLogger("google.auth").setLevel(logging.ERROR)
@@ -123,22 +129,44 @@ def _register_secrets(credentials: "Credentials") -> None:
         register_secret(secret if isinstance(secret, str) else None)
 
 
-def _request_without_retry(seconds: float, *args: Any, **request: Any) -> Any:  # noqa: ANN401 - google-auth's
-    """A google-auth transport whose temporary errors bypass google-auth's own retries."""
-    from google.auth import exceptions
-    from google.auth.transport.requests import Request
+def _request_without_retry(
+    seconds: float,
+    url: str,
+    method: str = "GET",
+    body: str | bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    **_: object,
+) -> SimpleNamespace:
+    """A google-auth transport by httpx2, as all other calls, with its proxies and certificates.
 
+    Its temporary errors bypass google-auth's own retries.
+    """
+    from t2i_cli.net.http_client import HttpClient
+
+    client = HttpClient(url, 1, translate=_error_from_failed_call)
     try:
-        response = Request()(*args, **({"timeout": seconds} | request))
-    except exceptions.TransportError as error:
-        raise _error_from_google_auth(error) from error
+        content = body.encode() if isinstance(body, str) else body
+        response = client.request(
+            method, url, headers=headers, content=content, timeout=timeout or seconds, total=False
+        )
+    finally:
+        client.close()
     if response.status in {408, 429} or response.status >= 500:
         raise RemoteError(
             f"Google issues no token now: its server answers with status {response.status}.",
             hint="Try again.",
         )
-    _check_token_answer(str(response.status), response.headers, response.data)
-    return response
+    _check_token_answer(str(response.status), response.headers, response.body)
+    return SimpleNamespace(status=response.status, headers=response.headers, data=response.body)
+
+
+def _error_from_failed_call(failed: "FailedCall") -> T2IError:
+    import httpx2
+
+    if isinstance(failed.error, httpx2.TimeoutException):
+        return _timeout_error()
+    return RemoteError("Google cannot be reached.", hint="Check the network and try again.")
 
 
 def _check_token_answer(status: str, headers: Mapping[str, str], body: bytes) -> None:
@@ -261,10 +289,7 @@ def _translating_errors() -> Iterator[None]:
 
 def _error_from_google_auth(error: Exception) -> T2IError:
     from google.auth import exceptions
-    from requests.exceptions import Timeout
 
-    if isinstance(error.__cause__, Timeout) or isinstance(error.__context__, Timeout):
-        return _timeout_error()
     if isinstance(error, exceptions.TransportError) or getattr(error, "retryable", False):
         return RemoteError("Google cannot be reached.", hint="Check the network and try again.")
     response = error.args[1] if len(error.args) > 1 else None

@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 import httpx2
 
-from t2i_cli import __version__
+from t2i_cli import __version__, library_environment
 from t2i_cli.errors import InputError, RemoteError, T2IError, TimedOutError
 from t2i_cli.files.state_files import parse_json
 from t2i_cli.net.retry import RetryableError, parse_retry_after
@@ -203,7 +203,12 @@ def url_host(url: str) -> str:
 
 
 def _new_client(**settings: Any) -> httpx2.Client:  # noqa: ANN401 - handed on to httpx2
-    """The only call of httpx2's constructor, which reads proxies and certificates."""
+    """The only call of httpx2's constructor, which reads proxies and certificates.
+
+    Raises InputError for those of the environment that cannot be used.
+    """
+    if settings.get("trust_env", True):
+        library_environment.require_valid("http")
     return httpx2.Client(**settings)
 
 

@@ -53,6 +53,8 @@ def run_server(
     """
     config = uvicorn.Config(
         app,
+        # Without a number it reads WEB_CONCURRENCY, of which it makes no use here.
+        workers=1,
         http=BoundedProtocol,
         backlog=accept_burst(),
         # No client errors: anyone could fill the log with them.

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from t2i_cli.files.state_files import open_regular
+from t2i_cli.library_environment import environment_of_children
 from t2i_cli.worker import process_proof
 from t2i_cli.worker.answers import worker_activity
 from t2i_cli.worker.client import WorkerExchange, can_connect
@@ -137,7 +138,7 @@ def _spawn(
             [sys.executable, "-P", "-m", DAEMON_MODULE, json.dumps(config)],
             # Not the user's working directory, which may be on a disk to be unmounted.
             cwd=None if needs_cwd else runtime_dir.folder,
-            env=os.environ | {process_proof.TOKEN_VARIABLE: token},
+            env=environment_of_children() | {process_proof.TOKEN_VARIABLE: token},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -9,7 +9,7 @@ import typer
 
 from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
-from t2i_cli.errors import InputError, ModelError
+from t2i_cli.errors import InputError, ModelError, StorageError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, weights
 from t2i_cli.terminal.console import console, format_bytes
@@ -184,9 +184,14 @@ def _uses_half_precision() -> bool:
 
 
 def _cached() -> "dict[str, CachedRepo]":
+    """What is downloaded; without a usable cache nothing is, and a warning says why."""
     from t2i_cli.hub import cache
 
-    return cache.cached_repos()
+    try:
+        return cache.cached_repos()
+    except (InputError, StorageError) as error:
+        console.warn(error.message)
+        return {}
 
 
 def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, object]:
