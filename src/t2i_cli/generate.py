@@ -20,6 +20,7 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer
 from t2i_cli.terminal.progress import Progress
+from t2i_cli.terminal.streams import stdout_is_closed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ def prepare_requests(
     for note in literal_syntax_notes(requests):
         console.note(note)
     template = output.template
+    if template.template is None and stdout_is_closed():
+        raise InputError("Standard output is closed.", hint="-o FILE takes a file.", field="output")
     if template.template is None and console.json:
         raise InputError("Standard output holds the image or the JSON, not both.", field="output")
     writer = ImageWriter(

@@ -8,7 +8,6 @@ break an import are taken out of this process before it.
 import linecache
 import os
 import re
-import ssl
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,8 +23,17 @@ Purpose = Literal["http", "hub", "cache", "google"]
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 """The kinds of proxies that httpx2 speaks, SOCKS by socksio."""
 
-_UNUSED = ("TQDM_", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY")
-"""Beginnings of names that set tqdm's bars, which t2i never shows, and logs, which it sets."""
+_UNUSED = (
+    "TQDM_",
+    "TRANSFORMERS_VERBOSITY",
+    "DIFFUSERS_VERBOSITY",
+    "HF_HUB_VERBOSITY",
+    "WEB_CONCURRENCY",
+)
+"""Beginnings of names that mean nothing to t2i: tqdm's bars, logs that it sets, uvicorn's workers.
+
+The libraries raise or complain all the same, at import or set-up.
+"""
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _PACKAGE = Path(__file__).parent
 
@@ -92,6 +100,8 @@ def _is_whole_number(value: str) -> bool:
 
 
 def _holds_certificates(value: str) -> bool:
+    import ssl
+
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=value)
     except (OSError, ValueError):  # ssl.SSLError is an OSError

@@ -1,6 +1,5 @@
 """The Typer app with all commands, and `main()`, which turns errors into exit codes."""
 
-import io
 import os
 import signal
 import sys
@@ -37,6 +36,7 @@ from t2i_cli.errors import (
     TerminatedError,
 )
 from t2i_cli.known_secrets import scrub_secrets
+from t2i_cli.terminal import streams
 from t2i_cli.terminal.console import console
 
 app = typer.Typer(
@@ -163,10 +163,7 @@ def main() -> NoReturn:
     """Run `t2i` with the process's arguments and exit with its exit code."""
     for number in signals.termination_signals() - {signal.SIGINT}:
         signal.signal(number, _on_sigterm)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A file name may be any bytes: print undecodable ones unchanged.
-            stream.reconfigure(errors="surrogateescape")
+    streams.open_standard_streams()
     sys.excepthook = _print_bug
     code = _run(sys.argv[1:])
     # Skip the interpreter's shutdown: with torch it takes about a second.

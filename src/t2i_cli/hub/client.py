@@ -14,6 +14,7 @@ from huggingface_hub.utils._http import default_client_factory
 from t2i_cli import library_environment
 from t2i_cli.errors import AccessError, InputError, StorageError, os_reason
 from t2i_cli.files.state_files import check_regular
+from t2i_cli.hub.answers import check_response
 from t2i_cli.known_secrets import register_secret
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -251,7 +252,22 @@ def render_template(template: str, image: TemplateContext) -> str:
                 f"The name {part[:40]!r}… has {len(part.encode())} bytes; "
                 f"file systems take at most {MAX_NAME_BYTES}."
             )
+    if not _is_encodable(filled):
+        raise InputError(
+            f"The name {filled!r} has characters that the encoding of file names on this system, "
+            f"{sys.getfilesystemencoding()}, lacks.",
+            hint="A UTF-8 locale has all: LC_ALL=C.UTF-8",
+        )
     return filled
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether file names can have the characters in this process's locale."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _format_value(value: object, name: str, spec: str) -> str:
@@ -266,7 +282,9 @@ def _format_value(value: object, name: str, spec: str) -> str:
         return text
     safe = _UNSAFE.sub("-", text.strip("-. /"))
     if not safe.isascii():
-        safe = "".join("-" if unicodedata.category(c)[0] == "C" else c for c in safe)
+        safe = "".join(
+            "-" if unicodedata.category(c)[0] == "C" or not _is_encodable(c) else c for c in safe
+        )
     safe = safe.encode()[:MAX_VALUE_BYTES].decode(errors="ignore").strip("-. ") or "none"
     # Windows treats these as devices, whatever follows a dot.
     device, dot, rest = safe.partition(".")

@@ -31,6 +31,7 @@ class Console:
         self._explained: BaseException | None = None
         self._out: TextIO | None = None
         self._err: TextIO | None = None
+        self._told_escapes = False
 
     def configure(
         self,
@@ -60,11 +61,15 @@ class Console:
         return self._out or sys.stdout
 
     def result(self, line: str) -> None:
-        """Print a line of the result; in JSON, what cannot be encoded becomes its JSON escape."""
+        """Print a line of the result; what cannot be encoded is escaped, which is told once."""
         out = self.stdout
-        # A name of undecodable bytes, or a state file, may hold lone surrogates.
         encoding = out.encoding or "utf-8"
-        out.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        # A name of undecodable bytes, or a state file, may hold lone surrogates.
+        encoded = line.encode(encoding, "backslashreplace").decode(encoding)
+        if encoded != line and not self._told_escapes:
+            self._told_escapes = True
+            self.warn(f"Characters that {encoding} lacks are escaped on standard output.")
+        out.write(encoded + "\n")
         out.flush()
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
@@ -75,7 +80,7 @@ class Console:
 
     def result_json(self, value: object) -> None:
         """Print a JSON value of the result on one line."""
-        self.result(json.dumps(value, ensure_ascii=False))
+        self.result(_json_line(value, self.stdout))
 
     def note(self, message: str) -> None:
         """Print a sentence for people, unless --quiet."""
@@ -106,7 +111,7 @@ class Console:
     def event(self, kind: str, **values: object) -> None:
         """Write an event to stderr as one line of JSON, for --events."""
         line = {"v": EVENTS_VERSION, "event": kind, **values}
-        self._stderr(json.dumps(line, ensure_ascii=False))
+        self._stderr(_json_line(line, self._err or sys.stderr))
 
     def error(self, error: T2IError) -> None:
         """Print an error: message and hint, or an object with --json or --events."""
@@ -114,7 +119,7 @@ class Console:
             self.event("error", error=error.to_json())
             return
         if self.json:
-            self._stderr(json.dumps({"error": error.to_json()}, ensure_ascii=False))
+            self._stderr(_json_line({"error": error.to_json()}, self._err or sys.stderr))
             return
         self._stderr(f"error: {error.message}")
         if error.hint:
@@ -223,8 +228,21 @@ def table_lines(rows: Sequence[Sequence[str]], columns: int | None = None) -> li
 
 
 def escape_controls(text: str) -> str:
-    """Escape control characters and bidi overrides, which could manipulate a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
+    """Escape control characters and bidi overrides, which could manipulate a terminal.
+
+    As JSON does, in which characters beyond U+FFFF have two escapes.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else json.dumps(c)[1:-1] for c in text)
+
+
+def _json_line(value: object, stream: TextIO) -> str:
+    """The value as JSON on one line; all but ASCII is escaped if the stream cannot encode it."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
 def format_bytes(size: int) -> str:

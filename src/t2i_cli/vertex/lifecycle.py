@@ -1,6 +1,5 @@
 """Lifecycle of a deployment: confirm the plan, deploy, and remove it, also after failures."""
 
-import os
 import secrets
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from t2i_cli.errors import (
     TimedOutError,
     os_reason,
 )
+from t2i_cli.library_environment import environment_of_children
 from t2i_cli.net import google_credentials
 from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
@@ -167,7 +167,10 @@ def run_command(
     if shutil.which(command[0]) is None:
         raise InputError(f"Cannot run {command[0]}: there is no such command.")
     with ephemeral_deployment(spec, session, console, yes=yes) as found:
-        environment = os.environ | endpoint_environment(found, session.client)
+        environment = {
+            **environment_of_children(),
+            **endpoint_environment(found, session.client),
+        }
         try:
             child = subprocess.Popen(command, env=environment)  # noqa: S603 - the user's command
         except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from t2i_cli import __version__
 from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.library_environment import environment_of_children
 from t2i_cli.models import catalog
 from t2i_cli.settings import store
 
@@ -66,7 +67,7 @@ class WorkerSpec:
 def _environment() -> Iterator[tuple[str, str]]:
     # Settings have reached the options already.
     settings = {store.CONFIG_VARIABLE} | {s.variable for s in store.SETTINGS.values()}
-    for name, value in os.environ.items():
+    for name, value in environment_of_children().items():
         upper = name.upper()
         if (upper in _NAMES or upper.startswith(_PREFIXES)) and name not in settings:
             yield name, value

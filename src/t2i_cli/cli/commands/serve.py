@@ -1,6 +1,7 @@
 """`t2i serve`: the HTTP server with its API and page, also inside Vertex AI's container."""
 
 import os
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from t2i_cli.cli.options import ConsoleOptions, ModelOpt, RevisionOpt
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, T2IError
 from t2i_cli.server.options import API_KEY_VARIABLE, ServerLimits, ServerOptions
 from t2i_cli.settings import store
 from t2i_cli.settings.options import BackendOptions
@@ -123,13 +124,24 @@ def serve(
         engine = Engine(image_backend, model_source, limits, revision=revision)
         engine.batcher.observers.append(log)
         app = create_app(engine, options)
+        failures: list[Exception] = []
+
+        def announce() -> None:
+            try:
+                _announce(listener, engine.spec.name)
+            except (T2IError, BrokenPipeError) as error:  # standard output cannot be written to
+                failures.append(error)
+                signal.raise_signal(signal.SIGTERM)
+
         run_server(
             app,
             engine,
             listener,
-            on_ready=lambda: _announce(listener, engine.spec.name),
+            on_ready=announce,
             on_hangup=_key_reload(access, app.state.api_key),
         )
+    if failures:
+        raise failures[0]
 
 
 def _read_api_key(access: AccessOptions) -> str | None:
