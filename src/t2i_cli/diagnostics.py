@@ -17,6 +17,7 @@ from typing import Literal
 
 from t2i_cli import __version__, library_environment, postcard
 from t2i_cli.errors import AccessError, InputError, ModelError, T2IError
+from t2i_cli.files.user_folders import NoHomeError
 from t2i_cli.models import catalog
 from t2i_cli.output import filenames
 from t2i_cli.settings import store
@@ -120,7 +121,12 @@ def _libraries() -> Diagnostic:
 def _config() -> Diagnostic:
     set_here = [key for key in store.SETTINGS if store.find_setting(key)]
     named = ", ".join(set_here) or "nothing set"
-    file = store.settings_path()
+    try:
+        file = store.settings_path()
+    except NoHomeError as error:
+        return Diagnostic(
+            name="config", status="note", detail=f"{named}; {error.message}", fix=error.hint
+        )
     where = str(file) if os.path.exists(file) else f"{file} (not there)"
     return Diagnostic(name="config", status="ok", detail=f"{named}; {where}")
 

@@ -188,6 +188,7 @@ VARIABLES = (
     _variable("HF_HUB_CACHE", _FOLDER, _can_be_folder, _CACHE),
     _variable("HUGGINGFACE_HUB_CACHE", _FOLDER, _can_be_folder, _CACHE, unless="HF_HUB_CACHE"),
     _variable("XDG_CACHE_HOME", _FOLDER, _can_be_folder, _CACHE, unless="HF_HOME"),
+    _variable("HOME", "an absolute path", os.path.isabs, _CACHE, unless="HF_HOME", at_import=True),
     _variable("HF_TOKEN_PATH", "a file", _is_no_folder, _HUB),
     _variable("GCE_METADATA_TIMEOUT", _SECONDS, _is_whole_number, _GOOGLE),
     _variable("GCE_METADATA_DETECT_RETRIES", "a whole number", _is_whole_number, _GOOGLE),

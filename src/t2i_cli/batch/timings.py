@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from t2i_cli.files.state_files import is_amount, read_json, replace_text
+from t2i_cli.files.user_folders import NoHomeError, user_folder
 from t2i_cli.request import ResolvedRequest
 
 _MAX_SECONDS_PER_COST = 1e9
@@ -50,23 +51,21 @@ def record_timing(model: str, device: str | None, seconds_per_cost: float) -> No
         if key not in timings
         else (1 - _NEW_RUN_WEIGHT) * timings[key] + _NEW_RUN_WEIGHT * seconds_per_cost
     )
-    file = _path()
-    with suppress(OSError):
+    with suppress(OSError, NoHomeError):
+        file = _path()
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps(timings, indent=1), mode=0o666)
 
 
 def _path() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("t2i", appauthor=False) / "timings.json"
+    return user_folder("cache") / "timings.json"
 
 
 def _read() -> dict[str, float]:
     """Read all timings; a damaged file counts as empty, a damaged value is left out."""
     try:
         found = read_json(_path())
-    except (OSError, ValueError):
+    except (OSError, ValueError, NoHomeError):
         return {}
     if not isinstance(found, dict):
         return {}

@@ -40,6 +40,7 @@ def store_token(token: str) -> Account:
         )
     if token.startswith("api_org"):
         raise InputError("That is an organisation's token.", hint="Use a token of your own.")
+    client.require_cache_folder()
     account = _account(_whoami(token, "this token"), str(constants.HF_TOKEN_PATH))
     with translate_hub_errors():
         huggingface_hub.login(token, add_to_git_credential=False, skip_if_logged_in=False)
@@ -81,7 +82,7 @@ def remove_token() -> str | None:
     with translate_hub_errors():
         try:
             active = stored.read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         names = [name for name, token in get_stored_tokens().items() if token == active]
         if names:

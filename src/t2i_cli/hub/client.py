@@ -14,6 +14,7 @@ from huggingface_hub.utils._http import default_client_factory
 from t2i_cli import library_environment
 from t2i_cli.errors import AccessError, InputError, StorageError, os_reason
 from t2i_cli.files.state_files import check_regular
+from t2i_cli.files.user_folders import NoHomeError
 from t2i_cli.hub.answers import check_response
 from t2i_cli.known_secrets import register_secret
 
@@ -70,6 +71,8 @@ def hub_api() -> HfApi:
     check_token_file()
     try:
         token = get_token()
+    except NotADirectoryError:  # the home may be /dev/null
+        token = None
     except (OSError, UnicodeDecodeError) as error:
         reason = os_reason(error) if isinstance(error, OSError) else "it is not UTF-8"
         raise StorageError(
@@ -123,9 +126,16 @@ def require_valid_environment() -> None:
 
 
 def require_cache_folder() -> None:
-    """Raise InputError if the cache's folder is none, naming the variable that says where it is."""
+    """Raise InputError if the cache's folder is none, naming the variable that says where it is.
+
+    Raises NoHomeError without a home: the library would make a folder named ~.
+    """
     library_environment.require_valid("cache")
     folder = constants.HF_HUB_CACHE
+    if folder.startswith("~"):
+        raise NoHomeError(
+            "You have no home directory for the Hub's cache.", hint="HF_HOME names another place."
+        )
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise InputError(
             f"The Hub's cache {folder} is no folder.", hint="HF_HUB_CACHE names another place."

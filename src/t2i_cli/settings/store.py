@@ -18,6 +18,8 @@ from t2i_cli.files.state_files import MAX_STATE_BYTES, replace_text
 from t2i_cli.files.user_paths import expand_option
 from t2i_cli.known_names import suggest_name
 from t2i_cli.known_secrets import register_secret
+from t2i_cli.files.state_files import MAX_STATE_BYTES, read_linked, replace_text
+from t2i_cli.files.user_folders import NoHomeError, user_folder
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
 
@@ -47,7 +49,12 @@ def settings_path() -> Path:
         return Path(expand_option(named))
     from platformdirs import user_config_path
 
-    return user_config_path("t2i", appauthor=False) / "config.toml"
+    Raises NoHomeError.
+    """
+    if named := os.environ.get(CONFIG_VARIABLE):
+        # Not Path's method, which raises where there is no home.
+        return Path(os.path.expanduser(named))
+    return user_folder("config") / "config.toml"
 
 
 def setting_named(key: str) -> Setting:
@@ -97,8 +104,11 @@ def redact(key: str, value: str) -> str:
 
 
 def read_settings() -> dict[str, str]:
-    """Every setting of the file, validated; raises InputError naming the file."""
-    file = settings_path()
+    """Every setting of the file, validated; none without a home. Raises InputError naming it."""
+    try:
+        file = settings_path()
+    except NoHomeError:
+        return {}
     values: dict[str, str] = {}
     for key, value in _parse(_read_text(file), file).items():
         try:
@@ -159,7 +169,7 @@ def _read_text(file: Path) -> str:
             return ""
         # Nothing else but a regular file: a pipe could be read once only, or never ends.
         return read_input(file, MAX_STATE_BYTES).decode().replace("\r\n", "\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the home may be /dev/null
         return ""
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8.") from error

@@ -20,6 +20,7 @@ from t2i_cli.files.state_files import (
     read_json,
     replace_text,
 )
+from t2i_cli.files.user_folders import NoHomeError, user_folder
 from t2i_cli.net.google_answers import ENDPOINT_HOST
 from t2i_cli.request_fields import SERVINGS
 from t2i_cli.vertex.labels import Labels
@@ -64,10 +65,11 @@ def record_from_api(name: str, endpoint: Mapping[str, Any]) -> EndpointRecord:
 
 
 def store_path() -> Path:
-    """Path of the state file; it holds no secret and can be deleted at any time."""
-    from platformdirs import user_state_path
+    """Path of the state file; it holds no secret and can be deleted at any time.
 
-    return user_state_path("t2i", appauthor=False) / "vertex.json"
+    Raises NoHomeError.
+    """
+    return user_folder("state") / "vertex.json"
 
 
 def current_endpoint() -> EndpointRecord | None:
@@ -129,7 +131,7 @@ def _read() -> tuple[str | None, dict[str, EndpointRecord]]:
     """The current endpoint's name, and records by full name; damaged content is skipped."""
     try:
         data = read_json(store_path())
-    except (OSError, ValueError):
+    except (OSError, ValueError, NoHomeError):
         return None, {}
     if not isinstance(data, dict) or not isinstance(data.get("endpoints"), list):
         return None, {}

@@ -117,7 +117,7 @@ class RuntimeDir:
             with suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
             found = folder.lstat()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # platformdirs raises it without a home
             raise WorkerUnavailableError(
                 f"No folder for a warm worker can be made: {error}."
             ) from error

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+from t2i_cli.files.user_folders import NoHomeError, user_folder
 from t2i_cli.terminal.console import Console
 
 
@@ -9,11 +10,9 @@ def show_tip_once(console: Console) -> None:
     """Show the tip on a terminal, unless this user has seen it."""
     if not console.live or console.json:
         return
-    from platformdirs import user_state_path
-
-    folder = user_state_path("t2i", appauthor=False)
     # Skip the tip if its marker cannot be written.
-    with suppress(OSError):
+    with suppress(OSError, NoHomeError):
+        folder = user_folder("state")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "keep-alive-mentioned").touch(exist_ok=False)
         console.note(
