@@ -22,8 +22,7 @@ from t2i_cli.backend import Failure
 from t2i_cli.backends.http import HttpBackend, HttpOptions
 from t2i_cli.backends.local import memory
 from t2i_cli.backends.vertex import payload
-from t2i_cli.batch import gallery, manifest, manifest_lines, timings
-from t2i_cli.cli.commands import serve
+from t2i_cli.batch import gallery, manifest, manifest_lines, manifest_merge, timings
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Event
 from t2i_cli.files import state_files, weight_files
@@ -44,7 +43,7 @@ from t2i_cli.net.retry import RetryableError, RetryPolicy
 from t2i_cli.output import infotext, metadata
 from t2i_cli.prompts import read_prompts
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.server import responses
+from t2i_cli.server import key_file, responses
 from t2i_cli.server.api import openai, predict, t2i, vertex
 from t2i_cli.server.schemas import ImageRequest, parse_fields
 from t2i_cli.server.vertex_container import VertexContainer
@@ -112,7 +111,7 @@ def read_manifest(data: bytes, folder: Path) -> None:
     for read in (
         lambda: manifest.load_manifests(folder),
         lambda: gallery.write_gallery(folder, folder),
-        lambda: manifest.merge_manifests(folder, folder),
+        lambda: manifest_merge.merge_manifests(folder, folder),
         lambda: manifest.load_manifests(folder),
     ):
         with suppress(T2IError):
@@ -204,7 +203,7 @@ def read_worker_state(data: bytes, folder: Path) -> None:
 
 def read_key_file(data: bytes, folder: Path) -> None:
     """The API key of `t2i serve`."""
-    serve._read_api_key(_written(folder, "key.txt", data))
+    key_file.read_key_file(_written(folder, "key.txt", data), insecure=True)
 
 
 # Models.

@@ -170,8 +170,7 @@ def _fetch_commit(
     try:
         return answers.repository_facts(client.hub_api(), repo, revision).commit, None
     except (InputError, hf.HfHubHTTPError, httpx2.HTTPError, RemoteError) as error:
-        known = isinstance(error, InputError | RemoteError)
-        failure = error if known else hub_error(error, repo)
+        failure = error if isinstance(error, InputError | RemoteError) else hub_error(error, repo)
         transient = isinstance(failure, InputError | RemoteError | TimedOutError | QuotaError)
         if cached is None or not transient:
             raise failure from error

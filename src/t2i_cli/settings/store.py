@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 from t2i_cli.errors import InputError, StorageError, os_reason
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import MAX_STATE_BYTES, replace_text
+from t2i_cli.files.user_folders import NoHomeError, user_folder
 from t2i_cli.files.user_paths import expand_option
 from t2i_cli.known_names import suggest_name
 from t2i_cli.known_secrets import register_secret
-from t2i_cli.files.state_files import MAX_STATE_BYTES, read_linked, replace_text
-from t2i_cli.files.user_folders import NoHomeError, user_folder
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
 
@@ -43,17 +42,10 @@ class SettingValue:
 def settings_path() -> Path:
     """The settings file: T2I_CONFIG, or config.toml in the user's configuration folder.
 
-    Raises InputError if T2I_CONFIG begins with a home that there is not.
+    Raises InputError if T2I_CONFIG begins with a home that there is not, NoHomeError without one.
     """
     if named := os.environ.get(CONFIG_VARIABLE):
         return Path(expand_option(named))
-    from platformdirs import user_config_path
-
-    Raises NoHomeError.
-    """
-    if named := os.environ.get(CONFIG_VARIABLE):
-        # Not Path's method, which raises where there is no home.
-        return Path(os.path.expanduser(named))
     return user_folder("config") / "config.toml"
 
 
