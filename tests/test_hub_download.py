@@ -71,7 +71,7 @@ def content(folder: Path) -> set[str]:
 
 
 def notes(events: list[Event]) -> str:
-    return "\n".join(event.message for event in events if isinstance(event, Notice))
+    return "\n".join(event.text for event in events if isinstance(event, Notice))
 
 
 def test_fetch_configs_brings_no_weights(hub: FakeHub, cache: Path) -> None:
@@ -92,7 +92,8 @@ def test_fetch_brings_what_is_needed(hub: FakeHub, cache: Path) -> None:
     assert [event.done for event in downloading] == sorted(event.done for event in downloading)
     assert downloading[-1].done == total
     assert isinstance(events[0], Notice)
-    assert f"ann/picture takes 600.4 kB; downloading to {cache}, where " in notes(events)
+    assert events[0].message == "ann/picture takes 600.4 kB; downloading."
+    assert f" It goes to {cache}, where " in notes(events)
     assert notes(events).endswith(" free.")
 
 

@@ -31,7 +31,7 @@ def notes(
 ) -> str:
     components = {f"tokenizer_{number}": t for number, t in enumerate(tokenizers)}
     loaded: LibraryObject = Loaded(components | {"vae": object()}, limit, folder)
-    return " ".join(prompt_warnings.prompt_warnings(loaded, prompt))
+    return " ".join(note.text for note in prompt_warnings.prompt_warnings(loaded, prompt))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_the_pipelines_own_limit_holds_for_other_encoders(t5: LibraryObject) -> 
 
 def test_postcard_names_the_words_it_does_not_know(clip: LibraryObject) -> None:
     said = notes(clip, prompt="A red Zeppelin, over 7 hills: zeppelin", folder=postcard.FOLDER)
-    assert said.startswith("postcard does not know: zeppelin;")
+    assert said.startswith("postcard does not know: zeppelin. ")
     assert "`t2i models show postcard`" in said
     assert notes(clip, prompt="a red zeppelin") == ""
 

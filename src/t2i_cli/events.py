@@ -64,11 +64,18 @@ class RequestSent:
 class Notice:
     """One sentence for people; never a failure.
 
-    With `indices` it concerns only the requests at these positions, and may quote them.
+    `hint` is a further sentence for those who run t2i themselves: commands, options, paths. With
+    `indices` it concerns only the requests at these positions, and may quote them.
     """
 
     message: str
+    hint: str | None = None
     indices: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The message and the hint, as a terminal shows them."""
+        return f"{self.message} {self.hint}" if self.hint else self.message
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,9 +33,9 @@ class EventWriter:
                 self._console.event("loading", model=model, device=device)
             case Downloading(model=model, done=done, total=total):
                 self._console.event("downloading", model=model, done=done, total=total)
-            case Notice(message=message, indices=indices):
+            case Notice(text=text, indices=indices):
                 ids = [self._jobs[index].row.id for index in indices]
-                self._console.event("note", message=message, **({"ids": ids} if ids else {}))
+                self._console.event("note", message=text, **({"ids": ids} if ids else {}))
 
     def image(self, job: PlannedImage, saved: SavedImage, stats: RunStats) -> None:
         """Write that an image is saved and in the manifest."""

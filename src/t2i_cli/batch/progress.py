@@ -57,12 +57,12 @@ class BatchProgress:
     def event(self, event: Event) -> None:
         """Show an event of the backend."""
         match event:
-            case Notice(message=message, indices=()):
-                self._print_note(message)
-            case Notice(message=message, indices=indices):
+            case Notice(text=text, indices=()):
+                self._print_note(text)
+            case Notice(text=text, indices=indices):
                 for index in indices:
                     row = self._jobs[index].row
-                    self._notes.add(message, row.id, row.line)
+                    self._notes.add(text, row.id, row.line)
             case MemoryMeasure(name=name, reason=reason):
                 self._print_note(f"{reason}: {name}")
             case Loading(model=model, device=device):

@@ -134,8 +134,8 @@ def _announce_download(
     part = f", of which {format_bytes(present)} are here" if present > total // 100 else ""
     on_event(
         Notice(
-            message=f"{snapshot.repo} takes {format_bytes(total)}{part}; downloading to {cache}, "
-            f"where {format_bytes(free)} are free."
+            message=f"{snapshot.repo} takes {format_bytes(total)}{part}; downloading.",
+            hint=f"It goes to {cache}, where {format_bytes(free)} are free.",
         )
     )
     if missing_bytes > free:

@@ -60,11 +60,11 @@ class Progress:
         """Show one event."""
         self._meter.event(event)
         match event:
-            case Notice(message=message):
+            case Notice(text=text):
                 # Each pass has notes of its own on its images.
-                if message not in self._seen_notes:
-                    self._seen_notes.add(message)
-                    self._print_note(message)
+                if text not in self._seen_notes:
+                    self._seen_notes.add(text)
+                    self._print_note(text)
             case RequestSent(indices=(0,)):
                 self._wait("waiting for the server")
             case MemoryMeasure(name=name, reason=reason):

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import prompt_warnings
@@ -16,7 +17,7 @@ from t2i_cli.errors import (
     error_reason,
     internal_error,
 )
-from t2i_cli.events import Notice, OnEvent
+from t2i_cli.events import OnEvent
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
@@ -33,7 +34,7 @@ def emit_prompt_warnings(
     for words, indices in prompt_warnings.indices_by_prompt(group).items():
         try:
             for note in prompt_warnings.prompt_warnings(loaded, words):
-                on_event(Notice(message=note, indices=tuple(indices)))
+                on_event(replace(note, indices=tuple(indices)))
         except MemoryError:
             raise
         except Exception as raised:  # noqa: BLE001 - becomes the failure of its requests

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from t2i_cli import postcard
 from t2i_cli.backends.local.loading import LoadedPipeline
+from t2i_cli.events import Notice
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.postcard import wording
 from t2i_cli.request import ResolvedRequest
@@ -25,20 +26,25 @@ def indices_by_prompt(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[st
     return found
 
 
-def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[str]:
-    """Yield warnings on a prompt, as sentences for the user."""
+def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[Notice]:
+    """Yield warnings on a prompt."""
     if _reads_nothing(loaded, prompt):
-        yield "The model reads nothing of the prompt: it has no word that the model knows."
+        yield Notice(
+            message="The model reads nothing of the prompt: it has no word that the model knows."
+        )
     if truncated := _truncated_text(loaded.pipe, text_read(loaded, prompt)):
-        yield f"The prompt is too long for the text encoder, which does not read: {truncated}"
+        yield Notice(
+            message="The prompt is too long for the text encoder, which does not read: " + truncated
+        )
     if loaded.spec.folder != postcard.FOLDER:
         return
     read = wording.reword(prompt)
     if read.changes:
-        yield f"postcard reads {_listed(list(read.changes), ', ')}."
+        yield Notice(message=f"postcard reads {_listed(list(read.changes), ', ')}.")
     if unknown := _unknown_words(read.prompt):
-        yield (
-            f"postcard does not know: {unknown}; `t2i models show postcard` has the words it knows."
+        yield Notice(
+            message=f"postcard does not know: {unknown}.",
+            hint="`t2i models show postcard` has the words it knows.",
         )
 
 

@@ -18,6 +18,7 @@ from t2i_cli.events import EVENT_NAMES, Notice, Preview
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import schedulers
+from t2i_cli.models.example_prompts import example_prompts
 from t2i_cli.request_fields import MODEL_DEFAULTS
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
@@ -90,6 +91,7 @@ def _model_object(spec: ModelSpec) -> dict[str, object]:
         "schedulers": schedulers.usable_scheduler_names(spec.flow) if spec.flow is not None else [],
         "refuses": [field for field, _ in spec.refuses],
         "formats": list(image_formats.EXTENSIONS),
+        "examples": example_prompts(spec),
         "version": __version__,
     }
 
