@@ -18,10 +18,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from t2i_cli.backend import Failure, GeneratedImage
-from t2i_cli.errors import ContentFilteredError
-from t2i_cli.events import OnEvent, Preview, Step
+from t2i_cli.errors import ContentFilteredError, InputError, T2IError
+from t2i_cli.events import MemoryMeasure, Notice, OnEvent, Preview, Step
 from t2i_cli.models.schedulers import usable_scheduler_names
 from t2i_cli.output import metadata
+from t2i_cli.postcard.vocabulary import EXAMPLES
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.conftest import PATIENCE
@@ -309,6 +310,112 @@ def test_cancel_frees_the_server(server: Running, easel: Easel, tab: Tab) -> Non
     assert [request.prompt for request in easel.made] == ["a blue square"]
 
 
+PLACES = """() => Object.fromEntries(
+    [...document.querySelectorAll("header, #form, #form *, h2, #clear, #gallery, .tile")]
+        .filter((element) => element.getClientRects().length)
+        .filter((element) => !element.closest("#run, option"))
+        .map((element, n) => {
+            const { x, y, width, height } = element.getBoundingClientRect();
+            return [`${n} ${element.tagName} ${element.id}`, [x, y, width, height]];
+        }))"""
+
+
+@pytest.mark.parametrize("unfolded", [False, True])
+@pytest.mark.parametrize("size", [(1040, 760), (360, 740)])
+def test_nothing_moves_after_cancel(
+    size: tuple[int, int], unfolded: bool, server: Running, easel: Easel, tab: Tab
+) -> None:
+    viewport = {"width": size[0], "height": size[1]}
+    with tab(server.url, viewport=viewport, reduced_motion="reduce") as page:
+        submit(page, "a red circle")
+        expect(tiles(page)).to_have_count(1)
+        fill(page, Images="3")
+        if not unfolded:
+            page.locator("summary").click()
+        expect(idle(page)).to_be_visible()
+        easel.go.clear()
+        idle(page).scroll_into_view_if_needed()
+        form = page.locator("#form").bounding_box()
+        idle(page).click()
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        assert page.locator("#form").bounding_box() == form
+
+        cancel = page.get_by_role("button", name="Cancel")
+        cancel.hover()
+        box = cancel.bounding_box()
+        assert box
+        before = page.evaluate(PLACES)
+        assert any("BUTTON clear" in name for name in before)
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        expect(said(page)).to_have_text("Cancelled.")
+        expect(cancel).to_be_hidden()
+        expect(prompt(page)).to_be_focused()
+        assert page.evaluate(PLACES) == before
+        expect(page.locator(".cancelled")).to_have_count(3)
+        # A further click of an impatient hand does nothing.
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        expect(tiles(page)).to_have_count(1)
+        expect(idle(page)).to_be_visible()
+
+        easel.go.set()
+        idle(page).click()
+        expect(tiles(page)).to_have_count(4)
+        expect(page.locator(".cancelled")).to_have_count(0)
+    assert len(easel.made) == 4
+
+
+def test_nothing_moves_when_a_job_ends_before_cancel_is_pressed(
+    server: Running, easel: Easel, tab: Tab
+) -> None:
+    easel.go.clear()
+    with tab(server.url) as page:
+        submit(page, "a red circle")
+        expect(page.get_by_text("Step 2 of 4")).to_be_visible()
+        box = page.get_by_role("button", name="Cancel").bounding_box()
+        assert box
+        form = page.locator("#form").bounding_box()
+        easel.go.set()
+        expect(tiles(page)).to_have_count(1)
+        expect(idle(page)).to_be_visible()
+        assert page.locator("#form").bounding_box() == form
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        expect(viewer(page)).to_be_hidden()
+        expect(tiles(page)).to_have_count(1)
+    assert len(easel.made) == 1
+
+
+@pytest.mark.parametrize("model", ["postcard", "flux-schnell"])
+def test_example_prompts_fill_the_form(model: str, easel: Easel, tab: Tab) -> None:
+    with serving(easel, model=model) as server, tab(server.url) as page:
+        examples = page.get_by_role("group", name="Example prompts").get_by_role("button")
+        examples.first.wait_for()
+        texts = examples.all_inner_texts()
+        assert (texts == list(EXAMPLES)) is (model == "postcard")
+        assert len(set(texts)) >= 4
+
+        prompt(page).fill("my own words")
+        examples.nth(1).click()
+        expect(prompt(page)).to_have_value(texts[1])
+        expect(prompt(page)).to_be_focused()
+        expect(said(page)).to_have_text("The example is in the form.")
+        expect(page.locator(".pending")).to_have_count(0)
+        page.keyboard.press("Control+Z")
+        expect(prompt(page)).to_have_value("my own words")
+
+        for _ in texts:
+            page.keyboard.press("Shift+Tab")
+        expect(examples.first).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(prompt(page)).to_have_value(texts[0])
+        expect(prompt(page)).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(tiles(page)).to_have_count(1)
+        examples.nth(2).click()
+        page.reload()
+        expect(prompt(page)).to_have_value(texts[2])
+    assert [request.prompt for request in easel.made] == [texts[0]]
+
+
 def test_enter_before_the_model_is_known_is_one_job(
     server: Running, easel: Easel, tab: Tab
 ) -> None:
@@ -380,41 +487,88 @@ def test_a_reload_keeps_the_gallery_and_the_form(server: Running, easel: Easel, 
         expect(tiles(other)).to_have_count(0)
 
         page.get_by_role("button", name="Remove all").click()
-        page.get_by_role("button", name="Remove 2 images?").click()
         expect(page.get_by_text("Your images appear here")).to_be_visible()
-        expect(said(page)).to_have_text("All images are removed.")
+        page.reload()
+        expect(page.locator("#model")).to_have_text("postcard")
+        expect(tiles(page)).to_have_count(0)
+
+
+def test_removing_all_can_be_undone(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url) as page:
+        fill(page, Images="2", Seed="5")
+        submit(page, "a red circle")
+        expect(said(page)).to_have_text("All 2 images are ready.")
+        clear, undo = page.locator("#clear"), page.get_by_role("button", name="Undo")
+        before = tiles(page).all_inner_texts()
+        clear.click()
+        expect(tiles(page)).to_have_count(0)
+        expect(said(page)).to_have_text("2 images are removed. Undo is possible for 10 seconds.")
+        expect(undo).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(tiles(page)).to_have_count(2)
+        expect(said(page)).to_have_text("2 images are back.")
+        expect(undo).to_be_hidden()
+        expect(clear).to_be_focused()
+        assert tiles(page).all_inner_texts() == before
+        assert drawn(page.get_by_role("img", name="a red circle, seed 5"))
+        page.reload()
+        expect(tiles(page)).to_have_count(2)
+        assert sorted(tiles(page).all_inner_texts()) == sorted(before)
+
+        page.locator("#model").get_by_text("postcard").wait_for()
+        page.clock.install()
+        clear.dblclick()
+        expect(undo).to_be_visible()
+        undo.focus()
+        page.clock.fast_forward(8_000)
+        expect(undo).to_be_visible()
+        page.clock.fast_forward(3_000)
+        expect(undo).to_be_hidden()
         expect(prompt(page)).to_be_focused()
         page.reload()
         expect(page.locator("#model")).to_have_text("postcard")
         expect(tiles(page)).to_have_count(0)
 
 
-def test_removing_all_is_asked_first(server: Running, easel: Easel, tab: Tab) -> None:
+def test_undo_keeps_what_came_meanwhile(server: Running, easel: Easel, tab: Tab) -> None:
     with tab(server.url) as page:
-        fill(page, Images="2")
-        submit(page, "a red circle")
-        expect(said(page)).to_have_text("All 2 images are ready.")
-        clear = page.locator("#clear")
-        clear.dblclick()
-        expect(clear).to_have_text("Remove 2 images?")
-        expect(said(page)).to_have_text("Press again to remove 2 images.")
-        # The question ends with the focus, with time, and with what it was about.
-        prompt(page).focus()
-        expect(clear).to_have_text("Remove all")
-        page.clock.install()
-        clear.click()
-        expect(clear).to_have_text("Remove 2 images?")
-        page.clock.fast_forward(6_000)
-        expect(clear).to_have_text("Remove all")
-        page.clock.resume()
-
+        for text in ("first", "second"):
+            submit(page, text)
+            expect(page.get_by_role("img", name=text)).to_be_visible()
         easel.go.clear()
-        submit(page, "a blue square")
+        submit(page, "third")
         expect(page.get_by_text("Step 2 of 4")).to_be_visible()
-        clear.click()
+        page.get_by_role("button", name="Remove all").click()
         easel.go.set()
-        expect(tiles(page)).to_have_count(4)
-        expect(clear).to_have_text("Remove all")
+        expect(tiles(page)).to_have_count(1)
+        page.get_by_role("button", name="Undo").click()
+        expect(tiles(page)).to_have_count(3)
+        for _ in range(2):
+            for tile, text in zip(tiles(page).all(), ("third", "second", "first"), strict=True):
+                expect(tile).to_contain_text(text)
+            page.reload()
+            expect(tiles(page)).to_have_count(3)
+
+
+def test_removing_one_can_be_undone(server: Running, easel: Easel, tab: Tab) -> None:
+    with tab(server.url) as page:
+        fill(page, Images="3")
+        submit(page, "a red circle")
+        expect(said(page)).to_have_text("All 3 images are ready.")
+        before = tiles(page).all_inner_texts()
+        page.clock.install()
+        tiles(page).nth(1).click()
+        box = viewer(page)
+        box.get_by_role("button", name="Remove").click()
+        expect(box.get_by_role("status")).to_have_text("Removed. Close this view to undo it.")
+        box.get_by_role("button", name="Remove").click()
+        page.clock.fast_forward(60_000)
+        page.keyboard.press("Escape")
+        expect(tiles(page)).to_have_count(1)
+        expect(said(page)).to_contain_text("2 images are removed. Undo is possible")
+        page.get_by_role("button", name="Undo").click()
+        expect(tiles(page)).to_have_count(3)
+        assert tiles(page).all_inner_texts() == before
 
 
 def test_a_reload_amid_a_job_cancels_it(server: Running, easel: Easel, tab: Tab) -> None:
@@ -490,16 +644,55 @@ def test_an_error_names_the_field_and_what_to_do(server: Running, easel: Easel, 
 
 
 def test_one_failure_of_several_leaves_the_others(server: Running, easel: Easel, tab: Tab) -> None:
-    refused = ContentFilteredError("The safety checker withheld it.", hint="Another seed may pass.")
+    hint = "Another seed may pass; --no-safety-checker leaves it out."
+    refused = ContentFilteredError("The safety checker withheld it.", hint=hint)
     easel.fails = lambda request: refused if request.seed == 6 else None
     with tab(server.url) as page:
         fill(page, Seed="5", Images="3")
         submit(page, "a red circle")
         alert = page.get_by_role("alert")
         expect(alert).to_contain_text("Image 2: The safety checker withheld it.")
-        expect(alert).to_contain_text("Another seed may pass.")
+        expect(alert).to_contain_text("Another seed or another wording may pass.")
         expect(tiles(page)).to_have_count(2)
         expect(page.locator(".pending")).to_have_count(0)
+
+
+def test_what_is_said_is_for_someone_in_a_browser(
+    server: Running, easel: Easel, tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hints name commands and options: whatever fails, the page has words of its own."""
+    hint = "`t2i models show postcard`, or leave --scheduler away."
+    kinds = [kind for kind in T2IError.__subclasses__() if hasattr(kind, "code")]
+    errors = [kind(f"It is {kind.code}.", hint=hint) for kind in kinds]
+    named = {
+        "scheduler": "Change “Scheduler”, or leave it empty.",
+        "requests.0.prompt": "Change the prompt.",
+        "batch_size": "Tell those who run this server",
+    }
+    errors += [InputError(f"It is {name}.", hint=hint, field=name) for name in named]
+    easel.fails = lambda request: errors[request.seed] if request.seed < len(errors) else None
+    run = easel.run
+
+    def noting(*args: object, **options: object) -> Iterator[GeneratedImage | Failure]:
+        args[1](Notice(message="It is a note.", hint=hint))  # type: ignore[operator]
+        args[1](MemoryMeasure(name="VAE tiling", reason=f"asked for: {hint}"))  # type: ignore[operator]
+        return run(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(easel, "run", noting)
+    with tab(server.url) as page:
+        fill(page, Seed="0")
+        for seed, error in enumerate(errors):
+            page.get_by_label("Seed", exact=True).fill(str(seed))
+            submit(page, "a red circle")
+            alert = page.get_by_role("alert")
+            field = getattr(error, "field", None)
+            message = "It is “Prompt”." if field == "requests.0.prompt" else error.message
+            expect(alert.locator("p").first).to_have_text(message)
+            expect(alert.locator(".hint")).to_contain_text(named.get(field or "", " "))
+            expect(page.locator("#notes")).to_contain_text("It is a note.")
+            expect(page.locator("#notes")).to_contain_text("VAE tiling")
+            text = page.locator("body").inner_text()
+            assert not re.search(r"--\w|`|\bt2i [a-z]", text), text
 
 
 def test_a_server_that_goes_away_is_told(t2i_env: dict[str, str], tab: Tab) -> None:
@@ -512,7 +705,7 @@ def test_a_server_that_goes_away_is_told(t2i_env: dict[str, str], tab: Tab) -> N
             expect(page.get_by_text("Starting")).to_be_visible()
             process.kill()
             alert = page.get_by_role("alert")
-            expect(alert).to_contain_text("See whether t2i serve is still running")
+            expect(alert).to_contain_text("It may have been stopped, or the network is down.")
             expect(page.locator(".pending")).to_have_count(0)
             submit(page, "a blue square")
             expect(alert).to_contain_text("The server does not answer.")
@@ -783,6 +976,11 @@ def test_postcard_itself(t2i_env: dict[str, str], tab: Tab, tmp_path: Path) -> N
                 viewer(page).get_by_role("link", name="Download").click()
             file = tmp_path / "image.png"
             download.value.save_as(file)
+            page.keyboard.press("Escape")
+            page.get_by_label("Steps", exact=True).fill("2")
+            submit(page, "a red zeppelin")
+            expect(page.locator("#notes")).to_have_text("postcard does not know: zeppelin.")
+            expect(tiles(page)).to_have_count(2)
         process.terminate()
         assert process.wait(120) == 0
     record = metadata.read_metadata(file)

@@ -105,7 +105,7 @@ class Noting(StubBackend):
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """One outcome for each request, in order."""
-        on_event(Notice(message="It is for all."))
+        on_event(Notice(message="It is for all.", hint="`t2i show` shows more."))
         alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(request.prompt, []).append(index)

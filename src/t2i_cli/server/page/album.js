@@ -8,7 +8,7 @@ const SESSION_KEY = "t2i-session";
 
 /** Without IndexedDB the images last until the page is closed. */
 export class Album {
-  /** `onDrop(picture)` is called for each image that is removed. */
+  /** `onDrop(picture)` is called for each image that is removed for good. */
   constructor(onDrop) {
     this.pictures = [];
     this.onDrop = onDrop;
@@ -37,14 +37,12 @@ export class Album {
 
   /** Store an image; remove the oldest ones beyond the limits. */
   async add(picture) {
-    const record = { ...picture, session: this.session, made: Date.now() };
+    // The order of images that are made in the same millisecond.
+    const made = Math.max(Date.now(), (this.pictures[0]?.made ?? 0) + 1);
+    const record = { ...picture, session: this.session, made };
     const added = withUrl(record);
     this.pictures.unshift(added);
-    let bytes = 0;
-    for (const [n, old] of [...this.pictures].entries()) {
-      bytes += old.blob.size;
-      if (n > 0 && (n >= MAX_PICTURES || bytes > MAX_BYTES)) this.remove(old);
-    }
+    this.#removeOldest();
     // The storage quota may be exceeded: the image is shown all the same.
     if (this.store) {
       added.id = await toPromise(this.#images("readwrite").add(record)).catch(() => null);
@@ -52,11 +50,38 @@ export class Album {
     return added;
   }
 
-  remove(picture) {
-    this.pictures = this.pictures.filter((other) => other !== picture);
-    if (picture.id) this.#images("readwrite").delete(picture.id);
-    URL.revokeObjectURL(picture.url);
-    this.onDrop(picture);
+  /** Remove images, also from the store, until either `restore` or `drop`. */
+  remove(pictures) {
+    this.pictures = this.pictures.filter((other) => !pictures.includes(other));
+    for (const { id } of pictures) if (id) this.#images("readwrite").delete(id);
+  }
+
+  drop(pictures) {
+    for (const picture of pictures) {
+      URL.revokeObjectURL(picture.url);
+      this.onDrop(picture);
+    }
+  }
+
+  /** Bring removed images back to their places, in the store as well. */
+  restore(pictures) {
+    this.pictures.push(...pictures);
+    this.pictures.sort((one, other) => other.made - one.made);
+    for (const { url: _, ...record } of pictures) {
+      if (record.id) this.#images("readwrite").put(record);
+    }
+    this.#removeOldest();
+  }
+
+  /** Remove the oldest images beyond the limits. */
+  #removeOldest() {
+    let bytes = 0;
+    const oldest = this.pictures.filter(({ blob }, n) => {
+      bytes += blob.size;
+      return n > 0 && (n >= MAX_PICTURES || bytes > MAX_BYTES);
+    });
+    this.remove(oldest);
+    this.drop(oldest);
   }
 
   #images(mode) {

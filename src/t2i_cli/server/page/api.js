@@ -1,14 +1,21 @@
 // HTTP calls to the server in the t2i dialect, as docs/serve.md describes it.
 
+import { advice, inWords } from "./advice.js";
+
 const KEY_ITEM = "t2i-key";
 
-/** An error of the server: message, hint, and the invalid field. */
+/** An error: message, what to do about it, and the invalid field. */
 export class Problem extends Error {
-  constructor({ message, hint = "", field = null }) {
+  constructor(message, { hint = "", field = null } = {}) {
     super(message);
-    this.hint = hint ?? "";
+    this.hint = hint;
     this.field = field;
   }
+}
+
+/** The Problem of an error object of the server, with the page's own words on what to do. */
+export function serverProblem(error) {
+  return new Problem(inWords(error), { hint: advice(error), field: error.field });
 }
 
 /**
@@ -26,7 +33,7 @@ export async function call(path, options, askKey) {
     if (response.status !== 401) throw problem;
     const newKey = await askKey(key !== null);
     if (!newKey) {
-      throw new Problem({ message: problem.message, hint: "Generate asks for it again." });
+      throw new Problem(problem.message, { hint: "Generate asks for it again." });
     }
     sessionStorage.setItem(KEY_ITEM, newKey);
   }
@@ -60,9 +67,8 @@ async function withNetworkErrors(work) {
     return await work();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem({
-      message: "The server does not answer.",
-      hint: "See whether t2i serve is still running, then try again.",
+    throw new Problem("The server does not answer.", {
+      hint: "It may have been stopped, or the network is down. Try again in a moment.",
     });
   }
 }
@@ -70,5 +76,5 @@ async function withNetworkErrors(work) {
 /** The Problem in an error response; error pages of proxies are not JSON. */
 async function readProblem(response) {
   const body = await response.json().catch(() => null);
-  return new Problem(body?.error ?? { message: `The server answered ${response.status}.` });
+  return serverProblem(body?.error ?? { message: `The server answered ${response.status}.` });
 }

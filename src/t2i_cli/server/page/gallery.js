@@ -4,7 +4,7 @@ import { Album } from "./album.js";
 import { announce } from "./notices.js";
 import { Viewer } from "./viewer.js";
 
-const CONFIRM_MS = 5000;
+const UNDO_MS = 10_000;
 
 const $ = (id) => document.getElementById(id);
 
@@ -17,14 +17,16 @@ export class Gallery {
       this.tiles.delete(picture);
       this.#update();
     });
-    this.viewer = new Viewer(this.album, { reuse, focus: (picture) => this.#focus(picture) });
-    $("clear").addEventListener("click", ({ detail }) => {
-      // The second click of a double click does not confirm.
-      if (detail > 1) return;
-      if (this.confirmTimer) this.#clear();
-      else this.#setConfirming(true);
+    this.removed = [];
+    this.viewer = new Viewer(this.album, {
+      reuse,
+      focus: (picture) => this.#focus(picture),
+      remove: (picture) => this.#remove([picture]),
     });
-    $("clear").addEventListener("blur", () => this.#setConfirming(false));
+    $("clear").addEventListener("click", () => this.#clear());
+    $("undo").addEventListener("click", () => this.#undo());
+    // Behind the dialog Undo cannot be reached: its time begins when the dialog closes.
+    $("viewer").addEventListener("close", () => this.removed.length && this.#offerUndo());
   }
 
   /** Show the stored images; resolves to whether the browser can store any. */
@@ -37,6 +39,7 @@ export class Gallery {
 
   /** Add `count` placeholders. */
   reserve(count) {
+    this.#removeCancelled();
     const added = Array.from({ length: count }, () => cloneTemplate("pending"));
     $("gallery").prepend(...added);
     this.#update();
@@ -56,6 +59,15 @@ export class Gallery {
     this.#update();
   }
 
+  /** Keep the places of images that were cancelled, until the next job: nothing moves. */
+  markCancelled(placeholders) {
+    for (const placeholder of placeholders) placeholder.classList.replace("pending", "cancelled");
+  }
+
+  #removeCancelled() {
+    for (const place of $("gallery").querySelectorAll(".cancelled")) place.remove();
+  }
+
   #tile(picture) {
     const item = cloneTemplate("tile");
     const button = item.firstElementChild;
@@ -70,31 +82,59 @@ export class Gallery {
     return item;
   }
 
-  /** Have the button ask for confirmation, for CONFIRM_MS: the removal cannot be undone. */
-  #setConfirming(confirming) {
-    const count = this.album.pictures.length;
-    const images = count === 1 ? "1 image" : `${count} images`;
-    clearTimeout(this.confirmTimer);
-    this.confirmTimer = confirming && setTimeout(() => this.#setConfirming(false), CONFIRM_MS);
-    $("clear").textContent = confirming ? `Remove ${images}?` : "Remove all";
-    $("clear").classList.toggle("grave", confirming);
-    if (confirming) announce(`Press again to remove ${images}.`);
+  #clear() {
+    this.#removeCancelled();
+    // An image that is being stored has no tile yet; it appears in a moment.
+    this.#remove(this.album.pictures.filter((picture) => this.tiles.has(picture)));
+    $("undo").focus();
   }
 
-  #clear() {
-    for (const picture of [...this.album.pictures]) this.album.remove(picture);
-    $("prompt").focus();
-    announce("All images are removed.");
+  #remove(pictures) {
+    this.removed.push(...pictures);
+    for (const picture of pictures) this.tiles.get(picture).hidden = true;
+    this.album.remove(pictures);
+    this.#update();
+    this.#offerUndo();
+  }
+
+  /** Offer for UNDO_MS to bring back what was removed. */
+  #offerUndo() {
+    const count = this.removed.length;
+    const what = count === 1 ? "1 image is removed" : `${count} images are removed`;
+    $("removed").textContent = `${count} removed`;
+    $("undoing").hidden = false;
+    announce(`${what}. Undo is possible for ${UNDO_MS / 1000} seconds.`);
+    clearTimeout(this.undoTimer);
+    if (!$("viewer").open) this.undoTimer = setTimeout(() => this.#endUndo($("prompt")), UNDO_MS);
+  }
+
+  #undo() {
+    const restored = this.removed;
+    this.removed = [];
+    for (const picture of restored) this.tiles.get(picture).hidden = false;
+    this.album.restore(restored);
+    this.#update();
+    this.#endUndo($("clear"));
+    announce(restored.length === 1 ? "The image is back." : `${restored.length} images are back.`);
+  }
+
+  /** End the offer; if its button has the focus, `next` gets it. */
+  #endUndo(next) {
+    clearTimeout(this.undoTimer);
+    this.album.drop(this.removed);
+    this.removed = [];
+    if (document.activeElement === $("undo")) next.focus({ preventScroll: true });
+    $("undoing").hidden = true;
   }
 
   #focus(picture) {
-    (this.tiles.get(picture)?.firstElementChild ?? $("prompt")).focus();
+    const tile = this.tiles.get(picture);
+    (tile && !tile.hidden ? tile.firstElementChild : $("prompt")).focus();
   }
 
   #update() {
-    $("empty").hidden = $("gallery").childElementCount > 0;
+    $("empty").hidden = $("gallery").querySelector("li:not([hidden])") !== null;
     $("clear").hidden = this.album.pictures.length === 0;
-    this.#setConfirming(false);
   }
 }
 

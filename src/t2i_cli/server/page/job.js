@@ -1,6 +1,6 @@
 // One job on the page: its progress, previews, images and errors.
 
-import { Problem } from "./api.js";
+import { Problem, serverProblem } from "./api.js";
 import { announce, showNote, showProblems } from "./notices.js";
 
 const $ = (id) => document.getElementById(id);
@@ -15,7 +15,7 @@ export class Job {
     this.made = this.quarter = 0;
     this.problems = [];
     this.ended = false;
-    $("run").hidden = false;
+    $("run").classList.remove("idle");
     $("progress").removeAttribute("value");
     this.#setState("Asking the server");
     announce(count > 1 ? `Generating ${count} images.` : "Generating.");
@@ -28,20 +28,22 @@ export class Job {
   /** Report the result. Throws a Problem if the response ended without the event `done`. */
   finish() {
     if (!this.ended) {
-      throw new Problem({
-        message: "The connection to the server broke.",
-        hint: "See whether t2i serve is still running, then generate again.",
+      throw new Problem("The connection to the server broke.", {
+        hint: "The server may have been stopped. Generate asks for it again.",
       });
     }
     if (this.problems.length) showProblems(...this.problems);
     else announce(this.count > 1 ? `All ${this.count} images are ready.` : "The image is ready.");
   }
 
-  /** Hide the progress, and remove placeholders that are left. */
-  clear() {
-    this.gallery.release(...this.placeholders);
-    if ($("run").contains(document.activeElement)) $("prompt").focus();
-    $("run").hidden = true;
+  /** Hide the progress; mark the placeholders that are left as cancelled, or remove them. */
+  clear(cancelled) {
+    if (cancelled) this.gallery.markCancelled(this.placeholders);
+    else this.gallery.release(...this.placeholders);
+    // A scroll would move other things under the pointer.
+    const focused = $("run").contains(document.activeElement);
+    if (focused) $("prompt").focus({ preventScroll: true });
+    $("run").classList.add("idle");
     document.title = "t2i";
   }
 
@@ -65,8 +67,8 @@ export class Job {
     showNote(message);
   }
 
-  measure({ name, reason }) {
-    showNote(`${reason}: ${name}`);
+  measure({ name }) {
+    showNote(`The server saves memory (${name}), which may take longer.`);
   }
 
   step({ indices, step, steps }) {
@@ -93,7 +95,7 @@ export class Job {
 
   failure({ index, error }) {
     const which = this.count > 1 ? `Image ${index + 1}: ` : "";
-    this.problems.push(new Problem({ ...error, message: which + error.message }));
+    this.problems.push(serverProblem({ ...error, message: which + error.message }));
     this.gallery.release(this.placeholders[index]);
   }
 

@@ -1,5 +1,7 @@
 // Screen reader announcements, notes, errors, and the API key dialog.
 
+import { formField } from "./advice.js";
+
 const $ = (id) => document.getElementById(id);
 
 /** Have screen readers announce a sentence; it is not visible. */
@@ -15,8 +17,7 @@ export function showNote(sentence) {
 export function showProblems(...problems) {
   for (const { message, hint, field: name } of problems) {
     $("problem").append(paragraph(message), ...(hint ? [paragraph(hint, "hint")] : []));
-    // The server names a field requests.0.steps, or steps alone.
-    const field = name && $("form").elements[name.split(".").pop()];
+    const field = formField(name);
     if (!field) continue;
     field.ariaInvalid = "true";
     reveal(field);

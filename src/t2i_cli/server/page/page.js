@@ -1,5 +1,6 @@
 // The form, adapted to the model, and the job that it starts.
 
+import { label } from "./advice.js";
 import { call, events } from "./api.js";
 import { Gallery } from "./gallery.js";
 import { Job } from "./job.js";
@@ -67,6 +68,23 @@ function applyModel() {
     field.disabled = field.closest("label").hidden = refused.has(field.name);
   }
   $("settings").hidden = false;
+  $("examples").replaceChildren(...model.examples.map(exampleButton));
+}
+
+/** A button that puts an example prompt into the form, and does not submit it. */
+function exampleButton(text) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = text;
+  button.addEventListener("click", () => {
+    fields.prompt.focus();
+    fields.prompt.select();
+    // Unlike a new value, what is inserted can be undone (Ctrl+Z): a prompt may have stood there.
+    if (!document.execCommand("insertText", false, text)) fields.prompt.value = text;
+    onEdited();
+    announce("The example is in the form.");
+  });
+  return button;
 }
 
 /** The body of a generate request; several images count up from a seed that is set. */
@@ -100,16 +118,18 @@ async function generate() {
   $("generate").ariaDisabled = "true";
   const body = readForm();
   const job = new Job(body.requests.length, gallery);
+  let cancelled = false;
   try {
     const options = { method: "POST", body: JSON.stringify(body), signal: running.signal };
     const response = await call("t2i/v1/generate", options, askKey);
     for await (const event of events(response)) await job.hear(event);
     job.finish();
   } catch (error) {
-    if (error.name === "AbortError") announce("Cancelled.");
+    cancelled = error.name === "AbortError";
+    if (cancelled) announce("Cancelled.");
     else showProblems(error);
   } finally {
-    job.clear();
+    job.clear(cancelled);
     $("generate").ariaDisabled = "false";
     running = null;
   }
@@ -130,13 +150,11 @@ function reuseSettings({ request }) {
 /** Show the set fields beside the summary, and store the form for a reload. */
 function onEdited() {
   const set = settings.filter((field) => !field.disabled && field.value);
-  $("chosen").textContent = set.map((field) => `${label(field)} ${field.value}`).join(" · ");
+  $("chosen").textContent = set
+    .map((field) => `${label(field).toLowerCase()} ${field.value}`)
+    .join(" · ");
   const values = named.map((field) => [field.name, field.value]);
   sessionStorage.setItem(DRAFT, JSON.stringify(Object.fromEntries(values)));
-}
-
-function label(field) {
-  return field.labels[0].firstChild.data.trim().toLowerCase();
 }
 
 function restoreDraft() {

@@ -6,10 +6,14 @@ const $ = (id) => document.getElementById(id);
 const dialog = $("viewer");
 const FACTS = JSON.parse($("facts").dataset.names);
 
-/** `focus(picture)` focuses its tile, `reuse(picture)` puts its settings into the form. */
+/**
+ * `focus(picture)` focuses its tile, `reuse(picture)` puts its settings into the form,
+ * `remove(picture)` removes it.
+ */
 export class Viewer {
-  constructor(album, { focus, reuse }) {
+  constructor(album, { focus, reuse, remove }) {
     this.album = album;
+    this.remove = remove;
     $("previous").addEventListener("click", () => this.#move(-1));
     $("next").addEventListener("click", () => this.#move(1));
     $("close").addEventListener("click", () => dialog.close());
@@ -80,9 +84,10 @@ export class Viewer {
     const { pictures } = this.album;
     const position = pictures.indexOf(this.picture);
     const neighbour = pictures[position + 1] ?? pictures[position - 1];
-    this.album.remove(this.picture);
-    if (neighbour) this.#show(neighbour);
-    else dialog.close();
+    this.remove(this.picture);
+    if (!neighbour) return dialog.close();
+    this.#show(neighbour);
+    $("deed").textContent = "Removed. Close this view to undo it.";
   }
 
   async #copy(what, text) {
