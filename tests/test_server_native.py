@@ -18,6 +18,7 @@ from PIL import Image
 from t2i_cli.errors import ContentFilteredError, ModelError, OutOfMemoryError, T2IError
 from t2i_cli.models.schedulers import usable_scheduler_names
 from t2i_cli.output import metadata
+from t2i_cli.postcard.vocabulary import EXAMPLES
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server import responses
 from t2i_cli.server.options import ServerLimits, ServerOptions
@@ -82,6 +83,7 @@ def test_the_model_is_described() -> None:
     assert (found["width"], found["height"]) == (128, 128)
     assert found["schedulers"] == list(usable_scheduler_names(False))
     assert found["formats"] == ["png", "jpeg", "webp"]
+    assert found["examples"] == list(EXAMPLES)
     assert found["limits"]["images"] == 3
     assert found["limits"]["steps"] == 77
     assert found["auth"] is found["guidance"] is found["negative_prompt"] is True
