@@ -1,16 +1,21 @@
 """Errors that are built of what may be missing: none of them fails itself."""
 
 import errno
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import errors as hf
 
 from t2i_cli import prompts
+from t2i_cli.backends.http import dialects
+from t2i_cli.backends.http.discovery import ServerInfo
+from t2i_cli.backends.local import device
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, MemoryEstimate
-from t2i_cli.batch import options, row_filenames
+from t2i_cli.batch import gallery, options, row_filenames
 from t2i_cli.cli.commands import models as models_command
 from t2i_cli.errors import (
     InputError,
@@ -21,13 +26,23 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.events import RequestSent, Step
-from t2i_cli.models import catalog, resolution
+from t2i_cli.hub import account
+from t2i_cli.hub import errors as hub_errors
+from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import catalog, libraries, resolution, schedulers
+from t2i_cli.net import gcs, google_http
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import storage_error
 from t2i_cli.prompts import entries
+from t2i_cli.request_fields import DIALECTS
+from t2i_cli.settings import store
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.progress import Progress
-from t2i_cli.vertex import containers
+from t2i_cli.vertex import containers, inventory, machine_types, plan
+from t2i_cli.vertex.inventory import Inventory
+from t2i_cli.vertex.model_source import ModelSource
+from t2i_cli.vertex.torchserve import container
+from tests.factories import REQUEST
 
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
 NOTHING = MemoryEstimate(weights={}, denoise=0, attention=0, decode=0, tile=0)
@@ -186,3 +201,69 @@ def test_a_folder_comes_before_the_spelling_of_an_alias(
     assert catalog.find_known("Sdxl") == catalog.find_known("sdxl") == catalog.MODELS["sdxl"]
     with pytest.raises(ModelError, match="folder SDXL is empty"):
         NAMED["local"]("SDXL")
+
+
+GONE = Path("gone") / "x"
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+RARE: dict[str, Callable[[], object]] = {
+    "half a size": lambda: dialects.build_image_request(
+        replace(REQUEST, height=None), "m", DIALECTS["openai"], None
+    ),
+    "organisation": lambda: account.store_token("api_org_x"),
+    "token": lambda: account.store_token(""),
+    "broken download": lambda: _raise(hub_errors.hub_error(RuntimeError(), "")),
+    "offline": lambda: _raise(hub_errors.hub_error(hf.OfflineModeIsEnabled(), "a/b")),
+    "no name of a repository": lambda: _raise(hub_errors.hub_error(hf.HFValidationError(), "")),
+    "not downloaded": lambda: _raise(hub_errors.not_downloaded("")),
+    "no class": lambda: libraries.import_pipeline_class("NoSuchPipeline"),
+    "own code": lambda: libraries.load_custom_pipeline(GONE, "pipeline", "Name"),
+    "checksum": lambda: gcs.file_crc32c(GONE),
+    "no message": lambda: _raise(google_http.error_from_google(403, b"")),
+    "blank message": lambda: _raise(google_http.error_from_status(429, "", " \n")),
+    "full stops": lambda: _raise(google_http.error_from_status(0, "FAILED_PRECONDITION", "...")),
+    "no service": lambda: _raise(google_http.error_from_status(403, "", "SERVICE_DISABLED")),
+    "no permission": lambda: _raise(google_http.error_from_status(403, "", "permission ")),
+    "time to live": lambda: plan._duration("--ttl", ""),
+    "name of a deployment": lambda: plan._name("", ModelSource(spec=ModelSpec(name="m"))),
+    "weights of none": lambda: containers.local_weights(
+        ModelSource(spec=ModelSpec(name="")), half=False
+    ),
+    "archive": lambda: container.archived_source(ModelSource(spec=ModelSpec(name=""))),
+    "no scheduler": lambda: schedulers.find_scheduler("", None),
+    "no flow scheduler": lambda: schedulers.find_scheduler("ddim", True),
+    "no device": lambda: device.find_device(""),
+    "no model of a server": lambda: ServerInfo(
+        url="", dialect=DIALECTS["openai"], models=[], facts={}
+    ).model_name(""),
+    "no setting": lambda: store.setting_named(""),
+    "no endpoint": lambda: inventory.find_deployment(Inventory(), ""),
+    "no machine": lambda: machine_types.choose_hardware("", None, ModelSpec(name="")),
+    "no accelerator": lambda: machine_types.choose_hardware("a-b-c", "?", ModelSpec(name="")),
+    "no prompts file": lambda: prompts.check_source(""),
+    "no problems": lambda: _raise(prompts.PromptsError("", [])),
+    "no model folder": lambda: _raise(catalog.unknown_model("./")),
+}
+"""Errors that a user meets seldom, built of nothing where that is possible."""
+
+
+@pytest.mark.parametrize("build", RARE.values(), ids=RARE)
+def test_an_error_that_is_seldom_met_is_one_sentence(build: Callable[[], object]) -> None:
+    with pytest.raises(T2IError) as caught:
+        build()
+    for text in (caught.value.message, caught.value.hint or "A sentence."):
+        assert text.strip()
+        assert "\n" not in text.strip(":\n")
+        assert " ." not in text and "None" not in text
+    json.dumps(caught.value.to_json())
+
+
+def test_pages_without_a_place_are_told(tmp_path: Path) -> None:
+    for name in gallery.GALLERY_NAMES:
+        (tmp_path / name).write_text("of somebody else")
+    with pytest.raises(InputError, match="no gallery without a place"):
+        gallery.write_gallery(tmp_path, tmp_path)

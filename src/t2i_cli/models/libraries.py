@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from t2i_cli import library_environment
-from t2i_cli.errors import ModelError
+from t2i_cli.errors import ModelError, error_reason
 from t2i_cli.models.lazy_imports import defer_imports
 
 LibraryObject = Any
@@ -96,7 +96,9 @@ def import_pipeline_class(name: str) -> LibraryObject:
             with naming_variables():
                 cls = getattr(library, name, None)
         except (ImportError, RuntimeError) as error:  # diffusers' lazy modules raise either
-            raise ModelError(f"The pipeline class {name} cannot be imported: {error}") from error
+            raise ModelError(
+                f"The pipeline class {name} cannot be imported: {error_reason(error)}"
+            ) from error
     if cls is None:
         raise ModelError(
             f"The model needs the pipeline class {name}, which diffusers {library.__version__} "
@@ -124,4 +126,6 @@ def load_custom_pipeline(folder: Path, module: str, name: str) -> LibraryObject:
             trust_remote_code=True,
         )
     except Exception as error:  # the model's code may raise anything
-        raise ModelError(f"The model's own code {folder / module}.py failed: {error}") from error
+        raise ModelError(
+            f"The model's own code {folder / module}.py failed: {error_reason(error)}"
+        ) from error

@@ -231,7 +231,8 @@ def error_from_google(status: int, body: bytes) -> T2IError:
 
 def error_from_status(status: int, name: str, message: str) -> T2IError:
     """The error for an HTTP status, Google's name of the status (or ""), and a message."""
-    text = f"Google says: {message.rstrip('.')}."
+    message = " ".join(message.split()).rstrip(".") or f"nothing, but status {status or name}"
+    text = f"Google says: {message}."
     if status == 401 or name == "UNAUTHENTICATED":
         return AccessError("Google refuses these credentials.", hint=google_credentials.LOGIN_HINT)
     if status == 403 or name == "PERMISSION_DENIED":
@@ -264,13 +265,13 @@ def _permission_error(message: str) -> AccessError:
             f"The permission {found[1].rstrip('.')} is missing.",
             hint="docs/remote.md lists the permissions of each step and the roles that have them.",
         )
-    return AccessError(f"Google says: {message.rstrip('.')}.")
+    return AccessError(f"Google says: {message}.")
 
 
 def _quota_error(message: str) -> QuotaError:
     found = _QUOTA.search(message)
     if not found:
-        return QuotaError(f"Google says: {message.rstrip('.')}.")
+        return QuotaError(f"Google says: {message}.")
     return QuotaError(
         f"The quota {found[1].strip()} is exceeded.",
         hint="Ask for more at https://console.cloud.google.com/iam-admin/quotas, or take another "

@@ -88,7 +88,9 @@ def listen_unix(path: Path) -> Iterator[socket.socket]:
             try:
                 listener.bind(str(path))
             except OSError as error:  # mostly a path of more than 107 bytes
-                raise InputError(f"Cannot listen on '{path}': {error}.", field="uds") from error
+                raise InputError(
+                    f"Cannot listen on '{path}': {os_reason(error)}.", field="uds"
+                ) from error
             socket_stat = path.lstat()
             try:
                 path.chmod(0o600)
@@ -122,7 +124,9 @@ def _remove_stale_socket(path: Path, content: bytes) -> None:
             path.unlink()
             return
         except OSError as error:
-            raise InputError(f"Cannot listen on '{path}': {error}.", field="uds") from error
+            raise InputError(
+                f"Cannot listen on '{path}': {os_reason(error)}.", field="uds"
+            ) from error
     raise InputError(f"Another program listens on '{path}'.", field="uds")
 
 

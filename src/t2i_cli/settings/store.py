@@ -58,8 +58,9 @@ def setting_named(key: str) -> Setting:
             f"{key} is not a setting: t2i keeps no token of its own.",
             hint="`t2i login` asks for one and hands it to huggingface_hub.",
         )
+    shown = key if key and key.isprintable() else repr(key)
     raise InputError(
-        f"There is no setting {key}.",
+        f"There is no setting {shown}.",
         hint=f"{suggest_name(key, SETTINGS)}There are {', '.join(SETTINGS)}.",
     )
 

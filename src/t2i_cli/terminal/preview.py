@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, error_reason
 from t2i_cli.terminal.console import Console
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def check_terminal() -> None:
         # chafa.py's wheels contain Chafa, but on Linux need the system's GLib; other installations
         # need the system's Chafa.
         raise InputError(
-            f"--show cannot load Chafa: {error}",
+            f"--show cannot load Chafa: {error_reason(error)}.",
             hint="Install chafa with the system's package manager (apt install chafa).",
         ) from error
 
