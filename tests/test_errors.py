@@ -16,6 +16,7 @@ from t2i_cli.backends.local import device
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, MODEL_OFFLOAD, MemoryEstimate
 from t2i_cli.batch import gallery, options, row_filenames
+from t2i_cli.cli import main
 from t2i_cli.cli.commands import models as models_command
 from t2i_cli.errors import (
     InputError,
@@ -267,3 +268,14 @@ def test_pages_without_a_place_are_told(tmp_path: Path) -> None:
         (tmp_path / name).write_text("of somebody else")
     with pytest.raises(InputError, match="no gallery without a place"):
         gallery.write_gallery(tmp_path, tmp_path)
+
+
+def test_memory_that_is_used_up_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(key: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(store, "find_setting", exhausted)
+    assert main._run(["config", "list"]) == 7
+    assert capsys.readouterr().err == "error: The memory of this machine is used up.\n"
