@@ -96,7 +96,10 @@ def t2i_env(home: Path) -> dict[str, str]:
 
 @pytest.fixture
 def t2i(t2i_env: dict[str, str], tmp_path: Path) -> T2I:
-    """Run `t2i` as a real process: `t2i("config", "list", env={...}, input="...")`."""
+    """Run `t2i` as a real process: `t2i("config", "list", env={...}, input="...")`.
+
+    What it opens it must close: Python's warnings of what it does not are shown (PYTHONWARNINGS).
+    """
 
     def run(
         *args: str | Path,
@@ -105,7 +108,7 @@ def t2i(t2i_env: dict[str, str], tmp_path: Path) -> T2I:
         cwd: Path | None = None,
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "t2i_cli", *map(str, args)],
             env=t2i_env | dict(env or {}),
             input=input,
@@ -115,6 +118,8 @@ def t2i(t2i_env: dict[str, str], tmp_path: Path) -> T2I:
             text=True,
             check=False,
         )
+        assert "ResourceWarning" not in done.stderr, done.stderr
+        return done
 
     return run
 

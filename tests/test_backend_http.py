@@ -14,10 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
+from t2i_cli.backends.http import backend as http_backend
 from t2i_cli.backends.http import options as http_options
 from t2i_cli.batch import session
 from t2i_cli.batch.executor import LocalExecutor
@@ -66,6 +68,14 @@ FACTS = {
     "negative_prompt": True,
     "guidance": True,
 }
+
+
+PAGE = b"<!DOCTYPE html><html><head><title>502 Bad &amp; ugly</title></head><body>x</body></html>"
+
+
+def ok(body: object) -> Fault:
+    """An answer with status 200 and this body."""
+    return Fault(raw=json.dumps(body).encode())
 
 
 OPEN: list[Backend] = []
@@ -332,7 +342,18 @@ def test_the_model_to_use(server: FakeImages) -> None:
         (Fault(status=500, body=error("Oh.")), RemoteError, r"with status 500\. Oh\.", 1),
         (Fault(status=504), TimedOutError, "gave up", 1),
         (Fault(status=307, headers={"Location": "http://x/"}), RemoteError, "another address", 1),
-        (Fault(status=429, body=error("x", "insufficient_quota")), QuotaError, "too many", 1),
+        (Fault(status=429, body=error("x", "insufficient_quota")), QuotaError, "no quota", 1),
+        (Fault(status=403, body={"error": {"type": "insufficient_quota"}}), QuotaError, "quota", 1),
+        (Fault(status=400, body=error("x", "billing_hard_limit_reached")), QuotaError, "quota", 1),
+        (Fault(status=402, body={"message": "Pay."}), QuotaError, r"credit left\. Pay\.", 1),
+        (ok(error("No.", "insufficient_quota")), QuotaError, r"credit left\. No\.", 1),
+        (ok(error("Slow.", "rate_limit_exceeded")), QuotaError, "too many requests", 3),
+        (ok(error("Wet.", "400", "steps")), InputError, r"refuses the request: Wet\.", 1),
+        (ok(error("No sun.", "moderation_blocked")), ContentFilteredError, "No sun", 1),
+        (ok({"error": "CUDA"}), RemoteError, r"/v1 failed\. CUDA\.", 1),
+        (ok({"data": [{"error": {"message": "Bad."}}]}), RemoteError, r"failed\. Bad\.", 1),
+        (ok({"data": [], "message": "Bad."}), RemoteError, r"failed\. Bad\.", 1),
+        (ok({"data": None, "detail": "Bad."}), RemoteError, r"failed\. Bad\.", 1),
         (
             Fault(status=503, body={"code": 503, "type": "InternalServerException"}),
             RemoteError,
@@ -349,13 +370,32 @@ def test_the_model_to_use(server: FakeImages) -> None:
         ),
         (Fault(status=503, body=error("Busy.")), RemoteError, "overloaded or not ready", 3),
         (Fault(status=503, body=error("Bye.", "terminated")), RemoteError, r"ready\. Bye\.", 3),
-        (Fault(status=502, body="<html>"), RemoteError, "status 502", 3),
-        (Fault(cut=True), RemoteError, "connection to 127.0.0.1 broke", 3),
-        (Fault(stall=0.05), RemoteError, "connection to 127.0.0.1 broke", 3),
+        (Fault(status=502, body="<html>"), RemoteError, r"status 502\.$", 3),
+        (Fault(status=502, page=PAGE), RemoteError, r"status 502\. 502 Bad & ugly\.$", 3),
+        (Fault(status=500, page=b"It\nbroke"), RemoteError, r"status 500\. It broke\.$", 1),
+        (Fault(status=500, page=b"\0\x01"), RemoteError, r"status 500\.$", 1),
+        (Fault(status=500, body={"message": "Oh"}), RemoteError, r"status 500\. Oh\.$", 1),
+        (Fault(status=500, body={"errors": ["Oh"]}), RemoteError, r"status 500\. Oh\.$", 1),
+        (
+            Fault(status=500, body={"error": "Oops", "detail": "Oh", "errors": ""}),
+            RemoteError,
+            r"status 500\. Oops: Oh\.$",
+            1,
+        ),
+        (
+            Fault(status=422, body={"detail": [{"loc": ["body", "n"], "msg": "Too long"}]}),
+            InputError,
+            r"request: Too long\.",
+            1,
+        ),
+        (Fault(cut=True), RemoteError, r"connection to 127.0.0.1:\d+ broke", 3),
+        (Fault(stall=0.05), RemoteError, r"connection to 127.0.0.1:\d+ broke", 3),
         (Fault(image="iVBORw0KGgo"), RemoteError, "cut off", 1),
         (Fault(image=base64.b64encode(b"hello").decode()), RemoteError, "no PNG, JPEG", 1),
         (Fault(entry={}), RemoteError, "holds no image", 1),
-        (Fault(raw=b'{"data": []}'), RemoteError, "holds no image", 1),
+        (Fault(raw=b'{"data": []}'), RemoteError, "holds no image: its list", 1),
+        (Fault(entry={"url": "ftp://x/a.png"}), RemoteError, "is no address", 1),
+        (Fault(entry={"url": "http://[x"}), RemoteError, "is no address", 1),
         (Fault(raw=b"<html>"), RemoteError, "no JSON", 1),
     ],
 )
@@ -386,6 +426,110 @@ def test_what_passes_is_got_over(server: FakeImages, fault: Fault) -> None:
     assert len(server.asked) == 3
 
 
+@pytest.mark.usefixtures("hasty")
+def test_the_first_look_waits_for_a_server_that_loads(
+    server: FakeImages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.look_faults = [Fault(status=503, body={"error": {"message": "Loading model"}}, times=9)]
+    make(backend(server, retries=0))
+    assert server.paths.count("/v1/models") == 10
+    told = capsys.readouterr().err
+    assert told == (
+        f"The server at {server.url} is overloaded or not ready. Loading model. "
+        "It is waited for, up to 600 s.\n"
+    )
+    # What is sent to a server that loads waits likewise, and is told.
+    notes: list[str] = []
+    server.faults = [Fault(status=503, body={"error": "Model is currently loading"}, times=9)]
+    make(backend(server, retries=0), notes)
+    assert len(server.asked) == 11
+    assert [note.partition("ready.")[2] for note in notes] == [
+        " Model is currently loading. It is waited for."
+    ]
+    # A failure to load is none.
+    server.faults = [Fault(status=503, body={"error": "Loading model failed"}, times=9)]
+    with pytest.raises(RemoteError, match="Loading model failed"):
+        make(backend(server, retries=1))
+    assert len(server.asked) == 13
+
+
+def test_the_first_look_ends_with_the_timeout(server: FakeImages) -> None:
+    server.look_faults = [Fault(status=503, body="", times=99)]
+    started = time.monotonic()
+    with pytest.raises(RemoteError, match="overloaded or not ready") as caught:
+        make(backend(server, timeout=1.5))
+    assert time.monotonic() - started < 5
+    tries = server.paths.count("/v1/models")
+    count = "once" if tries == 1 else f"{tries} times"
+    assert caught.value.hint == (
+        f"Look into the server's log. It was tried {count}; --timeout sets the patience."
+    )
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("retries", [0, 3])
+@pytest.mark.parametrize("fault", [Fault(status=502), Fault(cut=True), Fault(status=429)])
+def test_the_first_look_is_repeated_as_the_options_say(
+    server: FakeImages, fault: Fault, retries: int
+) -> None:
+    server.look_faults = [replace(fault, times=99)]
+    with pytest.raises(T2IError) as caught:
+        make(backend(server, retries=retries))
+    assert server.paths.count("/v1/models") == retries + 1
+    assert ("tried 4 times" if retries else "tried once") in str(caught.value.hint)
+    assert server.url.split("/")[2] in caught.value.message
+    server.look_faults = [replace(fault, times=3)]
+    make(backend(server, retries=3))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_timeout_after_tries_counts_them(server: FakeImages) -> None:
+    server.faults = [Fault(status=502, times=2), Fault(stall=60)]
+    with pytest.raises(TimedOutError) as caught:
+        make(backend(server, timeout=0.7))
+    assert "It was tried 3 times in 0.7 s" in str(caught.value.hint)
+
+
+def test_a_server_that_is_silent_is_told_of(
+    server: FakeImages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(http_backend, "SILENT_SECONDS", 0.1)
+    server.look_faults = [Fault(stall=60)]
+    with pytest.raises(TimedOutError, match="did not answer within"):
+        make(backend(server, timeout=0.6))
+    assert f"{server.url} has not answered yet. It is waited for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1/images/generations", "/v1/models"])
+def test_an_address_beside_the_api_is_used_and_told(
+    server: FakeImages, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_t2i(server)
+    given = server.url.removesuffix("/v1") + ending
+    made = make(backend(replace(server, url=given)))
+    assert made.info.endpoint == server.url
+    assert made.request.steps == 20, "its description is found, too"
+    told = capsys.readouterr().err
+    assert told == f"The images API is at {server.url}, which is used; --url names it.\n"
+    # A page at every address is no list of models.
+    server.files["/models"] = PAGE
+    make(backend(replace(server, url=server.url.removesuffix("/v1"))))
+    server.models = None
+    with pytest.raises(RemoteError, match="it is no JSON"):
+        make(backend(replace(server, url=server.url.removesuffix("/v1"))), model="x")
+
+
+def test_a_list_of_models_that_is_an_error_with_status_200(server: FakeImages) -> None:
+    server.look_faults = [ok(error("No such path.", "404"))]
+    make(backend(server), model="painter")
+    server.look_faults = [ok(error("Who?", "invalid_api_key"))]
+    with pytest.raises(AccessError, match="Who"):
+        make(backend(server))
+    server.look_faults = [ok({"error": "Oh"})]
+    with pytest.raises(RemoteError, match=r"failed\. Oh\."):
+        make(backend(server), model="painter")
+
+
 def test_the_field_at_fault_has_our_name(server: FakeImages) -> None:
     server.faults = [Fault(status=400, body=error("Too many.", param="num_inference_steps"))]
     with pytest.raises(InputError) as caught:
@@ -400,9 +544,14 @@ def test_the_timeout_ends_a_stall(server: FakeImages) -> None:
     assert len(server.asked) == 1
 
 
+@pytest.mark.usefixtures("hasty")
 def test_no_server(server: FakeImages) -> None:
-    with pytest.raises(RemoteError, match=r"127\.0\.0\.1 cannot be reached"):
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 cannot be reached") as caught:
         make(backend(replace(server, url="http://127.0.0.1:9/v1")))
+    assert "tried 6 times" in str(caught.value.hint)
+    with pytest.raises(RemoteError) as once:
+        make(backend(replace(server, url="http://127.0.0.1:9/v1"), retries=0))
+    assert "tried once" in str(once.value.hint)
     with pytest.raises(InputError, match="no server to ask"):
         backends.chosen("http")
     for url in ("localhost:80", "ftp://x/v1", "http://", "http://x:y/"):
@@ -422,14 +571,38 @@ def test_an_image_behind_a_link_is_fetched_without_the_key(
     server.files["/file?sig=secret"] = base64.b64decode(server.picture({"size": "8x8"}))
     link = server.url.removesuffix("/v1") + "/file?sig=secret"
     server.faults = [Fault(entry={"url": link}), Fault(entry={"url": link + "x"})]
-    server.faults.append(Fault(entry={"url": "http://[x"}))
     assert make(backend(server)).image.size == (8, 8)
     assert "Authorization" not in server.headers[-1]
-    with pytest.raises(RemoteError, match="link to the image fails with 401") as caught:
+    with pytest.raises(RemoteError, match="link to the image fails with 404") as caught:
         make(backend(server))
     assert "secret" not in f"{caught.value.message}{caught.value.hint}"
-    with pytest.raises(RemoteError, match="the server cannot be reached"):
-        make(backend(server))
+    # Refused without the key: the server itself gets it, another host does not.
+    assert "Authorization" not in server.headers[-2]
+    assert "Authorization" in server.headers[-1]
+    with running_images() as other:
+        other.key = "another"
+        server.faults = [Fault(entry={"url": other.url + "/no.png"})]
+        with pytest.raises(RemoteError, match="link to the image fails with 401"):
+            make(backend(server))
+        assert [headers.get("Authorization") for headers in other.headers] == [None]
+
+
+def test_images_that_are_sent_in_other_forms(server: FakeImages) -> None:
+    encoded = server.picture({"size": "8x8"})
+    file = base64.b64decode(encoded)
+    server.files |= {"/v1/images/a.png": file, "/v1/images/b/a.png": file}
+    for entry in (
+        {"b64_json": f"data:image/png;base64,{encoded}"},
+        {"b64_json": base64.urlsafe_b64encode(file).decode()},
+        {"b64_json": None, "url": f"data:image/png;base64,{encoded}"},
+        {"b64_json": "", "url": f"DATA:image/png;name=a.png;base64,{quote(encoded)}"},
+        {"url": "data:image/png," + quote(file)},
+        {"url": "/v1/images/a.png"},
+        {"url": "b/a.png"},
+        {"url": f"//{server.url.split('/')[2]}/v1/images/a.png"},
+    ):
+        server.faults = [Fault(entry=entry)]
+        assert make(backend(server)).image.size == (8, 8), entry
 
 
 def test_which_key_goes_where(

@@ -172,6 +172,21 @@ def test_what_cannot_be_honoured_is_an_error_or_a_note() -> None:
     assert found[0][1]["requests"][0]["negative_prompt"] is None
 
 
+def test_a_seed_of_minus_one_is_none(bodies: httpx2.Client, tmp_path: Path) -> None:
+    seeds: set[Any] = set()
+    for _ in range(2):
+        answer = bodies.post("/t2i/v1/generate", json={"requests": [{"prompt": "a", "seed": -1}]})
+        _, accepted = next(events(answer))
+        seeds.add(accepted["requests"][0]["seed"])
+        image = bodies.post("/predict", json={"prompt": "a", "seed": -1, "format": "png"})
+        assert image.status_code == 200
+        file = tmp_path / "image.png"
+        file.write_bytes(image.content)
+        seeds.add(metadata.read_metadata(file).request["seed"])
+    assert len(seeds) == 4, "they are drawn at random"
+    assert min(seeds) >= 0
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -179,7 +194,7 @@ def test_what_cannot_be_honoured_is_an_error_or_a_note() -> None:
         ({"requests": [{"prompt": "a"}], "formt": "png"}, "formt"),
         ({"requests": [{"prompt": "a"}], "format": "gif"}, "format"),
         ({"requests": [{"prompt": "a", "steps": "5"}]}, "requests.0.steps"),
-        ({"requests": [{"prompt": "a", "seed": -1}]}, "seed"),
+        ({"requests": [{"prompt": "a", "seed": -2}]}, "seed"),
         ({"requests": [{"prompt": " "}]}, "prompt"),
         ({"requests": [{"prompt": "x" * 5001}]}, "prompt"),
         ({"requests": [{"prompt": "a", "width": 100}]}, "width"),

@@ -118,6 +118,17 @@ def test_several_images_count_up_from_the_seed(client: openai.OpenAI) -> None:
     assert len({image.b64_json for image in answer.data}) == 3
 
 
+def test_a_seed_of_minus_one_is_none(client: openai.OpenAI) -> None:
+    answer = client.images.generate(prompt="a", n=2, extra_body={"seed": -1})
+    first, second = (echoed(image)["seed"] for image in answer.data or [])
+    assert second == first + 1
+    drawn = {
+        echoed(only(client.images.generate(prompt="a", extra_body={"seed": seed})))["seed"]
+        for seed in (-1, -1.0)
+    }
+    assert len(drawn | {first}) == 3, "they are drawn at random"
+
+
 def test_the_fields_that_open_servers_share(client: openai.OpenAI) -> None:
     asked = {
         "negative_prompt": "a circle",
@@ -214,7 +225,7 @@ def test_what_is_only_openais_default_is_taken(client: openai.OpenAI) -> None:
         ("size", {"size": "8192x8192"}),
         ("prompt", {"prompt": ""}),
         ("prompt", {"prompt": "a" * 5001}),
-        ("seed", {"seed": -1}),
+        ("seed", {"seed": -2}),
         ("seed", {"seed": 2**32 - 1, "n": 2}),
         ("num_inference_steps", {"num_inference_steps": 0}),
         ("num_inference_steps", {"num_inference_steps": 999}),

@@ -196,6 +196,14 @@ def test_what_a_client_of_any_container_sends(server: Running) -> None:
     assert echoed(prediction)["prompt"] == "b"
 
 
+@pytest.mark.parametrize("seed", [-1, -1.0, "-1"])
+def test_a_seed_of_minus_one_is_none(server: Running, seed: object) -> None:
+    instance = {"prompt": "a", "seed": seed}
+    drawn = [echoed(found)["seed"] for found in predictions(predict(server, instance, instance))]
+    assert len(set(drawn)) == 2
+    assert min(drawn) >= 0
+
+
 @pytest.mark.parametrize(
     ("instance", "field"),
     [
@@ -204,7 +212,8 @@ def test_what_a_client_of_any_container_sends(server: Running) -> None:
         ({"prompt": "a", "text": "b"}, "prompt"),
         ({"prompt": "a", "steps": 3, "num_inference_steps": 4}, "steps"),
         ({"prompt": "a", "steps": 2.5}, "instances.1.steps"),
-        ({"prompt": "a", "seed": "-1"}, "instances.1.seed"),
+        ({"prompt": "a", "seed": "-2"}, "instances.1.seed"),
+        ({"prompt": "a", "seed": -2}, "seed"),
         ({"prompt": "a", "seed": 2.0**32}, "seed"),
         ({"prompt": "a", "sampler": "ddim"}, "instances.1.sampler"),
         ({"prompt": "a", "format": "gif"}, "instances.1.format"),

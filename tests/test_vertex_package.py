@@ -113,6 +113,9 @@ def test_what_the_handler_takes() -> None:
     drawn, format = handler.parse_instance({"text": "b", "format": "png", "negative_prompt": "c"})
     assert 0 <= drawn["seed"] < 2**32
     assert drawn["negative_prompt"] == "c"
+    for none in (-1.0, "-1"):
+        drawn, _ = handler.parse_instance({"text": "b", "seed": none})
+        assert 0 <= drawn["seed"] < 2**32
     assert format == "png"
 
 

@@ -132,7 +132,6 @@ def generate_images(
         if made and not console.json:
             console.note(_summary(made, len(requests), time.monotonic() - started))
         writer.close()
-        backend.close()
     if failures:
         raise _combined_error(failures, len(requests))
 

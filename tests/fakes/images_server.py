@@ -33,6 +33,8 @@ class Fault:
     """The whole entry of `data` to answer with."""
     raw: bytes | None = None
     """The whole body to answer with, status 200."""
+    page: bytes | None = None
+    """The whole body to answer with, in `status`."""
     times: int = 1
 
 
@@ -58,6 +60,8 @@ class FakeImages:
     """Of an image whose size is not asked for."""
     format: str = "PNG"
     faults: list[Fault] = field(default_factory=list)
+    look_faults: list[Fault] = field(default_factory=list)
+    """Ways to fail when asked for the list of models."""
     fault: Callable[[Body], Fault | None] = lambda body: None
     """Called for every request that no entry of `faults` is for."""
     pause: float = 0.0
@@ -74,11 +78,19 @@ class FakeImages:
 
     def next_fault(self, body: Body) -> Fault | None:
         """The fault of this request; one of `faults` is used up by it."""
-        for fault in self.faults:
+        return self._use_up(self.faults) or self.fault(body)
+
+    def next_look_fault(self) -> Fault | None:
+        """The fault of this request for the list of models."""
+        with self.lock:
+            return self._use_up(self.look_faults)
+
+    def _use_up(self, faults: list[Fault]) -> Fault | None:
+        for fault in faults:
             if fault.times > 0:
                 fault.times -= 1
                 return fault
-        return self.fault(body)
+        return None
 
     def picture(self, body: Body) -> str:
         """Base64 of an image in one colour that follows from what is asked."""
@@ -126,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, self.images.files[self.path])
         elif not self._allowed():
             return
+        elif self.path == "/v1/models" and (fault := self.images.next_look_fault()):
+            self._fail(fault)
         elif self.path == "/v1/models" and self.images.models is not None:
             entries = [{"id": m, "owned_by": self.images.owner} for m in self.images.models]
             self._json({"object": "list", "data": entries})
@@ -157,19 +171,31 @@ class _Handler(BaseHTTPRequestHandler):
                 self.images.in_flight -= 1
 
     def _answer(self, body: Body, fault: Fault) -> None:
-        self.images.closing.wait(fault.stall or self.images.pause)
-        if fault.stall:
-            self.close_connection = True
-        elif fault.status:
-            self._json(fault.body, fault.status, fault.headers)
-        elif fault.raw is not None:
-            self._send(200, fault.raw)
-        else:
+        if not fault.stall:
+            self.images.closing.wait(self.images.pause)
+        if not self._fail(fault):
             entry: Body = {"b64_json": fault.image or self.images.picture(body)}
             if self.images.echo:
                 entry["t2i"] = self.images.echo(body)
             data = [entry if fault.entry is None else fault.entry]
             self._send(200, json.dumps({"created": 1, "data": data}).encode(), cut=fault.cut)
+
+    def _fail(self, fault: Fault) -> bool:
+        """Answer as the fault says; whether it is one that needs no image."""
+        if fault.stall:
+            self.images.closing.wait(fault.stall)
+            self.close_connection = True
+        elif fault.status and fault.page is not None:
+            self._send(fault.status, fault.page, {"Content-Type": "text/plain"})
+        elif fault.status:
+            self._json(fault.body, fault.status, fault.headers)
+        elif fault.raw is not None:
+            self._send(200, fault.raw)
+        elif fault.cut and self.command == "GET":
+            self._send(200, b"{}", cut=True)
+        else:
+            return False
+        return True
 
     def _seen(self) -> None:
         self.images.paths.append(self.path)

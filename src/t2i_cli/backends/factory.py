@@ -141,6 +141,7 @@ def _http_backend(options: BackendOptions) -> Backend:
             dialect=store.resolve_setting("http_dialect", options.http.dialect),
             retry_policy=_retry_policy(options.calls),
             concurrency=_concurrency(options.calls),
+            on_note=console.note,
         )
     )
 

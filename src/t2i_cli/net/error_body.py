@@ -1,5 +1,6 @@
 """Parses the error bodies of every dialect; sanitises the servers' text for display."""
 
+import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,20 @@ from t2i_cli.terminal.console import escape_controls
 
 MAX_MESSAGE = 300
 """Characters of a server's message that are shown."""
+MAX_PAGE_BYTES = 65_536
+"""Bytes of a page or text that are searched for a message."""
+
+_ERROR_KEYS = ("error", "errors", "detail")
+"""Keys of a body that hold an error object, or its text."""
+_MESSAGE_KEYS = ("message", "msg", "description", "reason", "title")
+"""Further keys that hold its text."""
+_IMAGE_KEYS = {"b64_json", "url"}
+_HTML = re.compile(
+    r"\s*<(?:!--|(?:!doctype|\?xml|html|head|body|title|h1|center|p|div)\b)", re.IGNORECASE
+)
+_TITLE = re.compile(r"<(?:title|h1)\b[^>]{0,500}>([^<]+)", re.IGNORECASE)
+_INVISIBLE = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|$)", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<[^>]*(?:>|$)")
 
 _SECRETS = (
     (re.compile(r"(https?://[^\s?\"'<>]+)\?[^\s\"'<>]+"), r"\1?…"),
@@ -33,36 +48,81 @@ class ErrorBody:
 
 
 def parse_error_body(response: HttpResponse, *secrets: str | None) -> ErrorBody:
-    """The error in the body, empty if it is not JSON. `secrets` are replaced in its texts."""
+    """The error in a body: JSON of any dialect, HTML, or text; empty if it is none of them.
+
+    `secrets` are replaced in its texts.
+    """
     try:
         body = parse_json(response.body)
     except ValueError:
-        return ErrorBody(message="")
+        body = response.body[:MAX_PAGE_BYTES].decode(errors="replace")
+        body = "" if "\0" in body else body
     return _parse(body, *secrets)
 
 
+def holds_error(body: object) -> bool:
+    """Whether the JSON body of a successful response is an error, as some servers send it."""
+    if not isinstance(body, dict):
+        return False
+    data = body.get("data")
+    if isinstance(data, list) and data:
+        first = data[0]
+        return isinstance(first, dict) and bool(first.get("error")) and not _IMAGE_KEYS & set(first)
+    return any(body.get(key) for key in (*_ERROR_KEYS, "message")) or body.get("object") == "error"
+
+
 def _parse(body: object, *secrets: str | None) -> ErrorBody:
-    # Google wraps some errors in a list; FastAPI calls the error `detail`.
+    # Google wraps some errors in a list; t2i and others put an image's error into its entry.
     body = body[0] if isinstance(body, list) and body else body
     body = body if isinstance(body, dict) else {"message": body}
-    error = body.get("error", body.get("detail", body))
-    if isinstance(error, list) and error and isinstance(error[0], dict):
-        location = error[0].get("loc")
-        field = location[-1] if isinstance(location, list) and location else None
-        error = {"message": error[0].get("msg"), "param": field}
-    if not isinstance(error, dict):
-        error = {"message": error}
-    if nested := _nested_error(error.get("message")):
-        return _parse(nested, *secrets)
-    message = sanitise(_text(error.get("message")), *secrets)
+    data = body.get("data")
+    if isinstance(data, list) and data and isinstance(data[0], dict) and data[0].get("error"):
+        body = data[0]
+    # FastAPI calls the error `detail`, others `errors` or `message`.
+    error = next((found for key in _ERROR_KEYS if isinstance(found := body.get(key), dict)), body)
+    for key in (*_ERROR_KEYS, "message"):
+        if nested := _nested_error(error.get(key)):
+            return _parse(nested, *secrets)
     t2i_error = error.get("t2i", error)
     return ErrorBody(
-        message=message,
+        message=sanitise(_message(error), *secrets),
         code=_text(error.get("code")),
         kind=_text(error.get("type") or error.get("status")),
-        param=_text(error.get("param")) or None,
+        param=_text(error.get("param")) or _location(error),
         t2i_error=_t2i_error(t2i_error, *secrets) if isinstance(t2i_error, dict) else None,
     )
+
+
+def _message(error: Mapping[str, object]) -> str:
+    """The texts of an error object, each once."""
+    found = (_plain(error.get(key)) for key in (*_ERROR_KEYS, *_MESSAGE_KEYS))
+    return ": ".join(dict.fromkeys(text for text in found if text))
+
+
+def _plain(value: object) -> str:
+    """The text in a value of an error object: that of a page of HTML is its title."""
+    if isinstance(value, list) and value:
+        # FastAPI lists invalid fields; the first is told.
+        value = value[0]
+    if isinstance(value, dict):
+        value = value.get("msg") or value.get("message")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    text = str(value)[:MAX_PAGE_BYTES].strip()
+    if not _HTML.match(text):
+        return text
+    title = _TITLE.search(text)
+    return html.unescape(_TAG.sub(" ", title[1] if title else _INVISIBLE.sub(" ", text))).strip()
+
+
+def _location(error: Mapping[str, object]) -> str | None:
+    """The field that FastAPI names in the first entry of `detail`."""
+    for key in _ERROR_KEYS:
+        found = error.get(key)
+        if isinstance(found, list) and found and isinstance(found[0], dict):
+            location = found[0].get("loc")
+            return _text(location[-1]) if isinstance(location, list) and location else None
+    return None
 
 
 def sanitise(text: str, *secrets: str | None) -> str:

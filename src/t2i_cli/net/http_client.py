@@ -53,7 +53,10 @@ class HttpResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedCall:
-    """A call without a response: what httpx2 raised, and for which call. `timeout` in seconds."""
+    """A call without a response: what httpx2 raised, and for which call.
+
+    `host` is its host and port, `timeout` in seconds.
+    """
 
     error: httpx2.HTTPError | httpx2.InvalidURL | UnicodeError
     method: str
@@ -124,7 +127,8 @@ class HttpClient:
                 body += piece
                 if len(body) > MAX_RESPONSE_BYTES:
                     raise RemoteError(
-                        f"The answer of {url_host(url)} has more than {MAX_RESPONSE_BYTES:,} bytes."
+                        f"The answer of {host_and_port(url)} has more than "
+                        f"{MAX_RESPONSE_BYTES:,} bytes."
                     )
                 if total and time.monotonic() - started > timeout:
                     raise httpx2.ReadTimeout("")
@@ -166,7 +170,9 @@ class HttpClient:
                 yield response
         # The name of a host in a URL or a redirect is encoded late, and may be none (UnicodeError).
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
-            failed = FailedCall(error=error, method=method, host=url_host(url), timeout=timeout)
+            failed = FailedCall(
+                error=error, method=method, host=host_and_port(url), timeout=timeout
+            )
             raise self._translate(failed) from error
 
     def abort(self) -> None:
@@ -187,19 +193,28 @@ class HttpClient:
 
 def is_loopback_url(url: str) -> bool:
     """Whether the URL's host is localhost or a loopback address."""
-    host = url_host(url)
+    host = ""
     try:
+        host = urlsplit(url).hostname or ""
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def url_host(url: str) -> str:
-    """The host of a URL, for messages; its path and query may hold a signature."""
+def host_and_port(url: str) -> str:
+    """The host and port of a URL, for messages; its path and query may hold a signature.
+
+    Without a port for https:// on its usual one.
+    """
     try:
-        return urlsplit(url).hostname or "the server"
+        parts = urlsplit(url)
+        port = parts.port or (80 if parts.scheme == "http" else None)
     except ValueError:
         return "the server"
+    if not parts.hostname:
+        return "the server"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return host if port is None else f"{host}:{port}"
 
 
 def _new_client(**settings: Any) -> httpx2.Client:  # noqa: ANN401 - handed on to httpx2

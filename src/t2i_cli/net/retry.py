@@ -21,6 +21,8 @@ from t2i_cli.net.throttle import Throttle
 
 MAX_PAUSE = 60.0
 """Longest backoff in seconds; a server that wants a longer one sends Retry-After."""
+MAX_COLD_PAUSE = 15.0
+"""The same while a server starts up, so that it is noticed soon."""
 
 Result = TypeVar("Result")
 
@@ -102,11 +104,12 @@ def call_with_retry(
     policy: RetryPolicy,
     throttle: Throttle | None = None,
     stop: Flag | None = None,
+    on_wait: Callable[[RetryableError], None] = lambda _: None,
 ) -> Result:
     """Call `attempt(seconds left)` until it raises no RetryableError; return its result.
 
-    Raises the T2IError of `attempt`, or that of its last RetryableError once the policy allows no
-    more, and CallCancelledError once `stop` is set.
+    `on_wait` is called before each pause. Raises the T2IError of `attempt`, or that of its last
+    RetryableError once the policy allows no more, and CallCancelledError once `stop` is set.
     """
     deadline = time.monotonic() + policy.timeout
     failures = cold_starts = 0
@@ -126,11 +129,17 @@ def call_with_retry(
             pause = _pause(failure, cold_starts if failure.cold_start else failures, policy)
             if time.monotonic() + pause > deadline:
                 raise _final_error(failure, failures + cold_starts, policy) from failure
+            on_wait(failure)
             if stop is None:
                 time.sleep(pause)
             elif stop.wait(pause):
                 raise CallCancelledError from failure
             continue
+        except TimedOutError as error:
+            # The last attempt had only the seconds that the ones before had left.
+            if tries := failures + cold_starts:
+                _add_tries(error, f"{tries + 1} times in {policy.timeout:.3g} s", policy)
+            raise
         if stop and stop.is_set():
             raise CallCancelledError
         if throttle:
@@ -144,7 +153,10 @@ def _pause(failure: RetryableError, attempt: int, policy: RetryPolicy) -> float:
     first = policy.first_pause if failure.pause is None else failure.pause
     # Bounded: in a wait of hours the power would overflow a float.
     growth = policy.growth ** min(attempt - 1, 64)
-    backoff = min(policy.longest_pause, first * growth) * jitter
+    longest = policy.longest_pause
+    if failure.cold_start:
+        longest = min(longest, MAX_COLD_PAUSE)
+    backoff = min(longest, first * growth) * jitter
     if failure.after is None:
         return backoff
     return max(backoff, failure.after + jitter * min(1.0, 0.1 + failure.after / 10))
@@ -152,12 +164,17 @@ def _pause(failure: RetryableError, attempt: int, policy: RetryPolicy) -> float:
 
 def _final_error(failure: RetryableError, attempts: int, policy: RetryPolicy) -> T2IError:
     """The error to raise, with the number of attempts in its hint."""
-    error = failure.error
-    if not policy.from_options:
-        return error
     count = "once" if attempts == 1 else f"{attempts} times"
     wait = f" and asks to wait {failure.after:.0f} s" if failure.after else ""
     sets = "--timeout sets" if failure.cold_start else "--retries and --timeout set"
-    detail = f"It was tried {count}{wait}; {sets} the patience."
-    error.hint = f"{error.hint} {detail}" if error.hint else detail
-    return error
+    _add_tries(failure.error, f"{count}{wait}", policy, sets)
+    return failure.error
+
+
+def _add_tries(
+    error: T2IError, count: str, policy: RetryPolicy, sets: str = "--retries and --timeout set"
+) -> None:
+    """Add to the hint how often was tried, if the user's options decide it."""
+    if policy.from_options:
+        detail = f"It was tried {count}; {sets} the patience."
+        error.hint = f"{error.hint} {detail}" if error.hint else detail

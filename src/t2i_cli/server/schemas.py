@@ -47,12 +47,12 @@ class StrictModel(BaseModel):
     def request_values(self) -> dict[str, Any]:
         """The request fields that have a value, by the table's names.
 
-        Raises InputError if two names of one field differ in value.
+        A value that stands for "not set" is none, as a seed of -1. Raises InputError if two names of one field differ in value.
         """
         values: dict[str, Any] = {}
         given: dict[str, str] = {}
         for alias, name in self.request_names.items():
-            if (value := getattr(self, alias)) is None:
+            if FIELDS[name].is_unset(value := getattr(self, alias)):
                 continue
             if name in values and values[name] != value:
                 raise InputError(

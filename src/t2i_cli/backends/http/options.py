@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ class HttpOptions:
 
     `url` is the API's base URL, as http://host:port/v1; `dialect` `None` is detected from the model
     list. `retry_policy` applies to each image. `concurrency` is the maximum number of calls in
-    flight.
+    flight. `on_note` takes sentences for the user on the first look at the server.
     """
 
     url: str
@@ -26,6 +27,7 @@ class HttpOptions:
     key: str | None = field(default=None, repr=False)
     dialect: str | None = None
     concurrency: int | None = None
+    on_note: Callable[[str], None] = lambda _: None
 
 
 def parse_base_url(url: str | None) -> str:
@@ -48,6 +50,26 @@ def parse_base_url(url: str | None) -> str:
             field="url",
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def other_base_urls(url: str) -> Iterator[str]:
+    """Where the API may be if it is not at `url`, as people give the address of a server."""
+    for ending in ("/images/generations", "/models"):
+        if url.endswith(ending):
+            yield url.removesuffix(ending)
+    if not url.endswith("/v1"):
+        yield f"{url}/v1"
+
+
+def is_same_origin(url: str, other: str) -> bool:
+    """Whether two URLs have the same scheme, host and port."""
+    try:
+        ours, theirs = urlsplit(url), urlsplit(other)
+        usual = {"http": 80, "https": 443}
+        ports = [one.port or usual.get(one.scheme) for one in (ours, theirs)]
+    except ValueError:
+        return False
+    return (ours.scheme, ours.hostname, ports[0]) == (theirs.scheme, theirs.hostname, ports[1])
 
 
 def api_key_for(url: str) -> str | None:

@@ -1,6 +1,6 @@
 """`t2i batch`: all images of a prompts file, on any backend."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -72,8 +72,8 @@ def batch(
 
     if not ephemeral.ephemeral:
         _refuse_without_ephemeral(ephemeral)
-        image_backend = create(None)
-        session.run_batch(config, image_backend, console)
+        with closing(create(None)) as image_backend:
+            session.run_batch(config, image_backend, console)
         return
     if backend.endpoint.endpoint or run.dry_run or backend.backend not in (None, "vertex"):
         raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
@@ -164,7 +164,7 @@ def _run_on_ephemeral(
     from t2i_cli.vertex import lifecycle
 
     if not config.options.lenient:
-        create("0")  # sends no request; raises for options that vertex does not support
+        create("0").close()  # sends no request; raises for options that vertex does not support
     planned = PlannedEndpoint(model, endpoint.serving)
     prompts_file, missing = session.validate(config, planned, console)
     spec = DeploymentSpec(
@@ -178,7 +178,8 @@ def _run_on_ephemeral(
         deployment = lifecycle.ephemeral_endpoint(spec, endpoint, console, yes=options.yes)
     with deployment as endpoint_name:
         backend = planned if endpoint_name is None else create(endpoint_name)
-        session.run_batch(config, backend, console, prompts_file)
+        with closing(backend):
+            session.run_batch(config, backend, console, prompts_file)
 
 
 def _refuse_with_merge(context: typer.Context) -> None:

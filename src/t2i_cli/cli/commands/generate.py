@@ -1,6 +1,7 @@
 """`t2i generate`: images of one prompt, on any backend."""
 
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from t2i_cli.cli.options import (
@@ -62,14 +63,15 @@ def generate(
         lenient=run.lenient,
         worker=not run.dry_run,
     )
-    if run.dry_run:
-        requests, writer, notes = generate.prepare_requests(
-            job, image_backend, output_options, console, lenient=run.lenient
-        )
-        _print_dry_run(requests, writer, notes, image_backend)
-    else:
+    with closing(image_backend):
+        if run.dry_run:
+            requests, writer, notes = generate.prepare_requests(
+                job, image_backend, output_options, console, lenient=run.lenient
+            )
+            _print_dry_run(requests, writer, notes, image_backend)
+            return
         generate.generate_images(job, image_backend, output_options, console, lenient=run.lenient)
-        _show_keep_alive_tip(backend.backend, keep_alive.keep_alive)
+    _show_keep_alive_tip(backend.backend, keep_alive.keep_alive)
 
 
 def _show_keep_alive_tip(backend: str | None, keep_alive: str | None) -> None:

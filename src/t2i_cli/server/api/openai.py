@@ -143,7 +143,7 @@ def openai_router(engine: Engine, options: ServerOptions) -> APIRouter:
         """Make images; with `stream`, server-sent events that show them on their way."""
         template = body.request(await engine.wait_described())
         resolved = await engine.resolve_requests([template] * body.n, counted="n")
-        seeds = [] if body.seed is None else [body.seed]
+        seeds = [] if template.seed is None else [template.seed]
         requests = expand_seeds(resolved[0], seeds, body.n)
         job = engine.submit(requests, previews=body.partial_images, steps=False)
         if body.stream:

@@ -4,6 +4,7 @@ The contract: cloud.google.com/vertex-ai/docs/predictions/custom-container-requi
 """
 
 import asyncio
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -31,7 +32,10 @@ from t2i_cli.server.schemas import (
 
 def _parse_seed(value: object) -> object:
     # As a string it is exact: Vertex AI passes numbers on as doubles.
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else value
+    return int(value) if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value) else value
+
+
+_WHOLE_NUMBER = re.compile(r"-1|[0-9]{1,19}")
 
 
 _ALIASES = {"text": "prompt"} | {

@@ -22,6 +22,8 @@ NUMBERS = {
     "height": ("height", int),
 }
 """Field → pipeline argument and type; numbers arrive as doubles, a seed also as text."""
+NO_SEED = -1
+"""Stands for no seed, as AUTOMATIC1111 and its clients write it."""
 TEXTS = {"prompt", "text", "negative_prompt", "format"}
 ENCODABLE_FORMATS = {"png", "jpeg", "webp"}
 
@@ -105,7 +107,8 @@ def parse_instance(instance: dict[str, Any]) -> tuple[dict[str, Any], str]:
             raise ValueError(f"{field} must be a number, not {instance[field]!r}.") from error
         if kind is int and number != int(number):
             raise ValueError(f"{field} must be a whole number, not {instance[field]!r}.")
-    arguments.setdefault("seed", random.randrange(2**32))  # noqa: S311 - no secret
+    if arguments.get("seed", NO_SEED) == NO_SEED:
+        arguments["seed"] = random.randrange(2**32)  # noqa: S311 - no secret
     format = str(instance.get("format") or "jpeg").lower()
     if format not in ENCODABLE_FORMATS:
         raise ValueError(f"format must be png, jpeg or webp, not {format}.")
