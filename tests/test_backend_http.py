@@ -546,9 +546,9 @@ def test_the_timeout_ends_a_stall(server: FakeImages) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_no_server(server: FakeImages) -> None:
-    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 cannot be reached") as caught:
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9 cannot be reached") as refused:
         make(backend(replace(server, url="http://127.0.0.1:9/v1")))
-    assert "tried 6 times" in str(caught.value.hint)
+    assert "tried 6 times" in str(refused.value.hint)
     with pytest.raises(RemoteError) as once:
         make(backend(replace(server, url="http://127.0.0.1:9/v1"), retries=0))
     assert "tried once" in str(once.value.hint)
@@ -591,7 +591,7 @@ def test_images_that_are_sent_in_other_forms(server: FakeImages) -> None:
     encoded = server.picture({"size": "8x8"})
     file = base64.b64decode(encoded)
     server.files |= {"/v1/images/a.png": file, "/v1/images/b/a.png": file}
-    for entry in (
+    entries: list[dict[str, object]] = [
         {"b64_json": f"data:image/png;base64,{encoded}"},
         {"b64_json": base64.urlsafe_b64encode(file).decode()},
         {"b64_json": None, "url": f"data:image/png;base64,{encoded}"},
@@ -600,7 +600,8 @@ def test_images_that_are_sent_in_other_forms(server: FakeImages) -> None:
         {"url": "/v1/images/a.png"},
         {"url": "b/a.png"},
         {"url": f"//{server.url.split('/')[2]}/v1/images/a.png"},
-    ):
+    ]
+    for entry in entries:
         server.faults = [Fault(entry=entry)]
         assert make(backend(server)).image.size == (8, 8), entry
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from t2i_cli.batch import options, rows
+from t2i_cli.batch import options, revision_pins, rows
 from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.options import BatchOptions, parse_seeds, parse_vary
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
@@ -435,7 +435,7 @@ def test_groups_are_what_can_run_together_one_model_after_the_other() -> None:
 def test_pins_change_the_request_and_not_the_id() -> None:
     found = good("a", {"prompt": "b", "model": "sd15"}, {"prompt": "c", "model": "sdxl"})
     sd15, sdxl = found[1].request.model, found[2].request.model
-    moved, new = rows.pin_revisions(
+    moved, new = revision_pins.pin_revisions(
         found, {(sdxl, None): "known"}, lambda model, _: "now" if "/" in model else None
     )
     assert [row.request.revision for row in moved] == [None, "now", "known"]

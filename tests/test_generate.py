@@ -16,6 +16,7 @@ from tests.conftest import T2I
 from training.grade import grade_image
 
 PROMPT = "a purple heart on a white background"
+SLUG = "a-purple-heart-on-a-white-background"
 POSTCARD = ("-m", "postcard", "--steps", "2")
 
 
@@ -341,6 +342,42 @@ def test_dry_run_loads_nothing_and_writes_nothing(t2i: T2I, tmp_path: Path) -> N
     assert plan["requests"][0]["steps"] == 20
     assert plan["plan"]["device"] == "cpu"
     assert files(tmp_path) == []
+
+
+def test_a_dry_run_names_no_seed_that_another_run_would_not_use(t2i: T2I, tmp_path: Path) -> None:
+    plan = ("generate", PROMPT, "-m", "postcard", "-n", "2", "--dry-run")
+    first = json.loads(t2i(*plan, "--json").stdout)
+    assert [request["seed"] for request in first["requests"]] == [None, None]
+    assert first["files"] == [f"{SLUG}-{{seed}}.png"] * 2
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/word.txt").write_text("a\nb\n")
+    named = ("-o", "{index}-{id}-{seed:03}.png", "--wildcards", "w")
+    people = t2i(*plan, *named)
+    lines = people.stdout.splitlines()
+    assert [line for line in lines if "seed" in line or "file" in line] == [
+        *("file: 1-{id}-{seed}.png", "  seed: drawn at random"),
+        *("file: 2-{id}-{seed}.png", "  seed: drawn at random"),
+    ]
+    assert "A seed is drawn for each run, and values of wildcards with it." in people.stderr
+    # A seed that is given is the one that is used.
+    given = json.loads(t2i(*plan, "--json", "-s", "7").stdout)
+    assert [request["seed"] for request in given["requests"]] == [7, 8]
+    assert given["files"] == [f"{SLUG}-7.png", f"{SLUG}-8.png"]
+
+
+def test_a_size_far_from_the_models_own_is_noted(t2i: T2I, tmp_path: Path) -> None:
+    args = ("generate", PROMPT, "-m", "postcard", "-s", "1", "--dry-run")
+    note = "postcard knows images of 128x128: at 512x512 they may be distorted."
+    done = t2i(*args, "--size", "512x512", "--json")
+    assert done.stderr == f"{note}\n"
+    assert json.loads(done.stdout)["notes"] == [note]
+    assert t2i(*args, "--size", "512x512", "-q").stderr == ""
+    assert t2i(*args, "--size", "128x192").stderr == ""
+    rows = "".join(f'{{"prompt": "a star", "width": {w}, "height": {w}}}\n' for w in (512, 128))
+    (tmp_path / "rows.jsonl").write_text(rows * 2)
+    plan = ("batch", "rows.jsonl", "-m", "postcard", "--dry-run")
+    assert t2i(*plan).stderr == f"{note} (2 images: lines 1, 3)\n"
+    assert t2i(*plan, "-q").stderr == ""
 
 
 HEAVY = """

@@ -386,3 +386,31 @@ def test_the_largest_values_that_are_taken(field: str, largest: int) -> None:
     with pytest.raises(InputError) as caught:
         build_request({"prompt": "x", field: largest + 1})
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "noted"),
+    [
+        ("postcard", (256, 256), True),
+        ("postcard", (64, 64), True),
+        ("postcard", (192, 192), False),
+        ("postcard", (None, 512), True),
+        ("postcard", (None, None), False),
+        ("sd15", (1024, 1024), True),
+        ("sd15", (512, 768), False),
+        ("sdxl", (512, 512), True),
+        ("sdxl", (1216, 832), False),
+        ("flux-schnell", (512, 512), False),
+        ("flux-schnell", (2048, 2048), True),
+    ],
+)
+def test_a_size_far_from_the_models_own_is_told(
+    model: str, size: tuple[int | None, int | None], noted: bool
+) -> None:
+    notes: list[str] = []
+    request = GenerateRequest(prompt="x", width=size[0], height=size[1])
+    resolve_request(request, catalog.MODELS[model], on_size_note=notes.append)
+    assert len(notes) == noted
+    unknown = ModelSpec(name="m")
+    resolve_request(request, unknown, on_size_note=notes.append)
+    assert len(notes) == noted, "a model whose size is not known"

@@ -33,11 +33,13 @@ TORCHSERVE = Path(os.environ.get("T2I_TORCHSERVE", ROOT / ".venv-torchserve")) /
 PROMPT = "a red star on a white background"
 
 
-def archive(folder: Path) -> Path:
+def archive(folder: Path, *, overwrite: bool = False) -> Path:
     """postcard's."""
     source = containers.find_source("postcard", "model-garden")
     weights = containers.local_weights(source, half=False)
-    return model_archive.write_archive(source, weights, folder, lambda *_: None)
+    return model_archive.write_archive(
+        source, weights, folder, lambda *_: None, overwrite=overwrite
+    )
 
 
 def test_the_archive(t2i: T2I, tmp_path: Path) -> None:
@@ -67,7 +69,17 @@ def test_the_archive(t2i: T2I, tmp_path: Path) -> None:
 
 def test_anothers_archive_stays(t2i: T2I, tmp_path: Path) -> None:
     own = archive(tmp_path)
-    assert archive(tmp_path) == own, "its own one is replaced"
+    untouched = own.stat()
+    again = t2i("remote", "package", "-m", "postcard", "-o", tmp_path)
+    assert again.returncode == 2
+    assert again.stderr.endswith(
+        f"error: '{own}' is there already.\n"
+        "hint: --overwrite replaces it; -o names another folder.\n"
+    )
+    after = own.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (untouched.st_ino, untouched.st_mtime_ns)
+    assert archive(tmp_path, overwrite=True) == own
+    assert own.stat().st_ino != untouched.st_ino
     with zipfile.ZipFile(own, "w") as others:
         manifest = {"model": {"modelName": "mine", "handler": "handler.py"}}
         others.writestr(container.MANIFEST, json.dumps(manifest))
@@ -75,9 +87,9 @@ def test_anothers_archive_stays(t2i: T2I, tmp_path: Path) -> None:
         plant()
         before = own.read_bytes()
         with pytest.raises(InputError, match="is there, and none that t2i packed"):
-            archive(tmp_path)
+            archive(tmp_path, overwrite=True)
         assert own.read_bytes() == before
-    done = t2i("remote", "package", "-m", "postcard", "-o", tmp_path)
+    done = t2i("remote", "package", "-m", "postcard", "-o", tmp_path, "--overwrite")
     assert done.returncode == 2
     assert "none that t2i packed" in done.stderr
 

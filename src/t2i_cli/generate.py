@@ -63,15 +63,22 @@ def prepare_requests(
 ) -> tuple[list[ResolvedRequest], ImageWriter, list[str]]:
     """Resolve and check requests and output paths before anything is made. Raises T2IError.
 
-    Returns the requests, the writer of their images, and notes on what is left out.
+    Returns the requests, the writer of their images, and notes on them all.
     """
     request = replace(job.request, seed=job.seeds[0]) if job.seeds else job.request
     notes: list[str] = []
+    size_notes: list[str] = []
     resolved = resolve_request(
-        request, backend.describe(request), lenient=lenient, on_note=notes.append
+        request,
+        backend.describe(request),
+        lenient=lenient,
+        on_note=notes.append,
+        on_size_note=size_notes.append,
     )
     for note in notes:
         console.warn(note)
+    for note in size_notes:
+        console.note(note)
     requests = expand_seeds(resolved, job.seeds, job.count)
     if job.wildcards:
         requests = [job.wildcards.fill_request(request) for request in requests]
@@ -87,7 +94,7 @@ def prepare_requests(
     )
     writer.check()
     backend.check(requests[0])
-    return requests, writer, notes
+    return requests, writer, [*notes, *size_notes]
 
 
 def generate_images(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from t2i_cli.batch.earlier_requests import change_lines
 from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.plan import BatchPlan
-from t2i_cli.batch.rows import ModelRevision
+from t2i_cli.batch.revision_pins import ModelRevision
 from t2i_cli.prompts import PromptsFile
 
 

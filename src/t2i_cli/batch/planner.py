@@ -11,7 +11,8 @@ from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.model_cache import OnBug, row_error
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
-from t2i_cli.batch.rows import BatchRow, ModelRevision
+from t2i_cli.batch.revision_pins import ModelRevision, pin_revisions
+from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import T2IError
 from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptProblem
@@ -60,6 +61,7 @@ def make_planner(
         backend,
         on_note=console.warn if with_notes else lambda _: None,
         on_bug=on_bug,
+        on_size_note=console.note if with_notes else lambda _: None,
     )
     problems = [*prompts_file.problems, *row_problems]
     _refuse_problems(config, prompts_file.name, problems, expanded)
@@ -70,7 +72,7 @@ def make_planner(
 
     def make_plan(state: ManifestState) -> tuple[BatchPlan, dict[ModelRevision, str]]:
         asked = _ModelErrors(on_bug)
-        pinned, pins = rows.pin_revisions(
+        pinned, pins = pin_revisions(
             expanded, state.pins, asked.guard(backend.resolve_revision, lambda *key: key, None)
         )
         usable, found = _usable_rows(expanded, asked.errors)

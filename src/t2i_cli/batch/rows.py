@@ -16,9 +16,6 @@ from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED
 
-ModelRevision = tuple[str, str | None]
-"""A model and the revision asked for."""
-
 _PER_ROW_FIELDS = frozenset({"prompt", "seed", "count", "name"})
 """Fields that each row has of its own; if rows set no others, the rest is the command line's."""
 
@@ -48,37 +45,15 @@ def expand_rows(
     backend: Backend,
     on_note: Callable[[str], None] = lambda _: None,
     on_bug: OnBug = lambda _: None,
+    on_size_note: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[BatchRow], list[PromptProblem]]:
     """Expand the entries to rows, checked against their models; returns rows and problems.
 
-    `on_bug` is called with the error of an unexpected exception about a row. Raises T2IError for
+    `on_note` is called for what of the requests is left out, `on_size_note` for sizes far from the
+    models' own, `on_bug` with the error of an unexpected exception about a row. Raises T2IError for
     an error of the command line, or one that no row causes.
     """
-    return _RowExpander(options, backend, on_note, on_bug).run(entries)
-
-
-def pin_revisions(
-    rows: Sequence[BatchRow],
-    pins: Mapping[ModelRevision, str],
-    resolve_commit: Callable[[str, str | None], str | None],
-) -> tuple[list[BatchRow], dict[ModelRevision, str]]:
-    """Set each row's revision to a commit: that of `pins`, or else the result of `resolve_commit`.
-
-    The rows keep their ids. Returns the rows and the pins that were not in `pins`.
-    """
-    commits: dict[ModelRevision, str | None] = {}
-    for row in rows:
-        key = (row.request.model, row.request.revision)
-        if key not in commits:
-            commits[key] = pins.get(key) or resolve_commit(*key)
-    if not any(commits.values()):
-        return list(rows), {}
-    pinned_commits = [commits[row.request.model, row.request.revision] for row in rows]
-    pinned = [
-        replace(row, request=replace(row.request, revision=pin)) if pin else row
-        for row, pin in zip(rows, pinned_commits, strict=True)
-    ]
-    return pinned, {key: pin for key, pin in commits.items() if pin and key not in pins}
+    return _RowExpander(options, backend, on_note, on_bug, on_size_note).run(entries)
 
 
 class _RowExpander:
@@ -90,6 +65,7 @@ class _RowExpander:
         backend: Backend,
         on_note: Callable[[str], None],
         on_bug: OnBug,
+        on_size_note: Callable[[str], None],
     ) -> None:
         if options.count < 1:
             raise InputError(f"count must be at least 1, not {options.count}.", field="count")
@@ -101,7 +77,8 @@ class _RowExpander:
                 raise InputError(f"--vary and another option both set {field}.", field="vary")
         self._options = options
         self._models = ModelCache(backend, on_bug)
-        self._on_note = on_note
+        self._on_note, self._on_size_note = on_note, on_size_note
+        self._size_notes: set[str] = set()
         self._rows: list[BatchRow] = []
         self._id_counts: Counter[str] = Counter()
         self._derived_seed_counts: Counter[tuple[object, ...]] = Counter()
@@ -142,13 +119,20 @@ class _RowExpander:
             # Not if the rows set the field at fault, or a model of their own.
             if not set_fields & {"model", "revision", problems[0].field}:
                 self._blame_command_line(problems[0].message)
-        groups = NoteGroups()
+        self._tell_notes()
+        return self._rows, problems
+
+    def _tell_notes(self) -> None:
+        """Pass on the notes of all rows, each text once."""
+        groups, size_groups = NoteGroups(), NoteGroups()
         for row in self._rows:
             for note in row.notes:
-                groups.add(note, row.id, row.line)
+                group = size_groups if note in self._size_notes else groups
+                group.add(note, row.id, row.line)
         for text in groups.texts():
             self._on_note(text)
-        return self._rows, problems
+        for text in size_groups.texts():
+            self._on_size_note(text)
 
     def _check_command_line(self) -> None:
         """Raise T2IError if a row that sets only a prompt would be invalid."""
@@ -167,14 +151,20 @@ class _RowExpander:
     def _resolve(self, request: GenerateRequest) -> tuple[ResolvedRequest, tuple[str, ...]]:
         """Resolve a request for its model and check it; returns it with notes. Raises T2IError."""
         notes: list[str] = []
+        size_notes: list[str] = []
         spec = self._models.describe(request.model, request.revision)
         resolved = resolve_request(
-            request, spec, lenient=self._options.lenient, on_note=notes.append
+            request,
+            spec,
+            lenient=self._options.lenient,
+            on_note=notes.append,
+            on_size_note=size_notes.append,
         )
+        self._size_notes.update(size_notes)
         if self._options.wildcards:
             self._options.wildcards.check_request(resolved)
         self._models.check(resolved)
-        return resolved, tuple(notes)
+        return resolved, (*notes, *size_notes)
 
     def _add_rows(
         self,

@@ -10,6 +10,9 @@ from t2i_cli.models import schedulers
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS
 
+FAR_FROM_NATIVE = 4
+"""A size of so many times the pixels of a model's own, or the same fraction, is worth a note."""
+
 
 def build_request(values: Mapping[str, object]) -> GenerateRequest:
     """Build and validate a request, with the scheduler's name. Raises InputError.
@@ -31,11 +34,13 @@ def resolve_request(
     *,
     lenient: bool = False,
     on_note: Callable[[str], None] = lambda _: None,
+    on_size_note: Callable[[str], None] = lambda _: None,
 ) -> ResolvedRequest:
     """Fill in a request's unset fields: the model's defaults, and a random seed.
 
     A value that the model does not support raises InputError; with `lenient` it is dropped and
-    `on_note` is called with a sentence that says so.
+    `on_note` is called with a sentence that says so; `on_size_note` with one on a size that is far
+    from the model's own.
     """
     _check_scheduler(request)
     values: dict[str, object] = dict(vars(request))
@@ -53,10 +58,35 @@ def resolve_request(
             values[name] = getattr(spec, name)
     _check_multiple("width", values["width"], spec)
     _check_multiple("height", values["height"], spec)
+    if note := _size_note(request, values, spec):
+        on_size_note(note)
     if values["seed"] is None:
         values["seed"] = secrets.randbelow(MAX_SEED + 1)
     values |= {"model": spec.repo or spec.name, "revision": spec.revision}
     return ResolvedRequest(**values, user_set=frozenset(user_set))  # type: ignore[arg-type]
+
+
+def _size_note(
+    request: GenerateRequest, values: Mapping[str, object], spec: ModelSpec
+) -> str | None:
+    """A sentence on a size that the user set and the model was not trained for.
+
+    The models whose own size is known draw their motif several times over, or a part of it, where
+    an image has FAR_FROM_NATIVE times or a fraction of the pixels. Flow-matching models are
+    trained on small sizes, too.
+    """
+    if request.width is None and request.height is None:
+        return None
+    sides = (values["width"], values["height"], spec.width, spec.height)
+    width, height, own_width, own_height = (s if isinstance(s, int) else 0 for s in sides)
+    pixels, own = width * height, own_width * own_height
+    too_small = pixels * FAR_FROM_NATIVE <= own and not spec.flow
+    if not (pixels and own and (pixels >= own * FAR_FROM_NATIVE or too_small)):
+        return None
+    return (
+        f"{spec.name} knows images of {own_width}x{own_height}: at {width}x{height} they may be "
+        "distorted."
+    )
 
 
 def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, str]]:

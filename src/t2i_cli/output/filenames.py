@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
@@ -239,12 +239,35 @@ def template_extension(template: str) -> str | None:
     return "" if name else PurePath(f"x{text}").suffix[1:]
 
 
-def render_template(template: str, image: TemplateContext) -> str:
-    """Fill in a template for an image; raises InputError if the path is invalid."""
+def paths_without_seed(
+    target: OutputTemplate, requests: Sequence[ResolvedRequest]
+) -> list[str | None]:
+    """The paths of requests whose seeds are still to be drawn: `{seed}` and `{id}` stay in them."""
+    return [
+        None
+        if target.template is None
+        else render_template(
+            target.template,
+            TemplateContext(
+                index=index, id=request.identity(), request=request, format=target.format
+            ),
+            unfilled=("seed", "id"),
+        )
+        for index, request in enumerate(requests, 1)
+    ]
+
+
+def render_template(template: str, image: TemplateContext, unfilled: Container[str] = ()) -> str:
+    """Fill in a template for an image; raises InputError if the path is invalid.
+
+    The placeholders `unfilled` stay as they are.
+    """
     filled = ""
     for text, name, spec in _parse_template(template):
         filled += text
-        if name is not None:
+        if name is not None and name in unfilled:
+            filled += f"{{{name}}}"
+        elif name is not None:
             filled += _format_value(PLACEHOLDERS[name](image), name, spec)
     for part in PurePath(filled).parts if len(filled) > MAX_NAME_BYTES // 4 else ():
         if len(part.encode()) > MAX_NAME_BYTES:

@@ -180,7 +180,8 @@ class Engine:
         """The resolved requests. Raises T2IError if any of them is invalid for the model or limits.
 
         Waits until the model is described. `counted` is the body's field that sets their number,
-        for the error. `on_note` gets a notice of each setting that `lenient` ignores.
+        for the error. `on_note` gets a notice of each setting that `lenient` ignores, and of a size
+        far from the model's own.
         """
         spec = await self.wait_described()
         if not 1 <= len(requests) <= self.limits.images:
@@ -195,7 +196,13 @@ class Engine:
             messages: list[str] = []
             try:
                 resolved.append(
-                    resolve_request(plain, spec, lenient=lenient, on_note=messages.append)
+                    resolve_request(
+                        plain,
+                        spec,
+                        lenient=lenient,
+                        on_note=messages.append,
+                        on_size_note=messages.append,
+                    )
                 )
             except InputError as error:
                 error.hint = None  # the hint names command-line options

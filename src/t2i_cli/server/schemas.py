@@ -47,7 +47,8 @@ class StrictModel(BaseModel):
     def request_values(self) -> dict[str, Any]:
         """The request fields that have a value, by the table's names.
 
-        A value that stands for "not set" is none, as a seed of -1. Raises InputError if two names of one field differ in value.
+        A value that stands for "not set" is none, as a seed of -1. Raises InputError if two names
+        of one field differ in value.
         """
         values: dict[str, Any] = {}
         given: dict[str, str] = {}

@@ -19,7 +19,6 @@ from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     from t2i_cli.backend import Backend
-    from t2i_cli.output.image_writer import ImageWriter
 
 
 def generate(
@@ -38,6 +37,7 @@ def generate(
     from t2i_cli import generate
     from t2i_cli.backends.factory import create_backend, default_model
     from t2i_cli.models.request_resolution import build_request
+    from t2i_cli.output import filenames
     from t2i_cli.prompts.wildcards import WildcardFolder
 
     fields = request.given()
@@ -68,7 +68,13 @@ def generate(
             requests, writer, notes = generate.prepare_requests(
                 job, image_backend, output_options, console, lenient=run.lenient
             )
-            _print_dry_run(requests, writer, notes, image_backend)
+            if "seed" in requests[0].user_set:
+                files = [None if path is None else str(path) for path in writer.paths]
+            else:
+                files = filenames.paths_without_seed(output_options.template, requests)
+                if job.wildcards:
+                    console.note("A seed is drawn for each run, and values of wildcards with it.")
+            _print_dry_run(requests, files, notes, image_backend)
             return
         generate.generate_images(job, image_backend, output_options, console, lenient=run.lenient)
     _show_keep_alive_tip(backend.backend, keep_alive.keep_alive)
@@ -102,19 +108,28 @@ def _read_prompt(options: PromptOptions) -> str:
 
 
 def _print_dry_run(
-    requests: list[ResolvedRequest], writer: "ImageWriter", notes: list[str], backend: "Backend"
+    requests: list[ResolvedRequest],
+    files: list[str | None],
+    notes: list[str],
+    backend: "Backend",
 ) -> None:
-    """Print the requests, their files, and the backend's estimate."""
+    """Print the requests, their files, and the backend's estimate.
+
+    A seed that is not given is not told: the run draws its own.
+    """
     plan = backend.estimate(requests[0])
-    files = [None if path is None else str(path) for path in writer.paths]
+    images = [request.to_json() for request in requests]
+    if "seed" not in requests[0].user_set:
+        images = [image | {"seed": None} for image in images]
     if console.json:
-        images = [request.to_json() for request in requests]
         console.result_json({"requests": images, "files": files, "notes": notes, "plan": plan})
         return
-    for request, file in zip(requests, files, strict=True):
+    for image, file in zip(images, files, strict=True):
         console.result(f"file: {file or 'standard output'}")
-        for name, value in request.to_json().items():
-            if value is not None:
+        for name, value in image.items():
+            if name == "seed" and value is None:
+                console.result("  seed: drawn at random")
+            elif value is not None:
                 console.result(f"  {name}: {value}")
     for name, value in plan.items():
         console.result(f"{name}: {value}")

@@ -56,6 +56,9 @@ def package(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder to put model.mar into.")
     ] = Path("t2i-torchserve"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model.mar that t2i packed.")
+    ] = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
@@ -67,10 +70,16 @@ def package(
 
     console.warn(container.WARNING)
     source = containers.find_source(model, "model-garden")
+    # Before weights are downloaded for it.
+    model_archive.check_archive_path(output, overwrite=overwrite)
     weights = containers.local_weights(source, half=False)  # the handler loads no fp16 variant
     with Progress(console, 1) as progress:
         file = model_archive.write_archive(
-            source, weights, output, partial(progress.transfer, "packing")
+            source,
+            weights,
+            output,
+            partial(progress.transfer, "packing"),
+            overwrite=overwrite,
         )
     if json:
         console.result_json({"file": str(file), "model": source.label_name})

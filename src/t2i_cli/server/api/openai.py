@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
-from t2i_cli.events import Preview
+from t2i_cli.events import Notice, Preview
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models.request_resolution import build_request
@@ -142,10 +142,13 @@ def openai_router(engine: Engine, options: ServerOptions) -> APIRouter:
     async def generate(body: GenerationBody, request: Request) -> Response:
         """Make images; with `stream`, server-sent events that show them on their way."""
         template = body.request(await engine.wait_described())
-        resolved = await engine.resolve_requests([template] * body.n, counted="n")
+        notes: list[Notice] = []
+        resolved = await engine.resolve_requests(
+            [template] * body.n, counted="n", on_note=notes.append
+        )
         seeds = [] if template.seed is None else [template.seed]
         requests = expand_seeds(resolved[0], seeds, body.n)
-        job = engine.submit(requests, previews=body.partial_images, steps=False)
+        job = engine.submit(requests, previews=body.partial_images, steps=False, notes=notes)
         if body.stream:
             return responses.event_stream(job, _events(job, body))
         images = await responses.wait_for_images(request, job)

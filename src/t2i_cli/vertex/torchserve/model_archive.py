@@ -4,6 +4,7 @@ The format is torch-model-archiver's: a zip file with MAR-INF/MANIFEST.json.
 """
 
 import json
+import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -23,29 +24,50 @@ _ENTRY_DATE = (1980, 1, 1, 0, 0, 0)
 """A constant date for every entry, so that archives are reproducible."""
 
 
-def write_archive(
-    source: ModelSource, weights: Path, folder: Path, on_bytes: Callable[[int, int], None]
-) -> Path:
-    """Write the handler and a diffusers folder into an archive, atomically.
+def check_archive_path(folder: Path, *, overwrite: bool) -> Path:
+    """The archive's path in the folder; raises InputError if something is there.
 
-    `on_bytes` takes the bytes done and the total. Raises InputError if the file exists and is not
-    t2i's, and StorageError.
+    With `overwrite`, an archive that t2i packed may be there, and nothing else.
     """
-    if not (weights / "model_index.json").is_file():
-        raise InputError(f"{weights} is not a diffusers folder: it has no model_index.json.")
     target = folder / ARCHIVE
+    if not os.path.lexists(target):
+        return target
     if free_or_own_path([target], is_own_archive) is None:
         raise InputError(
             f"'{target}' is there, and none that t2i packed.",
             hint="Move it away, or give another folder with -o.",
         )
+    if not overwrite:
+        raise InputError(
+            f"'{target}' is there already.",
+            hint="--overwrite replaces it; -o names another folder.",
+        )
+    return target
+
+
+def write_archive(
+    source: ModelSource,
+    weights: Path,
+    folder: Path,
+    on_bytes: Callable[[int, int], None],
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write the handler and a diffusers folder into an archive, atomically.
+
+    `on_bytes` takes the bytes done and the total. Raises InputError as `check_archive_path`, and
+    StorageError.
+    """
+    if not (weights / "model_index.json").is_file():
+        raise InputError(f"{weights} is not a diffusers folder: it has no model_index.json.")
+    target = check_archive_path(folder, overwrite=overwrite)
     files = sorted(path for path in weights.rglob("*") if path.is_file())
     total, done = sum(path.stat().st_size for path in files), 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not compressed: weights do not compress.
         with (
-            atomic.open_atomic(target) as whole,
+            atomic.open_atomic(target, exclusive=not overwrite) as whole,
             zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive,
         ):
             texts = {
@@ -65,6 +87,8 @@ def write_archive(
                         outside.write(piece)
                         done += len(piece)
                         on_bytes(done, total)
+    except FileExistsError as error:
+        raise InputError(f"'{target}' appeared meanwhile, and stays.") from error
     except OSError as error:
         raise StorageError(f"Cannot write {target}: {os_reason(error)}.") from error
     return target
