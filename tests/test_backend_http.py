@@ -788,6 +788,25 @@ def test_generate_as_a_process(server: FakeImages, t2i: T2I, tmp_path: Path) -> 
     assert "warning: --device means nothing to the http backend. It is left out." in lenient.stderr
 
 
+def test_a_first_look_as_a_process(server: FakeImages, t2i: T2I, tmp_path: Path) -> None:
+    root = server.url.removesuffix("/v1")
+    server.look_faults = [Fault(status=503, body={"error": {"message": "Loading model"}}, times=2)]
+    command = ("generate", "a red star", "-o", "star.png", "--backend", "http", "--url")
+    done = t2i(*command, root, "--retries", "0")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "star.png").exists()
+    loads, found, *_ = done.stderr.splitlines()
+    assert "overloaded or not ready. Loading model. It is waited for, up to 600 s." in loads
+    assert found == f"The images API is at {server.url}, which is used; --url names it."
+    gone = t2i(*command, "http://127.0.0.1:9/v1", "--retries", "1", "--json")
+    assert gone.returncode == 6
+    told, answer = gone.stderr.splitlines()
+    assert told == "127.0.0.1:9 cannot be reached. It is tried again, once."
+    problem = json.loads(answer)["error"]
+    assert problem["message"] == "127.0.0.1:9 cannot be reached."
+    assert "It was tried 2 times; --retries" in problem["hint"]
+
+
 def test_ctrl_c_breaks_the_call_off(
     server: FakeImages, t2i_env: dict[str, str], tmp_path: Path
 ) -> None:

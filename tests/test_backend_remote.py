@@ -477,8 +477,8 @@ def free_port() -> int:
 def test_the_wire_tells_what_went_wrong() -> None:
     wire = HttpClient("http://127.0.0.1", 1)
     with pytest.raises(RetryableError) as refused:
-        wire.request("GET", f"http://127.0.0.1:{free_port()}/v1", timeout=5)
-    assert refused.value.error.message == "127.0.0.1 cannot be reached."
+        wire.request("GET", f"http://127.0.0.1:{(port := free_port())}/v1", timeout=5)
+    assert refused.value.error.message == f"127.0.0.1:{port} cannot be reached."
     with pytest.raises(InputError):
         wire.request("GET", "ftp://127.0.0.1/", timeout=5)
     with running_images() as server:

@@ -102,7 +102,8 @@ class HttpBackend:
         """Look at the server, within the time and the retries that hold for an image."""
         policy = self._retry_policy
         waited_for = f"It is waited for, up to {policy.timeout:,.6g} s."
-        tried_again = f"It is tried again, up to {policy.retries} times."
+        times = "once" if policy.retries == 1 else f"up to {policy.retries} times"
+        tried_again = f"It is tried again, {times}."
         told: set[str] = set()
 
         def tell(failure: RetryableError) -> None:
