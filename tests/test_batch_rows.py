@@ -8,7 +8,7 @@ import pytest
 
 from t2i_cli.batch import options, revision_pins, rows
 from t2i_cli.batch.manifest import ManifestState
-from t2i_cli.batch.options import BatchOptions, parse_seeds, parse_vary
+from t2i_cli.batch.options import BatchOptions, parse_vary
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
 from t2i_cli.batch.planner import BatchConfig, make_planner
 from t2i_cli.batch.rows import BatchRow, expand_rows
@@ -24,7 +24,7 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
-from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.request import GenerateRequest, ResolvedRequest, parse_seeds
 from t2i_cli.request_fields import MAX_SEED
 from t2i_cli.terminal.console import Console
 from tests.fakes.stub_backend import StubBackend

@@ -130,3 +130,96 @@ def test_a_local_picture_loads_nothing_of_google(t2i_env: dict[str, str], tmp_pa
         check=True,
     )
     assert done.stdout.splitlines() == ["a.png", "0 []"]
+
+
+@pytest.mark.parametrize("line", [("--version",), ("-V",), ("version",)])
+def test_every_spelling_of_the_version(t2i: T2I, line: tuple[str, ...]) -> None:
+    done = t2i(*line)
+    assert (done.returncode, done.stdout) == (0, f"t2i {t2i_cli.__version__}\n")
+
+
+@pytest.mark.parametrize("path", [(), ("generate",), ("models", "pull")])
+def test_help_is_a_command_too(t2i: T2I, path: tuple[str, ...]) -> None:
+    done = t2i("help", *path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == t2i(*path, "--help").stdout
+
+
+def test_help_of_no_command_is_an_error(t2i: T2I) -> None:
+    done = t2i("help", "nosuch")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such command 'nosuch'" in done.stderr
+
+
+@pytest.mark.parametrize("group", ["models", "config"])
+def test_lists_have_their_short_name(t2i: T2I, group: str) -> None:
+    done = t2i(group, "ls", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == t2i(group, "list", "--json").stdout
+
+
+def test_help_names_no_type_of_python() -> None:
+    pages = Path(__file__).parent.parent / "docs" / "cli.md"
+    shown = pages.read_text(encoding="utf-8")
+    assert not re.search(r"<[a-z]+( range)?>|\blist\[|\bstr\b|\bint\b|\bfloat\b|\bPath\b", shown)
+    assert "--steps INTEGER" in shown
+    assert re.search(r"^  PROMPT  What the image", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "x", "--steps", "1.5"), "--steps must be a whole number, not '1.5'."),
+        (("generate", "x", "-s", "3", "-s", "abc"), "--seed must be a whole number, not 'abc'."),
+        (("generate", "x", "--guidance", "much"), "--guidance must be a number, not 'much'."),
+        (
+            ("generate", "x", "--retries", "1000"),
+            "--retries must be a whole number from 0 to 999, not '1000'.",
+        ),
+        (("batch", "p", "--limit", "0"), "--limit must be a whole number of at least 1, not '0'."),
+        (("serve", "--port", "http"), "--port must be a whole number from 0 to 65535, not 'http'."),
+        (
+            ("remote", "deploy", "--max-cost", "5 USD"),
+            "--max-cost must be a number, not '5 USD'.",
+        ),
+        (
+            ("generate", "x", "--width", "9" * 5000),
+            f"--width must be a whole number, not '{'9' * 59}…'.",
+        ),
+    ],
+)
+def test_a_wrong_number_is_shown(t2i: T2I, arguments: tuple[str, ...], message: str) -> None:
+    done = t2i(*arguments, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stderr)["error"]["message"] == message
+
+
+def test_seeds_sizes_and_precisions_have_short_spellings(t2i: T2I) -> None:
+    done = t2i(
+        *("generate", "x", "-m", "postcard", "--seeds", "1-3,9", "--size", "64"),
+        *("--dtype", "fp32", "--dry-run", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [made["seed"] for made in told["requests"]] == [1, 2, 3, 9]
+    assert {(made["width"], made["height"]) for made in told["requests"]} == {(64, 64)}
+    assert told["plan"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seeds", "1-2", "-s", "3"), "Give --seed or --seeds, not both."),
+        (("--seeds", "1-2", "-n", "2"), "Give several seeds or a count, not both."),
+        (("--seeds", "4-1"), "--seeds 4-1 is no range of seeds."),
+        (("--size", "64 px"), "The size '64 px' is not of the form 512x768 or 512."),
+        (
+            ("--dtype", "fp8"),
+            "--dtype must be float16 (fp16), bfloat16 (bf16) or float32 (fp32), not 'fp8'.",
+        ),
+    ],
+)
+def test_what_short_spellings_refuse(t2i: T2I, options: tuple[str, ...], message: str) -> None:
+    done = t2i("generate", "x", "-m", "postcard", *options, "--dry-run", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stderr)["error"]["message"] == message

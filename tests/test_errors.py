@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import errors as hf
 
-from t2i_cli import prompts
+from t2i_cli import prompts, request
 from t2i_cli.backends.http import dialects
 from t2i_cli.backends.http.discovery import ServerInfo
 from t2i_cli.backends.local import device
@@ -149,7 +149,7 @@ EMPTY: dict[str, tuple[Callable[[], object], type[T2IError]]] = {
     "vary": (lambda: options.parse_vary([""]), InputError),
     "varied field": (lambda: options.parse_vary(["=1"]), InputError),
     "varied values": (lambda: options.parse_vary(["steps=,"]), InputError),
-    "seeds": (lambda: options.parse_seeds(""), InputError),
+    "seeds": (lambda: request.parse_seeds(""), InputError),
 }
 
 

@@ -135,7 +135,8 @@ def test_seeds_count_up_or_stand_each() -> None:
 def test_size_is_read() -> None:
     assert parse_size("512x768") == (512, 768)
     assert parse_size("64X32") == (64, 32)
-    for text in ("512", "512x", "x512", "512x768x3", "-5x5", "a×b"):
+    assert parse_size(" 512 ") == (512, 512)
+    for text in ("", "-512", "512px", "512x", "x512", "512x768x3", "-5x5", "a×b"):
         with pytest.raises(InputError, match="512x768"):
             parse_size(text)
 
@@ -211,7 +212,7 @@ def test_a_size_stands_in_for_width_and_height() -> None:
     with pytest.raises(InputError) as caught:
         parse_size("big")
     assert (caught.value.message, caught.value.field) == (
-        "The size 'big' is not of the form 512x768.",
+        "The size 'big' is not of the form 512x768 or 512.",
         "size",
     )
 

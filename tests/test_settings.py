@@ -41,12 +41,27 @@ def test_the_environment_wins_over_the_file(file: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
+    ("written", "usual"), [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")]
+)
+def test_other_spellings_of_a_value_are_kept_as_the_usual_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch, written: str, usual: str
+) -> None:
+    assert store.resolve_setting("dtype", written) == usual
+    assert store.set_setting("dtype", written) == usual
+    assert f'dtype = "{usual}"' in file.read_text()
+    file.write_text(f'dtype = "{written}"\n')
+    assert store.get_setting("dtype") == usual
+    monkeypatch.setenv("T2I_DTYPE", written)
+    assert store.get_setting("dtype") == usual
+
+
+@pytest.mark.parametrize(
     ("key", "good", "bad"),
     [
         ("model", "stabilityai/sdxl-turbo", "  "),
         ("device", "cuda:1", "gpu"),
         ("device", "cpu", "cpu:0"),
-        ("dtype", "bfloat16", "fp16"),
+        ("dtype", "bfloat16", "fp8"),
         ("memory", "low", "Low"),
         ("format", "webp", "gif"),
         ("output", "out/{seed}.{ext}", "a\x1bb"),

@@ -11,6 +11,9 @@ from t2i_cli.errors import InputError
 from t2i_cli.request_field import check_range
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS, MAX_SEED, ORIGINAL_FIELDS, RequestFields
 
+MAX_SEED_RANGE = 1_000_000
+"""Seeds of one range on the command line, all of which are kept in memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest(RequestFields):
@@ -98,12 +101,28 @@ def expand_seeds(
     return [replace(request, seed=seed) for seed in seeds]
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Parse `1-4,9` as the seeds 1, 2, 3, 4 and 9. Raises InputError."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 24:
+            raise InputError(f"--seeds {text} is not of the form 1-4,9.", field="seeds")
+        low, high = int(first), int(last or first)
+        if not low <= high <= MAX_SEED or high - low >= MAX_SEED_RANGE:
+            raise InputError(f"--seeds {part.strip()} is no range of seeds.", field="seeds")
+        seeds.extend(range(low, high + 1))
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {text} has a seed twice.", field="seeds")
+    return seeds
+
+
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height in pixels from `512x768`. Raises InputError."""
-    match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text.strip())
+    """Width and height in pixels from `512x768`, or `512` for a square. Raises InputError."""
+    match = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text.strip())
     if not match:
-        raise InputError(f"The size {text!r} is not of the form 512x768.", field="size")
-    return int(match[1]), int(match[2])
+        raise InputError(f"The size {text!r} is not of the form 512x768 or 512.", field="size")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def resolve_size(

@@ -105,8 +105,8 @@ def _local_options(
     from t2i_cli.backends.local import LocalOptions
 
     return LocalOptions(
-        device=options.device or store.get_setting("device"),
-        dtype=options.dtype or store.get_setting("dtype"),
+        device=store.resolve_setting("device", options.device),
+        dtype=store.resolve_setting("dtype", options.dtype),
         memory=store.resolve_setting("memory", options.memory) or "auto",
         attention_slicing=options.attention_slicing,
         clear_cache=options.clear_cache,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from t2i_cli.errors import InputError
 from t2i_cli.prompts.entries import Value, parse_value
 from t2i_cli.prompts.wildcards import WildcardFolder
-from t2i_cli.request_fields import MAX_SEED
 
 MAX_ROWS = 1_000_000
 """Largest number of images in a batch: all rows are kept in memory."""
@@ -55,22 +54,6 @@ def _parse_varied(name: str, text: str) -> Value:
     if value is None:
         raise InputError(f"{text.strip()} stands for no {name}, which cannot be varied.")
     return value
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Parse `1-4,9` as the seeds 1, 2, 3, 4 and 9. Raises InputError."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 24:
-            raise InputError(f"--seeds {text} is not of the form 1-4,9.", field="seeds")
-        low, high = int(first), int(last or first)
-        if not low <= high <= MAX_SEED or high - low >= MAX_ROWS:
-            raise InputError(f"--seeds {part.strip()} is no range of seeds.", field="seeds")
-        seeds.extend(range(low, high + 1))
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds {text} has a seed twice.", field="seeds")
-    return seeds
 
 
 def parse_batch_size(text: str, *, strict: bool) -> int | None:

@@ -10,8 +10,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from t2i_cli import __version__, library_environment, signals
+from t2i_cli import library_environment, signals
 from t2i_cli.cli.commands import (
+    about,
     batch,
     config,
     doctor,
@@ -80,26 +81,35 @@ command(app, "t2i logout", "t2i logout --quiet")(login.logout)
 app.add_typer(worker.app, name="worker")
 app.add_typer(config.app, name="config")
 command(app, "t2i doctor", "t2i doctor --json")(doctor.doctor)
+command(app, "t2i version", "t2i version --json")(about.version)
+command(app, "t2i help generate", "t2i help models pull", name="help")(about.help_)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.result(f"t2i {__version__}")
+        about.version()
         raise typer.Exit
 
 
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Make images from text."""
 
 
 def command_paths() -> list[tuple[str, ...]]:
-    """Paths of all commands, as tuples of words; `()` is t2i itself. For docs and benchmarks."""
-    return [path for path, _ in walk_commands((), typer.main.get_command(app))]
+    """Paths of all commands but second names; `()` is t2i itself. For docs and benchmarks."""
+    return [
+        path
+        for path, found in walk_commands((), typer.main.get_command(app))
+        if not getattr(found, "hidden", False)
+    ]
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
+from t2i_cli.cli.value_completion import completer_for
 from t2i_cli.errors import InputError
 from t2i_cli.files.user_paths import expand_option
 from t2i_cli.request_field import RequestField
@@ -35,15 +36,20 @@ def command(
     app: typer.Typer,
     *lines: str,
     name: str | None = None,
+    alias: str | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Callable[[Command], Command]:
     """Register a function as a command of `app`, with `lines` as examples in its help.
 
-    Returns the function unchanged; it is called with its groups.
+    `alias` is a second name, which help does not list. Returns the function unchanged; it is called
+    with its groups.
     """
 
     def register(function: Command) -> Command:
-        app.command(name, epilog=examples(*lines), **settings)(_flatten_groups(function))
+        run, epilog = _flatten_groups(function), examples(*lines)
+        app.command(name, epilog=epilog, **settings)(run)
+        if alias:
+            app.command(alias, epilog=epilog, hidden=True, **settings)(run)
         return function
 
     return register
@@ -112,10 +118,38 @@ def _flatten_groups(function: Callable[..., None]) -> Callable[..., None]:
             }
         )
 
+    parameters = [_for_the_command_line(parameter) for parameter in parameters]
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
+
+
+_PLACEHOLDERS: Mapping[object, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH"}
+"""What help shows in the place of an option's value, by its type."""
+
+
+def _for_the_command_line(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter with a placeholder for help, and with completion of its values."""
+    if get_origin(parameter.annotation) is not Annotated:
+        return parameter
+    kind, *marks = get_args(parameter.annotation)
+    infos = [copy(mark) for mark in marks if isinstance(mark, OptionInfo | ArgumentInfo)]
+    for info in infos:
+        if isinstance(info, ArgumentInfo):
+            info.metavar = info.metavar or parameter.name.upper()
+        else:
+            info.metavar = info.metavar or _PLACEHOLDERS.get(_value_type(kind))
+        info.autocompletion = info.autocompletion or completer_for(parameter.name)
+    return parameter.replace(annotation=Annotated[kind, *infos])
+
+
+def _value_type(kind: object) -> object:
+    """The type of one value: `int` for `int | None` and for `list[int] | None`."""
+    for part in get_args(kind):
+        if part is not type(None):
+            return _value_type(part)
+    return kind
 
 
 def _expanded(value: object) -> object:
@@ -200,7 +234,8 @@ def _format_options(
         if (record := parameter.get_help_record(context)) is None:
             continue
         if parameter.param_type_name == "argument":
-            panels["Arguments"].append(record)
+            # Without the name of its type, which Typer puts behind it.
+            panels["Arguments"].append((str(parameter.metavar), record[1]))
         elif panel := getattr(parameter, "rich_help_panel", None):
             panels.setdefault(panel, []).append(record)
         else:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from t2i_cli.request import resolve_size
+from t2i_cli.errors import InputError
+from t2i_cli.request import parse_seeds, resolve_size
 from t2i_cli.request_fields import DEFAULT_MODEL, FIELDS, MAX_SEED, RequestFields
 from t2i_cli.settings.schema import SETTINGS
 
@@ -75,19 +76,24 @@ class PromptOptions:
         typer.Option(
             "--seed",
             "-s",
-            metavar="<int>",
             help=f"Seed, 0 to {MAX_SEED}; may be repeated; -1 is none. "
             f"[default: {FIELDS['seed'].default}]",
         ),
     ] = None
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Make an image with each of these, as 1-4,9.")
+    ] = None
     count: Annotated[
         int, typer.Option("--count", "-n", help="Images to make, with seeds counting up.")
     ] = 1
-
     wildcards: WildcardsOpt = None
 
-    def seeds(self) -> list[int]:
-        """The seeds that are given; none if the only one stands for no seed."""
+    def given_seeds(self) -> list[int]:
+        """The seeds that are given; none if the only one stands for no seed. Raises InputError."""
+        if self.seeds is not None:
+            if self.seed:
+                raise InputError("Give --seed or --seeds, not both.", field="seeds")
+            return parse_seeds(self.seeds)
         given = self.seed or []
         return [] if len(given) == 1 and FIELDS["seed"].is_unset(given[0]) else given
 
@@ -98,7 +104,9 @@ class RequestOptions(RequestFields):
 
     PANEL: ClassVar = "Request"
 
-    size: Annotated[str | None, typer.Option("--size", help="Width and height, as 512x768.")] = None
+    size: Annotated[
+        str | None, typer.Option("--size", help="Width and height, as 512x768 or 512.")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The fields that are set, parsed; raises InputError."""

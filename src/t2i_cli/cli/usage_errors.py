@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from t2i_cli.cli.option_groups import group_help
+from t2i_cli.cli.value_checks import check_numbers
 from t2i_cli.errors import InputError
 from t2i_cli.known_names import closest_name, suggest_name
 
@@ -94,9 +95,10 @@ def walk_commands(
 
 
 def prepare_commands(root: object) -> None:
-    """Set what Typer has no setting for: grouped help, and no empty values."""
+    """Set what Typer has no setting for: grouped help, no empty values, errors that show a number."""
     for _, part in walk_commands((), root):
         _refuse_empty_values(getattr(part, "params", ()))
+        check_numbers(getattr(part, "params", ()))
         if isinstance(part, TyperCommand):
             group_help(part)
         if isinstance(part, TyperGroup):

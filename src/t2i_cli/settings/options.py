@@ -32,6 +32,11 @@ def _takes(key: str) -> str:
     return SETTINGS[key].takes
 
 
+def _default(key: str) -> str:
+    """What applies where neither the option nor the setting is given, as help shows it."""
+    return f"[default: {SETTINGS[key].default}]"
+
+
 @dataclass(frozen=True, kw_only=True)
 class HttpServerOptions:
     """The server of an OpenAI images API."""
@@ -43,7 +48,7 @@ class HttpServerOptions:
     ] = None
     dialect: Annotated[
         str | None,
-        flag("--dialect", help=f"http: {_takes('http_dialect')}. [default: as the server says]"),
+        flag("--dialect", help=f"http: {_takes('http_dialect')}. {_default('http_dialect')}"),
     ] = None
 
 
@@ -54,11 +59,11 @@ class ProjectOptions:
     PANEL: ClassVar = "Vertex AI"
 
     project: Annotated[
-        str | None, flag("--project", help="vertex: the project. [default: the credentials']")
+        str | None, flag("--project", help=f"vertex: the project. {_default('vertex_project')}")
     ] = None
     region: Annotated[
         str | None,
-        flag("--region", help=f"vertex: the region. [default: {defaults.REGION}]"),
+        flag("--region", help=f"vertex: the region. {_default('vertex_region')}"),
     ] = None
 
 
@@ -77,7 +82,7 @@ class EndpointOptions(LocationOptions):
 
     endpoint: Annotated[
         str | None,
-        flag("--endpoint", help="vertex: number or full name. [default: the one deployed last]"),
+        flag("--endpoint", help=f"vertex: number or full name. {_default('vertex_endpoint')}"),
     ] = None
     serving: Annotated[
         str | None,
@@ -100,7 +105,7 @@ class CallOptions:
             "--retries",
             min=0,
             max=999,
-            help=f"http, vertex: tries after the first. [default: {defaults.RETRIES}]",
+            help=f"http, vertex: tries after the first. {_default('retries')}",
         ),
     ] = None
     timeout: Annotated[
@@ -108,8 +113,7 @@ class CallOptions:
         flag(
             "--timeout",
             min=0.001,
-            help="http, vertex: seconds for one image, retries included."
-            f" [default: {defaults.TIMEOUT}]",
+            help=f"http, vertex: seconds for one image, retries included. {_default('timeout')}",
         ),
     ] = None
     concurrency: Annotated[
@@ -118,8 +122,7 @@ class CallOptions:
             "--concurrency",
             min=1,
             max=256,
-            help=f"http, vertex: calls in flight. [default: {defaults.CONCURRENCY};"
-            f" vertex: {defaults.CALLS_A_REPLICA} for each replica]",
+            help=f"http, vertex: calls in flight. {_default('concurrency')}",
         ),
     ] = None
 
@@ -131,17 +134,17 @@ class DeviceOptions:
     PANEL: ClassVar = "This machine"
 
     device: Annotated[
-        str | None, flag("--device", help="cuda, cuda:1, xpu, mps or cpu. [default: the best]")
+        str | None, flag("--device", help=f"{_takes('device')}. {_default('device')}")
     ] = None
     dtype: Annotated[
-        str | None, flag("--dtype", help=f"{_takes('dtype')}. [default: what suits the device]")
+        str | None, flag("--dtype", help=f"{_takes('dtype')}. {_default('dtype')}")
     ] = None
     memory: Annotated[
         str | None,
         flag(
             "--memory",
             help="auto fits the model to the memory; fast never trades speed; low saves all it "
-            "can. [default: auto]",
+            f"can. {_default('memory')}",
         ),
     ] = None
     attention_slicing: Annotated[
@@ -177,7 +180,7 @@ class KeepAliveOptions:
         flag(
             "--keep-alive",
             help="Keep the model warm in the background for so long after the image, as 90s or "
-            "10m; 0 for not. [default: 0]",
+            f"10m; 0 for not. {_default('keep_alive')}",
         ),
     ] = None
 
@@ -190,7 +193,9 @@ class BackendOptions:
 
     backend: Annotated[
         str | None,
-        flag("--backend", help=f"Where images are made: {_takes('backend')}. [default: local]"),
+        flag(
+            "--backend", help=f"Where images are made: {_takes('backend')}. {_default('backend')}"
+        ),
     ] = None
     http: HttpServerOptions = HttpServerOptions()
     endpoint: EndpointOptions = EndpointOptions()

@@ -1,16 +1,19 @@
 """Schema of the settings: keys, environment variables, valid values."""
 
 import re
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from t2i_cli import durations, image_formats
-from t2i_cli.request_fields import DIALECTS
+from t2i_cli.request_fields import DEFAULT_MODEL, DIALECTS
+from t2i_cli.settings import defaults
 
 BACKENDS = ("local", "http", "vertex")
+DEVICES = ("cuda", "rocm", "xpu", "mps", "cpu")
 DTYPES = ("float16", "bfloat16", "float32")
+DTYPE_SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 MEMORY = ("auto", "fast", "low")
 
 
@@ -18,15 +21,18 @@ MEMORY = ("auto", "fast", "low")
 class Setting:
     """One setting: key in the file, environment variable, valid values in words, and a check.
 
-    `names` are valid values, for suggestions.
+    `default` says what applies where it is not set, "" for nothing. `choices` are values to choose
+    from; `spellings` are other spellings of values, which are kept as those.
     """
 
     key: str
     variable: str
     takes: str
     accepts: Callable[[str], object]
+    default: str = ""
+    choices: tuple[str, ...] = ()
+    spellings: Mapping[str, str] = field(default_factory=dict)
     secret: bool = False
-    names: Collection[str] = ()
 
 
 def join_choices(names: Iterable[str]) -> str:
@@ -62,71 +68,83 @@ _TABLE = (
         variable="T2I_MODEL",
         takes="an alias, a repository on the Hub, or a folder",
         accepts=_is_text,
+        default=DEFAULT_MODEL,
     ),
     Setting(
         key="backend",
         variable="T2I_BACKEND",
         takes=join_choices(BACKENDS),
         accepts=BACKENDS.__contains__,
-        names=BACKENDS,
+        default="local",
+        choices=BACKENDS,
     ),
     Setting(
         key="device",
         variable="T2I_DEVICE",
         takes="cuda, cuda:1, rocm, xpu, mps or cpu",
         accepts=re.compile(r"cpu|mps|rocm|(cuda|xpu)(:\d+)?").fullmatch,
-        names=("cuda", "rocm", "xpu", "mps", "cpu"),
+        default="the best",
+        choices=DEVICES,
     ),
     Setting(
         key="dtype",
         variable="T2I_DTYPE",
-        takes=join_choices(DTYPES),
+        takes="float16 (fp16), bfloat16 (bf16) or float32 (fp32)",
         accepts=DTYPES.__contains__,
-        names=DTYPES,
+        default="what suits the device",
+        choices=DTYPES,
+        spellings=DTYPE_SPELLINGS,
     ),
     Setting(
         key="memory",
         variable="T2I_MEMORY",
         takes=join_choices(MEMORY),
         accepts=MEMORY.__contains__,
-        names=MEMORY,
+        default="auto",
+        choices=MEMORY,
     ),
     Setting(
         key="keep_alive",
         variable="T2I_KEEP_ALIVE",
         takes="a duration as 90s, 10m or 1h30m, or 0 for off",
         accepts=lambda value: durations.parse_duration(value) is not None,
+        default="0",
     ),
     Setting(
         key="format",
         variable="T2I_FORMAT",
         takes=join_choices(image_formats.EXTENSIONS),
         accepts=lambda value: value.lower() in image_formats.IMAGE_FORMATS,
-        names=image_formats.IMAGE_FORMATS,
+        default="from the name, else png",
+        choices=tuple(image_formats.EXTENSIONS),
     ),
     Setting(
         key="output",
         variable="T2I_OUTPUT",
         takes="a file, a folder/ or a template",
         accepts=_is_text,
+        default="{slug}-{seed}.{ext}",
     ),
     Setting(
         key="retries",
         variable="T2I_RETRIES",
         takes="how often a call to a server is tried again, as 5",
         accepts=re.compile(r"\d{1,3}").fullmatch,
+        default=str(defaults.RETRIES),
     ),
     Setting(
         key="timeout",
         variable="T2I_TIMEOUT",
         takes="the seconds that a server has for an image, as 600",
         accepts=re.compile(r"(?=.*[1-9])\d{1,6}(\.\d{1,3})?").fullmatch,
+        default=str(defaults.TIMEOUT),
     ),
     Setting(
         key="concurrency",
         variable="T2I_CONCURRENCY",
         takes="how many calls to a server are in flight, 1 to 256",
         accepts=re.compile(r"[1-9]\d?|1\d\d|2[0-4]\d|25[0-6]").fullmatch,
+        default=f"{defaults.CONCURRENCY}; vertex: {defaults.CALLS_A_REPLICA} for each replica",
     ),
     Setting(
         key="http_url",
@@ -139,7 +157,8 @@ _TABLE = (
         variable="T2I_HTTP_DIALECT",
         takes=join_choices(DIALECTS),
         accepts=DIALECTS.__contains__,
-        names=DIALECTS,
+        default="as the server says",
+        choices=tuple(DIALECTS),
     ),
     Setting(
         key="http_api_key",
@@ -153,18 +172,21 @@ _TABLE = (
         variable="T2I_VERTEX_ENDPOINT",
         takes="an endpoint's number or full resource name",
         accepts=re.compile(r"(projects/[\w.:-]+/locations/[\w-]+/endpoints/)?[\w-]+").fullmatch,
+        default="the one deployed last",
     ),
     Setting(
         key="vertex_project",
         variable="T2I_VERTEX_PROJECT",
         takes="a Google Cloud project's id or number",
         accepts=re.compile(r"[a-z0-9][a-z0-9.:-]*").fullmatch,
+        default="the credentials'",
     ),
     Setting(
         key="vertex_region",
         variable="T2I_VERTEX_REGION",
         takes="a region of Google Cloud, as us-central1",
         accepts=re.compile(r"[a-z]+-[a-z]+\d+").fullmatch,
+        default=defaults.REGION,
     ),
     Setting(
         key="vertex_api_endpoint",
@@ -185,6 +207,7 @@ _TABLE = (
         variable="T2I_VERTEX_BUCKET",
         takes="a bucket's name",
         accepts=re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]").fullmatch,
+        default="t2i-PROJECT-REGION",
     ),
     Setting(
         key="vertex_prices",

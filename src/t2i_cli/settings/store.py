@@ -113,12 +113,16 @@ def read_settings() -> dict[str, str]:
     return values
 
 
-def set_setting(key: str, value: str) -> None:
-    """Write a setting into the file, keeping its comments; raises InputError or StorageError."""
-    _check(setting_named(key), value, key)
+def set_setting(key: str, value: str) -> str:
+    """Write a setting into the file, keeping its comments, and return the value written.
+
+    Raises InputError or StorageError.
+    """
+    usual = _check(setting_named(key), value, key)
     document = _load_document()
-    document[key] = value
+    document[key] = usual
     _write(document)
+    return usual
 
 
 def unset_setting(key: str) -> bool:
@@ -143,14 +147,15 @@ def set_offline() -> None:
 
 
 def _check(setting: Setting, value: object, source: str) -> str:
+    """The value in its usual spelling. Raises InputError."""
     if setting.secret and isinstance(value, str):
         register_secret(value)
-    if isinstance(value, str) and setting.accepts(value):
-        return value
+    if isinstance(value, str) and setting.accepts(usual := setting.spellings.get(value, value)):
+        return usual
     given = MASK if setting.secret else repr(value)
     plain = source in {setting.key, setting.variable} or source.startswith("--")
     where = source if plain else f"{source}: {setting.key}"
-    meant = "" if setting.secret else suggest_name(str(value), setting.names).strip()
+    meant = "" if setting.secret else suggest_name(str(value), setting.choices).strip()
     raise InputError(
         f"{where} must be {setting.takes}, not {given}.", hint=meant or None, field=setting.key
     )

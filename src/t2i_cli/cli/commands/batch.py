@@ -17,6 +17,7 @@ from t2i_cli.cli.batch_options import (
 from t2i_cli.cli.options import RequestOptions, RunOptions
 from t2i_cli.errors import InputError
 from t2i_cli.files.user_paths import expand_option
+from t2i_cli.request import parse_seeds
 from t2i_cli.request_fields import FIELDS
 from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import BackendOptions, DeploymentSpec, EndpointOptions
@@ -91,7 +92,7 @@ def _batch_config(
 ) -> "BatchConfig":
     """Combine the options to a batch's configuration. Raises InputError."""
     from t2i_cli.backends.factory import default_model
-    from t2i_cli.batch.options import BatchOptions, parse_seeds, parse_vary
+    from t2i_cli.batch.options import BatchOptions, parse_vary
     from t2i_cli.batch.row_filenames import DEFAULT_NAME_TEMPLATE, check_template
     from t2i_cli.batch.session import BatchConfig
     from t2i_cli.prompts.wildcards import WildcardFolder

@@ -57,7 +57,7 @@ def set_(
                 hint=f"Pipe it in: t2i config set {key} - < FILE",
             )
         value = sys.stdin.readline().strip()
-    store.set_setting(key, value)
+    value = store.set_setting(key, value)
     console.note(f"{key} is {store.redact(key, value)} in {store.settings_path()}.")
     found = store.find_setting(key)
     if found and found.source == store.setting_named(key).variable:
@@ -74,7 +74,7 @@ def unset(key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         console.note(f"{key} was not set in {store.settings_path()}.")
 
 
-@command(app, "t2i config list", "t2i config list --json", name="list")
+@command(app, "t2i config list", "t2i config list --json", name="list", alias="ls")
 def list_(json: JsonOpt = False) -> None:
     """Print every setting with its value and where that comes from."""
     console.configure(json=json)

@@ -46,7 +46,7 @@ def generate(
     )
     job = generate.GenerationJob(
         request=model_request,
-        seeds=prompt.seeds(),
+        seeds=prompt.given_seeds(),
         count=prompt.count,
         wildcards=WildcardFolder(prompt.wildcards) if prompt.wildcards else None,
     )

@@ -30,7 +30,7 @@ _JSON_ONLY_FIELDS = {"refuses", "guidance_off", "words", "examples"}
 ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, or folder.")]
 
 
-@command(app, "t2i models list", "t2i models list --json", name="list")
+@command(app, "t2i models list", "t2i models list --json", name="list", alias="ls")
 def list_(json: JsonOpt = False) -> None:
     """List the catalogue and what else is downloaded."""
     console.configure(json=json)
@@ -108,7 +108,7 @@ def pull(
         console.result(str(folder))
 
 
-@command(app, "t2i models remove sdxl", "t2i models remove sd15 --yes")
+@command(app, "t2i models remove sdxl", "t2i models remove sd15 --yes", alias="rm")
 def remove(
     model: ModelArg, yes: YesOpt = False, json: JsonOpt = False, quiet: QuietOpt = False
 ) -> None:

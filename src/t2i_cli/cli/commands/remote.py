@@ -52,7 +52,7 @@ command(
     "t2i remote package -m ./my-model -o packaged",
 )(remote_build.package)
 
-_CHECKS_GOOGLE = {"deploy", "run", "list", "status", "down", "reap", "cost"}
+_CHECKS_GOOGLE = {"deploy", "run", "list", "ls", "status", "down", "reap", "cost"}
 EndpointArg = Annotated[
     str | None,
     typer.Argument(metavar="ENDPOINT", help="Its name, number or full name. [default: in use]"),
@@ -72,7 +72,9 @@ def remote(context: typer.Context) -> None:
             _warn_overdue(one.name)
 
 
-@command(app, "t2i remote list", "t2i remote list --region europe-west4 --json", name="list")
+@command(
+    app, "t2i remote list", "t2i remote list --region europe-west4 --json", name="list", alias="ls"
+)
 def list_(
     location: LocationOptions,
     json: JsonOpt = False,

@@ -1,0 +1,28 @@
+"""Names of downloaded models by the folders of huggingface_hub's cache, without loading `hub`."""
+
+from pathlib import Path
+
+_PREFIX = "models--"
+"""Beginning of a model's folder; "--" stands for the "/" of its name."""
+
+
+def downloaded_repositories() -> list[str]:
+    """The repositories with a snapshot in the cache that has a model_index.json."""
+    return sorted(
+        folder.name.removeprefix(_PREFIX).replace("--", "/", 1)
+        for folder in _cache_folder().glob(f"{_PREFIX}*--*")
+        if any(folder.glob("snapshots/*/model_index.json"))
+    )
+
+
+def has_weights(repo: str) -> bool:
+    """Whether any weight file of a repository is in the cache, so that its download began."""
+    folder = _cache_folder() / f"{_PREFIX}{repo.replace('/', '--')}"
+    return any(folder.glob("snapshots/*/*/*.safetensors"))
+
+
+def _cache_folder() -> Path:
+    # The constants alone take a few milliseconds, t2i_cli.hub half a second.
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
