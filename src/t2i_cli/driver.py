@@ -1,5 +1,6 @@
 """Runs a backend until every request has an outcome; the only caller of `Backend.run`."""
 
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -11,6 +12,7 @@ from t2i_cli.errors import T2IError, internal_error
 from t2i_cli.events import Event, Notice, OnEvent, Preview, RequestSent, Step
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.terminal.console import console
 
 SaveImage = Callable[[GeneratedImage], SavedImage]
 
@@ -31,10 +33,16 @@ def save_outcome(outcome: GeneratedImage | Failure, save: SaveImage) -> SavedIma
     """Save an image; a failed save is that image's Failure."""
     if isinstance(outcome, Failure):
         return outcome
+    started = time.monotonic()
     try:
-        return save(outcome)
+        saved = save(outcome)
     except T2IError as error:
         return Failure(index=outcome.index, request=outcome.request, error=error)
+    console.trace(
+        f"image {outcome.index + 1}: made in {outcome.seconds:.2f} s, saved in "
+        f"{time.monotonic() - started:.2f} s"
+    )
+    return saved
 
 
 def run_backend(

@@ -176,6 +176,7 @@ def main() -> NoReturn:
     streams.open_standard_streams()
     sys.excepthook = _print_bug
     code = _run(sys.argv[1:])
+    console.trace(f"ended with exit code {code}")
     # Skip the interpreter's shutdown: with torch it takes about a second.
     with suppress(OSError):  # a closed terminal
         sys.stderr.flush()

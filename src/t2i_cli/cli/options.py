@@ -13,7 +13,10 @@ from t2i_cli.settings.schema import SETTINGS
 
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON Lines, errors included.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result.")]
-VerboseOpt = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more on stderr.")]
+VerboseOpt = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Tell the plan, timings, files read, requests sent."),
+]
 YesOpt = Annotated[bool, typer.Option("--yes", "-y", help="Agree to everything asked.")]
 LenientOpt = Annotated[
     bool, typer.Option("--lenient", help="Warn of what cannot be honoured, and go on.")

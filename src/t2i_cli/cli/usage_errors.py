@@ -95,7 +95,7 @@ def walk_commands(
 
 
 def prepare_commands(root: object) -> None:
-    """Set what Typer has no setting for: grouped help, no empty values, errors that show a number."""
+    """Set what Typer has no setting for: grouped help, no empty values, numbers in errors."""
     for _, part in walk_commands((), root):
         _refuse_empty_values(getattr(part, "params", ()))
         check_numbers(getattr(part, "params", ()))

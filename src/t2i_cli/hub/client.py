@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,8 @@ from t2i_cli.files.state_files import check_regular
 from t2i_cli.files.user_folders import NoHomeError
 from t2i_cli.hub.answers import check_response
 from t2i_cli.known_secrets import register_secret
+from t2i_cli.net.http_client import shown_url, trace_request
+from t2i_cli.terminal.console import console
 
 
 class HubLogHandler(logging.Handler):
@@ -120,6 +123,17 @@ def _limit_timeouts(request: httpx2.Request) -> None:
     }
 
 
+def _trace_request(request: httpx2.Request) -> None:
+    request.extensions["t2i_started"] = time.monotonic()
+    console.trace(f"{request.method} {shown_url(str(request.url))}: sent")
+
+
+def _trace_response(response: httpx2.Response) -> None:
+    request = response.request
+    started = request.extensions["t2i_started"]
+    trace_request(request.method, str(request.url), str(response.status_code), started)
+
+
 def require_valid_environment() -> None:
     """Raise InputError for an environment variable that prevents calls of the Hub."""
     library_environment.require_valid("http", "hub")
@@ -148,8 +162,8 @@ def _new_client() -> httpx2.Client:
     client = default_client_factory()
     hooks = client.event_hooks
     client.event_hooks = {
-        "request": [*hooks["request"], _limit_timeouts],
-        "response": [*hooks["response"], check_response],
+        "request": [*hooks["request"], _limit_timeouts, _trace_request],
+        "response": [*hooks["response"], _trace_response, check_response],
     }
     return client
 

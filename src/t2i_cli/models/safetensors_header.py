@@ -11,6 +11,7 @@ from pathlib import Path
 
 from t2i_cli.errors import ModelError, os_reason
 from t2i_cli.files.state_files import is_count, open_regular, parse_json
+from t2i_cli.terminal.console import console, format_bytes
 
 _MAX_HEADER_BYTES = 100_000_000
 """The largest header that the safetensors library takes."""
@@ -49,6 +50,7 @@ def count_elements(file: Path) -> Counter[str]:
         raise ModelError(
             f"The weights file {file} is damaged: {size - end:,} bytes belong to no tensor."
         )
+    console.trace(f"weights in {file}: {format_bytes(size)}", once=True)
     return elements
 
 

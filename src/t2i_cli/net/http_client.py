@@ -1,5 +1,6 @@
 """The HTTP client: thread-safe, with size and time limits, raising T2IError."""
 
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +18,15 @@ from t2i_cli import __version__, library_environment
 from t2i_cli.errors import InputError, RemoteError, T2IError, TimedOutError
 from t2i_cli.files.state_files import parse_json
 from t2i_cli.net.retry import RetryableError, parse_retry_after
+from t2i_cli.terminal.console import console
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to connect, however long the timeout of the whole call is."""
 MAX_RESPONSE_BYTES = 256 * 2**20
 """Bytes of one response body."""
 
+_LIKE_A_KEY = re.compile(r"(?=[A-Za-z_=]*\d)[A-Za-z0-9_=]{20,}")
+"""Long runs of letters and digits; a signed URL may have its signature in the path."""
 _NETWORK = "Check that it runs, its address, and the network."
 
 
@@ -156,6 +160,7 @@ class HttpClient:
         `timeout` is in seconds, for each network operation. Raises the error that `translate`
         returns for a failed call, also while the body is read.
         """
+        started = time.monotonic()
         try:
             with self._client.stream(
                 method,
@@ -168,8 +173,10 @@ class HttpClient:
                 extensions={"trace": self._trace},
             ) as response:
                 yield response
+                trace_request(method, url, str(response.status_code), started)
         # The name of a host in a URL or a redirect is encoded late, and may be none (UnicodeError).
         except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
+            trace_request(method, url, type(error).__name__, started)
             failed = FailedCall(
                 error=error, method=method, host=host_and_port(url), timeout=timeout
             )
@@ -215,6 +222,22 @@ def host_and_port(url: str) -> str:
         return "the server"
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return host if port is None else f"{host}:{port}"
+
+
+def trace_request(method: str, url: str, result: str, started: float) -> None:
+    """Print a request and what came of it, with --verbose only; without what may be a secret."""
+    console.trace(f"{method} {shown_url(url)}: {result} in {time.monotonic() - started:.2f} s")
+
+
+def shown_url(url: str) -> str:
+    """The URL without user, password and query, and without what looks like a key in its path."""
+    try:
+        parts = urlsplit(url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "the server"
+    return f"{parts.scheme}://{host}{port}{_LIKE_A_KEY.sub('…', parts.path)}"
 
 
 def _new_client(**settings: Any) -> httpx2.Client:  # noqa: ANN401 - handed on to httpx2

@@ -14,6 +14,7 @@ from t2i_cli.files.input_files import open_input
 from t2i_cli.known_names import closest_name, name_choices
 from t2i_cli.prompts import readers
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem
+from t2i_cli.terminal.console import console
 
 InputFormat = Literal["txt", "jsonl", "csv", "tsv", "json"]
 INPUT_FORMATS = f"{', '.join(get_args(InputFormat)[:-1])} or {get_args(InputFormat)[-1]}"
@@ -163,4 +164,5 @@ def _parse(name: str, file: BinaryIO, format: InputFormat) -> PromptsFile:
             raise InputError(f"There are more than {MAX_ENTRIES:,} prompts in {name}.")
     if not entries and not problems:
         raise InputError(f"There is no prompt in {name}.")
+    console.trace(f"{len(entries):,} prompts read from {name}")
     return PromptsFile(name=name, format=format, entries=entries, problems=problems)

@@ -16,6 +16,7 @@ from t2i_cli.prompts.readers import read_prompt_line
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_field import MAX_PROMPT
 from t2i_cli.request_fields import FIELDS
+from t2i_cli.terminal.console import console
 
 WILDCARD = re.compile(r"__(?![_\s])((?:(?!__)[\w./*\- ])+)(?<! )__")
 """A wildcard; its name may have folders: `__colours/warm__`."""
@@ -174,4 +175,5 @@ def _read_values(path: Path) -> list[str]:
         values += found
     if not values:
         raise InputError(f"The wildcard file '{path}' has no value.")
+    console.trace(f"{len(values):,} values read from {path}")
     return values

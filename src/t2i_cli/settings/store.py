@@ -21,6 +21,7 @@ from t2i_cli.known_names import suggest_name
 from t2i_cli.known_secrets import register_secret
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
+from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -166,7 +167,7 @@ def _read_text(file: Path) -> str:
         if os.path.exists(file) and os.path.samefile(file, os.devnull):
             return ""
         # Nothing else but a regular file: a pipe could be read once only, or never ends.
-        return read_input(file, MAX_STATE_BYTES).decode().replace("\r\n", "\n")
+        text = read_input(file, MAX_STATE_BYTES).decode().replace("\r\n", "\n")
     except (FileNotFoundError, NotADirectoryError):  # the home may be /dev/null
         return ""
     except UnicodeDecodeError as error:
@@ -175,6 +176,8 @@ def _read_text(file: Path) -> str:
         raise InputError(f"Cannot read {file}: {error}.") from error
     except OSError as error:
         raise StorageError(f"Cannot read {file}: {os_reason(error)}.") from error
+    console.trace(f"settings read from {file}", once=True)
+    return text
 
 
 def _parse(text: str, file: Path) -> Mapping[str, object]:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from typing import BinaryIO, TextIO
 
 from t2i_cli.errors import InputError, T2IError, internal_error
 from t2i_cli.known_secrets import scrub_secrets
+from t2i_cli.terminal.colours import painted
 
 EVENTS_VERSION = 1
 """Version of the `--events` format; raised when older readers could misread it."""
@@ -32,6 +34,8 @@ class Console:
         self._out: TextIO | None = None
         self._err: TextIO | None = None
         self._told_escapes = False
+        self._started = time.monotonic()
+        self._traced: set[str] = set()
 
     def configure(
         self,
@@ -89,12 +93,23 @@ class Console:
 
     def warn(self, message: str) -> None:
         """Print a warning, also with --quiet."""
-        self._message("warning", message, prefix="warning: ")
+        self._message("warning", message, prefix="warning: ", colour="yellow")
 
     def detail(self, message: str) -> None:
         """Print a line with --verbose only."""
         if self.verbose:
             self._message("note", message)
+
+    def trace(self, message: str, *, once: bool = False) -> None:
+        """Print a step of the work with the seconds since the start, with --verbose only.
+
+        With `once`, the same message is not printed again.
+        """
+        if not self.verbose or (once and message in self._traced):
+            return
+        if once:
+            self._traced.add(message)
+        self.detail(f"[{time.monotonic() - self._started:.2f} s] {message}")
 
     def cause(self, error: BaseException) -> None:
         """Print the traceback of an error's cause, with --verbose only, and once an error."""
@@ -121,9 +136,9 @@ class Console:
         if self.json:
             self._stderr(_json_line({"error": error.to_json()}, self._err or sys.stderr))
             return
-        self._stderr(f"error: {error.message}")
+        self._stderr(error.message, prefix="error: ", colour="red")
         if error.hint:
-            self._stderr(f"hint: {error.hint}")
+            self._stderr(error.hint, prefix="hint: ", colour="cyan")
 
     def confirm(self, question: str) -> None:
         """Ask the user to agree; raises InputError on no, or without a terminal."""
@@ -168,17 +183,18 @@ class Console:
         finally:
             sys.stderr, self._err = self._err, None
 
-    def _message(self, kind: str, message: str, prefix: str = "") -> None:
+    def _message(self, kind: str, message: str, prefix: str = "", colour: str = "") -> None:
         if self.events:
             self.event(kind, message=message)
         else:
-            self._stderr(prefix + message)
+            self._stderr(message, prefix, colour)
 
-    def _stderr(self, line: str) -> None:
+    def _stderr(self, line: str, prefix: str = "", colour: str = "") -> None:
         # A closed stderr or terminal must not turn a finished image into a failure.
         with suppress(OSError):
             stream = self._err or sys.stderr
-            stream.write(escape_controls(scrub_secrets(line)) + "\n")
+            shown = painted(prefix, colour, stream) if prefix else ""
+            stream.write(shown + escape_controls(scrub_secrets(line)) + "\n")
             stream.flush()
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from t2i_cli.files.state_files import MAX_STATE_BYTES, parse_json
 from t2i_cli.known_secrets import register_secret
+from t2i_cli.terminal.console import console
 from t2i_cli.worker.state import (
     HEARTBEAT_INTERVAL,
     RuntimeDir,
@@ -61,6 +62,8 @@ class WorkerExchange:
             self._connection.connect()
         watch = threading.Thread(target=self._watch, args=[self._connection.sock], daemon=True)
         watch.start()
+        method, path = self._request[:2]
+        console.trace(f"{method} {path} to the warm worker (process {self._state.pid})")
         try:
             with self._translating_errors(WorkerExitingError(self.runtime_dir)):
                 self._connection.request(*self._request)

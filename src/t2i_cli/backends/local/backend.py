@@ -33,6 +33,7 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, resolution, schedulers
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings import store
+from t2i_cli.terminal.console import console
 
 
 class LocalBackend:
@@ -196,11 +197,14 @@ class LocalBackend:
             target = planning.fetch_files(target, self._options, on_event)
             self._targets[request.model, request.revision] = target
             plan = self._plan_memory(target, request)
+            console.trace(plan.text())
             model, device_name, started = target.spec.name, target.device.name, time.monotonic()
             on_event(Loading(model=model, device=device_name))
             self._loaded = self._load(target, on_event)
             self._place(self._loaded, plan.measures)
-            on_event(Loaded(model=model, device=device_name, seconds=time.monotonic() - started))
+            seconds = time.monotonic() - started
+            on_event(Loaded(model=model, device=device_name, seconds=seconds))
+            console.trace(f"loaded from {target.folder} in {seconds:.2f} s")
         prompt_embedding_cache.cache_text_embeddings(self._loaded.pipe)
         return self._loaded
 

@@ -81,6 +81,15 @@ class MemoryPlan:
         """The plan as --dry-run prints it."""
         return asdict(self) | {"measures": list(self.measures)}
 
+    def text(self) -> str:
+        """The plan as -v prints it."""
+        return (
+            f"plan: {self.dtype} on {self.device} ({self.device_name}), "
+            f"{self.weights_mib:,} MiB of weights and {self.working_mib:,} MiB to work with, "
+            f"{self.free_mib:,} of {self.total_mib:,} MiB free; "
+            f"measures: {', '.join(self.measures) or 'none'}"
+        )
+
 
 def estimate_memory(
     folder: Path,

@@ -3,9 +3,11 @@
 import typer
 
 from t2i_cli.cli.options import JsonOpt
+from t2i_cli.terminal.colours import painted
 from t2i_cli.terminal.console import console
 
-_LABELS = {"ok": "ok  ", "note": "note", "problem": "FIX "}
+_LABELS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "problem": ("FIX ", "red")}
+"""How a finding begins, and in which colour on a terminal."""
 
 
 def doctor(json: JsonOpt = False) -> None:
@@ -19,7 +21,8 @@ def doctor(json: JsonOpt = False) -> None:
         if json:
             console.result_json(found.to_json())
         else:
-            console.result(f"{_LABELS[found.status]}  {found.name}: {found.detail}")
+            label = painted(*_LABELS[found.status], console.stdout)
+            console.result(f"{label}  {found.name}: {found.detail}")
             if found.fix:
                 console.result(f"      {found.fix}")
     if exit_code:
