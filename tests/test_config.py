@@ -4,6 +4,8 @@ import json
 import stat
 from pathlib import Path
 
+import pytest
+
 from t2i_cli.settings.store import SETTINGS
 from tests.conftest import T2I
 
@@ -89,3 +91,71 @@ def test_a_secret_comes_from_standard_input_and_is_never_shown(t2i: T2I, home: P
     listed = t2i("config", "list", "--json")
     assert shown.stdout == "********\n"
     assert "verysecret" not in given.stderr + piped.stderr + listed.stdout + listed.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model", "nosuchmodel", "The model 'nosuchmodel' is unknown."),
+        ("model", "./nowhere", "There is no model folder ./nowhere."),
+        ("output", "out/{sed}.png", "sed"),
+        ("output", "a.tiff", "unknown extension .tiff"),
+        ("vertex_prices", "no.toml", "Cannot read no.toml"),
+        ("vertex_prices", "bad.toml", "bad.toml"),
+    ],
+)
+def test_values_that_the_table_cannot_know_are_checked_too(
+    t2i: T2I, home: Path, tmp_path: Path, key: str, value: str, message: str
+) -> None:
+    (tmp_path / "bad.toml").write_text("[machines]\nsome = 'much'\n")
+    done = t2i("config", "set", key, value, "--json")
+    assert done.returncode == 2
+    error = json.loads(done.stderr)["error"]
+    assert message in error["message"]
+    assert error["field"] == key
+    assert not (home / "t2i.toml").exists()
+
+
+def test_values_that_can_be_used_are_taken(t2i: T2I, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "good.toml").write_text("[machines]\ng2-standard-4 = 0.5\n")
+    for key, value in (
+        ("model", "someone/their-model"),
+        ("model", "folder"),
+        ("model", "stabilityai/stable-diffusion-xl-base-1.0"),
+        ("output", "pictures/"),
+        ("output", "picture"),
+        ("vertex_prices", "good.toml"),
+    ):
+        done = t2i("config", "set", key, value)
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_holds_is_listed_with_where_it_comes_from(t2i: T2I, home: Path) -> None:
+    (home / "t2i.toml").write_text('memory = "low"\ndtype = "fp16"\n')
+    env = {"T2I_FORMAT": "webp", "T2I_HTTP_API_KEY": "sk-verysecret"}
+    lines = t2i("config", "list", "--all", env=env).stdout.splitlines()
+    assert len(lines) == len(SETTINGS)
+    assert {
+        "model = sd15  (default)",
+        "device = the best  (default)",
+        "retries = 5  (default)",
+        "http_url = nothing  (default)",
+        f"memory = low  (file {home / 't2i.toml'})",
+        f"dtype = float16  (file {home / 't2i.toml'})",
+        "format = webp  (environment T2I_FORMAT)",
+        "http_api_key = ********  (environment T2I_HTTP_API_KEY)",
+    } <= set(lines)
+    records = {
+        record["key"]: record
+        for record in map(
+            json.loads, t2i("config", "ls", "--all", "--json", env=env).stdout.splitlines()
+        )
+    }
+    told = {key: (record["effective"], record["from"]) for key, record in records.items()}
+    assert told["model"] == ("sd15", "default")
+    assert told["http_url"] == (None, "default")
+    assert told["memory"] == ("low", "file")
+    assert told["format"] == ("webp", "environment")
+    assert told["http_api_key"] == ("********", "environment")
+    assert records["model"]["value"] is None

@@ -182,7 +182,7 @@ def test_an_ephemeral_batch(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -> Non
     ):
         early = t2i(*batch, *wrong, env=vertex.environment)
         assert early.returncode == 2, early.stderr
-    for option in (("--ttl", "1h"), ("--max-cost", "3"), ("--yes",)):
+    for option in (("--ttl", "1h"), ("--max-cost", "3")):
         alone = t2i("batch", file, "-m", "postcard", *option)
         assert alone.returncode == 2
         assert f"{option[0]} means nothing without --ephemeral" in alone.stderr

@@ -18,6 +18,7 @@ from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.prompts.wildcards import WildcardFolder
 from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds
 from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.download_consent import asks_for_downloads, confirm_download
 from t2i_cli.terminal.preview import terminal_viewer
 from t2i_cli.terminal.progress import Progress
 from t2i_cli.terminal.streams import stdout_is_closed
@@ -104,10 +105,17 @@ def generate_images(
     console: Console,
     *,
     lenient: bool,
+    yes: bool = False,
 ) -> None:
-    """Make and save the images, and print their paths; raises T2IError if any of them failed."""
+    """Make and save the images, and print their paths; raises T2IError if any of them failed.
+
+    With `yes`, a model is downloaded without a question.
+    """
     show = terminal_viewer(output.show, lenient, console)
     requests, writer, notes = prepare_requests(job, backend, output, console, lenient=lenient)
+    if asks_for_downloads(console, yes=yes):
+        plan = backend.estimate(requests[0]) | {"model": requests[0].model}
+        confirm_download([plan], console, yes=yes)
     writer.prepare()
     failures: list[T2IError] = []
 
@@ -162,5 +170,6 @@ def _combined_error(failures: Sequence[T2IError], total: int) -> T2IError:
     if total == 1:
         return first
     if len(failures) == total and len({type(failure) for failure in failures}) == 1:
-        return type(first)(f"None of the {total} images could be made.")
+        hint = first.hint if len({failure.hint for failure in failures}) == 1 else None
+        return type(first)(f"None of the {total} images could be made.", hint=hint)
     return PartialError(f"{len(failures)} of {total} images failed.")

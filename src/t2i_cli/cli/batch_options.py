@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from t2i_cli.cli.options import ConsoleOptions, FormatOpt, ShowOpt, WildcardsOpt, YesOpt
+from t2i_cli.cli.options import ConsoleOptions, FormatOpt, ShowOpt, WildcardsOpt
 from t2i_cli.settings import defaults
 
 
@@ -142,7 +142,6 @@ class EphemeralOptions:
             "--max-cost", help="ephemeral: refuse if it could cost more USD until its TTL."
         ),
     ] = None
-    yes: YesOpt = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,4 +150,19 @@ class BatchConsoleOptions(ConsoleOptions):
 
     events: Annotated[
         bool, typer.Option("--events", help="Write NDJSON events on stderr, and nothing else.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConsentOptions:
+    """Consent to downloads and to the price of an endpoint."""
+
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes",
+            "-y",
+            help="Agree to all that is asked: a download of gigabytes (as T2I_YES=1 does), the "
+            "price of an ephemeral endpoint.",
+        ),
     ] = False

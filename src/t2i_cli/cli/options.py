@@ -51,6 +51,20 @@ WildcardsOpt = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """Consent to downloads."""
+
+    PANEL: ClassVar = "This machine"
+
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes", "-y", help="Download a model of gigabytes without a question; as T2I_YES=1."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConsoleOptions:
     """Console output; the arguments of `console.configure()`."""
 

@@ -19,7 +19,7 @@ from t2i_cli.hub import answers, client, files
 from t2i_cli.hub import snapshot as snapshots
 from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.downloader import FileDownload
-from t2i_cli.hub.errors import translate_hub_errors
+from t2i_cli.hub.errors import NotDownloadedError, translate_hub_errors
 from t2i_cli.hub.snapshot import Snapshot
 from t2i_cli.terminal.console import format_bytes
 
@@ -101,7 +101,7 @@ def _raise_if_unavailable(snapshot: Snapshot, missing: list[str]) -> None:
     if snapshot.obstacle is None or not missing:
         return
     if isinstance(snapshot.obstacle, ModelError):
-        raise ModelError(
+        raise NotDownloadedError(
             f"{snapshot.repo} is only partly downloaded: of its files {len(missing)} are missing, "
             f"{missing[0]} among them.",
             hint=snapshot.obstacle.hint,

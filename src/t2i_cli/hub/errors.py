@@ -76,9 +76,13 @@ def _translate(error: BaseException, repo: str) -> T2IError:
     return RemoteError(f"The download of {repo} broke off.")
 
 
-def not_downloaded(repo: str) -> ModelError:
+class NotDownloadedError(ModelError):
+    """The model is not on this machine, or not all of it, and nothing may be downloaded."""
+
+
+def not_downloaded(repo: str) -> NotDownloadedError:
     """The error for a model that is requested offline and not downloaded."""
-    return ModelError(
+    return NotDownloadedError(
         f"{repo} is not downloaded.", hint=f"`t2i models pull {repo}` downloads it, once online."
     )
 

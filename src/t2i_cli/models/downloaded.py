@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from t2i_cli.models import catalog
+
 _PREFIX = "models--"
 """Beginning of a model's folder; "--" stands for the "/" of its name."""
 
@@ -13,6 +15,11 @@ def downloaded_repositories() -> list[str]:
         for folder in _cache_folder().glob(f"{_PREFIX}*--*")
         if any(folder.glob("snapshots/*/model_index.json"))
     )
+
+
+def is_local(model: str) -> bool:
+    """Whether a resolved request's model is inside t2i or a folder: no repository of a Hub."""
+    return "/" not in model or catalog.folder_named(model) is not None
 
 
 def has_weights(repo: str) -> bool:

@@ -54,6 +54,11 @@ class Console:
         return sys.stdin.isatty() and sys.stderr.isatty()
 
     @property
+    def asks(self) -> bool:
+        """Whether the user is asked what a script is not: on a terminal, for output to people."""
+        return self.interactive and not (self.json or self.events)
+
+    @property
     def live(self) -> bool:
         """Whether stderr can show a progress bar."""
         dumb = os.environ.get("TERM") == "dumb"

@@ -136,8 +136,11 @@ def load_prices() -> PriceTable:
     Raises InputError or StorageError.
     """
     named = store.get_setting("vertex_prices")
-    if named is None:
-        return BUILT_IN
+    return BUILT_IN if named is None else read_prices(named)
+
+
+def read_prices(named: str) -> PriceTable:
+    """The built-in prices, overridden by a TOML file. Raises InputError or StorageError."""
     file = Path(expand_home(named))
     try:
         record = tomllib.loads(read_input(file, MAX_STATE_BYTES).decode())

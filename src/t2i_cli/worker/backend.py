@@ -10,7 +10,7 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Event, Notice, OnEvent, Step
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog
+from t2i_cli.models import catalog, downloaded
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import answers, client
 from t2i_cli.worker.client import WorkerExchange
@@ -74,7 +74,9 @@ class WorkerBackend:
         """Check nothing: the worker checks the requests it gets."""
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
-        """What the image takes here; needs no worker."""
+        """What the image takes here, if its model is still to be downloaded; needs no worker."""
+        if downloaded.is_local(request.model) or downloaded.has_weights(request.model):
+            return {}  # all else takes torch to say, which the worker's client does not load
         return self._fallback.estimate(request)
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:

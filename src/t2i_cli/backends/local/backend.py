@@ -27,10 +27,11 @@ from t2i_cli.backends.local.outcomes import Member
 from t2i_cli.backends.local.pipeline import RunCancelled
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.backends.local.planning import LoadTarget
+from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Loaded, Loading, Notice, OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, diffusers_folder, resolution, schedulers
+from t2i_cli.models import catalog, diffusers_folder, downloaded, resolution, schedulers
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import console
@@ -60,13 +61,14 @@ class LocalBackend:
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """Describe the model that the request names; raises T2IError."""
         name = request.model or catalog.DEFAULT_MODEL
-        spec = resolution.resolve_model(
-            name,
-            request.revision,
-            offline=self._options.offline,
-            trust_remote_code=self._options.trust_remote_code,
-            folder=self._folders.get(name),
-        )
+        with hinting_at_embedded_model():
+            spec = resolution.resolve_model(
+                name,
+                request.revision,
+                offline=self._options.offline,
+                trust_remote_code=self._options.trust_remote_code,
+                folder=self._folders.get(name),
+            )
         self._specs[spec.repo or spec.name, spec.revision] = spec
         return spec
 
@@ -83,11 +85,12 @@ class LocalBackend:
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The current commit of a repository's revision; `None` for a local model."""
-        if "/" not in model or catalog.folder_named(model):
+        if downloaded.is_local(model):
             return None
         from t2i_cli.hub import snapshot
 
-        return snapshot.find_snapshot(model, revision, self._options.offline).commit
+        with hinting_at_embedded_model():
+            return snapshot.find_snapshot(model, revision, self._options.offline).commit
 
     def plan(self, request: ResolvedRequest) -> MemoryPlan:
         """The memory that the image needs, and the measures that make it fit. Raises T2IError."""
@@ -178,7 +181,8 @@ class LocalBackend:
         """How to load the model; resolved once, so that a run keeps one revision of a Hub model."""
         key = (request.model, request.revision)
         if key not in self._targets:
-            self._targets[key] = planning.resolve_target(self._spec(request), self._options)
+            with hinting_at_embedded_model():
+                self._targets[key] = planning.resolve_target(self._spec(request), self._options)
         return self._targets[key]
 
     def _prepare(self, request: ResolvedRequest, on_event: OnEvent) -> LoadedPipeline:
@@ -194,7 +198,8 @@ class LocalBackend:
             plan = self._plan_memory(target, request, self._loaded.resident_bytes)
             self._place(self._loaded, plan.measures)
         else:
-            target = planning.fetch_files(target, self._options, on_event)
+            with hinting_at_embedded_model():
+                target = planning.fetch_files(target, self._options, on_event)
             self._targets[request.model, request.revision] = target
             plan = self._plan_memory(target, request)
             console.trace(plan.text())

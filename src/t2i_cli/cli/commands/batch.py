@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from t2i_cli.cli.batch_options import (
+    BatchConsentOptions,
     BatchConsoleOptions,
     BatchSizeOptions,
     EphemeralOptions,
@@ -44,6 +45,7 @@ def batch(
     batch_sizes: BatchSizeOptions,
     ephemeral: EphemeralOptions,
     run: RunOptions,
+    consent: BatchConsentOptions,
     console_options: BatchConsoleOptions,
 ) -> None:
     """Make every image of a prompts file; run it again to make what is missing."""
@@ -74,11 +76,11 @@ def batch(
     if not ephemeral.ephemeral:
         _refuse_without_ephemeral(ephemeral)
         with closing(create(None)) as image_backend:
-            session.run_batch(config, image_backend, console)
+            session.run_batch(config, image_backend, console, yes=consent.yes)
         return
     if backend.endpoint.endpoint or run.dry_run or backend.backend not in (None, "vertex"):
         raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
-    _run_on_ephemeral(config, create, request.model, backend.endpoint, ephemeral)
+    _run_on_ephemeral(config, create, request.model, backend.endpoint, ephemeral, yes=consent.yes)
 
 
 def _batch_config(
@@ -158,6 +160,8 @@ def _run_on_ephemeral(
     model: str | None,
     endpoint: EndpointOptions,
     options: EphemeralOptions,
+    *,
+    yes: bool,
 ) -> None:
     """Run the batch on an ephemeral endpoint, deployed only if any image is to be made."""
     from t2i_cli.backends.vertex.planned_endpoint import PlannedEndpoint
@@ -176,7 +180,7 @@ def _run_on_ephemeral(
     )
     deployment: AbstractContextManager[str | None] = nullcontext()
     if missing:
-        deployment = lifecycle.ephemeral_endpoint(spec, endpoint, console, yes=options.yes)
+        deployment = lifecycle.ephemeral_endpoint(spec, endpoint, console, yes=yes)
     with deployment as endpoint_name:
         backend = planned if endpoint_name is None else create(endpoint_name)
         with closing(backend):

@@ -2,13 +2,14 @@
 
 import os
 import sys
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
 
 from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, T2IError
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import console
 
@@ -57,6 +58,11 @@ def set_(
                 hint=f"Pipe it in: t2i config set {key} - < FILE",
             )
         value = sys.stdin.readline().strip()
+    if check := _CHECKS.get(key):
+        try:
+            check(value)
+        except T2IError as error:
+            raise InputError(error.message, hint=error.hint, field=key) from error
     value = store.set_setting(key, value)
     console.note(f"{key} is {store.redact(key, value)} in {store.settings_path()}.")
     found = store.find_setting(key)
@@ -74,18 +80,45 @@ def unset(key: KeyArg, json: JsonOpt = False, quiet: QuietOpt = False) -> None:
         console.note(f"{key} was not set in {store.settings_path()}.")
 
 
-@command(app, "t2i config list", "t2i config list --json", name="list", alias="ls")
-def list_(json: JsonOpt = False) -> None:
+@command(
+    app,
+    "t2i config list",
+    "t2i config list --all",
+    "t2i config list --json",
+    name="list",
+    alias="ls",
+)
+def list_(
+    all_: Annotated[
+        bool, typer.Option("--all", "-a", help="Print what holds where nothing is set, too.")
+    ] = False,
+    json: JsonOpt = False,
+) -> None:
     """Print every setting with its value and where that comes from."""
     console.configure(json=json)
-    for key in store.SETTINGS:
+    for key, setting in store.SETTINGS.items():
         found = store.find_setting(key)
         if json:
-            console.result_json(_record(key, found))
+            console.result_json(_record(key, found) | (_effective(key, found) if all_ else {}))
         elif found:
-            console.result(f"{key} = {store.redact(key, found.value)}  ({found.source})")
+            origin = f"{_origin(key, found)} " if all_ else ""
+            console.result(f"{key} = {store.redact(key, found.value)}  ({origin}{found.source})")
+        elif all_:
+            console.result(f"{key} = {setting.default or 'nothing'}  (default)")
         else:
             console.result(f"{key} is not set")
+
+
+def _effective(key: str, found: store.SettingValue | None) -> dict[str, object]:
+    """What holds: the value that is set, or the default in words, and where it comes from."""
+    value = store.redact(key, found.value) if found else store.setting_named(key).default or None
+    return {"effective": value, "from": _origin(key, found)}
+
+
+def _origin(key: str, found: store.SettingValue | None) -> str:
+    if found is None:
+        return "default"
+    return "environment" if found.source == store.setting_named(key).variable else "file"
 
 
 @command(app, "t2i config path", "t2i config path --json")
@@ -108,3 +141,36 @@ def _record(key: str, found: store.SettingValue | None) -> dict[str, object]:
         "variable": setting.variable,
         "takes": setting.takes,
     }
+
+
+def _check_model(value: str) -> None:
+    from t2i_cli.models import catalog
+
+    if not (
+        catalog.find_in_catalog(value)
+        or catalog.folder_named(value)
+        or catalog.is_repository(value)
+    ):
+        raise catalog.unknown_model(value)
+
+
+def _check_output(value: str) -> None:
+    from t2i_cli.output import filenames
+
+    # A name without an extension gets its format from an option.
+    format = "png" if filenames.template_extension(value) == "" else None
+    filenames.parse_output(value, format, is_folder=os.path.isdir(value))
+
+
+def _check_prices(value: str) -> None:
+    from t2i_cli.vertex import machine_types
+
+    machine_types.read_prices(value)
+
+
+_CHECKS: Mapping[str, Callable[[str], object]] = {
+    "model": _check_model,
+    "output": _check_output,
+    "vertex_prices": _check_prices,
+}
+"""Checks of values that the settings' own table, which knows no model, cannot make."""

@@ -2,16 +2,18 @@
 
 import sys
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from t2i_cli.cli.options import (
     ConsoleOptions,
+    DownloadOptions,
     OutputOptions,
     PromptOptions,
     RequestOptions,
     RunOptions,
 )
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, T2IError
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.settings import store
 from t2i_cli.settings.options import BackendOptions, KeepAliveOptions
@@ -27,6 +29,7 @@ def generate(
     output: OutputOptions,
     backend: BackendOptions,
     keep_alive: KeepAliveOptions,
+    consent: DownloadOptions,
     run: RunOptions,
     console_options: ConsoleOptions,
 ) -> None:
@@ -35,21 +38,45 @@ def generate(
     if backend.device.offline:
         store.set_offline()
     from t2i_cli import generate
-    from t2i_cli.backends.factory import create_backend, default_model
+    from t2i_cli.backends.factory import default_model
+    from t2i_cli.backends.local import unavailable
     from t2i_cli.models.request_resolution import build_request
-    from t2i_cli.output import filenames
     from t2i_cli.prompts.wildcards import WildcardFolder
 
-    fields = request.given()
-    model_request = build_request(
-        {"model": default_model(backend.backend)} | fields | {"prompt": _read_prompt(prompt)}
-    )
+    fields = {"model": default_model(backend.backend)} | request.given()
     job = generate.GenerationJob(
-        request=model_request,
+        request=build_request(fields | {"prompt": _read_prompt(prompt)}),
         seeds=prompt.given_seeds(),
         count=prompt.count,
         wildcards=WildcardFolder(prompt.wildcards) if prompt.wildcards else None,
     )
+    options = backend, keep_alive, consent
+    try:
+        _make_images(job, output, options, run)
+    except T2IError as error:
+        # A user who named no model may not know yet that there is one here.
+        is_first_word = fields["model"] is None and unavailable.is_model_unavailable(error)
+        if run.dry_run or not is_first_word or not console.asks:
+            raise
+        question = "Make it with postcard, the small model inside t2i?"
+        if not console.ask(f"{error.message} {question}"):
+            raise
+        _make_images(
+            replace(job, request=replace(job.request, model="postcard")), output, options, run
+        )
+
+
+def _make_images(
+    job: "GenerationJob",
+    output: OutputOptions,
+    options: tuple[BackendOptions, KeepAliveOptions, DownloadOptions],
+    run: RunOptions,
+) -> None:
+    """Make the job's images, or print what would be made. Raises T2IError."""
+    from t2i_cli import generate
+    from t2i_cli.backends.factory import create_backend
+
+    backend, keep_alive, consent = options
     output_options = generate.OutputDestination(
         target=output.output or store.get_setting("output"),
         format=output.format or store.get_setting("format"),
@@ -76,7 +103,9 @@ def generate(
                     console.note("A seed is drawn for each run, and values of wildcards with it.")
             _print_dry_run(requests, files, notes, image_backend)
             return
-        generate.generate_images(job, image_backend, output_options, console, lenient=run.lenient)
+        generate.generate_images(
+            job, image_backend, output_options, console, lenient=run.lenient, yes=consent.yes
+        )
     _show_keep_alive_tip(backend.backend, keep_alive.keep_alive)
 
 

@@ -3,6 +3,7 @@
 from t2i_cli.cli.commands import generate as generate_command
 from t2i_cli.cli.options import (
     ConsoleOptions,
+    DownloadOptions,
     OutputOptions,
     PromptOptions,
     RequestOptions,
@@ -28,5 +29,6 @@ def generate(
     """Make an image from a prompt on the endpoint: `t2i generate --backend vertex`, for short."""
     vertex = BackendOptions(backend="vertex", endpoint=endpoint, calls=calls)
     generate_command.generate(
-        prompt, request, output, vertex, KeepAliveOptions(), run, console_options
+        *(prompt, request, output, vertex, KeepAliveOptions(), DownloadOptions()),
+        *(run, console_options),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from t2i_cli.cli.options import ConsoleOptions, ModelOpt, RevisionOpt
+from t2i_cli.cli.options import ConsoleOptions, DownloadOptions, ModelOpt, RevisionOpt
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.server.options import API_KEY_VARIABLE, ServerLimits, ServerOptions
 from t2i_cli.settings import store
@@ -87,6 +87,7 @@ def serve(
     access: AccessOptions,
     limits: ServerLimits,
     backend: BackendOptions,
+    consent: DownloadOptions,
     console_options: ConsoleOptions,
     model: ModelOpt = None,
     revision: RevisionOpt = None,
@@ -111,6 +112,8 @@ def serve(
     # The local backend chooses its batch size; other backends get one request at a time.
     image_backend = create_backend(backend, lenient=None, batch_size=None if local else 1)
     model_name = model or default_model(backend.backend)
+    if local and not container:
+        _confirm_download(image_backend, model_name, revision, yes=consent.yes)
     storage_uri = container.storage_uri if container and local and not model_name else None
     with (
         ExitStack() as cleanup,
@@ -142,6 +145,21 @@ def serve(
         )
     if failures:
         raise failures[0]
+
+
+def _confirm_download(
+    backend: "Backend", model: str | None, revision: str | None, *, yes: bool
+) -> None:
+    """Ask before the model is downloaded, if that takes gigabytes. Raises T2IError."""
+    from t2i_cli.models.request_resolution import resolve_request
+    from t2i_cli.request import GenerateRequest
+    from t2i_cli.terminal import download_consent
+
+    if download_consent.asks_for_downloads(console, yes=yes):
+        request = GenerateRequest(prompt="-", model=model, revision=revision)
+        resolved = resolve_request(request, backend.describe(request))
+        plan = backend.estimate(resolved) | {"model": resolved.model}
+        download_consent.confirm_download([plan], console, yes=yes)
 
 
 def _read_api_key(access: AccessOptions) -> str | None:
