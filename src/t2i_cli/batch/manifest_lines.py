@@ -96,3 +96,11 @@ def _is_request(request: object) -> bool:
     if not isinstance(request, dict):
         return False
     return _is_absent(request, "prompt") or isinstance(request["prompt"], str)
+
+
+def pin_lines(pins: Mapping[tuple[str, str | None], str]) -> list[dict[str, object]]:
+    """The lines that keep the commit of each model and revision."""
+    return [
+        {"model": model, "revision": revision, "pin": commit}
+        for (model, revision), commit in pins.items()
+    ]

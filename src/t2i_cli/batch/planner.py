@@ -18,6 +18,7 @@ from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptProblem
 from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.download_consent import confirm_download
 
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
@@ -25,7 +26,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """Configuration of a batch. `max_failures` is a number, or a percentage as `5%`."""
+    """Configuration of a batch; `max_failures` is a number or `5%`, `yes` agrees to downloads."""
 
     source: str
     input_format: str | None
@@ -35,6 +36,7 @@ class BatchConfig:
     skip_invalid: bool = False
     max_failures: str | None = None
     dry_run: bool = False
+    yes: bool = False
     sheet: bool = False
     show: bool = False
 
@@ -45,11 +47,12 @@ def make_planner(
     backend: Backend,
     console: Console,
     *,
-    with_notes: bool = True,
+    with_console: bool = True,
 ) -> Callable[[ManifestState], tuple[BatchPlan, dict[ModelRevision, str]]]:
     """Expand the rows; returns a function from a manifest state to the plan and its new pins.
 
-    Notes on the rows go to the console, and with --verbose the cause of an unexpected exception.
+    Notes on the rows go to the console, `with_console`, and a download is asked for there; with
+    --verbose the cause of an unexpected exception goes there in any case.
     Both raise PromptsError, and T2IError for what no row causes.
     """
     if not prompts_file.entries:
@@ -59,13 +62,13 @@ def make_planner(
         prompts_file.entries,
         config.options,
         backend,
-        on_note=console.warn if with_notes else lambda _: None,
+        on_note=console.warn if with_console else lambda _: None,
         on_bug=on_bug,
-        on_size_note=console.note if with_notes else lambda _: None,
+        on_size_note=console.note if with_console else lambda _: None,
     )
     problems = [*prompts_file.problems, *row_problems]
     _refuse_problems(config, prompts_file.name, problems, expanded)
-    if with_notes:
+    if with_console:
         requests = (row.request for row in expanded)
         for note in literal_syntax_notes(requests, expanded=prompts_file.format == "txt"):
             console.note(note)
@@ -92,6 +95,8 @@ def make_planner(
             found += more
         if len(batch_plan.problems) > len(problems):
             _refuse_problems(config, prompts_file.name, batch_plan.problems, pinned)
+        if with_console and not config.dry_run:
+            confirm_download(batch_plan.estimates, console, yes=config.yes)
         return batch_plan, pins
 
     return make_plan

@@ -34,7 +34,6 @@ from t2i_cli.errors import InputError, InterruptedRunError, T2IError, Terminated
 from t2i_cli.output.image_writer import SavedImage, check_folder
 from t2i_cli.prompts import PromptsFile
 from t2i_cli.terminal.console import Console
-from t2i_cli.terminal.download_consent import confirm_download
 from t2i_cli.terminal.preview import terminal_viewer
 
 
@@ -55,7 +54,7 @@ def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[P
     terminal_viewer(config.show, config.options.lenient, console)
     folder = config.folder
     prompts_file = _read_prompts(config)
-    make_plan = make_planner(config, prompts_file, backend, console, with_notes=False)
+    make_plan = make_planner(config, prompts_file, backend, console, with_console=False)
     pages.check_page_paths(config.folder, sheet=config.sheet)
     batch_plan, _ = make_plan(manifest.load_manifests(folder))
     if os.path.lexists(folder / lock.STATE_FOLDER):
@@ -82,12 +81,10 @@ def run_batch(
     backend: Backend,
     console: Console,
     prompts_file: PromptsFile | None = None,
-    *,
-    yes: bool = False,
 ) -> None:
     """Make the missing images of a batch; reads the prompts unless `prompts_file` is given.
 
-    With `yes`, models are downloaded without a question. Raises T2IError if any image is not done.
+    Raises T2IError if any image is not done.
     """
     check_config(config, console)
     show = terminal_viewer(config.show, config.options.lenient, console)
@@ -101,8 +98,6 @@ def run_batch(
     # In a new folder, plan before anything is created: an invalid batch leaves nothing behind.
     exists = os.path.lexists(config.folder / lock.STATE_FOLDER)
     early_plan = None if exists else make_plan(manifest.load_manifests(config.folder))
-    if early_plan:
-        confirm_download(early_plan[0].estimates, console, yes=yes)
     with lock.lock_folder(config.folder, config.selection.shard) as scratch:
         _warn_of_damaged_lines(manifest.load_manifests(config.folder), console)
         if config.selection.shard is None:
@@ -110,8 +105,6 @@ def run_batch(
             manifest_merge.merge_manifests(config.folder, scratch)
         state = manifest.load_manifests(config.folder)
         batch_plan, pins = make_plan(state) if early_plan is None or state.rows else early_plan
-        if not early_plan:
-            confirm_download(batch_plan.estimates, console, yes=yes)
         shard = config.selection.shard
         manifest_file = Manifest(
             config.folder / (shard.manifest if shard else manifest.MAIN_MANIFEST)

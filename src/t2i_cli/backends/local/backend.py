@@ -58,17 +58,17 @@ class LocalBackend:
         """Use the model in a folder under another name, such as the address it came from."""
         self._folders[name] = folder
 
+    @hinting_at_embedded_model()
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """Describe the model that the request names; raises T2IError."""
         name = request.model or catalog.DEFAULT_MODEL
-        with hinting_at_embedded_model():
-            spec = resolution.resolve_model(
-                name,
-                request.revision,
-                offline=self._options.offline,
-                trust_remote_code=self._options.trust_remote_code,
-                folder=self._folders.get(name),
-            )
+        spec = resolution.resolve_model(
+            name,
+            request.revision,
+            offline=self._options.offline,
+            trust_remote_code=self._options.trust_remote_code,
+            folder=self._folders.get(name),
+        )
         self._specs[spec.repo or spec.name, spec.revision] = spec
         return spec
 
@@ -83,14 +83,14 @@ class LocalBackend:
         """The memory plan as JSON, as --dry-run prints it."""
         return self.plan(request).to_json()
 
+    @hinting_at_embedded_model()
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The current commit of a repository's revision; `None` for a local model."""
         if downloaded.is_local(model):
             return None
         from t2i_cli.hub import snapshot
 
-        with hinting_at_embedded_model():
-            return snapshot.find_snapshot(model, revision, self._options.offline).commit
+        return snapshot.find_snapshot(model, revision, self._options.offline).commit
 
     def plan(self, request: ResolvedRequest) -> MemoryPlan:
         """The memory that the image needs, and the measures that make it fit. Raises T2IError."""
@@ -139,8 +139,7 @@ class LocalBackend:
         """Unload the model and free its memory."""
         if self._loaded is None:
             return
-        used = self._loaded.device
-        self._loaded = None
+        used, self._loaded = self._loaded.device, None
         self._tuners.clear()
         # Objects frozen after an import would never be collected.
         gc.unfreeze()
@@ -181,8 +180,7 @@ class LocalBackend:
         """How to load the model; resolved once, so that a run keeps one revision of a Hub model."""
         key = (request.model, request.revision)
         if key not in self._targets:
-            with hinting_at_embedded_model():
-                self._targets[key] = planning.resolve_target(self._spec(request), self._options)
+            self._targets[key] = planning.resolve_target(self._spec(request), self._options)
         return self._targets[key]
 
     def _prepare(self, request: ResolvedRequest, on_event: OnEvent) -> LoadedPipeline:
@@ -198,8 +196,7 @@ class LocalBackend:
             plan = self._plan_memory(target, request, self._loaded.resident_bytes)
             self._place(self._loaded, plan.measures)
         else:
-            with hinting_at_embedded_model():
-                target = planning.fetch_files(target, self._options, on_event)
+            target = planning.fetch_files(target, self._options, on_event)
             self._targets[request.model, request.revision] = target
             plan = self._plan_memory(target, request)
             console.trace(plan.text())

@@ -22,6 +22,7 @@ from t2i_cli.models import (
 from t2i_cli.models.lazy_imports import defer_imports
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     from t2i_cli.backends.local.planning import LoadTarget
@@ -215,6 +216,7 @@ def load_pipeline(
     """Load a pipeline into the host's memory. Raises ModelError, OutOfMemoryError."""
     import torch
 
+    started = time.monotonic()
     folder, name = target.folder, target.spec.name
     cls = resolution.pipeline_class(folder, trust_remote_code=trust_remote_code)
     # Some pipelines accept a missing component only as an explicit None (SD 3 without T5).
@@ -257,6 +259,7 @@ def load_pipeline(
                 "transformers.",
             ) from error
     _check_complete(pipe, name)
+    console.trace(f"loaded from {folder} in {time.monotonic() - started:.2f} s")
     return LoadedPipeline(target, pipe, on_event)
 
 

@@ -8,6 +8,7 @@ from t2i_cli.backends.local import batch_size, device, memory
 from t2i_cli.backends.local.device import Device, MemoryInfo
 from t2i_cli.backends.local.memory import MIB, Measures, MemoryEstimate, MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, OutOfMemoryError
 from t2i_cli.events import OnEvent
 from t2i_cli.model_spec import ModelSpec
@@ -42,6 +43,7 @@ class LoadTarget:
     slicing: bool = False
 
 
+@hinting_at_embedded_model()
 def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
     """Find the device, dtype and files of a model; raises T2IError if one is not usable."""
     found_device = device.find_device(options.device)
@@ -81,6 +83,7 @@ def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
     return _with_weight_sizes(target, options)
 
 
+@hinting_at_embedded_model()
 def fetch_files(target: LoadTarget, options: LocalOptions, on_event: OnEvent) -> LoadTarget:
     """Download missing files and return the target with its complete folder. Raises T2IError."""
     if target.spec.folder is not None:

@@ -60,6 +60,7 @@ def batch(
         session.merge_shards(selection.merge, console)
         return
     config = _batch_config(rows, request, folder, selection, backend, ephemeral.ephemeral, run)
+    config = replace(config, yes=consent.yes)
     batch_size = parse_batch_size(batch_sizes.batch_size, strict=batch_sizes.strict)
 
     def create(endpoint_name: str | None) -> "Backend":
@@ -76,7 +77,7 @@ def batch(
     if not ephemeral.ephemeral:
         _refuse_without_ephemeral(ephemeral)
         with closing(create(None)) as image_backend:
-            session.run_batch(config, image_backend, console, yes=consent.yes)
+            session.run_batch(config, image_backend, console)
         return
     if backend.endpoint.endpoint or run.dry_run or backend.backend not in (None, "vertex"):
         raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")

@@ -21,6 +21,7 @@ from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     from t2i_cli.backend import Backend
+    from t2i_cli.generate import GenerationJob
 
 
 def generate(
@@ -75,6 +76,7 @@ def _make_images(
     """Make the job's images, or print what would be made. Raises T2IError."""
     from t2i_cli import generate
     from t2i_cli.backends.factory import create_backend
+    from t2i_cli.output import filenames
 
     backend, keep_alive, consent = options
     output_options = generate.OutputDestination(
