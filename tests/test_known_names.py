@@ -166,7 +166,7 @@ USAGE: list[tuple[tuple[str, ...], str]] = [
     (('say "hi"',), "t2i generate 'say \"hi\"'"),
     (("batch", "prmopts.txt"), "Did you mean prompts.txt?"),
     (("batch", "sub/prmopts.txt"), "Cannot read 'sub/prmopts.txt': No such file or directory."),
-    (("batch", "folder.txt"), "Cannot read 'folder.txt': Is a directory."),
+    (("batch", "folder.txt"), "Cannot read 'folder.txt': it is a folder."),
     (("genrate", "a red star"), "Did you mean generate?"),
     (("models", "lsit"), "Did you mean list?"),
     (("models", "qqq"), "t2i models has no command 'qqq'."),
