@@ -27,7 +27,7 @@ SETTINGS = {
     "model": " ",
     "backend": "Local",
     "device": "gpu",
-    "dtype": "fp16",
+    "dtype": "fp8",
     "memory": "lots",
     "keep_alive": "10",
     "format": "gif",

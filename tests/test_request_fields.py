@@ -91,7 +91,7 @@ def test_the_command_line_has_it(extended: Path, t2i_env: dict[str, str], tmp_pa
     def t2i(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
         return run(extended, t2i_env, tmp_path, "-m", "t2i_cli", *arguments, **more)
 
-    assert "--guidance-rescale <float> How far to take back" in " ".join(
+    assert "--guidance-rescale NUMBER How far to take back" in " ".join(
         t2i("generate", "--help").stdout.split()
     )
     words = {
