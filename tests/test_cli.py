@@ -148,7 +148,7 @@ def test_help_is_a_command_too(t2i: T2I, path: tuple[str, ...]) -> None:
 def test_help_of_no_command_is_an_error(t2i: T2I) -> None:
     done = t2i("help", "nosuch")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "No such command 'nosuch'" in done.stderr
+    assert "t2i has no command 'nosuch'." in done.stderr
 
 
 @pytest.mark.parametrize("group", ["models", "config"])

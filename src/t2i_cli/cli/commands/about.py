@@ -6,6 +6,7 @@ import typer
 
 from t2i_cli import __version__
 from t2i_cli.cli.options import JsonOpt
+from t2i_cli.cli.usage_errors import usage_error
 from t2i_cli.terminal.console import console
 
 
@@ -26,5 +27,9 @@ def help_(
     ] = None,
 ) -> None:
     """Show how a command is used."""
-    root = context.find_root()
-    root.command.main([*(words or ()), "--help"], prog_name="t2i", standalone_mode=False)
+    path = words or []
+    try:
+        root = context.find_root().command
+        root.main([*path, "--help"], prog_name="t2i", standalone_mode=False)
+    except typer.TyperException as error:
+        raise usage_error(error, path) from error
