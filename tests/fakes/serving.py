@@ -1,7 +1,7 @@
 """The real server over any backend, on a free port: `with serving(StubBackend()) as server:`.
 
 As a process, `python -m tests.fakes.serving` serves a stub backend with a queue of 16 and prints
-its address; PAUSE seconds an image are in its environment.
+its address; PAUSE seconds an image are in its environment, and T2I_API_KEY where it has a key.
 """
 
 import os
@@ -62,7 +62,7 @@ def main() -> None:
     """Serve until a signal comes."""
     stub = StubBackend(pause=float(os.environ.get("PAUSE", "0")), side=128)
     engine = Engine(stub, "postcard", ServerLimits(queue=16))
-    app = create_app(engine, ServerOptions())
+    app = create_app(engine, ServerOptions(api_key=os.environ.get("T2I_API_KEY")))
     listener = listen_tcp("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     run_server(app, engine, listener, on_ready=lambda: print(address, flush=True))  # noqa: T201
