@@ -2,14 +2,17 @@
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from t2i_cli import known_secrets
-from t2i_cli.errors import InternalError, RemoteError, internal_error
+from t2i_cli.errors import InternalError, RemoteError, error_reason, internal_error
 from t2i_cli.known_secrets import register_secret, scrub_secrets
+from t2i_cli.net import error_body
 from t2i_cli.server.batcher import batcher_log
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import Console
@@ -54,6 +57,17 @@ def test_every_form_of_a_secret_is_replaced(form: str) -> None:
     found = scrub_secrets(text)
     assert not leaks(found, SECRET)
     assert "planted" not in found and "401 for " in found and " from the host" in found
+
+
+@pytest.mark.parametrize("form", forms(""))
+@pytest.mark.parametrize("cut", [error_reason, error_body.sanitise], ids=lambda cut: cut.__name__)
+def test_a_text_is_cut_after_secrets_are_replaced(form: str, cut: Callable[[Any], str]) -> None:
+    register_secret(SECRET)
+    longest = len(cut("x" * 1000))
+    for before in range(longest - len(forms(SECRET)[form]), longest):
+        text = cut("x" * before + " " + forms(SECRET)[form])
+        assert not leaks(str(RemoteError(text).message), SECRET), text
+        assert "planted" not in text
 
 
 @pytest.mark.parametrize("variable", VARIABLES)

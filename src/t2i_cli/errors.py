@@ -168,7 +168,8 @@ def internal_error(
 
 def error_reason(raised: Exception) -> str:
     """An exception's message on one line, at most 200 characters; its type's name if empty."""
-    text = " ".join(str(raised).split()) or type(raised).__name__
+    # Before it is cut: a part of a secret would not be known for one.
+    text = " ".join(scrub_secrets(str(raised)).split()) or type(raised).__name__
     return text if len(text) <= 200 else text[:199] + "…"
 
 

@@ -297,9 +297,12 @@ def _hint(name: str) -> str:
 
 
 def _set_names(source: str) -> Iterator[str]:
-    """The environment variables that are set and that the source text of a module names."""
+    """The environment variables that are set and that the source text of a module names.
+
+    t2i's own are no library's.
+    """
     for name in dict.fromkeys(re.findall(r"\b[A-Z][A-Z0-9_]{3,}\b", source)):
-        if os.environ.get(name):
+        if os.environ.get(name) and not name.startswith("T2I_"):
             yield name
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from t2i_cli.errors import InterruptedRunError, T2IError, TerminatedError, error_from_json
 from t2i_cli.files.state_files import parse_json
+from t2i_cli.known_secrets import scrub_secrets
 from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.terminal.console import escape_controls
 
@@ -130,6 +131,8 @@ def sanitise(text: str, *secrets: str | None) -> str:
     for secret in secrets:
         if secret:
             text = text.replace(secret, "…")
+    # Before it is cut: a part of a secret would not be known for one.
+    text = scrub_secrets(text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     line = escape_controls(" ".join(text.split()))
