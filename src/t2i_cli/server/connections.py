@@ -223,6 +223,10 @@ class BoundedProtocol(H11Protocol):
         """Answer what is no HTTP, unless an answer is on its way: then cut the connection."""
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             super().send_400_response(msg)
+            if self.cycle is not None and not self.cycle.response_complete:
+                # It was begun with the request's head; what it would answer has been answered.
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         else:
             self.transport.abort()
 
