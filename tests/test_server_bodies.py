@@ -17,6 +17,7 @@ from t2i_cli.request_fields import FIELDS
 from t2i_cli.server import json_route, request_body
 from t2i_cli.server.api.openai import GenerationBody
 from t2i_cli.server.options import MAX_BODY_BYTES, ServerLimits, ServerOptions
+from t2i_cli.server.schemas import UNKNOWN_FIELD
 from t2i_cli.server.vertex_container import VertexContainer
 from tests.fakes.serving import serving
 from tests.fakes.stub_backend import StubBackend
@@ -260,8 +261,7 @@ def test_a_large_body_is_parsed_off_the_event_loop(
 def test_thousands_of_unknown_fields_are_one_error() -> None:
     with pytest.raises(pydantic.ValidationError) as caught:
         GenerationBody.model_validate({f"x{number}": 0 for number in range(10_000)})
-    assert {item["type"] for item in caught.value.errors()} == {"extra_forbidden", "missing"}
-    assert caught.value.error_count() == 2
+    assert [item["type"] for item in caught.value.errors()] == [UNKNOWN_FIELD]
 
 
 NAMES = {

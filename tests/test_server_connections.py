@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from t2i_cli.server import connections, listeners, log_limit, runner
 from t2i_cli.server.app import create_app
+from t2i_cli.server.batcher import batcher_log
 from t2i_cli.server.connections import BoundedProtocol, ConnectionTable
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
@@ -209,8 +210,11 @@ def test_the_client_that_holds_most_gives_way_its_oldest_first() -> None:
     asyncio.run(crowd())
 
 
-def test_lines_of_one_kind_are_counted_and_not_written(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("uvicorn.error")
+@pytest.mark.parametrize("name", ["uvicorn.error", batcher_log.name])
+def test_lines_of_one_kind_are_counted_and_not_written(
+    caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    logger = logging.getLogger(name)
     with caplog.at_level(logging.ERROR), log_limit.limited_logs([logger.name]) as limit:
         for number in range(1000):
             logger.error("A client did it: %d\nits traceback", number)

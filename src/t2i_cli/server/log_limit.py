@@ -78,7 +78,8 @@ def limited_logs(loggers: Sequence[str]) -> Iterator[LogLimit]:
     """Limit what these loggers write until the block ends, and then tell what was left out."""
     limit = LogLimit()
     for name in loggers:
-        logging.getLogger(name).addFilter(limit)
+        # First, as the filter of secrets puts the arguments in, and each line would be a kind.
+        logging.getLogger(name).filters.insert(0, limit)
     try:
         yield limit
     finally:

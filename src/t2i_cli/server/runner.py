@@ -25,6 +25,7 @@ from t2i_cli.server.log_limit import limited_logs
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.progress import Progress
 
+_SECRET_FILTER = SecretFilter()
 SHUTDOWN_GRACE = 30.0
 """Seconds for started jobs to finish after the first signal."""
 _RESPONSE_GRACE = 5
@@ -66,7 +67,7 @@ def run_server(
         timeout_graceful_shutdown=_RESPONSE_GRACE,
     )
     with limited_logs(_LOGGERS) as log_limit, _hangups(on_hangup) as hangup:
-        logging.getLogger("uvicorn.error").addFilter(SecretFilter())
+        logging.getLogger("uvicorn.error").addFilter(_SECRET_FILTER)
 
         def on_tick() -> None:
             app.state.connections.drop_slow()
