@@ -458,11 +458,11 @@ def read_token(data: bytes, _folder: Path) -> None:
         client_secret="s",  # noqa: S106 - nobody's
         token_uri="https://oauth2.googleapis.com/token",  # noqa: S106 - an address
     )
-    response = HttpResponse(
-        status=200, headers={"content-type": "application/json"}, body=data, seconds=0.0
+    answer = HttpResponse(
+        status=200, headers={"content-type": "application/json"}, body=data, seconds=0
     )
-    client = SimpleNamespace(request=lambda *_, **__: response, close=lambda: None)
-    with patch("t2i_cli.net.http_client.HttpClient", lambda *_, **__: client):
+    client = SimpleNamespace(request=lambda *_, **__: answer, close=lambda: None)
+    with patch.object(http_client, "HttpClient", lambda *_, **__: client):
         google_credentials.refresh_token(credentials, 1)
     assert credentials.expiry is None or credentials.expired in (True, False)
     google_credentials.account_name(credentials)
@@ -627,8 +627,9 @@ class _Exchange:
             raise NotJsonError
         return value
 
-    def events(self, _longest: int) -> Iterator[tuple[str, str]]:
+    def events(self, longest: int) -> Iterator[tuple[str, str]]:
         """The event, and the end."""
+        assert len(self._body) < longest
         yield self._name, self._body.decode(errors="replace")
         yield "done", "{}"
 
