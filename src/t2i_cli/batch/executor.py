@@ -127,6 +127,8 @@ class _Run:
                 if isinstance(item, SavedImage | Failure):
                     found.append(item)
                 elif isinstance(item, _BackendEnded):
+                    if self._stop.signal is not None and not told:
+                        on_event(Finishing(indices=()))
                     if found:
                         yield found
                     if item.error:
