@@ -102,7 +102,7 @@ def test_completion_loads_nothing_heavy(t2i_env: dict[str, str]) -> None:
         "    _run([])\n"
         "except SystemExit:\n"
         "    pass\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'PIL', 'google', 'httpx2', 'rich'}\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'PIL', 'google.auth', 'httpx2', 'rich'}\n"
         "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)"
     )
     env = {"_T2I_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "t2i models show s"}
