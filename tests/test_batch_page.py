@@ -177,8 +177,7 @@ def test_keyboard_alone_opens_moves_and_stays_in_the_dialog(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(full).to_be_hidden()
     # The focus is on what was shown last.
-    focused = page.locator(":focus")
-    assert "no memory" in focused.inner_text()
+    expect(page.locator(":focus")).to_contain_text("no memory")
 
 
 def test_command_is_shown_and_copied(page: Page) -> None:

@@ -15,6 +15,8 @@ from tests.fakes.vertex import FakeVertex
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+IN_CI = ("README", "batch", "remote", "serve")
+"""Pages that CI runs; `make full` runs all."""
 ELSEWHERE = {
     r"pip install|-m pytest|-m mutmut": "CI itself runs these",
     r"^gcloud |^ +--|^ +monitoring\.": "needs a Google account",
@@ -88,7 +90,11 @@ def program(page: Path, ports: Mapping[str, int]) -> str:
     return "\n".join([PRELUDE, *lines, *last, ""])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[] if page.stem in IN_CI else pytest.mark.full) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_the_page_s_commands_run(
     page: Path, t2i_env: dict[str, str], vertex: FakeVertex, tmp_path: Path
 ) -> None:
