@@ -140,3 +140,8 @@ def test_the_last_ones_are_kept() -> None:
     register_secret("planted-0990")
     assert scrub_secrets("planted-0990 planted-0999 planted-0000") == "… … planted-0000"
     assert len(known_secrets._registered) < 100
+
+
+def test_a_secret_that_is_no_text_is_found() -> None:
+    register_secret("\udce4planted\udcff")
+    assert scrub_secrets("a \udce4planted\udcff b") == "a … b"

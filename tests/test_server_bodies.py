@@ -271,7 +271,7 @@ NAMES = {
     "width": (64, ["width"], 0),
     "height": (64, ["height"], 100_000),
     "negative_prompt": ("b", ["negative_prompt"], "\0"),
-    "seed": (7, ["seed"], -1),
+    "seed": (7, ["seed"], -2),
 }
 
 

@@ -72,6 +72,7 @@ def test_saves_the_image_and_tells_all_about_it(tmp_path: Path, format: ImageFor
         "dtype": "float16",
         "batch_size": 1,
         "measures": ["vae_tiling"],
+        "notes": [],
         "libraries": {"diffusers": "0.42.1", "torch": "2.13.0"},
     }
 

@@ -78,7 +78,9 @@ def _pattern(secrets: frozenset[str]) -> re.Pattern[str]:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    yield from (secret, quote(secret, safe=""), quote(secret), unquote(secret))
+    # Not every variable's bytes are text.
+    quoted = (quote(secret, safe=safe, errors="surrogatepass") for safe in ("", "/"))
+    yield from (secret, *quoted, unquote(secret))
     yield from (json.dumps(secret)[1:-1], repr(secret)[1:-1])
     data = secret.encode(errors="surrogatepass")
     # Inside of a longer text, as in a header of Basic authentication, a secret begins at any of

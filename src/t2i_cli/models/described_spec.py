@@ -1,10 +1,11 @@
 """Checks what a t2i server or worker says of its model: the values of a ModelSpec as JSON."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import get_args
 
 from t2i_cli.files.state_files import is_amount, is_count, is_unicode_text
-from t2i_cli.model_spec import GuidanceArgument
+from t2i_cli.model_spec import GuidanceArgument, ModelSpec
 
 _MAX_SIDE = 2**20
 _MAX_STEPS = 10**6
@@ -39,7 +40,7 @@ _CHECKS: Mapping[str, Callable[[object], bool]] = {
     ),
     **dict.fromkeys(("summary", "licence"), is_unicode_text),
     **dict.fromkeys(("gated", "negative_prompt", "guidance", "flow"), _is_flag),
-    **dict.fromkeys(("guidance_scale", "guidance_off"), is_amount),
+    **{each.name: is_amount for each in fields(ModelSpec) if "float" in str(each.type)},
     **dict.fromkeys(("width", "height", "multiple"), _is_side),
     "steps": _is_steps,
     "download_bytes": is_count,
