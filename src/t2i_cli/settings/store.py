@@ -168,13 +168,15 @@ def _read_text(file: Path) -> str:
             return ""
         # Nothing else but a regular file: a pipe could be read once only, or never ends.
         text = read_input(file, MAX_STATE_BYTES).decode().replace("\r\n", "\n")
-    except (FileNotFoundError, NotADirectoryError):  # the home may be /dev/null
+    except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8.") from error
     except ValueError as error:
         raise InputError(f"Cannot read {file}: {error}.") from error
     except OSError as error:
+        if isinstance(error, NotADirectoryError) and not os.environ.get(CONFIG_VARIABLE):
+            return ""  # the home may be /dev/null
         raise StorageError(f"Cannot read {file}: {os_reason(error)}.") from error
     console.trace(f"settings read from {file}", once=True)
     return text
