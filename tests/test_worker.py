@@ -472,7 +472,7 @@ def test_the_model_is_asked_for_again_where_the_worker_leaves_meanwhile(
 ) -> None:
     end()
     asks = WorkerBackend(USUAL, LONG, lambda _: pytest.fail("It went on without a worker."))
-    monkeypatch.setattr(catalog, "find_in_catalog", lambda *_: None)
+    monkeypatch.setattr(catalog, "find_known", lambda *_: None)
     monkeypatch.setattr(catalog, "is_repository", lambda _: True)
     with leaving(refused("terminated")):
         asked = GenerateRequest(prompt=PROMPT, model="postcard")
