@@ -13,7 +13,8 @@ from types import ModuleType
 
 from t2i_cli.errors import ModelError
 from t2i_cli.files.state_files import is_text
-from t2i_cli.models import diffusers_folder, libraries
+from t2i_cli.models import class_facts, diffusers_folder, libraries, library_source
+from t2i_cli.models.class_facts import PipelineFacts
 from t2i_cli.models.diffusers_folder import Component
 from t2i_cli.models.lazy_imports import defer_imports
 from t2i_cli.models.libraries import LibraryObject
@@ -22,13 +23,24 @@ _LIBRARIES = ("diffusers", "transformers")
 _MAX_NAME = 100
 """Characters of the name of a component, class or module."""
 _LATER_ENCODER = re.compile(r"_\d$")
-_REFUSED_BASES = {"DiffusionPipeline", "OnnxRuntimeModel"}
-"""Base classes that diffusers would also load as components: whole pipelines, whose own
-model_index.json is not checked here, and ONNX networks, which are not safetensors."""
 
 
 def check_components(folder: Path, *, trust_remote_code: bool) -> None:
     """Raise ModelError if the folder names a class that is no component, or untrusted own code.
+
+    Imports no library where its source proves that each class is a component.
+    """
+    components = diffusers_folder.list_components(folder)
+    _check_files(folder, components)
+    if library_source.is_readable() and all(
+        _is_proven_component(folder, component) for component in components
+    ):
+        return
+    check_imported_components(folder, trust_remote_code=trust_remote_code)
+
+
+def check_imported_components(folder: Path, *, trust_remote_code: bool) -> None:
+    """Raise ModelError as `check_components` does, and import the components' classes.
 
     Nothing that the folder names is imported before all its names have been checked.
     """
@@ -50,23 +62,23 @@ def check_components(folder: Path, *, trust_remote_code: bool) -> None:
                 _component_class(folder, component)
 
 
-def check_complete(folder: Path, cls: LibraryObject) -> None:
+def check_complete(folder: Path, facts: PipelineFacts) -> None:
     """Raise ModelError if the folder lacks a component without which the pipeline makes nothing.
 
     Second and later encoders are optional: there are copies of SD 3 without its third.
     """
     present = {component.name for component in diffusers_folder.list_components(folder)}
-    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+    for name, parameter in facts.init.items():
         if (
             name != "self"
             and parameter.default is parameter.empty
             and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            and name not in {*present, *cls._optional_components}
+            and name not in present | facts.optional_components
             and not _LATER_ENCODER.search(name)
         ):
             raise ModelError(
                 f"The model in {folder} is damaged: its model_index.json names no {name}, which "
-                f"{cls.__name__} needs."
+                f"{facts.name} needs."
             )
 
 
@@ -125,6 +137,16 @@ def _is_safe_name(name: object) -> bool:
     return is_text(name, _MAX_NAME) and name.isidentifier() and name[0] != "_"
 
 
+def _is_proven_component(folder: Path, component: Component) -> bool:
+    """Whether it needs no code but the libraries', by their source."""
+    return (
+        all(map(_is_safe_name, component))
+        and not _names_kernel(folder, component)
+        and not os.path.isfile(folder / component.name / f"{component.library}.py")
+        and class_facts.is_known_component(component.library, component.cls)
+    )
+
+
 def _names_kernel(folder: Path, component: Component) -> bool:
     """Whether its config has transformers fetch an attention kernel: compiled code of the Hub."""
     if component.library != "transformers":
@@ -176,7 +198,7 @@ def _component_bases() -> Iterator[LibraryObject]:
     from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
     for library in (diffusers, transformers):
-        for name in LOADABLE_CLASSES[library.__name__].keys() - _REFUSED_BASES:
+        for name in LOADABLE_CLASSES[library.__name__].keys() - class_facts.REFUSED_BASES:
             yield getattr(library, name)
 
 

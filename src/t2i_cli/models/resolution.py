@@ -9,7 +9,15 @@ from typing import Any
 
 from t2i_cli.errors import ModelError
 from t2i_cli.model_spec import GuidanceArgument, ModelSpec
-from t2i_cli.models import catalog, component_check, diffusers_folder, libraries, schedulers
+from t2i_cli.models import (
+    catalog,
+    class_facts,
+    component_check,
+    diffusers_folder,
+    libraries,
+    schedulers,
+)
+from t2i_cli.models.class_facts import PipelineFacts
 from t2i_cli.models.libraries import LibraryObject
 
 _DEFAULT_SIDE = 1024
@@ -64,24 +72,23 @@ def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> Mode
 
     Raises ModelError if it is not a usable text-to-image model.
     """
-    cls = pipeline_class(folder, trust_remote_code=trust_remote_code)
-    parameters = inspect.signature(cls.__call__).parameters
-    if not _is_text_to_image(cls.__name__, parameters):
+    facts = pipeline_facts(folder, trust_remote_code=trust_remote_code)
+    if not _is_text_to_image(facts.name, facts.call):
         raise ModelError(
-            f"{name} is a {cls.__name__}, which does not make images from text alone.",
+            f"{name} is a {facts.name}, which does not make images from text alone.",
             hint="`t2i models list` shows models that do.",
         )
-    defaults = {key: parameter.default for key, parameter in parameters.items()}
-    argument = _guidance_argument(cls, folder, defaults)
+    defaults = {key: parameter.default for key, parameter in facts.call.items()}
+    argument = _guidance_argument(facts, folder, defaults)
     width, height = _native_size(folder, defaults)
     return ModelSpec(
         name=name,
         folder=folder,
-        pipeline=cls.__name__,
+        pipeline=facts.name,
         steps=_number(defaults.get("num_inference_steps")),
         guidance_argument=argument,
         guidance_scale=_number(defaults.get(argument)) if argument else None,
-        guidance_off=0.0 if _GUIDED_FROM_ZERO.match(cls.__name__) else 1.0,
+        guidance_off=0.0 if _GUIDED_FROM_ZERO.match(facts.name) else 1.0,
         negative_prompt=_takes_negative_prompt(folder, argument, defaults),
         width=width,
         height=height,
@@ -90,12 +97,23 @@ def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> Mode
     )
 
 
+def pipeline_facts(folder: Path, *, trust_remote_code: bool) -> PipelineFacts:
+    """The facts of the pipeline class, which is imported only if needed. Raises ModelError."""
+    class_path = diffusers_folder.pipeline_class_path(folder)
+    if len(class_path) == 2:
+        return class_facts.facts_of_class(
+            pipeline_class(folder, trust_remote_code=trust_remote_code)
+        )
+    component_check.check_components(folder, trust_remote_code=trust_remote_code)
+    return class_facts.pipeline_facts(*class_path)
+
+
 def pipeline_class(folder: Path, *, trust_remote_code: bool) -> LibraryObject:
     """The pipeline class: of diffusers or, if trusted, the model's own code. Raises ModelError."""
     class_path = diffusers_folder.pipeline_class_path(folder)
     if len(class_path) == 2 and not trust_remote_code:
         raise component_check.custom_code_error(folder, f"{class_path[0]}.py")
-    component_check.check_components(folder, trust_remote_code=trust_remote_code)
+    component_check.check_imported_components(folder, trust_remote_code=trust_remote_code)
     if len(class_path) == 2:
         return libraries.load_custom_pipeline(folder, *class_path)
     return libraries.import_pipeline_class(*class_path)
@@ -119,7 +137,7 @@ def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) ->
 
 
 def _guidance_argument(
-    cls: LibraryObject, folder: Path, defaults: Mapping[str, Any]
+    facts: PipelineFacts, folder: Path, defaults: Mapping[str, Any]
 ) -> GuidanceArgument | None:
     """The pipeline's guidance argument; `None` if the model is distilled to need no guidance.
 
@@ -127,7 +145,7 @@ def _guidance_argument(
     has neither that nor a negative prompt, its `guidance_scale` is an embedded input of the
     network: it has no effect on a network without a guidance embedding.
     """
-    distilled = inspect.signature(cls.__init__).parameters.get("is_distilled")
+    distilled = facts.init.get("is_distilled")
     if diffusers_folder.read_model_index(folder).get(
         "is_distilled", distilled and distilled.default
     ):
@@ -149,8 +167,7 @@ def _embeds_guidance(folder: Path) -> bool:
     cls = next(
         (part.cls for part in diffusers_folder.list_components(folder) if part.name == name), ""
     )
-    parameters = inspect.signature(getattr(libraries.import_diffusers(), cls, object)).parameters
-    option = parameters.get("guidance_embeds")
+    option = class_facts.constructor_parameters(cls).get("guidance_embeds")
     return bool(config.get("guidance_embeds", option is None or option.default))
 
 

@@ -44,12 +44,22 @@ _MIN_SAMPLES = 2
 
 def are_independent(cls: type) -> bool:
     """Whether images of a pipeline class may share a batch."""
-    return cls.__name__ in INDEPENDENT_PIPELINES and cls.__module__.startswith("diffusers.")
+    return is_independent_class(cls.__name__, cls.__module__)
+
+
+def is_independent_class(name: str, module: str) -> bool:
+    """Whether images of the pipeline class of that name and module may share a batch."""
+    return name in INDEPENDENT_PIPELINES and module.startswith("diffusers.")
 
 
 def dependence_reason(cls: type) -> str:
     """The message that says why images of a pipeline class do not share a batch."""
-    return f"Images of a {cls.__name__} may change each other in a pass, so each is made alone."
+    return class_dependence_reason(cls.__name__)
+
+
+def class_dependence_reason(name: str) -> str:
+    """The message that says why images of the pipeline class of that name do not share a batch."""
+    return f"Images of a {name} may change each other in a pass, so each is made alone."
 
 
 class BatchSizeTuner:

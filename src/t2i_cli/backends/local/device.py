@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from t2i_cli.backends.local import torch_build
 from t2i_cli.errors import InputError
 from t2i_cli.known_names import name_choices, suggest_name
 from t2i_cli.models import libraries
@@ -33,6 +34,9 @@ class Device:
         return self.kind != "mps"
 
 
+CPU = Device(name="cpu", kind="cpu", label="CPU")
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryInfo:
     """A device's memory in bytes; `free` is what this process may still allocate."""
@@ -43,6 +47,8 @@ class MemoryInfo:
 
 def list_devices() -> list[Device]:
     """The devices of this machine, best first: CUDA or ROCm, XPU, MPS, CPU."""
+    if torch_build.is_cpu_only():
+        return [CPU]
     torch = libraries.import_torch()
     found = []
     kind: DeviceKind = "rocm" if torch.version.hip else "cuda"
@@ -54,7 +60,7 @@ def list_devices() -> list[Device]:
         found.append(Device(name=f"xpu:{index}", kind="xpu", label=label))
     if torch.backends.mps.is_available():
         found.append(Device(name="mps", kind="mps", label="Apple GPU"))
-    return [*found, Device(name="cpu", kind="cpu", label="CPU")]
+    return [*found, CPU]
 
 
 def find_device(name: str | None) -> Device:
@@ -62,6 +68,8 @@ def find_device(name: str | None) -> Device:
 
     Raises InputError that lists the devices.
     """
+    if name == CPU.name:
+        return CPU
     devices = list_devices()
     if name is None:
         return devices[0]
@@ -79,10 +87,10 @@ def find_device(name: str | None) -> Device:
 
 def device_memory(device: Device) -> MemoryInfo:
     """Total and free memory; what torch has reserved but not allocated counts as free."""
-    import torch
-
     if device.kind == "cpu":
         return host_memory()
+    import torch
+
     if device.kind == "mps":
         total = torch.mps.recommended_max_memory()
         allocated = torch.mps.current_allocated_memory()

@@ -214,8 +214,7 @@ def load_pipeline(
     target: "LoadTarget", on_event: OnEvent, *, safety_checker: bool, trust_remote_code: bool
 ) -> LoadedPipeline:
     """Load a pipeline into the host's memory. Raises ModelError, OutOfMemoryError."""
-    import torch
-
+    torch = libraries.import_torch()
     started = time.monotonic()
     folder, name = target.folder, target.spec.name
     cls = resolution.pipeline_class(folder, trust_remote_code=trust_remote_code)

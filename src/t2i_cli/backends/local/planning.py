@@ -14,9 +14,9 @@ from t2i_cli.events import OnEvent
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import (
     catalog,
+    class_facts,
     component_check,
     diffusers_folder,
-    libraries,
     resolution,
     weights,
 )
@@ -54,8 +54,8 @@ def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
         repo = spec.repo or spec.name
         folder = hub.fetch_configs(repo, revision=spec.revision, offline=options.offline)
     if spec.name not in catalog.MODELS:
-        cls = resolution.pipeline_class(folder, trust_remote_code=options.trust_remote_code)
-        component_check.check_complete(folder, cls)
+        facts = resolution.pipeline_facts(folder, trust_remote_code=options.trust_remote_code)
+        component_check.check_complete(folder, facts)
     transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
     dtype = device.choose_dtype(found_device, options.dtype, transformer=transformer)
     slicing = bool(options.attention_slicing) and _supports_slicing(folder, options)
@@ -106,7 +106,7 @@ def _supports_slicing(folder: Path, options: LocalOptions) -> bool:
     cls = next(
         (part.cls for part in diffusers_folder.list_components(folder) if part.name == name), ""
     )
-    if hasattr(getattr(libraries.import_diffusers(), cls, None), "set_attention_slice"):
+    if class_facts.has_method(cls, "set_attention_slice"):
         return True
     if options.lenient:
         return False
@@ -130,11 +130,11 @@ def attention_slicing_notice(target: LoadTarget) -> str:
 
 def _check_batch_size(folder: Path, options: LocalOptions) -> None:
     """Raise InputError, unless lenient, if the model's images cannot share a batch."""
-    cls = resolution.pipeline_class(folder, trust_remote_code=options.trust_remote_code)
-    if options.lenient or batch_size.are_independent(cls):
+    facts = resolution.pipeline_facts(folder, trust_remote_code=options.trust_remote_code)
+    if options.lenient or batch_size.is_independent_class(facts.name, facts.module):
         return
     raise InputError(
-        batch_size.dependence_reason(cls),
+        batch_size.class_dependence_reason(facts.name),
         hint="Leave --batch-size away, or go on with one image a pass by --lenient.",
         field="batch_size",
     )
