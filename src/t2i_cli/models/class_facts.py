@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from inspect import Parameter
+from typing import cast
 
 from t2i_cli.models import libraries, library_source, transformers_source
 from t2i_cli.models.libraries import LibraryObject
@@ -168,7 +169,7 @@ def _method_parameters(cls: SourceClass, method: str) -> Parameters | None:
         (Parameter.VAR_KEYWORD, [given.kwarg] if given.kwarg else [], [None]),
     ):
         for argument, default in zip(arguments, defaults, strict=False):
-            name, value = argument.arg, Parameter.empty
+            name, value = argument.arg, cast(object, Parameter.empty)
             if default is not None:
                 value = _default(owner.module, default)
                 if value is _COMPUTED and name in _READ_DEFAULTS:

@@ -1,14 +1,15 @@
 """Defer imports of transformers and diffusers that generating an image does not need.
 
 While they are imported and load a model, they mark functions for torch's compiler, ask whether a
-network is compiled, and check for distributed training. For that they import the compiler, sympy
-and distributed tensors, which takes a seventh of a cold run. Stub modules answer instead.
+network is compiled, check the shapes of meta tensors, and check for distributed training. For that
+they import the compiler, sympy and distributed tensors, which takes a fifth of a cold run. Stub
+modules answer instead.
 """
 
 import importlib
 import importlib.abc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 
 _COMPILER = "torch._dynamo"
 _MASKS = f"{_COMPILER}._trace_wrapped_higher_order_op"
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
 
 
 @contextmanager
@@ -35,11 +37,12 @@ def defer_imports() -> Iterator[None]:
             "eval_frame": SimpleNamespace(OptimizedModule=_NoInstances),
         },
         _MASKS: {"TransformGetItemToIndex": _NoInstances},
+        _SHAPES: {name: _ShapeFunction(name) for name in _PLAIN_ANSWERS},
     }
-    if stub_attributes.keys() & sys.modules.keys():
+    if {_COMPILER, _MASKS} & sys.modules.keys():
         yield
         return
-    stubs = {name: _StubModule(name) for name in stub_attributes}
+    stubs = {name: _StubModule(name) for name in stub_attributes.keys() - sys.modules.keys()}
     for name, stub in stubs.items():
         vars(stub).update(stub_attributes[name])
     finder = _SubmoduleFinder()
@@ -100,8 +103,52 @@ class _NoInstances:
         return importlib.import_module(_MASKS).TransformGetItemToIndex(*arguments)
 
 
+class _ShapeFunction:
+    """A function of symbolic shapes that answers for plain values as the real one does.
+
+    Operations on meta tensors call it; the real module, which others need, imports sympy.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *values: Any, **options: Any) -> Any:  # noqa: ANN401 - or symbolic values
+        answer = _PLAIN_ANSWERS[self._name](*values)
+        if answer is not None:
+            return answer
+        _remove_stubs()
+        return getattr(importlib.import_module(_SHAPES), self._name)(*values, **options)
+
+
+def _plain_guard(value: object, *_: object) -> bool | None:
+    return value if type(value) is bool else None
+
+
+def _plain_is_nested(value: object) -> bool | None:
+    return False if type(value) is int else None
+
+
+def _plain_equality(one: object, other: object) -> bool | None:
+    return one == other if _is_plain_shape(one) and _is_plain_shape(other) else None
+
+
+def _is_plain_shape(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(side) is int for side in value)
+
+
+_PLAIN_ANSWERS: dict[str, Callable[..., bool | None]] = {
+    "expect_true": _plain_guard,
+    "guard_or_false": _plain_guard,
+    "guard_or_true": _plain_guard,
+    "guard_size_oblivious": _plain_guard,
+    "is_nested_int": _plain_is_nested,
+    "sym_eq": _plain_equality,
+}
+"""Answers of functions of symbolic shapes for plain values; `None` for others."""
+
+
 def _remove_stubs() -> None:
-    for name in (_COMPILER, _MASKS):
+    for name in (_COMPILER, _MASKS, _SHAPES):
         if isinstance(sys.modules.get(name), _StubModule):
             del sys.modules[name]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from t2i_cli import library_environment
 from t2i_cli.errors import ModelError, error_reason
+from t2i_cli.models import repeated_scans
 from t2i_cli.models.lazy_imports import defer_imports
 
 LibraryObject = Any
@@ -71,8 +72,16 @@ def import_torch() -> ModuleType:
 def import_diffusers() -> ModuleType:
     """Import diffusers; it and transformers log errors only and run no custom code unasked."""
     import_torch()
-    with naming_variables(), suppress_warnings(), pause_gc(), defer_imports():
+    with (
+        naming_variables(),
+        suppress_warnings(),
+        pause_gc(),
+        defer_imports(),
+        repeated_scans.share_package_names(),
+    ):
         import transformers.utils.logging as transformers_log
+
+        repeated_scans.share_model_names()
 
         # Before the other imports: both libraries log while they are imported.
         transformers_log.set_verbosity_error()

@@ -58,13 +58,16 @@ def find_variant(folder: Path, *, half: bool) -> str | None:
 
 def _component_weights(folder: Path, *, half: bool) -> ComponentWeights:
     elements: Counter[str] = Counter()
-    for file in _weight_files(folder, half=half):
+    for file in list_weight_files(folder, half=half):
         elements += safetensors_header.count_elements(file)
     return ComponentWeights(elements=dict(elements))
 
 
-def _weight_files(folder: Path, *, half: bool) -> list[Path]:
-    """The safetensors files that diffusers and transformers would load, shards included."""
+def list_weight_files(folder: Path, *, half: bool) -> list[Path]:
+    """The safetensors files of a component that the libraries would load, shards included.
+
+    Raises ModelError if there are none.
+    """
     names = _names(folder)
     found = weight_files.choose_weights(names, half=half)
     if found and found.whole:

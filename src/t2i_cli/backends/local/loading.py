@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t2i_cli import __version__
-from t2i_cli.backends.local import memory
+from t2i_cli.backends.local import load_ahead, memory
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, error_reason
 from t2i_cli.events import MemoryMeasure, OnEvent
@@ -214,7 +214,9 @@ def load_pipeline(
     target: "LoadTarget", on_event: OnEvent, *, safety_checker: bool, trust_remote_code: bool
 ) -> LoadedPipeline:
     """Load a pipeline into the host's memory. Raises ModelError, OutOfMemoryError."""
+    ahead = load_ahead.LoadAhead(target)
     torch = libraries.import_torch()
+    ahead.start_device()
     started = time.monotonic()
     folder, name = target.folder, target.spec.name
     cls = resolution.pipeline_class(folder, trust_remote_code=trust_remote_code)
@@ -257,6 +259,8 @@ def load_pipeline(
                 hint="The model may be damaged, or need other versions of diffusers or "
                 "transformers.",
             ) from error
+        finally:
+            ahead.end()
     _check_complete(pipe, name)
     console.trace(f"loaded from {folder} in {time.monotonic() - started:.2f} s")
     return LoadedPipeline(target, pipe, on_event)
