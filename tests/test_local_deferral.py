@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 IMAGE = """
-import json, sys, threading
+import importlib.metadata, json, sys, threading
+scans, scan = [], importlib.metadata.packages_distributions
+importlib.metadata.packages_distributions = lambda: scans.append(True) or scan()
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest
@@ -15,7 +17,11 @@ asked = GenerateRequest(prompt="a red star", model="postcard", steps=2, schedule
 request = resolve_request(asked, backend.describe(asked))
 [outcome] = backend.run([request], lambda event: None, threading.Event())
 found = {"image": list(outcome.image.size), "loaded": "torch._dynamo" in sys.modules}
-import torch
+found["sympy"] = "sympy" in sys.modules
+found["scans"] = len(scans)
+import torch, transformers.utils.import_utils as names
+found["names"] = names.create_import_structure_from_path.__wrapped__.cache_info().hits
+found["same"] = sys.modules["transformers.models"]._class_to_module["CLIPTextModel"]
 found["distributed"] = torch.distributed.is_available()
 found["compiled"] = torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item()
 print(json.dumps(found))
@@ -40,6 +46,38 @@ print(json.dumps({
 """
 
 
+SHAPES = """
+import json, sys
+from t2i_cli.models import libraries
+from t2i_cli.models.lazy_imports import defer_imports
+
+libraries.import_torch()
+name = "torch.fx.experimental.symbolic_shapes"
+cases = [
+    ("expect_true", (True,)), ("guard_or_false", (False,)), ("guard_or_true", (False,)),
+    ("guard_size_oblivious", (True,)), ("is_nested_int", (3,)), ("sym_eq", ((1, 2), (1, 2))),
+    ("sym_eq", ((1, 2), (1, 3))), ("sym_eq", ((1,), (1, 3))),
+]
+with defer_imports():
+    stub = sys.modules[name]
+    held = stub.sym_eq
+    plain = [getattr(stub, function)(*values) for function, values in cases]
+    light = "sympy" not in sys.modules
+    other = held([1, 2], [1, 2])
+    replaced = sys.modules[name] is not stub and "sympy" in sys.modules
+real = sys.modules[name]
+print(json.dumps({
+    "plain": plain == [getattr(real, function)(*values) for function, values in cases],
+    "light": light, "other": other, "replaced": replaced, "kept": real is not stub,
+}))
+"""
+
+
+def test_shapes_of_plain_numbers_need_no_sympy_and_others_get_the_true_module() -> None:
+    expected = dict.fromkeys(("plain", "light", "other", "replaced", "kept"), True)
+    assert _answers(SHAPES) == expected
+
+
 def _answers(script: str) -> object:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -48,8 +86,16 @@ def _answers(script: str) -> object:
 
 
 def test_an_image_needs_no_compiler_and_the_compiler_works_after_it() -> None:
-    expected = {"image": [128, 128], "loaded": False, "distributed": True, "compiled": 2.0}
-    assert _answers(IMAGE) == expected
+    assert _answers(IMAGE) == {
+        "image": [128, 128],
+        "loaded": False,
+        "sympy": False,
+        "scans": 1,
+        "names": 1,
+        "same": "clip.modeling_clip",
+        "distributed": True,
+        "compiled": 2.0,
+    }
 
 
 def test_who_asks_for_more_than_a_mark_gets_the_true_module() -> None:
