@@ -23,8 +23,8 @@ class Sample:
     peak_mib: float
 
 
-def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> Sample:
-    """Run a command to its end, output thrown away; raises if it fails."""
+def run(command: Sequence[str], env: Mapping[str, str] | None = None, status: int = 0) -> Sample:
+    """Run a command to its end, output thrown away; raises if its exit code is not `status`."""
     started = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -34,10 +34,10 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> Sample:
     )
     assert process.stderr is not None  # noqa: S101 - tells the type checker what PIPE means
     errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    _, ended, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    process.returncode = os.waitstatus_to_exitcode(ended)
+    if process.returncode != status:
         raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()}")
     # ru_maxrss is KiB on Linux and bytes on macOS (getrusage(2)).
     unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -45,13 +45,19 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> Sample:
 
 
 def compare(
-    sides: Mapping[str, Sequence[str]], env: Mapping[str, str] | None = None, runs: int = RUNS
+    sides: Mapping[str, Sequence[str]],
+    env: Mapping[str, str] | None = None,
+    runs: int = RUNS,
+    statuses: Mapping[str, int] | None = None,
 ) -> dict[str, list[Sample]]:
-    """Samples of each side, taken in turn after one round that only warms the file cache."""
+    """Samples of each side, taken in turn after one round that only warms the file cache.
+
+    `statuses` are the exit codes of sides that are to end with another one than 0.
+    """
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for round_number in range(runs + 1):
         for name, command in sides.items():
-            sample = run(command, env)
+            sample = run(command, env, (statuses or {}).get(name, 0))
             if round_number:
                 samples[name].append(sample)
     return samples

@@ -1,8 +1,11 @@
 """Imports that an image never needs are put off, and work as ever when they are asked for."""
 
+import inspect
 import json
 import subprocess
 import sys
+
+from t2i_cli.models import libraries, library_source, repeated_scans
 
 IMAGE = """
 import importlib.metadata, json, sys, threading
@@ -20,6 +23,7 @@ found = {"image": list(outcome.image.size), "loaded": "torch._dynamo" in sys.mod
 found["sympy"] = "sympy" in sys.modules
 found["scans"] = len(scans)
 import torch, transformers.utils.import_utils as names
+found["replaced"] = hasattr(names.fetch__all__, "__wrapped__")
 found["names"] = names.create_import_structure_from_path.__wrapped__.cache_info().hits
 found["same"] = sys.modules["transformers.models"]._class_to_module["CLIPTextModel"]
 found["distributed"] = torch.distributed.is_available()
@@ -78,6 +82,29 @@ def test_shapes_of_plain_numbers_need_no_sympy_and_others_get_the_true_module() 
     assert _answers(SHAPES) == expected
 
 
+ODD = ("", "import os\n", "__all__ = ['A', 'B']", "x = 1\n__all__ = ['A']\n__all__ = ['B']\n")
+
+
+def scanned_files() -> list[str]:
+    """Files that transformers scans for names: some of its own, and such as it has not."""
+    package = library_source.package_folder("transformers")
+    assert package is not None
+    folders = (package / "models" / name for name in ("clip", "t5", "auto", "qwen2_vl", "siglip"))
+    return [*ODD, *(file.read_text() for folder in folders for file in folder.glob("*.py"))]
+
+
+def test_names_are_read_as_transformers_reads_them() -> None:
+    libraries.import_diffusers()
+    import transformers.utils.import_utils as scanner
+
+    original = inspect.unwrap(scanner.fetch__all__)
+    replaced = repeated_scans._from_last_line(original)
+    files = scanned_files()
+    found = [original(source) for source in files]
+    assert [replaced(source) for source in files] == found
+    assert sum(map(len, found)) > 30
+
+
 def _answers(script: str) -> object:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -91,6 +118,7 @@ def test_an_image_needs_no_compiler_and_the_compiler_works_after_it() -> None:
         "loaded": False,
         "sympy": False,
         "scans": 1,
+        "replaced": True,
         "names": 1,
         "same": "clip.modeling_clip",
         "distributed": True,

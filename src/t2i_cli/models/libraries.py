@@ -77,11 +77,9 @@ def import_diffusers() -> ModuleType:
         suppress_warnings(),
         pause_gc(),
         defer_imports(),
-        repeated_scans.share_package_names(),
+        repeated_scans.shared_scans(),
     ):
         import transformers.utils.logging as transformers_log
-
-        repeated_scans.share_model_names()
 
         # Before the other imports: both libraries log while they are imported.
         transformers_log.set_verbosity_error()
