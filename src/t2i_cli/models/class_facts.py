@@ -15,7 +15,7 @@ from t2i_cli.models import libraries, library_source, transformers_source
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.library_source import SourceClass
 
-Parameters = Mapping[str, Parameter]
+SignatureParameters = Mapping[str, Parameter]
 
 REFUSED_BASES = {"DiffusionPipeline", "OnnxRuntimeModel"}
 """Base classes that diffusers would also load as components: whole pipelines, whose own
@@ -36,7 +36,7 @@ _READ_DEFAULTS = {
     *("num_inference_steps", "height", "width", "negative_prompt"),
     *("guidance_scale", "true_cfg_scale", "is_distilled", "guidance_embeds"),
 }
-"""Parameters whose default values t2i reads; of others it asks whether there is one."""
+"""SignatureParameters whose default values t2i reads; of others it asks whether there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,12 @@ class PipelineFacts:
 
     name: str
     module: str
-    call: Parameters
-    init: Parameters
+    call: SignatureParameters
+    init: SignatureParameters
     optional_components: frozenset[str]
 
 
-def pipeline_facts(name: str) -> PipelineFacts:
+def facts_of_name(name: str) -> PipelineFacts:
     """The facts of a pipeline class of diffusers. Raises ModelError if there is none."""
     found = _pipeline_from_source(name) if library_source.is_readable() else None
     return found or facts_of_class(libraries.import_pipeline_class(name))
@@ -67,7 +67,7 @@ def facts_of_class(cls: LibraryObject) -> PipelineFacts:
     )
 
 
-def constructor_parameters(name: str) -> Parameters:
+def constructor_parameters(name: str) -> SignatureParameters:
     """The parameters of a diffusers class's constructor; none for a name that diffusers lacks."""
     if library_source.is_readable() and (found := library_source.find_class("diffusers", name)):
         parameters = _method_parameters(found, "__init__")
@@ -152,7 +152,7 @@ def _literal_attribute(cls: SourceClass, name: str) -> object:
         return None
 
 
-def _method_parameters(cls: SourceClass, method: str) -> Parameters | None:
+def _method_parameters(cls: SourceClass, method: str) -> SignatureParameters | None:
     """The parameters of a method, as inspect.signature() tells them; `None` if not known."""
     owner, node = library_source.find_attribute(cls, method) or (None, None)
     if owner is None or not isinstance(node, ast.FunctionDef):

@@ -77,7 +77,7 @@ def package_folder(package: str) -> Path | None:
 
 
 @cache
-def is_installed(package: str) -> bool:
+def package_is_installed(package: str) -> bool:
     """Whether a package can be imported and has a version, as the libraries ask."""
     try:
         importlib.metadata.distribution(package)
@@ -311,5 +311,5 @@ def _truth(test: ast.expr) -> bool | None:
     if isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and not test.args:
         package = test.func.id.removeprefix("is_").removesuffix("_available")
         if test.func.id == f"is_{package}_available" and package in _REQUIRED_PACKAGES:
-            return is_installed(package)
+            return package_is_installed(package)
     return None

@@ -105,7 +105,7 @@ def pipeline_facts(folder: Path, *, trust_remote_code: bool) -> PipelineFacts:
             pipeline_class(folder, trust_remote_code=trust_remote_code)
         )
     component_check.check_components(folder, trust_remote_code=trust_remote_code)
-    return class_facts.pipeline_facts(*class_path)
+    return class_facts.facts_of_name(*class_path)
 
 
 def pipeline_class(folder: Path, *, trust_remote_code: bool) -> LibraryObject:

@@ -37,7 +37,7 @@ def find_model_class(name: str) -> SourceClass | None:
         # Tokenizers have one class since transformers 5; its module takes the former name, too.
         return _find_exported(current.removesuffix("Fast"))
     if current.endswith("ImageProcessor") and (found is None or _needs_torchvision(found)):
-        if not library_source.is_installed("torchvision"):
+        if not library_source.package_is_installed("torchvision"):
             return _find_exported(f"{current}Pil")
     return found
 
