@@ -967,7 +967,7 @@ def test_a_local_run_asks_for_room_only_where_memory_is_short(
             raise OutOfMemoryError("It does not fit.")
         return replace(ROOMY, measures=("vae-tiling",))
 
-    monkeypatch.setattr(planning, "resolve_target", lambda spec, options: None)
+    monkeypatch.setattr(planning, "resolve_target", lambda *_: None)
     monkeypatch.setattr(planning, "plan_memory", plan)
 
     def make_room() -> bool:

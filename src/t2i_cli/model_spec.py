@@ -16,8 +16,8 @@ class ModelSpec:
     `guidance_argument` is the pipeline's argument for guidance, `None` if it has none. Guidance and
     the negative prompt have an effect above `guidance_off`. Width and height are in pixels and
     multiples of `multiple`. `flow` is whether the model is a flow-matching one, which decides its
-    schedulers. `refuses` has pairs of a request's field that the backend cannot honour, and a
-    sentence that says so.
+    schedulers. `quantize` is the quantisation of its weights where a request names none. `refuses`
+    has pairs of a request's field that the backend cannot honour, and a sentence that says so.
     """
 
     name: str
@@ -38,4 +38,5 @@ class ModelSpec:
     height: int | None = None
     multiple: int = 8
     flow: bool | None = None
+    quantize: str | None = None
     refuses: tuple[tuple[str, str], ...] = ()

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from t2i_cli.errors import InputError
+from t2i_cli.known_names import name_choices
 
 MAX_PROMPT = 5_000
 """Characters; prompt, negative prompt and their metadata fit a JPEG's 64 KB segment."""
 
 
+_MAX_SHOWN = 40
+"""Characters of a value that is none of the choices, in the error."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 """Unicode categories Cc, except tab and line ends, and Cs."""
 
@@ -23,8 +26,8 @@ class RequestField:
     For people: `help` describes it, `default` describes its value when not set, `label` is its
     short name on pages, `placeholder` that of its input, `summary` its format in plans. `flags` are
     its option's names, empty if each command declares its own; `unit` is the value's unit, `low`
-    and `high` are its inclusive range. `unset` is a number that stands for "not set", as other
-    programs write it.
+    and `high` are its inclusive range; text with `choices` is one of them. `unset` is a number that
+    stands for "not set", as other programs write it.
 
     For servers: `dialects` maps each dialect that takes it to its name there, `true_cfg` is another
     name (see Dialect); `aliases` are names that clients of other servers use, which t2i's takes as
@@ -50,6 +53,7 @@ class RequestField:
     unit: str | None = None
     low: int | None = None
     high: float | None = None
+    choices: tuple[str, ...] = ()
     unset: int | None = None
     dialects: Mapping[str, str] = field(default_factory=dict)
     true_cfg: str | None = None
@@ -80,6 +84,12 @@ class RequestField:
             _check_text(self.name, value)
             if not value.strip() and not self.may_be_blank:
                 raise InputError(f"The {self.name} is empty.", field=self.name)
+            if self.choices and value not in self.choices:
+                raise InputError(
+                    f"{self.name} cannot be {value[:_MAX_SHOWN]!r}; "
+                    f"{name_choices(value, self.choices)}",
+                    field=self.name,
+                )
         elif isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{self.name} must be a number.", field=self.name)
         elif self.low is not None or self.high is not None:

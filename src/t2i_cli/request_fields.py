@@ -28,6 +28,8 @@ MAX_IMAGE_SIDE = 16_384
 """Pixels; WebP's limit is 16,383, and no model generates larger images."""
 MAX_GUIDANCE = 100.0
 DEFAULT_MODEL = "sd15"
+QUANTIZATIONS = ("int8", "fp8", "fp8-storage", "nf4")
+"""How weights can be quantised; docs/memory.md says what each is, and what it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +226,37 @@ class RequestFields:
             aliases=("sampler", "sampler_name"),
             servings=frozenset({"t2i"}),
             needs="schedulers",
+        )
+    )
+    quantize: str | None = _declared(
+        RequestField(
+            flags=("--quantize",),
+            help=f"Keep weights in fewer bits ({', '.join(QUANTIZATIONS)}), with loss.",
+            label="Quantization",
+            summary="{} weights",
+            choices=QUANTIZATIONS,
+            dialects=_named("quantize", "t2i"),
+            servings=frozenset({"t2i"}),
+            infotext="Quantization",
+            # `--memory low` may set one, and a server has the one that its model is loaded with.
+            model_default=True,
+            on_page=False,
+        )
+    )
+    step_cache: float | None = _declared(
+        RequestField(
+            flags=("--step-cache",),
+            help="Skip a step's blocks where the first changes less than this, as 0.1, with loss.",
+            default="off",
+            label="Step cache",
+            summary="step cache {}",
+            low=0,
+            high=1,
+            unset=0,
+            dialects=_named("step_cache", "t2i"),
+            servings=frozenset({"t2i"}),
+            infotext="Step cache",
+            needs="step_cache",
         )
     )
 

@@ -34,6 +34,7 @@ ModelOpt = Annotated[
     ),
 ]
 RevisionOpt = Annotated[str | None, typer.Option("--revision", help=FIELDS["revision"].help)]
+QuantizeOpt = Annotated[str | None, typer.Option("--quantize", help=FIELDS["quantize"].help)]
 FormatOpt = Annotated[
     str | None,
     typer.Option(
@@ -132,7 +133,7 @@ class RequestOptions(RequestFields):
         return {
             name: parse(value) if (parse := FIELDS[name].parse) else value
             for name, value in values.items()
-            if value is not None
+            if not FIELDS[name].is_unset(value)
         }
 
 

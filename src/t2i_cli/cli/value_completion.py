@@ -8,7 +8,7 @@ from typing import get_args
 
 import typer
 
-from t2i_cli.request_fields import FIELDS, SERVINGS
+from t2i_cli.request_fields import FIELDS, QUANTIZATIONS, SERVINGS
 from t2i_cli.settings.schema import SETTINGS
 
 Completer = Callable[[typer.Context], Iterable[str | tuple[str, str]]]
@@ -106,6 +106,7 @@ _BY_SETTING: Mapping[str, Completer] = {"model": _models, "vertex_endpoint": _en
 _COMPLETERS: Mapping[str, Completer] = {
     "model": _models,
     "scheduler": _schedulers,
+    "quantize": lambda _: QUANTIZATIONS,
     "endpoint": _endpoints,
     "dialect": _choices("http_dialect"),
     **{key: _choices(key) for key in ("backend", "device", "dtype", "memory", "format")},

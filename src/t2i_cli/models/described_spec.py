@@ -6,6 +6,7 @@ from typing import get_args
 
 from t2i_cli.files.state_files import is_amount, is_count, is_unicode_text
 from t2i_cli.model_spec import GuidanceArgument, ModelSpec
+from t2i_cli.request_fields import QUANTIZATIONS
 
 _MAX_SIDE = 2**20
 _MAX_STEPS = 10**6
@@ -44,5 +45,6 @@ _CHECKS: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("width", "height", "multiple"), _is_side),
     "steps": _is_steps,
     "download_bytes": is_count,
+    "quantize": QUANTIZATIONS.__contains__,
     "guidance_argument": lambda value: value in get_args(GuidanceArgument),
 }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import schedulers
+from t2i_cli.models.step_cache_support import step_cache_complaint
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS
 
@@ -94,6 +95,8 @@ def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, s
     found = [pair for pair in spec.refuses if getattr(request, pair[0]) not in (None, "")]
     if request.guidance_scale is not None and spec.guidance_argument is None:
         found.append(("guidance_scale", f"{spec.name} takes no guidance scale."))
+    if request.step_cache and (complaint := step_cache_complaint(spec.name, spec.pipeline)):
+        found.append(("step_cache", complaint))
     if request.negative_prompt:
         guidance = request.guidance_scale
         if guidance is None:

@@ -6,8 +6,10 @@ Format: 8 bytes of little-endian length, JSON with each tensor's dtype, shape an
 
 import math
 import os
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from t2i_cli.errors import ModelError, os_reason
 from t2i_cli.files.state_files import is_count, open_regular, parse_json
@@ -22,10 +24,23 @@ _DTYPE_BITS = (
     | dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
 )
 """Bits of one element by dtype: the variants of `Dtype` in safetensors 0.8."""
+_EMBEDDING = re.compile(
+    r"(^|\.)(shared|wte|embed_tokens\w*|\w*_?embedding|relative_attention_bias)\."
+)
+"""Names of torch.nn.Embedding in the encoders of transformers: T5, and language models."""
+_KEPT = re.compile(r"(^|\.)(lm_head|wo)\.|(^|\.)(pos|patch)_embed|^proj_(in|out)\.")
+"""Layers that quantisation may leave as they are: ends, and T5's `wo`, which is kept in float32."""
 
 
-def count_elements(file: Path) -> Counter[str]:
-    """The number of elements by dtype, from the header. Raises ModelError if it is damaged."""
+TensorKind = Literal["linear", "modulation", "convolution", "embedding", "other"]
+"""What a tensor is, as its name and shape tell: the weight of such a layer, or anything else.
+
+`modulation` is a linear layer inside a norm, as the transformers' adaptive norms have it.
+"""
+
+
+def count_elements(file: Path) -> Counter[tuple[str, TensorKind]]:
+    """The number of elements by dtype and kind, from the header. Raises ModelError if damaged."""
     try:
         with os.fdopen(open_regular(file, os.O_RDONLY, follow_links=True), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -54,19 +69,19 @@ def count_elements(file: Path) -> Counter[str]:
     return elements
 
 
-def _check_tensors(header: object) -> tuple[Counter[str], int]:
-    """Elements by dtype, and the bytes of data, which the tensors fill without holes or overlaps.
+def _check_tensors(header: object) -> tuple[Counter[tuple[str, TensorKind]], int]:
+    """Elements by dtype and kind, and the bytes of data.
 
-    Raises ValueError.
+    The tensors fill the data without holes or overlaps. Raises ValueError.
     """
     if not isinstance(header, dict):
         raise ValueError("the header is no object")
     _check_metadata(header.pop("__metadata__", None))
-    elements: Counter[str] = Counter()
+    elements: Counter[tuple[str, TensorKind]] = Counter()
     places = []
-    for tensor in header.values():
+    for name, tensor in header.items():
         dtype, count, place = _check_tensor(tensor)
-        elements[dtype] += count
+        elements[dtype, _tensor_kind(name, len(tensor["shape"]))] += count
         places.append(place)
     end = 0
     for first, last in sorted(places):
@@ -74,6 +89,17 @@ def _check_tensors(header: object) -> tuple[Counter[str], int]:
             raise ValueError("tensors overlap, or leave a hole")
         end = last
     return elements, end
+
+
+def _tensor_kind(name: str, dimensions: int) -> TensorKind:
+    """The kind of a tensor with that name and number of dimensions."""
+    if not name.endswith(".weight") or _KEPT.search(name):
+        return "other"
+    if dimensions != 2:
+        return "convolution" if dimensions in {3, 4, 5} else "other"
+    if "norm" in name:
+        return "modulation"
+    return "embedding" if _EMBEDDING.search(name) else "linear"
 
 
 def _check_tensor(tensor: object) -> tuple[str, int, tuple[int, int]]:

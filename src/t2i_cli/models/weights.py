@@ -2,12 +2,14 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from t2i_cli.errors import ModelError
 from t2i_cli.files import weight_files
 from t2i_cli.models import diffusers_folder, safetensors_header
+from t2i_cli.models.safetensors_header import TensorKind
 
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
@@ -16,9 +18,13 @@ _FLOATS = {"F32", "F16", "BF16"}
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentWeights:
-    """One component's number of tensor elements by stored dtype (safetensors' names: "F16")."""
+    """One component's number of tensor elements by stored dtype (safetensors' names: "F16").
+
+    `floats` has those of its float tensors by kind.
+    """
 
     elements: dict[str, int]
+    floats: Mapping[TensorKind, int] = field(default_factory=dict)
 
     def size(self, dtype: str) -> int:
         """Bytes in memory with floats cast to `dtype`; quantised weights keep their size."""
@@ -58,9 +64,13 @@ def find_variant(folder: Path, *, half: bool) -> str | None:
 
 def _component_weights(folder: Path, *, half: bool) -> ComponentWeights:
     elements: Counter[str] = Counter()
+    floats: Counter[TensorKind] = Counter()
     for file in list_weight_files(folder, half=half):
-        elements += safetensors_header.count_elements(file)
-    return ComponentWeights(elements=dict(elements))
+        for (dtype, kind), count in safetensors_header.count_elements(file).items():
+            elements[dtype] += count
+            if dtype in _FLOATS:
+                floats[kind] += count
+    return ComponentWeights(elements=dict(elements), floats=dict(floats))
 
 
 def list_weight_files(folder: Path, *, half: bool) -> list[Path]:

@@ -44,7 +44,8 @@ class Engine:
     `model` is a name, as `--model` takes it, or a function that returns it and may block. `spec` is
     set once `start()` has described the model; `ready` once it is loaded. Between the two, jobs are
     accepted and get the loading events. `failure` is the error that kept it from starting. Without
-    `load` the first job loads the model, as its own request needs it.
+    `load` the first job loads the model, as its own request needs it; with it, the weights are
+    quantised as `quantize` says.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Engine:
         limits: ServerLimits | None = None,
         *,
         revision: str | None = None,
+        quantize: str | None = None,
         load: bool = True,
     ) -> None:
         self.limits = limits or ServerLimits()
@@ -64,6 +66,7 @@ class Engine:
         self._backend = backend
         self._model = model
         self._revision = revision
+        self._quantize = quantize
         self._load_first = load
         self._names: set[str | None] = {None}
         self._checked: set[tuple[object, ...]] = set()
@@ -192,6 +195,7 @@ class Engine:
         ignored: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             self.check_model(request.model, request.revision)
+            self._check_quantization(request.quantize)
             plain = replace(request, model=None, revision=None)
             messages: list[str] = []
             try:
@@ -258,6 +262,8 @@ class Engine:
         self._names.add(model)
         request = GenerateRequest(prompt="-", model=model, revision=self._revision)
         spec = self._backend.describe(request)
+        if self._quantize:
+            spec = replace(spec, quantize=self._quantize)
         with suppress(OutOfMemoryError):
             self._backend.check(resolve_request(request, spec))
         return spec
@@ -275,6 +281,17 @@ class Engine:
     def _fail(self, jobs: Sequence[ImageJob], error: T2IError) -> None:
         for job in jobs:
             job.fail(error)
+
+    def _check_quantization(self, quantize: str | None) -> None:
+        """Raise NotServedError for another quantisation than the loaded model's."""
+        if self._load_first and quantize not in {None, self.spec.quantize}:
+            loaded = self.spec.quantize or "no"
+            raise NotServedError(
+                f"This server does not serve {quantize} weights; its model is loaded with {loaded} "
+                "quantization.",
+                hint="Leave quantize away for what it serves.",
+                field="quantize",
+            )
 
     def _check_limits(self, request: ResolvedRequest) -> None:
         if (request.width or 0) * (request.height or 0) > self.limits.pixels:

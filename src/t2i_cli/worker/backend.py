@@ -55,9 +55,11 @@ class WorkerBackend:
         """The model's spec; from the worker where finding it needs torch and diffusers."""
         name = request.model or catalog.DEFAULT_MODEL
         known = catalog.find_known(name, request.revision)
-        if known and not (known.folder and request.revision):
+        # `--memory low` may settle a quantisation, for which the device must be known.
+        low = self._options.memory == "low"
+        if known and not low and not (known.folder and request.revision):
             return known
-        if not (catalog.folder_named(name) or catalog.is_repository(name)):
+        if not (known or catalog.folder_named(name) or catalog.is_repository(name)):
             return self._fallback.describe(request)
         try:
             try:

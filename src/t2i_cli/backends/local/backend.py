@@ -11,6 +11,7 @@ from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import (
     device,
     loading,
+    lossy_plan,
     memory,
     oom_fallback,
     outcomes,
@@ -47,7 +48,7 @@ class LocalBackend:
         self._options = options
         self._free_memory = free_memory
         self._specs: dict[tuple[str, str | None], ModelSpec] = {}
-        self._targets: dict[tuple[str, str | None], LoadTarget] = {}
+        self._targets: dict[tuple[str | None, ...], LoadTarget] = {}
         self._folders: dict[str, Path] = {}
         self._loaded: LoadedPipeline | None = None
         self._tuners: dict[tuple[object, ...], BatchSizeTuner] = {}
@@ -69,12 +70,13 @@ class LocalBackend:
             trust_remote_code=self._options.trust_remote_code,
             folder=self._folders.get(name),
         )
+        spec = lossy_plan.settle_quantization(spec, self._options)
         self._specs[spec.repo or spec.name, spec.revision] = spec
         return spec
 
     def check(self, request: ResolvedRequest) -> None:
         """Raise T2IError if this machine cannot generate the image; loads no weights."""
-        self._check_scheduler(request)
+        self._check_fields(request)
         target, loaded = self._target(request), self._loaded
         resident = loaded.resident_bytes if loaded and loaded.is_for(target) else 0
         self._plan_memory(target, request, resident)
@@ -94,7 +96,7 @@ class LocalBackend:
 
     def plan(self, request: ResolvedRequest) -> MemoryPlan:
         """The memory that the image needs, and the measures that make it fit. Raises T2IError."""
-        self._check_scheduler(request)
+        self._check_fields(request)
         return planning.plan_memory(self._target(request), request, self._options)
 
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
@@ -151,11 +153,12 @@ class LocalBackend:
             GenerateRequest(prompt=request.prompt, model=request.model, revision=request.revision)
         )
 
-    def _check_scheduler(self, request: ResolvedRequest) -> None:
-        """Raise InputError if the request's scheduler cannot be used; reads configs only."""
+    def _check_fields(self, request: ResolvedRequest) -> None:
+        """Raise InputError for a field that cannot be honoured here; reads configs only."""
+        spec = self._spec(request)
+        lossy_plan.check_lossy_fields(request, spec, self._options)
         if request.scheduler is None:
             return
-        spec = self._spec(request)
         if spec.flow is None:
             raise InputError(f"The scheduler of {spec.name} cannot be changed.", field="scheduler")
         own = diffusers_folder.component_config(self._target(request).folder, "scheduler")
@@ -178,14 +181,16 @@ class LocalBackend:
 
     def _target(self, request: ResolvedRequest) -> LoadTarget:
         """How to load the model; resolved once, so that a run keeps one revision of a Hub model."""
-        key = (request.model, request.revision)
+        key = (request.model, request.revision, request.quantize)
         if key not in self._targets:
-            self._targets[key] = planning.resolve_target(self._spec(request), self._options)
+            self._targets[key] = planning.resolve_target(
+                self._spec(request), self._options, request.quantize
+            )
         return self._targets[key]
 
     def _prepare(self, request: ResolvedRequest, on_event: OnEvent) -> LoadedPipeline:
         """Load the request's model, with measures that fit it into memory. Raises T2IError."""
-        self._check_scheduler(request)
+        self._check_fields(request)
         target = self._target(request)
         if self._loaded and not self._loaded.is_for(target):
             self.close()
@@ -197,7 +202,7 @@ class LocalBackend:
             self._place(self._loaded, plan.measures)
         else:
             target = planning.fetch_files(target, self._options, on_event)
-            self._targets[request.model, request.revision] = target
+            self._targets[request.model, request.revision, request.quantize] = target
             plan = self._plan_memory(target, request)
             console.trace(plan.text())
             model, device_name, started = target.spec.name, target.device.name, time.monotonic()
@@ -291,7 +296,8 @@ class LocalBackend:
         """The batch size tuner of the request's batch key."""
         key = request.batch_key()
         if key not in self._tuners:
-            fixed = self._options.batch_size if are_independent(type(loaded.pipe)) else 1
+            independent = are_independent(type(loaded.pipe)) and not request.step_cache
+            fixed = self._options.batch_size if independent else 1
             limit = fixed or planning.max_batch_size(
                 self._target(request), request, tuple(loaded.measures), loaded.resident_bytes
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t2i_cli import __version__
-from t2i_cli.backends.local import load_ahead, memory
+from t2i_cli.backends.local import load_ahead, memory, quantization
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, error_reason
 from t2i_cli.events import MemoryMeasure, OnEvent
@@ -44,6 +44,7 @@ class LoadedPipeline:
         self.folder = target.folder
         self.device = target.device
         self.dtype = target.dtype
+        self.quantize = target.quantize
         self.pipe = pipe
         self.on_event = on_event
         self.previews: Sequence[int] = ()
@@ -56,7 +57,8 @@ class LoadedPipeline:
 
     def is_for(self, target: "LoadTarget") -> bool:
         """Whether this is the pipeline of the target."""
-        return (self.folder, self.dtype) == (target.folder, target.dtype)
+        mine = (self.folder, self.dtype, self.quantize)
+        return mine == (target.folder, target.dtype, target.quantize)
 
     def record_success(self, request: ResolvedRequest) -> None:
         """Record that an image with the request's batch key was just generated."""
@@ -158,7 +160,8 @@ class LoadedPipeline:
             self.pipe.enable_model_cpu_offload(device=self.device.name)
         else:
             self.pipe.to(self.device.name)
-            _use_channels_last(self.pipe)
+            if self.quantize != "nf4":  # its packed weights have no order of dimensions
+                _use_channels_last(self.pipe)
 
     def _enable_group_offload(self) -> None:
         import torch
@@ -183,7 +186,8 @@ def _remove_hooks(pipe: LibraryObject) -> None:
         for module in network.modules() if isinstance(network, torch.nn.Module) else ():
             # diffusers' own hooks
             if (registry := getattr(module, "_diffusers_hook", None)) is not None:
-                for name in list(registry.hooks):
+                # Weights that are stored in fp8 stay so: that hook cannot be removed.
+                for name in registry.hooks.keys() - {"layerwise_casting"}:
                     registry.remove_hook(name, recurse=False)
 
 
@@ -234,19 +238,22 @@ def load_pipeline(
     if variant := weights.find_variant(folder, half=target.dtype != "float32"):
         extra["variant"] = variant
     parameters = set(inspect.signature(cls.__init__).parameters) - extra.keys()
+    quantized = quantization.quantized_loading(target.quantize, folder, target.device, target.dtype)
     with libraries.suppress_warnings(), libraries.pause_gc(), defer_imports():
         try:
             extra |= component_check.load_tokenizers(
                 folder, parameters, trust_remote_code=trust_remote_code
             )
-            pipe = cls.from_pretrained(
-                str(folder),
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                **extra,
-            )
+            with quantized as arguments:
+                pipe = cls.from_pretrained(
+                    str(folder),
+                    dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=trust_remote_code,
+                    **extra,
+                    **arguments,
+                )
         except Exception as error:  # libraries may raise anything for a damaged model
             if is_out_of_memory(error):
                 raise OutOfMemoryError(
@@ -262,6 +269,8 @@ def load_pipeline(
         finally:
             ahead.end()
     _check_complete(pipe, name)
+    if target.quantize == "fp8-storage":
+        quantization.store_in_fp8(pipe, folder, target.dtype)
     console.trace(f"loaded from {folder} in {time.monotonic() - started:.2f} s")
     return LoadedPipeline(target, pipe, on_event)
 

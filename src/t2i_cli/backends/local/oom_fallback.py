@@ -1,6 +1,6 @@
 """The out-of-memory fallback: apply one more memory measure, then the batch is tried again."""
 
-from t2i_cli.backends.local import device, loading, memory
+from t2i_cli.backends.local import device, loading, memory, quantization
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.errors import OutOfMemoryError
 
@@ -46,5 +46,6 @@ def _fallback_measures(loaded: LoadedPipeline, slicing: bool | None) -> list[str
     if loaded.device.own_memory and memory.GROUP_OFFLOAD not in loaded.measures:
         if loaded.pipe.model_cpu_offload_seq is not None:
             measures.append(memory.MODEL_OFFLOAD)
-        measures.append(memory.GROUP_OFFLOAD)
+        if loaded.quantize not in quantization.WITHOUT_GROUP_OFFLOAD:
+            measures.append(memory.GROUP_OFFLOAD)
     return measures

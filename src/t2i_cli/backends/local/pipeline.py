@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from threading import Event as Flag
 from typing import Any, Self
 
-from t2i_cli.backends.local import pipeline_output, prompt_warnings
+from t2i_cli.backends.local import pipeline_output, prompt_warnings, step_cache
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.backends.local.previews import PreviewHook
@@ -15,6 +15,9 @@ from t2i_cli.models import libraries
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
+
+_HONOURED_ELSEWHERE = {"quantize", "step_cache"}
+"""Added fields that act otherwise than by an argument of the pipeline."""
 
 
 class RunCancelled(Exception):  # noqa: N818 - control flow, not an error
@@ -41,7 +44,8 @@ def run_pipeline(
     torch.manual_seed(requests[0].seed)
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     try:
-        with libraries.suppress_warnings(), preview_hook:
+        caching = step_cache.step_caching(loaded.pipe, requests[0].step_cache)
+        with libraries.suppress_warnings(), preview_hook, caching:
             output = loaded.pipe(**_pipeline_arguments(loaded, requests), generator=generators)
     except Exception:  # any error: it is raised again
         # Offload the networks again, as the pipeline itself does at its end.
@@ -96,7 +100,7 @@ def _size_arguments(parameters: Mapping[str, object], request: ResolvedRequest) 
 
 def _check_arguments(request: ResolvedRequest, parameters: Container[str]) -> None:
     """Raise InputError for an added field that the pipeline has no argument for."""
-    for name in ADDED_FIELDS:
+    for name in sorted(set(ADDED_FIELDS) - _HONOURED_ELSEWHERE):
         known = FIELDS[name]
         if getattr(request, name) is not None and known.pipeline not in parameters:
             raise InputError(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from t2i_cli.backends.local import batch_size, device, memory
+from t2i_cli.backends.local import batch_size, device, memory, quantization
 from t2i_cli.backends.local.device import Device, MemoryInfo
 from t2i_cli.backends.local.memory import MIB, Measures, MemoryEstimate, MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
@@ -31,7 +31,7 @@ class LoadTarget:
 
     `sizes` are the bytes of each component's weights, or an estimate under the name "model" while
     `missing_bytes` are still to be downloaded. `slicing` is whether attention slicing is requested
-    and supported.
+    and supported, `quantize` the quantisation of its weights.
     """
 
     spec: ModelSpec
@@ -41,10 +41,13 @@ class LoadTarget:
     sizes: Mapping[str, int]
     missing_bytes: int = 0
     slicing: bool = False
+    quantize: str | None = None
 
 
 @hinting_at_embedded_model()
-def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
+def resolve_target(
+    spec: ModelSpec, options: LocalOptions, quantize: str | None = None
+) -> LoadTarget:
     """Find the device, dtype and files of a model; raises T2IError if one is not usable."""
     found_device = device.find_device(options.device)
     folder, total, missing = spec.folder, 0, 0
@@ -57,7 +60,8 @@ def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
         facts = resolution.pipeline_facts(folder, trust_remote_code=options.trust_remote_code)
         component_check.check_complete(folder, facts)
     transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
-    dtype = device.choose_dtype(found_device, options.dtype, transformer=transformer)
+    asked = options.dtype or quantization.required_dtype(quantize)
+    dtype = device.choose_dtype(found_device, asked, transformer=transformer)
     slicing = bool(options.attention_slicing) and _supports_slicing(folder, options)
     if (options.batch_size or 1) > 1:
         _check_batch_size(folder, options)
@@ -73,12 +77,19 @@ def resolve_target(spec: ModelSpec, options: LocalOptions) -> LoadTarget:
             device=found_device,
             dtype=dtype,
             folder=folder,
-            sizes={"model": estimate},
+            sizes={"model": quantization.shrunk_bytes(estimate, dtype, quantize)},
             missing_bytes=missing,
             slicing=slicing,
+            quantize=quantize,
         )
     target = LoadTarget(
-        spec=spec, device=found_device, dtype=dtype, folder=folder, sizes={}, slicing=slicing
+        spec=spec,
+        device=found_device,
+        dtype=dtype,
+        folder=folder,
+        sizes={},
+        slicing=slicing,
+        quantize=quantize,
     )
     return _with_weight_sizes(target, options)
 
@@ -145,10 +156,9 @@ def _with_weight_sizes(target: LoadTarget, options: LocalOptions) -> LoadTarget:
     skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
     found = weights.read_weight_headers(target.folder, half=target.dtype != "float32", skip=skip)
     float32_component = diffusers_folder.float32_decoder(target.folder, target.dtype)
-    sizes = {
-        name: w.size("float32" if name == float32_component else target.dtype)
-        for name, w in found.items()
-    }
+    sizes = quantization.component_sizes(
+        found, target.folder, target.dtype, float32_component, target.quantize
+    )
     return replace(target, sizes=sizes)
 
 
@@ -223,9 +233,44 @@ def _measures(
         if options.memory == "low"
         else ()
     )
-    return memory.choose_measures(
+    found = memory.choose_measures(
         needed, target.device, free, host, batch, least=least, slicing=slicing
     )
+    no_groups = target.quantize in quantization.WITHOUT_GROUP_OFFLOAD
+    return None if no_groups and memory.GROUP_OFFLOAD in (found or ()) else found
+
+
+def _fits(
+    target: LoadTarget,
+    size: tuple[int, int],
+    free: int,
+    host: int,
+    options: LocalOptions,
+    dtype: str | None = None,
+) -> bool:
+    """Whether some measures fit an image of that size into `free` bytes; also in another dtype."""
+    needed = _estimate(target, *size, dtype or target.dtype)
+    return _measures(target, needed, free, host, options) is not None
+
+
+def fits_whole_device(target: LoadTarget, size: tuple[int, int], options: LocalOptions) -> bool:
+    """Whether an image of that size fits into all the memory of the device and the host."""
+    total, host = device.device_memory(target.device).total, device.host_memory().total
+    return _fits(target, size, total, host, options)
+
+
+def quantized_target(target: LoadTarget, kind: str, options: LocalOptions) -> LoadTarget | None:
+    """The target with quantised weights; `None` if it is quantised, or cannot be here."""
+    if target.quantize or not quantization.is_available(kind, target.device):
+        return None
+    quantized = replace(target, quantize=kind)
+    if not target.missing_bytes:
+        return _with_weight_sizes(quantized, options)
+    sizes = {
+        name: quantization.shrunk_bytes(size, target.dtype, kind)
+        for name, size in target.sizes.items()
+    }
+    return replace(quantized, sizes=sizes)
 
 
 def _out_of_memory_error(
@@ -239,8 +284,7 @@ def _out_of_memory_error(
     width, height = size
 
     def fits(width: int, height: int, dtype: str) -> bool:
-        needed = _estimate(target, width, height, dtype)
-        return _measures(target, needed, found.free, host, options) is not None
+        return _fits(target, (width, height), found.free, host, options, dtype)
 
     needed = _estimate(target, width, height, target.dtype)
     slicing = options.attention_slicing is not False
@@ -255,6 +299,10 @@ def _out_of_memory_error(
         return OutOfMemoryError(message, hint="It would fit without --no-attention-slicing.")
     if target.dtype == "float32" and target.device.kind != "cpu" and fits(width, height, "float16"):
         return OutOfMemoryError(message, hint="It would fit with --dtype float16.")
+    for kind in quantization.MEMORY_METHODS:
+        quantized = quantized_target(target, kind, options)
+        if quantized and _fits(quantized, size, found.free, host, options):
+            return OutOfMemoryError(message, hint=f"It would fit with --quantize {kind}.")
     for eighths in range(7, 0, -1):
         grid = target.spec.multiple
         smaller = [max(grid, side * eighths // 8 // grid * grid) for side in size]

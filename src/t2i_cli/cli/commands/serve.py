@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from t2i_cli.cli.options import ConsoleOptions, DownloadOptions, ModelOpt, RevisionOpt
+from t2i_cli.cli.options import (
+    ConsoleOptions,
+    DownloadOptions,
+    ModelOpt,
+    QuantizeOpt,
+    RevisionOpt,
+)
 from t2i_cli.errors import InputError, T2IError
+from t2i_cli.request import GenerateRequest
 from t2i_cli.server.options import API_KEY_VARIABLE, ServerLimits, ServerOptions
 from t2i_cli.settings import store
 from t2i_cli.settings.options import BackendOptions
@@ -91,6 +98,7 @@ def serve(
     console_options: ConsoleOptions,
     model: ModelOpt = None,
     revision: RevisionOpt = None,
+    quantize: QuantizeOpt = None,
 ) -> None:
     """Serve a model over HTTP: OpenAI's images API, a page at /, and more; see /docs."""
     console.configure(**vars(console_options))
@@ -112,8 +120,11 @@ def serve(
     # The local backend chooses its batch size; other backends get one request at a time.
     image_backend = create_backend(backend, lenient=None, batch_size=None if local else 1)
     model_name = model or default_model(backend.backend)
+    if quantize and not local:
+        raise InputError("--quantize is for a model on this machine.", field="quantize")
     if local and not container:
-        _confirm_download(image_backend, model_name, revision, yes=consent.yes)
+        asked = GenerateRequest(prompt="-", model=model_name, revision=revision, quantize=quantize)
+        _confirm_download(image_backend, asked, yes=consent.yes)
     storage_uri = container.storage_uri if container and local and not model_name else None
     with (
         ExitStack() as cleanup,
@@ -124,7 +135,7 @@ def serve(
         model_source = (
             _artifact_loader(storage_uri, image_backend, cleanup) if storage_uri else model_name
         )
-        engine = Engine(image_backend, model_source, limits, revision=revision)
+        engine = Engine(image_backend, model_source, limits, revision=revision, quantize=quantize)
         engine.batcher.observers.append(log)
         app = create_app(engine, options)
         failures: list[Exception] = []
@@ -147,16 +158,12 @@ def serve(
         raise failures[0]
 
 
-def _confirm_download(
-    backend: "Backend", model: str | None, revision: str | None, *, yes: bool
-) -> None:
+def _confirm_download(backend: "Backend", request: GenerateRequest, *, yes: bool) -> None:
     """Ask before the model is downloaded, if that takes gigabytes. Raises T2IError."""
     from t2i_cli.models.request_resolution import resolve_request
-    from t2i_cli.request import GenerateRequest
     from t2i_cli.terminal import download_consent
 
     if download_consent.asks_for_downloads(console, yes=yes):
-        request = GenerateRequest(prompt="-", model=model, revision=revision)
         resolved = resolve_request(request, backend.describe(request))
         plan = backend.estimate(resolved) | {"model": resolved.model}
         download_consent.confirm_download([plan], console, yes=yes)

@@ -19,6 +19,7 @@ from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import schedulers
 from t2i_cli.models.example_prompts import example_prompts
+from t2i_cli.models.step_cache_support import step_cache_complaint
 from t2i_cli.request_fields import MODEL_DEFAULTS
 from t2i_cli.server import responses
 from t2i_cli.server.engine import Engine
@@ -89,6 +90,7 @@ def _model_object(spec: ModelSpec) -> dict[str, object]:
         "negative_prompt": spec.negative_prompt,
         "guidance": spec.guidance_argument is not None,
         "schedulers": schedulers.usable_scheduler_names(spec.flow) if spec.flow is not None else [],
+        "step_cache": step_cache_complaint(spec.name, spec.pipeline) is None,
         "refuses": [field for field, _ in spec.refuses],
         "formats": list(image_formats.EXTENSIONS),
         "examples": example_prompts(spec),
