@@ -78,6 +78,19 @@ def test_a_bad_token_is_a_note(t2i: T2I, hub: FakeHub) -> None:
     assert "badbad" not in json.dumps(found)
 
 
+@pytest.mark.parametrize(("has", "told"), [({"amx_bf16": True}, "AMX"), ({"avx2": True}, None)])
+def test_a_processor_that_computes_in_bfloat16_is_told(
+    has: dict[str, bool], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    found = {check.name: check for check in diagnostics._devices()}
+    assert ("dtype" in found) == (told is not None)
+    if told:
+        assert f"has {told}: --dtype bfloat16 is faster" in found["dtype"].detail
+
+
 def test_a_broken_installation_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -72,6 +73,9 @@ def import_torch() -> ModuleType:
 def import_diffusers() -> ModuleType:
     """Import diffusers; it and transformers log errors only and run no custom code unasked."""
     import_torch()
+    # diffusers imports torchao where it is installed, which logs what is for other machines.
+    for noisy in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     with (
         naming_variables(),
         suppress_warnings(),

@@ -13,7 +13,6 @@ from t2i_cli.request import ResolvedRequest
 def check_lossy_fields(request: ResolvedRequest, spec: ModelSpec, options: LocalOptions) -> None:
     """Raise InputError if the quantisation or step cache cannot be had here; loads no weights."""
     if request.quantize:
-        quantization.check_package(request.quantize)
         found = device.find_device(options.device)
         quantization.check_quantization(request.quantize, found, options.dtype)
     if not request.step_cache:

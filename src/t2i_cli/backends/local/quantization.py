@@ -63,11 +63,10 @@ WITHOUT_GROUP_OFFLOAD = frozenset({"nf4"})
 
 
 def check_quantization(name: str, device: Device, dtype: str | None = None) -> None:
-    """Raise InputError if weights cannot be so quantised here: no package, or not on this device.
+    """Raise InputError if weights cannot be so quantised: not on this device, or no package.
 
     `dtype` is the one that the user asked for. Loads no library but torch.
     """
-    check_package(name)
     method = _METHODS[name]
     reason = None
     if name == "nf4" and not device.own_memory:
@@ -92,9 +91,10 @@ def check_quantization(name: str, device: Device, dtype: str | None = None) -> N
             hint="Leave --dtype away.",
             field="dtype",
         )
+    _check_package(name)
 
 
-def check_package(name: str) -> None:
+def _check_package(name: str) -> None:
     """Raise InputError if the package that the method needs is missing, or too old."""
     method = _METHODS[name]
     if method.package is None:

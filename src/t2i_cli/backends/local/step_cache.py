@@ -34,7 +34,7 @@ def step_caching(pipe: LibraryObject, threshold: float | None) -> Iterator[None]
             "not know it.",
             field="step_cache",
         ) from error
-    own_forward = vars(transformer).get("forward")
+    own_forward = transformer.__dict__.get("forward")
     try:
         if not _sets_contexts(type(pipe)):
             transformer.forward = _ForwardInContexts(transformer, transformer.forward)
@@ -43,7 +43,7 @@ def step_caching(pipe: LibraryObject, threshold: float | None) -> Iterator[None]
         if own_forward is not None:
             transformer.forward = own_forward
         else:
-            vars(transformer).pop("forward", None)
+            transformer.__dict__.pop("forward", None)
         transformer.disable_cache()
 
 
