@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from t2i_cli.backends.local import (
 )
 from t2i_cli.backends.local.device import Device, MemoryInfo
 from t2i_cli.errors import InputError, OutOfMemoryError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import weights
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.engine import Engine, NotServedError
@@ -46,7 +49,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
     def version(name: str) -> str:
         if name not in found:
-            raise quantization.PackageNotFoundError(name)
+            raise PackageNotFoundError(name)
         return found[name]
 
     monkeypatch.setattr(quantization, "version", version)
@@ -75,7 +78,7 @@ def test_a_device_that_cannot_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "Apple GPUs have none" in refusal("fp8-storage", MPS).message
     assert refusal("nf4", MPS).hint == "int8 would do here."
     for kind in ("cpu", "mps", "xpu", "rocm"):
-        assert "computes in fp8" in refusal("fp8", replace(CPU, kind=kind)).message  # type: ignore[arg-type]
+        assert "computes in fp8" in refusal("fp8", replace(CPU, kind=kind)).message
     capability(monkeypatch, 8, 6)
     assert "cuda:0 (GPU) cannot" in refusal("fp8", CUDA).message
     capability(monkeypatch, 8, 9)
@@ -202,8 +205,8 @@ def weight_bytes(backend: LocalBackend) -> dict[str, int]:
 
 
 def _stored(
-    network: "planning.libraries.LibraryObject",
-) -> list["planning.libraries.LibraryObject"]:
+    network: LibraryObject,
+) -> list[LibraryObject]:
     """A network's tensors; of a quantised one, those that it consists of."""
     found = []
     for tensor in network.parameters():
@@ -224,6 +227,8 @@ def test_rows_with_and_without_quantisation_in_one_run(kind: str) -> None:
     assert np.array_equal(pixels(first), pixels(again))
     assert 25 < psnr(first, other) < 70
     assert other.request.to_json()["quantize"] == kind
+    assert ("torchao" in other.info.libraries) == (kind == "int8")
+    assert "torchao" not in first.info.libraries
     assert first.request.identity() != other.request.identity()
     [same] = run(backend, quantized)
     assert np.array_equal(pixels(same), pixels(other))
@@ -320,7 +325,7 @@ def test_low_takes_the_mildest_that_fits_and_auto_takes_none(
     monkeypatch: pytest.MonkeyPatch, installed: dict[str, str]
 ) -> None:
     auto, low = (LocalBackend(LocalOptions(device="cpu", memory=m)) for m in ("auto", "low"))
-    between = (needed(auto, None) + needed(auto, "fp8-storage")) // 2
+    between = (needed(auto, None) + needed(auto, "int8")) // 2
     assert ask(low).quantize is None
     short_of_memory(monkeypatch, total=int(between / 0.95))
     assert ask(auto).quantize is None
@@ -347,7 +352,7 @@ def test_low_takes_the_mildest_that_fits_and_auto_takes_none(
     )
 
 
-def ask_spec(backend: LocalBackend) -> "planning.ModelSpec":
+def ask_spec(backend: LocalBackend) -> ModelSpec:
     return backend.describe(GenerateRequest(prompt="-", model="postcard"))
 
 

@@ -86,6 +86,7 @@ class LoadedPipeline:
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
+            **quantization.package_version(self.quantize),
         }
 
     @property

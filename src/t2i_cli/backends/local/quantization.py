@@ -114,6 +114,12 @@ def _check_package(name: str) -> None:
     )
 
 
+def package_version(name: str | None) -> dict[str, str]:
+    """The package that the method needs, with the installed version; empty if it needs none."""
+    package = _METHODS[name].package if name else None
+    return {package: version(package)} if package else {}
+
+
 def is_available(name: str, device: Device) -> bool:
     """Whether weights can be so quantised for this device."""
     try:
