@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from t2i_cli.backends.local import device, memory, planning
+from t2i_cli.backends.local import device, memory, planning, quantization
 from t2i_cli.backends.local.device import Device, MemoryInfo
 from t2i_cli.backends.local.memory import (
     ATTENTION_SLICING,
@@ -193,6 +193,7 @@ def test_a_refusal_where_no_memory_is_left_at_all(monkeypatch: pytest.MonkeyPatc
 
 def test_a_refusal_names_a_smaller_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     large = replace(target(CPU), sizes={"unet": 30_000 * MIB})
+    monkeypatch.setattr(quantization, "is_available", lambda *_: False)
     with pytest.raises(OutOfMemoryError) as caught:
         plan(monkeypatch, 12_000, aim=large)
     assert caught.value.hint == "No size of it fits; -m sd15 would."

@@ -27,6 +27,7 @@ class Loaded:
         self.device = Device(name=f"{kind}:0", kind=kind, label="")
         self.pipe = SimpleNamespace(vae=vae, movq=None, model_cpu_offload_seq=offload)
         self.measures: list[str] = []
+        self.quantize: str | None = None
         self.batch_limit: int | None = None
         self.reasons: set[str] = set()
         self._fails = fails or {}

@@ -235,7 +235,7 @@ def test_rows_with_and_without_quantisation_in_one_run(kind: str) -> None:
     held, planned = weight_bytes(backend), backend._target(quantized).sizes
     assert held["unet"] <= planned["unet"] <= 1.25 * held["unet"]
     assert planned["vae"] == backend._target(plain).sizes["vae"]
-    assert planned["unet"] < 0.75 * backend._target(plain).sizes["unet"]
+    assert planned["unet"] < 0.85 * backend._target(plain).sizes["unet"]
 
 
 @pytest.mark.parametrize("kind", [pytest.param("int8", marks=has_torchao), "fp8-storage"])
@@ -256,7 +256,8 @@ def test_encoders_that_are_language_models_are_quantised_as_planned(
     assert encoder.dtype == torch.bfloat16
     held, planned = weight_bytes(backend), backend._target(request).sizes
     for name in ("transformer", "text_encoder_2"):
-        assert held[name] <= planned[name]
+        # A row here has 32 weights and not thousands, so that its scale counts.
+        assert held[name] <= 1.15 * planned[name]
     assert held["text_encoder"] == planned["text_encoder"]
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from t2i_cli.errors import InputError
-from t2i_cli.known_names import name_choices
 
 MAX_PROMPT = 5_000
 """Characters; prompt, negative prompt and their metadata fit a JPEG's 64 KB segment."""
@@ -85,6 +84,8 @@ class RequestField:
             if not value.strip() and not self.may_be_blank:
                 raise InputError(f"The {self.name} is empty.", field=self.name)
             if self.choices and value not in self.choices:
+                from t2i_cli.known_names import name_choices
+
                 raise InputError(
                     f"{self.name} cannot be {value[:_MAX_SHOWN]!r}; "
                     f"{name_choices(value, self.choices)}",

@@ -73,8 +73,8 @@ def import_torch() -> ModuleType:
 def import_diffusers() -> ModuleType:
     """Import diffusers; it and transformers log errors only and run no custom code unasked."""
     import_torch()
-    # diffusers imports torchao where it is installed, which logs what is for other machines.
-    for noisy in ("torchao", "torch.utils._pytree"):
+    # diffusers imports these where they are installed, and they log what is for other machines.
+    for noisy in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with (
         naming_variables(),
