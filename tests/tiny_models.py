@@ -272,6 +272,31 @@ def _flux(cls: str = "FluxPipeline") -> LibraryObject:
     )
 
 
+def _flux_3072() -> LibraryObject:
+    """FLUX.1's own width, which diffusers fixes where it reads single files; one block of each."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    pipe = _flux()
+    # 24 heads of 128 numbers, 64 channels of packed latents: the public configuration's.
+    vae_channels = 16
+    pipe.register_modules(
+        vae=vae(vae_channels),
+        transformer=FluxTransformer2DModel(
+            in_channels=4 * vae_channels,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=128,
+            num_attention_heads=24,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=(16, 56, 56),
+            guidance_embeds=True,
+        ).to(torch.bfloat16),
+    )
+    return pipe
+
+
 def _pixart(cls: str = "PixArtAlphaPipeline") -> LibraryObject:
     import diffusers
     from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
@@ -306,6 +331,7 @@ def families() -> dict[str, Callable[[], LibraryObject]]:
         "sdxl": _sdxl,
         "sd3": _sd3,
         "flux": _flux,
+        "flux-3072": _flux_3072,
         "pixart": _pixart,
         "pixart-sigma": partial(_pixart, "PixArtSigmaPipeline"),
         "hunyuan-dit": encoders.hunyuan_dit,

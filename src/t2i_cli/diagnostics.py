@@ -9,9 +9,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Literal
 
@@ -169,13 +169,8 @@ def _devices() -> Iterator[Diagnostic]:
     from t2i_cli.backends.local import device as local
 
     found = local.list_devices()
-    if found[0].kind == "cpu" and Path("/dev/nvidia0").exists():
-        yield Diagnostic(
-            name="device",
-            status="note",
-            detail="there is an NVIDIA GPU, and this build of torch cannot use it",
-            fix="Install torch for CUDA: https://pytorch.org/get-started/locally/",
-        )
+    if found[0].kind == "cpu":
+        yield from _unused_gpu()
     for device in found:
         memory = local.device_memory(device)
         yield Diagnostic(
@@ -190,6 +185,29 @@ def _devices() -> Iterator[Diagnostic]:
             status="ok",
             detail=f"this processor has {instructions}: --dtype bfloat16 is faster than float32, "
             "and may change a picture",
+        )
+
+
+def _unused_gpu() -> Iterator[Diagnostic]:
+    """What a run would say of the GPU that it does not use, or without which it does not start."""
+    from t2i_cli.backends.local import absent_gpu
+
+    if absence := absent_gpu.find_unused_gpu():
+        yield Diagnostic(
+            name="device", status="note", detail=absence.sentence.rstrip("."), fix=absence.fix
+        )
+    with suppress(InputError):  # `_config` reports it
+        if store.find_setting("device"):
+            return
+    try:
+        absent_gpu.require_requested_gpu()
+    except InputError as error:
+        yield Diagnostic(
+            name="device",
+            status="problem",
+            detail=error.message,
+            fix=error.hint,
+            exit_code=error.exit_code,
         )
 
 

@@ -82,7 +82,7 @@ _TABLE = (
         key="device",
         variable="T2I_DEVICE",
         takes="cuda, cuda:1, rocm, xpu, mps or cpu",
-        accepts=re.compile(r"cpu|mps|rocm|(cuda|xpu)(:\d+)?").fullmatch,
+        accepts=re.compile(r"cpu|mps|(cuda|rocm|xpu)(:\d+)?").fullmatch,
         default="the best",
         choices=DEVICES,
     ),

@@ -9,6 +9,7 @@ from threading import Event as Flag
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import (
+    absent_gpu,
     device,
     loading,
     lossy_plan,
@@ -192,6 +193,7 @@ class LocalBackend:
         """Load the request's model, with measures that fit it into memory. Raises T2IError."""
         self._check_fields(request)
         target = self._target(request)
+        device.select_device(target.device)
         if self._loaded and not self._loaded.is_for(target):
             self.close()
         if self._loaded:
@@ -223,6 +225,7 @@ class LocalBackend:
             trust_remote_code=self._options.trust_remote_code,
         )
         vae_decode.install_decode_fallback(loaded)
+        absent_gpu.tell_unused_gpu(target.device.kind, self._options.device, on_event)
         if self._options.attention_slicing:
             on_event(Notice(message=planning.attention_slicing_notice(target)))
         if (self._options.batch_size or 1) > 1 and not are_independent(type(loaded.pipe)):

@@ -1,15 +1,18 @@
 """Devices of this machine: detection, memory, and the dtype to compute in."""
 
 import gc
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
-from t2i_cli.backends.local import torch_build
-from t2i_cli.errors import InputError
-from t2i_cli.known_names import name_choices, suggest_name
+from t2i_cli.backends.local import absent_gpu, torch_build
+from t2i_cli.errors import InputError, error_reason
+from t2i_cli.known_names import name_choices
 from t2i_cli.models import libraries
 from t2i_cli.settings.schema import DTYPES
+from t2i_cli.terminal.console import console
 
 DeviceKind = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -46,43 +49,78 @@ class MemoryInfo:
 
 
 def list_devices() -> list[Device]:
-    """The devices of this machine, best first: CUDA or ROCm, XPU, MPS, CPU."""
+    """The devices of this machine that work, best first: CUDA or ROCm, XPU, MPS, CPU."""
     if torch_build.is_cpu_only():
         return [CPU]
     torch = libraries.import_torch()
-    found = []
-    kind: DeviceKind = "rocm" if torch.version.hip else "cuda"
-    for index in range(torch.cuda.device_count()):
-        label = torch.cuda.get_device_name(index)
-        found.append(Device(name=f"cuda:{index}", kind=kind, label=label))
-    for index in range(torch.xpu.device_count()):
-        label = torch.xpu.get_device_name(index)
-        found.append(Device(name=f"xpu:{index}", kind="xpu", label=label))
+    found = [
+        *_numbered_devices(torch.cuda, "cuda", "rocm" if torch.version.hip else "cuda"),
+        *_numbered_devices(torch.xpu, "xpu", "xpu"),
+    ]
     if torch.backends.mps.is_available():
         found.append(Device(name="mps", kind="mps", label="Apple GPU"))
     return [*found, CPU]
 
 
+def _numbered_devices(library: ModuleType, prefix: str, kind: DeviceKind) -> list[Device]:
+    """The devices of torch.cuda or torch.xpu; none where its driver does not start.
+
+    The count is taken anew after each name: before the driver has started it is of cards, of
+    which a process may see fewer (one slice of all cards under MIG).
+    """
+    found: list[Device] = []
+    with libraries.suppress_warnings():
+        try:
+            while len(found) < library.device_count():
+                index = len(found)
+                label = library.get_device_name(index)
+                found.append(Device(name=f"{prefix}:{index}", kind=kind, label=label))
+        # A driver that is too old or broken; `absent_gpu` says so where the device is asked for.
+        except Exception as error:  # noqa: BLE001 - drivers' libraries raise anything
+            console.trace(f"torch.{prefix}: {error_reason(error)}")
+    return found
+
+
 def find_device(name: str | None) -> Device:
     """The device of that name ("cuda" is the first CUDA device), or the best one if `None`.
 
-    Raises InputError that lists the devices.
+    Raises InputError that lists the devices and says why that one is absent; for `None`, too, if
+    the environment asks for a GPU and there is none.
     """
     if name == CPU.name:
         return CPU
     devices = list_devices()
     if name is None:
+        if devices[0].kind == "cpu":
+            absent_gpu.require_requested_gpu()
         return devices[0]
-    for device in devices:
-        if name in {device.name, device.name.partition(":")[0], device.kind}:
-            return device
+    known: dict[str, Device] = {}
+    for device in reversed(devices):
+        prefix, _, index = device.name.partition(":")
+        # torch has no name "rocm": its devices are "cuda:0" and so on, in a build of its own.
+        kind_index = f"{device.kind}:{index}" if index else device.kind
+        known |= dict.fromkeys((device.name, prefix, device.kind, kind_index), device)
+    if name in known:
+        return known[name]
     listed = ", ".join(f"{device.name} ({device.label})" for device in devices)
-    names = {each for device in devices for each in (device.name, device.kind)}
-    raise InputError(
-        f"There is no device {name!r} here; there is {listed}.",
-        hint=suggest_name(name, sorted(names)).strip() or None,
-        field="device",
-    )
+    raise absent_gpu.absent_device_error(name, listed, known)
+
+
+def select_device(device: Device) -> None:
+    """Make it the calling thread's current device, for what libraries start without a name.
+
+    diffusers' streams of group offload are such: on "cuda:0" they would take memory of a card that
+    was not asked for, and not wait for the one that computes.
+    """
+    import torch
+
+    if device.own_memory and _is_numbered(device):
+        (torch.xpu if device.kind == "xpu" else torch.cuda).set_device(device.name)
+
+
+def _is_numbered(device: Device) -> bool:
+    """Whether it is one of several that torch numbers, of which one is current in each thread."""
+    return ":" in device.name
 
 
 def device_memory(device: Device) -> MemoryInfo:
@@ -182,10 +220,11 @@ def clear_cache(device: Device) -> None:
     import torch
 
     gc.collect()
-    if device.kind in {"cuda", "rocm"}:
-        torch.cuda.empty_cache()
-    elif device.kind == "xpu":
-        torch.xpu.empty_cache()
+    if device.own_memory:
+        library = torch.xpu if device.kind == "xpu" else torch.cuda
+        # It acts on the thread's current device, and a context on another card costs memory there.
+        with library.device(device.name) if _is_numbered(device) else nullcontext():
+            library.empty_cache()
     elif device.kind == "mps":
         torch.mps.empty_cache()
 

@@ -133,7 +133,14 @@ def serve(
         ServerLog(console, access.log_prompts) as log,
     ):
         model_source = (
-            _artifact_loader(storage_uri, image_backend, cleanup) if storage_uri else model_name
+            _artifact_loader(
+                storage_uri,
+                image_backend,
+                cleanup,
+                store.resolve_setting("device", backend.device.device),
+            )
+            if storage_uri
+            else model_name
         )
         engine = Engine(image_backend, model_source, limits, revision=revision, quantize=quantize)
         engine.batcher.observers.append(log)
@@ -232,16 +239,17 @@ def _listening_socket(
 
 
 def _artifact_loader(
-    uri: str, backend: "Backend", cleanup: ExitStack
+    uri: str, backend: "Backend", cleanup: ExitStack, requested_device: str | None
 ) -> "Callable[[OnEvent], str]":
     """A function that downloads Vertex's model artifacts and returns the model's name.
 
     `cleanup` removes the copy.
     """
-    from t2i_cli.backends.local import LocalBackend
+    from t2i_cli.backends.local import LocalBackend, device
     from t2i_cli.server import gcs_download
 
     def load(on_event: "OnEvent") -> str:
+        device.find_device(requested_device)  # before gigabytes are fetched
         folder = gcs_download.download_artifacts(uri, on_event, cleanup)
         if isinstance(backend, LocalBackend) and gcs_download.is_bucket_uri(uri):
             # The folder differs between replicas, and would be recorded in every image.

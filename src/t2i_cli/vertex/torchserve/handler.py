@@ -7,6 +7,7 @@ https://docs.pytorch.org/serve/.
 
 import base64
 import io
+import os
 import random
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ class Handler:
 
         properties = context.system_properties
         gpu = properties.get("gpu_id")
+        check_accelerator(usable=torch.cuda.is_available() and gpu is not None)
         self.device = f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
         dtype = torch.float32 if self.device == "cpu" else torch.float16
         weights = Path(properties["model_dir"]) / "weights"
@@ -82,6 +84,14 @@ class Handler:
             "format": format,
             "t2i": {"request": made, "lock": self.generation_info, "seconds": seconds},
         }
+
+
+def check_accelerator(*, usable: bool) -> None:
+    """Raise RuntimeError, so that no worker starts, where Vertex's accelerator cannot be used."""
+    if not usable and (accelerator := os.environ.get("AIP_ACCELERATOR_TYPE")):
+        raise RuntimeError(
+            f"AIP_ACCELERATOR_TYPE is {accelerator!r}, and torch can use no GPU in this container."
+        )
 
 
 def parse_instance(instance: dict[str, Any]) -> tuple[dict[str, Any], str]:
