@@ -9,13 +9,14 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, device
 from t2i_cli.backends.local.device import Device
-from t2i_cli.events import Event
+from t2i_cli.events import Event, Step
 from t2i_cli.request import ResolvedRequest
 from tests.fakes import gpu
 from tests.test_local_backend import ask, images, make, pixels
@@ -58,11 +59,15 @@ def held_bytes(place: Device) -> int:
 
 
 def run_on(
-    place: Device, folder: Path | str, *, events: list[Event] | None = None, **fields: object
+    place: Device,
+    folder: Path | str,
+    *,
+    dtype: str | None = None,
+    events: list[Event] | None = None,
+    **fields: Any,  # noqa: ANN401 - the request's own
 ) -> GeneratedImage:
     """One picture of a model, by a backend of its own, which is closed."""
-    dtype = fields.pop("dtype", None)
-    backend = LocalBackend(LocalOptions(device=place.name, dtype=dtype and str(dtype)))
+    backend = LocalBackend(LocalOptions(device=place.name, dtype=dtype))
     try:
         (image,) = images(make(backend, ask(backend, model=folder, **fields), events=events))
     finally:
@@ -75,8 +80,6 @@ def run_cancelled(
     backend: LocalBackend, requests: Sequence[ResolvedRequest], step: int
 ) -> tuple[int, int]:
     """Cancel at a step: how many outcomes there were, and how many steps were told."""
-    from t2i_cli.events import Step
-
     cancel, steps = threading.Event(), 0
 
     def on_event(event: Event) -> None:

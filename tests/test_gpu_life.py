@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -51,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Device], Path |
     return found
 
 
-def size(place: Device) -> dict[str, int]:
+def size(place: Device) -> dict[str, Any]:
     """The request's size: one at which the decode needs more than the denoiser."""
     side = 768 if is_real(place) else 128
     return {"width": side, "height": side, "steps": STEPS}
@@ -270,8 +271,8 @@ def test_two_processes_share_a_card(
     found = []
     for number in range(2):
         (tmp_path / str(number)).mkdir()
-    arguments = ("generate", PROMPT, "-m", "postcard", "--seed", "1", "-n", "4", "--json")
-    arguments += ("--device", place.name)
+    arguments = ["generate", PROMPT, "-m", "postcard", "--seed", "1", "-n", "4", "--json"]
+    arguments += ["--device", place.name]
     with (
         started(card_env, tmp_path / "0", *arguments) as one,
         started(card_env, tmp_path / "1", *arguments) as other,

@@ -278,11 +278,12 @@ def _flux_3072() -> LibraryObject:
     from diffusers import FluxTransformer2DModel
 
     pipe = _flux()
+    transformer: LibraryObject = FluxTransformer2DModel
     # 24 heads of 128 numbers, 64 channels of packed latents: the public configuration's.
     vae_channels = 16
     pipe.register_modules(
         vae=vae(vae_channels),
-        transformer=FluxTransformer2DModel(
+        transformer=transformer(
             in_channels=4 * vae_channels,
             num_layers=1,
             num_single_layers=1,
