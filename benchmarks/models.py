@@ -17,9 +17,17 @@ def folder(name: str, into: Path) -> Path:
     import torch
 
     torch.manual_seed(0)
-    pipe = _sd15() if name == "sd15" else _sdxl()
-    pipe.to(torch.float16).save_pretrained(into)
+    random_pipeline(name, torch.device("cpu")).to(torch.float16).save_pretrained(into)
     return into
+
+
+def random_pipeline(name: str, device: LibraryObject) -> LibraryObject:
+    """A pipeline whose networks are made on a torch.device, in torch's default dtype."""
+    with device:
+        networks = _sd15() if name == "sd15" else _sdxl()
+    # Outside: a scheduler's tables belong on the CPU.
+    networks.register_modules(scheduler=_scheduler())
+    return networks
 
 
 def _sd15() -> LibraryObject:
@@ -38,9 +46,9 @@ def _sd15() -> LibraryObject:
                 hidden_act="quick_gelu",
             )
         ),
-        tokenizer=_tokenizer(),
+        tokenizer=clip_tokenizer(),
         unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-        scheduler=_scheduler(),
+        scheduler=None,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -71,8 +79,8 @@ def _sdxl() -> LibraryObject:
         vae=_vae(1024),
         text_encoder=CLIPTextModel(first),
         text_encoder_2=CLIPTextModelWithProjection(second),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=UNet2DConditionModel(
             sample_size=128,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -86,7 +94,7 @@ def _sdxl() -> LibraryObject:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         ),
-        scheduler=_scheduler(),
+        scheduler=None,
     )
 
 
@@ -103,7 +111,7 @@ def _vae(side: int) -> LibraryObject:
     )
 
 
-def _tokenizer() -> LibraryObject:
+def clip_tokenizer() -> LibraryObject:
     """postcard's: the words differ, and the 77 tokens are the same work."""
     from transformers import CLIPTokenizer
 
