@@ -3,7 +3,7 @@
 # docs/testing.md.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check test full fuzz mutants errors lint types docs bench
+.PHONY: check test full fuzz mutants errors lint types docs bench gpu-bundle
 
 check: lint types test
 
@@ -42,3 +42,7 @@ docs:
 bench:
 	$(PYTHON) benchmarks/help_time.py
 	$(PYTHON) benchmarks/cold_start.py
+
+gpu-bundle:
+	$(PYTHON) -m benchmarks.gpu_wheels prove
+	$(PYTHON) -m benchmarks.gpu_wheels collect gpu-bundle

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -109,29 +110,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
 
     def left() -> float:
-        return options.budget - (time.monotonic() - started)
+        return float(options.budget) - (time.monotonic() - started)
 
-    # Plainly, before t2i: it defers the import of torch's compiler, which one side needs.
-    import diffusers
-    import torch
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
     report = Report()
-    report.add(**_machine(options.device), torch=torch.__version__, diffusers=diffusers.__version__)
+    report.add(**_machine(options.device))
     for name in options.models:
         (model,) = (one for one in gpu_models.MODELS if one.name == name)
         if not options.tiny and left() < model.seconds:
             report.add(model=name, skipped=f"{left():.0f} s are left, and it takes {model.seconds}")
             continue
+        _import_libraries()
         with tempfile.TemporaryDirectory(prefix="t2i-gpu-", dir=options.folder) as folder:
             _measure_model(model, Path(folder), options, report)
     if options.check:
         _check(options, left, report)
     print(report.table(), flush=True)
-    _release(options.device)
     bad = [record for record in report.records if record.get("missed") or "failed" in record]
     return 1 if bad else 0
 
@@ -156,12 +149,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _machine(device: str) -> Record:
-    """The card's name and memory, its driver's and the runtime's versions."""
-    import torch
+def _import_libraries() -> None:
+    """Import diffusers plainly, before t2i, which defers torch's compiler; one side needs it."""
+    import diffusers
+    import transformers
 
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def _machine(device: str) -> Record:
+    """The card's name and memory, and the versions of what computes on it."""
     found: Record = {"machine": platform.machine(), "cores": os.cpu_count(), "device": device}
-    if torch.device(device).type == "cuda":
+    found |= {name: version(name) for name in ("torch", "diffusers", "transformers")}
+    if device.startswith("cuda"):
+        import torch
+
         properties = torch.cuda.get_device_properties(device)
         found |= {
             "card": properties.name,
@@ -198,8 +202,16 @@ def _measure_model(
     if model.batch:
         count = 4 if options.tiny else model.batch
         sides.append(("t2i batched", model.batched, lambda: _measure_batched(job, count)))
-    if model.step_cache:
-        sides.append(("t2i step cache", model.step_cache, lambda: _step_cached(job, options.runs)))
+    if model.step_cache and "step_cache" not in {field.name for field in fields(GenerateRequest)}:
+        report.add(model=model.name, skipped="this t2i has no step cache")
+    elif model.step_cache:
+        sides.append(
+            (
+                "t2i step cache",
+                model.step_cache,
+                lambda: _measure_t2i(job, options.runs, step_cache=STEP_CACHE),
+            )
+        )
     for side, target, measure in sides:
         with _reporting(report, model.name, side):
             figures, pictures[side] = measure()
@@ -346,13 +358,6 @@ def _measure_batched(job: Job, count: int) -> tuple[Record, LibraryObject]:
         return record, made[0].image
     finally:
         backend.close()
-
-
-def _step_cached(job: Job, runs: int) -> tuple[Record, LibraryObject]:
-    """t2i with a step cache, which a version without that field has not."""
-    if "step_cache" not in {field.name for field in fields(GenerateRequest)}:
-        raise NotImplementedError("this t2i has no step cache")
-    return _measure_t2i(job, runs, step_cache=STEP_CACHE)
 
 
 def _decided(image: GeneratedImage) -> Record:

@@ -113,7 +113,7 @@ def check_measures(
     assert set(measures) == set(found.info.measures)
     assert found.info.dtype == dtype
     trained = folder == Path("postcard")
-    assert psnr(plain, found) >= (40 if trained or measures != (VAE_TILING,) else 25)
+    assert psnr(plain, found) >= (40 if trained or measures != (VAE_TILING,) else 20)
 
 
 @pytest.mark.gpu
