@@ -28,7 +28,7 @@ AT_HAND = ("torch", "numpy")
 _MEASURED = ("--device", "cpu", "--tiny", "--no-compile", "--runs", "1")
 PROBES: tuple[tuple[str, ...], ...] = (
     ("benchmarks.gpu", *_MEASURED),
-    ("t2i_cli", "generate", "a star", "-m", "postcard", "--steps", "1", "-o", os.devnull),
+    ("t2i_cli", "generate", "a star", "-m", "postcard", "--steps", "1", "-o", "{folder}/x.png"),
     ("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-k", "sd-float32-measures0"),
     # What the warm worker is, which one of the tests starts.
     ("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-k", "worker_that_leaves"),
@@ -106,7 +106,8 @@ def _with_requirements(names: Iterable[str]) -> set[str]:
 def _commands(file: Path, flags: Sequence[str] = ()) -> Iterable[list[str]]:
     for module, *rest in PROBES:
         more = _TESTS if module == "pytest" else ()
-        probe = [*("-m", "benchmarks.gpu_wheels", "probe", str(file)), module, *rest, *more]
+        filled = [word.format(folder=file.parent) for word in rest]
+        probe = [*("-m", "benchmarks.gpu_wheels", "probe", str(file)), module, *filled, *more]
         yield [sys.executable, *flags, *probe]
 
 

@@ -22,6 +22,7 @@ from benchmarks import models
 from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, device
 from t2i_cli.backends.local.device import Device
+from t2i_cli.backends.local.memory import VAE_TILING
 from t2i_cli.events import Event, Step
 from t2i_cli.models.libraries import LibraryObject
 from tests.fakes import gpu
@@ -58,6 +59,12 @@ def size(place: Device) -> dict[str, Any]:
     return {"width": side, "height": side, "steps": STEPS}
 
 
+def check_same(place: Device, plain: GeneratedImage, found: GeneratedImage) -> None:
+    """The picture is the plain run's; a VAE with random weights shows where tiles meet."""
+    tiled = is_real(place) and VAE_TILING in found.info.measures
+    assert psnr(plain, found) >= (20 if tiled else 40)
+
+
 def free_bytes(place: Device) -> int:
     """What any process may still allocate on the card."""
     return device.device_memory(place).free
@@ -79,7 +86,8 @@ class Scarcity:
 
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(self._place.name).total_memory
-        used = torch.cuda.memory_allocated(self._place.name)
+        # The limit is on what torch has reserved, of which the empty part was just given back.
+        used = torch.cuda.memory_reserved(self._place.name)
         torch.cuda.set_per_process_memory_fraction(
             min(1.0, (used + extra) / total), self._place.name
         )
@@ -165,7 +173,7 @@ def test_memory_runs_out_while_the_model_is_moved(
     scarcity.at_load()
     found = run_on(place, model(place), **size(place))
     assert found.info.measures
-    assert psnr(plain, found) >= 40
+    check_same(place, plain, found)
 
 
 @pytest.mark.parametrize("moment", ["step 3", "decode"])
@@ -186,7 +194,7 @@ def test_memory_runs_out_in_a_run(
 
     found = run_on(place, model(place), events=Events(), **size(place))
     assert found.info.measures
-    assert psnr(plain, found) >= 40
+    check_same(place, plain, found)
     if moment == "decode":
         assert told == list(range(1, STEPS + 1)), "a decode that fails costs no step"
     scarcity.lift()
@@ -253,7 +261,7 @@ def test_ctrl_c_in_a_step_frees_the_card(
 ) -> None:
     before = free_bytes(place) if is_real(place) else 0
     (tmp_path / "prompts.txt").write_text(PROMPT)
-    arguments = ("batch", "prompts.txt", "-m", "postcard", "--steps", "400", "--events")
+    arguments = ("batch", "prompts.txt", "-m", "postcard", "--steps", "900", "--events")
     with started(card_env, tmp_path, *arguments, "--device", place.name) as process:
         log = tmp_path / "stderr"
         until(lambda: '"step": 3,' in log.read_text(), process)

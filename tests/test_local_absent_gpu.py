@@ -14,9 +14,11 @@ import torch
 from t2i_cli import diagnostics
 from t2i_cli.backends.local import LocalBackend, LocalOptions, absent_gpu, device, loading
 from t2i_cli.backends.local.device import Device
+from t2i_cli.cli.commands import models
 from t2i_cli.errors import InputError
 from t2i_cli.events import Event, Notice
 from t2i_cli.models.libraries import LibraryObject
+from t2i_cli.settings import store
 from t2i_cli.vertex.torchserve import handler
 from tests.conftest import T2I
 from tests.test_local_backend import ask
@@ -227,6 +229,14 @@ def test_the_second_card_of_rocm_has_that_name_too(monkeypatch: pytest.MonkeyPat
     cards(monkeypatch, "Card 0", "Card 1")
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert device.find_device("rocm:1").name == device.find_device("cuda:1").name == "cuda:1"
+    monkeypatch.setenv("T2I_DEVICE", "rocm:1")
+    assert store.get_setting("device") == "rocm:1"
+
+
+def test_a_download_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    refused(None)
+    assert not models._uses_half_precision()
 
 
 def test_mps_is_apples(monkeypatch: pytest.MonkeyPatch) -> None:

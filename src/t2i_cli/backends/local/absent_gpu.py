@@ -31,7 +31,7 @@ _ROOT = Path("/")
 _MAKERS = {"cuda": "NVIDIA", "rocm": "AMD", "xpu": "Intel"}
 _BUILDS = {"cuda": "CUDA", "rocm": "ROCm", "xpu": "XPUs"}
 _INSTALL = "https://pytorch.org/get-started/locally/"
-_OTHERWISE = "Or compute on the CPU, by --device cpu."
+_OTHERWISE = "Or compute on the CPU, by --device cpu or T2I_DEVICE=cpu."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,7 +178,9 @@ def _uses_half_precision() -> bool:
     if dtype is None:
         from t2i_cli.backends.local import device
 
-        device_info = device.find_device(store.get_setting("device"))
+        name = store.get_setting("device")
+        # Nothing is computed here, so that a GPU that is asked for may be absent.
+        device_info = device.find_device(name) if name else device.list_devices()[0]
         dtype = device.choose_dtype(device_info, None, transformer=False)
     return dtype != "float32"
 
