@@ -410,7 +410,7 @@ def _check(options: argparse.Namespace, left: Callable[[], float], report: Repor
     tests = ["-m", "pytest", "-q", "-m", "gpu", "--tb=short", "-p", "no:cacheprovider"]
     tests += ["tests/test_gpu_life.py", "tests/test_gpu_matrix.py"]
     if options.tiny:
-        tests += ["-k", "sd-float32 or cancelled"]
+        tests += ["-k", "sd-float32-model-offload or cancelled"]
     commands = {"tests": tests}
     if importlib.util.find_spec("benchmarks.memory"):
         commands["memory"] = ["-m", "benchmarks.memory", "--device", options.device]

@@ -29,7 +29,7 @@ _MEASURED = ("--device", "cpu", "--tiny", "--no-compile", "--runs", "1")
 PROBES: tuple[tuple[str, ...], ...] = (
     ("benchmarks.gpu", *_MEASURED),
     ("t2i_cli", "generate", "a star", "-m", "postcard", "--steps", "1", "-o", "{folder}/x.png"),
-    ("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-k", "sd-float32-measures0"),
+    ("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-k", "sd-float32-model-offload"),
     # What the warm worker is, which one of the tests starts.
     ("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-k", "worker_that_leaves"),
 )

@@ -117,7 +117,11 @@ def check_measures(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("name", "dtype", "measures"), list(cases()))
+@pytest.mark.parametrize(
+    ("name", "dtype", "measures"),
+    list(cases()),
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else value,
+)
 def test_a_measure_makes_the_picture(
     name: str,
     dtype: str,
