@@ -36,6 +36,8 @@ PROBES: tuple[tuple[str, ...], ...] = (
 _TESTS = ("tests/test_gpu_matrix.py", "tests/test_gpu_life.py")
 _PLATFORMS = ("2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
 _OURS = {"t2i-cli"}
+_SMALL = {"google-crc32c"}
+_ENVIRONMENT = {"T2I_TEST_DEVICE": "cpu", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,12 +72,32 @@ def needed_distributions(modules: Iterable[str]) -> list[str]:
     What is required is taken along, too: libraries ask for the versions of what they do not import.
     """
     owners = metadata.packages_distributions()
-    imported = {_normal(name) for module in modules for name in owners.get(module, ())}
-    at_hand = _with_requirements(AT_HAND)
-    found = _with_requirements(imported) | imported
+    imported = {
+        _normal(name)
+        for module in modules
+        for name in owners.get(module.partition(".")[0], ())
+        if "." not in module or _holds(name, module)
+    }
+    # A process that a probe starts, as the warm worker, is not seen; what t2i declares is.
+    declared = {_normal(name) for ours in _OURS for name in _required(ours)}
+    found = _with_requirements(imported | declared)
     # Of what is only required, what is heavy and unused stays: the cloud's libraries.
-    unused = {name for name in found - imported if name.startswith(("google", "grpc", "nvidia"))}
-    return sorted(found - at_hand - unused - _OURS)
+    cloud = {name for name in found - imported if name.startswith(("google", "grpc", "nvidia"))}
+    return sorted(found - _with_requirements(AT_HAND) - (cloud - _SMALL) - _OURS)
+
+
+def _holds(distribution: str, module: str) -> bool:
+    """Whether a module of a namespace that several distributions share is of this one."""
+    inside = f"{module.replace('.', '/')}"
+    files = map(str, metadata.files(distribution) or ())
+    return any(file.startswith((f"{inside}/", f"{inside}.")) for file in files)
+
+
+def _required(name: str) -> list[str]:
+    """The names that a distribution requires without extras."""
+    lines = metadata.requires(name) or []
+    found = [re.match(r"[A-Za-z0-9._-]+", line) for line in lines if "extra ==" not in line]
+    return [match.group() for match in found if match]
 
 
 def _normal(name: str) -> str:
@@ -92,14 +114,10 @@ def _with_requirements(names: Iterable[str]) -> set[str]:
         if name in found or name in _OURS:
             continue
         try:
-            required = metadata.requires(name) or []
+            waiting += map(_normal, _required(name))
         except metadata.PackageNotFoundError:
             continue
         found.add(name)
-        for line in required:
-            match = re.match(r"[A-Za-z0-9._-]+", line)
-            if match and "extra ==" not in line:
-                waiting.append(_normal(match.group()))
     return found
 
 
@@ -118,7 +136,7 @@ def _imported_modules() -> set[str]:
         for number, command in enumerate(_commands(Path(folder) / "modules")):
             file = Path(folder) / f"modules{number}"
             command[4] = str(file)
-            _run(command, os.environ | {"T2I_TEST_DEVICE": "cpu"})
+            _run(command, os.environ | _ENVIRONMENT)
             found |= set(json.loads(file.read_text()))
     return found
 
@@ -135,7 +153,7 @@ def _probe(file: Path, module: str, rest: Sequence[str]) -> None:
     """Run a module as `python -m` does, and write its imports even where it ends the process."""
 
     def write() -> None:
-        names = {name.partition(".")[0] for name in sys.modules}
+        names = {_package(name) for name in list(sys.modules)}
         file.write_text(json.dumps(sorted(names - set(sys.stdlib_module_names))))
 
     leave = os._exit
@@ -152,6 +170,16 @@ def _probe(file: Path, module: str, rest: Sequence[str]) -> None:
         write()
 
 
+def _package(name: str) -> str:
+    """The outermost package of a module that has a file: of a namespace, what is inside it."""
+    parts = name.split(".")
+    for length in range(1, len(parts)):
+        outer = ".".join(parts[:length])
+        if getattr(sys.modules.get(outer), "__file__", None):
+            return outer
+    return name
+
+
 def _prove(wanted: Sequence[str]) -> None:
     """Run the probes where nothing can be imported but these, what is at hand, and our own code."""
     with tempfile.TemporaryDirectory(prefix="t2i-") as name:
@@ -159,10 +187,12 @@ def _prove(wanted: Sequence[str]) -> None:
         for distribution in [*wanted, *sorted(_with_requirements(AT_HAND))]:
             _link(distribution, folder)
         path = os.pathsep.join(map(str, (folder, ROOT / "src", ROOT)))
-        environment = os.environ | {"PYTHONPATH": path, "T2I_TEST_DEVICE": "cpu"}
-        for command in _commands(folder / "modules", flags=("-S", "-s")):
-            _run(command, environment)
-            print(f"without anything else: {' '.join(command[7:9])} …", flush=True)
+        environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": path}
+        # Outside the virtual environment, for the processes that a probe starts, too.
+        python = getattr(sys, "_base_executable", sys.executable)
+        for command in _commands(folder / "modules", flags=("-s",)):
+            _run([python, *command[1:]], environment)
+            print(f"without anything else: {' '.join(command[6:8])} …", flush=True)
 
 
 def _link(distribution: str, folder: Path) -> None:
