@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from t2i_cli import saver_threads
 from t2i_cli.backend import Failure, GeneratedImage
-from t2i_cli.batch import contact_sheet, executor, manifest, runner, session
+from t2i_cli.batch import contact_sheet, manifest, runner, session
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.lock import Shard
@@ -735,7 +736,7 @@ def test_queue_is_bounded(batch: Batch) -> None:
     counts: list[int] = []
     assert sum(len(group) for group in made) == 30
     assert counts == [5]
-    assert executor.WRITER_THREADS == 4
+    assert saver_threads.SAVER_THREADS == 4
 
 
 def _request(number: int) -> ResolvedRequest:

@@ -1,48 +1,58 @@
 """Runs a backend until every request has an outcome; the only caller of `Backend.run`."""
 
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from threading import Event as Flag
+from threading import Lock
 from typing import Protocol, cast
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.errors import T2IError, internal_error
 from t2i_cli.events import Event, Notice, OnEvent, Preview, RequestSent, Step
-from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.terminal.console import console
-
-SaveImage = Callable[[GeneratedImage], SavedImage]
+from t2i_cli.saver_threads import Outcome, SaveImage, SaverThreads
 
 
 def generate_and_save(
     requests: Sequence[ResolvedRequest],
     backend: Backend,
     save: SaveImage,
+    report: Callable[[Outcome], None],
     on_event: OnEvent,
-    cancel: Flag,
-) -> Iterator[SavedImage | Failure]:
-    """Yield each request's outcome as it arrives; a failed save is that image's Failure."""
-    for outcome in run_backend(backend, requests, on_event, cancel):
-        yield save_outcome(outcome, save)
+) -> None:
+    """Run the backend in this thread, and save its images on others while the next are made.
 
+    `save` is called from those threads. `report` gets each outcome in the backend's order, once it
+    is saved; a failed save is that image's Failure. `report` and `on_event` are never called at
+    once. However the run ends, also by Ctrl-C, images in hand are saved and reported first.
+    Raises what `report` raises.
+    """
+    alone, cancel, raised = Lock(), Flag(), list[BaseException]()
 
-def save_outcome(outcome: GeneratedImage | Failure, save: SaveImage) -> SavedImage | Failure:
-    """Save an image; a failed save is that image's Failure."""
-    if isinstance(outcome, Failure):
-        return outcome
-    started = time.monotonic()
+    def report_alone(outcome: Outcome) -> None:
+        with alone:
+            report(outcome)
+
+    def on_event_alone(event: Event) -> None:
+        with alone:
+            on_event(event)
+
+    def fail(error: BaseException) -> None:
+        raised.append(error)
+        cancel.set()
+
+    savers = SaverThreads(save, report_alone, fail)
     try:
-        saved = save(outcome)
-    except T2IError as error:
-        return Failure(index=outcome.index, request=outcome.request, error=error)
-    console.trace(
-        f"image {outcome.index + 1}: made in {outcome.seconds:.2f} s, saved in "
-        f"{time.monotonic() - started:.2f} s"
-    )
-    return saved
+        with closing(run_backend(backend, requests, on_event_alone, cancel)) as outcomes:
+            for outcome in outcomes:
+                savers.submit(outcome)
+                if raised:
+                    break
+    finally:
+        savers.close()
+    if raised:
+        raise raised[0]
 
 
 def run_backend(

@@ -1,12 +1,12 @@
 """Makes the images of `t2i generate` on any backend and saves them."""
 
 import os
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from t2i_cli.backend import Backend, GeneratedImage
+from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.driver import generate_and_save, with_notes
 from t2i_cli.durations import format_estimate
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
@@ -22,6 +22,9 @@ from t2i_cli.terminal.download_consent import asks_for_downloads, confirm_downlo
 from t2i_cli.terminal.preview import terminal_viewer
 from t2i_cli.terminal.progress import Progress
 from t2i_cli.terminal.streams import stdout_is_closed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,38 +120,66 @@ def generate_images(
         plan = backend.estimate(requests[0]) | {"model": requests[0].model}
         confirm_download([plan], console, yes=yes)
     writer.prepare()
-    failures: list[T2IError] = []
+    results = _Results(console, len(requests), show)
 
     def save(generated: GeneratedImage) -> SavedImage:
         saved = writer.save(with_notes(generated, notes))
-        if show:
-            with progress.paused():
-                show(generated.image)
+        results.remember(generated)
         return saved
 
-    made, started = 0, time.monotonic()
     try:
-        with console.redirect_stdout(), Progress(console, len(requests)) as progress:
-            for outcome in generate_and_save(requests, backend, save, progress, threading.Event()):
-                progress.finish_image(outcome.index)
-                if isinstance(outcome, SavedImage):
-                    made += 1
-                    with progress.paused():
-                        _report(outcome, console)
-                    continue
-                if isinstance(outcome.error, InternalError) and outcome.error.__cause__:
-                    raise outcome.error.__cause__  # a bug shows its traceback
-                failures.append(outcome.error)
-                if len(requests) > 1:
-                    with progress.paused():
-                        console.error(outcome.error)
-                        console.cause(outcome.error)
+        with console.redirect_stdout(), results.progress:
+            generate_and_save(requests, backend, save, results.report, results.progress)
     finally:
-        if made and not console.json:
-            console.note(_summary(made, len(requests), time.monotonic() - started))
+        results.summarize()
         writer.close()
-    if failures:
-        raise _combined_error(failures, len(requests))
+    if results.failures:
+        raise _combined_error(results.failures, len(requests))
+
+
+class _Results:
+    """Prints the outcomes of a run; `show` draws its images, which wait for their turn."""
+
+    def __init__(
+        self, console: Console, total: int, show: "Callable[[Image], None] | None"
+    ) -> None:
+        self.progress = Progress(console, total)
+        self.failures: list[T2IError] = []
+        self._console = console
+        self._total = total
+        self._show = show
+        self._to_show: dict[int, Image] = {}
+        self._made = 0
+        self._started = time.monotonic()
+
+    def remember(self, generated: GeneratedImage) -> None:
+        """Keep an image that is saved until it is shown, if images are; from any thread."""
+        if self._show:
+            self._to_show[generated.index] = generated.image
+
+    def report(self, outcome: SavedImage | Failure) -> None:
+        """Print an image's path, or the error of one of several; a bug's cause is raised."""
+        self.progress.finish_image(outcome.index)
+        if isinstance(outcome, SavedImage):
+            self._made += 1
+            with self.progress.paused():
+                if self._show:
+                    self._show(self._to_show.pop(outcome.index))
+                _report(outcome, self._console)
+            return
+        if isinstance(outcome.error, InternalError) and outcome.error.__cause__:
+            raise outcome.error.__cause__  # a bug shows its traceback
+        self.failures.append(outcome.error)
+        if self._total > 1:
+            with self.progress.paused():
+                self._console.error(outcome.error)
+                self._console.cause(outcome.error)
+
+    def summarize(self) -> None:
+        """Say how many images were made, if any was."""
+        if self._made and not self._console.json:
+            seconds = time.monotonic() - self._started
+            self._console.note(_summary(self._made, self._total, seconds))
 
 
 def _report(saved: SavedImage, console: Console) -> None:

@@ -1,6 +1,6 @@
 """Provenance of an image beside its request: backend, commit, device, precision, versions."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8,7 +8,8 @@ class GenerationInfo:
     """Generation info, written into the image and into manifests under the key `lock`.
 
     `endpoint` (a server's address or an endpoint's name), `deployed_model` and `seed_confirmed`
-    (whether the server confirmed the request's seed) are of remote images only.
+    (whether the server confirmed the request's seed) are of remote images only. `threads` is the
+    number of torch's threads, of images from this machine's CPU only.
     """
 
     backend: str
@@ -23,4 +24,19 @@ class GenerationInfo:
     endpoint: str | None = None
     deployed_model: str | None = None
     seed_confirmed: bool | None = None
+    threads: int | None = None
     libraries: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """The fields in their order; fields added later only if they are set."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values |= {"measures": list(self.measures), "libraries": dict(self.libraries)}
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None or name not in _ADDED_FIELDS
+        }
+
+
+_ADDED_FIELDS = frozenset({"threads"})
+"""Fields that earlier versions did not write: absent from records where they say nothing."""

@@ -43,10 +43,11 @@ def create_backend(
 ) -> Backend:
     """Create the backend of the options, else of the settings, else the local one.
 
-    `batch_size` is the number of images per batch; `None` measures which size is fastest. `format`
-    is the image files' format, which remote backends may transfer images in. `lenient` is `None`
-    for a command without that option. With `worker`, the local backend uses the warm worker if
-    `keep_alive` is not zero. Raises InputError if an option does not apply to the backend.
+    `batch_size` is the number of images per batch; `None` measures which size is fastest. `strict`
+    is for the same bits on each machine of a kind. `format` is the image files' format, which
+    remote backends may transfer images in. `lenient` is `None` for a command without that option.
+    With `worker`, the local backend uses the warm worker if `keep_alive` is not zero. Raises
+    InputError if an option does not apply to the backend.
     """
     options = options or BackendOptions()
     name = store.resolve_setting("backend", options.backend) or "local"
@@ -59,7 +60,7 @@ def create_backend(
             return _http_backend(options)
         case "vertex":
             return _vertex_backend(options, format)
-    local_options = _local_options(options.device, lenient, batch_size)
+    local_options = replace(_local_options(options.device, lenient, batch_size), strict=strict)
     seconds = durations.parse_duration(store.resolve_setting("keep_alive", keep_alive) or "0s")
     if worker and seconds:
         from t2i_cli.worker.backend import WorkerBackend

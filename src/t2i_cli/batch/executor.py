@@ -1,28 +1,21 @@
 """Runs a backend in one thread and encodes and saves its images in others."""
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Event as Flag
-from threading import Semaphore, Thread
+from threading import Thread
 
 from t2i_cli import driver
 from t2i_cli.backend import Backend, CancellationToken, Failure, GeneratedImage
 from t2i_cli.batch.interrupt import StopSignal
-from t2i_cli.driver import SaveImage, save_outcome
-from t2i_cli.errors import internal_error
 from t2i_cli.events import Event, Finishing, OnEvent, RequestSent, Step
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.saver_threads import SAVER_THREADS, Outcome, SaveImage, SaverThreads
 
-Outcome = SavedImage | Failure
-
-WRITER_THREADS = 4
-"""Threads that encode and save: fsync waits for the disk, and encoding releases the GIL."""
 MAX_OUTCOMES = 256
 """Largest number of outcomes in one group."""
 _POLL_INTERVAL = 0.2
@@ -41,7 +34,7 @@ class _BackendEnded:
 class LocalExecutor:
     """Runs a backend in a thread of this process and saves its images in `savers` others."""
 
-    def __init__(self, backend: Backend, savers: int = WRITER_THREADS) -> None:
+    def __init__(self, backend: Backend, savers: int = SAVER_THREADS) -> None:
         self._backend = backend
         self._savers = savers
 
@@ -52,7 +45,7 @@ class LocalExecutor:
         on_event: OnEvent,
         stop: StopSignal,
     ) -> Iterator[Sequence[Outcome]]:
-        """Yield the outcome of each request once it is saved, in groups and in any order.
+        """Yield the outcome of each request once it is saved, in groups.
 
         `save` is called once per image, from several threads; a T2IError that it raises becomes
         that image's Failure. At most two images per thread wait to be saved. `on_event` is called
@@ -73,14 +66,12 @@ class _Run:
     def __init__(self, backend: Backend, savers: int, save: SaveImage, stop: StopSignal) -> None:
         self.cancel = CancellationToken(stop.soon)
         self._backend = backend
-        self._save = save
         self._stop = stop
         self._queue: SimpleQueue[Event | Outcome | _BackendEnded] = SimpleQueue()
-        self._pool = ThreadPoolExecutor(savers, thread_name_prefix="saver")
-        self._save_slots = Semaphore(2 * savers)
+        self._savers = SaverThreads(
+            save, self._queue.put, lambda error: self._queue.put(_BackendEnded(error)), savers
+        )
         self._in_progress: set[int] = set()
-        # Bounded by the number of save slots: earlier saves are done.
-        self._saves: deque[Future[None]] = deque(maxlen=2 * savers)
         self._unprocessed: dict[int, Flag] = {}
 
     def produce(self, requests: Sequence[ResolvedRequest]) -> None:
@@ -97,7 +88,7 @@ class _Run:
                         break
         except BaseException as error:  # noqa: BLE001 - raised again where the run is waited for
             ended = _BackendEnded(error)
-        self._pool.shutdown()
+        self._savers.close()
         self._queue.put(ended)
 
     def outcomes(self, on_event: OnEvent) -> Iterator[Sequence[Outcome]]:
@@ -119,7 +110,7 @@ class _Run:
             if self._stop.now.is_set() or abandoned:
                 self.cancel.set()
                 # Saves that have begun take milliseconds; waiting for them keeps their images.
-                self._pool.shutdown(cancel_futures=not abandoned)
+                self._savers.close(cancel=not abandoned)
                 yield [item for item in self._queued() if isinstance(item, SavedImage | Failure)]
                 return
             found: list[Outcome] = []
@@ -164,33 +155,12 @@ class _Run:
     def _handle_outcome(self, outcome: GeneratedImage | Failure) -> None:
         if isinstance(outcome, Failure):
             self._in_progress.discard(outcome.index)
-            # The caller may stop the run at a failure. Report it after the saves before it, and
+            # The caller may stop the run at a failure. It is reported after the saves before it;
             # start no further request until the caller has processed it.
-            while wait(self._saves, _POLL_INTERVAL).not_done and not self.cancel.is_set():
-                pass
             processed = self._unprocessed[outcome.index] = Flag()
-            self._queue.put(outcome)
+            self._savers.submit(outcome)
             while not (processed.wait(_POLL_INTERVAL) or self.cancel.is_set()):
                 pass
             return
-        self._save_slots.acquire()
-        self._saves.append(self._pool.submit(self._save_and_queue, outcome))
+        self._savers.submit(outcome)
         self._in_progress.discard(outcome.index)
-
-    def _save_and_queue(self, generated: GeneratedImage) -> None:
-        try:
-            self._queue.put(self._save_or_fail(generated))
-        except BaseException as error:  # noqa: BLE001 - raised again where the run is waited for
-            self._queue.put(_BackendEnded(error))
-        finally:
-            self._save_slots.release()
-
-    def _save_or_fail(self, generated: GeneratedImage) -> Outcome:
-        try:
-            return save_outcome(generated, self._save)
-        except MemoryError:
-            raise
-        except Exception as raised:  # noqa: BLE001 - told as this image's failure
-            return Failure(
-                index=generated.index, request=generated.request, error=internal_error(raised)
-            )

@@ -56,17 +56,6 @@ def _parse_varied(name: str, text: str) -> Value:
     return value
 
 
-def parse_batch_size(text: str, *, strict: bool) -> int | None:
-    """Parse the largest batch size; `None` lets the device decide. Raises InputError."""
-    if text == "auto":
-        return 1 if strict else None
-    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= 256:
-        raise InputError(f"--batch-size {text} is neither auto nor from 1 to 256.")
-    if strict and text != "1":
-        raise InputError("--strict makes one image a pass; leave --batch-size out.")
-    return int(text)
-
-
 def parse_max_failures(text: str | None, jobs: int) -> int | None:
     """Parse --max-failures: a number, or a percentage of the images to make.
 

@@ -4,20 +4,20 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import timings
-from t2i_cli.batch.executor import LocalExecutor, Outcome
+from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.manifest import Manifest
 from t2i_cli.batch.note_groups import NoteGroups
 from t2i_cli.batch.plan import BatchPlan, PlannedImage
 from t2i_cli.batch.row_records import RETRIED_CODES
-from t2i_cli.driver import SaveImage, with_notes
+from t2i_cli.driver import with_notes
 from t2i_cli.durations import format_estimate
 from t2i_cli.errors import (
     ContentFilteredError,
@@ -31,6 +31,7 @@ from t2i_cli.events import Event, Finishing, Notice
 from t2i_cli.files.inside_folder import check_parents
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
+from t2i_cli.saver_threads import Outcome, SaveImage
 from t2i_cli.terminal.throughput import ThroughputMeter
 
 FAILURES_IN_A_ROW = 3
@@ -237,7 +238,7 @@ def _manifest_line(job: PlannedImage, outcome: Outcome) -> dict[str, object]:
             "sha256": outcome.sha256,
             "seconds": round(outcome.seconds, 3),
             **outcome.timing_record(),
-            "lock": asdict(outcome.info),
+            "lock": outcome.info.to_json(),
         } | ({"notes": list(outcome.notes)} if outcome.notes else {})
     else:
         withheld = isinstance(outcome.error, ContentFilteredError)

@@ -107,20 +107,6 @@ class ResumeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchSizeOptions:
-    """The batch size on this machine."""
-
-    PANEL: ClassVar = "This machine"
-
-    batch_size: Annotated[
-        str, typer.Option("--batch-size", help="Images of one pass: a number, or auto.")
-    ] = "auto"
-    strict: Annotated[
-        bool, typer.Option("--strict", help="One image a pass: the same bits as alone.")
-    ] = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class EphemeralOptions:
     """An endpoint that exists for this batch only."""
 

@@ -165,3 +165,29 @@ class RunOptions:
 
     dry_run: DryRunOpt = False
     lenient: LenientOpt = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSizeOptions:
+    """The batch size on this machine, and whether its images must come out bit by bit alike."""
+
+    PANEL: ClassVar = "This machine"
+
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", help="Images of one pass: a number, or auto.")
+    ] = "auto"
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="One image a pass, one thread of a CPU: the same bits."),
+    ] = False
+
+    def largest(self) -> int | None:
+        """The largest batch size; `None` lets the device decide. Raises InputError."""
+        if self.batch_size == "auto":
+            return 1 if self.strict else None
+        text = self.batch_size
+        if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= 256:
+            raise InputError(f"--batch-size {text} is neither auto nor from 1 to 256.")
+        if self.strict and text != "1":
+            raise InputError("--strict makes one image a pass; leave --batch-size out.")
+        return int(text)

@@ -7,7 +7,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_cli.backend import GeneratedImage
@@ -56,7 +56,7 @@ class SavedImage:
 
     def to_json(self) -> dict[str, object]:
         """The flat object that `--json` prints: the file, the request, and the generation info."""
-        info = {name: value for name, value in asdict(self.info).items() if value is not None}
+        info = {name: value for name, value in self.info.to_json().items() if value is not None}
         return {
             "path": None if self.path is None else str(self.path),
             "format": self.format,

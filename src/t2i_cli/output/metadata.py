@@ -9,7 +9,7 @@ import io
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from xml.sax.saxutils import escape
@@ -109,7 +109,7 @@ def embed_metadata(
     text = infotext.format_infotext(request, info, image.size)
     # XML allows every character that json.dumps leaves except these two.
     record = json.dumps(
-        {"t2i": METADATA_SCHEMA, "request": request.to_json(), "lock": asdict(info)}
+        {"t2i": METADATA_SCHEMA, "request": request.to_json(), "lock": info.to_json()}
         | ({"notes": list(notes)} if notes else {}),
         ensure_ascii=False,
     ).translate({0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"})

@@ -59,14 +59,18 @@ class _Batch:
 
 
 class Batcher:
-    """Runs jobs first in, first out. Use it on the event loop only; the backend has a thread."""
+    """Runs jobs first in, first out. Use it on the event loop only; the backend has a thread.
 
-    def __init__(self, backend: Backend, limits: ServerLimits) -> None:
+    With `jobs_share`, images of several jobs may be of one batch.
+    """
+
+    def __init__(self, backend: Backend, limits: ServerLimits, *, jobs_share: bool = True) -> None:
         self.jobs: dict[str, ImageJob] = {}
         self.idle_since: float | None = time.monotonic()
         self.observers: list[JobObserver] = []
         self._backend = backend
         self._limits = limits
+        self._jobs_share = jobs_share
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="backend")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = False
@@ -177,6 +181,8 @@ class Batcher:
                     job.pending.remove(index)
             if not job.pending:
                 self._queue.remove(job)
+            if members and not self._jobs_share:
+                break
         return members
 
     def _run(self, batch: _Batch) -> None:

@@ -45,7 +45,8 @@ class Engine:
     set once `start()` has described the model; `ready` once it is loaded. Between the two, jobs are
     accepted and get the loading events. `failure` is the error that kept it from starting. Without
     `load` the first job loads the model, as its own request needs it; with it, the weights are
-    quantised as `quantize` says.
+    quantised as `quantize` says. Without `jobs_share` images share a pass only with those of their
+    job.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class Engine:
         revision: str | None = None,
         quantize: str | None = None,
         load: bool = True,
+        jobs_share: bool = True,
     ) -> None:
         self.limits = limits or ServerLimits()
         self.ready = self.stopping = False
         self.failure: T2IError | None = None
         self.spec: ModelSpec
-        self.batcher = Batcher(backend, self.limits)
+        self.batcher = Batcher(backend, self.limits, jobs_share=jobs_share)
         self._backend = backend
         self._model = model
         self._revision = revision

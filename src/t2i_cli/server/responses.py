@@ -5,7 +5,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
@@ -216,7 +216,7 @@ def generation_record(image: GeneratedImage) -> dict[str, object]:
     """An image's resolved request, generation info and seconds, as every dialect returns them."""
     return {
         "request": image.request.to_json(),
-        "lock": asdict(image.info),
+        "lock": image.info.to_json(),
         "seconds": round(image.seconds, 3),
     }
 

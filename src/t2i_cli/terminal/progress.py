@@ -36,6 +36,7 @@ class Progress:
         self._meter = ThroughputMeter()
         self._bars = LiveBars() if console.live else None
         self._stage: object = None
+        self._denoised: tuple[int, ...] | None = None
         self._started = self._printed = time.monotonic()
         self._seen_notes: set[str] = set()
 
@@ -78,13 +79,16 @@ class Progress:
             case Downloading(model=model, done=done, total=total):
                 self._advance(("download", model), f"downloading {model}", done, total, "bytes")
             case Step(indices=indices, step=step, steps=steps):
+                self._denoised = indices
                 self._advance(("steps", indices), self._title(indices), step, steps, "steps")
 
     def finish_image(self, index: int) -> None:
         """Note that the image of the request at this position is made, or failed."""
         self._meter.outcome(index)
         self._finished += 1
-        self._end_stage()
+        # An image is saved while the next ones are denoised: their bar stays.
+        if self._denoised is None or index in self._denoised:
+            self._end_stage()
         self._show_overall()
         now = time.monotonic()
         plain = self._bars is None and self._finished < self._images
@@ -146,7 +150,7 @@ class Progress:
             self._end_stage()
 
     def _end_stage(self) -> None:
-        self._stage = None
+        self._stage = self._denoised = None
         if self._bars is not None:
             self._bars.end_stage()
 

@@ -25,8 +25,8 @@ from t2i_cli.worker.state import (
     WorkerUnresponsiveError,
 )
 
-MAX_REQUESTS_PER_CALL = 4
-"""Small, so that other runs get their turn; above 1, so that the device need not wait for files."""
+MAX_REQUESTS_PER_CALL = 8
+"""Few, so that other runs get their turn; several, so that images can share passes."""
 
 
 class WorkerBackend:

@@ -25,6 +25,7 @@ from t2i_cli.errors import T2IError
 from t2i_cli.files.state_files import open_regular, remove_socket
 from t2i_cli.request_fields import MAX_IMAGE_SIDE, MAX_STEPS
 from t2i_cli.worker import process_proof
+from t2i_cli.worker.backend import MAX_REQUESTS_PER_CALL
 from t2i_cli.worker.client import KEEP_ALIVE_HEADER
 from t2i_cli.worker.spawn import MODEL_PATH, STATUS_PATH
 from t2i_cli.worker.state import HEARTBEAT_INTERVAL, RuntimeDir, WorkerState
@@ -74,9 +75,15 @@ def _serve(
     from t2i_cli.server.options import ServerLimits, ServerOptions
     from t2i_cli.server.runner import run_server
 
-    # Requests run as without the worker: not batched with others, without a time limit.
-    limits = ServerLimits(max_batch=1, timeout=None, pixels=MAX_IMAGE_SIDE**2, steps=MAX_STEPS)
-    engine = Engine(backend, config["model"], limits, revision=config["revision"], load=False)
+    # Requests run as without the worker: not batched with other runs', without a time limit.
+    limits = ServerLimits(
+        max_batch=MAX_REQUESTS_PER_CALL,
+        timeout=None,
+        pixels=MAX_IMAGE_SIDE**2,
+        steps=MAX_STEPS,
+    )
+    model, revision = config["model"], config["revision"]
+    engine = Engine(backend, model, limits, revision=revision, load=False, jobs_share=False)
     listener, state = _listen(runtime_dir, state)
     app = create_app(engine, ServerOptions(api_key=state.secret))
     monitor = _WorkerMonitor(runtime_dir, state, engine, app, config["keep_alive"])

@@ -10,6 +10,8 @@ from threading import Event as Flag
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import (
     absent_gpu,
+    arithmetic,
+    batch_size,
     device,
     loading,
     lossy_plan,
@@ -21,7 +23,7 @@ from t2i_cli.backends.local import (
     prompt_embedding_cache,
     vae_decode,
 )
-from t2i_cli.backends.local.batch_size import BatchSizeTuner, are_independent, dependence_reason
+from t2i_cli.backends.local.batch_size import BatchSizeTuner
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.memory import MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
@@ -192,6 +194,7 @@ class LocalBackend:
     def _prepare(self, request: ResolvedRequest, on_event: OnEvent) -> LoadedPipeline:
         """Load the request's model, with measures that fit it into memory. Raises T2IError."""
         self._check_fields(request)
+        arithmetic.settle_arithmetic(strict=self._options.strict)
         target = self._target(request)
         device.select_device(target.device)
         if self._loaded and not self._loaded.is_for(target):
@@ -228,8 +231,10 @@ class LocalBackend:
         absent_gpu.tell_unused_gpu(target.device.kind, self._options.device, on_event)
         if self._options.attention_slicing:
             on_event(Notice(message=planning.attention_slicing_notice(target)))
-        if (self._options.batch_size or 1) > 1 and not are_independent(type(loaded.pipe)):
-            on_event(Notice(message=dependence_reason(type(loaded.pipe))))
+        if (self._options.batch_size or 1) > 1 and not batch_size.are_independent(
+            type(loaded.pipe)
+        ):
+            on_event(Notice(message=batch_size.dependence_reason(type(loaded.pipe))))
         return loaded
 
     def _place(self, loaded: LoadedPipeline, measures: memory.Measures) -> None:
@@ -284,27 +289,22 @@ class LocalBackend:
         outputs = self._try_batch(loaded, batch, cancel)
         if outputs is None:
             return None
-        scheduler, images = outputs
         loaded.record_success(batch[0][1])
-        info = outcomes.generation_info_for(loaded, scheduler, len(batch))
         elapsed = time.monotonic() - started
         tuner.record(len(batch), elapsed)
-        seconds = elapsed / len(batch)
-        return [
-            outcomes.outcome_for(index, request, image, info, seconds)
-            for (index, request), image in zip(batch, images, strict=True)
-        ]
+        return outcomes.batch_outcomes(loaded, batch, *outputs, elapsed)
 
     def _tuner(self, loaded: LoadedPipeline, request: ResolvedRequest) -> BatchSizeTuner:
         """The batch size tuner of the request's batch key."""
         key = request.batch_key()
         if key not in self._tuners:
-            independent = are_independent(type(loaded.pipe)) and not request.step_cache
-            fixed = self._options.batch_size if independent else 1
-            limit = fixed or planning.max_batch_size(
-                self._target(request), request, tuple(loaded.measures), loaded.resident_bytes
+            target, measures = self._target(request), tuple(loaded.measures)
+            self._tuners[key] = batch_size.make_tuner(
+                1 if request.step_cache else self._options.batch_size,
+                type(loaded.pipe),
+                loaded.device,
+                lambda: planning.max_batch_size(target, request, measures, loaded.resident_bytes),
             )
-            self._tuners[key] = BatchSizeTuner(fixed, limit)
         return self._tuners[key]
 
     def _try_batch(

@@ -3,6 +3,11 @@
 Images share a batch only if that does not change them.
 """
 
+from collections.abc import Callable
+
+from t2i_cli.backends.local.device import Device
+from t2i_cli.events import Notice, OnEvent
+
 INDEPENDENT_PIPELINES = frozenset(
     {
         "AuraFlowPipeline",
@@ -33,7 +38,9 @@ without that test is not listed.
 """
 
 START_SIZE = 2
-"""Images of the first batch: it warms up as well as a single image would."""
+"""Images of the first batch on a CPU: it warms up as well as a single image would."""
+GPU_START_SIZE = 4
+"""The same on a GPU, where it takes hardly longer than one image: starting kernels bounds both."""
 MAX_SIZE = 32
 """Maximum images per batch; no device gets faster with more."""
 _MIN_SPEEDUP = 1.04
@@ -62,17 +69,33 @@ def class_dependence_reason(name: str) -> str:
     return f"Images of a {name} may change each other in a pass, so each is made alone."
 
 
+def note_dependence(asked: int | None, cls: type, on_event: OnEvent) -> None:
+    """Emit a notice if several images a pass were asked for, and the class makes one."""
+    if (asked or 1) > 1 and not are_independent(cls):
+        on_event(Notice(message=dependence_reason(cls)))
+
+
+def make_tuner(
+    asked: int | None, cls: type, device: Device, most: Callable[[], int]
+) -> "BatchSizeTuner":
+    """The tuner for a pipeline class on a device; `most` is how many images the memory takes."""
+    fixed = asked if are_independent(cls) else 1
+    start = GPU_START_SIZE if device.own_memory else START_SIZE
+    return BatchSizeTuner(fixed, fixed or most(), start)
+
+
 class BatchSizeTuner:
     """The batch size: `fixed`, or the fastest by measurement, at most `limit`.
 
-    The search doubles the size as long as that gives more images per second, and tries single
-    images if not even the first doubling does. Other programs can only slow a batch down, so a size
+    The search begins with `start` images. It doubles them as long as that gives more images per
+    second, and if not even the first doubling does, halves them as long as that gives no fewer.
+    Other programs can only slow a batch down, so a size
     is rated by its fastest batch. The first batch is a warm-up and is not counted.
     """
 
-    def __init__(self, fixed: int | None, limit: int = MAX_SIZE) -> None:
+    def __init__(self, fixed: int | None, limit: int = MAX_SIZE, start: int = START_SIZE) -> None:
         self._limit = fixed or max(1, min(limit, MAX_SIZE))
-        self._next = fixed or min(START_SIZE, self._limit)
+        self._next = fixed or min(start, self._limit)
         self._settled = fixed is not None or self._limit == 1
         self._warmed_up = False
         self._rates: dict[int, list[float]] = {}
@@ -92,8 +115,8 @@ class BatchSizeTuner:
         best = self._best()
         if 2 * best <= self._limit and (size_to_measure := self._size_to_measure(best)):
             self._next = size_to_measure
-        elif best == START_SIZE and 1 not in self._rates:
-            self._next = 1
+        elif best == min(self._rates) > 1:
+            self._next = best // 2
         else:
             self._next, self._settled = best, True
 

@@ -12,6 +12,7 @@ class LocalOptions:
     "low" (every cheap measure from the start). `attention_slicing` `None` leaves it to the plan.
     `lenient` drops what a model does not support; `None` is for a command without that option.
     `batch_size` is the maximum number of images per batch; `None` measures which size is fastest.
+    `strict` computes so that the same seed gives the same bits on each machine of a kind.
     """
 
     device: str | None = None
@@ -24,3 +25,4 @@ class LocalOptions:
     offline: bool = False
     lenient: bool | None = False
     batch_size: int | None = 1
+    strict: bool = False

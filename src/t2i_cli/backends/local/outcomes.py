@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from t2i_cli.backend import Failure, GeneratedImage
-from t2i_cli.backends.local import prompt_warnings
+from t2i_cli.backends.local import arithmetic, prompt_warnings
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.errors import (
@@ -50,6 +50,21 @@ def failures_for(members: list[Member], error: T2IError) -> Iterator[Failure]:
     return (Failure(index=index, request=request, error=error) for index, request in members)
 
 
+def batch_outcomes(
+    loaded: LoadedPipeline,
+    batch: list[Member],
+    scheduler: str | None,
+    outputs: list[PipelineOutput | ModelError],
+    seconds: float,
+) -> list[GeneratedImage | Failure]:
+    """The outcome of each request of a batch, which took `seconds` and used that scheduler."""
+    info = generation_info_for(loaded, scheduler, len(batch))
+    return [
+        outcome_for(index, request, output, info, seconds / len(batch))
+        for (index, request), output in zip(batch, outputs, strict=True)
+    ]
+
+
 def generation_info_for(
     loaded: LoadedPipeline, scheduler: str | None, batch_size: int
 ) -> GenerationInfo:
@@ -64,6 +79,7 @@ def generation_info_for(
         dtype=loaded.dtype,
         batch_size=batch_size,
         measures=tuple(loaded.measures),
+        threads=arithmetic.thread_count(loaded.device),
         libraries=loaded.libraries,
     )
 

@@ -9,13 +9,12 @@ import typer
 from t2i_cli.cli.batch_options import (
     BatchConsentOptions,
     BatchConsoleOptions,
-    BatchSizeOptions,
     EphemeralOptions,
     FolderOptions,
     ResumeOptions,
     RowsOptions,
 )
-from t2i_cli.cli.options import RequestOptions, RunOptions
+from t2i_cli.cli.options import BatchSizeOptions, RequestOptions, RunOptions
 from t2i_cli.errors import InputError
 from t2i_cli.files.user_paths import expand_option
 from t2i_cli.request import parse_seeds
@@ -52,7 +51,6 @@ def batch(
     console.configure(**vars(console_options))
     from t2i_cli.backends.factory import create_backend
     from t2i_cli.batch import session
-    from t2i_cli.batch.options import parse_batch_size
     from t2i_cli.batch.row_filenames import parse_name_template
 
     if selection.merge is not None:
@@ -61,7 +59,7 @@ def batch(
         return
     config = _batch_config(rows, request, folder, selection, backend, ephemeral.ephemeral, run)
     config = replace(config, yes=consent.yes)
-    batch_size = parse_batch_size(batch_sizes.batch_size, strict=batch_sizes.strict)
+    batch_size = batch_sizes.largest()
 
     def create(endpoint_name: str | None) -> "Backend":
         endpoint = replace(backend.endpoint, endpoint=endpoint_name or backend.endpoint.endpoint)

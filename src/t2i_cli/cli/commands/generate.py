@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from t2i_cli.cli.options import (
+    BatchSizeOptions,
     ConsoleOptions,
     DownloadOptions,
     OutputOptions,
@@ -29,6 +30,7 @@ def generate(
     request: RequestOptions,
     output: OutputOptions,
     backend: BackendOptions,
+    batch_sizes: BatchSizeOptions,
     keep_alive: KeepAliveOptions,
     consent: DownloadOptions,
     run: RunOptions,
@@ -51,7 +53,7 @@ def generate(
         count=prompt.count,
         wildcards=WildcardFolder(prompt.wildcards) if prompt.wildcards else None,
     )
-    options = backend, keep_alive, consent
+    options = backend, batch_sizes, keep_alive, consent
     try:
         _make_images(job, output, options, run)
     except T2IError as error:
@@ -70,7 +72,7 @@ def generate(
 def _make_images(
     job: "GenerationJob",
     output: OutputOptions,
-    options: tuple[BackendOptions, KeepAliveOptions, DownloadOptions],
+    options: tuple[BackendOptions, BatchSizeOptions, KeepAliveOptions, DownloadOptions],
     run: RunOptions,
 ) -> None:
     """Make the job's images, or print what would be made. Raises T2IError."""
@@ -78,7 +80,7 @@ def _make_images(
     from t2i_cli.backends.factory import create_backend
     from t2i_cli.output import filenames
 
-    backend, keep_alive, consent = options
+    backend, batch_sizes, keep_alive, consent = options
     output_options = generate.OutputDestination(
         target=output.output or store.get_setting("output"),
         format=output.format or store.get_setting("format"),
@@ -88,6 +90,8 @@ def _make_images(
     image_backend = create_backend(
         backend,
         keep_alive=keep_alive.keep_alive,
+        batch_size=batch_sizes.largest(),
+        strict=batch_sizes.strict,
         format=output_options.template.format,
         lenient=run.lenient,
         worker=not run.dry_run,

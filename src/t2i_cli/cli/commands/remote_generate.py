@@ -2,6 +2,7 @@
 
 from t2i_cli.cli.commands import generate as generate_command
 from t2i_cli.cli.options import (
+    BatchSizeOptions,
     ConsoleOptions,
     DownloadOptions,
     OutputOptions,
@@ -29,6 +30,6 @@ def generate(
     """Make an image from a prompt on the endpoint: `t2i generate --backend vertex`, for short."""
     vertex = BackendOptions(backend="vertex", endpoint=endpoint, calls=calls)
     generate_command.generate(
-        *(prompt, request, output, vertex, KeepAliveOptions(), DownloadOptions()),
-        *(run, console_options),
+        *(prompt, request, output, vertex, BatchSizeOptions()),
+        *(KeepAliveOptions(), DownloadOptions(), run, console_options),
     )
