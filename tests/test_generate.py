@@ -48,13 +48,47 @@ def test_picture_shows_its_prompt_and_records_everything(t2i: T2I, tmp_path: Pat
     assert "step 20 of 20" in done.stderr
 
 
-def test_same_request_makes_the_same_bytes_alone_and_in_a_row(t2i: T2I, tmp_path: Path) -> None:
-    row = t2i("generate", PROMPT, *POSTCARD, "-s", "5", "-n", "2", "-o", "row-{index}.png", "-q")
-    alone = t2i("generate", "-p", PROMPT, *POSTCARD, "-s", "6", "-o", "alone.png", "-q")
+def test_strict_makes_the_same_bytes_alone_and_in_a_row_with_one_core_or_two(
+    t2i: T2I, tmp_path: Path
+) -> None:
+    request = ("generate", PROMPT, *POSTCARD, "-q", "--strict")
+    two_cores = {"OMP_NUM_THREADS": "2"}
+    row = t2i(*request, "-s", "5", "-n", "2", "-o", "row-{index}.png", env=two_cores)
+    alone = t2i(*request, "-s", "6", "-o", "alone.png")
     assert row.stdout.splitlines() == ["row-1.png", "row-2.png"]
     assert row.stderr == alone.stderr == ""
     assert (tmp_path / "row-2.png").read_bytes() == (tmp_path / "alone.png").read_bytes()
     assert (tmp_path / "row-1.png").read_bytes() != (tmp_path / "alone.png").read_bytes()
+
+
+def test_images_of_a_run_share_passes_and_are_told_in_order(t2i: T2I, tmp_path: Path) -> None:
+    row = ("generate", PROMPT, *POSTCARD, "--seeds", "8,7,6", "-o", "{index}-{seed}.png", "--json")
+    done = t2i(*row, env={"OMP_NUM_THREADS": "2"})
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [image["path"] for image in told] == ["1-8.png", "2-7.png", "3-6.png"]
+    assert [image["batch_size"] for image in told] == [2, 2, 1]
+    assert [image["threads"] for image in told] == [2, 2, 2]
+    assert "image 1-2 of 3: step 2 of 2" in done.stderr
+    assert files(tmp_path) == ["1-8.png", "2-7.png", "3-6.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--strict", "--batch-size", "2"), "--strict makes one image a pass"),
+        (("--batch-size", "none"), "neither auto nor from 1 to 256"),
+        (
+            ("--strict", "--backend", "http", "--url", "http://127.0.0.1:9"),
+            "--strict means nothing",
+        ),
+    ],
+)
+def test_sizes_of_passes_that_cannot_be_are_refused(
+    t2i: T2I, options: tuple[str, ...], told: str
+) -> None:
+    done = t2i("generate", PROMPT, *options)
+    assert done.returncode == 2
+    assert told in done.stderr
 
 
 def test_bytes_on_stdout_and_prompt_on_stdin(t2i_env: dict[str, str], tmp_path: Path) -> None:

@@ -109,6 +109,11 @@ def test_what_made_the_image_is_in_the_command() -> None:
         *("t2i", "generate", "'a star'", "--model", "o/n", "--revision", "a" * 40, "--seed", "0"),
         *("--device", "cuda:0", "--dtype", "float16", "--format", "jpeg"),
     ]
+    alone: dict[str, object] = {"device": "cpu", "threads": 1, "batch_size": 1}
+    of_one_thread = ["t2i", "generate", "'a star'", "--device", "cpu", "--strict"]
+    assert generate_command(line(lock=alone)) == of_one_thread
+    for other in ({"threads": 2}, {"batch_size": 2}, {"threads": None}):
+        assert generate_command(line(lock=alone | other)) == of_one_thread[:-1]
     lock = {"backend": "http", "endpoint": "http://127.0.0.1:1/v1", "device": None}
     assert generate_command(line(lock=lock)) == [
         *("t2i", "generate", "'a star'", "--backend", "http", "--url", "http://127.0.0.1:1/v1"),

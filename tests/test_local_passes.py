@@ -1,14 +1,22 @@
 """How many images a pass makes, and that text is encoded once for all of them."""
 
+import functools
 import threading
 from pathlib import Path
 
 import pytest
 
 from t2i_cli.backend import GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, prompt_embedding_cache
+from t2i_cli.backends.local import (
+    LocalBackend,
+    LocalOptions,
+    batch_size,
+    memory,
+    prompt_embedding_cache,
+)
 from t2i_cli.backends.local.batch_size import MAX_SIZE, BatchSizeTuner
 from t2i_cli.backends.local.device import Device
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from tests import tiny_models
@@ -45,6 +53,40 @@ def test_the_size_that_makes_most_images_a_second_is_found(
     steady = taken[8:-2]
     assert steady
     assert set(steady) == {found}
+
+
+def test_the_search_may_begin_with_more_and_then_halves() -> None:
+    def explore_from_four(rate: dict[int, float]) -> list[int]:
+        sizes, taken = BatchSizeTuner(None, MAX_SIZE, 4), list[int]()
+        for _ in range(16):
+            size = sizes.next_size(999, None)
+            sizes.record(size, size / rate.get(size, 1.0))
+            taken.append(size)
+        return taken
+
+    assert explore_from_four({4: 4.0, 8: 8.0, 16: 8.0})[-1] == 8
+    assert explore_from_four({1: 1.0, 2: 2.0, 4: 1.0, 8: 1.0})[-1] == 2
+    assert set(explore_from_four({})[-4:]) == {1}
+    gpu = Device(name="cuda:0", kind="cuda", label="")
+    cpu = Device(name="cpu", kind="cpu", label="")
+
+    def first(asked: int | None, cls: type, device: Device, most: int = MAX_SIZE) -> int:
+        return batch_size.make_tuner(asked, cls, device, lambda: most).next_size(99, None)
+
+    assert [first(None, StableDiffusionPipeline, device) for device in (gpu, cpu)] == [4, 2]
+    assert first(None, StableDiffusionPipeline, gpu, most=3) == 3
+    assert first(7, StableDiffusionPipeline, cpu, most=3) == 7
+    assert first(7, Unlisted, gpu) == 1
+
+
+class StableDiffusionPipeline:
+    """Stands for diffusers' class, by its name."""
+
+    __module__ = "diffusers.pipelines"
+
+
+class Unlisted:
+    """A pipeline of which nothing is known."""
 
 
 def test_one_slow_pass_ends_no_search() -> None:
@@ -161,3 +203,159 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     remembering(ids[:1], output_hidden_states=False)
     assert calls[-1] == 0, "other arguments make another output"
     assert len(calls) == 6
+
+
+class Encoded:
+    """Counts the rows of each call of an encoder's own `forward`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cls: type) -> None:
+        self.rows: list[int] = []
+        real = cls.forward  # type: ignore[attr-defined]
+
+        @functools.wraps(real)
+        def forward(model: object, input_ids: object = None, **kwargs: object) -> object:
+            self.rows.append(len(input_ids))  # type: ignore[arg-type]
+            return real(model, input_ids, **kwargs)
+
+        monkeypatch.setattr(cls, "forward", forward)
+
+
+SAMPLE = ("flux2-klein", "qwen-image")
+LANGUAGE_FAMILIES = [
+    ("flux2-klein", "Qwen3ForCausalLM"),
+    ("qwen-image", "Qwen2_5_VLForConditionalGeneration"),
+    ("z-image", "Qwen3Model"),
+    ("sana", "Gemma2Model"),
+    ("cogview4", "GlmModel"),
+    ("hidream", "LlamaForCausalLM"),
+    ("aura-flow", "UMT5EncoderModel"),
+    ("hunyuan-dit", "BertModel"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "encoder"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.full] * (pair[0] not in SAMPLE))
+        for pair in LANGUAGE_FAMILIES
+    ],
+)
+def test_language_models_encode_once_and_the_pictures_are_the_same(
+    family: str, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    folder = tiny_models.save(family, tmp_path / family)
+    encoded = Encoded(monkeypatch, getattr(transformers, encoder))
+    side = 256 if family == "hidream" else 64
+    size = {"width": side, "height": side, "model": str(folder)}
+    made, calls = [], []
+    for remember in (prompt_embedding_cache.cache_text_embeddings, lambda pipe: None):
+        monkeypatch.setattr(prompt_embedding_cache, "cache_text_embeddings", remember)
+        backend = LocalBackend(LocalOptions(batch_size=1))
+        requests = [ask(backend, p, 3, **size) for p in ("a star", "a house", "a star", "a star")]
+        made.append(pictures(backend, requests))
+        calls.append(len(encoded.rows))
+        encoded.rows.clear()
+        backend.close()
+    assert made[0] == made[1]
+    assert made[0][0] == made[0][2] != made[0][1]
+    guided = calls[1] // len(requests)
+    assert calls == [guided + 1, 4 * guided], "two prompts, and the empty one where it guides"
+
+
+def language_model() -> LibraryObject:
+    from tests import tiny_language
+
+    return tiny_language._model("Qwen3ForCausalLM")
+
+
+def cached(model: LibraryObject) -> LibraryObject:
+    """The model, of a pipeline of diffusers, with its cache."""
+    pipe = type("Pipe", (), {"__module__": "diffusers.x", "components": {"text_encoder": model}})()
+    prompt_embedding_cache.cache_text_embeddings(pipe)
+    return model
+
+
+def test_only_the_layers_that_are_read_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    plain, model = language_model(), language_model()
+    model.load_state_dict(plain.state_dict())
+    encoded = Encoded(monkeypatch, type(model))
+    remembering = cached(model).forward
+    ids = torch.tensor([[5, 6, 7, 0], [8, 9, 0, 0]])
+    asked = {"attention_mask": (ids > 0).long(), "output_hidden_states": True}
+    with torch.no_grad():
+        alone = [
+            plain(ids[n : n + 1], attention_mask=(ids > 0).long()[n : n + 1], **hidden)
+            for n in (0, 1)
+            for hidden in [{"output_hidden_states": True}]
+        ]
+        encoded.rows.clear()
+        for _ in range(2):
+            out = model(ids, **asked)
+            assert out.past_key_values is out.logits is None
+            assert len(out.hidden_states) == 3
+            for layer in (-2, 2):
+                wanted = torch.cat([one.hidden_states[layer] for one in alone])
+                assert torch.equal(out.hidden_states[layer], wanted)
+        assert encoded.rows == [1, 1]
+        layer_bytes = wanted.nbytes
+        assert remembering._bytes == 2 * layer_bytes
+        first = model(ids, **asked).hidden_states[:1][0]
+        assert torch.equal(first, torch.cat([one.hidden_states[0] for one in alone]))
+        assert encoded.rows == [1, 1, 1, 1], "a layer that was not kept is computed"
+        assert remembering._bytes == 3 * layer_bytes
+        model(ids, **asked).hidden_states[0]
+        assert encoded.rows == [1, 1, 1, 1]
+
+
+def test_what_is_no_encoding_of_texts_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    model = cached(language_model())
+    encoded = Encoded(monkeypatch, type(model))
+    ids = torch.tensor([[5, 6, 7], [8, 9, 4], [1, 2, 3]])
+    with torch.no_grad():
+        assert model(ids, use_cache=True).past_key_values is not None
+        assert model(ids, inputs_embeds=None, logits_to_keep=torch.arange(3)).logits is not None
+        assert isinstance(model(ids, return_dict=False), tuple)
+        written = model.generate(ids, max_new_tokens=2, do_sample=False)
+        model(ids, position_ids=torch.arange(3).expand(3, 1, 3)[:, 0].clone())
+        handle = model.model.layers[0].register_forward_hook(lambda *_: None)
+        model(ids)
+        handle.remove()
+        model(ids)
+    assert written.shape == (3, 5)
+    assert encoded.rows == [3, 3, 3, 3, 3, 1, 1, 1, 3, 1, 1, 1]
+
+
+def test_a_custom_pipelines_language_model_is_left_alone() -> None:
+    model = language_model()
+    pipe = type("Pipe", (), {"__module__": "remote", "components": {"text_encoder": model}})()
+    prompt_embedding_cache.cache_text_embeddings(pipe)
+    assert not isinstance(model.forward, prompt_embedding_cache._CachedForward)
+
+
+def test_chatglm_has_its_rows_on_the_second_axis() -> None:
+    import torch
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "hidden_size": 16, "ffn_hidden_size": 16, "seq_length": 8}
+    heads = {"kv_channels": 8, "num_attention_heads": 2, "multi_query_group_num": 2}
+    config = ChatGLMConfig(padded_vocab_size=32, multi_query_attention=True, **sizes, **heads)
+    plain = ChatGLMModel(config).eval()
+    ids = torch.tensor([[0, 0, 5, 6], [0, 7, 8, 9]])
+    mask = (ids > 0).long()
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    asked = {"attention_mask": mask, "position_ids": places, "output_hidden_states": True}
+    with torch.no_grad():
+        wanted = plain(input_ids=ids, **asked).hidden_states
+        model = cached(plain)
+        for _ in range(2):
+            found = model(input_ids=ids, **asked).hidden_states
+            assert torch.allclose(found[-2], wanted[-2], atol=1e-5)
+            assert torch.allclose(found[-1][-1, :, :], wanted[-1][-1, :, :], atol=1e-5)
+    assert len(model.forward._cache) == 2

@@ -34,9 +34,9 @@ from tests.fakes.stub_backend import Held, StubBackend
 
 @asynccontextmanager
 async def started(
-    backend: StubBackend, limits: ServerLimits | None = None
+    backend: StubBackend, limits: ServerLimits | None = None, *, jobs_share: bool = True
 ) -> AsyncIterator[Engine]:
-    engine = Engine(backend, "postcard", limits)
+    engine = Engine(backend, "postcard", limits, jobs_share=jobs_share)
     await engine.start()
     try:
         yield engine
@@ -97,6 +97,21 @@ def test_waiting_jobs_of_one_kind_share_a_pass_and_others_keep_their_turn() -> N
             made = [[i.request.prompt for i in await job.images()] for job in (first, *others)]
             assert made == [["first"], ["a"], ["large"], ["b", "c", "d"]]
             assert prompts(held) == [["first"], ["a", "b", "c"], ["large"], ["d"]]
+
+    run(test())
+
+
+def test_a_worker_makes_passes_of_one_run_alone() -> None:
+    async def test() -> None:
+        held = Held()
+        async with started(held, ServerLimits(max_batch=3), jobs_share=False) as engine:
+            first = await submit(engine, "first")
+            await until(lambda: held.passes)
+            others = [await submit(engine, "a"), await submit(engine, "b", "c", "d", "e")]
+            held.go.set()
+            for job in (first, *others):
+                await job.images()
+            assert prompts(held) == [["first"], ["a"], ["b", "c", "d"], ["e"]]
 
     run(test())
 

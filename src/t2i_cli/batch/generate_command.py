@@ -77,4 +77,7 @@ def _backend_options(lock: object) -> list[str]:
         place = _option("--url" if backend == "http" else "--endpoint", endpoint)
         return ["--backend", backend, *(place if endpoint else [])]
     options = _option("--device", device) if device else []
-    return options + (_option("--dtype", dtype) if dtype else [])
+    options += _option("--dtype", dtype) if dtype else []
+    # Another number of threads, as on another machine, would give other bits.
+    made_alone = (lock.get("threads"), lock.get("batch_size")) == (1, 1)
+    return options + (["--strict"] if made_alone else [])

@@ -4,8 +4,11 @@ Each text is encoded on its own, not with the others of its batch, so that its e
 bit-identical in a batch of any size.
 """
 
+import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import overload
 
 from t2i_cli.models.libraries import LibraryObject
 
@@ -15,58 +18,203 @@ MAX_CACHE_BYTES = 256 * 2**20
 _ENCODERS = {"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"}
 """Encoders whose output rows depend on the same row of their input only."""
 
+_LANGUAGE_MODELS = {
+    *("BertModel", "UMT5EncoderModel", "T5GemmaEncoderModel", "T5GemmaEncoder", "T5Gemma2Encoder"),
+    *("GemmaModel", "Gemma2Model", "GlmModel", "ChatGLMModel", "LlamaModel", "LlamaForCausalLM"),
+    *("MistralModel", "Mistral3Model", "Mistral3ForConditionalGeneration", "SmolLM3ForCausalLM"),
+    *("Qwen2Model", "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
+    *("Qwen2_5_VLTextModel", "Qwen3Model", "Qwen3ForCausalLM", "Qwen3VLModel"),
+    "Qwen3VLForConditionalGeneration",
+}
+"""The same for language models, as diffusers' own pipelines use them: for what hidden layers hold.
+
+Their attention masks and positions are of one row; padding is part of the row, on either side.
+"""
+
+_ROW_AXES = {"ChatGLMModel": 1}
+"""Axis of the rows in an encoder's output where it is not the first."""
+_ROW_ARGUMENTS = {"attention_mask", "position_ids", "token_type_ids"}
+"""Tensor arguments of language models that have one row of tokens per text."""
+_NOT_READ = {"logits", "past_key_values", "attentions", "router_logits"}
+"""Large outputs that no pipeline reads of its text encoder."""
+
 
 def cache_text_embeddings(pipe: LibraryObject) -> None:
     """Wrap the `forward` of a pipeline's text encoders with a cache.
 
     It wraps offload hooks as well, so that a cached text moves no encoder to its device.
     """
+    own = type(pipe).__module__.startswith("diffusers.")
     for module in pipe.components.values():
-        if type(module).__name__ in _ENCODERS and not isinstance(module.forward, _CachedForward):
-            module.forward = _CachedForward(module.forward)
+        name = type(module).__name__
+        if name in _ENCODERS or (own and name in _LANGUAGE_MODELS):
+            if not isinstance(module.forward, _CachedForward):
+                module.forward = _CachedForward(module.forward, module)
+
+
+@dataclass
+class _Embedding:
+    """The output for one text: tensors by field, and of `count` hidden layers those ever read."""
+
+    kind: Callable[..., LibraryObject]
+    tensors: dict[str, LibraryObject]
+    count: int
+    layers: dict[int, LibraryObject] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Their size."""
+        return sum(t.nbytes for part in (self.tensors, self.layers) for t in part.values())
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One text of a call; `fresh` are its hidden layers, if it was encoded just now."""
+
+    ids: LibraryObject
+    arguments: dict[str, LibraryObject]
+    embedding: _Embedding
+    fresh: Sequence[LibraryObject] | None
 
 
 class _CachedForward:
     """Replaces an encoder's `forward`, with an LRU cache of its outputs by row."""
 
-    def __init__(self, forward: Callable[..., LibraryObject]) -> None:
+    def __init__(self, forward: Callable[..., LibraryObject], module: LibraryObject = None) -> None:
+        # generate() of a language model looks at the signature.
+        functools.update_wrapper(self, forward)
         self._forward = forward
-        self._cache: OrderedDict[tuple[object, ...], LibraryObject] = OrderedDict()
+        self._module = module
+        self._is_language_model = type(module).__name__ in _LANGUAGE_MODELS
+        self._axis = _ROW_AXES.get(type(module).__name__, 0)
+        self._cache: OrderedDict[tuple[object, ...], _Embedding] = OrderedDict()
         self._bytes = 0
 
     def __call__(
         self, input_ids: LibraryObject = None, *args: LibraryObject, **kwargs: LibraryObject
     ) -> LibraryObject:
         """Encode integer token ids (batch x tokens) row by row, to the encoder's output type."""
-        if args or input_ids is None or input_ids.ndim != 2 or not _is_row_wise(kwargs, input_ids):
+        if (
+            args
+            or input_ids is None
+            or input_ids.ndim != 2
+            or not _is_row_wise(kwargs, input_ids)
+            or (self._is_language_model and not self._only_encodes(kwargs))
+        ):
             return self._forward(input_ids, *args, **kwargs)
-        rows = []
-        for index in range(len(input_ids)):
-            row = {name: _row(value, index) for name, value in kwargs.items()}
-            rows.append(self._encode(input_ids[index : index + 1], row))
-        return _concatenate(rows, input_ids.device)
+        rows = [
+            self._encode(
+                input_ids[index : index + 1],
+                {name: _row(value, index) for name, value in kwargs.items()},
+            )
+            for index in range(len(input_ids))
+        ]
+        return self._join(rows, input_ids.device)
 
-    def _encode(self, ids: LibraryObject, kwargs: dict[str, LibraryObject]) -> LibraryObject:
+    def _only_encodes(self, kwargs: dict[str, LibraryObject]) -> bool:
+        """Whether a language model is to encode a text: not to write one, nor to read an image.
+
+        A pipeline that reads a layer by a hook must get its call.
+        """
+        tensors = {name for name, value in kwargs.items() if hasattr(value, "shape")}
+        return (
+            tensors <= _ROW_ARGUMENTS
+            and kwargs.get("use_cache") is not True
+            and not any(
+                part._forward_hooks or part._forward_pre_hooks  # noqa: SLF001 - no public way to ask
+                for part in self._module.modules()
+            )
+        )
+
+    def _encode(self, ids: LibraryObject, kwargs: dict[str, LibraryObject]) -> _Row:
         key = (ids.cpu().numpy().tobytes(), *((n, _key_part(v)) for n, v in sorted(kwargs.items())))
         if key in self._cache:
             self._cache.move_to_end(key)
-            return self._cache[key]
-        output = _map_tensors(self._forward(ids, **kwargs), lambda tensor: tensor.detach().cpu())
-        self._cache[key] = output
-        self._bytes += _size_bytes(output)
+            return _Row(ids, kwargs, self._cache[key], None)
+        output = self._forward(ids, **kwargs)
+        layers = output.get("hidden_states")
+        tensors = {
+            name: _to_host(value)
+            for name, value in output.items()
+            if name != "hidden_states" and name not in _NOT_READ
+        }
+        embedding = _Embedding(type(output), tensors, 0 if layers is None else len(layers))
+        self._cache[key] = embedding
+        self._bytes += embedding.bytes
+        self._evict()
+        return _Row(ids, kwargs, embedding, layers)
+
+    def _join(self, rows: list[_Row], device: LibraryObject) -> LibraryObject:
+        """The output for all rows, on `device`; hidden layers are joined when they are read."""
+        import torch
+
+        first = rows[0].embedding
+        values: dict[str, LibraryObject] = {
+            name: torch.cat([row.embedding.tensors[name] for row in rows], self._axis).to(device)
+            for name in first.tensors
+        }
+        if first.count:
+            values["hidden_states"] = _HiddenLayers(
+                first.count,
+                lambda number: torch.cat([self._layer(row, number) for row in rows], self._axis).to(
+                    device
+                ),
+            )
+        return first.kind(**values)
+
+    def _layer(self, row: _Row, number: int) -> LibraryObject:
+        """A hidden layer of one text; kept from its first reading on."""
+        embedding = row.embedding
+        if number not in embedding.layers:
+            fresh = row.fresh
+            if fresh is None:
+                fresh = self._forward(row.ids, **row.arguments).hidden_states
+            before = embedding.bytes
+            embedding.layers[number] = _to_host(fresh[number])
+            if any(kept is embedding for kept in self._cache.values()):
+                self._bytes += embedding.bytes - before
+                self._evict()
+        return embedding.layers[number]
+
+    def _evict(self) -> None:
         while self._bytes > MAX_CACHE_BYTES and len(self._cache) > 1:
             _, oldest = self._cache.popitem(last=False)
-            self._bytes -= _size_bytes(oldest)
-        return output
+            self._bytes -= oldest.bytes
+
+
+class _HiddenLayers(Sequence[LibraryObject]):
+    """The hidden layers of an output, in place of a tuple: most are never read."""
+
+    def __init__(self, count: int, layer: Callable[[int], LibraryObject]) -> None:
+        self._count = count
+        self._layer = layer
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, place: int) -> LibraryObject: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[LibraryObject, ...]: ...
+    def __getitem__(self, place: int | slice) -> LibraryObject:
+        numbers = range(self._count)[place]
+        return (
+            tuple(map(self._layer, numbers)) if isinstance(place, slice) else self._layer(numbers)
+        )
 
 
 def _is_row_wise(kwargs: dict[str, LibraryObject], ids: LibraryObject) -> bool:
     """Whether every argument is a plain value, or has one row per text."""
-    return all(
+    return kwargs.get("return_dict") is not False and all(
         value is None
         or isinstance(value, bool | int | str)
-        or (hasattr(value, "shape") and value.shape[:1] == ids.shape[:1])
-        for value in kwargs.values()
+        or (
+            hasattr(value, "shape")
+            and value.shape[:1] == ids.shape[:1]
+            # Positions in three dimensions begin with those.
+            and (name != "position_ids" or value.ndim == 2)
+        )
+        for name, value in kwargs.items()
     )
 
 
@@ -78,35 +226,5 @@ def _key_part(value: LibraryObject) -> object:
     return value.cpu().numpy().tobytes() if hasattr(value, "shape") else value
 
 
-def _map_tensors(
-    output: LibraryObject, function: Callable[[LibraryObject], LibraryObject]
-) -> LibraryObject:
-    """Apply a function to every tensor of a model's output (tensors, and tuples of them)."""
-    return type(output)(
-        **{
-            name: tuple(map(function, value)) if isinstance(value, tuple) else function(value)
-            for name, value in output.items()
-        }
-    )
-
-
-def _concatenate(outputs: list[LibraryObject], device: LibraryObject) -> LibraryObject:
-    """Concatenate the outputs of single texts to one output on `device`."""
-    import torch
-
-    def concatenate(values: list[LibraryObject]) -> LibraryObject:
-        if isinstance(values[0], tuple):
-            return tuple(concatenate(list(parts)) for parts in zip(*values, strict=True))
-        return torch.cat(values).to(device)
-
-    first = outputs[0]
-    return type(first)(**{name: concatenate([o[name] for o in outputs]) for name in first})
-
-
-def _size_bytes(output: LibraryObject) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(output))
-
-
-def _tensors(output: LibraryObject) -> Iterator[LibraryObject]:
-    for value in output.values():
-        yield from value if isinstance(value, tuple) else (value,)
+def _to_host(tensor: LibraryObject) -> LibraryObject:
+    return tensor.detach().cpu()
