@@ -86,6 +86,7 @@ class _CachedForward:
         self._forward = forward
         self._module = module
         self._is_language_model = type(module).__name__ in _LANGUAGE_MODELS
+        self._own_hooks: set[int] = set()
         self._axis = _ROW_AXES.get(type(module).__name__, 0)
         self._cache: OrderedDict[tuple[object, ...], _Embedding] = OrderedDict()
         self._bytes = 0
@@ -101,7 +102,7 @@ class _CachedForward:
             or not _is_row_wise(kwargs, input_ids)
             or (self._is_language_model and not self._only_encodes(kwargs))
         ):
-            return self._forward(input_ids, *args, **kwargs)
+            return self._run(input_ids, *args, **kwargs)
         rows = [
             self._encode(
                 input_ids[index : index + 1],
@@ -120,18 +121,35 @@ class _CachedForward:
         return (
             tensors <= _ROW_ARGUMENTS
             and kwargs.get("use_cache") is not True
-            and not any(
-                part._forward_hooks or part._forward_pre_hooks  # noqa: SLF001 - no public way to ask
-                for part in self._module.modules()
-            )
+            and not self._hooks() - self._own_hooks
         )
+
+    def _hooks(self) -> set[int]:
+        """The handles of the hooks on a language model and its parts."""
+        if not self._is_language_model:
+            return set()
+        return {
+            handle
+            for part in self._module.modules()
+            # There is no public way to ask.
+            for handle in (*part._forward_hooks, *part._forward_pre_hooks)  # noqa: SLF001
+        }
+
+    def _run(
+        self, ids: LibraryObject, *args: LibraryObject, **kwargs: LibraryObject
+    ) -> LibraryObject:
+        """Call the encoder; hooks that it has afterwards are its own, as transformers' are."""
+        before = self._hooks()
+        output = self._forward(ids, *args, **kwargs)
+        self._own_hooks |= self._hooks() - before
+        return output
 
     def _encode(self, ids: LibraryObject, kwargs: dict[str, LibraryObject]) -> _Row:
         key = (ids.cpu().numpy().tobytes(), *((n, _key_part(v)) for n, v in sorted(kwargs.items())))
         if key in self._cache:
             self._cache.move_to_end(key)
             return _Row(ids, kwargs, self._cache[key], None)
-        output = self._forward(ids, **kwargs)
+        output = self._run(ids, **kwargs)
         layers = output.get("hidden_states")
         tensors = {
             name: _to_host(value)
@@ -168,7 +186,7 @@ class _CachedForward:
         if number not in embedding.layers:
             fresh = row.fresh
             if fresh is None:
-                fresh = self._forward(row.ids, **row.arguments).hidden_states
+                fresh = self._run(row.ids, **row.arguments).hidden_states
             before = embedding.bytes
             embedding.layers[number] = _to_host(fresh[number])
             if any(kept is embedding for kept in self._cache.values()):
@@ -197,10 +215,9 @@ class _HiddenLayers(Sequence[LibraryObject]):
     @overload
     def __getitem__(self, place: slice) -> tuple[LibraryObject, ...]: ...
     def __getitem__(self, place: int | slice) -> LibraryObject:
-        numbers = range(self._count)[place]
-        return (
-            tuple(map(self._layer, numbers)) if isinstance(place, slice) else self._layer(numbers)
-        )
+        if isinstance(place, slice):
+            return tuple(map(self._layer, range(self._count)[place]))
+        return self._layer(range(self._count)[place])
 
 
 def _is_row_wise(kwargs: dict[str, LibraryObject], ids: LibraryObject) -> bool:
