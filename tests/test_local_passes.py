@@ -190,7 +190,8 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         return BaseModelOutput(last_hidden_state=ids.float().unsqueeze(-1), hidden_states=(ids,))
 
     monkeypatch.setattr(prompt_embedding_cache, "MAX_CACHE_BYTES", 3 * 4 * (4 + 8))
-    remembering = prompt_embedding_cache._CachedForward(forward)
+    remembering = prompt_embedding_cache._CachedForward(None)
+    remembering.wrap(forward)
     ids = torch.arange(4).repeat(4, 1).T.contiguous()
     for _ in range(2):
         out = remembering(ids[:3], output_hidden_states=True)

@@ -13,6 +13,7 @@ from t2i_cli.backends.local import (
     arithmetic,
     batch_size,
     device,
+    encode_ahead,
     loading,
     lossy_plan,
     memory,
@@ -20,7 +21,6 @@ from t2i_cli.backends.local import (
     outcomes,
     pipeline,
     planning,
-    prompt_embedding_cache,
     vae_decode,
 )
 from t2i_cli.backends.local.batch_size import BatchSizeTuner
@@ -138,6 +138,7 @@ class LocalBackend:
             yield from failures
             failed = {failure.index for failure in failures}
             remaining = [member for member in group if member[0] not in failed]
+            encode_ahead.encode_ahead(loaded, [request for _, request in remaining])
             yield from self._run_group(loaded, tuner, remaining, cancel)
 
     def close(self) -> None:
@@ -217,7 +218,6 @@ class LocalBackend:
             seconds = time.monotonic() - started
             on_event(Loaded(model=model, device=device_name, seconds=seconds))
             console.trace(f"loaded from {target.folder} in {seconds:.2f} s")
-        prompt_embedding_cache.cache_text_embeddings(self._loaded.pipe)
         return self._loaded
 
     def _load(self, target: LoadTarget, on_event: OnEvent) -> LoadedPipeline:

@@ -158,6 +158,7 @@ class LoadedPipeline:
         if offload == memory.GROUP_OFFLOAD:
             self._enable_group_offload()
         elif offload == memory.MODEL_OFFLOAD:
+            _use_channels_last(self.pipe)
             self.pipe.enable_model_cpu_offload(device=self.device.name)
         else:
             self.pipe.to(self.device.name)

@@ -5,7 +5,12 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from threading import Event as Flag
 from typing import Any, Self
 
-from t2i_cli.backends.local import pipeline_output, prompt_warnings, step_cache
+from t2i_cli.backends.local import (
+    pipeline_output,
+    prompt_embedding_cache,
+    prompt_warnings,
+    step_cache,
+)
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.backends.local.previews import PreviewHook
@@ -38,6 +43,7 @@ def run_pipeline(
     """
     import torch
 
+    prompt_embedding_cache.cache_text_embeddings(loaded.pipe)
     preview_hook = PreviewHook(loaded, requests, indices)
     loaded.pipe.progress_bar = _ProgressBar(loaded, indices, cancel, preview_hook)
     # Language models that rewrite prompts or plan an image use the global generator.
@@ -46,7 +52,7 @@ def run_pipeline(
     try:
         caching = step_cache.step_caching(loaded.pipe, requests[0].step_cache)
         with libraries.suppress_warnings(), preview_hook, caching:
-            output = loaded.pipe(**_pipeline_arguments(loaded, requests), generator=generators)
+            output = loaded.pipe(**pipeline_arguments(loaded, requests), generator=generators)
     except Exception:  # any error: it is raised again
         # Offload the networks again, as the pipeline itself does at its end.
         loaded.pipe.maybe_free_model_hooks()
@@ -54,7 +60,7 @@ def run_pipeline(
     return pipeline_output.check_output(loaded, requests, output)
 
 
-def _pipeline_arguments(
+def pipeline_arguments(
     loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]
 ) -> dict[str, Any]:
     """The arguments of the pipeline call, without those that are unset. Raises InputError."""

@@ -42,14 +42,31 @@ _NOT_READ = {"logits", "past_key_values", "attentions", "router_logits"}
 def cache_text_embeddings(pipe: LibraryObject) -> None:
     """Wrap the `forward` of a pipeline's text encoders with a cache.
 
-    It wraps offload hooks as well, so that a cached text moves no encoder to its device.
+    It wraps offload hooks as well, so that a cached text moves no encoder to its device. Pipelines
+    make those hooks anew at their end, so this is called before each pass; the cache is kept.
     """
     own = type(pipe).__module__.startswith("diffusers.")
     for module in pipe.components.values():
         name = type(module).__name__
-        if name in _ENCODERS or (own and name in _LANGUAGE_MODELS):
-            if not isinstance(module.forward, _CachedForward):
-                module.forward = _CachedForward(module.forward, module)
+        if name not in _ENCODERS and not (own and name in _LANGUAGE_MODELS):
+            continue
+        if not isinstance(module.forward, _CachedForward):
+            cached = getattr(module, _CACHE_ATTRIBUTE, None) or _CachedForward(module)
+            setattr(module, _CACHE_ATTRIBUTE, cached)
+            cached.wrap(module.forward)
+            module.forward = cached
+
+
+_CACHE_ATTRIBUTE = "_t2i_cached_forward"
+
+
+def cached_encoders(pipe: LibraryObject) -> list[LibraryObject]:
+    """The text encoders of a pipeline whose `forward` has a cache."""
+    return [
+        module
+        for module in pipe.components.values()
+        if isinstance(getattr(module, "forward", None), _CachedForward)
+    ]
 
 
 @dataclass
@@ -80,16 +97,19 @@ class _Row:
 class _CachedForward:
     """Replaces an encoder's `forward`, with an LRU cache of its outputs by row."""
 
-    def __init__(self, forward: Callable[..., LibraryObject], module: LibraryObject = None) -> None:
-        # generate() of a language model looks at the signature.
-        functools.update_wrapper(self, forward)
-        self._forward = forward
+    def __init__(self, module: LibraryObject) -> None:
         self._module = module
         self._is_language_model = type(module).__name__ in _LANGUAGE_MODELS
         self._own_hooks: set[int] = set()
         self._axis = _ROW_AXES.get(type(module).__name__, 0)
         self._cache: OrderedDict[tuple[object, ...], _Embedding] = OrderedDict()
         self._bytes = 0
+
+    def wrap(self, forward: Callable[..., LibraryObject]) -> None:
+        """Call this `forward` for texts that are not in the cache."""
+        # generate() of a language model looks at the signature.
+        functools.update_wrapper(self, forward)
+        self._forward = forward
 
     def __call__(
         self, input_ids: LibraryObject = None, *args: LibraryObject, **kwargs: LibraryObject
