@@ -13,7 +13,7 @@ from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.events import OnEvent, Step
 from t2i_cli.request import ResolvedRequest
-from tests.fakes.stub_backend import StubBackend
+from tests.fakes.stub_backend import StubBackend, painted
 
 WORKER = "tests.fakes.warm_worker"
 
@@ -37,19 +37,25 @@ class Actor(StubBackend):
         cancel: Flag,
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
-        """Do what the prompt of the only request says."""
-        [request] = requests
-        word, _, rest = request.prompt.partition(" ")
-        if word == "bug":
-            raise RuntimeError("a bug")
-        self.fails = lambda _: failure(rest) if word == "fail" else None
+        """Do what the prompt of each request says, one after another."""
         self.steps = True
-        step = 0
-        while word == "slow" and not cancel.is_set():
-            step += 1
-            on_event(Step(indices=(0,), step=min(step, 999), steps=1000))
-            time.sleep(0.05)
-        yield from super().run(requests, on_event, cancel, previews)
+        for index, request in enumerate(requests):
+            if cancel.is_set():
+                return
+            word, _, rest = request.prompt.partition(" ")
+            if word == "bug":
+                raise RuntimeError("a bug")
+            step = 0
+            while word == "slow" and not cancel.is_set():
+                step += 1
+                on_event(Step(indices=(index,), step=min(step, 999), steps=1000))
+                time.sleep(0.05)
+            self._denoise((index,), on_event)
+            self.made.append(request)
+            if word == "fail":
+                yield Failure(index=index, request=request, error=failure(rest))
+            else:
+                yield painted(index, request, self.side)
 
 
 def unfit() -> InputError:
