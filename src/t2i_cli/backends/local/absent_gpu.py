@@ -103,16 +103,21 @@ def tell_unused_gpu(kind: str, requested: str | None, on_event: OnEvent) -> None
 
 def _requesting_variables() -> list[tuple[str, str]]:
     """Variables that say that there is a GPU, or which one to use, with its kind."""
-    import torch
-
     wanted = [] if not os.environ.get(ACCELERATOR_VARIABLE) else [(ACCELERATOR_VARIABLE, "cuda")]
     for kind in _VISIBLE:
         variable = _visible_variable(kind)
-        if kind == "rocm" and torch.version.hip is None and variable == "CUDA_VISIBLE_DEVICES":
+        if variable is None or _is_hidden(kind):
             continue
-        if variable and not _is_hidden(kind):
-            wanted.append((variable, kind))
+        if kind == "rocm" and variable == "CUDA_VISIBLE_DEVICES" and not _is_built_for_rocm():
+            continue
+        wanted.append((variable, kind))
     return wanted
+
+
+def _is_built_for_rocm() -> bool:
+    import torch
+
+    return torch.version.hip is not None
 
 
 def _visible_variable(kind: str) -> str | None:
