@@ -9,7 +9,9 @@ class GenerationInfo:
 
     `endpoint` (a server's address or an endpoint's name), `deployed_model` and `seed_confirmed`
     (whether the server confirmed the request's seed) are of remote images only. `threads` is the
-    number of torch's threads, of images from this machine's CPU only.
+    number of torch's threads, of images from this machine's CPU only. `engine` is how the denoiser
+    was computed ("eager", "cuda-graph", "compiled"), `attention` with which attention ("sdpa",
+    "flash-attention-3", "sliced").
     """
 
     backend: str
@@ -25,6 +27,8 @@ class GenerationInfo:
     deployed_model: str | None = None
     seed_confirmed: bool | None = None
     threads: int | None = None
+    engine: str | None = None
+    attention: str | None = None
     libraries: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
@@ -38,5 +42,5 @@ class GenerationInfo:
         }
 
 
-_ADDED_FIELDS = frozenset({"threads"})
+_ADDED_FIELDS = frozenset({"threads", "engine", "attention"})
 """Fields that earlier versions did not write: absent from records where they say nothing."""

@@ -60,7 +60,7 @@ def create_backend(
             return _http_backend(options)
         case "vertex":
             return _vertex_backend(options, format)
-    local_options = replace(_local_options(options.device, lenient, batch_size), strict=strict)
+    local_options = _local_options(options.device, lenient, batch_size, strict=strict)
     seconds = durations.parse_duration(store.resolve_setting("keep_alive", keep_alive) or "0s")
     if worker and seconds:
         from t2i_cli.worker.backend import WorkerBackend
@@ -101,10 +101,14 @@ def _check_options(
 
 
 def _local_options(
-    options: DeviceOptions, lenient: bool | None, batch_size: int | None
+    options: DeviceOptions, lenient: bool | None, batch_size: int | None, *, strict: bool
 ) -> "LocalOptions":
     from t2i_cli.backends.local import LocalOptions
 
+    compile_mode = store.resolve_setting("compile", options.compile) or "auto"
+    if strict and compile_mode == "auto":
+        # Compiled code differs in the last bits, and when `auto` begins with it depends on times.
+        compile_mode = "off"
     return LocalOptions(
         device=store.resolve_setting("device", options.device),
         dtype=store.resolve_setting("dtype", options.dtype),
@@ -116,6 +120,8 @@ def _local_options(
         offline=options.offline,
         lenient=lenient,
         batch_size=batch_size,
+        strict=strict,
+        compile=compile_mode,  # type: ignore[arg-type]
     )
 
 

@@ -109,7 +109,7 @@ _COMPLETERS: Mapping[str, Completer] = {
     "quantize": lambda _: QUANTIZATIONS,
     "endpoint": _endpoints,
     "dialect": _choices("http_dialect"),
-    **{key: _choices(key) for key in ("backend", "device", "dtype", "memory", "format")},
+    **{key: _choices(key) for key in ("backend", "device", "dtype", "memory", "compile", "format")},
     "serving": lambda _: SERVINGS,
     "input_format": _input_formats,
     "vary": _varied_fields,

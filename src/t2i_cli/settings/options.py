@@ -147,6 +147,14 @@ class DeviceOptions:
             f"can. {_default('memory')}",
         ),
     ] = None
+    compile: Annotated[
+        str | None,
+        flag(
+            "--compile",
+            help="auto compiles the model where the images left repay it; on at once; off never. "
+            f"{_default('compile')}",
+        ),
+    ] = None
     attention_slicing: Annotated[
         bool | None,
         flag(

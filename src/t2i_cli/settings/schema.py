@@ -15,6 +15,7 @@ DEVICES = ("cuda", "rocm", "xpu", "mps", "cpu")
 DTYPES = ("float16", "bfloat16", "float32")
 DTYPE_SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 MEMORY = ("auto", "fast", "low")
+COMPILE = ("auto", "off", "on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,14 @@ _TABLE = (
         accepts=MEMORY.__contains__,
         default="auto",
         choices=MEMORY,
+    ),
+    Setting(
+        key="compile",
+        variable="T2I_COMPILE",
+        takes=join_choices(COMPILE),
+        accepts=COMPILE.__contains__,
+        default="auto",
+        choices=COMPILE,
     ),
     Setting(
         key="keep_alive",

@@ -229,6 +229,7 @@ class LocalBackend:
         )
         vae_decode.install_decode_fallback(loaded)
         absent_gpu.tell_unused_gpu(target.device.kind, self._options.device, on_event)
+        loaded.engine.compile_mode = self._options.compile
         if self._options.attention_slicing:
             on_event(Notice(message=planning.attention_slicing_notice(target)))
         if (self._options.batch_size or 1) > 1 and not batch_size.are_independent(
@@ -256,6 +257,7 @@ class LocalBackend:
     ) -> Iterator[GeneratedImage | Failure]:
         """Run requests with equal batch keys in batches, as large as memory allows."""
         singles_left = 0
+        loaded.engine.start_group(len(group))
         while group and not cancel.is_set():
             size = 1 if singles_left else tuner.next_size(len(group), loaded.batch_limit)
             batch = group[:size]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2i_cli import __version__
 from t2i_cli.backends.local import load_ahead, memory, quantization
+from t2i_cli.backends.local.denoiser_engine import DenoiserEngine
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, error_reason
 from t2i_cli.events import MemoryMeasure, OnEvent
@@ -50,6 +51,7 @@ class LoadedPipeline:
         self.previews: Sequence[int] = ()
         self.measures: list[str] = []
         self.batch_limit: int | None = None
+        self.engine = DenoiserEngine(self)
         self._offload: str | None = None
         self._last_success: tuple[tuple[object, ...], float] | None = None
         self._weight_bytes = sum(target.sizes.values())

@@ -1,6 +1,9 @@
 """Options of the local backend."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+CompileMode = Literal["auto", "off", "on"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +16,7 @@ class LocalOptions:
     `lenient` drops what a model does not support; `None` is for a command without that option.
     `batch_size` is the maximum number of images per batch; `None` measures which size is fastest.
     `strict` computes so that the same seed gives the same bits on each machine of a kind.
+    `compile` is "auto" (compile the denoiser where the work left repays it), "off" or "on".
     """
 
     device: str | None = None
@@ -26,3 +30,4 @@ class LocalOptions:
     lenient: bool | None = False
     batch_size: int | None = 1
     strict: bool = False
+    compile: CompileMode = "auto"

@@ -80,6 +80,8 @@ def generation_info_for(
         batch_size=batch_size,
         measures=tuple(loaded.measures),
         threads=arithmetic.thread_count(loaded.device),
+        engine=loaded.engine.used,
+        attention=loaded.engine.attention,
         libraries=loaded.libraries,
     )
 

@@ -51,7 +51,8 @@ def run_pipeline(
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     try:
         caching = step_cache.step_caching(loaded.pipe, requests[0].step_cache)
-        with libraries.suppress_warnings(), preview_hook, caching:
+        running = loaded.engine.running(requests[0].steps or 0, len(requests))
+        with libraries.suppress_warnings(), preview_hook, caching, running:
             output = loaded.pipe(**pipeline_arguments(loaded, requests), generator=generators)
     except Exception:  # any error: it is raised again
         # Offload the networks again, as the pipeline itself does at its end.

@@ -48,6 +48,8 @@ class _DecodeWithFallback:
             self._apply_next_measure(len(latents))
 
     def _apply_next_measure(self, batch: int) -> None:
+        if self._loaded.engine.release_memory():
+            return
         applied = self._loaded.measures
         reason = f"{self._loaded.device.name} ran out of memory at the decode"
         if memory.VAE_TILING not in applied:
