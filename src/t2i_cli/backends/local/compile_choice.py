@@ -108,7 +108,7 @@ class CompileChoice:
         if not self.dropped:
             self.dropped = True
             self._compiled = None
-            self._tell(f"Compiling is left out: {reason}.")
+            self._tell(f"Compiling is left out: {reason.rstrip('.')}.")
 
     def _is_worth_it(self, known: EngineMeasurement | None) -> bool:
         """Whether a call of these shapes is to be compiled; `known` is a faster measurement."""

@@ -267,7 +267,7 @@ class DenoiserEngine:
         )
 
     def _tell_graphs(self, reason: str) -> None:
-        self._tell(f"CUDA graphs are left out, which is slower: {reason}.")
+        self._tell(f"CUDA graphs are left out, which is slower: {reason.rstrip('.')}.")
 
     def _tell(self, sentence: str) -> None:
         """Tell the user a sentence, once."""
