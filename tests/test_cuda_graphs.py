@@ -56,9 +56,9 @@ def same(ones: Sequence[GeneratedImage], others: Sequence[GeneratedImage]) -> bo
     return all((pixels(a) == pixels(b)).all() for a, b in zip(ones, others, strict=True))
 
 
-def eager(monkeypatch: pytest.MonkeyPatch, run: Callable[[], list[GeneratedImage]]) -> (
-    list[GeneratedImage]
-):
+def eager(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], list[GeneratedImage]]
+) -> list[GeneratedImage]:
     """What a run makes without graphs."""
     with monkeypatch.context() as patched:
         patched.setattr(denoiser_engine.cuda_graphs, "MIN_STEPS", 1000)
@@ -105,7 +105,7 @@ def test_few_steps_and_transformers_are_computed_eagerly(
 def test_requests_that_differ_have_recordings_of_their_own(
     change: str, sdxl: Path, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guidance halves the batch; Heun asks twice a step, of times in float32; a batch of two has other shapes."""
+    """Guidance halves the batch; Heun's times are float32; a batch of two has other shapes."""
     options = LocalOptions(dtype="float32", batch_size=2)
 
     def run() -> list[GeneratedImage]:
@@ -193,7 +193,7 @@ def test_where_memory_runs_out_at_a_recording_smaller_ones_go_on(
 def test_memory_of_recordings_is_given_back_to_a_decode_before_a_measure_is_taken(
     sdxl: Path, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-        from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL
 
     events: list[Event] = []
     backend = LocalBackend(OPTIONS)
@@ -201,9 +201,7 @@ def test_memory_of_recordings_is_given_back_to_a_decode_before_a_measure_is_take
     (made,) = images(make(backend, ask(backend, model=sdxl, steps=8), events=events))
     assert made.info.measures == ()
     assert (recorder.held, made.info.engine) == (0, "cuda-graph")
-    assert notices(events) == [
-        "CUDA graphs are left out, which is slower: the memory is needed."
-    ]
+    assert notices(events) == ["CUDA graphs are left out, which is slower: the memory is needed."]
 
 
 def test_offloaded_networks_are_not_recorded(sdxl: Path, recorder: FakeRecorder) -> None:
@@ -310,7 +308,8 @@ def test_outputs_are_not_overwritten_by_the_next_replay() -> None:
     import torch
 
     graphed = _Graphed()
-    kept = [graphed.graphs(torch.full((1, 4), float(n)), torch.tensor(n))["sample"] for n in range(6)]
+    inputs = [(torch.full((1, 4), float(n)), torch.tensor(n)) for n in range(6)]
+    kept = [graphed.graphs(*each)["sample"] for each in inputs]
     before = [output.clone() for output in kept]
     graphed.graphs(torch.full((1, 4), 99.0), torch.tensor(99))
     assert all(torch.equal(one, other) for one, other in zip(kept, before, strict=True))
