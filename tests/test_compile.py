@@ -60,7 +60,9 @@ class FakeCompiler:
         """Let a call of the class's forward take its time."""
         forward = cls.forward  # type: ignore[attr-defined]
 
-        def timed(module: LibraryObject, *args: Any, **kwargs: Any) -> LibraryObject:
+        def timed(
+            module: LibraryObject, *args: LibraryObject, **kwargs: LibraryObject
+        ) -> LibraryObject:
             if not self._inside:
                 self._now += self.eager
             return forward(module, *args, **kwargs)
@@ -71,7 +73,7 @@ class FakeCompiler:
     def _prepare(self, network: LibraryObject, forward: Callable[..., Any]) -> Callable[..., Any]:
         first = [True]
 
-        def call(*args: Any, **kwargs: Any) -> LibraryObject:
+        def call(*args: LibraryObject, **kwargs: LibraryObject) -> LibraryObject:
             if self.error:
                 raise self.error
             self.prepared += first[0]

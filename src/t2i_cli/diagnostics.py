@@ -73,6 +73,7 @@ def run_diagnostics() -> Iterator[Diagnostic]:
     yield _postcard()
     yield _run_check("model", _model, status="note")
     yield _run_check("disk", _disk, status="note")
+    yield from _compiled()
     end = time.monotonic() + NETWORK_TIMEOUT
     for name, result in results.items():
         try:
@@ -236,6 +237,25 @@ def _disk() -> Diagnostic:
             name="disk", status="note", detail=detail, fix="Make room, or set HF_HOME elsewhere."
         )
     return Diagnostic(name="disk", status="ok", detail=detail)
+
+
+def _compiled() -> Iterator[Diagnostic]:
+    """What is kept of compiled models and measured engines, if anything is."""
+    from t2i_cli.backends.local import compilation, engine_measurements
+
+    try:
+        folder, file = compilation.compiled_code_folder(), engine_measurements.measurements_path()
+    except NoHomeError:
+        return
+    files = [path for path in (file, *folder.rglob("*")) if path.is_file()]
+    if files:
+        size = sum(path.stat().st_size for path in files)
+        yield Diagnostic(
+            name="compiled",
+            status="ok",
+            detail=f"{format_bytes(size)} of compiled code in {folder} and of measured times in "
+            f"{file}; to have both made anew, delete them",
+        )
 
 
 def _model() -> Diagnostic:

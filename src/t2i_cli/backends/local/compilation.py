@@ -130,7 +130,10 @@ def _driver(device: Device) -> str:
 
 def keep_compiled_code(device: Device) -> None:
     """Have torch keep compiled code in t2i's cache folder, unless the user names another."""
-    if _CACHE_VARIABLE in os.environ:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Torch itself sets the variable to its default, in the system's temporary folder.
+    if os.environ.get(_CACHE_VARIABLE, default_cache_dir()) != default_cache_dir():
         return
     name = re.sub(r"[^\w.+-]+", "_", "-".join(environment_parts(device).values()))
     with suppress(OSError, NoHomeError):
