@@ -6,6 +6,7 @@ The fake kernel goes where diffusers' dispatcher looks for the real one, and com
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.fakes import gpu
 from tests.test_local_backend import ask, images, make
 
 CUDA = Device(name="cpu", kind="cuda", label="Fake H200")
-SIZE = {"width": 64, "height": 64, "steps": 2}
+SIZE: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 
 
 class FakeKernel:
@@ -55,7 +56,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeKern
     asked: list[bool] = []
 
     def fetched(backend: object) -> None:
-        asked.append(bool(constants.HF_HUB_OFFLINE and dispatch.HF_HUB_OFFLINE))
+        asked.append(bool(constants.HF_HUB_OFFLINE and vars(dispatch)["HF_HUB_OFFLINE"]))
         monkeypatch.setattr(config, "kernel_fn", made)
 
     gpu.install(monkeypatch, free=8 * 10**9, fake=CUDA)

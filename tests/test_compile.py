@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from tests.test_local_backend import ask, images, make, psnr
 
 CPU = Device(name="cpu", kind="cpu", label="CPU")
 CUDA = Device(name="cpu", kind="cuda", label="Fake GPU")
-SIZE = {"width": 32, "height": 32, "steps": 3}
+SIZE: dict[str, Any] = {"width": 32, "height": 32, "steps": 3}
 
 
 class FakeCompiler:
@@ -51,7 +52,7 @@ class FakeCompiler:
         self.prepared = self.compiled_calls = 0
         self._now = 0.0
         self._inside = False
-        monkeypatch.setattr(engine_measurements.time, "perf_counter", lambda: self._now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self._now)
         monkeypatch.setattr(compile_choice, "CompiledForward", self._prepare)
         monkeypatch.setattr(compilation, "has_compiler", lambda device: True)
         self._monkeypatch = monkeypatch
@@ -115,7 +116,7 @@ def backend_of(mode: CompileMode, *, device: Device = CPU) -> LocalBackend:
 
 
 def run(
-    backend: LocalBackend, model: Path, count: int = 1, **more: object
+    backend: LocalBackend, model: Path, count: int = 1, **more: LibraryObject
 ) -> tuple[list[str], list[str]]:
     """The engines of some images, and what was told."""
     events: list[Event] = []

@@ -6,7 +6,7 @@ The recorder is `tests/fakes/recorder.py`; networks, pipelines and schedulers ar
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -110,7 +110,7 @@ def test_requests_that_differ_have_recordings_of_their_own(
 
     def run() -> list[GeneratedImage]:
         backend = LocalBackend(options)
-        fields: list[dict[str, object]] = {
+        fields: list[dict[str, Any]] = {
             "guidance": [{}, {"guidance_scale": 1.0}, {}],
             "scheduler": [{}, {"scheduler": "heun"}, {"scheduler": "dpm++2m"}],
             "batch": [{"seed": 2}, {"seed": 3}, {"seed": 4}],
