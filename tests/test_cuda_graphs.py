@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from t2i_cli.backend import GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, denoiser_engine
+from t2i_cli.backends.local import LocalBackend, LocalOptions, cuda_graphs, denoiser_engine
 from t2i_cli.backends.local.call_signature import network_state
 from t2i_cli.backends.local.cuda_graphs import MAX_RECORDINGS, GraphedForward
 from t2i_cli.backends.local.device import Device
@@ -61,7 +61,7 @@ def eager(
 ) -> list[GeneratedImage]:
     """What a run makes without graphs."""
     with monkeypatch.context() as patched:
-        patched.setattr(denoiser_engine.cuda_graphs, "MIN_STEPS", 1000)
+        patched.setattr(cuda_graphs, "MIN_STEPS", 1000)
         return run()
 
 
@@ -110,12 +110,13 @@ def test_requests_that_differ_have_recordings_of_their_own(
 
     def run() -> list[GeneratedImage]:
         backend = LocalBackend(options)
-        fields: list[dict[str, Any]] = {
+        every: dict[str, list[dict[str, Any]]] = {
             "guidance": [{}, {"guidance_scale": 1.0}, {}],
             "scheduler": [{}, {"scheduler": "heun"}, {"scheduler": "dpm++2m"}],
             "batch": [{"seed": 2}, {"seed": 3}, {"seed": 4}],
-        }[change]
-        return images(make(backend, *(ask(backend, model=sdxl, steps=8, **f) for f in fields)))
+        }
+        asked = [ask(backend, model=sdxl, steps=8, **fields) for fields in every[change]]
+        return images(make(backend, *asked))
 
     made = run()
     recorded = recorder.recorded
@@ -434,7 +435,7 @@ def _moved_weight(network: LibraryObject) -> None:
 
 
 def _strided_weight(network: LibraryObject) -> None:
-    network.layer.weight.data = network.layer.weight.data.t().contiguous().t()
+    network.layer.weight.data = network.layer.weight.data.t().contiguous().t().clone()
 
 
 def _hook(network: LibraryObject) -> None:
