@@ -443,7 +443,7 @@ def _hook(network: LibraryObject) -> None:
 
 
 def _adapter_scale(network: LibraryObject) -> None:
-    network.scaling["adapter"] = 0.3  # as PEFT's layers have it
+    network.scaling["adapter"] *= 0.3  # as PEFT's layers have it
 
 
 def _forward(network: LibraryObject) -> None:
