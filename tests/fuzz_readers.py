@@ -239,7 +239,7 @@ def read_component_config(name: str) -> Read:
 
 def read_header(data: bytes, folder: Path) -> None:
     """The header of a file of weights."""
-    safetensors_header.count_elements(_written(folder, "x.safetensors", data))
+    safetensors_header.read_tensor_sizes(_written(folder, "x.safetensors", data))
 
 
 def mutate_header(chance: Random, valid: Sequence[bytes]) -> bytes:

@@ -11,7 +11,8 @@ class GenerationInfo:
     (whether the server confirmed the request's seed) are of remote images only. `threads` is the
     number of torch's threads, of images from this machine's CPU only. `engine` is how the denoiser
     was computed ("eager", "cuda-graph", "compiled"), `attention` with which attention ("sdpa",
-    "flash-attention-3", "sliced").
+    "flash-attention-3", "sliced"). `vae_tile` is the side in pixels of the tiles that the image was
+    decoded in, `None` where it was decoded whole.
     """
 
     backend: str
@@ -29,6 +30,7 @@ class GenerationInfo:
     threads: int | None = None
     engine: str | None = None
     attention: str | None = None
+    vae_tile: int | None = None
     libraries: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
@@ -42,5 +44,5 @@ class GenerationInfo:
         }
 
 
-_ADDED_FIELDS = frozenset({"threads", "engine", "attention"})
+_ADDED_FIELDS = frozenset({"threads", "engine", "attention", "vae_tile"})
 """Fields that earlier versions did not write: absent from records where they say nothing."""

@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from t2i_cli.errors import ModelError, os_reason
 from t2i_cli.files.state_files import is_count, open_regular, parse_json
@@ -39,8 +39,15 @@ TensorKind = Literal["linear", "modulation", "convolution", "embedding", "other"
 """
 
 
-def count_elements(file: Path) -> Counter[tuple[str, TensorKind]]:
-    """The number of elements by dtype and kind, from the header. Raises ModelError if damaged."""
+class TensorSizes(NamedTuple):
+    """A file's number of elements by dtype and kind, and that of its largest tensor."""
+
+    elements: Counter[tuple[str, TensorKind]]
+    largest: int
+
+
+def read_tensor_sizes(file: Path) -> TensorSizes:
+    """The sizes of the tensors, from the header. Raises ModelError if it is damaged."""
     try:
         with os.fdopen(open_regular(file, os.O_RDONLY, follow_links=True), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -48,7 +55,7 @@ def count_elements(file: Path) -> Counter[tuple[str, TensorKind]]:
             if length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ValueError("its header is longer than the file")
             header = parse_json(stream.read(length))
-        elements, data_bytes = _check_tensors(header)
+        sizes, data_bytes = _check_tensors(header)
     except FileNotFoundError:
         raise ModelError(f"The model is incomplete: {file} is missing.") from None
     except ValueError as error:
@@ -66,11 +73,11 @@ def count_elements(file: Path) -> Counter[tuple[str, TensorKind]]:
             f"The weights file {file} is damaged: {size - end:,} bytes belong to no tensor."
         )
     console.trace(f"weights in {file}: {format_bytes(size)}", once=True)
-    return elements
+    return sizes
 
 
-def _check_tensors(header: object) -> tuple[Counter[tuple[str, TensorKind]], int]:
-    """Elements by dtype and kind, and the bytes of data.
+def _check_tensors(header: object) -> tuple[TensorSizes, int]:
+    """The sizes, and the bytes of data, which the tensors fill without holes or overlaps.
 
     The tensors fill the data without holes or overlaps. Raises ValueError.
     """
@@ -78,17 +85,19 @@ def _check_tensors(header: object) -> tuple[Counter[tuple[str, TensorKind]], int
         raise ValueError("the header is no object")
     _check_metadata(header.pop("__metadata__", None))
     elements: Counter[tuple[str, TensorKind]] = Counter()
+    largest = 0
     places = []
     for name, tensor in header.items():
         dtype, count, place = _check_tensor(tensor)
         elements[dtype, _tensor_kind(name, len(tensor["shape"]))] += count
+        largest = max(largest, count)
         places.append(place)
     end = 0
     for first, last in sorted(places):
         if first != end:
             raise ValueError("tensors overlap, or leave a hole")
         end = last
-    return elements, end
+    return TensorSizes(elements, largest), end
 
 
 def _tensor_kind(name: str, dimensions: int) -> TensorKind:

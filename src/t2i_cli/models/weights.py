@@ -20,11 +20,12 @@ _FLOATS = {"F32", "F16", "BF16"}
 class ComponentWeights:
     """One component's number of tensor elements by stored dtype (safetensors' names: "F16").
 
-    `floats` has those of its float tensors by kind.
+    `floats` has those of its float tensors by kind, `largest` is that of its largest tensor.
     """
 
     elements: dict[str, int]
     floats: Mapping[TensorKind, int] = field(default_factory=dict)
+    largest: int = 0
 
     def size(self, dtype: str) -> int:
         """Bytes in memory with floats cast to `dtype`; quantised weights keep their size."""
@@ -65,12 +66,15 @@ def find_variant(folder: Path, *, half: bool) -> str | None:
 def _component_weights(folder: Path, *, half: bool) -> ComponentWeights:
     elements: Counter[str] = Counter()
     floats: Counter[TensorKind] = Counter()
+    largest = 0
     for file in list_weight_files(folder, half=half):
-        for (dtype, kind), count in safetensors_header.count_elements(file).items():
+        found = safetensors_header.read_tensor_sizes(file)
+        largest = max(largest, found.largest)
+        for (dtype, kind), count in found.elements.items():
             elements[dtype] += count
             if dtype in _FLOATS:
                 floats[kind] += count
-    return ComponentWeights(elements=dict(elements), floats=dict(floats))
+    return ComponentWeights(elements=dict(elements), floats=dict(floats), largest=largest)
 
 
 def list_weight_files(folder: Path, *, half: bool) -> list[Path]:

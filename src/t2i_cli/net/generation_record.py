@@ -31,6 +31,7 @@ def _is_map_of_texts(value: object) -> bool:
 _OTHERS: Mapping[str, Callable[[object], bool]] = {
     "batch_size": is_count,
     "threads": is_count,
+    "vae_tile": is_count,
     "seed_confirmed": _is_flag,
     "measures": _is_list_of_texts,
     "libraries": _is_map_of_texts,

@@ -205,7 +205,7 @@ class LocalBackend:
             if self._loaded.recently_fitted(request):
                 return self._loaded
             plan = self._plan_memory(target, request, self._loaded.resident_bytes)
-            self._place(self._loaded, plan.measures)
+            self._place(self._loaded, plan)
         else:
             target = planning.fetch_files(target, self._options, on_event)
             self._targets[request.model, request.revision, request.quantize] = target
@@ -214,7 +214,7 @@ class LocalBackend:
             model, device_name, started = target.spec.name, target.device.name, time.monotonic()
             on_event(Loading(model=model, device=device_name))
             self._loaded = self._load(target, on_event)
-            self._place(self._loaded, plan.measures)
+            self._place(self._loaded, plan)
             seconds = time.monotonic() - started
             on_event(Loaded(model=model, device=device_name, seconds=seconds))
             console.trace(f"loaded from {target.folder} in {seconds:.2f} s")
@@ -238,13 +238,14 @@ class LocalBackend:
             on_event(Notice(message=batch_size.dependence_reason(type(loaded.pipe))))
         return loaded
 
-    def _place(self, loaded: LoadedPipeline, measures: memory.Measures) -> None:
+    def _place(self, loaded: LoadedPipeline, plan: MemoryPlan) -> None:
         """Move a pipeline to its device with the planned measures, and more if memory runs out."""
-        requested = measures if self._options.memory == "low" else ()
+        requested = plan.measures if self._options.memory == "low" else ()
         if self._options.attention_slicing:
             requested += (memory.ATTENTION_SLICING,)
         try:
-            loaded.place(measures, "to fit the memory that is free", requested)
+            reason = "to fit the memory that is free"
+            loaded.place(plan.measures, reason, requested, plan.vae_tile)
         except Exception as error:  # only out of memory is handled
             if not device.is_out_of_memory(error):
                 raise

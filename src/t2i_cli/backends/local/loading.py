@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t2i_cli import __version__
-from t2i_cli.backends.local import load_ahead, memory, quantization
+from t2i_cli.backends.local import load_ahead, memory, quantization, vae_tiling, weight_offload
 from t2i_cli.backends.local.denoiser_engine import DenoiserEngine
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, error_reason
-from t2i_cli.events import MemoryMeasure, OnEvent
+from t2i_cli.events import MemoryMeasure, Notice, OnEvent
 from t2i_cli.models import (
     component_check,
     diffusers_folder,
@@ -36,7 +36,8 @@ _RECENT_SECONDS = 5.0
 class LoadedPipeline:
     """A loaded pipeline; `measures` are the memory measures applied so far, in order.
 
-    `batch_limit` is the maximum batch size, set once memory has run out; `previews` is the number
+    `batch_limit` is the maximum batch size, set once memory has run out; `vae_tile` is the side of
+    the decode's tiles in pixels, where it is tiled; `previews` is the number
     of previews wanted of each image of the run.
     """
 
@@ -52,9 +53,13 @@ class LoadedPipeline:
         self.measures: list[str] = []
         self.batch_limit: int | None = None
         self.engine = DenoiserEngine(self)
+        self.vae_tile: int | None = None
+        self._tile_limit: int | None = None
         self._offload: str | None = None
         self._last_success: tuple[tuple[object, ...], float] | None = None
         self._weight_bytes = sum(target.sizes.values())
+        texts = filter(memory.is_text_encoder, target.sizes)
+        self._text_bytes = sum(target.sizes[name] for name in texts)
         self._model_scheduler: LibraryObject = getattr(pipe, "scheduler", None)
 
     def is_for(self, target: "LoadTarget") -> bool:
@@ -94,8 +99,11 @@ class LoadedPipeline:
     @property
     def resident_bytes(self) -> int:
         """Bytes of weights that stay on the device between batches."""
-        offloaded = {memory.MODEL_OFFLOAD, memory.GROUP_OFFLOAD} & set(self.measures)
-        return 0 if offloaded else self._weight_bytes
+        if {memory.MODEL_OFFLOAD, memory.GROUP_OFFLOAD} & set(self.measures):
+            return 0
+        if memory.TEXT_ENCODER_OFFLOAD in self.measures:
+            return self._weight_bytes - self._text_bytes
+        return self._weight_bytes
 
     def record_measure(self, measure: str, reason: str) -> None:
         """Record a measure and emit its event."""
@@ -103,27 +111,42 @@ class LoadedPipeline:
         self.on_event(MemoryMeasure(name=measure, reason=reason))
 
     def place(
-        self, measures: memory.Measures = (), reason: str = "", requested: memory.Measures = ()
+        self,
+        measures: memory.Measures = (),
+        reason: str = "",
+        requested: memory.Measures = (),
+        tile: int | None = None,
     ) -> None:
         """Apply measures and move the pipeline to its device. Raises what torch raises.
 
-        `reason` is reported for every measure that is not in `requested`, the user's own.
+        `reason` is reported for every measure that is not in `requested`, the user's own; `tile` is
+        the planned side of the decode's tiles.
         """
-        new = [measure for measure in measures if measure not in self.measures]
-        if memory.MODEL_OFFLOAD in new and self.pipe.model_cpu_offload_seq is None:
-            new = [memory.GROUP_OFFLOAD if m == memory.MODEL_OFFLOAD else m for m in new]
+        possible = dict.fromkeys(map(self._possible, measures))
+        new = [measure for measure in possible if measure not in self.measures]
         for measure in new:
             self.record_measure(measure, "as asked" if measure in requested else reason)
-        if memory.VAE_TILING in new:
-            tile_vae(self.pipe)
+        if memory.VAE_SLICING in new:
+            vae_tiling.decode_in_slices(latent_decoder(self.pipe))
+        if memory.VAE_TILING in new or (tile and memory.VAE_TILING in self.measures):
+            self.tile_decode(tile or vae_tiling.COMFORTABLE_TILE)
         if memory.ATTENTION_SLICING in new:
             self.pipe.enable_attention_slicing()
-        offloads = [m for m in (memory.GROUP_OFFLOAD, memory.MODEL_OFFLOAD) if m in self.measures]
-        offload = offloads[0] if offloads else ""
+        offload = next((m for m in memory.OFFLOADS if m in self.measures), "")
         if offload != self._offload:
             self._offload = None
             self._apply_offload(offload)
             self._offload = offload
+
+    def tile_decode(self, side: int, *, limit: bool = False) -> None:
+        """Decode in tiles of `side` pixels, or of the largest that memory has not run out with.
+
+        With `limit`, memory has run out with all larger ones.
+        """
+        if limit:
+            self._tile_limit = side
+        self.vae_tile = min(side, self._tile_limit or side)
+        vae_tiling.decode_in_tiles(latent_decoder(self.pipe), self.vae_tile)
 
     def set_scheduler(self, name: str | None) -> str | None:
         """Set the scheduler of a short name, or the model's own if `None`; returns its class name.
@@ -156,43 +179,30 @@ class LoadedPipeline:
 
         The dtypes were set at loading: weights must not be cast under hooks.
         """
-        _remove_hooks(self.pipe)
+        weight_offload.remove_hooks(self.pipe)
         if offload == memory.GROUP_OFFLOAD:
-            self._enable_group_offload()
+            if note := weight_offload.offload_groups(self.pipe, self.device, self._weight_bytes):
+                self.on_event(Notice(message=note))
         elif offload == memory.MODEL_OFFLOAD:
             _use_channels_last(self.pipe)
             self.pipe.enable_model_cpu_offload(device=self.device.name)
+        elif offload == memory.TEXT_ENCODER_OFFLOAD:
+            weight_offload.offload_text_encoders(self.pipe, self.device)
+            _use_channels_last(self.pipe)
         else:
             self.pipe.to(self.device.name)
             if self.quantize != "nf4":  # its packed weights have no order of dimensions
                 _use_channels_last(self.pipe)
 
-    def _enable_group_offload(self) -> None:
-        import torch
-
-        self.pipe.to("cpu", silence_dtype_warnings=True)
-        # CUDA streams overlap the copies with the computation.
-        stream = self.device.kind in {"cuda", "rocm"}
-        self.pipe.enable_group_offload(
-            onload_device=torch.device(self.device.name),
-            offload_type="leaf_level",
-            use_stream=stream,
-            low_cpu_mem_usage=stream,
-        )
-
-
-def _remove_hooks(pipe: LibraryObject) -> None:
-    """Remove all offload hooks from a pipeline, also if installing them failed midway."""
-    import torch
-
-    pipe.remove_all_hooks()  # accelerate's hooks
-    for network in pipe.components.values():
-        for module in network.modules() if isinstance(network, torch.nn.Module) else ():
-            # diffusers' own hooks
-            if (registry := getattr(module, "_diffusers_hook", None)) is not None:
-                # Weights that are stored in fp8 stay so: that hook cannot be removed.
-                for name in registry.hooks.keys() - {"layerwise_casting"}:
-                    registry.remove_hook(name, recurse=False)
+    def _possible(self, measure: str) -> str:
+        """The measure, or the next stronger one if this pipeline does not have it."""
+        if measure == memory.TEXT_ENCODER_OFFLOAD and not weight_offload.idle_text_encoders(
+            self.pipe
+        ):
+            measure = memory.MODEL_OFFLOAD
+        if measure == memory.MODEL_OFFLOAD and self.pipe.model_cpu_offload_seq is None:
+            measure = memory.GROUP_OFFLOAD
+        return measure
 
 
 def _use_channels_last(pipe: LibraryObject) -> None:
@@ -203,14 +213,6 @@ def _use_channels_last(pipe: LibraryObject) -> None:
         # Not defined for the 5-D weights of the video VAEs that some image models use.
         if network is not None and all(weight.dim() < 5 for weight in network.parameters()):
             network.to(memory_format=torch.channels_last)
-
-
-def tile_vae(pipe: LibraryObject) -> None:
-    """Enable sliced and tiled decoding: one image at a time, in tiles."""
-    vae = latent_decoder(pipe)
-    for method in ("enable_slicing", "enable_tiling"):
-        if hasattr(vae, method):
-            getattr(vae, method)()
 
 
 def latent_decoder(pipe: LibraryObject) -> LibraryObject:

@@ -1,33 +1,32 @@
 """Estimate the memory that a model needs, and choose the measures with which it fits."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from t2i_cli.backends.local import vae_tiling, working_memory
 from t2i_cli.backends.local.device import Device
 from t2i_cli.models import diffusers_folder
 
+VAE_SLICING = "vae-slicing"
 VAE_TILING = "vae-tiling"
 ATTENTION_SLICING = "attention-slicing"
+TEXT_ENCODER_OFFLOAD = "text-encoder-offload"
 MODEL_OFFLOAD = "model-offload"
 GROUP_OFFLOAD = "group-offload"
+OFFLOADS = (GROUP_OFFLOAD, MODEL_OFFLOAD, TEXT_ENCODER_OFFLOAD)
+"""The measures that keep weights on the host, the strongest first; one of them acts at a time."""
 Measures = tuple[str, ...]
 
 MIB = 2**20
 _USABLE_FRACTION = 0.95
 """Fraction of the free memory that a plan uses; the rest is lost to fragmentation."""
-_DECODE_FACTOR = 4
-_UNET_FACTOR = 32
-_TRANSFORMER_FACTOR = 24
-"""Peak memory as a multiple of one full-size activation.
-
-Counted from the allocations of diffusers' own networks: AutoencoderKL's decode peaks at 3 x
-(height x width x channels of its last-but-one stage) at every size; a Stable Diffusion 1.5 UNet
-grows by 26 x (latent pixels x first channels). The rest is for convolution workspaces.
-"""
-_TEXT_TOKENS = 512
-_GROUPS = 16
-"""A group that is on the device at a time has at most 1/16 of the largest network's bytes."""
+_WORKSPACE = 64 * MIB
+"""Bytes that cuBLAS and cuDNN allocate through torch on a GPU."""
+_LAYERS = 2
+"""Layers that group offload holds on the device at once: the one at work and the next."""
+_LARGEST_LAYER = 16
+"""A layer whose size is not known yet has at most 1/16 of the largest network's bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,9 @@ class MemoryEstimate:
     """Bytes that images of one size need: `weights` by component, the other fields per image.
 
     `attention` is the largest attention matrix, stored only without a fused SDPA kernel; `decode`
-    is for decoding the whole image, `tile` for decoding in tiles.
+    is for decoding the whole image, `tile` for the smallest tiles, `tiles` for tiles by their side
+    in pixels; `encode` is for one text; `layer` is the largest layer's weights. What the configs do
+    not tell is in `unknown`, and counts as 0.
     """
 
     weights: Mapping[str, int]
@@ -43,28 +44,85 @@ class MemoryEstimate:
     attention: int
     decode: int
     tile: int
+    tiles: Mapping[int, int] = field(default_factory=dict)
+    encode: int = 0
+    workspace: int = 0
+    layer: int | None = None
+    unknown: tuple[str, ...] = ()
 
-    def working(self, measures: Measures, batch: int, device: Device) -> int:
-        """Peak bytes in addition to the weights."""
+    def working(
+        self, measures: Measures, batch: int, device: Device, tile: int | None = None
+    ) -> int:
+        """Peak bytes in addition to the weights; `tile` is the tiles' side, else the smallest."""
+        phases = self._phases(measures, batch, device, tile)
+        return max(phases) + self._workspace(device)
+
+    def peak(self, measures: Measures, batch: int, device: Device, tile: int | None = None) -> int:
+        """Peak bytes on the device: of encoding texts, denoising, and decoding."""
+        phases = self._phases(measures, batch, device, tile)
+        resident = self._resident(measures)
+        return max(map(sum, zip(phases, resident, strict=True))) + self._workspace(device)
+
+    def largest_tile(
+        self, measures: Measures, batch: int, device: Device, usable: float, least: int = 0
+    ) -> int | None:
+        """The largest tiles, of at least `least` pixels, that fit into `usable` bytes."""
+        sides = [side for side in self.tiles if side >= least]
+        fitting = (s for s in sides if self.peak(measures, batch, device, s) <= usable)
+        return max(fitting, default=None)
+
+    def _phases(
+        self, measures: Measures, batch: int, device: Device, tile: int | None
+    ) -> tuple[int, int, int]:
+        """Working bytes of encoding, denoising and decoding."""
         attention = 0 if device.fused_attention or ATTENTION_SLICING in measures else self.attention
-        decode = self.tile if VAE_TILING in measures else self.decode * batch
-        return max((self.denoise + attention) * batch, decode)
+        sliced = batch == 1 or VAE_SLICING in measures
+        decode = self.decode if sliced else self.decode * batch
+        if VAE_TILING in measures:
+            decode = self.tiles.get(tile or 0, self.tile)
+        return self.encode, (self.denoise + attention) * batch, decode
 
-    def peak(self, measures: Measures, batch: int, device: Device) -> int:
-        """Peak bytes on the device."""
-        resident = sum(self.weights.values())
+    def _resident(self, measures: Measures) -> tuple[int, int, int]:
+        """Bytes of weights on the device while texts are encoded, at denoising and decoding."""
+        total = sum(self.weights.values())
+        texts, decoders = map(self._bytes_of, (is_text_encoder, is_decoder))
         if GROUP_OFFLOAD in measures:
-            resident = 2 * max(self.weights.values(), default=0) // _GROUPS
-        elif MODEL_OFFLOAD in measures:
-            resident = max(self.weights.values(), default=0)
-        return resident + self.working(measures, batch, device)
+            largest = max(self.weights.values(), default=0)
+            layer = largest // _LARGEST_LAYER if self.layer is None else self.layer
+            return (_LAYERS * layer,) * 3
+        if MODEL_OFFLOAD in measures:
+            rest = {n: b for n, b in self.weights.items() if not is_text_encoder(n)}
+            stays = rest.pop("safety_checker", 0)  # diffusers leaves it on the device
+            rest = {name: size for name, size in rest.items() if not is_decoder(name)}
+            return texts + stays, max(rest.values(), default=0) + stays, decoders + stays
+        if TEXT_ENCODER_OFFLOAD in measures:
+            return total, total - texts, total - texts
+        return (total,) * 3
+
+    def _bytes_of(self, belongs: Callable[[str], bool]) -> int:
+        return sum(size for name, size in self.weights.items() if belongs(name))
+
+    def _workspace(self, device: Device) -> int:
+        return self.workspace if device.own_memory else 0
+
+
+def is_text_encoder(name: str) -> bool:
+    """Whether a component of that name encodes prompts, and is idle for all steps."""
+    return name.startswith("text_encoder")
+
+
+def is_decoder(name: str) -> bool:
+    """Whether a component of that name decodes latents to images."""
+    return name in working_memory.DECODERS
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """How a request would be run: memory needed and free, in MiB, and the measures applied.
 
-    `weights_mib` is an estimate if part of the model is still to be downloaded.
+    `weights_mib` is an estimate if part of the model is still to be downloaded. `working_mib` is
+    `None` if the model's configs do not tell it. `vae_tile` is the side of the decode's tiles in
+    pixels, `peak_mib` what is on the device at most.
     """
 
     device: str
@@ -73,9 +131,11 @@ class MemoryPlan:
     free_mib: int
     total_mib: int
     weights_mib: int
-    working_mib: int
+    working_mib: int | None
     measures: Measures
     download_mib: int
+    vae_tile: int | None = None
+    peak_mib: int | None = None
 
     def to_json(self) -> dict[str, object]:
         """The plan as --dry-run prints it."""
@@ -83,11 +143,14 @@ class MemoryPlan:
 
     def text(self) -> str:
         """The plan as -v prints it."""
+        working = "unknown memory" if self.working_mib is None else f"{self.working_mib:,} MiB"
+        tile = "" if self.vae_tile is None else f" (of {self.vae_tile} px)"
+        measures = [m + tile if m == VAE_TILING else m for m in self.measures]
         return (
             f"plan: {self.dtype} on {self.device} ({self.device_name}), "
-            f"{self.weights_mib:,} MiB of weights and {self.working_mib:,} MiB to work with, "
+            f"{self.weights_mib:,} MiB of weights and {working} to work with, "
             f"{self.free_mib:,} of {self.total_mib:,} MiB free; "
-            f"measures: {', '.join(self.measures) or 'none'}"
+            f"measures: {', '.join(measures) or 'none'}"
         )
 
 
@@ -99,56 +162,64 @@ def estimate_memory(
     element: int,
     *,
     vae_element: int | None = None,
+    guided: bool = True,
+    layer: int | None = None,
 ) -> MemoryEstimate:
-    """The memory for images of `width` x `height` pixels with guidance.
+    """The memory for images of `width` x `height` pixels, with guidance or without.
 
     `weights` are bytes by component; `element` is the bytes per number, `vae_element` that of the
-    VAE if it differs.
+    VAE if it differs; `layer` is the bytes of the largest layer, where known.
     """
     vae_bytes = vae_element or element
-    name, config = diffusers_folder.denoiser_config(folder)
-    vae = diffusers_folder.component_config(folder, "vae") or diffusers_folder.component_config(
-        folder, "movq"
-    )
     scale = diffusers_folder.vae_scale_factor(folder)
-    latent = width * height // scale**2
-    attention = 0
-    if name == "transformer":
-        heads = diffusers_folder.largest_size(config, "num_attention_heads", 24)
-        inner = heads * diffusers_folder.largest_size(config, "attention_head_dim", 128)
-        denoise = _TRANSFORMER_FACTOR * (latent // 4 + _TEXT_TOKENS) * inner
-    else:
-        channels = config.get("block_out_channels") or [320]
-        first = channels[0] if isinstance(channels, list) else channels
-        denoise = _UNET_FACTOR * latent * first
-        attention = 8 * latent**2
-    channels = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or [128, 256]
-    vae_channels = channels[min(1, len(channels) - 1)]
-    side = min(diffusers_folder.largest_size(vae, "sample_size", 512), 512)
-    pixel_bytes = 3 * width * height * 4
-    guidance_batch = 2
+    pixels = width * height
+    latent = pixels // scale**2
+    texts = [c.name for c in diffusers_folder.list_components(folder) if is_text_encoder(c.name)]
+    found = {
+        "denoise": working_memory.denoiser_bytes(folder, latent, element, guided=guided),
+        "decode": working_memory.decoder_bytes(folder, pixels, vae_bytes),
+        "encode": working_memory.encoder_bytes(folder, texts, element),
+    }
+    output = working_memory.output_bytes(pixels)
+    # The decoded tiles, which overlap, are kept until they are joined, row by row and then all.
+    joined = output * vae_bytes + 2 * output
+    tiles = {
+        side: (working_memory.decoder_bytes(folder, min(pixels, side**2), vae_bytes) or 0) + joined
+        for side in vae_tiling.tile_sizes(width, height, scale)
+    }
     return MemoryEstimate(
         weights=dict(weights),
-        denoise=guidance_batch * denoise * element,
-        attention=guidance_batch * attention * element,
-        decode=_DECODE_FACTOR * width * height * vae_channels * vae_bytes + pixel_bytes,
-        tile=_DECODE_FACTOR * min(width * height, side**2) * vae_channels * vae_bytes
-        + 2 * pixel_bytes,
+        denoise=found["denoise"] or 0,
+        attention=working_memory.attention_bytes(folder, latent, element, guided=guided),
+        decode=(found["decode"] or 0) + 2 * output,
+        tile=min(tiles.values()),
+        tiles=tiles,
+        encode=found["encode"] or 0,
+        workspace=_WORKSPACE,
+        layer=layer,
+        unknown=tuple(name for name, size in found.items() if size is None),
     )
 
 
-def candidate_measures(device: Device, *, slicing: bool = True) -> Iterator[Measures]:
+def candidate_measures(
+    device: Device, *, slicing: bool = True, batch: int = 1
+) -> Iterator[Measures]:
     """The sets of measures that a plan may use, cheapest first.
 
-    `slicing` allows attention slicing.
+    `slicing` allows attention slicing; the images of a `batch` can be decoded one by one.
     """
     yield ()
+    if batch > 1:
+        yield (VAE_SLICING,)
     yield (VAE_TILING,)
     if slicing and not device.fused_attention:
         yield (VAE_TILING, ATTENTION_SLICING)
     if device.own_memory:
-        yield (VAE_TILING, MODEL_OFFLOAD)
-        yield (VAE_TILING, GROUP_OFFLOAD)
+        yield (VAE_TILING, TEXT_ENCODER_OFFLOAD)
+        sliced = (VAE_SLICING,) if batch > 1 else ()
+        for offload in (MODEL_OFFLOAD, GROUP_OFFLOAD):
+            yield (*sliced, offload)
+            yield (VAE_TILING, offload)
 
 
 def low_memory_measures(device: Device, *, slicing: bool = True) -> Measures:
@@ -172,24 +243,78 @@ def choose_measures(
     """The cheapest measures, including `least`, with which the request fits, or `None`.
 
     `free` is the bytes free on the device, `host` those free on the host for offloaded weights.
+    Where the need is not known, what is known decides, and the strongest measures are taken rather
+    than none.
     """
-    for measures in candidate_measures(device, slicing=slicing):
-        if not _includes(measures, least):
-            continue
-        offloads = {MODEL_OFFLOAD, GROUP_OFFLOAD} & set(measures)
-        if offloads and sum(needed.weights.values()) > host * _USABLE_FRACTION:
-            continue
-        if needed.peak(measures, batch, device) <= free * _USABLE_FRACTION:
+    possible = [
+        measures
+        for measures in candidate_measures(device, slicing=slicing, batch=batch)
+        if _includes(measures, least) and host_bytes(needed, measures) <= host * _USABLE_FRACTION
+    ]
+    # Small tiles cost more than sending the text encoders away, and less than sending more away.
+    for measures, tile in [
+        *((m, vae_tiling.COMFORTABLE_TILE) for m in possible if not _is_slow(m)),
+        *((m, 0) for m in possible),
+    ]:
+        if VAE_TILING in measures and needed.tiles:
+            usable = free * _USABLE_FRACTION
+            fits = needed.largest_tile(measures, batch, device, usable, tile) is not None
+        else:
+            fits = needed.peak(measures, batch, device) <= free * _USABLE_FRACTION
+        if fits:
             return measures
+    if needed.unknown:
+        return possible[-1] if possible else least
     return None
 
 
+def choose_tile(
+    needed: MemoryEstimate,
+    measures: Measures,
+    batch: int,
+    device: Device,
+    free: int,
+    *,
+    small: bool = False,
+) -> int | None:
+    """The side of the tiles in pixels, the largest that fits; `None` where nothing is tiled.
+
+    With `small`, tiles are no larger than is comfortable, however much is free.
+    """
+    if VAE_TILING not in measures or not needed.tiles:
+        return None
+    usable = free * _USABLE_FRACTION
+    found = needed.largest_tile(measures, batch, device, usable) or min(needed.tiles)
+    if small:
+        sides = (side for side in needed.tiles if side <= vae_tiling.COMFORTABLE_TILE)
+        found = min(found, max(sides, default=found))
+    return found
+
+
+def host_bytes(needed: MemoryEstimate, measures: Measures) -> int:
+    """Bytes of weights that the measures keep on the host."""
+    if TEXT_ENCODER_OFFLOAD in measures:
+        return sum(size for name, size in needed.weights.items() if is_text_encoder(name))
+    return sum(needed.weights.values()) if _is_slow(measures) else 0
+
+
 def images_that_fit(needed: MemoryEstimate, device: Device, free: int, measures: Measures) -> int:
-    """The largest batch size, a power of two, that fits into `free` bytes; at least 1."""
+    """The largest batch size, a power of two, that fits into `free` bytes; at least 1.
+
+    Batches that cannot be decoded at once are decoded image by image.
+    """
+    if needed.unknown:
+        return 1
+    measures = (*measures, VAE_SLICING)
     size = 1
     while size < 1024 and needed.peak(measures, 2 * size, device) <= free * _USABLE_FRACTION:
         size *= 2
     return size
+
+
+def _is_slow(measures: Measures) -> bool:
+    """Whether the measures move the denoiser's weights for every image."""
+    return bool({MODEL_OFFLOAD, GROUP_OFFLOAD} & set(measures))
 
 
 def _includes(measures: Measures, least: Measures) -> bool:

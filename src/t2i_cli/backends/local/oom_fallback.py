@@ -1,6 +1,13 @@
 """The out-of-memory fallback: apply one more memory measure, then the batch is tried again."""
 
-from t2i_cli.backends.local import device, loading, memory, quantization
+from t2i_cli.backends.local import (
+    device,
+    loading,
+    memory,
+    quantization,
+    vae_tiling,
+    weight_offload,
+)
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.errors import OutOfMemoryError
 
@@ -38,12 +45,15 @@ def apply_next_measure(loaded: LoadedPipeline, *, batch: int, slicing: bool | No
 def _fallback_measures(loaded: LoadedPipeline, slicing: bool | None) -> list[str]:
     """The measures that can help this pipeline on its device, cheapest first."""
     measures = []
-    if hasattr(loading.latent_decoder(loaded.pipe), "enable_tiling"):
+    if vae_tiling.can_tile(loading.latent_decoder(loaded.pipe)):
         measures.append(memory.VAE_TILING)
     # With a fused kernel, slicing needs more memory than it saves.
     if not loaded.device.fused_attention and slicing is not False:
         measures.append(memory.ATTENTION_SLICING)
     if loaded.device.own_memory and memory.GROUP_OFFLOAD not in loaded.measures:
+        moved = memory.MODEL_OFFLOAD in loaded.measures
+        if not moved and weight_offload.idle_text_encoders(loaded.pipe):
+            measures.append(memory.TEXT_ENCODER_OFFLOAD)
         if loaded.pipe.model_cpu_offload_seq is not None:
             measures.append(memory.MODEL_OFFLOAD)
         if loaded.quantize not in quantization.WITHOUT_GROUP_OFFLOAD:

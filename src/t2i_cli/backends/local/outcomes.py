@@ -82,6 +82,7 @@ def generation_info_for(
         threads=arithmetic.thread_count(loaded.device),
         engine=loaded.engine.used,
         attention=loaded.engine.attention,
+        vae_tile=loaded.vae_tile,
         libraries=loaded.libraries,
     )
 

@@ -20,6 +20,7 @@ from t2i_cli.models import (
     resolution,
     weights,
 )
+from t2i_cli.models.weights import ComponentWeights
 from t2i_cli.request import ResolvedRequest
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -31,7 +32,8 @@ class LoadTarget:
 
     `sizes` are the bytes of each component's weights, or an estimate under the name "model" while
     `missing_bytes` are still to be downloaded. `slicing` is whether attention slicing is requested
-    and supported, `quantize` the quantisation of its weights.
+    and supported, `quantize` the quantisation of its weights. `layer` is the bytes of the largest
+    layer's weights, where known.
     """
 
     spec: ModelSpec
@@ -42,6 +44,7 @@ class LoadTarget:
     missing_bytes: int = 0
     slicing: bool = False
     quantize: str | None = None
+    layer: int | None = None
 
 
 @hinting_at_embedded_model()
@@ -155,11 +158,20 @@ def _with_weight_sizes(target: LoadTarget, options: LocalOptions) -> LoadTarget:
     """The target with the actual sizes of its weights; raises ModelError if they are damaged."""
     skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
     found = weights.read_weight_headers(target.folder, half=target.dtype != "float32", skip=skip)
-    float32_component = diffusers_folder.float32_decoder(target.folder, target.dtype)
-    sizes = quantization.component_sizes(
-        found, target.folder, target.dtype, float32_component, target.quantize
+    largest = max((w.largest for w in found.values()), default=0)
+    return replace(
+        target,
+        sizes=component_sizes(target.folder, target.dtype, found, target.quantize),
+        layer=largest * _DTYPE_BYTES[target.dtype],
     )
-    return replace(target, sizes=sizes)
+
+
+def component_sizes(
+    folder: Path, dtype: str, found: Mapping[str, ComponentWeights], quantize: str | None = None
+) -> dict[str, int]:
+    """Bytes of each component's weights once they are loaded, from those in its files."""
+    float32_component = diffusers_folder.float32_decoder(folder, dtype)
+    return quantization.component_sizes(found, folder, dtype, float32_component, quantize)
 
 
 def plan_memory(
@@ -170,27 +182,43 @@ def plan_memory(
     Raises OutOfMemoryError, with a hint to what would fit.
     """
     info = device.device_memory(target.device)
-    free = info.free + resident
+    found = MemoryInfo(free=info.free + resident, total=info.total)
     # A look-up takes a millisecond, so it is not repeated for a CPU: a server adds few per image.
     host = info.free if target.device.kind == "cpu" else device.host_memory().free
-    width, height = request.width or 0, request.height or 0
-    needed = _estimate(target, width, height, target.dtype)
+    return plan_for_size(target, (request.width or 0, request.height or 0), options, found, host)
+
+
+def plan_for_size(
+    target: LoadTarget, size: tuple[int, int], options: LocalOptions, found: MemoryInfo, host: int
+) -> MemoryPlan:
+    """Plan images of a width and height with what is free on the device and the host, in bytes.
+
+    Raises OutOfMemoryError, with a hint to what would fit.
+    """
+    free, batch = found.free, options.batch_size or 1
+    needed = _estimate(target, size[0], size[1], target.dtype)
     measures = _measures(target, needed, free, host, options)
     if measures is None:
-        found = MemoryInfo(free=free, total=info.total)
-        raise _out_of_memory_error(target, (width, height), found, host, options)
+        raise _out_of_memory_error(target, size, found, host, options)
     if target.slicing and memory.ATTENTION_SLICING not in measures:
         measures += (memory.ATTENTION_SLICING,)
+    tile = memory.choose_tile(
+        needed, measures, batch, target.device, free, small=options.memory == "low"
+    )
+    working = needed.working(measures, batch, target.device, tile)
+    peak = needed.peak(measures, batch, target.device, tile)
     return MemoryPlan(
         device=target.device.name,
         device_name=target.device.label,
         dtype=target.dtype,
         free_mib=free // MIB,
-        total_mib=info.total // MIB,
+        total_mib=found.total // MIB,
         weights_mib=sum(needed.weights.values()) // MIB,
-        working_mib=needed.working(measures, options.batch_size or 1, target.device) // MIB,
+        working_mib=None if needed.unknown else working // MIB,
         measures=measures,
         download_mib=target.missing_bytes // MIB,
+        vae_tile=tile,
+        peak_mib=None if needed.unknown else peak // MIB,
     )
 
 
@@ -216,8 +244,16 @@ def _estimate(target: LoadTarget, width: int, height: int, dtype: str) -> Memory
         for name, size in target.sizes.items()
     }
     vae_element = element("vae", dtype, then)
+    layer = target.layer and target.layer * _DTYPE_BYTES[dtype] // _DTYPE_BYTES[target.dtype]
     return memory.estimate_memory(
-        target.folder, sizes, width, height, _DTYPE_BYTES[dtype], vae_element=vae_element
+        target.folder,
+        sizes,
+        width,
+        height,
+        _DTYPE_BYTES[dtype],
+        vae_element=vae_element,
+        guided=target.spec.guidance_argument is not None,
+        layer=layer,
     )
 
 
