@@ -129,11 +129,11 @@ def test_a_gpu_goes_down_the_ladder_one_step_at_a_time(
     undisturbed: list[GeneratedImage],
 ) -> None:
     gpu.install(monkeypatch, free=8 * GB)
-    unet(1, 2, 3, 4)
+    unet(1, 2, 3, 4, 5)
     backend = LocalBackend(LocalOptions(batch_size=2, dtype="float32"))
     events: list[Event] = []
     both = images(make(backend, ask(backend), ask(backend, seed=2), events=events))
-    taken = ["batch-size-1", "vae-tiling", "model-offload", "group-offload"]
+    taken = ["batch-size-1", "vae-tiling", "text-encoder-offload", "model-offload", "group-offload"]
     assert measures(events) == taken
     for image, expected in zip(both, undisturbed, strict=True):
         assert image.info.measures == tuple(taken)
@@ -150,7 +150,7 @@ def test_the_foot_of_the_ladder_is_exit_7(
     failure = error(make(backend, ask(backend)))
     assert isinstance(failure, OutOfMemoryError)
     assert failure.exit_code == 7
-    assert "(vae-tiling, model-offload, group-offload)" in failure.message
+    assert "(vae-tiling, text-encoder-offload, model-offload, group-offload)" in failure.message
 
 
 def test_a_cpu_has_nowhere_to_offload_to(unet: Callable[..., gpu.Failing]) -> None:
@@ -205,11 +205,16 @@ def test_offloading_runs_out_and_the_next_rung_is_taken(
 
     gpu.install(monkeypatch, free=8 * GB)
     gpu.Failing(monkeypatch, StableDiffusionPipeline, "enable_model_cpu_offload", at=(1,))
-    unet(1, 2)
+    unet(1, 2, 3)
     backend = LocalBackend(LocalOptions(dtype="float32"))
     events: list[Event] = []
     (image,) = images(make(backend, ask(backend), events=events))
-    assert measures(events) == ["vae-tiling", "model-offload", "group-offload"]
+    assert measures(events) == [
+        "vae-tiling",
+        "text-encoder-offload",
+        "model-offload",
+        "group-offload",
+    ]
     assert psnr(image, undisturbed[0]) > 40
 
 

@@ -12,6 +12,7 @@ from t2i_cli.backends.local.memory import (
     GROUP_OFFLOAD,
     MIB,
     MODEL_OFFLOAD,
+    TEXT_ENCODER_OFFLOAD,
     VAE_TILING,
     MemoryEstimate,
 )
@@ -54,7 +55,8 @@ def test_peaks_follow_the_measures() -> None:
     [
         (GPU, 4300, ()),
         (GPU, 4200, (VAE_TILING,)),
-        (GPU, 2500, (VAE_TILING, MODEL_OFFLOAD)),
+        (GPU, 2500, (VAE_TILING, TEXT_ENCODER_OFFLOAD)),
+        (GPU, 2300, (MODEL_OFFLOAD,)),
         (GPU, 2000, (VAE_TILING, GROUP_OFFLOAD)),
         (GPU, 700, None),
         (MPS, 3100, (VAE_TILING,)),
@@ -71,8 +73,10 @@ def test_the_cheapest_measures_that_fit_are_chosen(
 
 
 def test_offload_needs_room_on_the_host() -> None:
-    assert memory.choose_measures(NEED, GPU, 2500, 2200, 1) == (VAE_TILING, MODEL_OFFLOAD)
-    assert memory.choose_measures(NEED, GPU, 2500, 2050, 1) is None
+    assert memory.choose_measures(NEED, GPU, 2250, 2200, 1) == (MODEL_OFFLOAD,)
+    assert memory.choose_measures(NEED, GPU, 2250, 2050, 1) is None
+    assert memory.choose_measures(NEED, GPU, 2500, 320, 1) == (VAE_TILING, TEXT_ENCODER_OFFLOAD)
+    assert memory.choose_measures(NEED, GPU, 2500, 300, 1) is None
 
 
 def test_low_takes_its_measures_however_much_is_free() -> None:
@@ -90,11 +94,12 @@ def test_low_takes_its_measures_however_much_is_free() -> None:
 def test_a_need_grows_with_the_picture_and_the_dtype() -> None:
     small = memory.estimate_memory(SHAPES, {}, 128, 128, 2)
     large = memory.estimate_memory(SHAPES, {}, 256, 256, 2)
+    larger = memory.estimate_memory(SHAPES, {}, 1024, 1024, 2)
     full = memory.estimate_memory(SHAPES, {}, 128, 128, 4)
     assert large.denoise == 4 * small.denoise
     assert large.attention == 16 * small.attention
     assert full.denoise == 2 * small.denoise
-    assert large.tile < large.decode
+    assert larger.tile < larger.decode
 
 
 def target(place: Device, dtype: str = "float32") -> LoadTarget:
@@ -127,9 +132,11 @@ def test_a_plan_says_what_is_needed_and_done(monkeypatch: pytest.MonkeyPatch) ->
         "free_mib": 9000,
         "total_mib": 16_000,
         "weights_mib": 30,
-        "working_mib": 2096,
+        "working_mib": 1900,
         "measures": [],
         "download_mib": 0,
+        "vae_tile": None,
+        "peak_mib": 1930,
     }
 
 
@@ -170,8 +177,8 @@ def test_a_refusal_names_a_smaller_size(monkeypatch: pytest.MonkeyPatch) -> None
     ) as caught:
         plan(monkeypatch, 600, aim=target(CPU))
     assert caught.value.exit_code == 7
-    assert caught.value.hint == "It would fit with --size 1280x1280."
-    side = 1280
+    assert caught.value.hint == "It would fit with --size 1536x1536."
+    side = 1536
     assert VAE_TILING in plan(monkeypatch, 600, aim=target(CPU), side=side).measures
     with pytest.raises(OutOfMemoryError):
         plan(monkeypatch, 600, aim=target(CPU), side=side + 256)
@@ -179,9 +186,9 @@ def test_a_refusal_names_a_smaller_size(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_refusal_names_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutOfMemoryError) as caught:
-        plan(monkeypatch, 1000, aim=target(MPS))
+        plan(monkeypatch, 950, aim=target(MPS))
     assert caught.value.hint == "It would fit with --dtype float16."
-    assert plan(monkeypatch, 1000, aim=target(MPS, "float16")).dtype == "float16"
+    assert plan(monkeypatch, 950, aim=target(MPS, "float16")).dtype == "float16"
 
 
 def test_a_refusal_where_no_memory_is_left_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,10 @@ from t2i_cli.backends.local.device import Device, DeviceKind
 from t2i_cli.backends.local.oom_fallback import apply_next_measure
 from t2i_cli.errors import OutOfMemoryError
 
-TILING = SimpleNamespace(enable_tiling=lambda: None)
+TILING = SimpleNamespace(enable_tiling=lambda: None, use_tiling=False)
+
+
+MOVES = [memory.MODEL_OFFLOAD, memory.GROUP_OFFLOAD]
 
 
 class Loaded:
@@ -21,11 +24,14 @@ class Loaded:
         kind: DeviceKind,
         *,
         vae: object = TILING,
-        offload: str | None = "unet",
+        offload: str | None = "text_encoder->unet",
+        encoder: object = None,
         fails: dict[str, Exception] | None = None,
     ) -> None:
         self.device = Device(name=f"{kind}:0", kind=kind, label="")
-        self.pipe = SimpleNamespace(vae=vae, movq=None, model_cpu_offload_seq=offload)
+        self.pipe = SimpleNamespace(
+            vae=vae, movq=None, model_cpu_offload_seq=offload, unet=object(), text_encoder=encoder
+        )
         self.measures: list[str] = []
         self.quantize: str | None = None
         self.batch_limit: int | None = None
@@ -83,6 +89,18 @@ def taken(loaded: Loaded, slicing: bool | None = None) -> list[str]:
     [
         ("cuda", None, {}, [memory.VAE_TILING, memory.MODEL_OFFLOAD, memory.GROUP_OFFLOAD]),
         ("cuda", True, {"offload": None}, [memory.VAE_TILING, memory.GROUP_OFFLOAD]),
+        (
+            "cuda",
+            None,
+            {"encoder": object()},
+            [
+                memory.VAE_TILING,
+                memory.TEXT_ENCODER_OFFLOAD,
+                memory.MODEL_OFFLOAD,
+                memory.GROUP_OFFLOAD,
+            ],
+        ),
+        ("cuda", None, {"vae": SimpleNamespace(enable_tiling=None)}, MOVES),
         ("cpu", None, {}, [memory.VAE_TILING]),
         ("cpu", None, {"vae": None}, []),
         ("mps", None, {}, [memory.VAE_TILING, memory.ATTENTION_SLICING]),

@@ -17,7 +17,7 @@ def install_decode_fallback(loaded: LoadedPipeline) -> None:
 
 
 class _DecodeWithFallback:
-    """Replaces `vae.decode`: tries it as it is, sliced, in smaller and smaller tiles, on the CPU."""
+    """Replaces `vae.decode`: tries it as it is, sliced, in ever smaller tiles, on the CPU."""
 
     def __init__(self, loaded: LoadedPipeline, vae: LibraryObject) -> None:
         self._loaded = loaded

@@ -88,7 +88,7 @@ def _set_axis(vae: LibraryObject, axis: str, side: int, scale: int) -> None:
 
 def pixels_per_latent(vae: LibraryObject) -> int:
     """Image pixels per latent pixel along one side, as the VAE itself computes its tiles."""
-    for owner in (vae, vae.config):
+    for owner in (vae.config, vae):  # attributes that are in the config are deprecated
         for name in ("spatial_compression_ratio", "spatial_scale_factor"):
             if ratio := getattr(owner, name, None):
                 return int(ratio)
