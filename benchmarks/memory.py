@@ -25,7 +25,6 @@ from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, device, memory, planning
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import MIB
-from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest
 
@@ -174,7 +173,18 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     place = device.find_device(options.device)
     if options.real:
-        cases = network_shapes.real_cases(place, options.models)
+        cases = (
+            MemoryCase(
+                model=name,
+                size=f"{side}x{side}",
+                dtype="bfloat16",
+                batch=1,
+                measures=(),
+                planned=planned,
+                measured=measured,
+            )
+            for name, side, planned, measured in network_shapes.real_networks(place, options.models)
+        )
     else:
         cases = tiny_cases(place, tuple(options.models or FAMILIES))
     found = []

@@ -8,16 +8,27 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from t2i_cli.backends.local import memory, planning
+from t2i_cli.backends.local.device import Device, MemoryInfo
+from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.cli.main import command_paths
+from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models import catalog, schedulers
+from t2i_cli.models.weights import ComponentWeights
 from t2i_cli.request_field import RequestField
 from t2i_cli.request_fields import FIELDS
 from t2i_cli.settings import store
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks import network_shapes  # noqa: E402 - it lies beside this folder
+
 ENVIRONMENT = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
 
@@ -132,10 +143,64 @@ def dialects_of(known: RequestField) -> str:
     )
 
 
+CARDS_GB = (8, 12, 16, 24, 80)
+"""Memory of the cards that docs/memory.md tells plans for."""
+_CARD_IN_USE = 0.06
+"""Fraction of a card's memory that the driver, the CUDA context and a desktop take."""
+
+
+def plans_table() -> str:
+    """What a plan decides for each model of the catalogue on cards of several sizes."""
+    host = 64 * 2**30
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, shape in network_shapes.read_shapes().items():
+            target = _planned_target(name, shape, Path(temporary) / name)
+            cells = []
+            for card in CARDS_GB:
+                total = card * 2**30
+                found = MemoryInfo(free=int(total * (1 - _CARD_IN_USE)), total=total)
+                cells.append(_plan_cell(target, found, host))
+            rows.append((f"`{name}`", target.dtype, *cells))
+    return table(("model", "precision", *(f"{card} GB" for card in CARDS_GB)), rows)
+
+
+def _planned_target(name: str, shape: Mapping[str, Any], folder: Path) -> LoadTarget:
+    """A model of the catalogue as it is loaded on a GPU, known by its configs and sizes only."""
+    network_shapes.save_configs(shape, folder)
+    parts = shape["components"]
+    dtype = "float16" if "unet" in parts else "bfloat16"
+    found = {
+        part: ComponentWeights(elements={"F16": facts["parameters"]}, largest=facts["largest"])
+        for part, facts in parts.items()
+    }
+    return LoadTarget(
+        spec=catalog.MODELS[name],
+        device=Device(name="cuda:0", kind="cuda", label="GPU"),
+        dtype=dtype,
+        folder=folder,
+        sizes=planning.component_sizes(folder, dtype, found),
+        layer=2 * max(facts.largest for facts in found.values()),
+    )
+
+
+def _plan_cell(target: LoadTarget, found: MemoryInfo, host: int) -> str:
+    """The measures and the peak of one plan."""
+    size = (target.spec.width, target.spec.height)
+    try:
+        plan = planning.plan_for_size(target, size, LocalOptions(), found, host)
+    except OutOfMemoryError:
+        return "does not fit"
+    tile = {memory.VAE_TILING: f"{memory.VAE_TILING} ({plan.vae_tile} px)"}
+    measures = ", ".join(tile.get(measure, measure) for measure in plan.measures)
+    return f"{measures or 'none'}; {(plan.peak_mib or 0) / 1024:.1f} GiB"
+
+
 BLOCKS = {
     "fields": fields_table,
     "generate-help": lambda: f"```text\n{help_text(('generate',))}\n```",
     "models": models_table,
+    "plans": plans_table,
     "schedulers": schedulers_table,
     "settings": settings_table,
 }

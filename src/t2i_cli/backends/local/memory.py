@@ -174,7 +174,7 @@ def estimate_memory(
     scale = diffusers_folder.vae_scale_factor(folder)
     pixels = width * height
     latent = pixels // scale**2
-    texts = [c.name for c in diffusers_folder.list_components(folder) if is_text_encoder(c.name)]
+    texts = [c for c in diffusers_folder.list_components(folder) if is_text_encoder(c.name)]
     found = {
         "denoise": working_memory.denoiser_bytes(folder, latent, element, guided=guided),
         "decode": working_memory.decoder_bytes(folder, pixels, vae_bytes),

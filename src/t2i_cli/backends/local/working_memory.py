@@ -1,12 +1,13 @@
 """Memory that a model's networks work with, from their configs; `None` where these do not say."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from t2i_cli.files.state_files import is_count
 from t2i_cli.models import diffusers_folder
-from t2i_cli.models.diffusers_folder import JsonConfig
+from t2i_cli.models.diffusers_folder import Component, JsonConfig
 
 DECODERS = ("vae", "movq", "vqvae", "vqgan")
 """The names of the component that decodes latents to images."""
@@ -55,6 +56,8 @@ _VIDEO_DECODER = 20
 _ENCODERS = {"clip": (1, 36), "t5": (0, 10), "umt5": (0, 10)}
 _LANGUAGE_MODEL = (1, 52)
 """The same for text encoders, in tokens x width: the outputs kept per layer, and the rest."""
+_SCORES_TOKENS = re.compile("ForCausalLM|ForConditionalGeneration")
+"""Classes that compute a score of every word of the vocabulary for each token."""
 
 
 def config_size(config: Mapping[str, object], *keys: str) -> int | None:
@@ -116,13 +119,17 @@ def decoder_config(folder: Path) -> JsonConfig:
     return next((config for config in configs if config), {})
 
 
-def encoder_bytes(folder: Path, names: list[str], element: int) -> int | None:
+def encoder_bytes(folder: Path, encoders: Iterable[Component], element: int) -> int | None:
     """Peak bytes of encoding one text by the largest of these encoders, without the weights."""
-    found = [_encoder_bytes(diffusers_folder.component_config(folder, n), element) for n in names]
-    return None if None in found else max((size for size in found if size), default=0)
+    found = [
+        _encoder_bytes(diffusers_folder.component_config(folder, encoder.name), encoder.cls)
+        for encoder in encoders
+    ]
+    return None if None in found else element * max((size for size in found if size), default=0)
 
 
-def _encoder_bytes(config: JsonConfig, element: int) -> int | None:
+def _encoder_bytes(config: JsonConfig, cls: str) -> int | None:
+    """Numbers held at most while one text is encoded."""
     text = config.get("text_config")
     config = text if isinstance(text, dict) else config
     width = config_size(config, "hidden_size", "d_model", "n_embd")
@@ -135,7 +142,10 @@ def _encoder_bytes(config: JsonConfig, element: int) -> int | None:
     attention = 0
     if kind in {"t5", "umt5"}:  # their bias keeps attention from the fused kernels
         attention = 3 * (config_size(config, "num_heads") or 0) * tokens**2
-    return int((kept * layers + rest) * tokens * width + attention) * element
+    peak = rest * width
+    if _SCORES_TOKENS.search(cls):
+        peak = max(peak, (config_size(config, "vocab_size") or 0) + rest * width // 2)
+    return (kept * layers * width + peak) * tokens + attention
 
 
 def _transformer_width(config: JsonConfig) -> int | None:
