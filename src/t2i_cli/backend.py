@@ -1,6 +1,6 @@
 """The Backend protocol, and its outcomes: generated images and failures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +31,8 @@ class GeneratedImage:
     `seconds` is the generation time; `round_trip` the duration of the server request in seconds,
     for images from a server. `file` is the image file with metadata, if the server sent one.
     `notes` are sentences on this image, as of words of its prompt that the model does not read.
+    `memory` is in MiB, for images of this machine: the plan's `weights_mib` and, where known,
+    `working_mib`; and `peak_mib`, what a GPU held at most.
     """
 
     index: int
@@ -41,6 +43,7 @@ class GeneratedImage:
     round_trip: float | None = None
     file: EncodedImage | None = None
     notes: tuple[str, ...] = ()
+    memory: Mapping[str, int] | None = None
 
     @property
     def size(self) -> tuple[int, int]:

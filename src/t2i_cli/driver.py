@@ -144,6 +144,7 @@ def with_notes(generated: GeneratedImage, notes: Sequence[str]) -> GeneratedImag
         seconds=generated.seconds,
         round_trip=generated.round_trip,
         notes=merged,
+        memory=generated.memory,
     )
 
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class SavedImage:
     """A saved image (`path` is `None` for standard output).
 
     `width` and `height` are in pixels; `seconds` is the generation time, and `round_trip` the
-    seconds of the HTTP request, if a server made the image.
+    seconds of the HTTP request, if a server made the image; `memory` is as in GeneratedImage.
     """
 
     index: int
@@ -53,6 +53,7 @@ class SavedImage:
     info: GenerationInfo
     round_trip: float | None = None
     notes: tuple[str, ...] = ()
+    memory: Mapping[str, int] | None = None
 
     def to_json(self) -> dict[str, object]:
         """The flat object that `--json` prints: the file, the request, and the generation info."""
@@ -70,6 +71,7 @@ class SavedImage:
             **info,
             "scheduler": self.request.scheduler or self.info.scheduler,
             "notes": list(self.notes),
+            **({} if self.memory is None else {"memory": dict(self.memory)}),
         }
 
     def timing_record(self) -> dict[str, object]:
@@ -143,6 +145,7 @@ class ImageWriter:
             info=generated.info,
             round_trip=generated.round_trip,
             notes=generated.notes,
+            memory=generated.memory,
         )
 
     def close(self) -> None:

@@ -218,6 +218,7 @@ def generation_record(image: GeneratedImage) -> dict[str, object]:
         "request": image.request.to_json(),
         "lock": image.info.to_json(),
         "seconds": round(image.seconds, 3),
+        **({} if image.memory is None else {"memory": dict(image.memory)}),
     }
 
 

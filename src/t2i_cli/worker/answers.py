@@ -115,6 +115,15 @@ def read_outcomes(
             on_event(message)
 
 
+def _memory(value: object) -> dict[str, int] | None:
+    """The memory that an image took, in MiB by name; earlier workers do not tell it."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not all(map(is_count, value.values())):
+        raise ValueError("no memory")
+    return value
+
+
 def _parse_message(
     exchange: WorkerExchange, members: Sequence[WorkerRequest], name: str, data: dict[str, Any]
 ) -> GeneratedImage | Failure | Event | None:
@@ -137,6 +146,7 @@ def _parse_message(
             seconds=float(seconds),
             file_size=(width, height),
             file=EncodedImage(format=format, data=base64.b64decode(data["image"], validate=True)),
+            memory=_memory(data.get("memory")),
         )
     if name == "failure":
         index, request = _member(members, data["index"])

@@ -17,6 +17,7 @@ from t2i_cli.backends.local import (
     loading,
     lossy_plan,
     memory,
+    memory_use,
     oom_fallback,
     outcomes,
     pipeline,
@@ -240,6 +241,7 @@ class LocalBackend:
 
     def _place(self, loaded: LoadedPipeline, plan: MemoryPlan) -> None:
         """Move a pipeline to its device with the planned measures, and more if memory runs out."""
+        loaded.plan = plan
         requested = plan.measures if self._options.memory == "low" else ()
         if self._options.attention_slicing:
             requested += (memory.ATTENTION_SLICING,)
@@ -289,6 +291,7 @@ class LocalBackend:
     ) -> list[GeneratedImage | Failure] | None:
         """The outcomes of one batch, or `None` if memory ran out and a measure was applied."""
         started = time.monotonic()
+        memory_use.start_peak(loaded.device)
         outputs = self._try_batch(loaded, batch, cancel)
         if outputs is None:
             return None

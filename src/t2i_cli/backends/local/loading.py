@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from t2i_cli import __version__
-from t2i_cli.backends.local import load_ahead, memory, quantization, vae_tiling, weight_offload
+from t2i_cli.backends.local import (
+    load_ahead,
+    memory,
+    quantization,
+    vae_tiling,
+    weight_offload,
+    working_memory,
+)
 from t2i_cli.backends.local.denoiser_engine import DenoiserEngine
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, error_reason
@@ -55,10 +62,11 @@ class LoadedPipeline:
         self.engine = DenoiserEngine(self)
         self.vae_tile: int | None = None
         self._tile_limit: int | None = None
+        self.plan: memory.MemoryPlan | None = None
         self._offload: str | None = None
         self._last_success: tuple[tuple[object, ...], float] | None = None
         self._weight_bytes = sum(target.sizes.values())
-        texts = filter(memory.is_text_encoder, target.sizes)
+        texts = filter(working_memory.is_text_encoder, target.sizes)
         self._text_bytes = sum(target.sizes[name] for name in texts)
         self._model_scheduler: LibraryObject = getattr(pipe, "scheduler", None)
 

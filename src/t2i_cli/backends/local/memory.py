@@ -6,6 +6,7 @@ from pathlib import Path
 
 from t2i_cli.backends.local import vae_tiling, working_memory
 from t2i_cli.backends.local.device import Device
+from t2i_cli.backends.local.working_memory import is_decoder, is_text_encoder
 from t2i_cli.models import diffusers_folder
 
 VAE_SLICING = "vae-slicing"
@@ -104,16 +105,6 @@ class MemoryEstimate:
 
     def _workspace(self, device: Device) -> int:
         return self.workspace if device.own_memory else 0
-
-
-def is_text_encoder(name: str) -> bool:
-    """Whether a component of that name encodes prompts, and is idle for all steps."""
-    return name.startswith("text_encoder")
-
-
-def is_decoder(name: str) -> bool:
-    """Whether a component of that name decodes latents to images."""
-    return name in working_memory.DECODERS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """Build the outcomes of a batch: images with their generation info, or failures."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from t2i_cli.backend import Failure, GeneratedImage
-from t2i_cli.backends.local import arithmetic, prompt_warnings
+from t2i_cli.backends.local import arithmetic, memory_use, prompt_warnings
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.errors import (
@@ -59,8 +59,9 @@ def batch_outcomes(
 ) -> list[GeneratedImage | Failure]:
     """The outcome of each request of a batch, which took `seconds` and used that scheduler."""
     info = generation_info_for(loaded, scheduler, len(batch))
+    used = memory_use.memory_use(loaded.device, loaded.plan)
     return [
-        outcome_for(index, request, output, info, seconds / len(batch))
+        outcome_for(index, request, output, info, seconds / len(batch), used)
         for (index, request), output in zip(batch, outputs, strict=True)
     ]
 
@@ -93,10 +94,11 @@ def outcome_for(
     output: PipelineOutput | ModelError,
     info: GenerationInfo,
     seconds: float,
+    memory: Mapping[str, int] | None = None,
 ) -> GeneratedImage | Failure:
     """The image, or a failure for an error or an image that the safety checker withheld.
 
-    `seconds` is the time per image.
+    `seconds` is the time per image, `memory` what its batch took.
     """
     if isinstance(output, ModelError):
         return Failure(index=index, request=request, error=output)
@@ -107,7 +109,12 @@ def outcome_for(
         )
         return Failure(index=index, request=request, error=error)
     return GeneratedImage(
-        index=index, request=request, image=output.image, info=info, seconds=seconds
+        index=index,
+        request=request,
+        image=output.image,
+        info=info,
+        seconds=seconds,
+        memory=memory,
     )
 
 

@@ -1,6 +1,6 @@
 """Keep weights on the host while they are idle: text encoders, or every layer in groups."""
 
-from t2i_cli.backends.local import device, memory
+from t2i_cli.backends.local import device, working_memory
 from t2i_cli.backends.local.device import Device
 from t2i_cli.errors import error_reason
 from t2i_cli.models import diffusers_folder
@@ -75,7 +75,7 @@ def idle_text_encoders(pipe: LibraryObject) -> dict[str, LibraryObject]:
     order = (pipe.model_cpu_offload_seq or "").split("->")
     if not any(name in order and getattr(pipe, name, None) for name in diffusers_folder.DENOISERS):
         return {}
-    names = [name for name in order if memory.is_text_encoder(name)]
+    names = [name for name in order if working_memory.is_text_encoder(name)]
     return {name: encoder for name in names if (encoder := getattr(pipe, name, None)) is not None}
 
 

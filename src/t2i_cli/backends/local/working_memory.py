@@ -60,13 +60,23 @@ _SCORES_TOKENS = re.compile("ForCausalLM|ForConditionalGeneration")
 """Classes that compute a score of every word of the vocabulary for each token."""
 
 
+def is_text_encoder(name: str) -> bool:
+    """Whether a component of that name encodes prompts, and is idle for all steps."""
+    return name.startswith("text_encoder")
+
+
+def is_decoder(name: str) -> bool:
+    """Whether a component of that name decodes latents to images."""
+    return name in DECODERS
+
+
 def config_size(config: Mapping[str, object], *keys: str) -> int | None:
     """The first of these sizes in a config, the largest of a list; `None` without a sound one."""
     for key in keys:
         value = config.get(key)
         sizes = value if isinstance(value, list) else [value]
         if sizes and all(is_count(size, _MAX_SIZE) and size for size in sizes):
-            return max(sizes)
+            return int(max(sizes))
     return None
 
 
