@@ -89,9 +89,9 @@ def network_call(name: str, part: Mapping[str, Any], side: int) -> Callable[[Lib
             channels = config.get("latent_channels") or config["z_dim"]
             return network.decode(zeros(1, channels, *frames, latent, latent))
         length = 77 if part["class"].startswith("CLIP") else TEXT_TOKENS
-        ids = torch.ones(1, length, dtype=torch.int64)
+        words = torch.ones(1, length, dtype=torch.int64)
         kept = {} if part["class"].startswith("T5") else {"output_hidden_states": True}
-        return network(input_ids=ids, attention_mask=ids, **kept)
+        return network(input_ids=words, attention_mask=words, **kept)
 
     return run
 
@@ -120,11 +120,11 @@ def counted_bytes(network: LibraryObject, run: Callable[[LibraryObject], object]
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    class AllocationCount(TorchDispatchMode):
+    class AllocationCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Adds up the storages that come and go."""
 
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             weights = [*network.parameters(), *network.buffers()]
             self.known = dict.fromkeys((w.untyped_storage()._cdata for w in weights), 0)
             self.now = self.peak = 0

@@ -6,6 +6,7 @@ import pytest
 
 from t2i_cli.backends.local import LocalBackend, LocalOptions, device, memory, weight_offload
 from t2i_cli.backends.local.device import Device, MemoryInfo
+from t2i_cli.models import libraries
 from t2i_cli.models.libraries import LibraryObject
 from tests import tiny_models
 from tests.fakes import gpu
@@ -71,6 +72,11 @@ class Moves:
         monkeypatch.setattr(network, "to", to)
 
 
+def generate(pipe: LibraryObject) -> None:
+    with libraries.suppress_warnings():
+        pipe("a boat", num_inference_steps=1, width=32, height=32, guidance_scale=1.0)
+
+
 def test_text_encoders_come_for_a_new_prompt_and_leave_before_the_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,13 +89,13 @@ def test_text_encoders_come_for_a_new_prompt_and_leave_before_the_steps(
     weight_offload.offload_text_encoders(pipe, gpu.FAKE)
     assert set(moves.seen) == {"text_encoder to cpu", "text_encoder_2 to cpu", "unet to cpu"}
     moves.seen.clear()
-    pipe("a boat", num_inference_steps=1, width=32, height=32, guidance_scale=1.0)
+    generate(pipe)
     leave = ["text_encoder to cpu", "text_encoder_2 to cpu"]
     arrive = [["text_encoder runs", leave[0]], ["text_encoder_2 runs", leave[1]]]
     assert moves.seen == [*arrive[0], *arrive[1], "unet runs", *leave]
     weight_offload.remove_hooks(pipe)
     moves.seen.clear()
-    pipe("a boat", num_inference_steps=1, width=32, height=32, guidance_scale=1.0)
+    generate(pipe)
     assert moves.seen == ["text_encoder runs", "text_encoder_2 runs", "unet runs"]
 
 

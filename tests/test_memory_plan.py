@@ -1,0 +1,145 @@
+"""Plans of the catalogue's models, from configs and sizes alone, against counted allocations."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import network_shapes
+from t2i_cli.backends.local import memory, planning
+from t2i_cli.backends.local.device import Device, MemoryInfo
+from t2i_cli.backends.local.memory import GROUP_OFFLOAD, TEXT_ENCODER_OFFLOAD, VAE_TILING
+from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.backends.local.planning import LoadTarget
+from t2i_cli.errors import OutOfMemoryError
+from t2i_cli.models.catalog import MODELS
+from t2i_cli.models.weights import ComponentWeights
+
+GPU = Device(name="cuda:0", kind="cuda", label="GPU")
+CPU = Device(name="cpu", kind="cpu", label="CPU")
+SHAPES = network_shapes.read_shapes()
+GB = 10**9
+HOST = 64 * GB
+
+
+def target(name: str, folder: Path) -> LoadTarget:
+    """A model of the catalogue as a GPU loads it, of which no weights are there."""
+    parts = SHAPES[name]["components"]
+    dtype = "float16" if "unet" in parts else "bfloat16"
+    found = {
+        part: ComponentWeights(elements={"F16": facts["parameters"]}, largest=facts["largest"])
+        for part, facts in parts.items()
+    }
+    network_shapes.save_configs(SHAPES[name], folder)
+    return LoadTarget(
+        spec=MODELS[name],
+        device=GPU,
+        dtype=dtype,
+        folder=folder,
+        sizes=planning.component_sizes(folder, dtype, found),
+        layer=2 * max(facts.largest for facts in found.values()),
+    )
+
+
+def plan(
+    aim: LoadTarget, free: int, side: int = 1024, options: LocalOptions | None = None
+) -> memory.MemoryPlan:
+    found = MemoryInfo(free=free, total=free)
+    return planning.plan_for_size(aim, (side, side), options or LocalOptions(), found, HOST)
+
+
+def test_every_model_of_the_catalogue_has_its_shapes() -> None:
+    assert set(SHAPES) == {name for name, spec in MODELS.items() if spec.repo}
+
+
+def test_sdxl_fits_into_8_gb_in_tiles(tmp_path: Path) -> None:
+    found = plan(target("sdxl", tmp_path), 8 * GB)
+    assert found.measures == (VAE_TILING, TEXT_ENCODER_OFFLOAD)
+    assert found.vae_tile is not None
+    assert 512 <= found.vae_tile < 1024
+    assert found.peak_mib is not None
+    assert found.peak_mib * memory.MIB < 8 * GB
+    assert f"vae-tiling (of {found.vae_tile} px)" in found.text()
+
+
+@pytest.mark.parametrize("free", [7, 7.5, 8, 9, 10])
+def test_tiles_are_the_largest_that_fit(free: float, tmp_path: Path) -> None:
+    aim = target("sdxl", tmp_path)
+    found = plan(aim, int(free * GB))
+    if VAE_TILING not in found.measures:
+        assert found.vae_tile is None
+        return
+    needed = planning._estimate(aim, 1024, 1024, aim.dtype)
+    fitting = [
+        side
+        for side in needed.tiles
+        if needed.peak(found.measures, 1, GPU, side) <= 0.95 * free * GB
+    ]
+    assert found.vae_tile == max(fitting)
+
+
+def test_float32_decodes_count_twice(tmp_path: Path) -> None:
+    aim = target("sdxl", tmp_path)
+    exact = planning._estimate(aim, 1024, 1024, "float16")
+    half = replace(aim, folder=network_shapes.save_configs(SHAPES["sd15"], tmp_path / "sd15"))
+    assert exact.decode > 1.9 * planning._estimate(half, 1024, 1024, "float16").decode
+
+
+def test_flux_fits_into_16_gb_without_loss(tmp_path: Path) -> None:
+    assert plan(target("flux-schnell", tmp_path), 16 * GB).measures == (GROUP_OFFLOAD,)
+
+
+def test_low_memory_takes_small_tiles(tmp_path: Path) -> None:
+    found = plan(target("sdxl", tmp_path), 80 * GB, options=LocalOptions(memory="low"))
+    assert found.vae_tile == 512
+
+
+def test_what_the_configs_do_not_tell_is_unknown_and_refuses_nothing(tmp_path: Path) -> None:
+    aim = target("flux-schnell", tmp_path)
+    file = tmp_path / "transformer/config.json"
+    file.write_text(json.dumps({"_class_name": "PRXTransformer2DModel", "in_channels": 64}))
+    for free in (100, 16 * GB, 80 * GB):
+        found = plan(aim, free)
+        assert found.working_mib is None
+        assert found.peak_mib is None
+        assert "unknown memory to work with" in found.text()
+    assert plan(aim, 80 * GB).measures == ()
+    assert plan(aim, 16 * GB).measures == (GROUP_OFFLOAD,)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_attention_heads": 0, "attention_head_dim": 128},
+        {"num_attention_heads": "many"},
+        {"dim": [], "patch_size": 2},
+        {"dim": -1},
+    ],
+)
+def test_damaged_values_are_unknown_or_refused_by_name(
+    values: dict[str, object], tmp_path: Path
+) -> None:
+    from t2i_cli.errors import ModelError
+
+    aim = target("z-image-turbo", tmp_path)
+    (tmp_path / "transformer/config.json").write_text(json.dumps(values))
+    try:
+        assert plan(aim, 80 * GB).working_mib is None
+    except ModelError as error:
+        assert "config.json is damaged" in error.message
+
+
+def test_a_model_that_is_known_is_still_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemoryError):
+        plan(target("qwen-image", tmp_path), 3 * GB)
+
+
+def test_planned_is_what_networks_take_and_little_more() -> None:
+    """A sample of `python -m benchmarks.memory --real`, counted without computing anything."""
+    found = list(network_shapes.real_networks(CPU, ["flux2-klein", "sd15"]))
+    assert {name for name, *_ in found} >= {"sd15 unet", "sd15 vae", "flux2-klein transformer"}
+    for name, side, planned, counted in found:
+        assert planned >= counted, (name, side)
+        if "text_encoder" not in name:
+            assert planned <= 1.25 * counted, (name, side)
