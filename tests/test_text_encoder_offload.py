@@ -51,12 +51,12 @@ def test_every_planned_set_of_measures_makes_the_plain_picture(
 class Moves:
     """Where text encoders and the denoiser are moved, in order."""
 
-    def __init__(self, pipe: LibraryObject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, pipe: LibraryObject) -> None:
         self.seen: list[str] = []
         for name in ("text_encoder", "text_encoder_2", "unet"):
-            self._watch(name, getattr(pipe, name), monkeypatch)
+            self._watch(name, getattr(pipe, name))
 
-    def _watch(self, name: str, network: LibraryObject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _watch(self, name: str, network: LibraryObject) -> None:
         forward = network._call_impl
 
         def to(place: LibraryObject, *_: object, **__: object) -> LibraryObject:
@@ -67,9 +67,9 @@ class Moves:
             self.seen.append(f"{name} runs")
             return forward(*args, **kwargs)
 
-        monkeypatch.setattr(network, "_call_impl", run)
+        network._call_impl = run
 
-        monkeypatch.setattr(network, "to", to)
+        network.to = to
 
 
 def generate(pipe: LibraryObject) -> None:
@@ -77,15 +77,13 @@ def generate(pipe: LibraryObject) -> None:
         pipe("a boat", num_inference_steps=1, width=32, height=32, guidance_scale=1.0)
 
 
-def test_text_encoders_come_for_a_new_prompt_and_leave_before_the_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_encoders_come_for_a_new_prompt_and_leave_before_the_steps(tmp_path: Path) -> None:
     from diffusers import StableDiffusionXLPipeline
 
     folder = tiny_models.save("sdxl", tmp_path / "sdxl")
     pipe = StableDiffusionXLPipeline.from_pretrained(folder)
     assert list(weight_offload.idle_text_encoders(pipe)) == ["text_encoder", "text_encoder_2"]
-    moves = Moves(pipe, monkeypatch)
+    moves = Moves(pipe)
     weight_offload.offload_text_encoders(pipe, gpu.FAKE)
     assert set(moves.seen) == {"text_encoder to cpu", "text_encoder_2 to cpu", "unet to cpu"}
     moves.seen.clear()
