@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     place = device.find_device(options.device)
     if options.real:
-        cases = (
+        cases: Iterator[MemoryCase] = (
             MemoryCase(
                 model=name,
                 size=f"{side}x{side}",

@@ -8,6 +8,7 @@ import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def counted_bytes(network: LibraryObject, run: Callable[[LibraryObject], object]
 
     with AllocationCount() as count, torch.no_grad():
         run(network)
-    return count.peak
+    return int(count.peak)
 
 
 @contextmanager
@@ -196,7 +197,7 @@ def real_networks(place: Device, models: list[str] | None) -> Iterator[tuple[str
                     else:
                         with torch.device(place.name), default_dtype("bfloat16"), torch.no_grad():
                             network = _shallow(part)
-                            measured = peak_of(lambda n=network, r=run: r(n), place)
+                            measured = peak_of(partial(run, network), place)
                             del network
                     planned = planned_bytes(name, folder, side, 2)
                     yield f"{model} {name}", side, planned, measured

@@ -186,7 +186,7 @@ def _planned_target(name: str, shape: Mapping[str, Any], folder: Path) -> LoadTa
 
 def _plan_cell(target: LoadTarget, found: MemoryInfo, host: int) -> str:
     """The measures and the peak of one plan."""
-    size = (target.spec.width, target.spec.height)
+    size = (target.spec.width or 0, target.spec.height or 0)
     try:
         plan = planning.plan_for_size(target, size, LocalOptions(), found, host)
     except OutOfMemoryError:

@@ -1,6 +1,7 @@
 """Measures that plans name, on a GPU that computes on the CPU: the same picture as without them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def made(folder: Path, measures: memory.Measures, monkeypatch: pytest.MonkeyPatc
     """The pixels of two images of different prompts, with these measures planned."""
     monkeypatch.setattr(memory, "choose_measures", lambda *_, **__: measures)
     backend = LocalBackend(LocalOptions(dtype="float32", batch_size=1, lenient=True))
-    size = {"model": folder, "width": 32, "height": 32, "steps": 2}
+    size: dict[str, Any] = {"model": folder, "width": 32, "height": 32, "steps": 2}
     both = [ask(backend, **size), ask(backend, prompt="a blue barn", **size)]
     outcomes = images(make(backend, *both))
     assert all(set(measures) <= set(outcome.info.measures) for outcome in outcomes)
