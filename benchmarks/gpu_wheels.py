@@ -23,8 +23,8 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-AT_HAND = ("torch", "numpy")
-"""What the other machine has, each with what it requires."""
+AT_HAND = {"torch", "numpy", "triton", "sympy", "mpmath", "networkx", "setuptools"}
+"""What the other machine has. Of torch's small requirements others may need a newer one."""
 _MEASURED = ("--device", "cpu", "--tiny", "--no-compile", "--runs", "1")
 PROBES: tuple[tuple[str, ...], ...] = (
     ("benchmarks.gpu", *_MEASURED),
@@ -36,6 +36,8 @@ PROBES: tuple[tuple[str, ...], ...] = (
 _TESTS = ("tests/test_gpu_matrix.py", "tests/test_gpu_life.py")
 _PLATFORMS = ("2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
 _OURS = {"t2i-cli"}
+_CLOUD = ("google", "grpc", "nvidia", "hf-xet")
+"""Beginnings of names of what is large, and unused without a network."""
 _SMALL = {"google-crc32c"}
 _ENVIRONMENT = {"T2I_TEST_DEVICE": "cpu", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
@@ -82,8 +84,8 @@ def needed_distributions(modules: Iterable[str]) -> list[str]:
     declared = {_normal(name) for ours in _OURS for name in _required(ours)}
     found = _with_requirements(imported | declared)
     # Of what is only required, what is heavy and unused stays: the cloud's libraries.
-    cloud = {name for name in found - imported if name.startswith(("google", "grpc", "nvidia"))}
-    return sorted(found - _with_requirements(AT_HAND) - (cloud - _SMALL) - _OURS)
+    cloud = {name for name in found - imported if name.startswith(_CLOUD)}
+    return sorted(found - AT_HAND - (cloud - _SMALL) - _OURS)
 
 
 def _holds(distribution: str, module: str) -> bool:
@@ -153,7 +155,9 @@ def _probe(file: Path, module: str, rest: Sequence[str]) -> None:
     """Run a module as `python -m` does, and write its imports even where it ends the process."""
 
     def write() -> None:
-        names = {_package(name) for name in list(sys.modules)}
+        # A namespace, which several distributions share, is no file and imports nothing.
+        found = {name for name, one in sys.modules.items() if getattr(one, "__file__", None)}
+        names = {_package(name) for name in found}
         file.write_text(json.dumps(sorted(names - set(sys.stdlib_module_names))))
 
     leave = os._exit
