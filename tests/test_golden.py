@@ -338,9 +338,11 @@ def on_fake_gpu(
 def test_attention_slicing_and_an_emptied_cache(t2i_env: dict[str, str], tmp_path: Path) -> None:
     def made(name: str, *flags: str) -> tuple[Counter[str], list[str]]:
         model = ("-m", "postcard", "--dtype", "float32", "-s", "3", "-n", "2", "--json")
-        model += ("--batch-size", "1")
+        alone = ("--batch-size", "1")
         target = ("-o", f"{name}-{{index}}.png")
-        calls, done = on_fake_gpu(t2i_env, tmp_path, "generate", PROMPT, *model, *target, *flags)
+        calls, done = on_fake_gpu(
+            t2i_env, tmp_path, "generate", PROMPT, *model, *alone, *target, *flags
+        )
         first, second = map(json.loads, done.stdout.splitlines())
         assert first["measures"] == second["measures"]
         with Image.open(tmp_path / f"{name}-1.png") as image:

@@ -164,7 +164,7 @@ class DeviceOptions:
         ),
     ] = None
     clear_cache: Annotated[
-        bool, flag("--clear-cache", help="Empty the device's cache after every image.")
+        bool, flag("--clear-cache", help="Empty the device's cache after every pass.")
     ] = False
     trust_remote_code: Annotated[
         bool, flag("--trust-remote-code", help="Run Python code that the repository brings.")
