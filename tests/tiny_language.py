@@ -19,7 +19,7 @@ _SHAPE = {
 _TOKENS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
 
 
-def _tokenizer(side: str = "right", length: int = 512) -> LibraryObject:
+def chat_tokenizer(side: str = "right", length: int = 512) -> LibraryObject:
     tokenizer = t5_tokenizer()
     tokenizer.chat_template = _CHAT
     tokenizer.padding_side = side
@@ -27,15 +27,15 @@ def _tokenizer(side: str = "right", length: int = 512) -> LibraryObject:
     return tokenizer
 
 
-def _model(cls: str, **more: object) -> LibraryObject:
+def language_model(cls: str, **more: object) -> LibraryObject:
     """A language model of that class; its configuration's class is named after it."""
     import transformers
 
-    model = getattr(transformers, cls)
-    return model(model.config_class(**(_SHAPE | _TOKENS | {"head_dim": 8} | more))).eval()
+    found = getattr(transformers, cls)
+    return found(found.config_class(**(_SHAPE | _TOKENS | {"head_dim": 8} | more))).eval()
 
 
-def _qwen_vl() -> LibraryObject:
+def qwen_vl() -> LibraryObject:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     configure: LibraryObject = Qwen2_5_VLForConditionalGeneration.config_class
@@ -60,13 +60,13 @@ def _qwen_vl() -> LibraryObject:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def _flow(**more: object) -> LibraryObject:
+def flow_scheduler(**more: object) -> LibraryObject:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**more)
 
 
-def _qwen_vae() -> LibraryObject:
+def qwen_vae() -> LibraryObject:
     from diffusers import AutoencoderKLQwenImage
 
     return AutoencoderKLQwenImage(
@@ -94,10 +94,10 @@ def qwen_image() -> LibraryObject:
         axes_dims_rope=(8, 4, 4),
     )
     return QwenImagePipeline(
-        scheduler=_flow(),
-        vae=_qwen_vae(),
-        text_encoder=_qwen_vl(),
-        tokenizer=_tokenizer(),
+        scheduler=flow_scheduler(),
+        vae=qwen_vae(),
+        text_encoder=qwen_vl(),
+        tokenizer=chat_tokenizer(),
         transformer=transformer,
     )
 
@@ -116,11 +116,11 @@ def longcat() -> LibraryObject:
         axes_dims_rope=[4, 4, 8],
     )
     return LongCatImagePipeline(
-        scheduler=_flow(),
+        scheduler=flow_scheduler(),
         vae=vae(16),
-        text_encoder=_qwen_vl(),
-        tokenizer=_tokenizer(),
-        text_processor=_tokenizer("left"),
+        text_encoder=qwen_vl(),
+        tokenizer=chat_tokenizer(),
+        text_processor=chat_tokenizer("left"),
         transformer=transformer,
     )
 
@@ -141,11 +141,11 @@ def cogview4() -> LibraryObject:
         sample_size=16,
     )
     return CogView4Pipeline(
-        tokenizer=_tokenizer("left"),
-        text_encoder=_model("GlmModel"),
+        tokenizer=chat_tokenizer("left"),
+        text_encoder=language_model("GlmModel"),
         vae=vae(4),
         transformer=transformer,
-        scheduler=_flow(base_shift=0.25, max_shift=0.75, base_image_seq_len=256),
+        scheduler=flow_scheduler(base_shift=0.25, max_shift=0.75, base_image_seq_len=256),
     )
 
 
@@ -167,10 +167,10 @@ def lumina2() -> LibraryObject:
     )
     return Lumina2Pipeline(
         transformer=transformer,
-        scheduler=_flow(),
+        scheduler=flow_scheduler(),
         vae=vae(4, stages=4),
-        text_encoder=_model("Gemma2Model"),
-        tokenizer=_tokenizer(),
+        text_encoder=language_model("Gemma2Model"),
+        tokenizer=chat_tokenizer(),
     )
 
 
@@ -193,7 +193,7 @@ def _sana_transformer(**more: object) -> LibraryObject:
     )
 
 
-def _deep_compression() -> LibraryObject:
+def deep_compression() -> LibraryObject:
     from diffusers import AutoencoderDC
 
     return AutoencoderDC(
@@ -219,11 +219,11 @@ def sana() -> LibraryObject:
     from diffusers import SanaPipeline
 
     return SanaPipeline(
-        tokenizer=_tokenizer(),
-        text_encoder=_model("Gemma2Model"),
-        vae=_deep_compression(),
+        tokenizer=chat_tokenizer(),
+        text_encoder=language_model("Gemma2Model"),
+        vae=deep_compression(),
         transformer=_sana_transformer(),
-        scheduler=_flow(shift=7.0),
+        scheduler=flow_scheduler(shift=7.0),
     )
 
 
@@ -231,9 +231,9 @@ def sana_sprint() -> LibraryObject:
     from diffusers import SanaSprintPipeline, SCMScheduler
 
     return SanaSprintPipeline(
-        tokenizer=_tokenizer(),
-        text_encoder=_model("Gemma2Model"),
-        vae=_deep_compression(),
+        tokenizer=chat_tokenizer(),
+        text_encoder=language_model("Gemma2Model"),
+        vae=deep_compression(),
         transformer=_sana_transformer(guidance_embeds=True, qk_norm="rms_norm_across_heads"),
         scheduler=SCMScheduler(),
     )
@@ -258,10 +258,10 @@ def z_image() -> LibraryObject:
         if name.endswith("_pad_token"):
             token.data.normal_(std=0.02)
     return ZImagePipeline(
-        scheduler=_flow(shift=3.0),
+        scheduler=flow_scheduler(shift=3.0),
         vae=vae(4),
-        text_encoder=_model("Qwen3Model"),
-        tokenizer=_tokenizer(),
+        text_encoder=language_model("Qwen3Model"),
+        tokenizer=chat_tokenizer(),
         transformer=transformer,
     )
 
@@ -270,16 +270,18 @@ def flux2_klein(*, distilled: bool = False) -> LibraryObject:
     from diffusers import Flux2KleinPipeline
 
     return Flux2KleinPipeline(
-        scheduler=_flow(),
-        vae=_flux2_vae(),
-        text_encoder=_model("Qwen3ForCausalLM", num_hidden_layers=28, hidden_size=8, head_dim=4),
-        tokenizer=_tokenizer(),
-        transformer=_flux2_transformer(24, guidance_embeds=False),
+        scheduler=flow_scheduler(),
+        vae=flux2_vae(),
+        text_encoder=language_model(
+            "Qwen3ForCausalLM", num_hidden_layers=28, hidden_size=8, head_dim=4
+        ),
+        tokenizer=chat_tokenizer(),
+        transformer=flux2_transformer(24, guidance_embeds=False),
         is_distilled=distilled,
     )
 
 
-def _flux2_transformer(joint: int, **more: object) -> LibraryObject:
+def flux2_transformer(joint: int, **more: object) -> LibraryObject:
     from diffusers import Flux2Transformer2DModel
 
     return Flux2Transformer2DModel(
@@ -295,7 +297,7 @@ def _flux2_transformer(joint: int, **more: object) -> LibraryObject:
     )
 
 
-def _flux2_vae() -> LibraryObject:
+def flux2_vae() -> LibraryObject:
     from diffusers import AutoencoderKLFlux2
 
     return AutoencoderKLFlux2(

@@ -16,15 +16,30 @@ from t2i_cli.models.libraries import LibraryObject
 
 def save(family: str, folder: Path) -> Path:
     """Save the tiny pipeline of a family to a new folder."""
+    return save_pipeline(families()[family], folder)
+
+
+def save_pipeline(build: Callable[[], LibraryObject], folder: Path) -> Path:
+    """Save what a builder makes, enlivened, to a new folder."""
     import torch
 
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe = families()[family]()
+        pipe = build()
         _enliven(pipe)
         pipe.save_pretrained(folder)
     return folder
+
+
+def without_constructor(cls: LibraryObject, **parts: object) -> LibraryObject:
+    """A pipeline of components whose class cannot be constructed here, to be saved."""
+    from diffusers import DiffusionPipeline
+
+    pipe = cls.__new__(cls)
+    DiffusionPipeline.__init__(pipe)
+    pipe.register_modules(**parts)
+    return pipe
 
 
 def _enliven(pipe: LibraryObject) -> None:
@@ -213,7 +228,7 @@ def _lcm() -> LibraryObject:
     )
 
 
-def _sd3() -> LibraryObject:
+def stable_diffusion_3(layers: int = 1) -> LibraryObject:
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
         SD3Transformer2DModel,
@@ -225,7 +240,7 @@ def _sd3() -> LibraryObject:
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=1,
+        num_layers=layers,
         attention_head_dim=8,
         num_attention_heads=4,
         caption_projection_dim=32,
@@ -298,13 +313,13 @@ def _flux_3072() -> LibraryObject:
     return pipe
 
 
-def _pixart(cls: str = "PixArtAlphaPipeline") -> LibraryObject:
+def pixart(cls: str = "PixArtAlphaPipeline", layers: int = 1) -> LibraryObject:
     import diffusers
     from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
     transformer = PixArtTransformer2DModel(
         sample_size=32,
-        num_layers=1,
+        num_layers=layers,
         patch_size=2,
         attention_head_dim=8,
         num_attention_heads=2,
@@ -330,11 +345,11 @@ def families() -> dict[str, Callable[[], LibraryObject]]:
 
     return {
         "sdxl": _sdxl,
-        "sd3": _sd3,
+        "sd3": stable_diffusion_3,
         "flux": _flux,
         "flux-3072": _flux_3072,
-        "pixart": _pixart,
-        "pixart-sigma": partial(_pixart, "PixArtSigmaPipeline"),
+        "pixart": pixart,
+        "pixart-sigma": partial(pixart, "PixArtSigmaPipeline"),
         "hunyuan-dit": encoders.hunyuan_dit,
         "aura-flow": encoders.aura_flow,
         "chroma": encoders.chroma,
