@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from t2i_cli import postcard
 from t2i_cli.models.libraries import LibraryObject
 from tests import (
     tiny_models,
@@ -136,6 +135,14 @@ PACKAGES: dict[str, str] = {
 }
 """Classes that plain diffusers runs only with another package, which is not in the tests' extra."""
 
+_TWO_REPOSITORIES = "its prior and its decoder are two repositories on the Hub"
+
+REFUSED: dict[str, str] = {
+    "KandinskyCombinedPipeline": _TWO_REPOSITORIES,
+    "KandinskyV22CombinedPipeline": _TWO_REPOSITORIES,
+}
+"""Classes that diffusers runs and t2i may refuse by name: why."""
+
 PROCESSORS = {"QwenImage21Pipeline": "Qwen3VLProcessor"}
 """Processors that model_index.json names although they cannot be saved without torchvision."""
 
@@ -177,9 +184,7 @@ def builders() -> dict[str, Callable[[], LibraryObject]]:
 
 
 def save(name: str, folder: Path) -> Path:
-    """The folder of a class's tiny pipeline, made if it is not there; the embedded model as it is."""
-    if name == "StableDiffusionPipeline":
-        return postcard.FOLDER
+    """The folder of a class's tiny pipeline, made if it is not there."""
     if not folder.exists():
         tiny_models.save_pipeline(builders()[name], folder)
         if name in PROCESSORS:

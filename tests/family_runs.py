@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ class Broken(Exception):  # noqa: N818 - a finding, not an error
 class Refused(Exception):  # noqa: N818 - a finding, not an error
     """What t2i says before it loads weights."""
 
-    def __init__(self, error: T2IError, name: str) -> None:
-        text = f"{error.message} {error.hint or ''}"
-        super().__init__(error.message)
+    def __init__(self, error: T2IError, name: str, folder: Path) -> None:
+        text = f"{error.message} {error.hint or ''}".replace(str(folder), "the model")
+        super().__init__(error.message.replace(str(folder), "the model"))
         field = getattr(error, "field", None)
         self.names_it = bool(field) or name in text
 
@@ -68,7 +68,7 @@ class Family:
         try:
             return self._backend.describe(GenerateRequest(prompt="x", model=str(self._folder)))
         except T2IError as error:
-            raise Refused(error, self.name) from error
+            raise Refused(error, self.name, self._folder) from error
 
     def ask(self, backend: LocalBackend | None = None, **fields: object) -> ResolvedRequest:
         """The request as a dry run takes it: described, resolved, checked. Raises Refused."""
@@ -81,7 +81,7 @@ class Family:
             backend.check(resolved)
             backend.estimate(resolved)
         except T2IError as error:
-            raise Refused(error, self.name) from error
+            raise Refused(error, self.name, self._folder) from error
         return resolved
 
     def planned_mib(self, request: ResolvedRequest) -> int:
@@ -104,7 +104,7 @@ class Family:
         return self._made[key]
 
     def plain(self, **arguments: object) -> Pixels:
-        """The picture of diffusers itself, called with nothing else set; raises whatever it does."""
+        """The picture of diffusers itself, called with nothing else set; raises what it does."""
         import torch
         from diffusers import DiffusionPipeline
 
@@ -117,10 +117,9 @@ class Family:
                 self._pipe.set_progress_bar_config(disable=True)
             taken = inspect.signature(self._pipe.__call__).parameters
             size = _UNKEPT_SIZE | {"max_area": self.side**2}
-            values = {"prompt": PROMPTS[0], "height": self.side, "width": self.side}
-            values |= plain_steps(taken, self._steps) | {
-                k: v for k, v in size.items() if k in taken
-            }
+            values: dict[str, object] = {"prompt": PROMPTS[0], "num_inference_steps": self._steps}
+            values |= {"height": self.side, "width": self.side}
+            values |= {name: value for name, value in size.items() if name in taken}
             torch.manual_seed(1)
             np.random.seed(1)  # noqa: NPY002 - what a pipeline would draw from
             random.seed(1)
@@ -132,12 +131,6 @@ class Family:
         """Whether plain diffusers' call has that argument."""
         cls = getattr(libraries.import_diffusers(), self.name)
         return argument in inspect.signature(cls.__call__).parameters
-
-
-def plain_steps(taken: Mapping[str, object], steps: int) -> dict[str, object]:
-    """The argument that sets the number of steps; two-stage pipelines have one for each stage."""
-    names = ("num_inference_steps", "prior_num_inference_steps")
-    return {name: steps for name in names if name in taken}
 
 
 def _pixels(outcome: GeneratedImage | Failure) -> Pixels:

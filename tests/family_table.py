@@ -1,10 +1,12 @@
 """Print what t2i keeps of each text-to-image class: `python -m tests.family_table [NAME ...]`.
 
-Markdown goes to standard output; `--json FILE` writes the verdicts with what was seen.
+Markdown goes to standard output; `--json FILE` writes the verdicts with what was seen, and `--docs`
+writes the table into docs/models.md.
 """
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -19,7 +21,10 @@ from tests.family_runs import Family
 
 Row = dict[str, Verdict]
 
-_SIGNS = {"kept": "yes", "refused": "refused", "broken": "**no**", "unknown": "–"}
+DOCS = Path(__file__).parent.parent / "docs" / "models.md"
+SIGNS = {"kept": "yes", "refused": "refused", "broken": "**no**", "unknown": "-"}
+"""What the table says of a promise; `unknown` is for want of a package."""
+_BLOCK = re.compile("(?<=<!-- families -->\n).*(?=\n<!-- /families -->)", re.DOTALL)
 
 
 def measure_class(name: str, root: Path) -> Row:
@@ -35,7 +40,7 @@ def markdown(rows: Mapping[str, Row]) -> str:
     """The table: a line for each class, a column for each promise."""
     lines = ["| Class | " + " | ".join(PROMISES) + " |", "|---" * (len(PROMISES) + 1) + "|"]
     for name, row in sorted(rows.items()):
-        cells = " | ".join(_SIGNS[row[promise].state] for promise in PROMISES)
+        cells = " | ".join(SIGNS[row[promise].state] for promise in PROMISES)
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
@@ -58,24 +63,29 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", help="classes; all without any")
     parser.add_argument("--json", type=Path, help="write the verdicts to this file")
     parser.add_argument("--folder", type=Path, help="keep the tiny pipelines here")
+    parser.add_argument("--docs", action="store_true", help="write the table into docs/models.md")
     options = parser.parse_args(None if arguments is None else list(arguments))
     rows: dict[str, Row] = {}
     libraries.import_diffusers()
     with tempfile.TemporaryDirectory() as temporary:
         root = options.folder or Path(temporary)
-        for name in options.names or sorted({*families.builders(), "StableDiffusionPipeline"}):
+        for name in options.names or sorted(families.builders()):
             started = time.monotonic()
             rows[name] = measure_class(name, root)
             broken = [p for p, verdict in rows[name].items() if verdict.state == "broken"]
             seconds = f"{time.monotonic() - started:.1f} s"
             print(f"{name} {seconds} {', '.join(broken)}", file=sys.stderr, flush=True)  # noqa: T201
+    found_table = f"{markdown(rows)}\n\n{summary(rows)}"
+    if options.docs:
+        text = DOCS.read_text(encoding="utf-8")
+        DOCS.write_text(_BLOCK.sub(lambda _: found_table, text), encoding="utf-8")
     if options.json:
         found = {
             name: {promise: asdict(verdict) for promise, verdict in row.items()}
             for name, row in rows.items()
         }
         options.json.write_text(json.dumps(found, indent=1))
-    print(markdown(rows), summary(rows), sep="\n\n")  # noqa: T201
+    print(found_table)  # noqa: T201
 
 
 if __name__ == "__main__":

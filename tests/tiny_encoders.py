@@ -64,7 +64,7 @@ def aura_flow() -> LibraryObject:
         num_attention_heads=4,
         joint_attention_dim=32,
         caption_projection_dim=32,
-        pos_embed_max_size=256,
+        pos_embed_max_size=1024,
     )
     config = UMT5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
     return AuraFlowPipeline(

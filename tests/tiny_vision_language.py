@@ -143,7 +143,7 @@ def _krea2() -> LibraryObject:
         intermediate_size=32,
         timestep_embed_dim=8,
         text_hidden_dim=16,
-        num_text_layers=2,
+        num_text_layers=3,
         text_num_attention_heads=2,
         text_num_key_value_heads=1,
         text_intermediate_size=16,
@@ -157,7 +157,7 @@ def _krea2() -> LibraryObject:
         text_encoder=_qwen3_vl("Qwen3VLModel"),
         tokenizer=chat_tokenizer(),
         transformer=transformer,
-        text_encoder_select_layers=(1, 2),
+        text_encoder_select_layers=(0, 1, 2),
     )
 
 
@@ -394,7 +394,7 @@ def _glm_image() -> LibraryObject:
     tokenizer._set_model_specific_special_tokens(marks)
     text = dict(_TEXT) | {"rope_scaling": None, "vision_vocab_size": 64, "pad_token_id": 0}
     text |= {
-        "eos_token_id": 63,
+        "eos_token_id": None,
         "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
     }
     config: LibraryObject = GlmImageConfig(
@@ -412,6 +412,10 @@ def _glm_image() -> LibraryObject:
         image_start_token_id=62,
         image_end_token_id=63,
     )
+    planner = GlmImageForConditionalGeneration(config).eval()
+    planner.generation_config.eos_token_id = None  # random weights would end the plan early
+    decoder = vae(4, stages=4)
+    decoder.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     transformer = GlmImageTransformer2DModel(
         patch_size=2,
         in_channels=4,
@@ -432,8 +436,8 @@ def _glm_image() -> LibraryObject:
             chat_template=tokenizer.chat_template,
         ),
         text_encoder=t5(),
-        vision_language_encoder=GlmImageForConditionalGeneration(config).eval(),
-        vae=vae(4, stages=4),
+        vision_language_encoder=planner,
+        vae=decoder,
         transformer=transformer,
         scheduler=flow_scheduler(),
     )
