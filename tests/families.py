@@ -43,9 +43,12 @@ def text_to_image_classes() -> set[str]:
     """The names of the classes whose call takes a prompt and requires nothing else.
 
     Videos, sound, and tasks that show by an input or a network of their own are no images from
-    text. A placeholder has no signature: all are listed, so that each is named.
+    text, unless AutoPipelineForText2Image says so. A placeholder has no signature: all are listed,
+    so that each is named.
     """
-    return {
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+
+    return {cls.__name__ for cls in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()} | {
         cls.__name__
         for cls in exported_pipelines()
         if is_placeholder(cls) or _takes_only_a_prompt(cls)
@@ -72,6 +75,8 @@ def _takes_only_a_prompt(cls: LibraryObject) -> bool:
 _TEXT = "makes text"
 _SOUND = "makes sound"
 _EMBEDDINGS = "makes embeddings for a second pipeline"
+_CONTROL = "needs a control image, though its signature does not say so"
+_VIDEOS = "makes videos"
 _NEEDS_IMAGE = "needs an input image, though its signature does not say so"
 _ONNX = "needs onnx, and networks that are not safetensors"
 _SIZELESS = "has no height: its networks fix the size"
@@ -83,8 +88,13 @@ LEFT_OUT: dict[str, str] = {
     "AltDiffusionPipeline": _LOST_CLASS,
     "AudioDiffusionPipeline": _SOUND,
     "BriaFiboEditPipeline": _NEEDS_IMAGE,
-    "ConsisIDPipeline": "makes videos",
+    "CogView4ControlPipeline": _CONTROL,
+    "ConsisIDPipeline": _VIDEOS,
     "DiffusionGemmaPipeline": _TEXT,
+    "FluxControlNetPipeline": _CONTROL,
+    "FluxControlPipeline": _CONTROL,
+    "HeliosPipeline": _VIDEOS,
+    "HeliosPyramidPipeline": _VIDEOS,
     "HunyuanImageRefinerPipeline": _NEEDS_IMAGE,
     "IFSuperResolutionPipeline": _NEEDS_IMAGE,
     "JoyImageEditPipeline": _NEEDS_IMAGE,
@@ -101,13 +111,18 @@ LEFT_OUT: dict[str, str] = {
     "OnnxStableDiffusionInpaintPipelineLegacy": _ONNX,
     "OnnxStableDiffusionPipeline": _ONNX,
     "OnnxStableDiffusionUpscalePipeline": _ONNX,
+    "QwenImageControlNetPipeline": _CONTROL,
     "QwenImageEditPipeline": _NEEDS_IMAGE,
     "QwenImageEditPlusPipeline": _NEEDS_IMAGE,
     "QwenImageLayeredPipeline": _NEEDS_IMAGE,
+    "ShapEPipeline": "makes shapes of three dimensions",
     "SpectrogramDiffusionPipeline": _SOUND,
     "StableAudio3Pipeline": _SOUND,
     "StableCascadeCombinedPipeline": _LOST_CLASS,
     "StableCascadePriorPipeline": _EMBEDDINGS,
+    "StableDiffusion3ControlNetPipeline": _CONTROL,
+    "StableDiffusionControlNetPAGPipeline": _CONTROL,
+    "StableDiffusionControlNetPipeline": _CONTROL,
     "StableDiffusionGLIGENPipeline": _INPUT_MISSING,
     "StableDiffusionInstructPix2PixPipeline": _NEEDS_IMAGE,
     "StableDiffusionLDM3DPipeline": "makes a depth map beside the picture",
@@ -115,6 +130,9 @@ LEFT_OUT: dict[str, str] = {
     "StableDiffusionOnnxPipeline": _ONNX,
     "StableDiffusionPix2PixZeroPipeline": _INPUT_MISSING,
     "StableDiffusionUpscalePipeline": _NEEDS_IMAGE,
+    "StableDiffusionXLControlNetPAGPipeline": _CONTROL,
+    "StableDiffusionXLControlNetPipeline": _CONTROL,
+    "StableDiffusionXLControlNetUnionPipeline": _CONTROL,
     "StableDiffusionXLInstructPix2PixPipeline": _NEEDS_IMAGE,
     "StableUnCLIPImg2ImgPipeline": _NEEDS_IMAGE,
     "UnCLIPPipeline": _SIZELESS,
@@ -123,6 +141,8 @@ LEFT_OUT: dict[str, str] = {
     "VersatileDiffusionTextToImagePipeline": _LOST_CLASS,
     "WuerstchenCombinedPipeline": _LOST_CLASS,
     "WuerstchenPriorPipeline": _EMBEDDINGS,
+    "ZImageControlNetInpaintPipeline": _CONTROL,
+    "ZImageControlNetPipeline": _CONTROL,
 }
 """Classes that the signature alone takes for text-to-image, or says nothing of: why not built."""
 

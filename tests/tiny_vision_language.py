@@ -294,7 +294,7 @@ def _ideogram4() -> LibraryObject:
     def network() -> LibraryObject:
         return Ideogram4Transformer2DModel(
             in_channels=16,
-            num_layers=2,
+            num_layers=1,
             attention_head_dim=16,
             num_attention_heads=2,
             intermediate_size=32,

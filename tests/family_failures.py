@@ -1,0 +1,108 @@
+"""What t2i does not keep yet of its promises for text-to-image classes, with the causes.
+
+Strict: what is mended makes its test fail until it is taken off this list.
+"""
+
+from collections.abc import Iterator, Mapping
+
+_BY_NAME = "refused for the letters of its name or an optional input (models/resolution.py)"
+_NO_WEIGHTS = (
+    "a component without weights is taken for one that has some (models/diffusers_folder.py)"
+)
+_SCHEDULERS = "schedulers that do not fit are told after loading (models/schedulers.py)"
+_PACKAGE = "a missing package is told after loading, as damage (models/component_check.py)"
+_MULTIPLE = "its sizes are multiples of another number (models/resolution.py: _multiple)"
+_OWN_SIZES = "it makes sizes of its own, told after the run (backends/local/pipeline.py)"
+_ONE_GENERATOR = "one generator, not a list (backends/local/pipeline.py)"
+_TOGETHER = "arguments that belong together are not set together (backends/local/pipeline.py)"
+_DIFFUSERS = "without guidance, diffusers' own perturbed attention fails"
+_GUESS = "a size of the network is guessed where its keys are unknown (backends/local/memory.py)"
+
+_RUN = ("is plain's", "seed", "steps", "batch", "guidance", "schedulers", "dry run")
+"""What follows from a picture that is not made."""
+
+_FAILING: dict[str, dict[str, tuple[str, ...]]] = {
+    _BY_NAME: {
+        "BriaFibo2Pipeline": ("picture",),
+        "DreamLiteMobilePipeline": ("picture",),
+        "DreamLitePipeline": ("picture",),
+        "Flux2KleinKVPipeline": ("picture",),
+        "StableDiffusionModelEditingPipeline": ("picture",),
+    },
+    _NO_WEIGHTS: {
+        "HunyuanImagePipeline": ("picture", *_RUN),
+        "KandinskyCombinedPipeline": ("picture", *_RUN),
+        "KandinskyV22CombinedPipeline": ("picture", *_RUN),
+        "ZImageOmniPipeline": ("picture", *_RUN),
+    },
+    _SCHEDULERS: {
+        "BriaFiboPipeline": ("schedulers",),
+        "BriaPipeline": ("schedulers",),
+        "ChromaPipeline": ("schedulers",),
+        "CogView4Pipeline": ("schedulers",),
+        "ErnieImagePipeline": ("schedulers",),
+        "Flux2KleinPipeline": ("schedulers",),
+        "Flux2Pipeline": ("schedulers",),
+        "FluxKontextPipeline": ("schedulers",),
+        "FluxPipeline": ("schedulers",),
+        "GlmImagePipeline": ("schedulers",),
+        "HiDreamImagePipeline": ("schedulers",),
+        "IFPipeline": ("schedulers",),
+        "Kandinsky3Pipeline": ("schedulers",),
+        "Krea2Pipeline": ("schedulers",),
+        "LatentConsistencyModelPipeline": ("schedulers",),
+        "LongCatImagePipeline": ("schedulers",),
+        "Lumina2Pipeline": ("schedulers",),
+        "NucleusMoEImagePipeline": ("schedulers",),
+        "OvisImagePipeline": ("schedulers",),
+        "QwenImagePipeline": ("schedulers",),
+        "SemanticStableDiffusionPipeline": ("schedulers",),
+        "StableDiffusionSAGPipeline": ("schedulers",),
+        "ZImagePipeline": ("schedulers",),
+    },
+    _PACKAGE: {
+        "Cosmos2TextToImagePipeline": ("package",),
+        "OmniGenPipeline": ("package",),
+        "PRXPipeline": ("package",),
+        "PRXPixelPipeline": ("package",),
+        "QwenImage21Pipeline": ("package",),
+    },
+    _MULTIPLE: {
+        "GlmImagePipeline": ("size",),
+        "Kandinsky3Pipeline": ("size",),
+    },
+    _OWN_SIZES: {
+        "HiDreamImagePipeline": ("size",),
+        "Kandinsky5T2IPipeline": ("size",),
+    },
+    _ONE_GENERATOR: {
+        "AmusedPipeline": ("picture", "size", "negative prompt", *_RUN),
+    },
+    _TOGETHER: {
+        "Ideogram4Pipeline": (
+            "steps",
+            "guidance",
+            "schedulers",
+        ),
+        "SanaSprintPipeline": ("steps",),
+    },
+    _DIFFUSERS: {
+        "HunyuanDiTPAGPipeline": ("guidance",),
+    },
+    _GUESS: {
+        "ZImagePipeline": ("dry run",),
+    },
+}
+"""Classes and promises by cause."""
+
+
+def _by_cell(
+    failing: Mapping[str, Mapping[str, tuple[str, ...]]],
+) -> Iterator[tuple[tuple[str, str], str]]:
+    for cause, classes in failing.items():
+        for name, promises in classes.items():
+            yield from (((name, promise), cause) for promise in promises)
+
+
+EXPECTED_FAILURES: dict[tuple[str, str], str] = dict(_by_cell(_FAILING))
+"""The cause by class and promise."""
