@@ -9,8 +9,10 @@ from pathlib import Path
 
 from t2i_cli.models.libraries import LibraryObject
 from tests import (
+    tiny_editing_models,
     tiny_models,
     tiny_older_families,
+    tiny_prx,
     tiny_transformers,
     tiny_two_stage,
     tiny_unets,
@@ -199,6 +201,8 @@ def builders() -> dict[str, Callable[[], LibraryObject]]:
         **tiny_older_families.builders(),
         **tiny_two_stage.builders(),
         **tiny_transformers.builders(),
+        **tiny_prx.builders(),
+        **tiny_editing_models.builders(),
         **tiny_vision_language.builders(),
     }
 

@@ -162,3 +162,28 @@ def hidream() -> LibraryObject:
         tokenizer_4=t5_tokenizer(),
         transformer=transformer,
     )
+
+
+def pixart(cls: str = "PixArtAlphaPipeline", layers: int = 1) -> LibraryObject:
+    import diffusers
+    from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+
+    transformer = PixArtTransformer2DModel(
+        sample_size=32,
+        num_layers=layers,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        cross_attention_dim=16,
+        out_channels=8,
+        caption_channels=32,
+        use_additional_conditions=False,
+    )
+    return getattr(diffusers, cls)(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(),
+        vae=vae(4, stages=4),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(),
+    )

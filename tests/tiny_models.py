@@ -313,31 +313,6 @@ def _flux_3072() -> LibraryObject:
     return pipe
 
 
-def pixart(cls: str = "PixArtAlphaPipeline", layers: int = 1) -> LibraryObject:
-    import diffusers
-    from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
-
-    transformer = PixArtTransformer2DModel(
-        sample_size=32,
-        num_layers=layers,
-        patch_size=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        in_channels=4,
-        cross_attention_dim=16,
-        out_channels=8,
-        caption_channels=32,
-        use_additional_conditions=False,
-    )
-    return getattr(diffusers, cls)(
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5(),
-        vae=vae(4, stages=4),
-        transformer=transformer,
-        scheduler=DPMSolverMultistepScheduler(),
-    )
-
-
 def families() -> dict[str, Callable[[], LibraryObject]]:
     """What makes each family's pipeline."""
     from tests import tiny_encoders as encoders
@@ -348,8 +323,8 @@ def families() -> dict[str, Callable[[], LibraryObject]]:
         "sd3": stable_diffusion_3,
         "flux": _flux,
         "flux-3072": _flux_3072,
-        "pixart": pixart,
-        "pixart-sigma": partial(pixart, "PixArtSigmaPipeline"),
+        "pixart": encoders.pixart,
+        "pixart-sigma": partial(encoders.pixart, "PixArtSigmaPipeline"),
         "hunyuan-dit": encoders.hunyuan_dit,
         "aura-flow": encoders.aura_flow,
         "chroma": encoders.chroma,
