@@ -100,7 +100,7 @@ class Family:
         """One picture of t2i, made once. Raises Refused, Broken."""
         key = tuple(sorted(fields.items()))
         if key not in self._made:
-            (self._made[key],) = self.run([self.ask(**fields)])
+            (self._made[key],) = self.run([self.ask(None, **fields)])
         return self._made[key]
 
     def plain(self, **arguments: object) -> Pixels:

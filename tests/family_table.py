@@ -24,7 +24,9 @@ Row = dict[str, Verdict]
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"
 SIGNS = {"kept": "yes", "refused": "refused", "broken": "**no**", "unknown": "-"}
 """What the table says of a promise; `unknown` is for want of a package."""
-_BLOCK = re.compile("(?<=<!-- families -->\n).*(?=\n<!-- /families -->)", re.DOTALL)
+_BLOCK = re.compile(
+    "(?<=<!-- measured: families -->\n).*(?=\n<!-- /measured: families -->)", re.DOTALL
+)
 
 
 def measure_class(name: str, root: Path) -> Row:

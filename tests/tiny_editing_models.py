@@ -31,7 +31,7 @@ def _dreamlite(cls: str = "DreamLitePipeline") -> LibraryObject:
         norm_num_groups=8,
         attention_head_dim=8,
     )
-    decoder = AutoencoderTiny(
+    decoder: LibraryObject = AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8),
         num_encoder_blocks=(1, 1, 1, 1),

@@ -24,7 +24,7 @@ def quantised_vae(*channels: int, **more: object) -> LibraryObject:
 
 def _deep_floyd() -> LibraryObject:
     from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
-    from diffusers.pipelines.deepfloyd_if import IFWatermarker
+    from diffusers.pipelines.deepfloyd_if.watermark import IFWatermarker
 
     unet = UNet2DConditionModel(
         sample_size=32,

@@ -35,7 +35,7 @@ def _image_processor() -> LibraryObject:
 def _prior(**more: object) -> LibraryObject:
     from diffusers import PriorTransformer
 
-    prior = PriorTransformer(
+    prior: LibraryObject = PriorTransformer(
         num_attention_heads=2,
         attention_head_dim=12,
         embedding_dim=32,
