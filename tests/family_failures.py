@@ -90,6 +90,8 @@ _FAILING: dict[str, dict[str, tuple[str, ...]]] = {
         "HunyuanDiTPAGPipeline": ("guidance",),
     },
     _GUESS: {
+        "PRXPipeline": ("dry run",),
+        "PRXPixelPipeline": ("dry run",),
         "ZImagePipeline": ("dry run",),
     },
 }
