@@ -29,6 +29,7 @@ SETTINGS = {
     "device": "gpu",
     "dtype": "fp8",
     "memory": "lots",
+    "compile": "maybe",
     "keep_alive": "10",
     "format": "gif",
     "output": "a\nb",

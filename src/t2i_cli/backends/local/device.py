@@ -36,6 +36,11 @@ class Device:
         """Whether SDPA has a fused kernel, which never stores the whole attention matrix."""
         return self.kind != "mps"
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether it is one of several that torch numbers, of which one is current in a thread."""
+        return ":" in self.name
+
 
 CPU = Device(name="cpu", kind="cpu", label="CPU")
 
@@ -114,13 +119,8 @@ def select_device(device: Device) -> None:
     """
     import torch
 
-    if device.own_memory and _is_numbered(device):
+    if device.own_memory and device.is_numbered:
         (torch.xpu if device.kind == "xpu" else torch.cuda).set_device(device.name)
-
-
-def _is_numbered(device: Device) -> bool:
-    """Whether it is one of several that torch numbers, of which one is current in each thread."""
-    return ":" in device.name
 
 
 def device_memory(device: Device) -> MemoryInfo:
@@ -223,7 +223,7 @@ def clear_cache(device: Device) -> None:
     if device.own_memory:
         library = torch.xpu if device.kind == "xpu" else torch.cuda
         # It acts on the thread's current device, and a context on another card costs memory there.
-        with library.device(device.name) if _is_numbered(device) else nullcontext():
+        with library.device(device.name) if device.is_numbered else nullcontext():
             library.empty_cache()
     elif device.kind == "mps":
         torch.mps.empty_cache()

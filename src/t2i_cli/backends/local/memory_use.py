@@ -8,7 +8,7 @@ from t2i_cli.terminal.console import console
 
 def start_peak(device: Device) -> None:
     """Count the peak of a GPU's allocations anew."""
-    if device.kind in {"cuda", "rocm"}:
+    if device.kind in {"cuda", "rocm"} and device.is_numbered:
         import torch
 
         torch.cuda.reset_peak_memory_stats(device.name)
@@ -21,7 +21,7 @@ def memory_use(device: Device, plan: MemoryPlan | None) -> dict[str, int] | None
     used = {"weights_mib": plan.weights_mib}
     if plan.working_mib is not None:
         used["working_mib"] = plan.working_mib
-    if device.kind in {"cuda", "rocm"}:
+    if device.kind in {"cuda", "rocm"} and device.is_numbered:
         import torch
 
         try:
