@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks import network_shapes
 from t2i_cli.backend import GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, device, memory, planning
+from t2i_cli.backends.local import LocalBackend, LocalOptions, device, load_target, memory, planning
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import MIB
 from t2i_cli.models.request_resolution import resolve_request
@@ -117,8 +117,10 @@ def measure_pipeline(
         prompt="a red boat on a lake", model=str(folder), steps=2, width=side, height=side, seed=1
     )
     request = resolve_request(wanted, backend.describe(wanted))
-    target = planning.fetch_files(
-        planning.resolve_target(backend._spec(request), backend._options), options, lambda _: None
+    target = load_target.fetch_files(
+        load_target.resolve_target(backend._spec(request), backend._options),
+        options,
+        lambda _: None,
     )
     needed = planning._estimate(target, side, side, dtype)
     tile = min(needed.tiles) if memory.VAE_TILING in measures else None

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from t2i_cli.backends.local import memory, planning
+from t2i_cli.backends.local import load_target, memory, planning
 from t2i_cli.backends.local.device import Device, MemoryInfo
+from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.cli.main import command_paths
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models import catalog, schedulers
@@ -179,7 +179,7 @@ def _planned_target(name: str, shape: Mapping[str, Any], folder: Path) -> LoadTa
         device=Device(name="cuda:0", kind="cuda", label="GPU"),
         dtype=dtype,
         folder=folder,
-        sizes=planning.component_sizes(folder, dtype, found),
+        sizes=load_target.component_sizes(folder, dtype, found),
         layer=2 * max(facts.largest for facts in found.values()),
     )
 

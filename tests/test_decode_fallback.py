@@ -7,8 +7,8 @@ import pytest
 
 from t2i_cli.backends.local import device, memory, vae_decode
 from t2i_cli.backends.local.device import Device, MemoryInfo
+from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.loading import LoadedPipeline
-from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.events import Event, MemoryMeasure
 from t2i_cli.models.catalog import MODELS
 from t2i_cli.models.libraries import LibraryObject

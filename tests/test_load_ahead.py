@@ -9,11 +9,11 @@ from threading import Event, Thread
 import pytest
 
 from t2i_cli import postcard
-from t2i_cli.backends.local import load_ahead, planning
+from t2i_cli.backends.local import load_ahead, load_target
 from t2i_cli.backends.local.device import CPU, Device
 from t2i_cli.backends.local.load_ahead import LoadAhead
+from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.models import catalog
 
 MOUNTS = """\
@@ -45,7 +45,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def target(device: Device = CPU) -> LoadTarget:
     """The embedded model, as a run would load it."""
     spec = catalog.MODELS["postcard"]
-    return replace(planning.resolve_target(spec, LocalOptions(device="cpu")), device=device)
+    return replace(load_target.resolve_target(spec, LocalOptions(device="cpu")), device=device)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from t2i_cli.backends.local import (
     prompt_warnings,
 )
 from t2i_cli.backends.local import outcomes as local_outcomes
+from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.memory import MemoryPlan
-from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.errors import (
     ContentFilteredError,
     InputError,

@@ -7,6 +7,7 @@ import pytest
 
 from t2i_cli.backends.local import device, memory, planning, quantization
 from t2i_cli.backends.local.device import Device, MemoryInfo
+from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.memory import (
     ATTENTION_SLICING,
     GROUP_OFFLOAD,
@@ -17,7 +18,6 @@ from t2i_cli.backends.local.memory import (
     MemoryEstimate,
 )
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models.catalog import MODELS
 from tests import factories

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.backend import GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, planning
+from t2i_cli.backends.local import LocalBackend, LocalOptions, load_target, memory, planning
 from t2i_cli.backends.local.device import Device, list_devices
 from t2i_cli.backends.local.memory import (
     GROUP_OFFLOAD,
@@ -185,14 +185,14 @@ def test_previews_cast_nothing_under_hooks(
 def measured(folder: Path, dtype: str) -> tuple[int, memory.MemoryEstimate]:
     """Bytes of the VAE's weights, and what an image needs, as a plan for a GPU counts them."""
     place = Device(name="cuda:0", kind="cuda", label="GPU")
-    aim = planning.LoadTarget(
+    aim = load_target.LoadTarget(
         spec=ModelSpec(name="it", folder=folder),
         device=place,
         dtype=dtype,
         folder=folder,
         sizes={},
     )
-    aim = planning._with_weight_sizes(aim, LocalOptions())
+    aim = load_target._with_weight_sizes(aim, LocalOptions())
     return aim.sizes["vae"], planning._estimate(aim, 1024, 1024, dtype)
 
 

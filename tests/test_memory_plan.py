@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import network_shapes
-from t2i_cli.backends.local import memory, planning
+from t2i_cli.backends.local import load_target, memory, planning
 from t2i_cli.backends.local.device import Device, MemoryInfo
+from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, TEXT_ENCODER_OFFLOAD, VAE_TILING
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models.catalog import MODELS
 from t2i_cli.models.weights import ComponentWeights
@@ -37,7 +37,7 @@ def target(name: str, folder: Path) -> LoadTarget:
         device=GPU,
         dtype=dtype,
         folder=folder,
-        sizes=planning.component_sizes(folder, dtype, found),
+        sizes=load_target.component_sizes(folder, dtype, found),
         layer=2 * max(facts.largest for facts in found.values()),
     )
 

@@ -17,6 +17,7 @@ from t2i_cli.backends.local import (
     LocalBackend,
     LocalOptions,
     device,
+    load_target,
     lossy_plan,
     memory,
     oom_fallback,
@@ -284,7 +285,7 @@ def test_nf4_is_planned_without_group_offload(monkeypatch: pytest.MonkeyPatch) -
     need = memory.MemoryEstimate(
         weights={"unet": 1600}, denoise=100, attention=0, decode=100, tile=100
     )
-    target = planning.LoadTarget(
+    target = load_target.LoadTarget(
         spec=LocalBackend(LocalOptions()).describe(GenerateRequest(prompt="-", model="postcard")),
         device=CUDA,
         dtype="float16",

@@ -25,7 +25,7 @@ import pytest
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends import factory
-from t2i_cli.backends.local import LocalBackend, LocalOptions, planning
+from t2i_cli.backends.local import LocalBackend, LocalOptions, load_target, planning
 from t2i_cli.backends.local.memory import MemoryPlan
 from t2i_cli.cli import main
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
@@ -967,7 +967,7 @@ def test_a_local_run_asks_for_room_only_where_memory_is_short(
             raise OutOfMemoryError("It does not fit.")
         return replace(ROOMY, measures=("vae-tiling",))
 
-    monkeypatch.setattr(planning, "resolve_target", lambda *_: None)
+    monkeypatch.setattr(load_target, "resolve_target", lambda *_: None)
     monkeypatch.setattr(planning, "plan_memory", plan)
 
     def make_room() -> bool:

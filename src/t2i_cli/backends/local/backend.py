@@ -14,6 +14,7 @@ from t2i_cli.backends.local import (
     batch_size,
     device,
     encode_ahead,
+    load_target,
     loading,
     lossy_plan,
     memory,
@@ -25,13 +26,13 @@ from t2i_cli.backends.local import (
     vae_decode,
 )
 from t2i_cli.backends.local.batch_size import BatchSizeTuner
+from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.memory import MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.local.outcomes import Member
 from t2i_cli.backends.local.pipeline import RunCancelled
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
-from t2i_cli.backends.local.planning import LoadTarget
 from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Loaded, Loading, Notice, OnEvent
@@ -188,7 +189,7 @@ class LocalBackend:
         """How to load the model; resolved once, so that a run keeps one revision of a Hub model."""
         key = (request.model, request.revision, request.quantize)
         if key not in self._targets:
-            self._targets[key] = planning.resolve_target(
+            self._targets[key] = load_target.resolve_target(
                 self._spec(request), self._options, request.quantize
             )
         return self._targets[key]
@@ -208,7 +209,7 @@ class LocalBackend:
             plan = self._plan_memory(target, request, self._loaded.resident_bytes)
             self._place(self._loaded, plan)
         else:
-            target = planning.fetch_files(target, self._options, on_event)
+            target = load_target.fetch_files(target, self._options, on_event)
             self._targets[request.model, request.revision, request.quantize] = target
             plan = self._plan_memory(target, request)
             console.trace(plan.text())
@@ -232,7 +233,7 @@ class LocalBackend:
         absent_gpu.tell_unused_gpu(target.device.kind, self._options.device, on_event)
         loaded.engine.compile_mode = self._options.compile
         if self._options.attention_slicing:
-            on_event(Notice(message=planning.attention_slicing_notice(target)))
+            on_event(Notice(message=load_target.attention_slicing_notice(target)))
         if (self._options.batch_size or 1) > 1 and not batch_size.are_independent(
             type(loaded.pipe)
         ):

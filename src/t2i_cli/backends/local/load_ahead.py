@@ -18,7 +18,7 @@ from t2i_cli.backends.local.device import Device
 from t2i_cli.models import weights
 
 if TYPE_CHECKING:
-    from t2i_cli.backends.local.planning import LoadTarget
+    from t2i_cli.backends.local.load_target import LoadTarget
 
 _LOCAL_FILE_SYSTEMS = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "xfs"}
 """File systems whose pages the kernel keeps; over a network a file might be fetched twice."""

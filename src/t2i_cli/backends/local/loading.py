@@ -33,7 +33,7 @@ from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
-    from t2i_cli.backends.local.planning import LoadTarget
+    from t2i_cli.backends.local.load_target import LoadTarget
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _RECENT_SECONDS = 5.0

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from t2i_cli.backends.local import device, planning, quantization
+from t2i_cli.backends.local import device, load_target, planning, quantization
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
@@ -37,12 +37,12 @@ def settle_quantization(spec: ModelSpec, options: LocalOptions) -> ModelSpec:
     """
     if options.memory != "low":
         return spec
-    target = planning.resolve_target(spec, options)
+    target = load_target.resolve_target(spec, options)
     size = spec.width or 0, spec.height or 0
     if planning.fits_whole_device(target, size, options):
         return spec
     for kind in quantization.MEMORY_METHODS:
-        smaller = planning.quantized_target(target, kind, options)
+        smaller = load_target.quantized_target(target, kind, options)
         if smaller and planning.fits_whole_device(smaller, size, options):
             return replace(spec, quantize=kind)
     return spec

@@ -1,177 +1,15 @@
-"""Plan a request before it is run: device, dtype, and the memory measures it needs."""
+"""Plan a request before it is run: the memory measures it needs, or the refusal with a hint."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
-from t2i_cli.backends.local import batch_size, device, memory, quantization
-from t2i_cli.backends.local.device import Device, MemoryInfo
+from t2i_cli.backends.local import device, load_target, memory, quantization
+from t2i_cli.backends.local.device import MemoryInfo
+from t2i_cli.backends.local.load_target import DTYPE_BYTES, LoadTarget
 from t2i_cli.backends.local.memory import MIB, Measures, MemoryEstimate, MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
-from t2i_cli.errors import InputError, OutOfMemoryError
-from t2i_cli.events import OnEvent
-from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import (
-    catalog,
-    class_facts,
-    component_check,
-    diffusers_folder,
-    resolution,
-    weights,
-)
-from t2i_cli.models.weights import ComponentWeights
+from t2i_cli.errors import OutOfMemoryError
+from t2i_cli.models import catalog, diffusers_folder
 from t2i_cli.request import ResolvedRequest
-
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadTarget:
-    """How to load a model. `folder` may contain its configs only, until `fetch_files`.
-
-    `sizes` are the bytes of each component's weights, or an estimate under the name "model" while
-    `missing_bytes` are still to be downloaded. `slicing` is whether attention slicing is requested
-    and supported, `quantize` the quantisation of its weights. `layer` is the bytes of the largest
-    layer's weights, where known.
-    """
-
-    spec: ModelSpec
-    device: Device
-    dtype: str
-    folder: Path
-    sizes: Mapping[str, int]
-    missing_bytes: int = 0
-    slicing: bool = False
-    quantize: str | None = None
-    layer: int | None = None
-
-
-@hinting_at_embedded_model()
-def resolve_target(
-    spec: ModelSpec, options: LocalOptions, quantize: str | None = None
-) -> LoadTarget:
-    """Find the device, dtype and files of a model; raises T2IError if one is not usable."""
-    found_device = device.find_device(options.device)
-    folder, total, missing = spec.folder, 0, 0
-    if folder is None:
-        from t2i_cli import hub
-
-        repo = spec.repo or spec.name
-        folder = hub.fetch_configs(repo, revision=spec.revision, offline=options.offline)
-    if spec.name not in catalog.MODELS:
-        facts = resolution.pipeline_facts(folder, trust_remote_code=options.trust_remote_code)
-        component_check.check_complete(folder, facts)
-    transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
-    asked = options.dtype or quantization.required_dtype(quantize)
-    dtype = device.choose_dtype(found_device, asked, transformer=transformer)
-    slicing = bool(options.attention_slicing) and _supports_slicing(folder, options)
-    if (options.batch_size or 1) > 1:
-        _check_batch_size(folder, options)
-    if spec.folder is None:
-        half = dtype != "float32"
-        size = hub.download_size(repo, revision=spec.revision, offline=options.offline, half=half)
-        total, missing = size.total_bytes, size.missing_bytes
-    if missing:
-        # Full-precision files may be halved at loading; assume so, to refuse only what cannot fit.
-        estimate = total // 2 if half else total
-        return LoadTarget(
-            spec=spec,
-            device=found_device,
-            dtype=dtype,
-            folder=folder,
-            sizes={"model": quantization.shrunk_bytes(estimate, dtype, quantize)},
-            missing_bytes=missing,
-            slicing=slicing,
-            quantize=quantize,
-        )
-    target = LoadTarget(
-        spec=spec,
-        device=found_device,
-        dtype=dtype,
-        folder=folder,
-        sizes={},
-        slicing=slicing,
-        quantize=quantize,
-    )
-    return _with_weight_sizes(target, options)
-
-
-@hinting_at_embedded_model()
-def fetch_files(target: LoadTarget, options: LocalOptions, on_event: OnEvent) -> LoadTarget:
-    """Download missing files and return the target with its complete folder. Raises T2IError."""
-    if target.spec.folder is not None:
-        return target
-    from t2i_cli import hub
-
-    folder = hub.download_model(
-        target.spec.repo or target.spec.name,
-        revision=target.spec.revision,
-        offline=options.offline,
-        half=target.dtype != "float32",
-        on_event=on_event,
-    )
-    return _with_weight_sizes(replace(target, folder=folder, missing_bytes=0), options)
-
-
-def _supports_slicing(folder: Path, options: LocalOptions) -> bool:
-    """Whether the denoiser supports attention slicing; if not, InputError unless lenient."""
-    name, _ = diffusers_folder.denoiser_config(folder)
-    cls = next(
-        (part.cls for part in diffusers_folder.list_components(folder) if part.name == name), ""
-    )
-    if class_facts.has_method(cls, "set_attention_slice"):
-        return True
-    if options.lenient:
-        return False
-    without = "" if options.lenient is None else ", or go on without it by --lenient"
-    raise InputError(
-        f"The model's {name} ({cls}) has no attention slicing; its attention is fused.",
-        hint=f"Leave --attention-slicing away{without}.",
-        field="attention_slicing",
-    )
-
-
-def attention_slicing_notice(target: LoadTarget) -> str:
-    """The sentence for a user who asks for attention slicing: its cost, or that there is none."""
-    if not target.slicing:
-        return "The model has no attention slicing; it is left out."
-    return (
-        "Attention slicing is on: it can make attention three times slower, and beside a fused "
-        "kernel it takes more memory than it saves."
-    )
-
-
-def _check_batch_size(folder: Path, options: LocalOptions) -> None:
-    """Raise InputError, unless lenient, if the model's images cannot share a batch."""
-    facts = resolution.pipeline_facts(folder, trust_remote_code=options.trust_remote_code)
-    if options.lenient or batch_size.is_independent_class(facts.name, facts.module):
-        return
-    raise InputError(
-        batch_size.class_dependence_reason(facts.name),
-        hint="Leave --batch-size away, or go on with one image a pass by --lenient.",
-        field="batch_size",
-    )
-
-
-def _with_weight_sizes(target: LoadTarget, options: LocalOptions) -> LoadTarget:
-    """The target with the actual sizes of its weights; raises ModelError if they are damaged."""
-    skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
-    found = weights.read_weight_headers(target.folder, half=target.dtype != "float32", skip=skip)
-    largest = max((w.largest for w in found.values()), default=0)
-    return replace(
-        target,
-        sizes=component_sizes(target.folder, target.dtype, found, target.quantize),
-        layer=largest * _DTYPE_BYTES[target.dtype],
-    )
-
-
-def component_sizes(
-    folder: Path, dtype: str, found: Mapping[str, ComponentWeights], quantize: str | None = None
-) -> dict[str, int]:
-    """Bytes of each component's weights once they are loaded, from those in its files."""
-    float32_component = diffusers_folder.float32_decoder(folder, dtype)
-    return quantization.component_sizes(found, folder, dtype, float32_component, quantize)
 
 
 def plan_memory(
@@ -237,20 +75,20 @@ def _estimate(target: LoadTarget, width: int, height: int, dtype: str) -> Memory
     )
 
     def element(name: str, kind: str, float32_component: str | None) -> int:
-        return _DTYPE_BYTES["float32" if name == float32_component else kind]
+        return DTYPE_BYTES["float32" if name == float32_component else kind]
 
     sizes = {
         name: size * element(name, dtype, then) // element(name, target.dtype, now)
         for name, size in target.sizes.items()
     }
     vae_element = element("vae", dtype, then)
-    layer = target.layer and target.layer * _DTYPE_BYTES[dtype] // _DTYPE_BYTES[target.dtype]
+    layer = target.layer and target.layer * DTYPE_BYTES[dtype] // DTYPE_BYTES[target.dtype]
     return memory.estimate_memory(
         target.folder,
         sizes,
         width,
         height,
-        _DTYPE_BYTES[dtype],
+        DTYPE_BYTES[dtype],
         vae_element=vae_element,
         guided=target.spec.guidance_argument is not None,
         layer=layer,
@@ -295,20 +133,6 @@ def fits_whole_device(target: LoadTarget, size: tuple[int, int], options: LocalO
     return _fits(target, size, total, host, options)
 
 
-def quantized_target(target: LoadTarget, kind: str, options: LocalOptions) -> LoadTarget | None:
-    """The target with quantised weights; `None` if it is quantised, or cannot be here."""
-    if target.quantize or not quantization.is_available(kind, target.device):
-        return None
-    quantized = replace(target, quantize=kind)
-    if not target.missing_bytes:
-        return _with_weight_sizes(quantized, options)
-    sizes = {
-        name: quantization.shrunk_bytes(size, target.dtype, kind)
-        for name, size in target.sizes.items()
-    }
-    return replace(quantized, sizes=sizes)
-
-
 def _out_of_memory_error(
     target: LoadTarget,
     size: tuple[int, int],
@@ -336,7 +160,7 @@ def _out_of_memory_error(
     if target.dtype == "float32" and target.device.kind != "cpu" and fits(width, height, "float16"):
         return OutOfMemoryError(message, hint="It would fit with --dtype float16.")
     for kind in quantization.MEMORY_METHODS:
-        quantized = quantized_target(target, kind, options)
+        quantized = load_target.quantized_target(target, kind, options)
         if quantized and _fits(quantized, size, found.free, host, options):
             return OutOfMemoryError(message, hint=f"It would fit with --quantize {kind}.")
     for eighths in range(7, 0, -1):
