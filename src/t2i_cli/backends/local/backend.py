@@ -9,21 +9,19 @@ from threading import Event as Flag
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import (
-    absent_gpu,
     arithmetic,
     batch_size,
     device,
     encode_ahead,
     load_target,
-    loading,
     lossy_plan,
     memory,
     memory_use,
     oom_fallback,
     outcomes,
     pipeline,
+    placement,
     planning,
-    vae_decode,
 )
 from t2i_cli.backends.local.batch_size import BatchSizeTuner
 from t2i_cli.backends.local.load_target import LoadTarget
@@ -35,7 +33,7 @@ from t2i_cli.backends.local.pipeline import RunCancelled
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
-from t2i_cli.events import Loaded, Loading, Notice, OnEvent
+from t2i_cli.events import Loaded, Loading, OnEvent
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder, downloaded, resolution, schedulers
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -207,7 +205,7 @@ class LocalBackend:
             if self._loaded.recently_fitted(request):
                 return self._loaded
             plan = self._plan_memory(target, request, self._loaded.resident_bytes)
-            self._place(self._loaded, plan)
+            placement.place_as_planned(self._loaded, plan, self._options)
         else:
             target = load_target.fetch_files(target, self._options, on_event)
             self._targets[request.model, request.revision, request.quantize] = target
@@ -215,46 +213,12 @@ class LocalBackend:
             console.trace(plan.text())
             model, device_name, started = target.spec.name, target.device.name, time.monotonic()
             on_event(Loading(model=model, device=device_name))
-            self._loaded = self._load(target, on_event)
-            self._place(self._loaded, plan)
+            self._loaded = placement.load_for_options(target, self._options, on_event)
+            placement.place_as_planned(self._loaded, plan, self._options)
             seconds = time.monotonic() - started
             on_event(Loaded(model=model, device=device_name, seconds=seconds))
             console.trace(f"loaded from {target.folder} in {seconds:.2f} s")
         return self._loaded
-
-    def _load(self, target: LoadTarget, on_event: OnEvent) -> LoadedPipeline:
-        loaded = loading.load_pipeline(
-            target,
-            on_event,
-            safety_checker=self._options.safety_checker,
-            trust_remote_code=self._options.trust_remote_code,
-        )
-        vae_decode.install_decode_fallback(loaded)
-        absent_gpu.tell_unused_gpu(target.device.kind, self._options.device, on_event)
-        loaded.engine.compile_mode = self._options.compile
-        if self._options.attention_slicing:
-            on_event(Notice(message=load_target.attention_slicing_notice(target)))
-        if (self._options.batch_size or 1) > 1 and not batch_size.are_independent(
-            type(loaded.pipe)
-        ):
-            on_event(Notice(message=batch_size.dependence_reason(type(loaded.pipe))))
-        return loaded
-
-    def _place(self, loaded: LoadedPipeline, plan: MemoryPlan) -> None:
-        """Move a pipeline to its device with the planned measures, and more if memory runs out."""
-        loaded.plan = plan
-        requested = plan.measures if self._options.memory == "low" else ()
-        if self._options.attention_slicing:
-            requested += (memory.ATTENTION_SLICING,)
-        try:
-            reason = "to fit the memory that is free"
-            loaded.place(plan.measures, reason, requested, plan.vae_tile)
-        except Exception as error:  # only out of memory is handled
-            if not device.is_out_of_memory(error):
-                raise
-        else:
-            return
-        oom_fallback.apply_next_measure(loaded, batch=1, slicing=self._options.attention_slicing)
 
     def _run_group(
         self, loaded: LoadedPipeline, tuner: BatchSizeTuner, group: list[Member], cancel: Flag
