@@ -188,7 +188,9 @@ def _plan_cell(target: LoadTarget, found: MemoryInfo, host: int) -> str:
     """The measures and the peak of one plan."""
     size = (target.spec.width or 0, target.spec.height or 0)
     try:
-        plan = planning.plan_for_size(target, size, LocalOptions(), found, host)
+        plan = planning.plan_for_size(
+            target, size, LocalOptions(), found, host, steps=target.spec.steps or 0
+        )
     except OutOfMemoryError:
         return "does not fit"
     tile = {memory.VAE_TILING: f"{memory.VAE_TILING} ({plan.vae_tile} px)"}

@@ -212,6 +212,28 @@ def test_offloaded_networks_are_not_recorded(sdxl: Path, recorder: FakeRecorder)
     assert (recorder.recorded, made.info.engine) == (0, "eager")
 
 
+def test_a_plan_without_memory_for_graphs_is_made_without_them(
+    sdxl: Path, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Event] = []
+    backend = LocalBackend(OPTIONS)
+    request = ask(backend, model=sdxl, steps=8)
+    with monkeypatch.context() as patched:
+        # Of the size of the whole device, so that nothing but their absence fits.
+        patched.setattr(cuda_graphs, "graph_memory", lambda _: 2**50)
+        (without,) = images(make(backend, request, events=events))
+        plan = backend.plan(request)
+    assert (plan.cuda_graphs_mib, plan.measures) == (0, ())
+    assert (without.info.engine, without.info.measures) == ("eager", ())
+    assert (recorder.recorded, notices(events)) == (0, [])
+    (made,) = images(make(backend, ask(backend, model=sdxl, steps=9)))
+    assert made.info.engine == "cuda-graph"
+    with monkeypatch.context() as patched:
+        patched.setattr(cuda_graphs, "graph_memory", lambda _: 2**50)
+        images(make(backend, ask(backend, model=sdxl, steps=10)))
+    assert recorder.held == 0
+
+
 # Of GraphedForward itself, with a small network.
 
 

@@ -23,7 +23,7 @@ from t2i_cli.backends.local import (
 )
 from t2i_cli.backends.local import outcomes as local_outcomes
 from t2i_cli.backends.local.load_target import LoadTarget
-from t2i_cli.backends.local.memory import MemoryPlan
+from t2i_cli.backends.local.memory_plan import MemoryPlan
 from t2i_cli.errors import (
     ContentFilteredError,
     InputError,

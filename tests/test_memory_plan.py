@@ -11,10 +11,12 @@ from t2i_cli.backends.local import load_target, memory, planning
 from t2i_cli.backends.local.device import Device, MemoryInfo
 from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, TEXT_ENCODER_OFFLOAD, VAE_TILING
+from t2i_cli.backends.local.memory_plan import MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models.catalog import MODELS
 from t2i_cli.models.weights import ComponentWeights
+from tests import factories
 
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
 CPU = Device(name="cpu", kind="cpu", label="CPU")
@@ -44,7 +46,7 @@ def target(name: str, folder: Path) -> LoadTarget:
 
 def plan(
     aim: LoadTarget, free: int, side: int = 1024, options: LocalOptions | None = None
-) -> memory.MemoryPlan:
+) -> MemoryPlan:
     found = MemoryInfo(free=free, total=free)
     return planning.plan_for_size(aim, (side, side), options or LocalOptions(), found, HOST)
 
@@ -90,6 +92,70 @@ def test_flux_fits_into_16_gb_without_loss(tmp_path: Path) -> None:
     assert plan(target("flux-schnell", tmp_path), 16 * GB).measures == (GROUP_OFFLOAD,)
 
 
+def planned_steps(
+    aim: LoadTarget, free: int, steps: int, options: LocalOptions | None = None, host: int = HOST
+) -> MemoryPlan:
+    """The plan of images of 512 px that take so many steps."""
+    found = MemoryInfo(free=free, total=free)
+    return planning.plan_for_size(
+        aim, (512, 512), options or LocalOptions(), found, host, steps=steps
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_cuda_graphs_are_counted_where_they_fit_and_cost_no_measure(
+    batch: int, tmp_path: Path
+) -> None:
+    aim, options = target("sd15", tmp_path), LocalOptions(batch_size=batch)
+    few, many = (planned_steps(aim, 80 * GB, steps, options) for steps in (7, 8))
+    assert few.cuda_graphs_mib is None
+    assert many.cuda_graphs_mib
+    assert few.peak_mib
+    assert many.peak_mib
+    assert many.working_mib
+    assert few.working_mib
+    held = many.cuda_graphs_mib
+    assert many.peak_mib - few.peak_mib == pytest.approx(held, abs=1)
+    assert many.working_mib - few.working_mib == pytest.approx(held, abs=1)
+    assert f"; CUDA graphs: {held:,} MiB" in many.text()
+    least = int((few.peak_mib + 1) * memory.MIB / 0.95)
+    without = planned_steps(aim, least, 8, options)
+    assert (without.measures, without.cuda_graphs_mib) == ((), 0)
+    assert without.peak_mib == few.peak_mib
+    assert "CUDA graphs: no memory left for them" in without.text()
+    enough = planned_steps(aim, least + int(1.06 * (held + 1) * memory.MIB), 8, options)
+    assert enough.cuda_graphs_mib == held
+
+
+def test_cuda_graphs_are_counted_only_where_they_would_be_recorded(tmp_path: Path) -> None:
+    aim = target("sd15", tmp_path / "sd15")
+    assert planned_steps(aim, 80 * GB, 30).cuda_graphs_mib
+    for other in (
+        replace(aim, device=CPU),
+        replace(aim, device=replace(GPU, kind="rocm")),
+        replace(aim, quantize="int8"),
+        target("flux-schnell", tmp_path / "flux"),
+    ):
+        assert planned_steps(other, 80 * GB, 30).cuda_graphs_mib is None
+    offloaded = planned_steps(target("sdxl", tmp_path / "sdxl"), int(6.5 * GB), 30)
+    assert set(offloaded.measures) & set(memory.OFFLOADS)
+    assert offloaded.cuda_graphs_mib is None
+
+
+def test_a_pass_is_no_larger_than_its_graphs_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aim = target("sd15", tmp_path)
+    monkeypatch.setattr(
+        planning.device, "device_memory", lambda _: MemoryInfo(free=12 * GB, total=12 * GB)
+    )
+    request = factories.request(model="sd15", width=512, height=512, steps=30)
+    with_them, without = (
+        planning.max_batch_size(aim, request, (), 0, graphs=graphs) for graphs in (True, False)
+    )
+    assert 1 < with_them < without
+
+
 def test_low_memory_takes_small_tiles(tmp_path: Path) -> None:
     found = plan(target("sdxl", tmp_path), 80 * GB, options=LocalOptions(memory="low"))
     assert found.vae_tile is not None
@@ -132,8 +198,9 @@ def test_damaged_values_are_unknown_or_refused_by_name(
 
 
 def test_a_model_that_is_known_is_still_refused(tmp_path: Path) -> None:
+    aim = replace(target("qwen-image", tmp_path), missing_bytes=1)
     with pytest.raises(OutOfMemoryError):
-        plan(target("qwen-image", tmp_path), GB)
+        plan(aim, GB)
 
 
 def test_planned_is_what_networks_take_and_little_more() -> None:

@@ -26,7 +26,7 @@ import pytest
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends import factory
 from t2i_cli.backends.local import LocalBackend, LocalOptions, load_target, planning
-from t2i_cli.backends.local.memory import MemoryPlan
+from t2i_cli.backends.local.memory_plan import MemoryPlan
 from t2i_cli.cli import main
 from t2i_cli.errors import InputError, OutOfMemoryError, T2IError, TimedOutError
 from t2i_cli.events import Event, Notice, Step

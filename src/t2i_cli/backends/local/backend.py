@@ -26,7 +26,7 @@ from t2i_cli.backends.local import (
 from t2i_cli.backends.local.batch_size import BatchSizeTuner
 from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.loading import LoadedPipeline
-from t2i_cli.backends.local.memory import MemoryPlan
+from t2i_cli.backends.local.memory_plan import MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.local.outcomes import Member
 from t2i_cli.backends.local.pipeline import RunCancelled
@@ -205,6 +205,7 @@ class LocalBackend:
             if self._loaded.recently_fitted(request):
                 return self._loaded
             plan = self._plan_memory(target, request, self._loaded.resident_bytes)
+            console.trace(plan.text())
             placement.place_as_planned(self._loaded, plan, self._options)
         else:
             target = load_target.fetch_files(target, self._options, on_event)
@@ -274,7 +275,13 @@ class LocalBackend:
                 1 if request.step_cache else self._options.batch_size,
                 type(loaded.pipe),
                 loaded.device,
-                lambda: planning.max_batch_size(target, request, measures, loaded.resident_bytes),
+                lambda: planning.max_batch_size(
+                    target,
+                    request,
+                    measures,
+                    loaded.resident_bytes,
+                    graphs=loaded.engine.graphs_fit,
+                ),
             )
         return self._tuners[key]
 

@@ -27,6 +27,11 @@ _MAX_RECORDED_IN_A_PASS = 2 * MAX_RECORDINGS
 _WARM_UPS = 2
 
 
+def records_passes(device: Device, steps: int) -> bool:
+    """Whether the calls of a pass of so many steps are worth recording on this device."""
+    return device.kind == "cuda" and steps >= MIN_STEPS
+
+
 def graph_memory(denoise_bytes: int) -> int:
     """Bytes that recordings hold between passes, if one forward needs `denoise_bytes`.
 

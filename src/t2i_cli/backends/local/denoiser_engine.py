@@ -49,10 +49,14 @@ class EngineOwner(Protocol):
 
 
 class DenoiserEngine:
-    """The engine of one loaded pipeline; `used` says how the last pass was computed."""
+    """The engine of one loaded pipeline; `used` says how the last pass was computed.
+
+    `graphs_fit` is whether the plan has memory for the recordings of CUDA graphs.
+    """
 
     def __init__(self, loaded: EngineOwner) -> None:
         self.compile_mode: CompileMode = "auto"
+        self.graphs_fit = True
         self.used = EAGER
         self._loaded = loaded
         self._network: LibraryObject = None
@@ -135,10 +139,12 @@ class DenoiserEngine:
             if self._graphs is not None:
                 self._graphs.release()
             return False
-        cuda = loaded.device.kind == "cuda"
+        recordable = cuda_graphs.records_passes(loaded.device, steps)
         known = self._work.seconds_per_call
         small = unet or (known is not None and known < _LAUNCH_BOUND_SECONDS)
-        self._may_graph = cuda and steps >= cuda_graphs.MIN_STEPS and small
+        self._may_graph = recordable and small and self.graphs_fit
+        if self._graphs is not None and not self.graphs_fit:
+            self._graphs.release()
         if self._may_graph and self._graphs is None:
             self._graphs = self._new_graphs()
         self._may_graph = self._may_graph and self._graphs is not None and not self._graphs.dropped
@@ -146,7 +152,7 @@ class DenoiserEngine:
         if self._may_graph and self._graphs is not None:
             self._graphs.begin_pass(network, self._forward)
         measuring = self.compile_mode == "auto" and self._can_gain()
-        launches = cuda and not unet and steps >= cuda_graphs.MIN_STEPS
+        launches = recordable and not unet
         self._work.begin_pass(measuring=measuring or launches)
         self._attention_measured |= not attention_backend.offers_flash_3(
             network, loaded.device, loaded.dtype

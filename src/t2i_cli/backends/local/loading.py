@@ -17,6 +17,7 @@ from t2i_cli.backends.local import (
 )
 from t2i_cli.backends.local.denoiser_engine import DenoiserEngine
 from t2i_cli.backends.local.device import is_out_of_memory
+from t2i_cli.backends.local.memory_plan import MemoryPlan
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, error_reason
 from t2i_cli.events import MemoryMeasure, Notice, OnEvent
 from t2i_cli.models import (
@@ -62,7 +63,7 @@ class LoadedPipeline:
         self.engine = DenoiserEngine(self)
         self.vae_tile: int | None = None
         self._tile_limit: int | None = None
-        self.plan: memory.MemoryPlan | None = None
+        self.plan: MemoryPlan | None = None
         self._offload: str | None = None
         self._last_success: tuple[tuple[object, ...], float] | None = None
         self._weight_bytes = sum(target.sizes.values())

@@ -1,7 +1,7 @@
 """Estimate the memory that a model needs, and choose the measures with which it fits."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from t2i_cli.backends.local import vae_tiling, working_memory
@@ -36,8 +36,9 @@ class MemoryEstimate:
 
     `attention` is the largest attention matrix, stored only without a fused SDPA kernel; `decode`
     is for decoding the whole image, `tile` for the smallest tiles, `tiles` for tiles by their side
-    in pixels; `encode` is for one text; `layer` is the largest layer's weights. What the configs do
-    not tell is in `unknown`, and counts as 0.
+    in pixels; `encode` is for one text; `layer` is the largest layer's weights; `graphs` is what
+    recordings of CUDA graphs hold at all times. What the configs do not tell is in `unknown`, and
+    counts as 0.
     """
 
     weights: Mapping[str, int]
@@ -49,6 +50,7 @@ class MemoryEstimate:
     encode: int = 0
     workspace: int = 0
     layer: int | None = None
+    graphs: int = 0
     unknown: tuple[str, ...] = ()
 
     def working(
@@ -81,7 +83,8 @@ class MemoryEstimate:
         decode = self.decode if sliced else self.decode * batch
         if VAE_TILING in measures:
             decode = self.tiles.get(tile or 0, self.tile)
-        return self.encode, (self.denoise + attention) * batch, decode
+        graphs = self.graphs * batch
+        return self.encode + graphs, (self.denoise + attention) * batch + graphs, decode + graphs
 
     def _resident(self, measures: Measures) -> tuple[int, int, int]:
         """Bytes of weights on the device while texts are encoded, at denoising and decoding."""
@@ -105,44 +108,6 @@ class MemoryEstimate:
 
     def _workspace(self, device: Device) -> int:
         return self.workspace if device.own_memory else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryPlan:
-    """How a request would be run: memory needed and free, in MiB, and the measures applied.
-
-    `weights_mib` is an estimate if part of the model is still to be downloaded. `working_mib` is
-    `None` if the model's configs do not tell it. `vae_tile` is the side of the decode's tiles in
-    pixels, `peak_mib` what is on the device at most.
-    """
-
-    device: str
-    device_name: str
-    dtype: str
-    free_mib: int
-    total_mib: int
-    weights_mib: int
-    working_mib: int | None
-    measures: Measures
-    download_mib: int
-    vae_tile: int | None = None
-    peak_mib: int | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """The plan as --dry-run prints it."""
-        return asdict(self) | {"measures": list(self.measures)}
-
-    def text(self) -> str:
-        """The plan as -v prints it."""
-        working = "unknown memory" if self.working_mib is None else f"{self.working_mib:,} MiB"
-        tile = "" if self.vae_tile is None else f" (of {self.vae_tile} px)"
-        measures = [m + tile if m == VAE_TILING else m for m in self.measures]
-        return (
-            f"plan: {self.dtype} on {self.device} ({self.device_name}), "
-            f"{self.weights_mib:,} MiB of weights and {working} to work with, "
-            f"{self.free_mib:,} of {self.total_mib:,} MiB free; "
-            f"measures: {', '.join(measures) or 'none'}"
-        )
 
 
 def estimate_memory(
@@ -249,10 +214,10 @@ def choose_measures(
     ]:
         if VAE_TILING in measures and needed.tiles:
             usable = free * _USABLE_FRACTION
-            fits = needed.largest_tile(measures, batch, device, usable, tile) is not None
+            enough = needed.largest_tile(measures, batch, device, usable, tile) is not None
         else:
-            fits = needed.peak(measures, batch, device) <= free * _USABLE_FRACTION
-        if fits:
+            enough = fits(needed, measures, batch, device, free)
+        if enough:
             return measures
     if needed.unknown:
         return possible[-1] if possible else least
@@ -289,6 +254,18 @@ def host_bytes(needed: MemoryEstimate, measures: Measures) -> int:
     return sum(needed.weights.values()) if _is_slow(measures) else 0
 
 
+def fits(
+    needed: MemoryEstimate,
+    measures: Measures,
+    batch: int,
+    device: Device,
+    free: int,
+    tile: int | None = None,
+) -> bool:
+    """Whether images fit into `free` bytes with the measures, with tiles of that side."""
+    return needed.peak(measures, batch, device, tile) <= free * _USABLE_FRACTION
+
+
 def images_that_fit(needed: MemoryEstimate, device: Device, free: int, measures: Measures) -> int:
     """The largest batch size, a power of two, that fits into `free` bytes; at least 1.
 
@@ -298,7 +275,7 @@ def images_that_fit(needed: MemoryEstimate, device: Device, free: int, measures:
         return 1
     measures = (*measures, VAE_SLICING)
     size = 1
-    while size < 1024 and needed.peak(measures, 2 * size, device) <= free * _USABLE_FRACTION:
+    while size < 1024 and fits(needed, measures, 2 * size, device, free):
         size *= 2
     return size
 

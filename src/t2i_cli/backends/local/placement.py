@@ -12,7 +12,7 @@ from t2i_cli.backends.local import (
 )
 from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.loading import LoadedPipeline
-from t2i_cli.backends.local.memory import MemoryPlan
+from t2i_cli.backends.local.memory_plan import MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Notice, OnEvent
 
@@ -40,6 +40,7 @@ def load_for_options(
 def place_as_planned(loaded: LoadedPipeline, plan: MemoryPlan, options: LocalOptions) -> None:
     """Move a pipeline to its device with the planned measures, and more if memory runs out."""
     loaded.plan = plan
+    loaded.engine.graphs_fit = plan.cuda_graphs_mib != 0
     requested = plan.measures if options.memory == "low" else ()
     if options.attention_slicing:
         requested += (memory.ATTENTION_SLICING,)

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from t2i_cli.backends.local import device, load_target, memory, quantization
+from t2i_cli.backends.local import cuda_graphs, device, load_target, memory, quantization
 from t2i_cli.backends.local.device import MemoryInfo
 from t2i_cli.backends.local.load_target import DTYPE_BYTES, LoadTarget
-from t2i_cli.backends.local.memory import MIB, Measures, MemoryEstimate, MemoryPlan
+from t2i_cli.backends.local.memory import MIB, Measures, MemoryEstimate
+from t2i_cli.backends.local.memory_plan import MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models import catalog, diffusers_folder
@@ -23,14 +24,23 @@ def plan_memory(
     found = MemoryInfo(free=info.free + resident, total=info.total)
     # A look-up takes a millisecond, so it is not repeated for a CPU: a server adds few per image.
     host = info.free if target.device.kind == "cpu" else device.host_memory().free
-    return plan_for_size(target, (request.width or 0, request.height or 0), options, found, host)
+    size = (request.width or 0, request.height or 0)
+    return plan_for_size(target, size, options, found, host, steps=request.steps or 0)
 
 
 def plan_for_size(
-    target: LoadTarget, size: tuple[int, int], options: LocalOptions, found: MemoryInfo, host: int
+    target: LoadTarget,
+    size: tuple[int, int],
+    options: LocalOptions,
+    found: MemoryInfo,
+    host: int,
+    *,
+    steps: int = 0,
 ) -> MemoryPlan:
     """Plan images of a width and height with what is free on the device and the host, in bytes.
 
+    CUDA graphs, which images of enough `steps` are made with, never cost a measure: they are left
+    out where they would not fit beside it.
     Raises OutOfMemoryError, with a hint to what would fit.
     """
     free, batch = found.free, options.batch_size or 1
@@ -43,6 +53,12 @@ def plan_for_size(
     tile = memory.choose_tile(
         needed, measures, batch, target.device, free, small=options.memory == "low"
     )
+    recorded = _with_graphs(needed, target, measures, steps)
+    graphs = None
+    if recorded is not None:
+        graphs = 0
+        if memory.fits(recorded, measures, batch, target.device, free, tile):
+            needed, graphs = recorded, -(-recorded.graphs * batch // MIB)
     working = needed.working(measures, batch, target.device, tile)
     peak = needed.peak(measures, batch, target.device, tile)
     return MemoryPlan(
@@ -57,16 +73,44 @@ def plan_for_size(
         download_mib=target.missing_bytes // MIB,
         vae_tile=tile,
         peak_mib=None if needed.unknown else peak // MIB,
+        cuda_graphs_mib=graphs,
     )
 
 
 def max_batch_size(
-    target: LoadTarget, request: ResolvedRequest, measures: Measures, resident: int
+    target: LoadTarget,
+    request: ResolvedRequest,
+    measures: Measures,
+    resident: int,
+    *,
+    graphs: bool = False,
 ) -> int:
-    """The largest batch size, a power of two, that a loaded model has memory for."""
+    """The largest batch size, a power of two, that a loaded model has memory for.
+
+    With `graphs`, it is one at which there is memory for CUDA graphs, too.
+    """
     needed = _estimate(target, request.width or 0, request.height or 0, target.dtype)
+    recorded = _with_graphs(needed, target, measures, request.steps or 0) if graphs else None
     free = device.device_memory(target.device).free + resident
-    return memory.images_that_fit(needed, target.device, free, measures)
+    return memory.images_that_fit(recorded or needed, target.device, free, measures)
+
+
+def _with_graphs(
+    needed: MemoryEstimate, target: LoadTarget, measures: Measures, steps: int
+) -> MemoryEstimate | None:
+    """The estimate with the recordings of CUDA graphs, `None` where nothing would be recorded.
+
+    The engine may record a small transformer, too, by what it measures; that is not foreseen here.
+    """
+    if (
+        needed.unknown
+        or target.quantize
+        or set(memory.OFFLOADS) & set(measures)
+        or not cuda_graphs.records_passes(target.device, steps)
+        or diffusers_folder.denoiser_config(target.folder)[0] != "unet"
+    ):
+        return None
+    return replace(needed, graphs=cuda_graphs.graph_memory(needed.denoise))
 
 
 def _estimate(target: LoadTarget, width: int, height: int, dtype: str) -> MemoryEstimate:
