@@ -1,6 +1,7 @@
 """Planned peak memory against measured: `python -m benchmarks.memory [--device cuda] [--real]`.
 
-Without options: tiny pipelines of each family on the CPU, against the allocator's own count.
+Without options: tiny pipelines of each family on the CPU, against the allocator's own count, for
+float32 and bfloat16: a small size, one image a pass and four; a large one, with every measure.
 `--device cuda` measures them on a card by torch.cuda.max_memory_allocated(). `--real` takes the
 networks of the catalogue's models at their real width instead: on a card they are run with random
 weights; without one, their allocations are counted without computing anything.
@@ -22,9 +23,18 @@ from pathlib import Path
 
 from benchmarks import network_shapes
 from t2i_cli.backend import GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, device, load_target, memory, planning
+from t2i_cli.backends.local import (
+    LocalBackend,
+    LocalOptions,
+    batch_size,
+    device,
+    load_target,
+    memory,
+    planning,
+)
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.memory import MIB
+from t2i_cli.models import diffusers_folder, resolution
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest
 
@@ -40,6 +50,8 @@ FAMILIES = (
     "lumina2",
     "lcm",
 )
+SIDES = {2: (128, 320), 8: (256, 512)}
+"""A small and a large side in pixels, by the VAE's pixels per latent."""
 MEASURES: dict[str, tuple[memory.Measures, ...]] = {
     "cpu": ((), (memory.VAE_TILING,)),
     "gpu": (
@@ -131,7 +143,8 @@ def measure_pipeline(
 
     def generate() -> None:
         for outcome in backend.run(requests, lambda _: None, threading.Event()):
-            assert isinstance(outcome, GeneratedImage), outcome  # noqa: S101 - a benchmark
+            if not isinstance(outcome, GeneratedImage):
+                raise outcome.error
             assert outcome.info.batch_size == batch, outcome.info  # noqa: S101
 
     try:
@@ -156,13 +169,19 @@ def tiny_cases(place: Device, families: tuple[str, ...] = FAMILIES) -> Iterator[
     """Tiny pipelines of each family, whole runs."""
     from tests import tiny_models
 
-    dtypes = ["float32"] if place.kind == "cpu" else ["float32", "float16"]
+    half = "bfloat16" if place.kind == "cpu" else "float16"
     sets = MEASURES["gpu" if place.own_memory else "cpu"]
     with tempfile.TemporaryDirectory() as folder:
         for family in families:
             saved = tiny_models.save(family, Path(folder) / family)
-            for dtype, side, measures in itertools.product(dtypes, (256, 512), sets):
-                yield measure_pipeline(saved, place, dtype, side, 1, measures)
+            facts = resolution.pipeline_facts(saved, trust_remote_code=False)
+            alone = not batch_size.is_independent_class(facts.name, facts.module)
+            scale = diffusers_folder.vae_scale_factor(saved)
+            small, large = SIDES.get(scale, SIDES[8])
+            runs = [(small, batch, sets[0]) for batch in ((1,) if alone else (1, 4))]
+            runs += [(large, 1, measures) for measures in sets]
+            for dtype, (side, batch, measures) in itertools.product(("float32", half), runs):
+                yield measure_pipeline(saved, place, dtype, side, batch, measures)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,9 @@
 """The networks of the catalogue's models, built from their public configurations, without weights.
 
-docs/model_shapes.json holds the configurations and the numbers of parameters, read on 2026-11-26.
+docs/model_shapes.json holds the shapes as the models' authors have published them, written down
+without a network and not read again from the Hub; and what follows from them: the numbers of a
+component's weights, `parameters`, with the buffers that its files hold (SD 3.5's positions), and
+`largest`, those of its largest tensor, counted by building the networks.
 """
 
 import inspect

@@ -41,6 +41,10 @@ def test_picture_shows_its_prompt_and_records_everything(t2i: T2I, tmp_path: Pat
     assert result["seed"] == 3
     assert result["device"] == "cpu"
     assert result["bytes"] == path.stat().st_size
+    # What was planned; on a CPU nothing is measured.
+    assert result["memory"].keys() == {"weights_mib", "working_mib"}
+    assert 25 <= result["memory"]["weights_mib"] <= 40
+    assert 0 < result["memory"]["working_mib"] < 100
     inspected = t2i("inspect", result["path"], "--json")
     record = json.loads(inspected.stdout)
     assert record["request"]["prompt"] == PROMPT

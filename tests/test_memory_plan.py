@@ -55,6 +55,20 @@ def test_every_model_of_the_catalogue_has_its_shapes() -> None:
     assert set(SHAPES) == {name for name, spec in MODELS.items() if spec.repo}
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_have_the_bytes_of_the_download(name: str) -> None:
+    # Bytes of a number in the files that are downloaded, where they are not 2.
+    stored = {
+        "sd15": dict.fromkeys(SHAPES["sd15"]["components"], 4),
+        "z-image-turbo": {"transformer": 4},
+    }.get(name, {})
+    size = sum(
+        facts["parameters"] * stored.get(part, 2)
+        for part, facts in SHAPES[name]["components"].items()
+    )
+    assert size == pytest.approx(MODELS[name].download_bytes, rel=0.03)
+
+
 def test_sdxl_fits_into_8_gb_in_tiles(tmp_path: Path) -> None:
     found = plan(target("sdxl", tmp_path), 8 * GB)
     assert found.measures == (VAE_TILING, TEXT_ENCODER_OFFLOAD)

@@ -881,6 +881,7 @@ def test_the_real_one_makes_the_same_files_and_its_client_imports_nothing_heavy(
         for ours, theirs in zip(told, map(json.loads, cold.stdout.splitlines()), strict=True):
             differs = {"path": None, "seconds": None}
             assert ours | differs == theirs | differs
+            assert ours["memory"].keys() == {"weights_mib", "working_mib"}
             own = tmp_path / ours["path"]
             assert own.read_bytes() == (tmp_path / theirs["path"]).read_bytes()
 
