@@ -126,6 +126,7 @@ def test_previews_come_from_the_latents(server: Server) -> None:
     assert text.count("event: preview\n") == 2
     assert text.count("event: step\n") == 6
     assert text.endswith('event: done\ndata: {"images": 1, "failures": 0}\n\n')
+    assert re.search(r'"memory": ?\{"weights_mib": ?\d+, ?"working_mib": ?\d+\}', text)
 
 
 @pytest.mark.parametrize("how", ["close", "half-close"])

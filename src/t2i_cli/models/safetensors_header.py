@@ -32,17 +32,28 @@ _KEPT = re.compile(r"(^|\.)(lm_head|wo)\.|(^|\.)(pos|patch)_embed|^proj_(in|out)
 """Layers that quantisation may leave as they are: ends, and T5's `wo`, which is kept in float32."""
 
 
-TensorKind = Literal["linear", "modulation", "convolution", "embedding", "other"]
+_EMBEDDER = re.compile(
+    r"(^|\.)((t|cap|x|context|condition|patch)_embedder|patch_embedding|adaln_(single|proj)"
+    r"|latent_image_embedding|img_in|img_emb|final_layer|pooler)\."
+)
+"""Layers that diffusers' layer-wise casting leaves as they are in some transformers."""
+
+TensorKind = Literal["linear", "modulation", "embedder", "convolution", "embedding", "other"]
 """What a tensor is, as its name and shape tell: the weight of such a layer, or anything else.
 
-`modulation` is a linear layer inside a norm, as the transformers' adaptive norms have it.
+`modulation` is a linear layer inside a norm, as the transformers' adaptive norms have it;
+`embedder` is one at the network's ends, by which time, texts and images come in and out.
 """
 
 
 class TensorSizes(NamedTuple):
-    """A file's number of elements by dtype and kind, and that of its largest tensor."""
+    """A file's elements and rows by dtype and kind, in numbers, and those of its largest tensor.
+
+    A row is all elements with the same first index.
+    """
 
     elements: Counter[tuple[str, TensorKind]]
+    rows: Counter[tuple[str, TensorKind]]
     largest: int
 
 
@@ -85,11 +96,15 @@ def _check_tensors(header: object) -> tuple[TensorSizes, int]:
         raise ValueError("the header is no object")
     _check_metadata(header.pop("__metadata__", None))
     elements: Counter[tuple[str, TensorKind]] = Counter()
+    rows: Counter[tuple[str, TensorKind]] = Counter()
     largest = 0
     places = []
     for name, tensor in header.items():
         dtype, count, place = _check_tensor(tensor)
-        elements[dtype, _tensor_kind(name, len(tensor["shape"]))] += count
+        shape = tensor["shape"]
+        kind = _tensor_kind(name, len(shape))
+        elements[dtype, kind] += count
+        rows[dtype, kind] += shape[0] if shape else 1
         largest = max(largest, count)
         places.append(place)
     end = 0
@@ -97,18 +112,21 @@ def _check_tensors(header: object) -> tuple[TensorSizes, int]:
         if first != end:
             raise ValueError("tensors overlap, or leave a hole")
         end = last
-    return TensorSizes(elements, largest), end
+    return TensorSizes(elements, rows, largest), end
 
 
 def _tensor_kind(name: str, dimensions: int) -> TensorKind:
     """The kind of a tensor with that name and number of dimensions."""
     if not name.endswith(".weight") or _KEPT.search(name):
         return "other"
+    ends = _EMBEDDER.search(name)
     if dimensions != 2:
-        return "convolution" if dimensions in {3, 4, 5} else "other"
+        return "convolution" if dimensions in {3, 4, 5} and not ends else "other"
     if "norm" in name:
         return "modulation"
-    return "embedding" if _EMBEDDING.search(name) else "linear"
+    if _EMBEDDING.search(name):
+        return "embedding"
+    return "embedder" if ends else "linear"
 
 
 def _check_tensor(tensor: object) -> tuple[str, int, tuple[int, int]]:

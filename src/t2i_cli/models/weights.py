@@ -20,11 +20,13 @@ _FLOATS = {"F32", "F16", "BF16"}
 class ComponentWeights:
     """One component's number of tensor elements by stored dtype (safetensors' names: "F16").
 
-    `floats` has those of its float tensors by kind, `largest` is that of its largest tensor.
+    `floats` has those of its float tensors by kind, `rows` their rows; `largest` is that of its
+    largest tensor.
     """
 
     elements: dict[str, int]
     floats: Mapping[TensorKind, int] = field(default_factory=dict)
+    rows: Mapping[TensorKind, int] = field(default_factory=dict)
     largest: int = 0
 
     def size(self, dtype: str) -> int:
@@ -66,6 +68,7 @@ def find_variant(folder: Path, *, half: bool) -> str | None:
 def _component_weights(folder: Path, *, half: bool) -> ComponentWeights:
     elements: Counter[str] = Counter()
     floats: Counter[TensorKind] = Counter()
+    rows: Counter[TensorKind] = Counter()
     largest = 0
     for file in list_weight_files(folder, half=half):
         found = safetensors_header.read_tensor_sizes(file)
@@ -74,7 +77,10 @@ def _component_weights(folder: Path, *, half: bool) -> ComponentWeights:
             elements[dtype] += count
             if dtype in _FLOATS:
                 floats[kind] += count
-    return ComponentWeights(elements=dict(elements), floats=dict(floats), largest=largest)
+                rows[kind] += found.rows[dtype, kind]
+    return ComponentWeights(
+        elements=dict(elements), floats=dict(floats), rows=dict(rows), largest=largest
+    )
 
 
 def list_weight_files(folder: Path, *, half: bool) -> list[Path]:

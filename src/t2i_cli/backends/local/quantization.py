@@ -34,25 +34,26 @@ class _Method:
     """One value of `--quantize`.
 
     `package` is the distribution that it needs, of a version from `minimum`; `weight` are bytes of
-    a quantised weight, scales included, and `kinds` which weights are quantised. `dtype` is
-    the one that it computes in, if there is only one.
+    a quantised weight, with the scales of blocks, and `row` those of each row's scale; `kinds` are
+    the weights that are quantised. `dtype` is the one that it computes in, if there is only one.
     """
 
     package: str | None
     minimum: tuple[int, int] = (0, 0)
     weight: float
+    row: int = 0
     kinds: frozenset[TensorKind]
     dtype: str | None = None
 
 
-_MATRICES: frozenset[TensorKind] = frozenset({"linear", "modulation"})
+_MATRICES: frozenset[TensorKind] = frozenset({"linear", "modulation", "embedder"})
 _METHODS = {
-    # One scale in float32 for each row of a few thousand weights.
-    "int8": _Method(package="torchao", minimum=(0, 15), weight=1.01, kinds=_MATRICES),
+    # A scale in float32 and a zero point in 8 bits; a scale in float32.
+    "int8": _Method(package="torchao", minimum=(0, 15), weight=1, row=5, kinds=_MATRICES),
     "fp8": _Method(
-        package="torchao", minimum=(0, 15), weight=1.01, kinds=_MATRICES, dtype="bfloat16"
+        package="torchao", minimum=(0, 15), weight=1, row=4, kinds=_MATRICES, dtype="bfloat16"
     ),
-    "fp8-storage": _Method(package=None, weight=1.0, kinds=frozenset({"linear", "convolution"})),
+    "fp8-storage": _Method(package=None, weight=1, kinds=frozenset({"linear", "convolution"})),
     # Four bits, and a maximum in float32 for each block of 64 weights.
     "nf4": _Method(package="bitsandbytes", minimum=(0, 48), weight=0.5625, kinds=_MATRICES),
 }
@@ -165,6 +166,7 @@ def component_sizes(
             method = _METHODS[name]
             count = sum(weights.floats.get(each, 0) for each in method.kinds)
             sizes[component] -= int(count * (_DTYPE_BYTES[kind] - method.weight))
+            sizes[component] += method.row * sum(weights.rows.get(each, 0) for each in method.kinds)
     return sizes
 
 
