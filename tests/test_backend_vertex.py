@@ -270,8 +270,8 @@ def test_our_own_container_as_it_is(vertex: FakeVertex) -> None:
     ("serving", "refused"),
     [
         ("t2i", {"revision"}),
-        ("torchserve", {"revision", "scheduler", "quantize", "step_cache"}),
-        ("model-garden", {"revision", "seed", "scheduler", "quantize", "step_cache"}),
+        ("torchserve", {"revision", "scheduler", "quantize"}),
+        ("model-garden", {"revision", "seed", "scheduler", "quantize"}),
         (None, set(OPTIONAL_FIELDS)),
     ],
 )
@@ -285,7 +285,7 @@ def test_what_each_serving_honours(
     fields: dict[str, Any] = {
         **{"negative_prompt": "x", "seed": 1, "steps": 9, "guidance_scale": 4.0, "width": 64},
         **{"height": 32, "scheduler": "euler", "revision": "main"},
-        **{"quantize": "int8", "step_cache": 0.1},
+        "quantize": "int8",
     }
     for field, value in fields.items():
         if field not in refused:
