@@ -85,8 +85,8 @@ class Family:
         return resolved
 
     def planned_mib(self, request: ResolvedRequest) -> int:
-        """MiB that the plan wants beside the weights."""
-        return self._backend.plan(request).working_mib
+        """MiB that the plan wants beside the weights; 0 where it says that it does not know."""
+        return self._backend.plan(request).working_mib or 0
 
     def run(
         self, requests: Sequence[ResolvedRequest], backend: LocalBackend | None = None

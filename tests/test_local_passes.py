@@ -268,7 +268,7 @@ def test_language_models_encode_once_and_the_pictures_are_the_same(
 def language_model() -> LibraryObject:
     from tests import tiny_language
 
-    return tiny_language._model("Qwen3ForCausalLM")
+    return tiny_language.language_model("Qwen3ForCausalLM")
 
 
 def cached(model: LibraryObject) -> LibraryObject:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import network_shapes
-from t2i_cli.backends.local import load_target, memory, planning
+from t2i_cli.backends.local import device, load_target, memory, planning
 from t2i_cli.backends.local.device import Device, MemoryInfo
 from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.memory import GROUP_OFFLOAD, TEXT_ENCODER_OFFLOAD, VAE_TILING
@@ -160,9 +160,7 @@ def test_a_pass_is_no_larger_than_its_graphs_allow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aim = target("sd15", tmp_path)
-    monkeypatch.setattr(
-        planning.device, "device_memory", lambda _: MemoryInfo(free=12 * GB, total=12 * GB)
-    )
+    monkeypatch.setattr(device, "device_memory", lambda _: MemoryInfo(free=12 * GB, total=12 * GB))
     request = factories.request(model="sd15", width=512, height=512, steps=30)
     with_them, without = (
         planning.max_batch_size(aim, request, (), 0, graphs=graphs) for graphs in (True, False)
