@@ -9,7 +9,6 @@ _BY_NAME = "refused for the letters of its name or an optional input (models/res
 _NO_WEIGHTS = (
     "a component without weights is taken for one that has some (models/diffusers_folder.py)"
 )
-_SCHEDULERS = "schedulers that do not fit are told after loading (models/schedulers.py)"
 _PACKAGE = "a missing package is told after loading, as damage (models/component_check.py)"
 _MULTIPLE = "its sizes are multiples of another number (models/resolution.py: _multiple)"
 _OWN_SIZES = "it makes sizes of its own, told after the run (backends/local/pipeline.py)"
@@ -34,31 +33,6 @@ _FAILING: dict[str, dict[str, tuple[str, ...]]] = {
         "KandinskyCombinedPipeline": ("picture", *_RUN),
         "KandinskyV22CombinedPipeline": ("picture", *_RUN),
         "ZImageOmniPipeline": ("picture", *_RUN),
-    },
-    _SCHEDULERS: {
-        "BriaFiboPipeline": ("schedulers",),
-        "BriaPipeline": ("schedulers",),
-        "ChromaPipeline": ("schedulers",),
-        "CogView4Pipeline": ("schedulers",),
-        "ErnieImagePipeline": ("schedulers",),
-        "Flux2KleinPipeline": ("schedulers",),
-        "Flux2Pipeline": ("schedulers",),
-        "FluxKontextPipeline": ("schedulers",),
-        "FluxPipeline": ("schedulers",),
-        "GlmImagePipeline": ("schedulers",),
-        "HiDreamImagePipeline": ("schedulers",),
-        "IFPipeline": ("schedulers",),
-        "Kandinsky3Pipeline": ("schedulers",),
-        "Krea2Pipeline": ("schedulers",),
-        "LatentConsistencyModelPipeline": ("schedulers",),
-        "LongCatImagePipeline": ("schedulers",),
-        "Lumina2Pipeline": ("schedulers",),
-        "NucleusMoEImagePipeline": ("schedulers",),
-        "OvisImagePipeline": ("schedulers",),
-        "QwenImagePipeline": ("schedulers",),
-        "SemanticStableDiffusionPipeline": ("schedulers",),
-        "StableDiffusionSAGPipeline": ("schedulers",),
-        "ZImagePipeline": ("schedulers",),
     },
     _PACKAGE: {
         "Cosmos2TextToImagePipeline": ("package",),

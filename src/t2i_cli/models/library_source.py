@@ -167,6 +167,7 @@ def missing_imports(module_name: str) -> bool:
     return any(package_folder(root) is None for root in roots)
 
 
+@cache
 def ancestors(cls: SourceClass) -> list[SourceClass] | None:
     """The method resolution order, `None` if a base is not found.
 

@@ -35,7 +35,7 @@ from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Loaded, Loading, OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, diffusers_folder, downloaded, resolution, schedulers
+from t2i_cli.models import catalog, diffusers_folder, downloaded, resolution, scheduler_support
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import console
@@ -166,7 +166,9 @@ class LocalBackend:
         if spec.flow is None:
             raise InputError(f"The scheduler of {spec.name} cannot be changed.", field="scheduler")
         own = diffusers_folder.component_config(self._target(request).folder, "scheduler")
-        schedulers.check_scheduler(request.scheduler, spec.flow, own, spec.name)
+        scheduler_support.check_scheduler_support(
+            request.scheduler, spec.pipeline, spec.flow, own, spec.name
+        )
 
     def _plan_memory(
         self, target: LoadTarget, request: ResolvedRequest, resident: int = 0

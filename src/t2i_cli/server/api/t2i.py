@@ -17,8 +17,8 @@ from t2i_cli.errors import InputError
 from t2i_cli.events import EVENT_NAMES, Notice, Preview
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import schedulers
 from t2i_cli.models.example_prompts import example_prompts
+from t2i_cli.models.scheduler_support import schedulers_of
 from t2i_cli.models.step_cache_support import step_cache_complaint
 from t2i_cli.request_fields import MODEL_DEFAULTS
 from t2i_cli.server import responses
@@ -48,7 +48,7 @@ def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
         """The served model: its own settings, and what it takes."""
         spec = await engine.wait_described()
         return responses.json_response(
-            _model_object(spec)
+            await asyncio.to_thread(_model_object, spec)
             | {"limits": asdict(engine.limits), "auth": options.api_key is not None}
         )
 
@@ -89,7 +89,7 @@ def _model_object(spec: ModelSpec) -> dict[str, object]:
         "multiple": spec.multiple,
         "negative_prompt": spec.negative_prompt,
         "guidance": spec.guidance_argument is not None,
-        "schedulers": schedulers.usable_scheduler_names(spec.flow) if spec.flow is not None else [],
+        "schedulers": schedulers_of(spec),
         "step_cache": step_cache_complaint(spec.name, spec.pipeline) is None,
         "refuses": [field for field, _ in spec.refuses],
         "formats": list(image_formats.EXTENSIONS),
