@@ -24,9 +24,10 @@ class RequestField:
 
     For people: `help` describes it, `default` describes its value when not set, `label` is its
     short name on pages, `placeholder` that of its input, `summary` its format in plans. `flags` are
-    its option's names, empty if each command declares its own; `unit` is the value's unit, `low`
-    and `high` are its inclusive range; text with `choices` is one of them. `unset` is a number that
-    stands for "not set", as other programs write it.
+    its option's names, empty if each command declares its own; with `repeated` the option may be
+    given several times, and `parse` takes a list. `unit` is the value's unit, `low` and `high` are
+    its inclusive range; text with `choices` is one of them. `unset` is a number that stands for
+    "not set", as other programs write it.
 
     For servers: `dialects` maps each dialect that takes it to its name there, `true_cfg` is another
     name (see Dialect); `aliases` are names that clients of other servers use, which t2i's takes as
@@ -49,6 +50,7 @@ class RequestField:
     placeholder: str | None = None
     summary: str | None = None
     flags: tuple[str, ...] = ()
+    repeated: bool = False
     unit: str | None = None
     low: int | None = None
     high: float | None = None
@@ -75,7 +77,11 @@ class RequestField:
 
     def is_unset(self, value: object) -> bool:
         """Whether a value stands for "not set"."""
-        return value is None or (self.unset is not None and value == self.unset)
+        return (
+            value is None
+            or (self.repeated and value == [])
+            or (self.unset is not None and value == self.unset)
+        )
 
     def check(self, value: Any) -> None:  # noqa: ANN401 - of the field's own type
         """Raise InputError for a value that no model takes."""

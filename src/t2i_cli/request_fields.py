@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
+from t2i_cli.request_extras import Extras, extras_to_json, parse_extras
 from t2i_cli.request_field import RequestField
 
 FieldValue = str | int | float
@@ -257,6 +258,20 @@ class RequestFields:
             servings=frozenset({"t2i"}),
             infotext="Step cache",
             needs="step_cache",
+        )
+    )
+    extras: Extras | None = _declared(
+        RequestField(
+            flags=("--set",),
+            repeated=True,
+            help="An argument of the model's pipeline, as clip_skip=1; may be repeated.",
+            label="Extras",
+            dialects=_named("extras", "t2i"),
+            servings=frozenset({"t2i"}),
+            infotext="Extras",
+            parse=parse_extras,
+            to_json=extras_to_json,
+            on_page=False,
         )
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from t2i_cli.errors import InputError
 from t2i_cli.models.request_resolution import build_request
+from t2i_cli.request_extras import extra_options
 from t2i_cli.request_fields import FIELDS
 
 
@@ -27,7 +28,9 @@ def generate_command(record: Mapping[str, object]) -> list[str] | None:
     for name, known in FIELDS.items():
         if (value := request.get(name)) is None or name == "prompt":
             continue
-        words += ["--seed", str(value)] if name == "seed" else _option(known.flags[0], str(value))
+        texts = extra_options(value) if name == "extras" else [str(value)]
+        for text in texts:
+            words += ["--seed", text] if name == "seed" else _option(known.flags[0], text)
     words += _backend_options(record.get("lock"))
     extension = str(record.get("file") or "").rpartition(".")[2].lower()
     if format := {"jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}.get(extension):
@@ -43,13 +46,23 @@ def _is_request(request: Mapping[str, object]) -> bool:
             continue
         if known is None or isinstance(value, bool) or not (known.flags or name in _BY_HAND):
             return False
-        if not isinstance(value, (int, float) if known.kind is float else known.kind):
+        if name == "extras":
+            kind: type | tuple[type, ...] = dict
+        else:
+            kind = (int, float) if known.kind is float else known.kind
+        if not isinstance(value, kind):
             return False
         # A carriage return ends the line where a terminal pastes it.
         if isinstance(value, str) and "\r" in value:
             return False
     try:
-        build_request({name: value for name, value in request.items() if value is not None})
+        build_request(
+            {
+                name: parse(value) if (parse := FIELDS[name].parse) else value
+                for name, value in request.items()
+                if value is not None
+            }
+        )
     except (InputError, TypeError):
         return False
     return True

@@ -169,7 +169,7 @@ def _field_option(field: "Field[Any]", hint: object, panel: str | None) -> inspe
     if FIELD in field.metadata:
         known = FIELDS[field.name]
         if known.flags:
-            name, kind = _parameter_name(known.flags), (str if known.parse else known.kind) | None
+            name, kind = _parameter_name(known.flags), _option_kind(known)
             info = typer.Option(*known.flags, help=field_help(known))
     elif get_origin(hint) is Annotated:
         kind, *marks = get_args(hint)
@@ -194,6 +194,12 @@ def _field_option(field: "Field[Any]", hint: object, panel: str | None) -> inspe
         default=field.default,
         annotation=Annotated[kind, info],
     )
+
+
+def _option_kind(known: RequestField) -> object:
+    if known.repeated:
+        return list[str] | None
+    return (str if known.parse else known.kind) | None
 
 
 def _finite(value: float | None) -> float | None:

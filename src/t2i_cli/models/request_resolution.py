@@ -7,6 +7,11 @@ from dataclasses import replace
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import schedulers
+from t2i_cli.models.extras_support import (
+    TRUE_GUIDANCE,
+    acts_by_true_guidance,
+    takes_true_guidance,
+)
 from t2i_cli.models.step_cache_support import step_cache_complaint
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS
@@ -48,7 +53,7 @@ def resolve_request(
     user_set = {name for name, value in values.items() if value is not None}
     for name, complaint in _unsupported(request, spec):
         if not lenient:
-            raise InputError(complaint, hint="--lenient goes on without it.", field=name)
+            raise InputError(complaint, hint=_way_out(name, spec), field=name)
         on_note(f"{complaint} It is left out.")
         values[name] = None
         user_set.discard(name)
@@ -101,7 +106,9 @@ def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, s
         guidance = request.guidance_scale
         if guidance is None:
             guidance = spec.guidance_scale
-        if not spec.negative_prompt:
+        if acts_by_true_guidance(request):
+            pass  # Whether the model takes it is checked with the other extras.
+        elif not spec.negative_prompt:
             found.append(("negative_prompt", f"{spec.name} takes no negative prompt."))
         elif guidance is not None and guidance <= spec.guidance_off:
             found.append(
@@ -112,6 +119,13 @@ def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, s
                 )
             )
     return found
+
+
+def _way_out(name: str, spec: ModelSpec) -> str:
+    """The hint to go on with a request that has an unsupported field."""
+    if name == "negative_prompt" and takes_true_guidance(spec.pipeline):
+        return f"It acts with --set {TRUE_GUIDANCE}=4, as each step then runs the model twice."
+    return "--lenient goes on without it."
 
 
 def _check_scheduler(request: GenerateRequest) -> None:

@@ -4,10 +4,12 @@ import ast
 from collections.abc import Mapping
 from functools import cache
 from inspect import Parameter
+from types import MappingProxyType
 
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import class_facts, diffusers_folder, library_source, schedulers
+from t2i_cli.models.extras_support import SCHEDULES
 from t2i_cli.models.schedulers import SchedulerSpec
 from t2i_cli.models.source_evaluation import SourceFrame
 from t2i_cli.models.source_values import (
@@ -18,9 +20,10 @@ from t2i_cli.models.source_values import (
     SourceValue,
     UnfitScheduler,
 )
+from t2i_cli.request import ResolvedRequest
 
-_GIVEN = {"num_inference_steps": PRESENT}
-_LEFT_ALONE = {"timesteps": None, "sigmas": None}
+_GIVEN: Mapping[str, SourceValue] = {"num_inference_steps": PRESENT}
+_LEFT_ALONE: Mapping[str, SourceValue] = {"timesteps": None, "sigmas": None}
 """Arguments of pipelines that t2i passes only if a user sets them."""
 
 
@@ -40,6 +43,24 @@ def check_scheduler_support(
             if fitting
             else "Leave --scheduler away for the model's own.",
             field="scheduler",
+        )
+
+
+def check_schedule(request: ResolvedRequest, spec: ModelSpec, own: Mapping[str, object]) -> None:
+    """Raise InputError if the scheduler does not take the steps that the request's extras set."""
+    given = {name: PRESENT for name, _ in request.extras or () if name in SCHEDULES}
+    own_class = str(own.get("_class_name"))
+    cls, config = own_class, _with_defaults(own_class, own)
+    if not given or spec.pipeline is None or not own:
+        return
+    if request.scheduler:
+        chosen = schedulers.find_scheduler(request.scheduler, spec.flow)
+        cls, config = chosen.cls, _changed_config(chosen, own_class, own)
+    if reason := _unfit_reason(spec.pipeline, cls, config, given):
+        name = request.scheduler or cls
+        raise InputError(
+            f"The scheduler {name!r} does not take {next(iter(given))} in {spec.name}: {reason}.",
+            field="extras",
         )
 
 
@@ -115,16 +136,25 @@ def _defaults_of(cls: str) -> dict[str, SourceValue]:
     }
 
 
-def _unfit_reason(pipeline: str, cls: str, config: Mapping[str, SourceValue]) -> str | None:
+def _unfit_reason(
+    pipeline: str,
+    cls: str,
+    config: Mapping[str, SourceValue],
+    extras: Mapping[str, SourceValue] = MappingProxyType({}),
+) -> str | None:
     found = library_source.find_class("diffusers", pipeline)
     _, call = (library_source.find_attribute(found, "__call__") if found else None) or (None, None)
     scheduler = _scheduler_value(cls, config)
     if found is None or scheduler is None or not isinstance(call, ast.FunctionDef):
         return None
     names = [each.arg for each in (*call.args.args, *call.args.kwonlyargs)]
-    given = dict.fromkeys(names, UNKNOWN) | _LEFT_ALONE | _GIVEN
+    given = {**dict.fromkeys(names, UNKNOWN), **_LEFT_ALONE, **_GIVEN, **extras}
     frame = SourceFrame(found.module, given | {"self": PipelineValue(found, scheduler)})
+    _, created = library_source.find_attribute(scheduler.cls, "__init__") or (None, None)
     try:
+        if isinstance(created, ast.FunctionDef):
+            own = {**scheduler.config, "self": scheduler}
+            SourceFrame(scheduler.cls.module, own, inside=True).run(created)
         frame.run(call)
     except UnfitScheduler as failure:
         return str(failure).replace("The current scheduler class …", cls)
@@ -176,6 +206,8 @@ def _members(node: ast.ClassDef | None) -> set[str]:
 _FRACTIONAL = "its timesteps are no whole numbers"
 _REPEATED = "its first timesteps are equal at the model's noise"
 KNOWN_MISFITS: Mapping[str, Mapping[str, str]] = {
+    "ErnieImagePipeline": {"unipc": "it takes no tensor of sigmas"},
+    "ZImagePipeline": {"unipc": "it takes no list of sigmas"},
     "Kandinsky3Pipeline": dict.fromkeys(("dpm++2m-karras", "dpm++2m-sde-karras"), _REPEATED),
     "SemanticStableDiffusionPipeline": {"heun": "it makes more passes than there are steps"},
     "StableDiffusionSAGPipeline": dict.fromkeys(

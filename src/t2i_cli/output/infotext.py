@@ -16,6 +16,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.models import schedulers
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_extras import extras_text
 from t2i_cli.request_field import RequestField
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
 
@@ -61,6 +62,8 @@ def format_infotext(request: ResolvedRequest, info: GenerationInfo, size: tuple[
     }
     settings |= {key: _field_text(field, request) for key, field in _INFOTEXT_FIELDS.items()}
     ordered = {key: settings.pop(key) for key in _FIRST_SETTINGS} | settings
+    if request.extras and isinstance(skip := dict(request.extras).get("clip_skip"), int):
+        ordered["Clip skip"] = str(skip + 1)  # AUTOMATIC1111 counts the last layer, too
     ordered["Version"] = f"t2i {__version__}"
     lines.append(", ".join(f"{key}: {_quote(v)}" for key, v in ordered.items() if v is not None))
     return "\n".join(lines)
@@ -174,6 +177,8 @@ def _negative_line(lines: list[str]) -> int | None:
 
 def _field_text(field: RequestField, request: ResolvedRequest) -> str | None:
     value = field.json_value(getattr(request, field.name))
+    if isinstance(value, dict):
+        return extras_text(value)
     return None if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)
 
 

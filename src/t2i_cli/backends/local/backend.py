@@ -19,6 +19,7 @@ from t2i_cli.backends.local import (
     memory_use,
     oom_fallback,
     outcomes,
+    parameter_check,
     pipeline,
     placement,
     planning,
@@ -35,7 +36,7 @@ from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Loaded, Loading, OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, diffusers_folder, downloaded, resolution, scheduler_support
+from t2i_cli.models import catalog, downloaded, resolution
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import console
@@ -161,14 +162,13 @@ class LocalBackend:
         """Raise InputError for a field that cannot be honoured here; reads configs only."""
         spec = self._spec(request)
         lossy_plan.check_lossy_fields(request, spec, self._options)
-        if request.scheduler is None:
-            return
-        if spec.flow is None:
-            raise InputError(f"The scheduler of {spec.name} cannot be changed.", field="scheduler")
-        own = diffusers_folder.component_config(self._target(request).folder, "scheduler")
-        scheduler_support.check_scheduler_support(
-            request.scheduler, spec.pipeline, spec.flow, own, spec.name
-        )
+        if request.extras or request.scheduler is not None:
+            parameter_check.check_parameters(
+                request,
+                spec,
+                self._target(request).folder,
+                trust_remote_code=self._options.trust_remote_code,
+            )
 
     def _plan_memory(
         self, target: LoadTarget, request: ResolvedRequest, resident: int = 0

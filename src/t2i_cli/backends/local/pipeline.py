@@ -16,12 +16,12 @@ from t2i_cli.backends.local.pipeline_output import PipelineOutput
 from t2i_cli.backends.local.previews import PreviewHook
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Step
-from t2i_cli.models import libraries
+from t2i_cli.models import extras_support, libraries
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
 
-_HONOURED_ELSEWHERE = {"quantize", "step_cache"}
+_HONOURED_ELSEWHERE = {"extras", "quantize", "step_cache"}
 """Added fields that act otherwise than by an argument of the pipeline."""
 
 
@@ -89,6 +89,7 @@ def pipeline_arguments(
         # Without a negative prompt, these pipelines silently skip guidance.
         arguments["negative_prompt"] = [" "] * len(requests)
     arguments |= _size_arguments(parameters, first)
+    arguments |= extras_support.extra_arguments(first, parameters, len(requests))
     if "output_type" in parameters and pipeline_output.returns_arrays(loaded.pipe):
         arguments["output_type"] = "np"
     return {name: value for name, value in arguments.items() if value is not None}
