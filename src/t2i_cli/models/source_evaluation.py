@@ -166,7 +166,7 @@ class SourceFrame:
                 base = self.value(whole)
                 if isinstance(base, ConfigValue) and isinstance(part, ast.Constant):
                     return base.entry(part.value)
-                return UNKNOWN
+                return PRESENT if base is PRESENT and isinstance(part, ast.Slice) else UNKNOWN
             case ast.BinOp(left=left, right=right):
                 list(map(self.value, (left, right)))
                 return PRESENT
