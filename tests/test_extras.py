@@ -1,6 +1,8 @@
 """Arguments of a pipeline in a request: `--set name=value`, and `extras` in rows and bodies."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,12 +168,32 @@ def test_records_give_them_back() -> None:
     assert "--set clip_skip=1 --set 'guidance_schedule=\"a b\"'" in words
 
 
+def test_a_dry_run_refuses_an_extra_before_anything_is_loaded(
+    t2i_env: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "t2i_cli", "generate", "x", "-m", "postcard", "--dry-run"]
+    done = subprocess.run(
+        [*command, "--json", "--set", "clip_skp=1"],
+        env=t2i_env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert error["message"] == "postcard takes no clip_skp; did you mean clip_skip?"
+    assert error["field"] == "extras"
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("pipeline", "extras", "negative"),
     [
         ("FluxPipeline", {"true_cfg_scale": 4.0}, "rain and fog"),
-        ("StableDiffusionPipeline", {"guidance_rescale": 0.7, "clip_skip": 1}, None),
+        ("StableDiffusionPipeline", {"guidance_rescale": 0.7, "eta": 0.5}, None),
+        ("StableDiffusionXLPipeline", {"clip_skip": 1}, None),
     ],
 )
 def test_the_picture_is_that_of_plain_diffusers_with_the_same_arguments(
@@ -184,3 +206,16 @@ def test_the_picture_is_that_of_plain_diffusers_with_the_same_arguments(
         assert difference(made, family.picture()) > 1
         assert difference(made, family.plain(**extras, **fields)) <= 1
     family.close()
+
+
+@pytest.mark.full
+def test_clip_skip_acts_in_stable_diffusion_1(tmp_path: Path) -> None:
+    name = "StableDiffusionPipeline"
+    family = Family(name, families.save(name, tmp_path / name))
+    with libraries.suppress_warnings():
+        pictures = [family.picture(extras=parse_extras({"clip_skip": n})) for n in (1, 2)]
+        pictures.append(family.picture())
+    family.close()
+    assert all(
+        difference(pictures[one], pictures[other]) > 1 for one, other in ((0, 1), (0, 2), (1, 2))
+    )

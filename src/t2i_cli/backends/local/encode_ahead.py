@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Self
 
-from t2i_cli.backends.local import device, memory, pipeline, prompt_embedding_cache
+from t2i_cli.backends.local import clip_layers, device, memory, pipeline, prompt_embedding_cache
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.errors import error_reason
 from t2i_cli.events import Notice
@@ -67,7 +67,7 @@ def _encode(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) -> None
     loaded.set_scheduler(requests[0].scheduler)
     loaded.pipe.progress_bar = _StopAtDenoising()
     try:
-        with libraries.suppress_warnings():
+        with libraries.suppress_warnings(), clip_layers.skipping_layers(loaded.pipe, requests[0]):
             loaded.pipe(**arguments, generator=generators)
     except _TextsEncoded:
         return

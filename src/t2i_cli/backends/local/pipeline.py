@@ -6,6 +6,7 @@ from threading import Event as Flag
 from typing import Any, Self
 
 from t2i_cli.backends.local import (
+    clip_layers,
     pipeline_output,
     prompt_embedding_cache,
     prompt_warnings,
@@ -52,7 +53,8 @@ def run_pipeline(
     try:
         caching = step_cache.step_caching(loaded.pipe, requests[0].step_cache)
         running = loaded.engine.running(requests[0].steps or 0, len(requests))
-        with libraries.suppress_warnings(), preview_hook, caching, running:
+        skipping = clip_layers.skipping_layers(loaded.pipe, requests[0])
+        with libraries.suppress_warnings(), preview_hook, caching, running, skipping:
             output = loaded.pipe(**pipeline_arguments(loaded, requests), generator=generators)
     except Exception:  # any error: it is raised again
         # Offload the networks again, as the pipeline itself does at its end.
