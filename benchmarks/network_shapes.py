@@ -17,7 +17,7 @@ from typing import Any
 
 from t2i_cli.backends.local import working_memory
 from t2i_cli.backends.local.device import Device
-from t2i_cli.models import diffusers_folder
+from t2i_cli.models import sources
 from t2i_cli.models.libraries import LibraryObject
 
 SHAPES_FILE = Path(__file__).parent.parent / "docs" / "model_shapes.json"
@@ -108,7 +108,7 @@ def planned_bytes(name: str, folder: Path, side: int, element: int) -> int:
     elif name == "vae":
         planned = working_memory.decoder_bytes(folder, side**2, element)
     else:
-        parts = diffusers_folder.list_components(folder)
+        parts = sources.list_parts(folder)
         encoders = [part for part in parts if part.name == name]
         planned = working_memory.encoder_bytes(folder, encoders, element)
     assert planned is not None  # noqa: S101 - a benchmark

@@ -15,7 +15,7 @@ from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import T2IError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import diffusers_folder, libraries
+from t2i_cli.models import libraries, sources
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -110,7 +110,7 @@ class Family:
 
         with libraries.suppress_warnings():
             if self._pipe is None:
-                without = dict.fromkeys(diffusers_folder.absent_components(self._folder))
+                without = dict.fromkeys(sources.absent_parts(self._folder))
                 self._pipe = DiffusionPipeline.from_pretrained(
                     self._folder, use_safetensors=True, **without
                 )

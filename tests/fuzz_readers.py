@@ -26,7 +26,7 @@ from t2i_cli.batch import gallery, manifest, manifest_lines, manifest_merge, tim
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Event
 from t2i_cli.files import state_files, weight_files
-from t2i_cli.models import diffusers_folder, safetensors_header, weights
+from t2i_cli.models import diffusers_folder, safetensors_header, sources
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import (
     error_body,
@@ -219,8 +219,8 @@ def read_model_index(data: bytes, folder: Path) -> None:
     """A model's list of components."""
     model = _model(folder)
     (model / "model_index.json").write_bytes(data)
-    diffusers_folder.list_components(model)
-    diffusers_folder.absent_components(model)
+    sources.list_parts(model)
+    sources.absent_parts(model)
     diffusers_folder.float32_decoder(model, "float16")
 
 
@@ -251,7 +251,7 @@ def mutate_header(chance: Random, valid: Sequence[bytes]) -> bytes:
 
 def read_shard_index(data: bytes, folder: Path) -> None:
     """The index of weights in shards."""
-    weights._shards(_written(folder, "unet/x.index.json", data))
+    sources.shard_paths(_written(folder, "unet/x.index.json", data))
 
 
 def read_repository_names(data: bytes, _folder: Path) -> None:
@@ -265,9 +265,9 @@ def read_repository_names(data: bytes, _folder: Path) -> None:
     names = parsed if isinstance(parsed, list) else []
     texts = [name for name in names if isinstance(name, str)]
     index = {"unet": ["diffusers", "UNet2DConditionModel"], "_class_name": parsed}
-    weight_files.choose_weights(texts, half=True)
+    weight_files.choose_weights(texts, "float16")
     files.config_files(index, texts)
-    files.needed_files("a/b", index, texts, True)
+    files.needed_files("a/b", index, texts, "float16")
 
 
 # The Hub.
@@ -332,7 +332,7 @@ def read_hub_index(data: bytes, folder: Path) -> None:
 
     _written(folder, "model_index.json", data)
     sizes = {"unet/config.json": 1, "unet/diffusion_pytorch_model.safetensors": 5}
-    Snapshot(repo="a/b", commit="c", folder=folder, sizes=sizes, obstacle=None).needed(False)
+    Snapshot(repo="a/b", commit="c", folder=folder, sizes=sizes, obstacle=None).needed("float32")
 
 
 # Google.

@@ -232,7 +232,7 @@ RARE: dict[str, Callable[[], object]] = {
     "time to live": lambda: plan._duration("--ttl", ""),
     "name of a deployment": lambda: plan._name("", ModelSource(spec=ModelSpec(name="m"))),
     "weights of none": lambda: containers.local_weights(
-        ModelSource(spec=ModelSpec(name="")), half=False
+        ModelSource(spec=ModelSpec(name="")), dtype="float32"
     ),
     "archive": lambda: container.archived_source(ModelSource(spec=ModelSpec(name=""))),
     "no scheduler": lambda: schedulers.find_scheduler("", None),

@@ -203,7 +203,7 @@ def test_an_index_names_files_of_its_folder(weight_map: object, folder: Path) ->
     index = folder / f"{WEIGHTS}.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ModelError, match="names no weight files"):
-        weights.read_weight_headers(folder, half=False)
+        weights.read_weight_headers(folder, "float32")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_an_index_names_files_of_its_folder(weight_map: object, folder: Path) ->
 def test_a_header_of_another_form_is_damaged(header: bytes, folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ModelError, match="is damaged"):
-        weights.read_weight_headers(folder, half=False)
+        weights.read_weight_headers(folder, "float32")
 
 
 @pytest.mark.parametrize("value", ["x", ["x"], [[1]], -1, 2**40, {"a": 1}])

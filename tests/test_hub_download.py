@@ -58,11 +58,11 @@ def fetch(
     name: str = NAME,
     revision: str | None = None,
     offline: bool = False,
-    half: bool = False,
+    dtype: str = "float32",
 ) -> Path:
     seen = [] if events is None else events
     return t2i_hub.download_model(
-        name, revision=revision, offline=offline, half=half, on_event=seen.append
+        name, revision=revision, offline=offline, dtype=dtype, on_event=seen.append
     )
 
 
@@ -109,13 +109,13 @@ def test_progress_moves_while_a_file_comes(
 
 
 def test_fetch_half_brings_fp16(hub: FakeHub, cache: Path) -> None:
-    assert content(fetch(half=True)) == CONFIGS | {HALF, TEXT}
+    assert content(fetch(dtype="float16")) == CONFIGS | {HALF, TEXT}
 
 
 def test_weights_here_win_over_the_preferred_variant(hub: FakeHub, cache: Path) -> None:
-    fetch(half=True)
+    fetch(dtype="float16")
     hub.requests.clear()
-    fetch(half=False)
+    fetch(dtype="float32")
     assert hub.fetched() == []
 
 
@@ -144,7 +144,7 @@ def test_offline_asks_nothing(hub: FakeHub, cache: Path, revision: str | None) -
     hub.requests.clear()
     assert content(fetch(offline=True, revision=revision)) == CONFIGS | {FULL, TEXT}
     t2i_hub.fetch_configs(NAME, revision=revision, offline=True)
-    size = t2i_hub.download_size(NAME, revision=revision, offline=True, half=False)
+    size = t2i_hub.download_size(NAME, revision=revision, offline=True, dtype="float32")
     assert size.missing_bytes == 0
     assert hub.requests == []
 
@@ -311,7 +311,9 @@ def test_an_interrupted_connection_goes_on_within_a_run(
         if isinstance(event, Notice) and "poor" in event.message:
             hub.cut.clear()
 
-    folder = t2i_hub.download_model(NAME, revision=None, offline=False, half=False, on_event=heal)
+    folder = t2i_hub.download_model(
+        NAME, revision=None, offline=False, dtype="float32", on_event=heal
+    )
     assert (folder / FULL).read_bytes() == repository()[FULL]
     assert any(seen.range for seen in hub.requests)
 
@@ -325,7 +327,9 @@ def test_ctrl_c_ends_the_download_and_leaves_nothing_unfinished(hub: FakeHub, ca
 
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        t2i_hub.download_model(NAME, revision=None, offline=False, half=False, on_event=interrupt)
+        t2i_hub.download_model(
+            NAME, revision=None, offline=False, dtype="float32", on_event=interrupt
+        )
     assert time.monotonic() - start < 3
     assert list(cache.glob("models--*/blobs/*.incomplete")) == []
 
@@ -349,7 +353,7 @@ def test_a_new_commit_downloads_only_what_changed(hub: FakeHub, cache: Path) -> 
     fetch()
     hub.repos[NAME] = Repo(repository() | {"unet/config.json": b'{"new": true}'})
     hub.requests.clear()
-    size = t2i_hub.download_size(NAME, revision=None, offline=False, half=False)
+    size = t2i_hub.download_size(NAME, revision=None, offline=False, dtype="float32")
     assert size.missing_bytes == len(b'{"new": true}')
     fetch()
     assert hub.fetched() == ["unet/config.json"]
@@ -360,7 +364,7 @@ def test_files_of_an_older_commit_are_linked(hub: FakeHub, cache: Path) -> None:
     hub.repos[NAME] = Repo(repository() | {"README.md": b"new"})
     folder = t2i_hub.fetch_configs(NAME, revision=None, offline=False)
     assert folder != old
-    size = t2i_hub.download_size(NAME, revision=None, offline=False, half=False)
+    size = t2i_hub.download_size(NAME, revision=None, offline=False, dtype="float32")
     assert size.missing_bytes == 0
     assert content(folder) == content(old)
 
@@ -373,7 +377,7 @@ def test_one_run_asks_once_for_the_commit(
     monkeypatch.setattr(snapshot, "_COMMIT_TTL", ASKED_SECONDS)
     monkeypatch.setattr(snapshot, "_resolved", {})
     t2i_hub.fetch_configs(NAME, revision=None, offline=False)
-    t2i_hub.download_size(NAME, revision=None, offline=False, half=False)
+    t2i_hub.download_size(NAME, revision=None, offline=False, dtype="float32")
     fetch()
     assert len(hub.requests) == 1
 
@@ -396,8 +400,8 @@ def test_an_answer_of_the_hub_holds_for_a_minute(
 
 
 def test_download_size(hub: FakeHub, cache: Path) -> None:
-    full = t2i_hub.download_size(NAME, revision="v1", offline=False, half=False)
-    half = t2i_hub.download_size(NAME, revision="v1", offline=False, half=True)
+    full = t2i_hub.download_size(NAME, revision="v1", offline=False, dtype="float32")
+    half = t2i_hub.download_size(NAME, revision="v1", offline=False, dtype="float16")
     assert full.total_bytes - half.total_bytes == 300_000
     index = len(repository()["model_index.json"])
     assert full.missing_bytes == full.total_bytes - index

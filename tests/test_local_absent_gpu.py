@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i_cli import diagnostics
+from t2i_cli import diagnostics, postcard
 from t2i_cli.backends.local import LocalBackend, LocalOptions, absent_gpu, device, loading
 from t2i_cli.backends.local.device import Device
 from t2i_cli.cli.commands import models
@@ -236,7 +236,7 @@ def test_the_second_card_of_rocm_has_that_name_too(monkeypatch: pytest.MonkeyPat
 def test_a_download_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     refused(None)
-    assert not models._uses_half_precision()
+    assert models._computed_dtype(postcard.FOLDER) == "float32"
 
 
 def test_mps_is_apples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, batch_size
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Event, Notice
-from t2i_cli.models import diffusers_folder, libraries, schedulers
+from t2i_cli.models import libraries, schedulers, sources
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from tests import tiny_models
@@ -108,7 +108,7 @@ def plain(folder: Path, request: ResolvedRequest) -> NDArray[np.int16]:
     from diffusers import DiffusionPipeline
 
     with libraries.suppress_warnings():
-        without = dict.fromkeys(diffusers_folder.absent_components(folder))
+        without = dict.fromkeys(sources.absent_parts(folder))
         pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **without)
         taken = inspect.signature(pipe.__call__).parameters
         size = {"use_resolution_binning": False, "max_area": 64 * 64}

@@ -12,7 +12,7 @@ import pytest
 
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import InputError
-from t2i_cli.models import diffusers_folder, libraries, schedulers
+from t2i_cli.models import libraries, schedulers, sources
 from t2i_cli.models.libraries import LibraryObject
 from tests import tiny_models
 from tests.conftest import T2I
@@ -221,7 +221,7 @@ def test_flows_are_as_plain_diffusers_makes_them(
     diffusers = libraries.import_diffusers()
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     with libraries.suppress_warnings():
-        left_out = dict.fromkeys(diffusers_folder.absent_components(folder))
+        left_out = dict.fromkeys(sources.absent_parts(folder))
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **left_out)
         own = pipe.scheduler.config
         shift = {"use_dynamic_shifting": True} if family == "flux" else {"flow_shift": own.shift}

@@ -13,7 +13,7 @@ from t2i_cli.batch import manifest
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.files import user_paths
 from t2i_cli.files.input_files import open_input
-from t2i_cli.models import catalog, diffusers_folder, weights
+from t2i_cli.models import catalog, diffusers_folder, sources
 from t2i_cli.output.image_writer import check_folder
 from t2i_cli.settings import store
 from t2i_cli.vertex import machine_types
@@ -214,7 +214,7 @@ def test_a_folder_that_cannot_be_listed_is_told(
         diffusers_folder.folder_entries(tmp_path)
     (tmp_path / "unet").mkdir()
     with pytest.raises(ModelError, match=said):
-        weights.find_variant(tmp_path, half=True)
+        sources.Part("unet", "diffusers", "U", tmp_path / "unet").weights("float16")
     monkeypatch.setattr(os, "stat", refuse)
     with pytest.raises(ModelError, match=f"Cannot read the model folder a/b: {said}"):
         catalog.folder_named("a/b")

@@ -36,7 +36,7 @@ PROMPT = "a red star on a white background"
 def archive(folder: Path, *, overwrite: bool = False) -> Path:
     """postcard's."""
     source = containers.find_source("postcard", "model-garden")
-    weights = containers.local_weights(source, half=False)
+    weights = containers.local_weights(source, dtype="float32")
     return model_archive.write_archive(
         source, weights, folder, lambda *_: None, overwrite=overwrite
     )

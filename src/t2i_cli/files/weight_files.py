@@ -14,6 +14,9 @@ from typing import TypeGuard
 from t2i_cli.files.state_files import is_text
 
 STEMS = ("diffusion_pytorch_model", "model")
+VARIANTS = {"float16": "fp16", "bfloat16": "bf16"}
+"""The variant whose weights are stored in a dtype."""
+_PRECISE_FIRST = ("fp32", "bf16", "fp16")
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
 
 _MAX_NAME = 255
@@ -44,17 +47,37 @@ class WeightFiles:
         """How many shards are not there."""
         return max(0, self.expected - len(self.shards))
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing, by the names."""
+        return bool(self.whole) or (self.index is not None and not self.missing)
 
-def choose_weights(names: Iterable[str], *, half: bool) -> WeightFiles | None:
-    """The weights to load: of the fp16 variant if `half`, or else of the other one; or None.
 
-    `names` are those of one folder's files, without the folder.
+def choose_weights(names: Iterable[str], dtype: str) -> WeightFiles | None:
+    """The weights to load for a dtype, `None` if there are none.
+
+    Those of the dtype's own variant, or else those without a variant, or else of another one; what
+    lacks shards only if there is nothing else. `names` are those of one folder's files, without the
+    folder.
     """
     names = list(names)
-    for variant in ("fp16", None) if half else (None, "fp16"):
-        if found := _of_variant(names, variant):
-            return found
-    return None
+    found = [_of_variant(names, variant) for variant in _variants(names, dtype)]
+    sets = [each for each in found if each]
+    return next((each for each in sets if each.is_complete), sets[0] if sets else None)
+
+
+def _variants(names: Iterable[str], dtype: str) -> list[str | None]:
+    """The variants that there are, the one to load first."""
+    matches = (_WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name) for name in names)
+    present = {_variant(match) for match in matches if match}
+    order = [VARIANTS.get(dtype), None, *_PRECISE_FIRST]
+    places = {variant: place for place, variant in reversed(list(enumerate(order)))}
+
+    def place(variant: str | None) -> tuple[int, bool, str]:
+        raw = variant is not None and variant.startswith("non_ema")
+        return places.get(variant, len(order)), raw, variant or ""
+
+    return sorted(present, key=place)
 
 
 def has_pickles(names: Iterable[str]) -> bool:

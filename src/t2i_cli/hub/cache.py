@@ -81,7 +81,9 @@ def remove_cached(repo: str) -> int:
 
 def _is_complete(repo: str, commit: str) -> bool:
     try:
-        download_model(repo, revision=commit, offline=True, half=False, on_event=lambda _: None)
+        download_model(
+            repo, revision=commit, offline=True, dtype="float32", on_event=lambda _: None
+        )
     except ModelError:
         return False
     return True

@@ -57,15 +57,15 @@ def needs_token(repo: str) -> bool:
 
 
 def download_model(
-    repo: str, *, revision: str | None, offline: bool, half: bool, on_event: OnEvent
+    repo: str, *, revision: str | None, offline: bool, dtype: str, on_event: OnEvent
 ) -> Path:
-    """Download every file that the pipeline needs; the snapshot folder. `half` prefers fp16.
+    """Download every file that the pipeline needs; the snapshot folder. `dtype` chooses variants.
 
     Raises T2IError: ModelError, AccessError, QuotaError, RemoteError, TimedOutError, StorageError.
     """
     with translate_hub_errors(repo):
         snapshot = snapshots.find_snapshot(repo, revision, offline, on_event)
-        needed = snapshot.needed(half)
+        needed = snapshot.needed(dtype)
         if missing := snapshot.missing(needed):
             _raise_if_unavailable(snapshot, missing)
             _remove_stale(snapshot.folder.parent.parent)
@@ -78,14 +78,14 @@ def download_model(
         return snapshot.folder
 
 
-def download_size(repo: str, *, revision: str | None, offline: bool, half: bool) -> DownloadSize:
+def download_size(repo: str, *, revision: str | None, offline: bool, dtype: str) -> DownloadSize:
     """The total size of `download_model`, and how much of it would be downloaded now.
 
     With nothing to download, all files are in the snapshot's folder afterwards. Raises T2IError.
     """
     with translate_hub_errors(repo):
         snapshot = snapshots.find_snapshot(repo, revision, offline)
-        needed = snapshot.needed(half)
+        needed = snapshot.needed(dtype)
         missing = snapshot.missing(needed)
         _raise_if_unavailable(snapshot, missing)
         missing_bytes = _bytes_to_download(snapshot, missing)

@@ -4,74 +4,63 @@ The rules are those of diffusers' own loader: a folder for each component that m
 names, with its configuration and its weights.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Mapping
 
 from t2i_cli.errors import ModelError
-from t2i_cli.files import weight_files
-
-MODEL_INDEX = "model_index.json"
-
-_CONFIGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py"}
+from t2i_cli.files import model_parts, weight_files
+from t2i_cli.files.model_parts import MODEL_INDEX as MODEL_INDEX
 
 
 def config_files(index: Mapping[str, object], files: Iterable[str]) -> list[str]:
     """The configuration files of the pipeline and its components, without weights."""
-    return [MODEL_INDEX, *(path for path in _component_files(index, files) if _is_config(path))]
-
-
-def needed_files(
-    repo: str, index: Mapping[str, object], files: Iterable[str], half: bool
-) -> list[str]:
-    """Every file that the pipeline needs; prefers fp16 weights if `half`.
-
-    Raises ModelError if a component has weights that are not safetensors only, or lacks shards.
-    """
-    components: dict[str, list[str]] = {}
-    for path in _component_files(index, files):
-        components.setdefault(path.split("/")[0], []).append(path)
-    chosen = [MODEL_INDEX]
-    for component, paths in components.items():
-        chosen += (path for path in paths if _is_config(path))
-        chosen += _weights(repo, component, paths, half)
+    files = list(files)
+    chosen = [MODEL_INDEX, *_pipeline_code(index, files)]
+    for part, names in _part_files(index, files).items():
+        chosen += (f"{part}/{name}" for name in model_parts.config_names(names))
     return chosen
 
 
-def _weights(repo: str, component: str, paths: list[str], half: bool) -> list[str]:
-    """One component's weights: of the wanted variant, or else of the other one."""
-    names = {_basename(path): path for path in paths}
-    found = weight_files.choose_weights(names, half=half)
+def needed_files(
+    repo: str, index: Mapping[str, object], files: Iterable[str], dtype: str
+) -> list[str]:
+    """Every file that the pipeline needs; each component's weights are chosen for the dtype.
+
+    Raises ModelError if a component has weights that are not safetensors only, or lacks shards.
+    """
+    files = list(files)
+    chosen = config_files(index, files)
+    for part, names in _part_files(index, files).items():
+        chosen += (f"{part}/{name}" for name in _weight_names(repo, part, names, dtype))
+    return chosen
+
+
+def _weight_names(repo: str, part: str, names: list[str], dtype: str) -> list[str]:
+    """The names of one component's weights."""
+    found = weight_files.choose_weights(names, dtype)
     if found is None or not (found.whole or found.shards):
         if weight_files.has_pickles(names):
             raise ModelError(
-                f"{repo} keeps its {component} as pickle files only, which can run code; "
+                f"{repo} keeps its {part} as pickle files only, which can run code; "
                 "t2i loads safetensors.",
                 hint="Look for a revision or a copy of the model with safetensors.",
             )
         return []
     if found.missing:
         raise ModelError(f"{repo} lacks {found.missing} of {found.expected} weight files.")
-    index = [found.index] if found.index else []
-    return [names[name] for name in (*found.whole, *found.shards, *index)]
+    return [*found.whole, *found.shards, *([found.index] if found.index else [])]
 
 
-def _component_files(index: Mapping[str, object], files: Iterable[str]) -> Iterator[str]:
-    """The files in components' folders, and the root's .py files for a custom pipeline."""
-    components = {
-        name for name, value in index.items() if isinstance(value, list) and any(value)
-    } - {"_class_name"}
-    own_code = isinstance(index.get("_class_name"), list)
+def _part_files(index: Mapping[str, object], files: Iterable[str]) -> dict[str, list[str]]:
+    """The names of the files in each component's folder."""
+    found: dict[str, list[str]] = {entry.name: [] for entry in model_parts.present_entries(index)}
     for path in files:
         folder, _, name = path.partition("/")
-        if (folder in components and name and "/" not in name) or (
-            own_code and not name and path.endswith(".py")
-        ):
-            yield path
+        if folder in found and name and "/" not in name:
+            found[folder].append(name)
+    return found
 
 
-def _is_config(path: str) -> bool:
-    return PurePosixPath(path).suffix in _CONFIGS and not weight_files.is_index(_basename(path))
-
-
-def _basename(path: str) -> str:
-    return PurePosixPath(path).name
+def _pipeline_code(index: Mapping[str, object], files: Iterable[str]) -> list[str]:
+    """The root's .py files, for a pipeline with a class of its own."""
+    own = model_parts.is_own_code(index)
+    return [path for path in files if own and "/" not in path and path.endswith(".py")]

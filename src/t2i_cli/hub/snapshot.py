@@ -28,6 +28,7 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.events import Notice, OnEvent
+from t2i_cli.files import weight_files
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import parse_json
 from t2i_cli.hub import answers, client, files
@@ -73,14 +74,15 @@ class Snapshot:
         """The paths that are not in the cache."""
         return [path for path in paths if not (self.folder / path).exists()]
 
-    def needed(self, half: bool) -> list[str]:
-        """The files to load; a complete cached variant wins over the preferred one."""
+    def needed(self, dtype: str) -> list[str]:
+        """The files to load; those of another dtype win if all of them are in the cache."""
         index = self.index()
-        wanted = files.needed_files(self.repo, index, self.sizes, half)
+        wanted = files.needed_files(self.repo, index, self.sizes, dtype)
         if self.missing(wanted):
-            other = files.needed_files(self.repo, index, self.sizes, not half)
-            if not self.missing(other):
-                return other
+            for other in ("float32", *weight_files.VARIANTS):
+                found = files.needed_files(self.repo, index, self.sizes, other)
+                if not self.missing(found):
+                    return found
         return wanted
 
 

@@ -20,6 +20,8 @@ SignatureParameters = Mapping[str, Parameter]
 REFUSED_BASES = {"DiffusionPipeline", "OnnxRuntimeModel"}
 """Base classes that diffusers would also load as components: whole pipelines, whose own
 model_index.json is not checked here, and ONNX networks, which are not safetensors."""
+_NETWORK_BASES = {"ModelMixin", "PreTrainedModel"}
+"""Base classes of components with weights; all others are loaded from configs alone."""
 _LOADING = "diffusers.pipelines.pipeline_loading_utils"
 _TRANSPARENT_DECORATORS = {
     "no_grad",
@@ -89,23 +91,40 @@ def has_method(name: str, method: str) -> bool:
 
 def is_known_component(library: str, name: str) -> bool:
     """Whether the source proves that a class can be a component of a pipeline and be imported."""
-    if library == "transformers":
-        found = transformers_source.find_model_class(name)
-    elif library == "diffusers":
-        found = library_source.find_class("diffusers", name)
-    elif is_pipeline_package(library):
-        found = library_source.find_class(f"diffusers.pipelines.{library}", name)
-    else:
-        return False
+    found = _component_class(library, name)
     path = library_source.path_to_base(found, _component_bases()) if found else None
     if path is None:
         return False
     return not any(library_source.missing_imports(each.module) for each in path)
 
 
+def _component_class(library: str, name: str) -> SourceClass | None:
+    """The class of a component in the libraries' source, `None` if it is not known."""
+    if library == "transformers":
+        return transformers_source.find_model_class(name)
+    if library == "diffusers":
+        return library_source.find_class("diffusers", name)
+    if is_pipeline_package(library):
+        return library_source.find_class(f"diffusers.pipelines.{library}", name)
+    return None
+
+
 def is_pipeline_package(library: str) -> bool:
     """Whether the source proves that it is a package of diffusers.pipelines."""
     return library_source.imports_from("diffusers.pipelines", library)
+
+
+def is_network(library: str, name: str) -> bool | None:
+    """Whether a component's class has weights, by the base class that it has; `None` if unknown."""
+    if not isinstance(library, str) or not isinstance(name, str):
+        return None
+    found = _component_class(library, name)
+    if found is None:
+        return None
+    networks = frozenset(key for key in _component_bases() if key[1] in _NETWORK_BASES)
+    if library_source.path_to_base(found, networks) is not None:
+        return True
+    return None if library_source.path_to_base(found, _component_bases()) is None else False
 
 
 @cache

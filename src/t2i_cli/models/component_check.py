@@ -13,11 +13,11 @@ from types import ModuleType
 
 from t2i_cli.errors import ModelError
 from t2i_cli.files.state_files import is_text
-from t2i_cli.models import class_facts, diffusers_folder, libraries, library_source
+from t2i_cli.models import class_facts, diffusers_folder, libraries, library_source, sources
 from t2i_cli.models.class_facts import PipelineFacts
-from t2i_cli.models.diffusers_folder import Component
 from t2i_cli.models.lazy_imports import defer_imports
 from t2i_cli.models.libraries import LibraryObject
+from t2i_cli.models.sources import Part
 
 _LIBRARIES = ("diffusers", "transformers")
 _MAX_NAME = 100
@@ -30,7 +30,7 @@ def check_components(folder: Path, *, trust_remote_code: bool) -> None:
 
     Imports no library where its source proves that each class is a component.
     """
-    components = diffusers_folder.list_components(folder)
+    components = sources.list_parts(folder)
     _check_files(folder, components)
     if library_source.is_readable() and all(
         _is_proven_component(folder, component) for component in components
@@ -44,7 +44,7 @@ def check_imported_components(folder: Path, *, trust_remote_code: bool) -> None:
 
     Nothing that the folder names is imported before all its names have been checked.
     """
-    components = diffusers_folder.list_components(folder)
+    components = sources.list_parts(folder)
     _check_files(folder, components)
     libraries.import_diffusers()
     for component in components:
@@ -67,7 +67,7 @@ def check_complete(folder: Path, facts: PipelineFacts) -> None:
 
     Second and later encoders are optional: there are copies of SD 3 without its third.
     """
-    present = {component.name for component in diffusers_folder.list_components(folder)}
+    present = {component.name for component in sources.list_parts(folder)}
     for name, parameter in facts.init.items():
         if (
             name != "self"
@@ -93,7 +93,7 @@ def load_tokenizers(
     import transformers
 
     classes = (transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin)
-    for component in diffusers_folder.list_components(folder):
+    for component in sources.list_parts(folder):
         if (
             component.name not in names
             or component.library != "transformers"
@@ -104,7 +104,7 @@ def load_tokenizers(
             yield (
                 component.name,
                 cls.from_pretrained(
-                    str(folder / component.name),
+                    str(component.folder),
                     local_files_only=True,
                     trust_remote_code=trust_remote_code,
                 ),
@@ -119,14 +119,14 @@ def custom_code_error(folder: Path, what: str) -> ModelError:
     )
 
 
-def _check_names(folder: Path, component: Component) -> None:
-    if not all(map(_is_safe_name, component)):
+def _check_names(folder: Path, component: Part) -> None:
+    if not all(map(_is_safe_name, component[:3])):
         raise _not_a_component_error(folder, component)
 
 
-def _check_files(folder: Path, components: Iterable[Component]) -> None:
+def _check_files(folder: Path, components: Iterable[Part]) -> None:
     """Raise ModelError for a pipe, socket or device, from which a library would read for ever."""
-    folders = [folder, *(folder / part.name for part in components if _is_safe_name(part.name))]
+    folders = [folder, *(part.folder for part in components if _is_safe_name(part.name))]
     for path in (path for each in folders for path in diffusers_folder.folder_entries(each)):
         if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
             raise ModelError(f"{path} is no regular file, so it is no part of a model.")
@@ -137,17 +137,17 @@ def _is_safe_name(name: object) -> bool:
     return is_text(name, _MAX_NAME) and name.isidentifier() and name[0] != "_"
 
 
-def _is_proven_component(folder: Path, component: Component) -> bool:
+def _is_proven_component(folder: Path, component: Part) -> bool:
     """Whether it needs no code but the libraries', by their source."""
     return (
-        all(map(_is_safe_name, component))
+        all(map(_is_safe_name, component[:3]))
         and not _names_kernel(folder, component)
-        and not os.path.isfile(folder / component.name / f"{component.library}.py")
+        and not os.path.isfile(component.folder / f"{component.library}.py")
         and class_facts.is_known_component(component.library, component.cls)
     )
 
 
-def _names_kernel(folder: Path, component: Component) -> bool:
+def _names_kernel(folder: Path, component: Part) -> bool:
     """Whether its config has transformers fetch an attention kernel: compiled code of the Hub."""
     if component.library != "transformers":
         return False
@@ -164,13 +164,13 @@ def _names_kernel(folder: Path, component: Component) -> bool:
     return False
 
 
-def _is_custom_code(folder: Path, component: Component) -> bool:
+def _is_custom_code(folder: Path, component: Part) -> bool:
     """Whether diffusers would load the class from a Python file in the component's folder."""
-    file = folder / component.name / f"{component.library}.py"
+    file = component.folder / f"{component.library}.py"
     return os.path.isfile(file) and _pipeline_package(component) is None
 
 
-def _component_class(folder: Path, component: Component) -> LibraryObject:
+def _component_class(folder: Path, component: Part) -> LibraryObject:
     """Import a component's class from diffusers or transformers. Raises ModelError."""
     from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
 
@@ -202,7 +202,7 @@ def _component_bases() -> Iterator[LibraryObject]:
             yield getattr(library, name)
 
 
-def _pipeline_package(component: Component) -> ModuleType | None:
+def _pipeline_package(component: Part) -> ModuleType | None:
     """The diffusers.pipelines package that has the component (a safety checker, say), if any."""
     from diffusers import pipelines
 
@@ -213,8 +213,8 @@ def _pipeline_package(component: Component) -> ModuleType | None:
     return package if isinstance(package, ModuleType) else None
 
 
-def _not_a_component_error(folder: Path, component: Component) -> ModelError:
-    name, library, cls = (f"{value!s:.{_MAX_NAME}}" for value in component)
+def _not_a_component_error(folder: Path, component: Part) -> ModelError:
+    name, library, cls = (f"{value!s:.{_MAX_NAME}}" for value in component[:3])
     return ModelError(
         f"The model in {folder} names {library}.{cls} as its {name}, which is no component of "
         "diffusers or transformers.",

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from t2i_cli.errors import ModelError, os_reason
 from t2i_cli.files import input_files, state_files
@@ -17,7 +17,6 @@ _MAX_BLOCKS = 64
 DENOISERS = ("transformer", "unet", "decoder")
 _UPCASTS = re.compile("StableDiffusionXL|Kolors|AuraFlow|Amused")
 """diffusers' pipelines that cast their decoder to float32 if its config has `force_upcast`."""
-_WITHOUT_WEIGHTS = re.compile("Tokenizer|Scheduler$|Processor$|Extractor$")
 
 
 def _is_size(value: object) -> bool:
@@ -55,19 +54,6 @@ _SIZES = {
 """The values of configs that t2i computes with."""
 
 
-class Component(NamedTuple):
-    """One component of a pipeline: its name, its class, and the library of that class."""
-
-    name: str
-    library: str
-    cls: str
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether the component is a network; tokenizers, schedulers and processors are not."""
-        return not _WITHOUT_WEIGHTS.search(self.cls)
-
-
 def read_model_index(folder: Path) -> JsonConfig:
     """Read the folder's model_index.json; raises ModelError if it is not a diffusers folder."""
     file = folder / "model_index.json"
@@ -91,27 +77,6 @@ def pipeline_class_path(folder: Path) -> list[str]:
     if len(names) < len(path):
         raise ModelError(f"{folder / 'model_index.json'} names no pipeline class.")
     return names
-
-
-def list_components(folder: Path) -> list[Component]:
-    """The components that the model contains. Raises ModelError."""
-    return [
-        Component(name, *pair) for name, pair in _component_entries(folder) if pair[0] is not None
-    ]
-
-
-def absent_components(folder: Path) -> list[str]:
-    """The names of optional components of the pipeline that the model does not contain."""
-    return [name for name, pair in _component_entries(folder) if pair[0] is None]
-
-
-def _component_entries(folder: Path) -> list[tuple[str, list[str]]]:
-    """The components in model_index.json: name, and [library, class], both None if absent."""
-    return [
-        (name, value)
-        for name, value in read_model_index(folder).items()
-        if not name.startswith("_") and isinstance(value, list) and len(value) == 2
-    ]
 
 
 def folder_entries(folder: Path) -> list[Path]:

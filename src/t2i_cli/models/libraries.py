@@ -1,11 +1,12 @@
 """Import torch, transformers and diffusers lazily, with their logs and warnings suppressed."""
 
 import gc
+import importlib
 import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -121,6 +122,22 @@ def import_pipeline_class(name: str) -> LibraryObject:
     if not inspect.isclass(cls) or not issubclass(cls, library.DiffusionPipeline):
         raise ModelError(f"The model names {name} as its pipeline class, which is none.")
     return cls
+
+
+@contextmanager
+def component_variants(variants: Mapping[str, str]) -> Iterator[None]:
+    """Have diffusers load these variants of a pipeline's components in this context.
+
+    Its own `variant` is one for all components, and by it a component has the variant if any name
+    in its folder begins like it after the first dot.
+    """
+    module: LibraryObject = importlib.import_module("diffusers.pipelines.pipeline_utils")
+    function = module._identify_model_variants
+    module._identify_model_variants = lambda **_: dict(variants)
+    try:
+        yield
+    finally:
+        module._identify_model_variants = function
 
 
 def load_custom_pipeline(folder: Path, module: str, name: str) -> LibraryObject:

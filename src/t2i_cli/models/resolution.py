@@ -16,6 +16,7 @@ from t2i_cli.models import (
     diffusers_folder,
     libraries,
     schedulers,
+    sources,
 )
 from t2i_cli.models.class_facts import PipelineFacts
 from t2i_cli.models.libraries import LibraryObject
@@ -164,9 +165,7 @@ def _guidance_argument(
 def _embeds_guidance(folder: Path) -> bool:
     """Whether the network has a guidance embedding; true if its class has no such option."""
     name, config = diffusers_folder.denoiser_config(folder)
-    cls = next(
-        (part.cls for part in diffusers_folder.list_components(folder) if part.name == name), ""
-    )
+    cls = next((part.cls for part in sources.list_parts(folder) if part.name == name), "")
     option = class_facts.constructor_parameters(cls).get("guidance_embeds")
     return bool(config.get("guidance_embeds", option is None or option.default))
 

@@ -54,8 +54,8 @@ def find_source(model: str | None, serving: str) -> ModelSource:
     return source
 
 
-def local_weights(source: ModelSource, *, half: bool) -> Path:
-    """The model's local folder, downloaded from the Hub if needed; `half` prefers fp16 weights.
+def local_weights(source: ModelSource, *, dtype: str) -> Path:
+    """The model's local folder, downloaded from the Hub if needed; `dtype` chooses variants.
 
     Raises T2IError.
     """
@@ -72,7 +72,7 @@ def local_weights(source: ModelSource, *, half: bool) -> Path:
             source.spec.repo,
             revision=source.spec.revision,
             offline=False,
-            half=half,
+            dtype=dtype,
             on_event=progress,
         )
 

@@ -121,7 +121,7 @@ def _ensure_weights(plan: DeploymentPlan, runner: OperationRunner, on_bytes: OnB
     weights_bucket.write_marker(client, bucket, plan.labels)
     # Only t2i's server finds weights by fp16 variant names.
     half = plan.labels.serving == "t2i" and plan.hardware.count > 0
-    folder = containers.local_weights(plan.source, half=half)
+    folder = containers.local_weights(plan.source, dtype="float16" if half else "float32")
     prefix = weights_bucket.weights_prefix(plan.labels.name)
     weights_bucket.upload_folder(client, folder, bucket, prefix, on_bytes)
     runner.report(f"weights gs://{bucket}/{prefix}: there")

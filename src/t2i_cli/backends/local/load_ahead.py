@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from t2i_cli.backends.local import device
 from t2i_cli.backends.local.device import Device
-from t2i_cli.models import weights
+from t2i_cli.models import sources
 
 if TYPE_CHECKING:
     from t2i_cli.backends.local.load_target import LoadTarget
@@ -54,11 +54,11 @@ class LoadAhead:
     def _read_weights(self) -> None:
         target = self._target
         with suppress(Exception):  # see the module's docstring
-            half = target.dtype != "float32"
             files = [
                 file
-                for name in target.sizes
-                for file in weights.list_weight_files(target.folder / name, half=half)
+                for part in sources.list_parts(target.folder)
+                if part.name in target.sizes
+                for file in part.weight_paths(target.dtype)
             ]
             read_files(files, device.host_memory().free // 2, self._ended)
 

@@ -17,6 +17,7 @@ from t2i_cli.models import (
     component_check,
     diffusers_folder,
     resolution,
+    sources,
     weights,
 )
 from t2i_cli.models.weights import ComponentWeights
@@ -68,12 +69,11 @@ def resolve_target(
     if (options.batch_size or 1) > 1:
         _check_batch_size(folder, options)
     if spec.folder is None:
-        half = dtype != "float32"
-        size = hub.download_size(repo, revision=spec.revision, offline=options.offline, half=half)
+        size = hub.download_size(repo, revision=spec.revision, offline=options.offline, dtype=dtype)
         total, missing = size.total_bytes, size.missing_bytes
     if missing:
         # Full-precision files may be halved at loading; assume so, to refuse only what cannot fit.
-        estimate = total // 2 if half else total
+        estimate = total // 2 if dtype != "float32" else total
         return LoadTarget(
             spec=spec,
             device=found_device,
@@ -107,7 +107,7 @@ def fetch_files(target: LoadTarget, options: LocalOptions, on_event: OnEvent) ->
         target.spec.repo or target.spec.name,
         revision=target.spec.revision,
         offline=options.offline,
-        half=target.dtype != "float32",
+        dtype=target.dtype,
         on_event=on_event,
     )
     return _with_weight_sizes(replace(target, folder=folder, missing_bytes=0), options)
@@ -116,9 +116,7 @@ def fetch_files(target: LoadTarget, options: LocalOptions, on_event: OnEvent) ->
 def _supports_slicing(folder: Path, options: LocalOptions) -> bool:
     """Whether the denoiser supports attention slicing; if not, InputError unless lenient."""
     name, _ = diffusers_folder.denoiser_config(folder)
-    cls = next(
-        (part.cls for part in diffusers_folder.list_components(folder) if part.name == name), ""
-    )
+    cls = next((part.cls for part in sources.list_parts(folder) if part.name == name), "")
     if class_facts.has_method(cls, "set_attention_slice"):
         return True
     if options.lenient:
@@ -156,7 +154,7 @@ def _check_batch_size(folder: Path, options: LocalOptions) -> None:
 def _with_weight_sizes(target: LoadTarget, options: LocalOptions) -> LoadTarget:
     """The target with the actual sizes of its weights; raises ModelError if they are damaged."""
     skip = frozenset() if options.safety_checker else frozenset({"safety_checker"})
-    found = weights.read_weight_headers(target.folder, half=target.dtype != "float32", skip=skip)
+    found = weights.read_weight_headers(target.folder, target.dtype, skip=skip)
     largest = max((w.largest for w in found.values()), default=0)
     return replace(
         target,

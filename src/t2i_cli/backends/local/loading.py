@@ -26,7 +26,7 @@ from t2i_cli.models import (
     libraries,
     resolution,
     schedulers,
-    weights,
+    sources,
 )
 from t2i_cli.models.lazy_imports import defer_imports
 from t2i_cli.models.libraries import LibraryObject
@@ -240,18 +240,15 @@ def load_pipeline(
     folder, name = target.folder, target.spec.name
     cls = resolution.pipeline_class(folder, trust_remote_code=trust_remote_code)
     # Some pipelines accept a missing component only as an explicit None (SD 3 without T5).
-    extra: dict[str, Any] = dict.fromkeys(diffusers_folder.absent_components(folder))
+    extra: dict[str, Any] = dict.fromkeys(sources.absent_parts(folder))
     dtype: Any = getattr(torch, target.dtype)
     float32_component = diffusers_folder.float32_decoder(folder, target.dtype)
     # With MPS, the pipelines themselves cast that component to half precision and back.
     if float32_component and not torch.backends.mps.is_available():
         dtype = {"default": dtype, float32_component: torch.float32}
-    if not safety_checker and any(
-        p.name == "safety_checker" for p in diffusers_folder.list_components(folder)
-    ):
+    if not safety_checker and any(p.name == "safety_checker" for p in sources.list_parts(folder)):
         extra |= {"safety_checker": None, "requires_safety_checker": False}
-    if variant := weights.find_variant(folder, half=target.dtype != "float32"):
-        extra["variant"] = variant
+    variants = sources.chosen_variants(folder, target.dtype)
     parameters = set(inspect.signature(cls.__init__).parameters) - extra.keys()
     quantized = quantization.quantized_loading(target.quantize, folder, target.device, target.dtype)
     with libraries.suppress_warnings(), libraries.pause_gc(), defer_imports():
@@ -259,7 +256,7 @@ def load_pipeline(
             extra |= component_check.load_tokenizers(
                 folder, parameters, trust_remote_code=trust_remote_code
             )
-            with quantized as arguments:
+            with quantized as arguments, libraries.component_variants(variants):
                 pipe = cls.from_pretrained(
                     str(folder),
                     dtype=dtype,

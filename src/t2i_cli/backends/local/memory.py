@@ -7,7 +7,7 @@ from pathlib import Path
 from t2i_cli.backends.local import vae_tiling, working_memory
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.working_memory import is_decoder, is_text_encoder
-from t2i_cli.models import diffusers_folder
+from t2i_cli.models import diffusers_folder, sources
 
 VAE_SLICING = "vae-slicing"
 VAE_TILING = "vae-tiling"
@@ -130,7 +130,7 @@ def estimate_memory(
     scale = diffusers_folder.vae_scale_factor(folder)
     pixels = width * height
     latent = pixels // scale**2
-    texts = [c for c in diffusers_folder.list_components(folder) if is_text_encoder(c.name)]
+    texts = [c for c in sources.list_parts(folder) if is_text_encoder(c.name)]
     found = {
         "denoise": working_memory.denoiser_bytes(folder, latent, element, guided=guided),
         "decode": working_memory.decoder_bytes(folder, pixels, vae_bytes),

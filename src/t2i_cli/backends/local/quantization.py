@@ -14,7 +14,7 @@ from typing import Any
 
 from t2i_cli.backends.local.device import Device
 from t2i_cli.errors import InputError
-from t2i_cli.models import diffusers_folder, libraries
+from t2i_cli.models import libraries, sources
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.safetensors_header import TensorKind
 from t2i_cli.models.weights import ComponentWeights
@@ -139,7 +139,7 @@ def quantized_components(folder: Path) -> dict[str, str]:
     """The components that are quantised, by name, with their libraries. Raises ModelError."""
     return {
         part.name: part.library
-        for part in diffusers_folder.list_components(folder)
+        for part in sources.list_parts(folder)
         if _NETWORK.fullmatch(part.name)
         or (
             _ENCODER.fullmatch(part.name)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from t2i_cli.files.state_files import is_count
 from t2i_cli.models import diffusers_folder
-from t2i_cli.models.diffusers_folder import Component, JsonConfig
+from t2i_cli.models.diffusers_folder import JsonConfig
+from t2i_cli.models.sources import Part
 
 DECODERS = ("vae", "movq", "vqvae", "vqgan")
 """The names of the component that decodes latents to images."""
@@ -129,7 +130,7 @@ def decoder_config(folder: Path) -> JsonConfig:
     return next((config for config in configs if config), {})
 
 
-def encoder_bytes(folder: Path, encoders: Iterable[Component], element: int) -> int | None:
+def encoder_bytes(folder: Path, encoders: Iterable[Part], element: int) -> int | None:
     """Peak bytes of encoding one text by the largest of these encoders, without the weights."""
     found = [
         _encoder_bytes(diffusers_folder.component_config(folder, encoder.name), encoder.cls)

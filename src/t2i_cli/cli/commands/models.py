@@ -160,18 +160,20 @@ def _fetch(spec: ModelSpec, revision: str | None, *, offline: bool) -> Path:
     from t2i_cli import hub
     from t2i_cli.terminal.progress import Progress
 
+    repo = spec.repo or spec.name
     with Progress(console, 1) as progress:
+        configs = hub.fetch_configs(repo, revision=revision, offline=offline)
         return hub.download_model(
-            spec.repo or spec.name,
+            repo,
             revision=revision,
             offline=offline,
-            half=offline or _uses_half_precision(),
+            dtype=_computed_dtype(configs),
             on_event=progress,
         )
 
 
-def _uses_half_precision() -> bool:
-    """Whether this machine computes in half precision, and so uses fp16 weights."""
+def _computed_dtype(folder: Path) -> str:
+    """The dtype that this machine computes the model of a folder in, and so chooses weights for."""
     from t2i_cli.settings import store
 
     dtype = store.get_setting("dtype")
@@ -181,8 +183,9 @@ def _uses_half_precision() -> bool:
         name = store.get_setting("device")
         # Nothing is computed here, so that a GPU that is asked for may be absent.
         device_info = device.find_device(name) if name else device.list_devices()[0]
-        dtype = device.choose_dtype(device_info, None, transformer=False)
-    return dtype != "float32"
+        transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
+        dtype = device.choose_dtype(device_info, None, transformer=transformer)
+    return dtype
 
 
 def _cached() -> "dict[str, CachedRepo]":
@@ -216,7 +219,7 @@ def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, objec
 def _has_all_weights(folder: Path) -> bool:
     """Whether a folder has the weights of all components; their headers are read."""
     try:
-        return bool(weights.read_weight_headers(folder, half=False))
+        return bool(weights.read_weight_headers(folder, "float32"))
     except ModelError:
         return False
 

@@ -72,7 +72,7 @@ def package(
     source = containers.find_source(model, "model-garden")
     # Before weights are downloaded for it.
     model_archive.check_archive_path(output, overwrite=overwrite)
-    weights = containers.local_weights(source, half=False)  # the handler loads no fp16 variant
+    weights = containers.local_weights(source, dtype="float32")  # the handler loads no fp16 variant
     with Progress(console, 1) as progress:
         file = model_archive.write_archive(
             source,

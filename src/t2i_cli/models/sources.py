@@ -1,0 +1,109 @@
+"""What a model consists of: a list of parts, with their classes, folders, files and weights.
+
+The one place that knows it; descriptions, plans, checks and loading ask here.
+"""
+
+import os
+from collections.abc import Container
+from pathlib import Path
+from typing import NamedTuple
+
+from t2i_cli.errors import ModelError
+from t2i_cli.files import model_parts, weight_files
+from t2i_cli.files.weight_files import WeightFiles
+from t2i_cli.models import class_facts, diffusers_folder
+
+
+class Part(NamedTuple):
+    """One part of a pipeline: its name, its class, that class's library, and where it lies."""
+
+    name: str
+    library: str
+    cls: str
+    folder: Path
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the part is a network, by its class; by its files if the class is not known."""
+        known = class_facts.is_network(self.library, self.cls)
+        if known is None:
+            names = self.file_names()
+            return weight_files.has_pickles(names) or self.weights("float32") is not None
+        return known
+
+    def file_names(self) -> list[str]:
+        """The names of the files in its folder. Raises ModelError."""
+        entries = diffusers_folder.folder_entries(self.folder)
+        return [path.name for path in entries if os.path.isfile(path)]
+
+    def weights(self, dtype: str) -> WeightFiles | None:
+        """The names of its weights for a dtype, `None` if there are none. Raises ModelError."""
+        return weight_files.choose_weights(self.file_names(), dtype)
+
+    def weight_paths(self, dtype: str) -> list[Path]:
+        """The safetensors files that the libraries load for a dtype, shards included.
+
+        Raises ModelError if there are none.
+        """
+        folder, found = self.folder, self.weights(dtype)
+        if found and found.whole:
+            return [folder / found.whole[0]]
+        if found and found.index:
+            return shard_paths(folder / found.index)
+        if found:
+            raise ModelError(f"The model is incomplete: {folder} has no index of its weight files.")
+        if weight_files.has_pickles(self.file_names()):
+            raise ModelError(
+                f"The weights in {folder} are pickle files only, which can run code when loaded.",
+                hint="t2i loads safetensors; look for a safetensors copy of the model, or convert "
+                "it.",
+            )
+        raise ModelError(f"The model is incomplete: {folder} holds no weights.")
+
+
+def list_parts(folder: Path) -> list[Part]:
+    """The parts that the model contains. Raises ModelError."""
+    index = diffusers_folder.read_model_index(folder)
+    return [
+        Part(*entry, folder=folder / entry.name) for entry in model_parts.present_entries(index)
+    ]
+
+
+def absent_parts(folder: Path) -> list[str]:
+    """The names of optional parts that the model does not contain. Raises ModelError."""
+    return model_parts.absent_names(diffusers_folder.read_model_index(folder))
+
+
+def networks(folder: Path, skip: Container[str] = ()) -> list[Part]:
+    """The parts that have weights, without those named `skip`.
+
+    Raises ModelError if a part has no folder.
+    """
+    found = []
+    for part in list_parts(folder):
+        if part.name in skip:
+            continue
+        if not os.path.isdir(part.folder):
+            raise ModelError(f"The model in {folder} is incomplete: it has no {part.name} folder.")
+        if part.has_weights:
+            found.append(part)
+    return found
+
+
+def chosen_variants(folder: Path, dtype: str) -> dict[str, str]:
+    """The variant of each part whose weights for a dtype are of one. Raises ModelError."""
+    chosen = {part.name: part.weights(dtype) for part in list_parts(folder)}
+    return {name: found.variant for name, found in chosen.items() if found and found.variant}
+
+
+def shard_paths(index: Path) -> list[Path]:
+    """The files that an index of shards names. Raises ModelError."""
+    try:
+        found = diffusers_folder.read_json_object(index).get("weight_map")
+    except FileNotFoundError:
+        found = None
+    names = list(found.values()) if isinstance(found, dict) else []
+    # diffusers would also load what lies elsewhere.
+    if not names or not all(map(weight_files.is_plain_name, names)):
+        raise ModelError(f"{index} is damaged: it names no weight files.")
+    return [index.parent / name for name in sorted(set(names))]
