@@ -12,6 +12,9 @@ test:
 
 full:
 	$(PYTHON) -m pytest -m 'not gpu and not network' --hypothesis-profile=full --durations=30
+	# The classes that need torchvision, in an environment of their own: docs/testing.md.
+	test ! -x .venv-families/bin/python || \
+		.venv-families/bin/python -m pytest -m 'not gpu and not network' tests/test_family_promises.py
 
 fuzz:
 	T2I_FUZZ_INPUTS=100000 $(PYTHON) -m pytest tests/test_fuzz_readers.py --hypothesis-profile=full

@@ -6,7 +6,6 @@ Strict: what is mended makes its test fail until it is taken off this list.
 from collections.abc import Iterator, Mapping
 
 _BY_NAME = "refused for the letters of its name or an optional input (models/resolution.py)"
-_PACKAGE = "a missing package is told after loading, as damage (models/component_check.py)"
 _MULTIPLE = "its sizes are multiples of another number (models/resolution.py: _multiple)"
 _OWN_SIZES = "it makes sizes of its own, told after the run (backends/local/pipeline.py)"
 _ONE_GENERATOR = "one generator, not a list (backends/local/pipeline.py)"
@@ -24,13 +23,6 @@ _FAILING: dict[str, dict[str, tuple[str, ...]]] = {
         "DreamLitePipeline": ("picture",),
         "Flux2KleinKVPipeline": ("picture",),
         "StableDiffusionModelEditingPipeline": ("picture",),
-    },
-    _PACKAGE: {
-        "Cosmos2TextToImagePipeline": ("package",),
-        "OmniGenPipeline": ("package",),
-        "PRXPipeline": ("package",),
-        "PRXPixelPipeline": ("package",),
-        "QwenImage21Pipeline": ("package",),
     },
     _MULTIPLE: {
         "GlmImagePipeline": ("size",),

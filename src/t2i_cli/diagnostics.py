@@ -69,6 +69,7 @@ def run_diagnostics() -> Iterator[Diagnostic]:
     yield _libraries()
     yield _run_check("config", _config)
     yield from _environment()
+    yield from _packages()
     yield from _devices()
     yield _postcard()
     yield _run_check("model", _model, status="note")
@@ -139,6 +140,20 @@ def _environment() -> Iterator[Diagnostic]:
     if not faults:
         yield Diagnostic(
             name="environment", status="ok", detail="the libraries' variables can be used"
+        )
+
+
+def _packages() -> Iterator[Diagnostic]:
+    from t2i_cli.models import required_packages
+
+    if reason := required_packages.torchvision_mismatch():
+        hint = required_packages.install_hint("torchvision")
+        yield Diagnostic(
+            name="torchvision",
+            status="problem",
+            detail=f"{reason}: models cannot be loaded with it",
+            fix=f"{hint} `pip uninstall torchvision` does as well: few models need it.",
+            exit_code=ModelError.exit_code,
         )
 
 

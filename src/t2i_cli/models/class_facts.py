@@ -91,14 +91,14 @@ def has_method(name: str, method: str) -> bool:
 
 def is_known_component(library: str, name: str) -> bool:
     """Whether the source proves that a class can be a component of a pipeline and be imported."""
-    found = _component_class(library, name)
+    found = component_class(library, name)
     path = library_source.path_to_base(found, _component_bases()) if found else None
     if path is None:
         return False
     return not any(library_source.missing_imports(each.module) for each in path)
 
 
-def _component_class(library: str, name: str) -> SourceClass | None:
+def component_class(library: str, name: str) -> SourceClass | None:
     """The class of a component in the libraries' source, `None` if it is not known."""
     if library == "transformers":
         return transformers_source.find_model_class(name)
@@ -107,6 +107,13 @@ def _component_class(library: str, name: str) -> SourceClass | None:
     if is_pipeline_package(library):
         return library_source.find_class(f"diffusers.pipelines.{library}", name)
     return None
+
+
+def library_ancestry(cls: SourceClass) -> list[SourceClass]:
+    """The class and its bases up to the libraries' own base of its kind; itself if not known."""
+    pipeline = library_source.find_class("diffusers", "DiffusionPipeline")
+    bases = _component_bases() | frozenset([pipeline.key] if pipeline else [])
+    return library_source.path_to_base(cls, bases) or [cls]
 
 
 def is_pipeline_package(library: str) -> bool:
@@ -118,7 +125,7 @@ def is_network(library: str, name: str) -> bool | None:
     """Whether a component's class has weights, by the base class that it has; `None` if unknown."""
     if not isinstance(library, str) or not isinstance(name, str):
         return None
-    found = _component_class(library, name)
+    found = component_class(library, name)
     if found is None:
         return None
     networks = frozenset(key for key in _component_bases() if key[1] in _NETWORK_BASES)

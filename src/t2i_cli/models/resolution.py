@@ -15,6 +15,7 @@ from t2i_cli.models import (
     component_check,
     diffusers_folder,
     libraries,
+    required_packages,
     schedulers,
     sources,
 )
@@ -105,6 +106,7 @@ def pipeline_facts(folder: Path, *, trust_remote_code: bool) -> PipelineFacts:
         return class_facts.facts_of_class(
             pipeline_class(folder, trust_remote_code=trust_remote_code)
         )
+    required_packages.check_packages(folder, *class_path)
     component_check.check_components(folder, trust_remote_code=trust_remote_code)
     return class_facts.facts_of_name(*class_path)
 
