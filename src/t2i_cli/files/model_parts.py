@@ -56,3 +56,41 @@ def config_names(names: Iterable[str]) -> list[str]:
         for name in names
         if PurePosixPath(name).suffix in _CONFIGS and not weight_files.is_index(name)
     ]
+
+
+def other_content(names: Iterable[str], config: Mapping[str, object]) -> tuple[str, str] | None:
+    """What a folder or repository without model_index.json has, and a hint; `None` if unknown.
+
+    `names` are the files at its root, and `config` is the content of its config.json.
+    """
+    names = sorted(names)
+    ends = {PurePosixPath(name).suffix for name in names}
+    single = next((n for n in names if n.endswith((".safetensors", ".ckpt", ".gguf"))), None)
+    cls, kinds = config.get("_class_name"), config.get("architectures")
+    if "modular_model_index.json" in names:
+        return (
+            "is a modular model (modular_model_index.json), which t2i does not run",
+            "Look for a copy of the model with a model_index.json.",
+        )
+    if "adapter_config.json" in names or any("lora" in name.lower() for name in names):
+        return "holds a LoRA, which changes a model and is none", "Name the model it was made for."
+    if isinstance(cls, str):
+        what = "a ControlNet" if "ControlNet" in cls else "one part of a model"
+        return f"holds {what} ({cls:.80}) and no whole model", "Name the model it belongs to."
+    if isinstance(kinds, list) and kinds or "model_type" in config:
+        kind = kinds[0] if isinstance(kinds, list) and kinds else config["model_type"]
+        return (
+            f"holds a model of transformers ({kind!s:.80}), which makes no images by diffusers",
+            "`t2i models list` shows models that do.",
+        )
+    if ".gguf" in ends and not ends & {".safetensors", ".ckpt"}:
+        return (
+            f"holds weights in GGUF files only ({single})",
+            "t2i loads safetensors in diffusers folders; look for such a copy of the model.",
+        )
+    if single:
+        return (
+            f"holds single files of weights ({single}), and no folder for each part",
+            "Single-file checkpoints and LoRAs are not taken; look for a diffusers copy.",
+        )
+    return None

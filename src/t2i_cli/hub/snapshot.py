@@ -4,6 +4,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.events import Notice, OnEvent
-from t2i_cli.files import weight_files
+from t2i_cli.files import model_parts, weight_files
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import parse_json
 from t2i_cli.hub import answers, client, files
@@ -107,10 +108,7 @@ def find_snapshot(
         )
         if snapshot := _cached_snapshot(repo, commit, obstacle):
             return snapshot
-        raise ModelError(
-            f"{repo} is not a diffusers repository: it has no {files.MODEL_INDEX}.",
-            hint="`t2i models list` shows the models t2i knows.",
-        )
+        raise _not_diffusers(repo, commit)
     found = try_to_load_from_cache(repo, files.MODEL_INDEX, revision=commit)
     if not isinstance(found, str):
         raise obstacle
@@ -122,6 +120,26 @@ def find_snapshot(
         if path.is_file()
     }
     return Snapshot(repo=repo, commit=commit, folder=folder, sizes=sizes, obstacle=obstacle)
+
+
+def _not_diffusers(repo: str, commit: str) -> ModelError:
+    """The error for a repository without model_index.json, by what it has."""
+    names = [file.path for file in get_cached_repo_tree(repo, revision=commit)]
+    config: dict[str, Any] = {}
+    if "config.json" in names:
+        snapshot_download(
+            repo, revision=commit, allow_patterns=["config.json"], tqdm_class=NullProgressBar
+        )
+        found = try_to_load_from_cache(repo, "config.json", revision=commit)
+        with suppress(ValueError, OSError):
+            parsed = parse_json(read_input(Path(str(found)), _MAX_INDEX_BYTES))
+            config = parsed if isinstance(parsed, dict) else {}
+    if content := model_parts.other_content([n for n in names if "/" not in n], config):
+        return ModelError(f"{repo} {content[0]}.", hint=content[1])
+    return ModelError(
+        f"{repo} is not a diffusers repository: it has no {files.MODEL_INDEX}.",
+        hint="`t2i models list` shows the models t2i knows.",
+    )
 
 
 def _cached_snapshot(repo: str, commit: str, obstacle: T2IError | None) -> Snapshot | None:

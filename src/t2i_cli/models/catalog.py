@@ -6,6 +6,7 @@ import re
 import stat
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from t2i_cli import postcard
 from t2i_cli.errors import InputError, ModelError, os_reason
@@ -15,6 +16,13 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.request_fields import DEFAULT_MODEL as DEFAULT_MODEL
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)"
+    r"(?:/(?P<kind>datasets|spaces|api)(?:/.*)?|/(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?:/(?P<view>tree|blob|resolve)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?)?"
+)
+_FILE_IN_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)/.*\.(?:safetensors|ckpt|gguf|bin|json|pt)")
+_NAME_IT = "Name a model as owner/name."
 _GB = 10**9
 
 _MODELS = (
@@ -184,7 +192,59 @@ def folder_named(name: str) -> Path | None:
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}:
             return None
         raise ModelError(f"Cannot read the model folder {name}: {os_reason(error)}.") from error
-    return Path(path) if is_folder else None
+    return _snapshot_in(Path(path)) if is_folder else None
+
+
+def _snapshot_in(folder: Path) -> Path:
+    """The snapshot in a repository's folder of the Hub's cache, or the folder itself.
+
+    Raises ModelError for the folder of the whole cache.
+    """
+    try:
+        cached = sorted(each.name for each in folder.glob("models--*--*"))
+        snapshots = sorted(folder.glob("snapshots/*/model_index.json"))
+        main = (folder / "refs/main").read_text().strip() if snapshots else ""
+    except (OSError, ValueError):
+        main = ""
+    if os.path.exists(folder / "model_index.json"):
+        return folder
+    if cached:
+        names = [name.removeprefix("models--").replace("--", "/", 1) for name in cached]
+        raise ModelError(
+            f"{folder} is a cache of the Hub, which holds {len(names)} models.",
+            hint=f"Name one of them, such as {names[0]}.",
+        )
+    files = [each for each in snapshots if each.parent.name == main] or snapshots
+    return files[-1].parent if files else folder
+
+
+def parse_address(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """The repository and revision that an address of the Hub means; other names as they are.
+
+    Raises InputError for the address of something else, or one that names another revision.
+    """
+    address = name.partition("?")[0].partition("#")[0].rstrip("/")
+    own_hub = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    if own_hub and address.startswith(f"{own_hub}/"):
+        address = f"huggingface.co{address.removeprefix(own_hub)}"
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        return name, revision
+    if match["kind"] or not match["repo"]:
+        raise InputError(f"{name} is the address of no model.", hint=_NAME_IT, field="model")
+    if match["view"] in {"blob", "resolve"} or match["path"]:
+        raise InputError(
+            f"{name} is the address of a {'folder' if match['view'] == 'tree' else 'file'} in "
+            f"{match['repo']}, which is not taken yet.",
+            hint=f"Name the whole model: {match['repo']}.",
+            field="model",
+        )
+    found = unquote(match["revision"]) if match["revision"] else None
+    if revision and found and revision != found:
+        raise InputError(
+            f"The address names the revision {found}, and --revision {revision}.", field="revision"
+        )
+    return match["repo"], revision or found
 
 
 def is_repository(name: str) -> bool:
@@ -197,7 +257,14 @@ def unknown_model(
 ) -> ModelError:
     """The error for an unknown model name; `others` says what is accepted beside an alias."""
     if _is_path(name):
+        if "://" in name:
+            return ModelError(f"{name} is an address, and no model of the Hub.", hint=_NAME_IT)
         there = os.path.exists(expand_home(name))
+        if not there and (match := _FILE_IN_REPOSITORY.fullmatch(name)):
+            return ModelError(
+                f"{name} is a file in a repository, or there is none; one file is not taken yet.",
+                hint=f"Name the whole model: {match[1]}.",
+            )
         return ModelError(
             f"{name} is no folder." if there else f"There is no model folder {name}.",
             hint=f"`t2i models list` shows the short names; {others}.",

@@ -109,6 +109,39 @@ def component_class(library: str, name: str) -> SourceClass | None:
     return None
 
 
+@cache
+def text_to_image_class(name: str) -> str:
+    """The class that makes images from text of the weights of another one, or the class itself.
+
+    By diffusers' own lists of AutoPipelineForText2Image and its siblings for given images.
+    """
+    made = _auto_classes("AUTO_TEXT2IMAGE_PIPELINES_MAPPING")
+    if name in made.values():
+        return name
+    for task in ("IMAGE2IMAGE", "INPAINT"):
+        for key, each in _auto_classes(f"AUTO_{task}_PIPELINES_MAPPING").items():
+            if each == name:
+                return made.get(key, name)
+    return name
+
+
+def _auto_classes(mapping: str) -> dict[str, str]:
+    """The names of the classes in one of diffusers' lists, by their keys there."""
+    module = library_source.read_module("diffusers.pipelines.auto_pipeline")
+    found: dict[str, str] = {}
+    for node in ast.walk(module.tree) if module else ():
+        if not isinstance(node, ast.Assign):
+            continue
+        target = node.targets[0]
+        if ast.unparse(target) == mapping:
+            pairs = [each.elts for each in ast.walk(node.value) if isinstance(each, ast.Tuple)]
+            found |= {ast.literal_eval(key): ast.unparse(cls) for key, cls in pairs}
+        elif isinstance(target, ast.Subscript) and ast.unparse(target.value) == mapping:
+            # Those that need another package.
+            found[ast.literal_eval(target.slice)] = ast.unparse(node.value)
+    return found
+
+
 def library_ancestry(cls: SourceClass) -> list[SourceClass]:
     """The class and its bases up to the libraries' own base of its kind; itself if not known."""
     pipeline = library_source.find_class("diffusers", "DiffusionPipeline")

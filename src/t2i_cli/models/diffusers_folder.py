@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from t2i_cli.errors import ModelError, os_reason
-from t2i_cli.files import input_files, state_files
+from t2i_cli.files import input_files, model_parts, state_files
 from t2i_cli.files.state_files import is_count
 
 JsonConfig = dict[str, Any]
@@ -62,11 +62,24 @@ def read_model_index(folder: Path) -> JsonConfig:
     except FileNotFoundError:
         if os.access(folder, os.R_OK) and not os.listdir(folder):
             raise ModelError(f"The model folder {folder} is empty.") from None
+        if found := model_parts.other_content(_root_names(folder), _root_config(folder)):
+            raise ModelError(f"The folder {folder} {found[0]}.", hint=found[1]) from None
         raise ModelError(
             f"The folder {folder} has no model_index.json, so it is not a diffusers model.",
             hint="Name the folder that holds model_index.json; single-file checkpoints and LoRAs "
             "are not taken.",
         ) from None
+
+
+def _root_names(folder: Path) -> list[str]:
+    return [path.name for path in folder_entries(folder) if os.path.isfile(path)]
+
+
+def _root_config(folder: Path) -> JsonConfig:
+    try:
+        return read_json_object(folder / "config.json")
+    except (FileNotFoundError, ModelError):
+        return {}
 
 
 def pipeline_class_path(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import schedulers
+from t2i_cli.models import catalog, schedulers
 from t2i_cli.models.extras_support import (
     TRUE_GUIDANCE,
     acts_by_true_guidance,
@@ -31,6 +31,9 @@ def build_request(values: Mapping[str, object]) -> GenerateRequest:
         short_name = schedulers.scheduler_short_name(request.scheduler)
         request = replace(request, scheduler=short_name)
     _check_scheduler(request)
+    if request.model:
+        model, revision = catalog.parse_address(request.model, request.revision)
+        request = replace(request, model=model, revision=revision)
     return request
 
 

@@ -101,7 +101,7 @@ def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> Mode
 
 def pipeline_facts(folder: Path, *, trust_remote_code: bool) -> PipelineFacts:
     """The facts of the pipeline class, which is imported only if needed. Raises ModelError."""
-    class_path = diffusers_folder.pipeline_class_path(folder)
+    class_path = sources.used_class_path(folder)
     if len(class_path) == 2:
         return class_facts.facts_of_class(
             pipeline_class(folder, trust_remote_code=trust_remote_code)
@@ -113,7 +113,7 @@ def pipeline_facts(folder: Path, *, trust_remote_code: bool) -> PipelineFacts:
 
 def pipeline_class(folder: Path, *, trust_remote_code: bool) -> LibraryObject:
     """The pipeline class: of diffusers or, if trusted, the model's own code. Raises ModelError."""
-    class_path = diffusers_folder.pipeline_class_path(folder)
+    class_path = sources.used_class_path(folder)
     if len(class_path) == 2 and not trust_remote_code:
         raise component_check.custom_code_error(folder, f"{class_path[0]}.py")
     component_check.check_imported_components(folder, trust_remote_code=trust_remote_code)

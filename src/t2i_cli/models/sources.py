@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from t2i_cli.errors import ModelError
 from t2i_cli.files import model_parts, weight_files
+from t2i_cli.files.state_files import is_count
 from t2i_cli.files.weight_files import WeightFiles
 from t2i_cli.models import class_facts, diffusers_folder
 
@@ -94,6 +95,50 @@ def chosen_variants(folder: Path, dtype: str) -> dict[str, str]:
     """The variant of each part whose weights for a dtype are of one. Raises ModelError."""
     chosen = {part.name: part.weights(dtype) for part in list_parts(folder)}
     return {name: found.variant for name, found in chosen.items() if found and found.variant}
+
+
+def used_class_path(folder: Path) -> list[str]:
+    """The pipeline's class that is run, after its module if that is the model's own.
+
+    Of a class for another task whose weights make images from text, the text-to-image class, as
+    diffusers' AutoPipelineForText2Image has it. Raises ModelError.
+    """
+    path = diffusers_folder.pipeline_class_path(folder)
+    if len(path) == 2:
+        return path
+    used = class_facts.text_to_image_class(path[0])
+    _check_text_to_image_weights(folder, path[0], exchanged=used != path[0])
+    return [used]
+
+
+def exchanged_class(folder: Path) -> str | None:
+    """A sentence if the model names another pipeline class than is run. Raises ModelError."""
+    named, used = diffusers_folder.pipeline_class_path(folder)[-1], used_class_path(folder)[-1]
+    if named == used:
+        return None
+    return f"The model names {named}; its weights make images from text as {used}."
+
+
+def _check_text_to_image_weights(folder: Path, named: str, *, exchanged: bool) -> None:
+    """Raise ModelError if the weights of a model for another task need more than a text."""
+    if exchanged and diffusers_folder.read_model_index(folder).get("requires_aesthetics_score"):
+        raise ModelError(
+            f"The model in {folder} is a refiner ({named}), which improves given images and makes "
+            "none from text.",
+            hint="Name the base model that it refines.",
+        )
+    name, config = diffusers_folder.denoiser_config(folder)
+    decoders = [diffusers_folder.component_config(folder, each) for each in ("vae", "movq")]
+    latent = next((each.get("latent_channels", 4) for each in decoders if each), None)
+    taken = config.get("in_channels")
+    if name != "unet" or not is_count(taken) or not is_count(latent):
+        return
+    if taken == 2 * latent + 1 or (exchanged and taken > latent):
+        raise ModelError(
+            f"The model in {folder} is an inpainting model ({named}): its UNet takes {taken} "
+            f"channels, those of a given image and mask beside the {latent} of the new image.",
+            hint="It fills a part of a given image; name its base model to make images from text.",
+        )
 
 
 def shard_paths(index: Path) -> list[Path]:

@@ -30,6 +30,7 @@ def find_source(model: str | None, serving: str) -> ModelSource:
         return ModelSource(
             spec=ModelSpec(name=name.rstrip("/").split("/")[-1]), uri=name.rstrip("/")
         )
+    name, revision = catalog.parse_address(name)
     spec = catalog.find_known(name)
     if spec is None and (folder := catalog.folder_named(name)):
         if serving != "torchserve":
@@ -39,7 +40,9 @@ def find_source(model: str | None, serving: str) -> ModelSource:
     elif spec is None and catalog.is_repository(name):
         from t2i_cli import hub
 
-        source = ModelSource(spec=ModelSpec(name=name, repo=name), fetch=hub.needs_token(name))
+        source = ModelSource(
+            spec=ModelSpec(name=name, repo=name, revision=revision), fetch=hub.needs_token(name)
+        )
     elif spec is None:
         others = "a folder, owner/name on the Hub and gs://BUCKET/FOLDER do as well"
         raise catalog.unknown_model(name, others)

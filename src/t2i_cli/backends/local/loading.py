@@ -239,6 +239,8 @@ def load_pipeline(
     started = time.monotonic()
     folder, name = target.folder, target.spec.name
     cls = resolution.pipeline_class(folder, trust_remote_code=trust_remote_code)
+    if note := sources.exchanged_class(folder):
+        on_event(Notice(message=note))
     # Some pipelines accept a missing component only as an explicit None (SD 3 without T5).
     extra: dict[str, Any] = dict.fromkeys(sources.absent_parts(folder))
     dtype: Any = getattr(torch, target.dtype)

@@ -85,7 +85,7 @@ def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -
     """Print the folder where a model lies on this machine."""
     console.configure(json=json)
     spec = _find_usable(model, revision)
-    folder = spec.folder or _fetch(spec, revision, offline=True)
+    folder = spec.folder or _fetch(spec, spec.revision or revision, offline=True)
     if json:
         console.result_json({"model": spec.name, "path": str(folder)})
     else:
@@ -101,7 +101,7 @@ def pull(
     spec = _find_usable(model, revision)
     if spec.folder:
         console.note(f"{spec.name} is on this machine already.")
-    folder = spec.folder or _fetch(spec, revision, offline=False)
+    folder = spec.folder or _fetch(spec, spec.revision or revision, offline=False)
     if json:
         console.result_json({"model": spec.name, "path": str(folder)})
     else:
@@ -144,6 +144,7 @@ def _find_usable(name: str, revision: str | None = None) -> ModelSpec:
 
 def _find_spec(name: str, revision: str | None = None) -> ModelSpec:
     """The model of that name: in the catalogue, a folder, or a repository. Raises T2IError."""
+    name, revision = catalog.parse_address(name, revision)
     spec = catalog.find_known(name)
     if spec is None and (folder := catalog.folder_named(name)):
         spec = ModelSpec(name=name, folder=folder.resolve())
@@ -151,7 +152,7 @@ def _find_spec(name: str, revision: str | None = None) -> ModelSpec:
         catalog.check_revision(spec, revision)
         return spec
     if catalog.is_repository(name):
-        return ModelSpec(name=name, repo=name)
+        return ModelSpec(name=name, repo=name, revision=revision)
     raise catalog.unknown_model(name)
 
 
