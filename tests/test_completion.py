@@ -47,7 +47,7 @@ def cached(home: Path) -> Path:
         ("t2i generate x --memory l", {"low"}),
         ("t2i generate x --format=", {"png", "jpeg", "webp"}),
         ("t2i batch p.txt --input-format js", {"jsonl", "json"}),
-        ("t2i batch p.txt --vary st", {"steps="}),
+        ("t2i batch p.txt --vary st", {"steps=", "step_cache="}),
         ("t2i generate x --backend ", {"local", "http", "vertex"}),
         ("t2i generate x --device c", {"cuda", "cpu"}),
         ("t2i generate x --dialect ", set(DIALECTS)),

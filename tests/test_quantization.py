@@ -161,7 +161,7 @@ def test_quantised_bytes_are_counted_by_kind_of_weight(tmp_path: Path) -> None:
     }
 
     def sizes(kind: str | None, dtype: str = "bfloat16") -> dict[str, int]:
-        return quantization.component_sizes(found, folder, dtype, None, kind)
+        return quantization.quantized_sizes(found, folder, dtype, None, kind)
 
     assert sizes(None) == {"transformer": 14400, "vae": 14400}
     assert sizes("fp8-storage") == {"transformer": 14400 - 6500, "vae": 14400}

@@ -168,7 +168,7 @@ def component_sizes(
 ) -> dict[str, int]:
     """Bytes of each component's weights once they are loaded, from those in its files."""
     float32_component = diffusers_folder.float32_decoder(folder, dtype)
-    return quantization.component_sizes(found, folder, dtype, float32_component, quantize)
+    return quantization.quantized_sizes(found, folder, dtype, float32_component, quantize)
 
 
 def quantized_target(target: LoadTarget, kind: str, options: LocalOptions) -> LoadTarget | None:

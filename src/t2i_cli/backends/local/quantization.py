@@ -149,7 +149,7 @@ def quantized_components(folder: Path) -> dict[str, str]:
     }
 
 
-def component_sizes(
+def quantized_sizes(
     found: Mapping[str, ComponentWeights],
     folder: Path,
     dtype: str,
