@@ -146,9 +146,12 @@ def test_ids_and_batch_keys_have_them_only_when_set() -> None:
 
 
 def test_rows_bodies_and_servers_have_them() -> None:
-    wanted: object = parse_extras({"clip_skip": 1})
-    assert entries.check_value("extras", {"clip_skip": 1}) == wanted  # JSONL
-    assert entries.parse_value("extras", '{"clip_skip": 1}') == wanted  # CSV
+    wanted = parse_extras({"clip_skip": 1})
+    read: list[object] = [
+        entries.check_value("extras", {"clip_skip": 1}),  # JSONL
+        entries.parse_value("extras", '{"clip_skip": 1}'),  # CSV
+    ]
+    assert read == [wanted, wanted]
     body = ImageRequest(prompt="x", extras={"clip_skip": 1}).request()  # type: ignore[call-arg]
     assert body.extras == wanted
     assert {name for name in DIALECTS if "extras" in DIALECTS[name].takes} == {"t2i"}

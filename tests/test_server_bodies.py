@@ -341,3 +341,17 @@ def test_a_half_closed_and_a_pipelining_client_harm_nobody() -> None:
             half.shutdown(socket.SHUT_WR)
             assert closed(half)
         assert httpx2.get(f"{url}/healthz").status_code == 200
+
+
+def _body_with(route: str, extras: object) -> object:
+    request = {"prompt": "a", "extras": extras}
+    return {NATIVE: {"requests": [request]}, VERTEX: {"instances": [request]}}.get(route, request)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_body_takes_extras_and_bounds_them(client: httpx2.Client, route: str) -> None:
+    answer = client.post(route, json=_body_with(route, {"clip_skip": 1, "sigmas": [1, 0.5]}))
+    assert answer.status_code == 200, answer.text
+    for wrong in ({"a": {"b": 1}}, {"a": [[[1]]]}, {"a": "x" * 5001}, 7, {"a b": 1}):
+        found = error(client.post(route, json=_body_with(route, wrong)), 400)
+        assert "extras" in str(found.get("param") or found.get("field")), found
