@@ -24,6 +24,8 @@ _USABLE_FRACTION = 0.95
 """Fraction of the free memory that a plan uses; the rest is lost to fragmentation."""
 _WORKSPACE = 64 * MIB
 """Bytes that cuBLAS and cuDNN allocate through torch on a GPU."""
+_CPU_WORKSPACE = MIB
+"""Bytes of positions, masks and schedules, which count beside small networks only."""
 _LAYERS = 2
 """Layers that group offload holds on the device at once: the one at work and the next."""
 _LARGEST_LAYER = 16
@@ -107,7 +109,7 @@ class MemoryEstimate:
         return sum(size for name, size in self.weights.items() if belongs(name))
 
     def _workspace(self, device: Device) -> int:
-        return self.workspace if device.own_memory else 0
+        return self.workspace if device.own_memory else min(self.workspace, _CPU_WORKSPACE)
 
 
 def estimate_memory(

@@ -53,7 +53,9 @@ _DECODER_FACTORS = {
 _DECODER = 3.4
 _SPATIAL_NORM_DECODER = 5.5
 _VIDEO_DECODER = 20
-"""The same for decoders, in pixels x channels of their last large stage."""
+_SMALL_VIDEO_DECODER, _SMALL_PIXELS = 43, 384**2
+"""The same for decoders, in pixels x channels of their last large stage. Small images and tiles are
+convolved in three dimensions by a kernel that copies the neighbours of each pixel, on a CPU."""
 _ENCODERS = {"clip": (1, 36), "t5": (0, 10), "umt5": (0, 10)}
 _LANGUAGE_MODEL = (1, 52)
 """The same for text encoders, in tokens x width: the outputs kept per layer, and the rest."""
@@ -116,7 +118,12 @@ def decoder_bytes(folder: Path, pixels: int, element: int) -> int | None:
     if not config:
         return 0
     width = _decoder_width(config)
-    return None if width is None else int(width * pixels * element)
+    if width is None:
+        return None
+    if _video_base(config):
+        small = _SMALL_VIDEO_DECODER * min(pixels, _SMALL_PIXELS) / _VIDEO_DECODER
+        pixels = max(pixels, int(small))
+    return int(width * pixels * element)
 
 
 def output_bytes(pixels: int) -> int:
@@ -133,14 +140,16 @@ def decoder_config(folder: Path) -> JsonConfig:
 def encoder_bytes(folder: Path, encoders: Iterable[Part], element: int) -> int | None:
     """Peak bytes of encoding one text by the largest of these encoders, without the weights."""
     found = [
-        _encoder_bytes(diffusers_folder.component_config(folder, encoder.name), encoder.cls)
+        _encoder_bytes(
+            diffusers_folder.component_config(folder, encoder.name), encoder.cls, element
+        )
         for encoder in encoders
     ]
-    return None if None in found else element * max((size for size in found if size), default=0)
+    return None if None in found else max((size for size in found if size), default=0)
 
 
-def _encoder_bytes(config: JsonConfig, cls: str) -> int | None:
-    """Numbers held at most while one text is encoded."""
+def _encoder_bytes(config: JsonConfig, cls: str, element: int) -> int | None:
+    """Bytes held at most while one text is encoded."""
     text = config.get("text_config")
     config = text if isinstance(text, dict) else config
     width = config_size(config, "hidden_size", "d_model", "n_embd")
@@ -151,12 +160,12 @@ def _encoder_bytes(config: JsonConfig, cls: str) -> int | None:
     kept, rest = _ENCODERS.get(kind, _LANGUAGE_MODEL)
     tokens = 77 if kind == "clip" else _TEXT_TOKENS + 64
     attention = 0
-    if kind in {"t5", "umt5"}:  # their bias keeps attention from the fused kernels
-        attention = 3 * (config_size(config, "num_heads") or 0) * tokens**2
+    if kind in {"t5", "umt5"}:  # their bias keeps attention from the fused kernels, in float32
+        attention = 3 * 4 * (config_size(config, "num_heads") or 0) * tokens**2
     peak = rest * width
     if _SCORES_TOKENS.search(cls):
         peak = max(peak, (config_size(config, "vocab_size") or 0) + rest * width // 2)
-    return (kept * layers * width + peak) * tokens + attention
+    return (kept * layers * width + peak) * tokens * element + attention
 
 
 def _transformer_width(config: JsonConfig) -> int | None:
@@ -177,10 +186,15 @@ def _image_tokens(folder: Path, config: JsonConfig, latent: int) -> int | None:
     return None if patch is None else -(-latent // patch**2)
 
 
+def _video_base(config: JsonConfig) -> int | None:
+    """The channels of a video VAE's last stage, which some image models use; else `None`."""
+    return config_size(config, "decoder_base_dim", "base_dim")
+
+
 def _decoder_width(config: JsonConfig) -> float | None:
     """Peak numbers per decoded pixel."""
     cls = str(config.get("_class_name"))
-    if base := config_size(config, "decoder_base_dim", "base_dim"):
+    if base := _video_base(config):
         return _VIDEO_DECODER * base
     if config.get("decoder_block_out_channels"):
         channels, stage = config["decoder_block_out_channels"], 0
