@@ -80,6 +80,7 @@ _EMBEDDINGS = "makes embeddings for a second pipeline"
 _CONTROL = "needs a control image, though its signature does not say so"
 _VIDEOS = "makes videos"
 _NEEDS_IMAGE = "needs an input image, though its signature does not say so"
+_UNBUILT = "makes images from text as well as from images; no tiny pipeline is built yet"
 _ONNX = "needs onnx, and networks that are not safetensors"
 _SIZELESS = "has no height: its networks fix the size"
 _INPUT_MISSING = "needs another input, though its signature does not say so"
@@ -89,7 +90,7 @@ _SENTENCEPIECE = "needs sentencepiece, and a tokenizer that only it makes"
 LEFT_OUT: dict[str, str] = {
     "AltDiffusionPipeline": _LOST_CLASS,
     "AudioDiffusionPipeline": _SOUND,
-    "BriaFiboEditPipeline": _NEEDS_IMAGE,
+    "BriaFiboEditPipeline": _UNBUILT,
     "CogView4ControlPipeline": _CONTROL,
     "ConsisIDPipeline": _VIDEOS,
     "DiffusionGemmaPipeline": _TEXT,
@@ -99,8 +100,8 @@ LEFT_OUT: dict[str, str] = {
     "HeliosPyramidPipeline": _VIDEOS,
     "HunyuanImageRefinerPipeline": _NEEDS_IMAGE,
     "IFSuperResolutionPipeline": _NEEDS_IMAGE,
-    "JoyImageEditPipeline": _NEEDS_IMAGE,
-    "JoyImageEditPlusPipeline": _NEEDS_IMAGE,
+    "JoyImageEditPipeline": _UNBUILT,
+    "JoyImageEditPlusPipeline": _UNBUILT,
     "KandinskyPriorPipeline": _EMBEDDINGS,
     "KandinskyV22PriorPipeline": _EMBEDDINGS,
     "KolorsImg2ImgPipeline": _NEEDS_IMAGE,

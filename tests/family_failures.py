@@ -5,7 +5,6 @@ Strict: what is mended makes its test fail until it is taken off this list.
 
 from collections.abc import Iterator, Mapping
 
-_BY_NAME = "refused for the letters of its name or an optional input (models/resolution.py)"
 _MULTIPLE = "its sizes are multiples of another number (models/resolution.py: _multiple)"
 _OWN_SIZES = "it makes sizes of its own, told after the run (backends/local/pipeline.py)"
 _ONE_GENERATOR = "one generator, not a list (backends/local/pipeline.py)"
@@ -17,13 +16,6 @@ _RUN = ("is plain's", "seed", "steps", "batch", "guidance", "schedulers", "dry r
 """What follows from a picture that is not made."""
 
 _FAILING: dict[str, dict[str, tuple[str, ...]]] = {
-    _BY_NAME: {
-        "BriaFibo2Pipeline": ("picture",),
-        "DreamLiteMobilePipeline": ("picture",),
-        "DreamLitePipeline": ("picture",),
-        "Flux2KleinKVPipeline": ("picture",),
-        "StableDiffusionModelEditingPipeline": ("picture",),
-    },
     _MULTIPLE: {
         "GlmImagePipeline": ("size",),
         "Kandinsky3Pipeline": ("size",),

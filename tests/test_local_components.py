@@ -11,7 +11,7 @@ import pytest
 
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import ModelError
-from t2i_cli.models import component_check, libraries, resolution
+from t2i_cli.models import class_facts, component_check, libraries, pipeline_task, resolution
 from t2i_cli.models.libraries import LibraryObject
 from tests import tiny_models
 from tests.conftest import T2I, Terminal
@@ -223,9 +223,9 @@ def text_to_image() -> list[LibraryObject]:
         if not name.endswith("Pipeline"):
             continue
         cls = getattr(diffusers, name)
-        if getattr(cls, "_backends", None) is None and resolution._is_text_to_image(
-            name, inspect.signature(cls.__call__).parameters
-        ):
+        if getattr(cls, "_backends", None) is not None:
+            continue
+        if pipeline_task.other_task(class_facts.facts_of_class(cls)) is None:
             found.append(cls)
     return found
 

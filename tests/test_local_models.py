@@ -1,6 +1,5 @@
 """Models outside the catalogue: what is read from a folder, and which folders are refused."""
 
-import inspect
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from t2i_cli import hub
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, diffusers_folder, resolution
+from t2i_cli.models import catalog, class_facts, diffusers_folder, pipeline_task, resolution
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest
 from tests import tiny_models
@@ -129,7 +128,7 @@ def test_guidance_acts_from_where_the_pipelines_say() -> None:
         with suppress(ImportError, AttributeError):
             cls = getattr(diffusers, name)
             guided = cls.do_classifier_free_guidance
-            if resolution._is_text_to_image(name, inspect.signature(cls.__call__).parameters):
+            if pipeline_task.other_task(class_facts.facts_of_class(cls)) is None:
                 said[name] = guided.fget(SimpleNamespace(_guidance_scale=0.5))
     assert len(said) > 20
     assert {name for name, acts in said.items() if acts} == {
@@ -173,24 +172,39 @@ def test_a_scheduler_that_cannot_be_changed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pipeline",
+    ("pipeline", "task"),
     [
-        "StableDiffusionInpaintPipeline",
-        "StableDiffusionImg2ImgPipeline",
-        "StableDiffusionControlNetPipeline",
-        "StableDiffusionUpscalePipeline",
-        "StableVideoDiffusionPipeline",
-        "WanPipeline",
-        "AudioLDM2Pipeline",
-        "DDPMPipeline",
-        "KandinskyV22PriorPipeline",
-        "QwenImageEditPipeline",
+        ("StableDiffusionInpaintPipeline", "needs image"),
+        ("StableDiffusionImg2ImgPipeline", "needs image"),
+        ("StableDiffusionControlNetPipeline", "needs an image for its controlnet"),
+        ("FluxControlPipeline", "needs control_image"),
+        ("StableDiffusionUpscalePipeline", "needs image"),
+        ("StableDiffusionGLIGENPipeline", "needs gligen_phrases"),
+        ("StableDiffusionLDM3DPipeline", "makes a depth map beside the picture"),
+        ("StableVideoDiffusionPipeline", "makes videos"),
+        ("WanPipeline", "makes videos"),
+        ("AudioLDM2Pipeline", "makes sound"),
+        ("DDPMPipeline", "takes no height and prompt"),
+        ("KandinskyV22PriorPipeline", "makes embeddings for another pipeline"),
+        ("QwenImageEditPipeline", "needs image"),
     ],
 )
-def test_what_is_not_text_to_image_is_refused(folder: Path, pipeline: str) -> None:
+def test_what_is_not_text_to_image_is_refused(folder: Path, pipeline: str, task: str) -> None:
     tiny_models.edit_json(folder / "model_index.json", _class_name=pipeline)
-    with pytest.raises(ModelError, match=f"{pipeline}, which does not make images from text alone"):
+    refused = f"{pipeline}, which does not make images from text alone: it {task}"
+    with pytest.raises(ModelError, match=refused):
         describe(folder)
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    ["BriaFibo2Pipeline", "Flux2KleinKVPipeline", "StableDiffusionModelEditingPipeline"],
+)
+def test_an_input_that_may_be_left_out_and_a_name_refuse_nothing(
+    folder: Path, pipeline: str
+) -> None:
+    tiny_models.edit_json(folder / "model_index.json", _class_name=pipeline)
+    assert describe(folder).pipeline == pipeline
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

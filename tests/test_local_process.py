@@ -43,7 +43,7 @@ def other_task(folder: Path) -> None:
         (empty, "is empty."),
         (truncated, "is truncated: it has 100,000 of"),
         (pickle_only, "are pickle files only"),
-        (other_task, "does not make images from text alone."),
+        (other_task, "does not make images from text alone: it needs image."),
     ],
 )
 def test_a_folder_that_does_not_do(

@@ -5,7 +5,8 @@ Answered from the source without an import where that proves the answer, else by
 
 import ast
 import inspect
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from inspect import Parameter
@@ -43,13 +44,17 @@ _READ_DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineFacts:
-    """A pipeline class: the parameters of its call and constructor, and its optional components."""
+    """A pipeline class: the parameters of its call and constructor, and its optional components.
+
+    `method` gives the source of one of its methods, `None` if it has none.
+    """
 
     name: str
     module: str
     call: SignatureParameters
     init: SignatureParameters
     optional_components: frozenset[str]
+    method: Callable[[str], ast.FunctionDef | None]
 
 
 def facts_of_name(name: str) -> PipelineFacts:
@@ -66,7 +71,17 @@ def facts_of_class(cls: LibraryObject) -> PipelineFacts:
         call=inspect.signature(cls.__call__).parameters,
         init=inspect.signature(cls.__init__).parameters,
         optional_components=frozenset(cls._optional_components),
+        method=lambda name: _imported_method(cls, name),
     )
+
+
+def _imported_method(cls: LibraryObject, name: str) -> ast.FunctionDef | None:
+    try:
+        source = inspect.getsource(inspect.unwrap(getattr(cls, name)))
+        node = ast.parse(textwrap.dedent(source)).body[0]
+    except (AttributeError, OSError, TypeError, SyntaxError):
+        return None
+    return node if isinstance(node, ast.FunctionDef) else None
 
 
 def constructor_parameters(name: str) -> SignatureParameters:
@@ -199,7 +214,13 @@ def _pipeline_from_source(name: str) -> PipelineFacts | None:
         call=call,
         init=init,
         optional_components=frozenset(optional),
+        method=lambda method: _method_of_source(found, method),
     )
+
+
+def _method_of_source(cls: SourceClass, name: str) -> ast.FunctionDef | None:
+    _, node = library_source.find_attribute(cls, name) or (None, None)
+    return node if isinstance(node, ast.FunctionDef) else None
 
 
 def _literal_attribute(cls: SourceClass, name: str) -> object:

@@ -1,6 +1,5 @@
 """Resolve a model by its name, and describe a diffusers folder that is not in the catalogue."""
 
-import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +14,7 @@ from t2i_cli.models import (
     component_check,
     diffusers_folder,
     libraries,
+    pipeline_task,
     required_packages,
     schedulers,
     sources,
@@ -25,17 +25,6 @@ from t2i_cli.models.libraries import LibraryObject
 _DEFAULT_SIDE = 1024
 """Pixels; the default of pipelines whose transformer has no sample size (Flux, Qwen)."""
 
-_OTHER_TASK = re.compile("Prior|Video|Edit|Control|GLIGEN|LDM3D|Pix2Pix|Inpaint|Img2Img")
-_OTHER_INPUT = {"num_frames", "video_length", "strength", "mask_image", "control_image"}
-_IMAGE_IS_OPTIONAL = {
-    "Flux2Pipeline",
-    "Flux2KleinPipeline",
-    "FluxKontextPipeline",
-    "GlmImagePipeline",
-    "QwenImage21Pipeline",
-    "ZImageOmniPipeline",
-}
-"""Pipelines that accept input images but do not need them."""
 _GUIDED_FROM_ZERO = re.compile("ZImage|Krea2")
 """Pipelines whose guidance has an effect above 0; for all others it is above 1."""
 
@@ -75,9 +64,9 @@ def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> Mode
     Raises ModelError if it is not a usable text-to-image model.
     """
     facts = pipeline_facts(folder, trust_remote_code=trust_remote_code)
-    if not _is_text_to_image(facts.name, facts.call):
+    if task := pipeline_task.other_task(facts):
         raise ModelError(
-            f"{name} is a {facts.name}, which does not make images from text alone.",
+            f"{name} is a {facts.name}, which does not make images from text alone: it {task}.",
             hint="`t2i models list` shows models that do.",
         )
     defaults = {key: parameter.default for key, parameter in facts.call.items()}
@@ -120,23 +109,6 @@ def pipeline_class(folder: Path, *, trust_remote_code: bool) -> LibraryObject:
     if len(class_path) == 2:
         return libraries.load_custom_pipeline(folder, *class_path)
     return libraries.import_pipeline_class(*class_path)
-
-
-def _is_text_to_image(name: str, parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether a pipeline makes images of a given size and requires only a prompt."""
-    required = {
-        key
-        for key, parameter in parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in {parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL}
-    } - {"self", "prompt"}
-    return (
-        {"prompt", "height", "num_inference_steps"} <= parameters.keys()
-        and not required
-        and not _OTHER_INPUT & parameters.keys()
-        and not _OTHER_TASK.search(name)
-        and ("image" not in parameters or name in _IMAGE_IS_OPTIONAL)
-    )
 
 
 def _guidance_argument(
