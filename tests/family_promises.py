@@ -128,11 +128,13 @@ def _keeps_a_batch(family: Family) -> str:
 def _guidance_acts(family: Family) -> str:
     spec, said = family.spec(), []
     strong, first = (spec.guidance_scale or 1.0) + 3.0, family.picture()
+    # A scale and a schedule of scales exclude each other.
+    scheduled = {"guidance_schedule": None} if family.takes("guidance_schedule") else {}
     try:
         _differ(first, family.picture(guidance_scale=strong), "the guidance scale does nothing")
         argument = {str(spec.guidance_argument): strong}
         more = {"negative_prompt": " "} if "true_cfg_scale" in argument else {}
-        plain = family.plain(**argument, **more)
+        plain = family.plain(**argument, **more, **scheduled)
         _equal(family.picture(guidance_scale=strong), plain, "guided, not plain's picture")
     except Refused as refusal:
         said.append(f"{refusal}{_plain_acts(family)}")
@@ -140,7 +142,7 @@ def _guidance_acts(family: Family) -> str:
     try:
         unguided = family.picture(guidance_scale=spec.guidance_off)
         if spec.guidance_argument:
-            _equal(unguided, family.plain(**off), "unguided, not plain's picture")
+            _equal(unguided, family.plain(**off, **scheduled), "unguided, not plain's picture")
     except Refused as refusal:
         said.append(str(refusal))
     return "; ".join(dict.fromkeys(said))

@@ -15,7 +15,8 @@ class ModelSpec:
     or `folder` (a diffusers folder). `download_bytes` is the size of the files that t2i downloads.
     `guidance_argument` is the pipeline's argument for guidance, `None` if it has none. Guidance and
     the negative prompt have an effect above `guidance_off`. Width and height are in pixels and
-    multiples of `multiple`. `flow` is whether the model is a flow-matching one, which decides its
+    multiples of `multiple`; where `sizes` has any, one of these widths and heights; and, if `area` is
+    set, about so many pixels, to which the pipeline scales other sizes. `flow` is whether the model is a flow-matching one, which decides its
     schedulers. `quantize` is the quantisation of its weights where a request names none. `refuses`
     has pairs of a request's field that the backend cannot honour, and a sentence that says so.
     """
@@ -37,6 +38,8 @@ class ModelSpec:
     width: int | None = None
     height: int | None = None
     multiple: int = 8
+    sizes: tuple[tuple[int, int], ...] = ()
+    area: int | None = None
     flow: bool | None = None
     quantize: str | None = None
     refuses: tuple[tuple[str, str], ...] = ()

@@ -34,7 +34,14 @@ def _is_steps(value: object) -> bool:
     return is_count(value, _MAX_STEPS) and value > 0
 
 
-_NEVER_NULL = {"name", "multiple", "guidance_off", "gated", "negative_prompt"}
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, list) and len(each) == 2 and all(map(_is_side, each))  # noqa: PLR2004
+        for each in value
+    )
+
+
+_NEVER_NULL = {"name", "multiple", "sizes", "guidance_off", "gated", "negative_prompt"}
 _CHECKS: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(
         ("name", "repo", "folder", "revision", "pipeline", "scheduler"), is_unicode_text
@@ -43,6 +50,8 @@ _CHECKS: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("gated", "negative_prompt", "guidance", "flow"), _is_flag),
     **{each.name: is_amount for each in fields(ModelSpec) if "float" in str(each.type)},
     **dict.fromkeys(("width", "height", "multiple"), _is_side),
+    "sizes": _are_sizes,
+    "area": lambda value: is_count(value) and value > 0,
     "steps": _is_steps,
     "download_bytes": is_count,
     "quantize": QUANTIZATIONS.__contains__,

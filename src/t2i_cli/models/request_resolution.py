@@ -1,5 +1,6 @@
 """Build a request, and resolve it for a model: user values, model defaults, a random seed."""
 
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from t2i_cli.models.extras_support import (
     acts_by_true_guidance,
     takes_true_guidance,
 )
+from t2i_cli.models.size_rules import scaled_size
 from t2i_cli.models.step_cache_support import step_cache_complaint
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS
@@ -67,6 +69,7 @@ def resolve_request(
             values[name] = getattr(spec, name)
     _check_multiple("width", values["width"], spec)
     _check_multiple("height", values["height"], spec)
+    _check_kept_size(values["width"], values["height"], spec)
     if note := _size_note(request, values, spec):
         on_size_note(note)
     if values["seed"] is None:
@@ -143,4 +146,22 @@ def _check_multiple(name: str, value: object, spec: ModelSpec) -> None:
             f"{name} {value} is not a multiple of {spec.multiple}, which {spec.name} needs; "
             f"the nearest is {nearest}.",
             field=name,
+        )
+
+
+def _check_kept_size(width: object, height: object, spec: ModelSpec) -> None:
+    """Raise InputError for a size that the pipeline would make another of."""
+    if not isinstance(width, int) or not isinstance(height, int):
+        return
+    kept = (width, height)
+    if spec.sizes and kept not in spec.sizes:
+        kept = min(spec.sizes, key=lambda size: abs(math.log(size[0] * height / size[1] / width)))
+    elif spec.area:
+        while (scaled := scaled_size(*kept, spec.area, spec.multiple)) != kept and all(scaled):
+            kept = scaled
+    if kept != (width, height):
+        raise InputError(
+            f"{spec.name} makes no images of {width}x{height}; the nearest size that it keeps is "
+            f"{kept[0]}x{kept[1]}.",
+            field="width",
         )

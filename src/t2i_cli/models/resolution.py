@@ -1,5 +1,6 @@
 """Resolve a model by its name, and describe a diffusers folder that is not in the catalogue."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from t2i_cli.models import (
     pipeline_task,
     required_packages,
     schedulers,
+    size_rules,
     sources,
 )
 from t2i_cli.models.class_facts import PipelineFacts
@@ -71,7 +73,8 @@ def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> Mode
         )
     defaults = {key: parameter.default for key, parameter in facts.call.items()}
     argument = _guidance_argument(facts, folder, defaults)
-    width, height = _native_size(folder, defaults)
+    area = size_rules.own_area(facts, folder)
+    width, height = _native_size(folder, defaults, area)
     return ModelSpec(
         name=name,
         folder=folder,
@@ -83,7 +86,9 @@ def describe_folder(folder: Path, name: str, *, trust_remote_code: bool) -> Mode
         negative_prompt=_takes_negative_prompt(folder, argument, defaults),
         width=width,
         height=height,
-        multiple=_multiple(folder),
+        multiple=_multiple(facts, folder),
+        sizes=size_rules.kept_sizes(facts),
+        area=area,
         flow=_flow(folder),
     )
 
@@ -160,8 +165,10 @@ def _takes_negative_prompt(
     return config.get("time_cond_proj_dim") is None
 
 
-def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
-    """Width and height in pixels: the pipeline's default, or the network's sample size."""
+def _native_size(folder: Path, defaults: Mapping[str, Any], area: int | None) -> tuple[int, int]:
+    """Width and height in pixels: the pipeline's default or area, or the network's sample size."""
+    if area:
+        return math.isqrt(area), math.isqrt(area)
     _, config = diffusers_folder.denoiser_config(folder)
     width, height = _number(defaults.get("width")), _number(defaults.get("height"))
     if width and height:
@@ -177,18 +184,19 @@ def _native_size(folder: Path, defaults: Mapping[str, Any]) -> tuple[int, int]:
     return width * scale, height * scale
 
 
-def _multiple(folder: Path) -> int:
+def _multiple(facts: PipelineFacts, folder: Path) -> int:
     """The number of pixels that width and height must be multiples of.
 
-    UNet pipelines check for 8. Transformers split the latents into patches, or pack them 2 x 2 if
+    What the pipeline's source divides them by, and what its network needs: UNets 8. Transformers split the latents into patches, or pack them 2 x 2 if
     their config has no patch size (Flux, Qwen); most of their pipelines check for 16.
     """
     name, config = diffusers_folder.denoiser_config(folder)
     scale = diffusers_folder.vae_scale_factor(folder)
-    if name != "transformer":
-        return max(8, scale)
     key = "patch_size" if config.get("patch_size") else "all_patch_size"
-    return max(16, scale * diffusers_folder.largest_size(config, key, 1))
+    needed = max(8, scale)
+    if name == "transformer":
+        needed = max(16, scale * diffusers_folder.largest_size(config, key, 1))
+    return math.lcm(needed, *size_rules.divisors(facts, folder))
 
 
 def _flow(folder: Path) -> bool | None:

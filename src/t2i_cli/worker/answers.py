@@ -80,7 +80,8 @@ def worker_model(exchange: WorkerExchange) -> ModelSpec:
         refuses = tuple((name, why) for name, why in response.pop("refuses"))
         if not all(name in FIELDS and is_text(why) for name, why in refuses):
             raise ValueError("no refusal")
-        return ModelSpec(**response, folder=folder and Path(folder), refuses=refuses)
+        sizes = tuple((width, height) for width, height in response.pop("sizes", ()))
+        return ModelSpec(**response, folder=folder and Path(folder), refuses=refuses, sizes=sizes)
 
 
 def build_body(members: Sequence[WorkerRequest], format: ImageFormat) -> dict[str, object]:

@@ -21,6 +21,7 @@ from t2i_cli.backends.local import (
     outcomes,
     parameter_check,
     pipeline,
+    pipeline_calls,
     placement,
     planning,
 )
@@ -162,6 +163,7 @@ class LocalBackend:
         """Raise InputError for a field that cannot be honoured here; reads configs only."""
         spec = self._spec(request)
         lossy_plan.check_lossy_fields(request, spec, self._options)
+        pipeline_calls.check_guidance(spec, request)
         if request.extras or request.scheduler is not None:
             parameter_check.check_parameters(
                 request,

@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from typing import Self
 
-from t2i_cli.backends.local import clip_layers, device, memory, pipeline, prompt_embedding_cache
+from t2i_cli.backends.local import (
+    clip_layers,
+    device,
+    memory,
+    pipeline,
+    pipeline_calls,
+    prompt_embedding_cache,
+    random_state,
+)
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.errors import error_reason
 from t2i_cli.events import Notice
@@ -59,15 +67,14 @@ def encode_ahead(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) ->
 
 def _encode(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) -> None:
     """Run the pipeline on the requests until it begins to denoise."""
-    import torch
-
     arguments: dict[str, LibraryObject] = pipeline.pipeline_arguments(loaded, requests)
-    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-    torch.manual_seed(requests[0].seed)
+    arguments = pipeline_calls.call_arguments(loaded.pipe, arguments, requests)
+    seeded = random_state.seeded_global_generators(requests[0].seed, loaded.device)
     loaded.set_scheduler(requests[0].scheduler)
     loaded.pipe.progress_bar = _StopAtDenoising()
     try:
-        with libraries.suppress_warnings(), clip_layers.skipping_layers(loaded.pipe, requests[0]):
-            loaded.pipe(**arguments, generator=generators)
+        skipping = clip_layers.skipping_layers(loaded.pipe, requests[0])
+        with seeded, libraries.suppress_warnings(), skipping:
+            loaded.pipe(**arguments)
     except _TextsEncoded:
         return

@@ -7,9 +7,11 @@ from typing import Any, Self
 
 from t2i_cli.backends.local import (
     clip_layers,
+    pipeline_calls,
     pipeline_output,
     prompt_embedding_cache,
     prompt_warnings,
+    random_state,
     step_cache,
 )
 from t2i_cli.backends.local.loading import LoadedPipeline
@@ -38,24 +40,22 @@ def run_pipeline(
 ) -> list[PipelineOutput | ModelError]:
     """Generate the images of requests that have equal batch keys; one output per request.
 
-    Each image has its own CPU random generator, so that its noise depends on its seed alone. An
-    output that does not match its request is a ModelError. Raises RunCancelled, and whatever the
+    The noise of each image depends on its seed alone. An output that does not match its request is
+    a ModelError. Raises RunCancelled, and whatever the
     pipeline raises.
     """
-    import torch
-
     prompt_embedding_cache.cache_text_embeddings(loaded.pipe)
     preview_hook = PreviewHook(loaded, requests, indices)
     loaded.pipe.progress_bar = _ProgressBar(loaded, indices, cancel, preview_hook)
-    # Language models that rewrite prompts or plan an image use the global generator.
-    torch.manual_seed(requests[0].seed)
-    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+    arguments = pipeline_arguments(loaded, requests)
+    arguments = pipeline_calls.call_arguments(loaded.pipe, arguments, requests)
+    seeded = random_state.seeded_global_generators(requests[0].seed, loaded.device)
     try:
         caching = step_cache.step_caching(loaded.pipe, requests[0].step_cache)
         running = loaded.engine.running(requests[0].steps or 0, len(requests))
         skipping = clip_layers.skipping_layers(loaded.pipe, requests[0])
-        with libraries.suppress_warnings(), preview_hook, caching, running, skipping:
-            output = loaded.pipe(**pipeline_arguments(loaded, requests), generator=generators)
+        with seeded, libraries.suppress_warnings(), preview_hook, caching, running, skipping:
+            output = loaded.pipe(**arguments)
     except Exception:  # any error: it is raised again
         # Offload the networks again, as the pipeline itself does at its end.
         loaded.pipe.maybe_free_model_hooks()
