@@ -215,7 +215,7 @@ def _dry_run_agrees(family: Family) -> str:
     except Refused as refusal:
         raise Broken(f"at the model's own size: {refusal}") from refusal
     for request in asked:
-        if (wanted := family.planned_mib(request)) > MOST_MEMORY:
+        if (wanted := family.planned_mib(request) or 0) > MOST_MEMORY:
             size = f"{request.width}x{request.height}"
             raise Broken(f"the plan wants {wanted:,} MiB to work with for {size} pixels")
     return ""

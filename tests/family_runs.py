@@ -84,9 +84,9 @@ class Family:
             raise Refused(error, self.name, self._folder) from error
         return resolved
 
-    def planned_mib(self, request: ResolvedRequest) -> int:
-        """MiB that the plan wants beside the weights; 0 where it says that it does not know."""
-        return self._backend.plan(request).working_mib or 0
+    def planned_mib(self, request: ResolvedRequest) -> int | None:
+        """MiB that the plan wants beside the weights; `None` if it says that it does not know."""
+        return self._backend.plan(request).working_mib
 
     def run(
         self, requests: Sequence[ResolvedRequest], backend: LocalBackend | None = None

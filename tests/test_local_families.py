@@ -6,6 +6,7 @@ A sample runs always; `make full` runs all of them.
 import inspect
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -229,7 +230,11 @@ def test_no_scheduler_makes_the_images_of_a_pass_depend_on_each_other(scheduler:
 @pytest.mark.full
 def test_a_size_that_is_not_kept_is_an_error(family: Family) -> None:
     backend = LocalBackend(LocalOptions())
-    (outcome,) = run(backend, [ask(backend, family("hidream"))])
+    folder = family("hidream")
+    with pytest.raises(InputError, match="makes no images of 64x64; .* is 256x256"):
+        ask(backend, folder)
+    asked = replace(ask(backend, folder, width=256, height=256), width=64, height=64)
+    (outcome,) = run(backend, [asked])
     assert isinstance(outcome, Failure)
     assert isinstance(outcome.error, ModelError)
     assert "made 256x256 pixels where 64x64 were asked for" in outcome.error.message

@@ -15,10 +15,11 @@ class ModelSpec:
     or `folder` (a diffusers folder). `download_bytes` is the size of the files that t2i downloads.
     `guidance_argument` is the pipeline's argument for guidance, `None` if it has none. Guidance and
     the negative prompt have an effect above `guidance_off`. Width and height are in pixels and
-    multiples of `multiple`; where `sizes` has any, one of these widths and heights; and, if `area` is
-    set, about so many pixels, to which the pipeline scales other sizes. `flow` is whether the model is a flow-matching one, which decides its
-    schedulers. `quantize` is the quantisation of its weights where a request names none. `refuses`
-    has pairs of a request's field that the backend cannot honour, and a sentence that says so.
+    multiples of `multiple`; where `sizes` has any, they are one of these pairs, and where `area` is
+    set, they have about so many pixels, to which the pipeline scales other sizes. `flow` is whether
+    the model is a flow-matching one, which decides its schedulers. `quantize` is the quantisation
+    of its weights where a request names none. `refuses` has pairs of a request's field that the
+    backend cannot honour, and a sentence that says so.
     """
 
     name: str

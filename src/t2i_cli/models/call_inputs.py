@@ -67,6 +67,23 @@ def needed_input(facts: PipelineFacts) -> str | None:
     return None
 
 
+def reads_argument(facts: PipelineFacts, name: str) -> bool:
+    """Whether the call does more with an argument than to ask whether it is None."""
+    call = facts.method("__call__")
+    if call is None:
+        return True
+    tested = {
+        id(node.left)
+        for node in ast.walk(call)
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Is | ast.IsNot)
+    }
+    return any(
+        node.id == name and isinstance(node.ctx, ast.Load) and id(node) not in tested
+        for node in ast.walk(call)
+        if isinstance(node, ast.Name)
+    )
+
+
 def _of_default(name: str, default: object) -> object:
     if default is None:
         return _Missing(name)
@@ -295,9 +312,6 @@ def _refuse_missing(value: object) -> None:
 
 def _tested_input(test: ast.expr, names: _Names) -> str:
     """The input that is not given and that a condition asks for; empty if there is none."""
-    found = (
-        names[node.id].name  # type: ignore[attr-defined]
-        for node in ast.walk(test)
-        if isinstance(node, ast.Name) and isinstance(names.get(node.id), _Missing)
-    )
+    asked = [names.get(node.id) for node in ast.walk(test) if isinstance(node, ast.Name)]
+    found = (value.name for value in asked if isinstance(value, _Missing))
     return next((name for name in found if name), "")

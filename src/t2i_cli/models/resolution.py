@@ -10,6 +10,7 @@ from typing import Any
 from t2i_cli.errors import ModelError
 from t2i_cli.model_spec import GuidanceArgument, ModelSpec
 from t2i_cli.models import (
+    call_inputs,
     catalog,
     class_facts,
     component_check,
@@ -130,7 +131,7 @@ def _guidance_argument(
         "is_distilled", distilled and distilled.default
     ):
         return None
-    if "guidance_scale" not in defaults:
+    if "guidance_scale" not in defaults or not call_inputs.reads_argument(facts, "guidance_scale"):
         return "true_cfg_scale" if "true_cfg_scale" in defaults else None
     is_embedded_input = "true_cfg_scale" in defaults or (
         "negative_prompt" not in defaults and not distilled
@@ -187,8 +188,9 @@ def _native_size(folder: Path, defaults: Mapping[str, Any], area: int | None) ->
 def _multiple(facts: PipelineFacts, folder: Path) -> int:
     """The number of pixels that width and height must be multiples of.
 
-    What the pipeline's source divides them by, and what its network needs: UNets 8. Transformers split the latents into patches, or pack them 2 x 2 if
-    their config has no patch size (Flux, Qwen); most of their pipelines check for 16.
+    What the pipeline's source divides them by, and what its network needs: UNets 8. Transformers
+    split the latents into patches, or pack them 2 x 2 if their config has no patch size (Flux,
+    Qwen); most of their pipelines check for 16.
     """
     name, config = diffusers_folder.denoiser_config(folder)
     scale = diffusers_folder.vae_scale_factor(folder)

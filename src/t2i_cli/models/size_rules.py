@@ -176,8 +176,7 @@ class _ExpressionReader:
 
 
 def _plain_number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number else None  # type: ignore[return-value]
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _joined(left: float, operation: ast.BinOp, right: float) -> float | None:
@@ -191,5 +190,5 @@ def _joined(left: float, operation: ast.BinOp, right: float) -> float | None:
         case ast.FloorDiv() if right:
             return left // right
         case ast.Pow() if abs(right) <= 16:  # noqa: PLR2004 - sizes are small powers
-            return left**right
+            return float(left**right)
     return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models.class_facts import SignatureParameters
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
 
@@ -18,8 +19,6 @@ _UNGUIDED_FAILS = {"HunyuanDiTPAGPipeline": "its perturbed attention"}
 """Classes whose call fails in diffusers 0.42 without guidance, and what fails in it."""
 _INTERMEDIATE_STEPS = 2
 """The only number of steps for which intermediate_timesteps may be set."""
-
-Parameters = Mapping[str, inspect.Parameter]
 
 
 def call_arguments(
@@ -63,9 +62,10 @@ def _takes_list(parameter: inspect.Parameter | None) -> bool:
     return not is_told or any(word in words.lower() for word in ("list", "sequence", "iterable"))
 
 
-def _belonging(parameters: Parameters, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _belonging(parameters: SignatureParameters, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that a pipeline has a default for which those that are set do not go with."""
-    steps, found = arguments.get("num_inference_steps"), {}
+    steps = arguments.get("num_inference_steps")
+    found: dict[str, Any] = {}
     schedule = parameters.get("guidance_schedule")
     if schedule is not None and "guidance_schedule" not in arguments:
         scales = schedule.default
