@@ -179,7 +179,7 @@ def _planned_target(name: str, shape: Mapping[str, Any], folder: Path) -> LoadTa
         device=Device(name="cuda:0", kind="cuda", label="GPU"),
         dtype=dtype,
         folder=folder,
-        sizes=load_target.component_sizes(folder, dtype, found),
+        sizes=load_target.loaded_sizes(folder, dtype, found),
         layer=2 * max(facts.largest for facts in found.values()),
     )
 

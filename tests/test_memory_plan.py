@@ -39,7 +39,7 @@ def target(name: str, folder: Path) -> LoadTarget:
         device=GPU,
         dtype=dtype,
         folder=folder,
-        sizes=load_target.component_sizes(folder, dtype, found),
+        sizes=load_target.loaded_sizes(folder, dtype, found),
         layer=2 * max(facts.largest for facts in found.values()),
     )
 
@@ -160,7 +160,8 @@ def test_a_pass_is_no_larger_than_its_graphs_allow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aim = target("sd15", tmp_path)
-    monkeypatch.setattr(device, "device_memory", lambda _: MemoryInfo(free=12 * GB, total=12 * GB))
+    free = MemoryInfo(free=12 * GB, total=12 * GB)
+    monkeypatch.setattr(device, "device_memory", lambda _: free)
     request = factories.request(model="sd15", width=512, height=512, steps=30)
     with_them, without = (
         planning.max_batch_size(aim, request, (), 0, graphs=graphs) for graphs in (True, False)

@@ -158,12 +158,12 @@ def _with_weight_sizes(target: LoadTarget, options: LocalOptions) -> LoadTarget:
     largest = max((w.largest for w in found.values()), default=0)
     return replace(
         target,
-        sizes=component_sizes(target.folder, target.dtype, found, target.quantize),
+        sizes=loaded_sizes(target.folder, target.dtype, found, target.quantize),
         layer=largest * DTYPE_BYTES[target.dtype],
     )
 
 
-def component_sizes(
+def loaded_sizes(
     folder: Path, dtype: str, found: Mapping[str, ComponentWeights], quantize: str | None = None
 ) -> dict[str, int]:
     """Bytes of each component's weights once they are loaded, from those in its files."""

@@ -14,6 +14,8 @@ DECODERS = ("vae", "movq", "vqvae", "vqgan")
 """The names of the component that decodes latents to images."""
 _MAX_SIZE = 2**20
 _TEXT_TOKENS = 512
+_INSTRUCTED_TOKENS = 1152
+"""Tokens of a prompt with Sana's instruction how to write it anew; one a letter in small models."""
 _PIXEL_BYTES = 3 * 4
 """A pixel of the decoded image, in float32."""
 
@@ -159,9 +161,13 @@ def _encoder_bytes(config: JsonConfig, cls: str, element: int) -> int | None:
     kind = str(config.get("model_type")).removesuffix("_text_model").removesuffix("_encoder")
     kept, rest = _ENCODERS.get(kind, _LANGUAGE_MODEL)
     tokens = 77 if kind == "clip" else _TEXT_TOKENS + 64
+    if kind == "gemma2":
+        tokens = _INSTRUCTED_TOKENS
     attention = 0
-    if kind in {"t5", "umt5"}:  # their bias keeps attention from the fused kernels, in float32
-        attention = 3 * 4 * (config_size(config, "num_heads") or 0) * tokens**2
+    # What they add to attention, or cap of it, keeps it from the fused kernels, and in float32.
+    if kind in {"t5", "umt5", "gemma2"}:
+        heads = config_size(config, "num_heads", "num_attention_heads") or 0
+        attention = 3 * 4 * heads * tokens**2
     peak = rest * width
     if _SCORES_TOKENS.search(cls):
         peak = max(peak, (config_size(config, "vocab_size") or 0) + rest * width // 2)
