@@ -106,14 +106,14 @@ def test_a_torchvision_that_does_not_match_is_told(
 def test_the_doctor_names_a_torchvision_of_another_build(
     t2i: T2I, t2i_env: dict[str, str], tmp_path: Path
 ) -> None:
-    info = tmp_path / "site/torchvision-0.1.0+cu999.dist-info"
+    info = tmp_path / "site/torchvision-0.29.9+cu999.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1.0+cu999\n"
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.29.9+cu999\n"
     )
     done = t2i("doctor", env={"PYTHONPATH": str(info.parent)})
     assert done.returncode == 9
-    assert "torchvision 0.1.0+cu999 is another build than torch" in done.stdout
+    assert "torchvision 0.29.9+cu999 is another build than torch" in done.stdout
 
 
 def test_a_missing_package_is_named_before_a_download(
