@@ -1,9 +1,12 @@
 """Calls that differ: one prompt, one generator, schedules; and what a run leaves of randomness."""
 
+import json
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +19,11 @@ from t2i_cli.backends.local.random_state import seeded_global_generators
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import class_facts, size_rules
+from t2i_cli.models.described_spec import check_spec_values
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.request import GenerateRequest, ResolvedRequest
+from t2i_cli.worker.answers import worker_model
 from tests import tiny_models
 
 SCHEDULE = (7.0,) * 45 + (3.0,) * 3
@@ -200,3 +205,14 @@ def test_sizes_that_a_family_does_not_keep_are_refused_with_one_that_it_keeps() 
         assert resolve(scaled, width, height).height == height
     with pytest.raises(InputError, match="no images of 512x512; .* is 1024x1024"):
         resolve(scaled, 512, 512)
+
+
+def test_a_worker_tells_the_sizes_that_are_kept() -> None:
+    spec = ModelSpec(name="it", sizes=((1280, 768), (768, 1280)), area=1024**2)
+    said = json.loads(json.dumps(asdict(spec)))
+    answer = SimpleNamespace(ok=True, json=lambda: said)
+    assert worker_model(answer) == spec  # type: ignore[arg-type]
+    check_spec_values({"sizes": [[8, 8]], "area": 64})
+    for wrong in ({"sizes": [[8]]}, {"sizes": None}, {"sizes": [[0, 8]]}, {"area": 0}):
+        with pytest.raises(ValueError, match="sizes|area"):
+            check_spec_values(wrong)
