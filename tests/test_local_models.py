@@ -174,8 +174,6 @@ def test_a_scheduler_that_cannot_be_changed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("pipeline", "task"),
     [
-        ("StableDiffusionInpaintPipeline", "needs image"),
-        ("StableDiffusionImg2ImgPipeline", "needs image"),
         ("StableDiffusionControlNetPipeline", "needs an image for its controlnet"),
         ("FluxControlPipeline", "needs control_image"),
         ("StableDiffusionUpscalePipeline", "needs image"),
