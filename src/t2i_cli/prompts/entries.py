@@ -93,7 +93,7 @@ def check_value(field: str, value: object) -> Value | None:
         value = whole_number(value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
-            return float(value)
+            value = float(value)
         except OverflowError as error:
             raise InputError(f"{_shorten(value)} is too large.", field=field) from error
     if not isinstance(value, kind) or isinstance(value, bool):
