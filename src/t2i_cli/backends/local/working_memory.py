@@ -56,8 +56,8 @@ _DECODER = 3.4
 _SPATIAL_NORM_DECODER = 5.5
 _VIDEO_DECODER = 20
 _SMALL_VIDEO_DECODER, _SMALL_PIXELS = 43, 384**2
-"""The same for decoders, in pixels x channels of their last large stage. Small images and tiles are
-convolved in three dimensions by a kernel that copies the neighbours of each pixel, on a CPU."""
+"""The same for decoders, in pixels x channels of their last large stage. Small images and tiles
+took more of such a VAE on a CPU: up to 256 px measured, no longer at 512; the limit is assumed."""
 _ENCODERS = {"clip": (1, 36), "t5": (0, 10), "umt5": (0, 10)}
 _LANGUAGE_MODEL = (1, 52)
 """The same for text encoders, in tokens x width: the outputs kept per layer, and the rest."""
