@@ -39,9 +39,9 @@ def seeded_global_generators(seed: int, device: Device) -> Iterator[None]:
 
 
 def _device_library(torch: LibraryObject, device: Device) -> ModuleType | None:
-    """torch's module for the device's kind, which has a global generator of its own."""
-    modules = {"cuda": "cuda", "rocm": "cuda", "xpu": "xpu", "mps": "mps"}
-    return getattr(torch, modules[device.kind]) if device.kind in modules else None
+    """torch's module of the device, if that has a global generator of its own."""
+    name = device.name.partition(":")[0]
+    return getattr(torch, name) if name in {"cuda", "xpu", "mps"} else None
 
 
 def _keep(generator: LibraryObject) -> Callable[[], object]:
@@ -54,6 +54,6 @@ def _keep_device(torch: LibraryObject, device: Device) -> list[Callable[[], obje
     library = _device_library(torch, device)
     if library is None:
         return []
-    place = () if device.kind == "mps" else (device.name,)
+    place = () if device.name == "mps" else (device.name,)
     state = library.get_rng_state(*place)
     return [lambda: library.set_rng_state(state, *place)]
