@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -70,12 +71,13 @@ WRONG: dict[type, list[object]] = {
     int: [True, False, "5", "", 1.5, [], {}, 10**30],
     float: [True, False, "5", "", [], {}, 10**400],
 }
+WRONG_EXTRAS: list[object] = [True, 5, 1.5, ["a"], "not JSON", {"a": {"b": {"c": 1}}}, {"a b": 1}]
 
 
 @pytest.mark.parametrize("field", ROW_FIELDS)
 def test_rows(field: str, tmp_path: Path) -> None:
     kind = ROW_FIELDS[field]
-    values = [v for v in WRONG[kind] if not (v == 10**30 and kind is int)]
+    values = [v for v in WRONG.get(kind, WRONG_EXTRAS) if not (v == 10**30 and kind is int)]
     file = tmp_path / "p.jsonl"
     rows = [{"prompt": "a", field: value} for value in values]
     file.write_text("\n".join(map(json.dumps, rows)))
@@ -120,6 +122,8 @@ def test_bodies(body: type[BaseModel], sound: dict[str, object]) -> None:
     wrong: tuple[object, ...] = (True, [], {}, [1], 1.5, "x y z")
     for name, field in body.model_fields.items():
         kind = str(field.annotation)
+        if field.annotation is Any:  # its own parser refuses it: tests/test_server_bodies.py
+            continue
         for value in wrong:
             fits = (
                 (isinstance(value, bool) and "bool" in kind)
