@@ -97,7 +97,7 @@ def test_a_folder_that_holds_no_model_is_refused_everywhere(
     find: Callable[[str], object], tmp_path: Path
 ) -> None:
     (tmp_path / "x.safetensors").touch()
-    with pytest.raises(ModelError, match="is not a diffusers model"):
+    with pytest.raises(ModelError, match="holds single files of weights"):
         find(str(tmp_path))
     (tmp_path / "model_index.json").mkdir()
     with pytest.raises(ModelError, match="Cannot read .*model_index.json: it is a folder"):

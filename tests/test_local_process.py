@@ -34,7 +34,7 @@ def pickle_only(folder: Path) -> None:
 
 def other_task(folder: Path) -> None:
     index = tiny_models.copy_postcard(folder) / "model_index.json"
-    tiny_models.edit_json(index, _class_name="StableDiffusionInpaintPipeline")
+    tiny_models.edit_json(index, _class_name="StableDiffusionUpscalePipeline")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,12 @@ from tests.family_runs import PROMPTS, Family
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 NOISE = {"_class_name": "DDPMScheduler"}
 LCM = {"_class_name": "LCMScheduler"}
-_FLOW_MATCHING = {"ErnieImagePipeline", "ZImagePipeline"}
+_FLOW_MATCHING = {
+    "ErnieImagePipeline",
+    "Ideogram4Pipeline",
+    "ZImageOmniPipeline",
+    "ZImagePipeline",
+}
 
 
 @pytest.mark.parametrize(

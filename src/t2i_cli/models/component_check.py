@@ -25,6 +25,15 @@ _MAX_NAME = 100
 _LATER_ENCODER = re.compile(r"_\d$")
 
 
+def check_part_names(folder: Path) -> None:
+    """Raise ModelError for a part whose name, library or class can be none; reads the index only.
+
+    The names become paths and modules: this comes before anything else is read of the parts.
+    """
+    for component in sources.list_parts(folder):
+        _check_names(folder, component)
+
+
 def check_components(folder: Path, *, trust_remote_code: bool) -> None:
     """Raise ModelError if the folder names a class that is no component, or untrusted own code.
 

@@ -101,6 +101,7 @@ def pipeline_facts(folder: Path, *, trust_remote_code: bool) -> PipelineFacts:
         return class_facts.facts_of_class(
             pipeline_class(folder, trust_remote_code=trust_remote_code)
         )
+    component_check.check_part_names(folder)
     required_packages.check_packages(folder, *class_path)
     component_check.check_components(folder, trust_remote_code=trust_remote_code)
     return class_facts.facts_of_name(*class_path)

@@ -203,11 +203,14 @@ def _members(node: ast.ClassDef | None) -> set[str]:
     return found
 
 
+_NO_SIGMAS = "it takes no list of sigmas"
 _FRACTIONAL = "its timesteps are no whole numbers"
 _REPEATED = "its first timesteps are equal at the model's noise"
 KNOWN_MISFITS: Mapping[str, Mapping[str, str]] = {
     "ErnieImagePipeline": {"unipc": "it takes no tensor of sigmas"},
-    "ZImagePipeline": {"unipc": "it takes no list of sigmas"},
+    "Ideogram4Pipeline": {"unipc": _NO_SIGMAS},
+    "ZImageOmniPipeline": {"unipc": _NO_SIGMAS},
+    "ZImagePipeline": {"unipc": _NO_SIGMAS},
     "Kandinsky3Pipeline": dict.fromkeys(("dpm++2m-karras", "dpm++2m-sde-karras"), _REPEATED),
     "SemanticStableDiffusionPipeline": {"heun": "it makes more passes than there are steps"},
     "StableDiffusionSAGPipeline": dict.fromkeys(
