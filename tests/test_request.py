@@ -309,7 +309,7 @@ def test_an_id_tells_images_apart_and_nothing_else() -> None:
             SCHNELL,
             "flux-schnell takes no negative prompt.",
             "negative_prompt",
-            "--lenient goes on without it.",
+            "It acts with --set true_cfg_scale=4, as each step then runs the model twice.",
         ),
         (
             {"negative_prompt": "y", "guidance_scale": 1.0},
