@@ -355,6 +355,7 @@ def _compile_transformer(env: dict[str, str]) -> dict[str, object]:
     return found
 
 
+@pytest.mark.full
 def test_torch_compiles_a_networks_blocks(t2i_env: dict[str, str]) -> None:
     found = _compile_transformer(t2i_env)
     assert found == {"close": True, "eager again": True, "graphs": 1, "hits": 0}

@@ -101,7 +101,10 @@ def test_few_steps_and_transformers_are_computed_eagerly(
     assert recorder.recorded == 0
 
 
-@pytest.mark.parametrize("change", ["guidance", "scheduler", "batch"])
+@pytest.mark.parametrize(
+    "change",
+    ["guidance", *(pytest.param(n, marks=pytest.mark.full) for n in ("scheduler", "batch"))],
+)
 def test_requests_that_differ_have_recordings_of_their_own(
     change: str, sdxl: Path, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,8 +151,8 @@ def test_a_cancelled_run_and_previews_leave_recordings_usable(
     ("fault", "told"),
     [
         ({"recording": [1]}, "operation not permitted"),
-        ({"replay": [1]}, "operation not permitted"),
-        ({"replay": [5]}, "operation not permitted"),
+        pytest.param({"replay": [1]}, "operation not permitted", marks=pytest.mark.full),
+        pytest.param({"replay": [5]}, "operation not permitted", marks=pytest.mark.full),
         ({"wrong": [1]}, "its output differed"),
         ({"replay": [4], "error": gpu.out_of_memory}, "out of memory"),
     ],
