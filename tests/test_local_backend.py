@@ -297,7 +297,11 @@ def test_a_scheduler_that_the_pipeline_cannot_drive_is_bad_input(tmp_path: Path)
     request = ask(backend, model=folder, scheduler="dpm++2m", width=32, height=32)
     failure = error(make(backend, request))
     assert isinstance(failure, InputError)
-    assert failure.message == "The scheduler 'dpm++2m' does not fit FluxPipeline."
+    assert failure.message == (
+        f"The scheduler 'dpm++2m' does not fit {folder}: it does not take the settings of the "
+        "model's own."
+    )
+    assert failure.hint == "There are euler, unipc."
 
 
 def test_a_scheduler_of_no_known_kind_cannot_be_changed(tmp_path: Path) -> None:

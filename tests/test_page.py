@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import ContentFilteredError, InputError, T2IError
 from t2i_cli.events import MemoryMeasure, Notice, OnEvent, Preview, Step
+from t2i_cli.models.scheduler_support import serving_scheduler_names
 from t2i_cli.models.schedulers import usable_scheduler_names
 from t2i_cli.output import metadata
 from t2i_cli.postcard.vocabulary import EXAMPLES
@@ -267,7 +268,7 @@ def test_only_what_the_model_can_honour_is_offered(easel: Easel, tab: Tab) -> No
         expect(page.get_by_label("Negative prompt")).to_be_hidden()
         expect(page.get_by_label("Guidance", exact=True)).to_be_hidden()
         options = page.get_by_label("Scheduler").locator("option").all_inner_texts()
-        assert options == ["Model’s own", *usable_scheduler_names(True)]
+        assert options == ["Model’s own", *serving_scheduler_names("FluxPipeline", True, {})]
         submit(page, "a fox")
         expect(tiles(page)).to_have_count(1)
     assert easel.made[0].guidance_scale is None

@@ -27,7 +27,7 @@ _FLOW_MATCHING = {
         ("LongCatImagePipeline", True, FLOW, "heun", "does not support custom sigmas"),
         ("ErnieImagePipeline", True, FLOW, "dpm++2m", "set_timesteps takes no sigmas"),
         ("HiDreamImagePipeline", True, FLOW, "heun", "set_timesteps takes no mu"),
-        ("OvisImagePipeline", True, FLOW, "dpm++2m", "use_dynamic_shifting"),
+        ("OvisImagePipeline", True, FLOW, "dpm++2m", "settings of the model"),
         ("IFPipeline", False, NOISE, "euler", "config has no variance_type"),
         ("Kandinsky3Pipeline", False, NOISE, "unipc", "step takes no generator"),
         ("LatentConsistencyModelPipeline", False, LCM, "ddim", "original_inference_steps"),

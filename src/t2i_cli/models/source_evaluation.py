@@ -71,7 +71,7 @@ class SourceFrame:
                 raise UnfitScheduler(raised_message(node))
             case ast.Assert(test=test):
                 if truth(self.value(test)) is False:
-                    raise UnfitScheduler(f"`{ast.unparse(test)}` does not hold")
+                    raise UnfitScheduler("it does not take the settings of the model's own")
             case ast.Assign(targets=targets, value=given):
                 found = self.value(given)
                 for target in targets:
