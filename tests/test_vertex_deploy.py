@@ -249,24 +249,24 @@ def test_a_home_that_cannot_be_written_to_costs_no_endpoint(
     assert lifecycle.deploy_plan(settled, account, Console()).name.endswith(tuple(vertex.endpoints))
 
 
-@pytest.mark.parametrize(("kind", "half"), [("model-garden", False), ("t2i", True)])
+@pytest.mark.parametrize(("kind", "dtype"), [("model-garden", "float32"), ("t2i", "float16")])
 def test_only_our_own_server_gets_fp16_weights(
     vertex: FakeVertex,
     cloud: GoogleClient,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
-    half: bool,
+    dtype: str,
 ) -> None:
     asked: list[object] = []
 
     def fetch(repo: str, **options: object) -> Path:
-        asked.append(options["half"])
+        asked.append(options["dtype"])
         return Path(weights(tmp_path))
 
     monkeypatch.setattr(hub, "download_model", fetch)
     image = "r-docker.pkg.dev/p/t2i/t2i:1" if kind == "t2i" else None
     deployed(cloud, DeploymentSpec(model="flux-schnell", serving=kind, image=image))
-    assert asked == [half]
+    assert asked == [dtype]
     assert endpoint_store.current_endpoint() is None
     assert containers.find_source("flux-schnell", kind).needs_upload
