@@ -221,7 +221,7 @@ def pickled(folder: Path) -> None:
 def image_to_image(folder: Path) -> None:
     tiny_models.edit_json(
         tiny_models.copy_postcard(folder) / "model_index.json",
-        _class_name="StableDiffusionInpaintPipeline",
+        _class_name="StableDiffusionUpscalePipeline",
     )
 
 

@@ -39,9 +39,13 @@ HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> & \"quotes\" 't
 
 @dataclass
 class Easel(StubBackend):
-    """Paints in four steps, with previews; before the third it waits for `go`."""
+    """Paints in four steps, with previews; before the third it waits for `go`.
+
+    `stopped` is set once a cancelled run has ended.
+    """
 
     go: threading.Event = field(default_factory=threading.Event)
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(
         self,
@@ -55,6 +59,7 @@ class Easel(StubBackend):
             for step in range(1, STEPS + 1):
                 while step > HELD and not self.go.wait(0.02):
                     if cancel.is_set():
+                        self.stopped.set()
                         return
                 on_event(Step(indices=(index,), step=step, steps=STEPS))
                 if previews and previews[index]:
@@ -358,6 +363,8 @@ def test_nothing_moves_after_cancel(
         expect(tiles(page)).to_have_count(1)
         expect(idle(page)).to_be_visible()
 
+        # The page says so at once; the run hears of it a moment later.
+        assert easel.stopped.wait(30)
         easel.go.set()
         idle(page).click()
         expect(tiles(page)).to_have_count(4)
