@@ -8,7 +8,7 @@ from inspect import Parameter
 from typing import Any
 
 from t2i_cli.errors import InputError, T2IError
-from t2i_cli.known_names import name_choices
+from t2i_cli.known_names import closest_name, name_choices
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import class_facts, library_source
 from t2i_cli.models.class_facts import PipelineFacts
@@ -63,7 +63,10 @@ def check_extras(request: ResolvedRequest, spec: ModelSpec, facts: PipelineFacts
         if name not in facts.call or name.startswith("_"):
             raise InputError(
                 f"{spec.name} takes no {name}; {name_choices(name, taken)}",
-                hint=f"Its {facts.name} takes {', '.join(taken)}." if taken else None,
+                # Where no name is near, the message lists them.
+                hint=f"Its {facts.name} takes {', '.join(taken)}."
+                if closest_name(name, taken)
+                else None,
                 field="extras",
             )
         if name not in taken:
