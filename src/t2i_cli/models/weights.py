@@ -8,7 +8,8 @@ from pathlib import Path
 from t2i_cli.models import safetensors_header, sources
 from t2i_cli.models.safetensors_header import TensorKind
 
-_FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of a number in each dtype that a model is computed in."""
 _STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
 _FLOATS = {"F32", "F16", "BF16"}
 
@@ -29,7 +30,7 @@ class ComponentWeights:
     def size(self, dtype: str) -> int:
         """Bytes in memory with floats cast to `dtype`; quantised weights keep their size."""
         return sum(
-            count * (_FLOAT_BYTES[dtype] if stored in _FLOATS else _STORED_BYTES.get(stored, 1))
+            count * (DTYPE_BYTES[dtype] if stored in _FLOATS else _STORED_BYTES.get(stored, 1))
             for stored, count in self.elements.items()
         )
 

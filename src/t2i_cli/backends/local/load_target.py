@@ -20,10 +20,7 @@ from t2i_cli.models import (
     sources,
     weights,
 )
-from t2i_cli.models.weights import ComponentWeights
-
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes of one number."""
+from t2i_cli.models.weights import DTYPE_BYTES, ComponentWeights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 from t2i_cli.backends.local import cuda_graphs, device, load_target, memory, quantization
 from t2i_cli.backends.local.device import MemoryInfo
-from t2i_cli.backends.local.load_target import DTYPE_BYTES, LoadTarget
+from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.memory import MIB, Measures, MemoryEstimate
 from t2i_cli.backends.local.memory_plan import MemoryPlan
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.errors import OutOfMemoryError
 from t2i_cli.models import catalog, diffusers_folder
+from t2i_cli.models.weights import DTYPE_BYTES
 from t2i_cli.request import ResolvedRequest
 
 

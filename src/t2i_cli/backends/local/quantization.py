@@ -17,11 +17,10 @@ from t2i_cli.errors import InputError
 from t2i_cli.models import libraries, sources
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.safetensors_header import TensorKind
-from t2i_cli.models.weights import ComponentWeights
+from t2i_cli.models.weights import DTYPE_BYTES, ComponentWeights
 
 _FIRST_FP8 = (8, 9)
 """The compute capability of the first cards with fp8 arithmetic: Ada, and Hopper after it."""
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _NETWORK = re.compile(r"(transformer|unet|decoder)(_\d)?")
 _ENCODER = re.compile(r"text_encoder(_\d)?")
 _KEPT_IN_ENCODERS = ("norm", "embed", "shared", "relative_attention_bias", r"\bwo\b", "lm_head")
@@ -165,14 +164,14 @@ def quantized_sizes(
         if name and component in parts:
             method = _METHODS[name]
             count = sum(weights.floats.get(each, 0) for each in method.kinds)
-            sizes[component] -= int(count * (_DTYPE_BYTES[kind] - method.weight))
+            sizes[component] -= int(count * (DTYPE_BYTES[kind] - method.weight))
             sizes[component] += method.row * sum(weights.rows.get(each, 0) for each in method.kinds)
     return sizes
 
 
 def shrunk_bytes(size: int, dtype: str, name: str | None) -> int:
     """What `size` bytes in `dtype` at least become: of weights of which nothing else is known."""
-    return int(size * _METHODS[name].weight / _DTYPE_BYTES[dtype]) if name else size
+    return int(size * _METHODS[name].weight / DTYPE_BYTES[dtype]) if name else size
 
 
 @contextmanager
