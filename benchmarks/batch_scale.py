@@ -65,6 +65,9 @@ class Constant:
         """Nothing."""
         return {}
 
+    def image_price(self, request: ResolvedRequest) -> None:
+        """Nothing is billed."""
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """There is none."""
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from t2i_cli.errors import T2IError
 from t2i_cli.events import OnEvent
 from t2i_cli.image_formats import ImageFormat
+from t2i_cli.image_price import ImagePrice
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -81,6 +82,10 @@ class Backend(Protocol):
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """Resource estimates for --dry-run: device, memory, download."""
+        ...
+
+    def image_price(self, request: ResolvedRequest) -> ImagePrice | None:
+        """The price of such an image, `None` where images are not billed one by one."""
         ...
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:

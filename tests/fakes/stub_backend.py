@@ -12,6 +12,7 @@ from t2i_cli import __version__
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import ModelError, T2IError
 from t2i_cli.events import Loaded, Loading, Notice, OnEvent, Preview, Step
+from t2i_cli.image_price import ImagePrice
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.provenance import GenerationInfo
@@ -35,6 +36,7 @@ class StubBackend:
     side: int = 16
     told: Callable[[ResolvedRequest], dict[str, object]] = lambda request: {}
     commits: Callable[[str, str | None], str | None] = lambda model, revision: None
+    price: Callable[[ResolvedRequest], ImagePrice | None] = lambda request: None
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """The catalogue's models, postcard by default."""
@@ -49,6 +51,10 @@ class StubBackend:
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """What it was told to need."""
         return self.told(request)
+
+    def image_price(self, request: ResolvedRequest) -> ImagePrice | None:
+        """As it was told."""
+        return self.price(request)
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """As it was told."""

@@ -81,6 +81,9 @@ class WorkerBackend:
             return {}  # all else takes torch to say, which the worker's client does not load
         return self._fallback.estimate(request)
 
+    def image_price(self, request: ResolvedRequest) -> None:
+        """Return `None`: this machine bills nothing."""
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The commit that a model's revision stands for now."""
         return self._fallback.resolve_revision(model, revision)

@@ -68,6 +68,9 @@ class HttpBackend:
             "concurrency": self._concurrency,
         }
 
+    def image_price(self, request: ResolvedRequest) -> None:
+        """Return `None`: what a server bills is not known."""
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: the server determines the commit."""
         return None

@@ -91,6 +91,9 @@ class LocalBackend:
         return self.plan(request).to_json()
 
     @hinting_at_embedded_model()
+    def image_price(self, request: ResolvedRequest) -> None:
+        """Return `None`: this machine bills nothing."""
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The current commit of a repository's revision; `None` for a local model."""
         if downloaded.is_local(model):

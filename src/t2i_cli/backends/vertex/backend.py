@@ -53,6 +53,9 @@ class VertexBackend:
             "prices_of": prices.date,
         }
 
+    def image_price(self, request: ResolvedRequest) -> None:
+        """Return `None`: an endpoint is billed by the hour."""
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: the deployment determines the commit."""
         return None
