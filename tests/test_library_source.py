@@ -285,3 +285,14 @@ def test_a_loaded_library_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("USE_TORCH")
     monkeypatch.setitem(sys.modules, "diffusers", object())
     assert not library_source.is_readable()
+
+
+def test_a_class_is_read_once() -> None:
+    """A server and a worker describe their model for each request."""
+    facts = class_facts.facts_of_name("StableDiffusionPipeline")
+    assert class_facts.facts_of_name("StableDiffusionPipeline") is facts
+    assert facts.method("__call__") is facts.method("__call__")
+    cls = libraries.import_pipeline_class("StableDiffusionPipeline")
+    imported = class_facts.facts_of_class(cls)
+    assert class_facts.facts_of_class(cls) is imported
+    assert imported.method("check_inputs") is imported.method("check_inputs") is not None

@@ -7,6 +7,7 @@ not decide is taken to work: an input is needed only if every way through the ca
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from t2i_cli.models.class_facts import PipelineFacts
 
@@ -67,6 +68,7 @@ def needed_input(facts: PipelineFacts) -> str | None:
     return None
 
 
+@lru_cache(maxsize=256)
 def reads_argument(facts: PipelineFacts, name: str) -> bool:
     """Whether the call does more with an argument than to ask whether it is None."""
     call = facts.method("__call__")

@@ -8,7 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from inspect import Parameter
 from typing import cast
 
@@ -42,11 +42,12 @@ _READ_DEFAULTS = {
 """SignatureParameters whose default values t2i reads; of others it asks whether there is one."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PipelineFacts:
     """A pipeline class: the parameters of its call and constructor, and its optional components.
 
-    `method` gives the source of one of its methods, `None` if it has none.
+    `method` gives the source of one of its methods, `None` if it has none. There is one object for
+    each class, so that what follows from its source is kept by it.
     """
 
     name: str
@@ -57,12 +58,14 @@ class PipelineFacts:
     method: Callable[[str], ast.FunctionDef | None]
 
 
+@lru_cache(maxsize=64)
 def facts_of_name(name: str) -> PipelineFacts:
     """The facts of a pipeline class of diffusers. Raises ModelError if there is none."""
     found = _pipeline_from_source(name) if library_source.is_readable() else None
     return found or facts_of_class(libraries.import_pipeline_class(name))
 
 
+@lru_cache(maxsize=64)
 def facts_of_class(cls: LibraryObject) -> PipelineFacts:
     """The facts of an imported pipeline class."""
     return PipelineFacts(
@@ -71,7 +74,7 @@ def facts_of_class(cls: LibraryObject) -> PipelineFacts:
         call=inspect.signature(cls.__call__).parameters,
         init=inspect.signature(cls.__init__).parameters,
         optional_components=frozenset(cls._optional_components),
-        method=lambda name: _imported_method(cls, name),
+        method=cache(lambda name: _imported_method(cls, name)),
     )
 
 
@@ -214,7 +217,7 @@ def _pipeline_from_source(name: str) -> PipelineFacts | None:
         call=call,
         init=init,
         optional_components=frozenset(optional),
-        method=lambda method: _method_of_source(found, method),
+        method=cache(lambda method: _method_of_source(found, method)),
     )
 
 

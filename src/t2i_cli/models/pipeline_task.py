@@ -1,6 +1,7 @@
 """What a pipeline class does other than make images from text alone, asked of its source."""
 
 import ast
+from functools import lru_cache
 from inspect import Parameter
 
 from t2i_cli.models import call_inputs, library_source
@@ -23,6 +24,7 @@ _OUTPUTS = {
 """What a pipeline makes, by the first field of its output."""
 
 
+@lru_cache(maxsize=256)
 def other_task(facts: PipelineFacts) -> str | None:
     """What the pipeline does or needs beyond images from text; `None` if a prompt alone may do."""
     output = _output_field(facts)

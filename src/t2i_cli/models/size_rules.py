@@ -4,6 +4,7 @@ import ast
 import math
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from t2i_cli.models import diffusers_folder, library_source
@@ -31,6 +32,7 @@ def divisors(facts: PipelineFacts, folder: Path) -> set[int]:
     return {round(value) for value in found if value and value >= 1}
 
 
+@lru_cache(maxsize=256)
 def kept_sizes(facts: PipelineFacts) -> tuple[tuple[int, int], ...]:
     """The widths and heights that a pipeline has a list of; empty if it has none."""
     for method in map(facts.method, _CHECKING_METHODS):
@@ -96,6 +98,7 @@ def _bound(function: ast.FunctionDef, parameters: list[str], call: ast.Call) -> 
     }
 
 
+@lru_cache(maxsize=256)
 def _assigned(function: ast.FunctionDef) -> dict[str, ast.expr]:
     """What a function assigns to its names, the first time."""
     found: dict[str, ast.expr] = {}
