@@ -7,6 +7,8 @@ arithmetic is the same: it is checked, with other inputs than those recorded, at
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cache
+from threading import Lock
 from typing import Any, Protocol
 
 from t2i_cli.backends.local.call_signature import (
@@ -63,6 +65,19 @@ class Recorder(Protocol):
         """Warm the call up, and record it. Raises what torch raises."""
 
 
+_RECORDING = Lock()
+"""Held while something is recorded: all recorders of a device share a stream."""
+
+
+@cache
+def _recording_stream(device: str) -> LibraryObject:
+    """The stream that calls are recorded on: cuBLAS keeps a workspace for each for good."""
+    import torch
+
+    with torch.cuda.device(device):
+        return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class CudaRecorder:
     """Records with `torch.cuda.graph`, on a stream of its own; recordings share their memory."""
 
@@ -70,8 +85,8 @@ class CudaRecorder:
         import torch
 
         self._device = torch.device(device)
+        self._stream = _recording_stream(device)
         with torch.cuda.device(self._device):
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
 
     def buffer(self, tensor: LibraryObject) -> LibraryObject:
@@ -87,7 +102,7 @@ class CudaRecorder:
         """Warm the call up on the stream, and capture it there."""
         import torch
 
-        with torch.cuda.device(self._device):
+        with _RECORDING, torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
