@@ -133,11 +133,11 @@ def test_a_plan_says_what_is_needed_and_done(monkeypatch: pytest.MonkeyPatch) ->
         "free_mib": 9000,
         "total_mib": 16_000,
         "weights_mib": 30,
-        "working_mib": 2796,
+        "working_mib": 2873,
         "measures": [],
         "download_mib": 0,
         "vae_tile": None,
-        "peak_mib": 2826,
+        "peak_mib": 2903,
         "cuda_graphs_mib": 896,
     }
 

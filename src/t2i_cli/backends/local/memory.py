@@ -39,8 +39,9 @@ class MemoryEstimate:
     `attention` is the largest attention matrix, stored only without a fused SDPA kernel; `decode`
     is for decoding the whole image, `tile` for the smallest tiles, `tiles` for tiles by their side
     in pixels; `encode` is for one text; `layer` is the largest layer's weights; `graphs` is what
-    recordings of CUDA graphs hold at all times. What the configs do not tell is in `unknown`, and
-    counts as 0.
+    recordings of CUDA graphs hold at all times; `contiguous` is how many times as much the decode
+    takes on a GPU under group offload, which stores no weights channels-last. What the configs do
+    not tell is in `unknown`, and counts as 0.
     """
 
     weights: Mapping[str, int]
@@ -53,6 +54,7 @@ class MemoryEstimate:
     workspace: int = 0
     layer: int | None = None
     graphs: int = 0
+    contiguous: float = 1.0
     unknown: tuple[str, ...] = ()
 
     def working(
@@ -85,6 +87,8 @@ class MemoryEstimate:
         decode = self.decode if sliced else self.decode * batch
         if VAE_TILING in measures:
             decode = self.tiles.get(tile or 0, self.tile)
+        if GROUP_OFFLOAD in measures and device.own_memory:
+            decode = int(decode * self.contiguous)
         graphs = self.graphs * batch
         return self.encode + graphs, (self.denoise + attention) * batch + graphs, decode + graphs
 
@@ -155,6 +159,7 @@ def estimate_memory(
         encode=found["encode"] or 0,
         workspace=_WORKSPACE,
         layer=layer,
+        contiguous=working_memory.contiguous_factor(folder),
         unknown=tuple(name for name, size in found.items() if size is None),
     )
 

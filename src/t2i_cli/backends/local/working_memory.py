@@ -52,12 +52,16 @@ _DECODER_FACTORS = {
     "AutoencoderKLHunyuanVideo": 6.4,
     "AutoencoderTiny": 3.4,
 }
-_DECODER = 3.4
+_DECODER = 3.55
 _SPATIAL_NORM_DECODER = 5.5
-_VIDEO_DECODER = 20
+_VIDEO_DECODER = 22.2
 _SMALL_VIDEO_DECODER, _SMALL_PIXELS = 43, 384**2
 """The same for decoders, in pixels x channels of their last large stage. Small images and tiles
-took more of such a VAE on a CPU: up to 256 px measured, no longer at 512; the limit is assumed."""
+took more of such a VAE on a CPU: up to 256 px measured, no longer at 512; the limit is assumed.
+Measured on an H200 for AutoencoderKL and the video VAE; the others are counted."""
+_CONTIGUOUS_DECODER = 1.37
+"""How many times as much a GPU takes for it where convolutions are not stored channels-last: cuDNN
+turns them around in a workspace. Measured on an H200."""
 _ENCODERS = {"clip": (1, 36), "t5": (0, 10), "umt5": (0, 10)}
 _LANGUAGE_MODEL = (1, 52)
 """The same for text encoders, in tokens x width: the outputs kept per layer, and the rest."""
@@ -126,6 +130,14 @@ def decoder_bytes(folder: Path, pixels: int, element: int) -> int | None:
         small = _SMALL_VIDEO_DECODER * min(pixels, _SMALL_PIXELS) / _VIDEO_DECODER
         pixels = max(pixels, int(small))
     return int(width * pixels * element)
+
+
+def contiguous_factor(folder: Path) -> float:
+    """How many times as much a GPU takes for decoding where weights are not stored channels-last.
+
+    Those of video VAEs never are.
+    """
+    return 1.0 if _video_base(decoder_config(folder)) else _CONTIGUOUS_DECODER
 
 
 def output_bytes(pixels: int) -> int:
