@@ -2,12 +2,13 @@
 
 All sides of a model run in one process, on the same files: `diffusers` as its documentation has it,
 `compiled` with its repeated blocks compiled, `t2i` as it decides by itself, `t2i batched` with the
-batch size that it finds, and `t2i step cache` where a target is set for it. A line of JSON is
-printed as each is measured, with the seconds to reach on an H200, and a table in the end. Run as
-`python -m benchmarks.gpu`; `--budget` seconds end it in order, `--check` runs the tests of marker
-`gpu` and benchmarks/memory.py in what is left of them, `--profile` follows each miss to the kernels
-that take the time. `--device cpu --tiny` tries the script itself. docs/benchmarks.md says how to
-run it on a machine where nothing can be installed.
+batch size that it finds, `t2i compiled` with `--compile on`, of models that take seconds also `t2i
+step cache` and quantised, and `t2i 8 GiB free` where the rest of the card is taken. `--sides` picks
+some. A line of JSON is printed as each is measured, with the seconds to reach on an H200, and a
+table in the end. Run as `python -m benchmarks.gpu`; `--budget` seconds end it in order, `--check`
+runs the tests of marker `gpu` and benchmarks/memory.py in what is left of them, `--profile` follows
+each miss to the kernels that take the time. `--device cpu --tiny` tries the script itself.
+docs/benchmarks.md says how to run it on a machine where nothing can be installed.
 """
 
 import argparse
@@ -24,7 +25,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,6 +35,7 @@ import numpy as np
 from benchmarks import gpu_models
 from benchmarks.gpu_models import MeasuredModel
 from t2i_cli.backend import GeneratedImage
+from t2i_cli.backends.local.options import CompileMode
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import GenerateRequest
 
@@ -41,6 +44,16 @@ SEED = 1
 RUNS = 3
 BUDGET = 480.0
 STEP_CACHE = 0.1
+SIDES = (
+    "diffusers",
+    "compiled",
+    "t2i",
+    "t2i batched",
+    "t2i compiled",
+    "t2i lossy",
+    "cold",
+    "t2i scarce",
+)
 TINY_SIDE = 64
 _PROFILE_ROWS = 25
 _CHECK_RESERVE = 30.0
@@ -68,6 +81,7 @@ class Job:
             steps=self.steps,
             width=self.side,
             height=self.side,
+            guidance_scale=self.model.guidance,
             **more,  # type: ignore[arg-type]
         )
 
@@ -137,15 +151,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all")
     parser.add_argument("--runs", type=int, default=RUNS, help="images of each side")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try the script")
-    parser.add_argument("--no-compile", action="store_true", help="leave out what compiles")
+    parser.add_argument("--sides", default=",".join(SIDES), help=f"of {', '.join(SIDES)}")
     parser.add_argument("--check", action="store_true", help="the tests of marker gpu, and memory")
     parser.add_argument("--profile", action="store_true", help="kernels of what misses its target")
     parser.add_argument("--out", type=Path, help="folder for traces of --profile")
     parser.add_argument("--folder", type=Path, help="where models are saved; a temporary folder")
     options = parser.parse_args(arguments)
     options.models = [] if options.models == "none" else options.models.split(",")
-    if unknown := sorted(set(options.models) - set(names)):
-        parser.error(f"there is no model {', '.join(unknown)}; there is {', '.join(names)}")
+    options.sides = options.sides.split(",")
+    for given, known, what in ((options.models, names, "model"), (options.sides, SIDES, "side")):
+        if unknown := sorted(set(given) - set(known)):
+            parser.error(f"there is no {what} {', '.join(unknown)}; there is {', '.join(known)}")
     return options
 
 
@@ -191,28 +207,13 @@ def _measure_model(
     )
     report.add(model=model.name, built=round(time.monotonic() - started, 1))
     pictures: dict[str, LibraryObject] = {}
-    with _reporting(report, model.name, "diffusers"):
-        pictures["diffusers"] = _measure_diffusers(
-            job, options.runs, report, compiles=not options.no_compile
-        )
-    _release(options.device)
-    sides: list[tuple[str, float | None, Callable[[], LibraryObject]]] = [
-        ("t2i", model.alone, lambda: _measure_t2i(job, options.runs))
-    ]
-    if model.batch:
-        count = 4 if options.tiny else model.batch
-        sides.append(("t2i batched", model.batched, lambda: _measure_batched(job, count)))
-    if model.step_cache and "step_cache" not in {field.name for field in fields(GenerateRequest)}:
-        report.add(model=model.name, skipped="this t2i has no step cache")
-    elif model.step_cache:
-        sides.append(
-            (
-                "t2i step cache",
-                model.step_cache,
-                lambda: _measure_t2i(job, options.runs, step_cache=STEP_CACHE),
+    if "diffusers" in options.sides:
+        with _reporting(report, model.name, "diffusers"):
+            pictures["diffusers"] = _measure_diffusers(
+                job, options.runs, report, compiles="compiled" in options.sides
             )
-        )
-    for side, target, measure in sides:
+        _release(options.device)
+    for side, target, measure in _sides(job, options):
         with _reporting(report, model.name, side):
             figures, pictures[side] = measure()
             missed = target is not None and not options.tiny and figures["seconds"] > target
@@ -227,11 +228,33 @@ def _measure_model(
             if options.profile and (missed or options.tiny) and side == "t2i":
                 _profile(job, options.out, report)
         _release(options.device)
-    if model.name == "sd15":
+    if model.name == "sd15" and "cold" in options.sides:
         with _reporting(report, model.name, "t2i generate, a cold process"):
             report.add(
                 model=model.name, side="t2i generate, a cold process", seconds=_cold_start(job)
             )
+
+
+def _sides(
+    job: Job, options: argparse.Namespace
+) -> Iterator[tuple[str, float | None, Callable[[], LibraryObject]]]:
+    """The sides of t2i that are asked for: name, seconds to reach, and what measures it."""
+    model, runs = job.model, options.runs
+    if "t2i" in options.sides:
+        yield "t2i", model.alone, lambda: _measure_t2i(job, runs)
+    if model.batch and "t2i batched" in options.sides:
+        count = 4 if options.tiny else model.batch
+        yield "t2i batched", model.batched, lambda: _measure_batched(job, count)
+    if "t2i compiled" in options.sides:
+        yield "t2i compiled", model.alone, lambda: _measure_t2i(job, runs, compile_mode="on")
+    if model.step_cache and "t2i lossy" in options.sides:
+        cached = partial(_measure_t2i, job, runs, step_cache=STEP_CACHE)
+        yield "t2i step cache", model.step_cache, cached
+    for kind in model.quantizations if "t2i lossy" in options.sides else ():
+        yield f"t2i {kind}", None, partial(_measure_t2i, job, runs, quantize=kind)
+    if model.free_gib and "t2i scarce" in options.sides and job.device.startswith("cuda"):
+        scarce = partial(_measure_scarce, job, model.free_gib)
+        yield f"t2i, {model.free_gib} GiB free", None, scarce
 
 
 @contextmanager
@@ -272,6 +295,9 @@ def _measure_diffusers(job: Job, runs: int, report: Report, *, compiles: bool) -
     pipe = DiffusionPipeline.from_pretrained(job.folder, dtype=getattr(torch, job.model.dtype))
     pipe.to(job.device).set_progress_bar_config(disable=True)
 
+    scale = job.model.guidance
+    guidance = {} if scale is None else {"guidance_scale": scale}
+
     def make() -> LibraryObject:
         return pipe(
             prompt=PROMPT,
@@ -279,6 +305,7 @@ def _measure_diffusers(job: Job, runs: int, report: Report, *, compiles: bool) -
             width=job.side,
             height=job.side,
             generator=torch.Generator("cpu").manual_seed(SEED),
+            **guidance,
         ).images[0]
 
     figures, picture = _timed(make, runs)
@@ -322,18 +349,27 @@ def _images(
     return outcomes, told
 
 
-def _backend(job: Job, batch_size: int | None = 1) -> LibraryObject:
+def _backend(
+    job: Job, batch_size: int | None = 1, compile_mode: CompileMode = "auto"
+) -> LibraryObject:
     """A local backend that decides by itself, the dtype aside: on a card it would be the same."""
     from t2i_cli.backends.local import LocalBackend, LocalOptions
 
     return LocalBackend(
-        LocalOptions(device=job.device, dtype=job.model.dtype, batch_size=batch_size)
+        LocalOptions(
+            device=job.device,
+            dtype=job.model.dtype,
+            batch_size=batch_size,
+            compile=compile_mode,
+        )
     )
 
 
-def _measure_t2i(job: Job, runs: int, **more: object) -> tuple[Record, LibraryObject]:
+def _measure_t2i(
+    job: Job, runs: int, *, compile_mode: CompileMode = "auto", **more: object
+) -> tuple[Record, LibraryObject]:
     """t2i, one image at a time; the first one's seconds have the load in them."""
-    backend = _backend(job)
+    backend = _backend(job, compile_mode=compile_mode)
     try:
         told: list[str] = []
 
@@ -346,6 +382,18 @@ def _measure_t2i(job: Job, runs: int, **more: object) -> tuple[Record, LibraryOb
         return {**figures, **_decided(image), "told": told}, image.image
     finally:
         backend.close()
+
+
+def _measure_scarce(job: Job, gib: int) -> tuple[Record, LibraryObject]:
+    """t2i, one image at a time, while all but `gib` of the card's memory is taken."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(job.device)
+    taken = torch.empty(free - gib * 2**30, dtype=torch.uint8, device=job.device)
+    try:
+        return _measure_t2i(job, 1)
+    finally:
+        del taken
 
 
 def _measure_batched(job: Job, count: int) -> tuple[Record, LibraryObject]:

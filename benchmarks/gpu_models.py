@@ -16,8 +16,10 @@ from t2i_cli.models.libraries import LibraryObject, suppress_warnings
 class MeasuredModel:
     """One model: what is asked of it, and the seconds an image to reach on an H200.
 
-    `batch` is the number of images of the batched side, 0 for none; `seconds` is what measuring it
-    takes at most on an H200, by which a budget decides; `tiny` is its family in tests/tiny_models.
+    `guidance` is the scale of a distilled model, which its pipeline takes for another one; `batch`
+    is the number of images of the batched side, 0 for none; `free_gib` is what is free on the card
+    of a user with a smaller one; `seconds` is what measuring it takes at most on an H200, by which
+    a budget decides; `tiny` is its family in tests/tiny_models.
     """
 
     name: str
@@ -30,6 +32,9 @@ class MeasuredModel:
     alone: float
     batched: float | None = None
     step_cache: float | None = None
+    quantizations: tuple[str, ...] = ()
+    free_gib: int | None = None
+    guidance: float | None = None
 
 
 MODELS = (
@@ -54,6 +59,7 @@ MODELS = (
         tiny="sdxl",
         alone=1.40,
         batched=1.10,
+        free_gib=8,
     ),
     MeasuredModel(
         name="klein",
@@ -75,6 +81,7 @@ MODELS = (
         seconds=80,
         tiny="z-image",
         alone=0.75,
+        guidance=0.0,
     ),
     MeasuredModel(
         name="flux-dev",
@@ -86,6 +93,8 @@ MODELS = (
         tiny="flux",
         alone=3.7,
         step_cache=2.4,
+        quantizations=("int8", "fp8-storage", "fp8"),
+        free_gib=16,
     ),
 )
 

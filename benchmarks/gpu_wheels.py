@@ -25,7 +25,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 AT_HAND = {"torch", "numpy", "triton", "sympy", "mpmath", "networkx", "setuptools"}
 """What the other machine has. Of torch's small requirements others may need a newer one."""
-_MEASURED = ("--device", "cpu", "--tiny", "--no-compile", "--runs", "1")
+_MEASURED = (
+    "--device",
+    "cpu",
+    "--tiny",
+    "--sides",
+    "diffusers,t2i,t2i batched,cold",
+    "--runs",
+    "1",
+)
 PROBES: tuple[tuple[str, ...], ...] = (
     ("benchmarks.gpu", *_MEASURED),
     ("t2i_cli", "generate", "a star", "-m", "postcard", "--steps", "1", "-o", "{folder}/x.png"),

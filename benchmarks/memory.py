@@ -198,13 +198,15 @@ def main(argv: list[str] | None = None) -> int:
             MemoryCase(
                 model=name,
                 size=f"{side}x{side}",
-                dtype="bfloat16",
+                dtype=dtype,
                 batch=1,
                 measures=(),
                 planned=planned,
                 measured=measured,
             )
-            for name, side, planned, measured in network_shapes.real_networks(place, options.models)
+            for name, side, dtype, planned, measured in network_shapes.real_networks(
+                place, options.models
+            )
         )
     else:
         cases = tiny_cases(place, tuple(options.models or FAMILIES))

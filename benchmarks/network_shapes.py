@@ -175,8 +175,14 @@ def default_dtype(name: str) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def real_networks(place: Device, models: list[str] | None) -> Iterator[tuple[str, int, int, int]]:
-    """Component, side in pixels, and planned and measured bytes in bfloat16, for each model."""
+def real_networks(
+    place: Device, models: list[str] | None
+) -> Iterator[tuple[str, int, str, int, int]]:
+    """Component, side in pixels, dtype, and planned and measured bytes, for each model.
+
+    On a card convolutions are stored as t2i loads them, and, as "contiguous", as they come; their
+    kernels' workspaces differ. VAEs are decoded in float32, too, as those that are upcast.
+    """
     import tempfile
 
     import torch
@@ -192,18 +198,41 @@ def real_networks(place: Device, models: list[str] | None) -> Iterator[tuple[str
             for name, part in shape["components"].items():
                 if name == "safety_checker":
                     continue
-                for side in (512, 1024) if name in {"unet", "transformer", "vae"} else (1024,):
+                for side, dtype, order in _network_cases(name, place):
                     run = network_call(name, part, side)
                     if place.kind == "cpu":
-                        with FakeTensorMode(), default_dtype("bfloat16"):
+                        with FakeTensorMode(), default_dtype(dtype):
                             measured = counted_bytes(_shallow(part), run)
                     else:
-                        with torch.device(place.name), default_dtype("bfloat16"), torch.no_grad():
+                        with torch.device(place.name), default_dtype(dtype), torch.no_grad():
                             network = _shallow(part)
+                            if order is None and all(w.dim() < 5 for w in network.parameters()):
+                                network.to(memory_format=torch.channels_last)
                             measured = peak_of(partial(run, network), place)
                             del network
-                    planned = planned_bytes(name, folder, side, 2)
-                    yield f"{model} {name}", side, planned, measured
+                        torch.cuda.empty_cache()
+                    element = torch.finfo(getattr(torch, dtype)).bits // 8
+                    planned = planned_bytes(name, folder, side, element)
+                    yield (
+                        " ".join(filter(None, (model, name, order))),
+                        side,
+                        dtype,
+                        planned,
+                        measured,
+                    )
+
+
+def _network_cases(name: str, place: Device) -> Iterator[tuple[int, str, str | None]]:
+    """Side, dtype and order of convolution weights (`None` for t2i's own) to measure."""
+    sides = (512, 1024) if name in {"unet", "transformer", "vae"} else (1024,)
+    convolves = name in {"unet", "vae"} and place.kind != "cpu"
+    for side in sides:
+        yield side, "bfloat16", None
+        if convolves:
+            yield side, "bfloat16", "contiguous"
+            if name == "vae":
+                yield side, "float32", None
+                yield side, "float32", "contiguous"
 
 
 def _shallow(part: Mapping[str, Any]) -> LibraryObject:

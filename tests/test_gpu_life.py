@@ -266,6 +266,9 @@ def test_ctrl_c_in_a_step_frees_the_card(
         log = tmp_path / "stderr"
         until(lambda: '"step": 3,' in log.read_text(), process)
         process.send_signal(signal.SIGINT)
+        # The first one finishes the image, for which a card needs seconds only.
+        until(lambda: '"step": 30,' in log.read_text(), process)
+        process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130, log.read_text()
     assert not list(tmp_path.rglob("*.png"))
     assert "Traceback" not in log.read_text()

@@ -70,7 +70,7 @@ def _z_image_omni() -> LibraryObject:
         cap_feat_dim=16,
         siglip_feat_dim=16,
         axes_dims=[8, 4, 4],
-        axes_lens=[1024, 64, 64],
+        axes_lens=[1024, 128, 128],
     )
     for name, token in transformer.named_parameters():
         if name.endswith("_pad_token"):

@@ -251,7 +251,7 @@ def z_image() -> LibraryObject:
         n_kv_heads=2,
         cap_feat_dim=16,
         axes_dims=[8, 4, 4],
-        axes_lens=[1024, 64, 64],
+        axes_lens=[1024, 128, 128],
     )
     # The network leaves these uninitialised.
     for name, token in transformer.named_parameters():
