@@ -47,6 +47,7 @@ SETTINGS = {
     "vertex_image": "image",
     "vertex_bucket": "B",
     "vertex_prices": " ",
+    "image_prices": " ",
 }
 
 

@@ -102,12 +102,14 @@ def test_a_secret_comes_from_standard_input_and_is_never_shown(t2i: T2I, home: P
         ("output", "a.tiff", "unknown extension .tiff"),
         ("vertex_prices", "no.toml", "Cannot read no.toml"),
         ("vertex_prices", "bad.toml", "bad.toml"),
+        ("image_prices", "no.toml", "Cannot read no.toml"),
+        ("image_prices", "bad.toml", "bad.toml: [images] must give USD an image"),
     ],
 )
 def test_values_that_the_table_cannot_know_are_checked_too(
     t2i: T2I, home: Path, tmp_path: Path, key: str, value: str, message: str
 ) -> None:
-    (tmp_path / "bad.toml").write_text("[machines]\nsome = 'much'\n")
+    (tmp_path / "bad.toml").write_text("[machines]\nsome = 'much'\n[images]\nsome = 'much'\n")
     done = t2i("config", "set", key, value, "--json")
     assert done.returncode == 2
     error = json.loads(done.stderr)["error"]
@@ -126,6 +128,7 @@ def test_values_that_can_be_used_are_taken(t2i: T2I, tmp_path: Path) -> None:
         ("output", "pictures/"),
         ("output", "picture"),
         ("vertex_prices", "good.toml"),
+        ("image_prices", "good.toml"),
     ):
         done = t2i("config", "set", key, value)
         assert done.returncode == 0, done.stderr

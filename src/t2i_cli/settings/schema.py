@@ -224,6 +224,12 @@ _TABLE = (
         takes="a TOML file with a date and USD an hour under [machines] and [accelerators]",
         accepts=_is_text,
     ),
+    Setting(
+        key="image_prices",
+        variable="T2I_IMAGE_PRICES",
+        takes="a TOML file with a date and USD an image under [images], by model",
+        accepts=_is_text,
+    ),
 )
 
 SETTINGS: dict[str, Setting] = {setting.key: setting for setting in _TABLE}

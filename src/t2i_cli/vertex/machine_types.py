@@ -1,15 +1,13 @@
 """Machine types and accelerators of replicas, and a dated table of estimated prices."""
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.files.input_files import read_input
-from t2i_cli.files.state_files import MAX_STATE_BYTES, is_amount
-from t2i_cli.files.user_paths import expand_home
+from t2i_cli.errors import InputError
+from t2i_cli.files.state_files import is_amount
+from t2i_cli.files.toml_files import read_toml_file
 from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.settings import store
@@ -141,15 +139,7 @@ def load_prices() -> PriceTable:
 
 def read_prices(named: str) -> PriceTable:
     """The built-in prices, overridden by a TOML file. Raises InputError or StorageError."""
-    file = Path(expand_home(named))
-    try:
-        record = tomllib.loads(read_input(file, MAX_STATE_BYTES).decode())
-    except OSError as error:
-        raise StorageError(f"Cannot read {file}: {os_reason(error)}.") from error
-    except RecursionError as error:
-        raise InputError(f"{file} is not valid TOML: it is nested too deeply.") from error
-    except ValueError as error:  # also another encoding, a large file, numbers of too many digits
-        raise InputError(f"{file} is not valid TOML: {error}.") from error
+    file, record = read_toml_file(named)
     return PriceTable(
         date=f"{record.get('date', 'no date')!s:.100}, {file}",
         machines={**BUILT_IN.machines, **_prices(record, "machines", file)},

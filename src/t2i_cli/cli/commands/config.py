@@ -168,9 +168,16 @@ def _check_prices(value: str) -> None:
     machine_types.read_prices(value)
 
 
+def _check_image_prices(value: str) -> None:
+    from t2i_cli.models import image_prices
+
+    image_prices.read_image_prices(value)
+
+
 _CHECKS: Mapping[str, Callable[[str], object]] = {
     "model": _check_model,
     "output": _check_output,
     "vertex_prices": _check_prices,
+    "image_prices": _check_image_prices,
 }
 """Checks of values that the settings' own table, which knows no model, cannot make."""
