@@ -182,10 +182,13 @@ def test_an_ephemeral_batch(t2i: T2I, vertex: FakeVertex, tmp_path: Path) -> Non
     ):
         early = t2i(*batch, *wrong, env=vertex.environment)
         assert early.returncode == 2, early.stderr
-    for option in (("--ttl", "1h"), ("--max-cost", "3")):
-        alone = t2i("batch", file, "-m", "postcard", *option)
+    for option, value, nothing in (
+        ("--ttl", "1h", "without --ephemeral"),
+        ("--max-cost", "3", "to the local backend"),
+    ):
+        alone = t2i("batch", file, "-m", "postcard", option, value)
         assert alone.returncode == 2
-        assert f"{option[0]} means nothing without --ephemeral" in alone.stderr
+        assert f"{option} means nothing {nothing}" in alone.stderr
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "steps": "many"}\n')
     bad = t2i("batch", tmp_path / "bad.jsonl", "--ephemeral", "--yes", env=vertex.environment)
     assert bad.returncode == 2

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.errors import T2IError, internal_error
-from t2i_cli.events import Event, Notice, OnEvent, Preview, RequestSent, Step
+from t2i_cli.events import Event, Notice, OnEvent, RequestSent, Step, move_event
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.saver_threads import Outcome, SaveImage, SaverThreads
 
@@ -102,10 +102,7 @@ def _run_once(
     notes: dict[int, list[str]] = {}
 
     def forward(event: Event) -> None:
-        if isinstance(event, Preview):
-            event = replace(event, index=positions[event.index])
-        elif isinstance(event, Step | RequestSent | Notice):
-            event = replace(event, indices=tuple(positions[index] for index in event.indices))
+        event = move_event(event, positions)
         if isinstance(event, Notice):
             for index in event.indices:
                 notes.setdefault(index, []).append(event.message)

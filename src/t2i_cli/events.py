@@ -1,7 +1,7 @@
 """Events of a running backend: shown as progress, or printed as NDJSON."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -105,6 +105,16 @@ Event = (
     | MemoryMeasure
 )
 OnEvent = Callable[[Event], None]
+
+
+def move_event(event: Event, positions: Sequence[int]) -> Event:
+    """The event of a run of some requests, with their `positions` among all of them."""
+    if isinstance(event, Preview):
+        return replace(event, index=positions[event.index])
+    if isinstance(event, Step | RequestSent | Notice | Finishing):
+        return replace(event, indices=tuple(positions[index] for index in event.indices))
+    return event
+
 
 EVENT_NAMES: dict[type[Event], str] = {
     Downloading: "downloading",

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
+from t2i_cli.cost_limit import limit_costs
 from t2i_cli.driver import generate_and_save, with_notes
 from t2i_cli.durations import format_estimate
 from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
 from t2i_cli.files.user_paths import expand_option
+from t2i_cli.image_costs import ImageCosts, check_cost_limit, exact_usd, format_usd, is_billed
+from t2i_cli.image_price import ImagePrice
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
@@ -18,6 +21,7 @@ from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.prompts.wildcards import WildcardFolder
 from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds
 from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.cost_consent import confirm_costs
 from t2i_cli.terminal.download_consent import asks_for_downloads, confirm_download
 from t2i_cli.terminal.preview import terminal_viewer
 from t2i_cli.terminal.progress import Progress
@@ -109,18 +113,22 @@ def generate_images(
     *,
     lenient: bool,
     yes: bool = False,
+    max_cost: float | None = None,
 ) -> None:
     """Make and save the images, and print their paths; raises T2IError if any of them failed.
 
-    With `yes`, a model is downloaded without a question.
+    `yes` agrees to a download and to the price of the images; `max_cost` limits that, in USD.
     """
     show = terminal_viewer(output.show, lenient, console)
     requests, writer, notes = prepare_requests(job, backend, output, console, lenient=lenient)
     if asks_for_downloads(console, yes=yes):
         plan = backend.estimate(requests[0]) | {"model": requests[0].model}
         confirm_download([plan], console, yes=yes)
+    prices = checked_prices(requests, backend, max_cost)
+    confirm_costs(ImageCosts(prices), console, agreed=yes or max_cost is not None)
+    limited = limit_costs(backend, prices, max_cost)
     writer.prepare()
-    results = _Results(console, len(requests), show)
+    results = _Results(console, prices, show)
 
     def save(generated: GeneratedImage) -> SavedImage:
         saved = writer.save(with_notes(generated, notes))
@@ -129,21 +137,42 @@ def generate_images(
 
     try:
         with console.redirect_stdout(), results.progress:
-            generate_and_save(requests, backend, save, results.report, results.progress)
+            generate_and_save(requests, limited or backend, save, results.report, results.progress)
     finally:
         results.summarize()
         writer.close()
+    if limited and limited.reached:
+        raise results.limit_error(limited.limit)
     if results.failures:
         raise _combined_error(results.failures, len(requests))
 
 
+def checked_prices(
+    requests: Sequence[ResolvedRequest], backend: Backend, max_cost: float | None
+) -> list[ImagePrice | None]:
+    """The price of each image. Raises InputError if `max_cost`, in USD, cannot be kept."""
+    prices = [backend.image_price(request) for request in requests]
+    if max_cost is not None:
+        check_cost_limit(prices, max_cost)
+    return prices
+
+
 class _Results:
-    """Prints the outcomes of a run; `show` draws its images, which wait for their turn."""
+    """Prints the outcomes of a run; `show` draws its images, which wait for their turn.
+
+    `prices` are those of all images.
+    """
 
     def __init__(
-        self, console: Console, total: int, show: "Callable[[Image], None] | None"
+        self,
+        console: Console,
+        prices: Sequence[ImagePrice | None],
+        show: "Callable[[Image], None] | None",
     ) -> None:
+        total = len(prices)
         self.progress = Progress(console, total)
+        self._prices = prices
+        self._costs = ImageCosts()
         self.failures: list[T2IError] = []
         self._console = console
         self._total = total
@@ -160,12 +189,15 @@ class _Results:
     def report(self, outcome: SavedImage | Failure) -> None:
         """Print an image's path, or the error of one of several; a bug's cause is raised."""
         self.progress.finish_image(outcome.index)
+        price = self._prices[outcome.index]
+        if is_billed(outcome.error if isinstance(outcome, Failure) else None):
+            self._costs.add(price)
         if isinstance(outcome, SavedImage):
             self._made += 1
             with self.progress.paused():
                 if self._show:
                     self._show(self._to_show.pop(outcome.index))
-                _report(outcome, self._console)
+                _report(outcome, price, self._console)
             return
         if isinstance(outcome.error, InternalError) and outcome.error.__cause__:
             raise outcome.error.__cause__  # a bug shows its traceback
@@ -177,14 +209,28 @@ class _Results:
 
     def summarize(self) -> None:
         """Say how many images were made, if any was."""
-        if self._made and not self._console.json:
-            seconds = time.monotonic() - self._started
-            self._console.note(_summary(self._made, self._total, seconds))
+        if self._console.json or not (self._made or self._costs.images):
+            return
+        seconds = time.monotonic() - self._started
+        text = _summary(self._made, self._total, seconds)
+        if self._costs.images:
+            text += f", for {self._costs.sum_text()} (estimate; {self._costs.sources})"
+        self._console.note(text)
+
+    def limit_error(self, limit: float) -> PartialError:
+        """The error of a run in which images are left because of --max-cost."""
+        left = self._total - self._made - len(self.failures)
+        failed = f", {len(self.failures)} failed" * bool(self.failures)
+        return PartialError(
+            f"{self._made} of {self._total} images were made{failed}, {left} left: "
+            f"--max-cost {format_usd(exact_usd(limit))} is reached with {self._costs.sum_text()}."
+        )
 
 
-def _report(saved: SavedImage, console: Console) -> None:
+def _report(saved: SavedImage, price: ImagePrice | None, console: Console) -> None:
     if console.json:
-        console.result_json(saved.to_json())
+        cost = {"usd": price.usd, "price_source": price.source} if price else {}
+        console.result_json(saved.to_json() | cost)
     elif saved.path is not None:
         console.result(str(saved.path))
 

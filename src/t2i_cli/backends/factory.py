@@ -13,6 +13,7 @@ from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import (
     BackendOptions,
     CallOptions,
+    CostOptions,
     DeviceOptions,
     EndpointOptions,
     HttpServerOptions,
@@ -27,6 +28,7 @@ _BACKENDS_BY_OPTIONS = {
     EndpointOptions: ("vertex",),
     CallOptions: ("http", "vertex"),
     DeviceOptions: ("local",),
+    CostOptions: ("gemini", "hf"),
 }
 """The backends that each group of options applies to."""
 
@@ -80,7 +82,7 @@ def _check_options(
 ) -> None:
     """Raise InputError for an option that does not apply to the backend; warn if `lenient`."""
     given: list[tuple[str, tuple[str, ...]]] = []
-    for group in (options.http, options.endpoint, options.calls, options.device):
+    for group in (options.http, options.endpoint, options.calls, options.cost, options.device):
         changed = [
             field.name for field in fields(group) if getattr(group, field.name) != field.default
         ]

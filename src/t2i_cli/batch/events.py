@@ -48,6 +48,7 @@ class EventWriter:
             sha256=saved.sha256,
             seconds=round(saved.seconds, 3),
             **({"notes": list(saved.notes)} if saved.notes else {}),
+            **({"usd": job.price.usd} if job.price else {}),
         )
 
     def failed(self, job: PlannedImage, failure: Failure, stats: RunStats) -> None:

@@ -17,7 +17,7 @@ PRUNED_STATUS = "pruned"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _INTEGER_FIELDS = ("index", "line", "bytes")
-_NUMBER_FIELDS = ("seconds", "round_trip_seconds")
+_NUMBER_FIELDS = ("seconds", "round_trip_seconds", "usd")
 _TEXT_FIELDS = ("sha256", "field", "message", "time")
 
 

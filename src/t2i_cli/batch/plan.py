@@ -17,7 +17,9 @@ from t2i_cli.batch.rows import BatchRow, group_rows
 from t2i_cli.batch.unlisted_images import UnlistedImage
 from t2i_cli.durations import format_estimate
 from t2i_cli.files.inside_folder import check_parents
+from t2i_cli.image_costs import estimated_cost, estimated_cost_text
 from t2i_cli.image_formats import ImageFormat
+from t2i_cli.image_price import ImagePrice
 from t2i_cli.output import filenames
 from t2i_cli.prompts.entries import PromptProblem
 from t2i_cli.request import ResolvedRequest
@@ -32,6 +34,7 @@ class PlannedImage:
     row: BatchRow
     file: str
     format: ImageFormat
+    price: ImagePrice | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class BatchPlan:
 
     `failed` counts the failures of earlier runs by code; `left` is the number of images beyond
     --limit; `estimates` is the backend's estimate for each model; `seconds` the estimated time;
-    `unlisted` are finished images that get their manifest lines now.
+    `unlisted` are finished images that get their manifest lines now; `max_cost` is --max-cost.
     """
 
     folder: Path
@@ -82,6 +85,12 @@ class BatchPlan:
     change: RequestChange
     unlisted: Sequence[UnlistedImage]
     groups: Sequence[Mapping[str, object]] = field(default_factory=list)
+    max_cost: float | None = None
+
+    @property
+    def prices(self) -> list[ImagePrice | None]:
+        """The price of each image to make; `None` where images are not billed one by one."""
+        return [job.price for job in self.jobs]
 
     def to_json(self) -> dict[str, object]:
         """The plan as `--dry-run --json` and the `planned` event print it."""
@@ -99,7 +108,7 @@ class BatchPlan:
             "disk_bytes": self.disk_bytes,
             "free_bytes": self.free_bytes,
             "estimated_seconds": None if self.seconds is None else round(self.seconds, 1),
-        }
+        } | estimated_cost(self.prices, self.max_cost)
 
     def text(self) -> str:
         """The plan as text for people."""
@@ -129,6 +138,8 @@ class BatchPlan:
                 price = estimate["usd_per_hour_at_most"]
                 cost = "not known" if price is None else f"at most {price:.2f} USD per hour"
                 lines.append(f"  price: {cost}, while the endpoint is up (table: {date})")
+        if price := estimated_cost_text(self.prices, self.max_cost):
+            lines.append(f"  price: {price}")
         lines.append(
             f"  disk: about {format_bytes(self.disk_bytes)}; "
             f"{format_bytes(self.free_bytes)} are free"
@@ -145,10 +156,12 @@ def build_plan(
     state: ManifestState,
     selection: SelectionOptions,
     estimate: Callable[[ResolvedRequest], Mapping[str, object]] = lambda _: {},
+    image_price: Callable[[ResolvedRequest], ImagePrice | None] = lambda _: None,
 ) -> BatchPlan:
     """Plan a run; a row without a valid file name becomes a problem of the plan.
 
-    `estimate` is the backend's estimate for the first request of each model.
+    `estimate` is the backend's estimate for the first request of each model, `image_price` its
+    price of an image.
     """
     finder = RecordFinder(state, folder, selection.record_options)
     records = {row.id: finder.find(row) for row in rows}
@@ -179,7 +192,11 @@ def build_plan(
     to_make = [row for row in selected_rows if records[row.id].status is None]
     chosen = to_make if selection.limit is None else to_make[: selection.limit]
     groups = list(group_rows(chosen))
-    jobs = [PlannedImage(row, *names[row.id]) for group in groups for row in group]
+    jobs = [
+        PlannedImage(row, *names[row.id], image_price(row.request))
+        for group in groups
+        for row in group
+    ]
     first_requests = {
         (g[0].request.model, g[0].request.revision): g[0].request for g in reversed(groups)
     }

@@ -1,7 +1,7 @@
 """Plans a batch: the rows of its prompts file, and what a backend says of their models."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -14,10 +14,12 @@ from t2i_cli.batch.plan import BatchPlan, SelectionOptions
 from t2i_cli.batch.revision_pins import ModelRevision, pin_revisions
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import T2IError
+from t2i_cli.image_costs import ImageCosts, check_cost_limit
 from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptProblem
 from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.terminal.console import Console
+from t2i_cli.terminal.cost_consent import confirm_costs
 from t2i_cli.terminal.download_consent import confirm_download
 
 Asked = ParamSpec("Asked")
@@ -26,7 +28,10 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """Configuration of a batch; `max_failures` is a number or `5%`, `yes` agrees to downloads."""
+    """Configuration of a batch; `max_failures` is a number or `5%`.
+
+    `yes` agrees to downloads and to the price of images; `max_cost` limits the latter, in USD.
+    """
 
     source: str
     input_format: str | None
@@ -37,6 +42,7 @@ class BatchConfig:
     max_failures: str | None = None
     dry_run: bool = False
     yes: bool = False
+    max_cost: float | None = None
     sheet: bool = False
     show: bool = False
 
@@ -87,7 +93,8 @@ def make_planner(
                 backend.estimate, lambda request: (request.model, request.revision), {}
             )
             batch_plan = plan.build_plan(
-                pinned, found, config.folder, state, config.selection, estimate
+                *(pinned, found, config.folder, state, config.selection, estimate),
+                backend.image_price,
             )
             if not planned.errors:
                 break
@@ -95,8 +102,13 @@ def make_planner(
             found += more
         if len(batch_plan.problems) > len(problems):
             _refuse_problems(config, prompts_file.name, batch_plan.problems, pinned)
+        if config.max_cost is not None:
+            check_cost_limit(batch_plan.prices, config.max_cost)
+            batch_plan = replace(batch_plan, max_cost=config.max_cost)
         if with_console and not config.dry_run:
             confirm_download(batch_plan.estimates, console, yes=config.yes)
+            agreed = config.yes or config.max_cost is not None
+            confirm_costs(ImageCosts(batch_plan.prices), console, agreed=agreed)
         return batch_plan, pins
 
     return make_plan

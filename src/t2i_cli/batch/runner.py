@@ -29,6 +29,7 @@ from t2i_cli.errors import (
 )
 from t2i_cli.events import Event, Finishing, Notice
 from t2i_cli.files.inside_folder import check_parents
+from t2i_cli.image_costs import ImageCosts, is_billed
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.saver_threads import Outcome, SaveImage
@@ -42,7 +43,11 @@ FAILURES_AT_THE_START = 3
 
 @dataclass
 class RunStats:
-    """Counts of a run so far: `failed` by error code, `stop_reason` if it was ended early."""
+    """Counts of a run so far: `failed` by error code, `stop_reason` if it was ended early.
+
+    `costs` are those of images made, and of failed ones that may be billed; `over_limit` says
+    whether images are left because of --max-cost.
+    """
 
     made: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -53,6 +58,8 @@ class RunStats:
     """The first message of each code."""
     notes: NoteGroups = field(default_factory=NoteGroups)
     """The notes on the images that were made."""
+    costs: ImageCosts = field(default_factory=ImageCosts)
+    over_limit: bool = False
     first_outcomes: list[str | None] = field(default_factory=list)
     """The unexpected errors of the first outcomes, `None` for any other outcome."""
 
@@ -137,6 +144,8 @@ def run_plan(
                 stats.seconds = time.monotonic() - started
                 stats.throughput.outcome(outcome.index)
                 job = plan.jobs[outcome.index]
+                if is_billed(outcome.error if isinstance(outcome, Failure) else None):
+                    stats.costs.add(job.price)
                 if len(stats.first_outcomes) < FAILURES_AT_THE_START:
                     stats.first_outcomes.append(_unexpected_error(outcome))
                 if isinstance(outcome, SavedImage):
@@ -246,5 +255,7 @@ def _manifest_line(job: PlannedImage, outcome: Outcome) -> dict[str, object]:
             "status": "withheld" if withheld else "failed",
             "error": outcome.error.to_json(),
         }
+    if job.price and is_billed(outcome.error if isinstance(outcome, Failure) else None):
+        line["usd"] = job.price.usd
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return line | {"request": outcome.request.to_json(), "time": now}

@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from t2i_cli import prompts
@@ -30,6 +31,7 @@ from t2i_cli.batch.planner import BatchConfig as BatchConfig
 from t2i_cli.batch.planner import make_planner
 from t2i_cli.batch.progress import BatchProgress, ShowImage
 from t2i_cli.batch.runner import BatchWriter, RunStats
+from t2i_cli.cost_limit import limit_costs
 from t2i_cli.errors import InputError, InterruptedRunError, T2IError, TerminatedError
 from t2i_cli.output.image_writer import SavedImage, check_folder
 from t2i_cli.prompts import PromptsFile
@@ -158,6 +160,7 @@ def _make_images(
         if console.events
         else BatchProgress(console, batch_plan, show)
     )
+    limited = limit_costs(backend, batch_plan.prices, batch_plan.max_cost)
     writer = BatchWriter(batch_plan, scratch)
 
     def save(generated: GeneratedImage) -> SavedImage:
@@ -168,12 +171,15 @@ def _make_images(
 
     try:
         with console.redirect_stderr(), console.redirect_stdout(), handle_signals(stop):
-            executor = LocalExecutor(backend)
+            executor = LocalExecutor(limited or backend)
             stats = runner.run_plan(
                 batch_plan, executor, save, manifest_file, listener, stop, max_failures=max_failures
             )
     finally:
         listener.close()
+    if limited and limited.reached:
+        stats.over_limit = True
+        stats.stop_reason = stats.stop_reason or summary.limit_reason(limited.limit, stats)
     error = _run_error(batch_plan, stats, stop)
     pruned: list[str] = []
     if config.selection.prune:
@@ -181,7 +187,7 @@ def _make_images(
             pruned = prune.prune_folder(batch_plan, manifest_file, console, error)
         except T2IError as prune_error:
             error = error or prune_error
-    error = _check_manifest(manifest_file, console, error)
+    error = _finish_manifest(manifest_file, summary.cost_lines(stats), console, error)
     hint = _resume_hint()
     paths, error = pages.write_pages(
         batch_plan, scratch, console, error, sheet=config.sheet, hint=hint
@@ -196,17 +202,23 @@ def _make_images(
     if console.json:
         console.result_json(counts)
     elif not console.events:
-        console.note(summary.format_summary(counts))
+        console.note(summary.format_summary(counts, stats.costs))
     if error:
         raise error
 
 
-def _check_manifest(
-    manifest_file: Manifest, console: Console, error: T2IError | None
+def _finish_manifest(
+    manifest_file: Manifest,
+    lines: Sequence[Mapping[str, object]],
+    console: Console,
+    error: T2IError | None,
 ) -> T2IError | None:
-    """Have a removed manifest written again; returns `error`, or that of a changed manifest."""
+    """Append the last lines, and have a removed manifest written again.
+
+    Returns `error`, or that of a changed manifest.
+    """
     try:
-        manifest_file.append([])
+        manifest_file.append(lines)
     except T2IError as manifest_error:
         return error or manifest_error
     if manifest_file.restored:

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from t2i_cli.batch.plan import BatchPlan
 from t2i_cli.batch.runner import RunStats
 from t2i_cli.durations import format_estimate
 from t2i_cli.errors import ContentFilteredError, PartialError, T2IError
+from t2i_cli.image_costs import ImageCosts, exact_usd, format_usd
 
 _ERRORS_BY_CODE = {kind.code: kind for kind in T2IError.__subclasses__()}
 
@@ -31,7 +33,7 @@ def summarise(plan: BatchPlan, stats: RunStats, error: T2IError | None) -> dict[
         "notes": stats.notes.to_json(),
         "stopped": stats.stop_reason,
         "exit": error.exit_code if error else 0,
-    }
+    } | ({"cost": stats.costs.to_json()} if stats.costs.images else {})
 
 
 def _images_per_second(stats: RunStats) -> float | None:
@@ -41,14 +43,30 @@ def _images_per_second(stats: RunStats) -> float | None:
     return round(stats.made / stats.seconds, 3) if stats.seconds else None
 
 
-def format_summary(counts: Mapping[str, object]) -> str:
-    """Format the counts for people."""
+def cost_lines(stats: RunStats) -> list[dict[str, object]]:
+    """The manifest line with what a run cost; none where images are not billed one by one."""
+    if not stats.costs.images:
+        return []
+    # To the microsecond: equal lines of several shards are taken for one.
+    return [{"cost": stats.costs.to_json(), "time": datetime.now(UTC).isoformat()}]
+
+
+def limit_reason(limit: float, stats: RunStats) -> str:
+    """Why a run ended at --max-cost."""
+    usd = format_usd(exact_usd(limit))
+    return f"--max-cost {usd} is reached with {stats.costs.sum_text()}; it holds for each run."
+
+
+def format_summary(counts: Mapping[str, object], costs: ImageCosts | None = None) -> str:
+    """Format the counts for people, with the costs of what was made."""
     parts = [f"{counts['done']:,} of {counts['images']:,} images are done"]
     others = ("failed", "withheld", "left", "invalid")
     parts += [f"{counts[name]:,} {name}" for name in others if counts[name]]
     line = ", ".join(parts)
     if counts["made"]:
         line += f"; {counts['made']:,} made in {format_estimate(float(str(counts['seconds'])))}"
+    if costs and costs.images:
+        line += f", for {costs.sum_text()} (estimate; {costs.sources})"
     return f"{line}; {counts['gallery']}" if counts["gallery"] else line
 
 
@@ -59,22 +77,24 @@ def error_for(plan: BatchPlan, stats: RunStats, resume_hint: str) -> T2IError | 
     """
     failed = _failures_by_code(plan, stats)
     invalid = _invalid_lines(plan)
-    if not failed and not invalid:
+    left = len(plan.jobs) - stats.attempted if stats.over_limit else 0
+    if not failed and not invalid and not left:
         return None
     total = len(plan.rows)
     reasons = "; ".join(
         f"{stats.first_messages[code]}" for code in failed if code in stats.first_messages
     )
-    hint = resume_hint if any(code in stats.failed for code in failed) else None
-    if plan.failed and not stats.failed:
+    hint = resume_hint if left or any(code in stats.failed for code in failed) else None
+    if plan.failed and not stats.failed and not left:
         hint = "--retry-failed tries those again that failed before."
     if stats.stop_reason:
         reasons = f"{stats.stop_reason} {reasons}"
-    if not invalid and len(failed) == 1 and plan.done + stats.made == 0:
+    if not invalid and not left and len(failed) == 1 and plan.done + stats.made == 0:
         (code,) = failed
         kind = _ERRORS_BY_CODE.get(code, PartialError)  # another version's manifest may have others
         return kind(f"None of {total:,} images could be made. {reasons}".strip(), hint=hint)
     parts = [f"{failed.total():,} of {total:,} images failed"] * bool(failed)
+    parts += [f"{left:,} of {total:,} images are left"] * bool(left)
     parts += [f"{invalid:,} line{'s' * (invalid > 1)} of the prompts file were left out"] * bool(
         invalid
     )

@@ -122,12 +122,6 @@ class EphemeralOptions:
             "--ttl", help=f"ephemeral: how long the endpoint may live. [default: {defaults.TTL}]"
         ),
     ] = None
-    max_cost: Annotated[
-        float | None,
-        typer.Option(
-            "--max-cost", help="ephemeral: refuse if it could cost more USD until its TTL."
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +135,7 @@ class BatchConsoleOptions(ConsoleOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConsentOptions:
-    """Consent to downloads and to the price of an endpoint."""
+    """Consent to downloads and to the price of images or of an endpoint."""
 
     yes: Annotated[
         bool,
@@ -149,6 +143,6 @@ class BatchConsentOptions:
             "--yes",
             "-y",
             help="Agree to all that is asked: a download of gigabytes (as T2I_YES=1 does), the "
-            "price of an ephemeral endpoint.",
+            "price of images, the price of an ephemeral endpoint.",
         ),
     ] = False

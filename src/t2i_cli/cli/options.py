@@ -66,6 +66,21 @@ class DownloadOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConsentOptions:
+    """Consent to downloads and to the price of images."""
+
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes",
+            "-y",
+            help="Agree to all that is asked: a download of gigabytes (as T2I_YES=1 does), the "
+            "price of images.",
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConsoleOptions:
     """Console output; the arguments of `console.configure()`."""
 

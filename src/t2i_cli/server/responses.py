@@ -14,6 +14,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from t2i_cli.backend import GeneratedImage
+from t2i_cli.cost_limit import CostLimitError
 from t2i_cli.errors import (
     AccessError,
     ContentFilteredError,
@@ -43,6 +44,7 @@ STATUS_CODES: Mapping[type[T2IError], int] = {
     InputError: 400,
     # Access errors of this server at a hub or another server; its clients' are in security.py.
     AccessError: 502,
+    CostLimitError: 402,
     QuotaError: 429,
     TimedOutError: 504,
     RemoteError: 502,

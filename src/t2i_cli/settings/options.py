@@ -194,6 +194,23 @@ class KeepAliveOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostOptions:
+    """The limit of what images may cost that are billed one by one."""
+
+    PANEL: ClassVar = "Calls of servers"
+
+    max_cost: Annotated[
+        float | None,
+        flag(
+            "--max-cost",
+            min=0,
+            help="gemini, hf: make no more images than cost so many USD together, each run. "
+            "batch --ephemeral: refuse an endpoint that could cost more until its TTL.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackendOptions:
     """Backend and its options."""
 
@@ -208,6 +225,7 @@ class BackendOptions:
     http: HttpServerOptions = HttpServerOptions()
     endpoint: EndpointOptions = EndpointOptions()
     calls: CallOptions = CallOptions()
+    cost: CostOptions = CostOptions()
     device: DeviceOptions = DeviceOptions()
 
 

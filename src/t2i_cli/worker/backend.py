@@ -7,7 +7,7 @@ from threading import Event as Flag
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.events import Event, Notice, OnEvent, Step
+from t2i_cli.events import Event, Notice, OnEvent, move_event
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, downloaded
@@ -172,9 +172,7 @@ class WorkerBackend:
         positions = list(pending)
 
         def forward(event: Event) -> None:
-            if isinstance(event, Step | Notice):
-                event = replace(event, indices=tuple(positions[i] for i in event.indices))
-            on_event(event)
+            on_event(move_event(event, positions))
 
         self._fallback.check(pending[positions[0]])
         for outcome in self._fallback.run(list(pending.values()), forward, cancel):

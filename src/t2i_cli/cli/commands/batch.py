@@ -20,7 +20,7 @@ from t2i_cli.files.user_paths import expand_option
 from t2i_cli.request import parse_seeds
 from t2i_cli.request_fields import FIELDS
 from t2i_cli.settings import defaults, store
-from t2i_cli.settings.options import BackendOptions, DeploymentSpec, EndpointOptions
+from t2i_cli.settings.options import BackendOptions, CostOptions, DeploymentSpec
 from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
@@ -58,14 +58,18 @@ def batch(
         session.merge_shards(selection.merge, console)
         return
     config = _batch_config(rows, request, folder, selection, backend, ephemeral.ephemeral, run)
-    config = replace(config, yes=consent.yes)
+    max_cost = backend.cost.max_cost
+    config = replace(config, yes=consent.yes, max_cost=None if ephemeral.ephemeral else max_cost)
     batch_size = batch_sizes.largest()
 
     def create(endpoint_name: str | None) -> "Backend":
         endpoint = replace(backend.endpoint, endpoint=endpoint_name or backend.endpoint.endpoint)
-        backend_name = "vertex" if ephemeral.ephemeral else backend.backend
+        options = replace(backend, endpoint=endpoint)
+        if ephemeral.ephemeral:
+            # Its --max-cost is of the deployment.
+            options = replace(options, backend="vertex", cost=CostOptions())
         return create_backend(
-            replace(backend, backend=backend_name, endpoint=endpoint),
+            options,
             batch_size=batch_size,
             strict=batch_sizes.strict,
             lenient=run.lenient,
@@ -79,7 +83,7 @@ def batch(
         return
     if backend.endpoint.endpoint or run.dry_run or backend.backend not in (None, "vertex"):
         raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
-    _run_on_ephemeral(config, create, request.model, backend.endpoint, ephemeral, yes=consent.yes)
+    _run_on_ephemeral(config, create, request.model, backend, ephemeral, yes=consent.yes)
 
 
 def _batch_config(
@@ -157,7 +161,7 @@ def _run_on_ephemeral(
     config: "BatchConfig",
     create: "Callable[[str | None], Backend]",
     model: str | None,
-    endpoint: EndpointOptions,
+    backend: BackendOptions,
     options: EphemeralOptions,
     *,
     yes: bool,
@@ -169,21 +173,21 @@ def _run_on_ephemeral(
 
     if not config.options.lenient:
         create("0").close()  # sends no request; raises for options that vertex does not support
-    planned = PlannedEndpoint(model, endpoint.serving)
+    planned = PlannedEndpoint(model, backend.endpoint.serving)
     prompts_file, missing = session.validate(config, planned, console)
     spec = DeploymentSpec(
         model=model,
-        serving=endpoint.serving,
+        serving=backend.endpoint.serving,
         ttl=options.ttl or defaults.TTL,
-        max_cost=options.max_cost,
+        max_cost=backend.cost.max_cost,
     )
     deployment: AbstractContextManager[str | None] = nullcontext()
     if missing:
-        deployment = lifecycle.ephemeral_endpoint(spec, endpoint, console, yes=yes)
+        deployment = lifecycle.ephemeral_endpoint(spec, backend.endpoint, console, yes=yes)
     with deployment as endpoint_name:
-        backend = planned if endpoint_name is None else create(endpoint_name)
-        with closing(backend):
-            session.run_batch(config, backend, console, prompts_file)
+        image_backend = planned if endpoint_name is None else create(endpoint_name)
+        with closing(image_backend):
+            session.run_batch(config, image_backend, console, prompts_file)
 
 
 def _refuse_with_merge(context: typer.Context) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from t2i_cli.cli.options import (
     BatchSizeOptions,
+    ConsentOptions,
     ConsoleOptions,
-    DownloadOptions,
     OutputOptions,
     PromptOptions,
     RequestOptions,
@@ -21,7 +21,6 @@ from t2i_cli.settings.options import BackendOptions, KeepAliveOptions
 from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
-    from t2i_cli.backend import Backend
     from t2i_cli.generate import GenerationJob
 
 
@@ -32,7 +31,7 @@ def generate(
     backend: BackendOptions,
     batch_sizes: BatchSizeOptions,
     keep_alive: KeepAliveOptions,
-    consent: DownloadOptions,
+    consent: ConsentOptions,
     run: RunOptions,
     console_options: ConsoleOptions,
 ) -> None:
@@ -72,15 +71,17 @@ def generate(
 def _make_images(
     job: "GenerationJob",
     output: OutputOptions,
-    options: tuple[BackendOptions, BatchSizeOptions, KeepAliveOptions, DownloadOptions],
+    options: tuple[BackendOptions, BatchSizeOptions, KeepAliveOptions, ConsentOptions],
     run: RunOptions,
 ) -> None:
     """Make the job's images, or print what would be made. Raises T2IError."""
     from t2i_cli import generate
     from t2i_cli.backends.factory import create_backend
+    from t2i_cli.image_costs import estimated_cost, estimated_cost_text
     from t2i_cli.output import filenames
 
     backend, batch_sizes, keep_alive, consent = options
+    max_cost = backend.cost.max_cost
     output_options = generate.OutputDestination(
         target=output.output or store.get_setting("output"),
         format=output.format or store.get_setting("format"),
@@ -107,10 +108,19 @@ def _make_images(
                 files = filenames.paths_without_seed(output_options.template, requests)
                 if job.wildcards:
                     console.note("A seed is drawn for each run, and values of wildcards with it.")
-            _print_dry_run(requests, files, notes, image_backend)
+            prices = generate.checked_prices(requests, image_backend, max_cost)
+            plan = image_backend.estimate(requests[0])
+            if console.json:
+                plan |= estimated_cost(prices, max_cost)
+            elif price := estimated_cost_text(prices, max_cost):
+                plan["price"] = price
+            _print_dry_run(requests, files, notes, plan)
             return
         generate.generate_images(
-            job, image_backend, output_options, console, lenient=run.lenient, yes=consent.yes
+            *(job, image_backend, output_options, console),
+            lenient=run.lenient,
+            yes=consent.yes,
+            max_cost=max_cost,
         )
     _show_keep_alive_tip(backend.backend, keep_alive.keep_alive)
 
@@ -146,13 +156,12 @@ def _print_dry_run(
     requests: list[ResolvedRequest],
     files: list[str | None],
     notes: list[str],
-    backend: "Backend",
+    plan: dict[str, object],
 ) -> None:
-    """Print the requests, their files, and the backend's estimate.
+    """Print the requests, their files, and the backend's estimate with the price.
 
     A seed that is not given is not told: the run draws its own.
     """
-    plan = backend.estimate(requests[0])
     images = [request.to_json() for request in requests]
     if "seed" not in requests[0].user_set:
         images = [image | {"seed": None} for image in images]

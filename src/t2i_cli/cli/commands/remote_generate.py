@@ -3,8 +3,8 @@
 from t2i_cli.cli.commands import generate as generate_command
 from t2i_cli.cli.options import (
     BatchSizeOptions,
+    ConsentOptions,
     ConsoleOptions,
-    DownloadOptions,
     OutputOptions,
     PromptOptions,
     RequestOptions,
@@ -31,5 +31,5 @@ def generate(
     vertex = BackendOptions(backend="vertex", endpoint=endpoint, calls=calls)
     generate_command.generate(
         *(prompt, request, output, vertex, BatchSizeOptions()),
-        *(KeepAliveOptions(), DownloadOptions(), run, console_options),
+        *(KeepAliveOptions(), ConsentOptions(), run, console_options),
     )

@@ -119,6 +119,10 @@ def serve(
     local = (store.resolve_setting("backend", backend.backend) or "local") == "local"
     # The local backend chooses its batch size; other backends get one request at a time.
     image_backend = create_backend(backend, lenient=None, batch_size=None if local else 1)
+    if backend.cost.max_cost is not None:
+        from t2i_cli.cost_limit import CostLimitedBackend
+
+        image_backend = CostLimitedBackend(image_backend, backend.cost.max_cost, fails_rest=True)
     model_name = model or default_model(backend.backend)
     if quantize and not local:
         raise InputError("--quantize is for a model on this machine.", field="quantize")

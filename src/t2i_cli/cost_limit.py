@@ -1,0 +1,164 @@
+"""Keeps what images cost within a limit, on any backend whose images are billed one by one."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from decimal import Decimal
+from threading import Event as Flag
+from typing import TYPE_CHECKING, cast
+
+from t2i_cli.backend import Backend, CancellationToken, Failure, GeneratedImage
+from t2i_cli.errors import QuotaError
+from t2i_cli.events import Event, OnEvent, RequestSent, Step, move_event
+from t2i_cli.image_costs import (
+    check_cost_limit,
+    check_known_prices,
+    exact_usd,
+    format_usd,
+    is_billed,
+)
+from t2i_cli.image_price import ImagePrice
+from t2i_cli.model_spec import ModelSpec
+from t2i_cli.request import GenerateRequest, ResolvedRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+class CostLimitError(QuotaError):
+    """The limit of what images may cost is reached."""
+
+
+class CostLimitedBackend:
+    """A backend that begins no image which could pass a limit in USD.
+
+    An image counts from its beginning; one that was refused before any work is taken off again.
+    `reached` says whether images were left out, `spent` what the others cost. With `fails_rest`
+    those left out fail; else they get no outcome.
+    """
+
+    def __init__(self, backend: Backend, limit: float, *, fails_rest: bool = False) -> None:
+        self.limit = limit
+        self.spent = Decimal(0)
+        self.reached = False
+        self._backend = backend
+        self._fails_rest = fails_rest
+
+    def describe(self, request: GenerateRequest) -> ModelSpec:
+        """As the backend."""
+        return self._backend.describe(request)
+
+    def check(self, request: ResolvedRequest) -> None:
+        """As the backend. Raises InputError also for an image at an unknown price."""
+        self._backend.check(request)
+        check_cost_limit([self._backend.image_price(request)], self.limit)
+
+    def estimate(self, request: ResolvedRequest) -> dict[str, object]:
+        """As the backend."""
+        return self._backend.estimate(request)
+
+    def image_price(self, request: ResolvedRequest) -> ImagePrice | None:
+        """As the backend."""
+        return self._backend.image_price(request)
+
+    def resolve_revision(self, model: str, revision: str | None) -> str | None:
+        """As the backend."""
+        return self._backend.resolve_revision(model, revision)
+
+    def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+        """As the backend."""
+        self._backend.load(request, on_event)
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """Run the backend with what the limit has room for, again while refusals make room."""
+        waiting = deque(range(len(requests)))
+        while waiting and not _is_stopping(cancel):
+            chosen = self._affordable(requests, waiting)
+            if not chosen:
+                self.reached = True
+                break
+            yield from self._run_chosen(requests, chosen, on_event, cancel, previews)
+        if self.reached and self._fails_rest:
+            for index in waiting:
+                yield Failure(index=index, request=requests[index], error=self._limit_error())
+
+    def close(self) -> None:
+        """As the backend."""
+        self._backend.close()
+
+    def _affordable(self, requests: Sequence[ResolvedRequest], waiting: deque[int]) -> list[int]:
+        """Take the first images off `waiting` that the limit has room for."""
+        chosen: list[int] = []
+        left = exact_usd(self.limit) - self.spent
+        while waiting:
+            left -= self._usd(requests[waiting[0]])
+            if left < 0:
+                break
+            chosen.append(waiting.popleft())
+        return chosen
+
+    def _run_chosen(
+        self,
+        requests: Sequence[ResolvedRequest],
+        chosen: Sequence[int],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int],
+    ) -> Iterator[GeneratedImage | Failure]:
+        begun: set[int] = set()
+
+        def forward(event: Event) -> None:
+            event = move_event(event, chosen)
+            if isinstance(event, Step | RequestSent):
+                begun.update(event.indices)
+            on_event(event)
+
+        outcomes = self._backend.run(
+            [requests[index] for index in chosen],
+            forward,
+            cancel,
+            [previews[index] for index in chosen] if previews else (),
+        )
+        try:
+            with closing(cast("Generator[GeneratedImage | Failure]", outcomes)) as generated:
+                for outcome in generated:
+                    index = chosen[outcome.index]
+                    begun.discard(index)
+                    if is_billed(outcome.error if isinstance(outcome, Failure) else None):
+                        self.spent += self._usd(requests[index])
+                    yield replace(outcome, index=index)
+        finally:
+            # What was sent and given up may be billed.
+            self.spent += sum(self._usd(requests[index]) for index in begun)
+
+    def _usd(self, request: ResolvedRequest) -> Decimal:
+        """What the image costs. Raises InputError if that is not known."""
+        price = self._backend.image_price(request)
+        check_known_prices([price])
+        return exact_usd((price and price.usd) or 0)
+
+    def _limit_error(self) -> CostLimitError:
+        return CostLimitError(
+            f"The limit of {format_usd(exact_usd(self.limit))} USD for images is reached; "
+            "no more are made."
+        )
+
+
+def limit_costs(
+    backend: Backend, prices: Sequence[ImagePrice | None], limit: float | None
+) -> CostLimitedBackend | None:
+    """The backend with a limit, if there is one and its images are billed one by one."""
+    billed = any(price is not None for price in prices)
+    return CostLimitedBackend(backend, limit) if billed and limit is not None else None
+
+
+def _is_stopping(cancel: Flag) -> bool:
+    soon = isinstance(cancel, CancellationToken) and cancel.soon.is_set()
+    return soon or cancel.is_set()
