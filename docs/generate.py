@@ -19,11 +19,12 @@ from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.cli.main import command_paths
 from t2i_cli.errors import OutOfMemoryError
-from t2i_cli.models import catalog, schedulers
+from t2i_cli.models import catalog, image_prices, schedulers
 from t2i_cli.models.weights import ComponentWeights
 from t2i_cli.request_field import RequestField
 from t2i_cli.request_fields import FIELDS
 from t2i_cli.settings import store
+from t2i_cli.vertex import machine_types
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -198,7 +199,42 @@ def _plan_cell(target: LoadTarget, found: MemoryInfo, host: int) -> str:
     return f"{measures or 'none'}; {(plan.peak_mib or 0) / 1024:.1f} GiB"
 
 
+COST_MODEL, COST_SECONDS = "sdxl", {"RTX 4090": 8, "L4": 10}
+"""Three times what the cards take at best for one image (docs/performance.md; L4: 121 TFLOP/s)."""
+COST_MACHINE = "g2-standard-4"
+"""A machine with one L4."""
+COST_DEPLOYMENT = 20 * 60
+"""Seconds from the deployment to the first image, and the removal: between 5 and 30 minutes."""
+COST_POWER, COST_KWH = 0.5, 0.30
+"""Kilowatts of a computer with such a card at work, and USD for a kilowatt-hour."""
+COST_IMAGE = ("gemini", "gemini-3.1-flash-image", "1K")
+"""Backend, model and class of sizes of images that are billed one by one."""
+
+
+def costs_table() -> str:
+    """Which way of making images costs what."""
+    backend, model, size = COST_IMAGE
+    each = image_prices.built_in_table(backend).price_of(model, size)
+    hour = machine_types.BUILT_IN.machines[COST_MACHINE]
+    work = {"one picture": 1, "1,000 pictures": 1000, "a day of 20 an hour": 480}
+    local = [n * COST_SECONDS["RTX 4090"] / 3600 * COST_POWER * COST_KWH for n in work.values()]
+    busy = [COST_DEPLOYMENT + n * COST_SECONDS["L4"] for n in (1, 1000)]
+    endpoint = [seconds / 3600 * hour for seconds in (*busy, COST_DEPLOYMENT + 24 * 3600)]
+    ways = {
+        "this machine (`RTX 4090`), electricity alone": local,
+        f"an endpoint (`{COST_MACHINE}`, {hour:.2f} USD an hour)": endpoint,
+        "the same by flex-start": endpoint,
+        f"by the picture (`{model}`, {size}, {each} USD)": [n * (each or 0) for n in work.values()],
+    }
+    rows = (
+        (way, *(f"{usd:,.2f}" if usd >= 0.01 else "under 0.01" for usd in sums))
+        for way, sums in ways.items()
+    )
+    return table(("USD", *work), rows)
+
+
 BLOCKS = {
+    "costs": costs_table,
     "fields": fields_table,
     "generate-help": lambda: f"```text\n{help_text(('generate',))}\n```",
     "models": models_table,
