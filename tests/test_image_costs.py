@@ -184,7 +184,7 @@ def test_a_server_fails_what_is_over_its_limit_and_its_check_needs_a_price() -> 
 class Answering(Console):
     """A console with a person at it, who answers `typed`."""
 
-    asks = True  # type: ignore[assignment]
+    asks = True
     typed = ""
     questions: tuple[str, ...] = ()
 

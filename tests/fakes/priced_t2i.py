@@ -33,5 +33,5 @@ def refusal(request: ResolvedRequest) -> T2IError | None:
 if __name__ == "__main__":
     price = os.environ["PRICE"]
     backend = StubBackend(price=billed(float(price) if price else None), fails=refusal)
-    factory.create_backend = lambda *_, **__: backend  # type: ignore[assignment]
+    factory.create_backend = lambda *_, **__: backend
     main()
