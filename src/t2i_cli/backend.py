@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImage:
-    """An encoded image file."""
+    """An encoded image file; without `has_record` it does not say how the image was made."""
 
     format: ImageFormat
     data: bytes = field(repr=False)
+    has_record: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class GeneratedImage:
     """One generated image: `image` is 8-bit RGB, `index` its request's position in the run.
 
     `seconds` is the generation time; `round_trip` the duration of the server request in seconds,
-    for images from a server. `file` is the image file with metadata, if the server sent one.
+    for images from a server. `file` is the image file, if the server's own is to be kept.
     `notes` are sentences on this image, as of words of its prompt that the model does not read.
     `memory` is in MiB, for images of this machine: the plan's `weights_mib` and, where known,
     `working_mib`; and `peak_mib`, what a GPU held at most.

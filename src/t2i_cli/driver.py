@@ -131,7 +131,8 @@ def with_notes(generated: GeneratedImage, notes: Sequence[str]) -> GeneratedImag
     merged = _merged(notes, generated.notes)
     if merged == generated.notes:
         return generated
-    if generated.file is None or generated.file.format != "png":
+    file = generated.file
+    if file is None or file.format != "png" or not file.has_record:
         return replace(generated, notes=merged)
     return GeneratedImage(
         index=generated.index,

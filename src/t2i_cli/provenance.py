@@ -12,7 +12,9 @@ class GenerationInfo:
     number of torch's threads, of images from this machine's CPU only. `engine` is how the denoiser
     was computed ("eager", "cuda-graph", "compiled"), `attention` with which attention ("sdpa",
     "flash-attention-3", "sliced"). `vae_tile` is the side in pixels of the tiles that the image was
-    decoded in, `None` where it was decoded whole.
+    decoded in, `None` where it was decoded whole. `model_version` and `response_id` are what
+    Google says made the image and which answer it was, `tokens` its counts of them, which are what
+    it bills.
     """
 
     backend: str
@@ -31,6 +33,9 @@ class GenerationInfo:
     engine: str | None = None
     attention: str | None = None
     vae_tile: int | None = None
+    model_version: str | None = None
+    response_id: str | None = None
+    tokens: dict[str, int] | None = None
     libraries: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
@@ -44,5 +49,7 @@ class GenerationInfo:
         }
 
 
-_ADDED_FIELDS = frozenset({"threads", "engine", "attention", "vae_tile"})
+_ADDED_FIELDS = frozenset(
+    {"threads", "engine", "attention", "vae_tile", "model_version", "response_id", "tokens"}
+)
 """Fields that earlier versions did not write: absent from records where they say nothing."""

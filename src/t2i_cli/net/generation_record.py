@@ -28,6 +28,14 @@ def _is_map_of_texts(value: object) -> bool:
     return isinstance(value, dict) and all(map(is_unicode_text, value.values()))
 
 
+def _is_map_of_counts(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(map(is_unicode_text, value))
+        and all(map(is_count, value.values()))
+    )
+
+
 _OTHERS: Mapping[str, Callable[[object], bool]] = {
     "batch_size": is_count,
     "threads": is_count,
@@ -35,6 +43,7 @@ _OTHERS: Mapping[str, Callable[[object], bool]] = {
     "seed_confirmed": _is_flag,
     "measures": _is_list_of_texts,
     "libraries": _is_map_of_texts,
+    "tokens": _is_map_of_counts,
 }
 _CHECKS: Mapping[str, Callable[[object], bool]] = {
     field.name: _OTHERS.get(field.name, is_unicode_text) for field in fields(GenerationInfo)
