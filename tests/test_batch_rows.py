@@ -25,6 +25,7 @@ from t2i_cli.models import catalog
 from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.request import GenerateRequest, ResolvedRequest, parse_seeds
+from t2i_cli.request_extras import parse_extras
 from t2i_cli.request_fields import MAX_SEED
 from t2i_cli.terminal.console import Console
 from tests.fakes.stub_backend import StubBackend
@@ -64,6 +65,14 @@ def test_ids_and_derived_seeds_do_not_depend_on_order_or_neighbours() -> None:
         assert (among[prompt].id, among[prompt].request.seed) == (row.id, row.request.seed)
     assert len({row.id for row in alone.values()}) == 3
     assert len({row.request.seed for row in alone.values()}) == 3
+
+
+def test_rows_with_extras_get_seeds_as_others_do() -> None:
+    extras = parse_extras({"sigmas": [1, 0.5]})
+    found = good("a", defaults={"extras": extras}) + good("a", "a", defaults={"extras": extras})
+    assert [row.request.extras for row in found] == [extras] * 3
+    assert found[0].request.seed == found[1].request.seed == good("a")[0].request.seed
+    assert found[1].request.seed != found[2].request.seed
 
 
 def test_id_is_of_the_resolved_request_not_of_how_it_was_written() -> None:

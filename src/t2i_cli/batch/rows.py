@@ -81,7 +81,7 @@ class _RowExpander:
         self._size_notes: set[str] = set()
         self._rows: list[BatchRow] = []
         self._id_counts: Counter[str] = Counter()
-        self._derived_seed_counts: Counter[tuple[object, ...]] = Counter()
+        self._derived_seed_counts: Counter[str] = Counter()
         self._next_seed = options.seed
         self._combinations = [
             dict(zip([name for name, _ in options.vary], values, strict=True))
@@ -286,7 +286,7 @@ class _RowExpander:
         --vary sets do not enter it: the cells of a grid start from the same noise, and can be
         compared.
         """
-        key = request.identity_values()
+        key = request.identity(seed=0)
         occurrence = self._derived_seed_counts[key]
         self._derived_seed_counts[key] += 1
         text = f"{occurrence} {request.prompt}"

@@ -51,9 +51,9 @@ def run_concurrently(
     outcomes: SimpleQueue[GeneratedImage | Failure | Notice | BaseException] = SimpleQueue()
     started = in_flight = 0
     seen_notices: set[Notice] = set()
-    same_but_seed: dict[tuple[object, ...], list[int]] = {}
+    same_but_seed: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
-        same_but_seed.setdefault(request.identity_values(), []).append(index)
+        same_but_seed.setdefault(request.identity(seed=0), []).append(index)
 
     def post_notice(indices: Sequence[int], text: str) -> None:
         outcomes.put(Notice(message=text, indices=tuple(indices)))
@@ -88,7 +88,7 @@ def run_concurrently(
                     request=request,
                     stop=stop,
                     note=partial(post_notice, ()),
-                    note_request=partial(post_notice, same_but_seed[request.identity_values()]),
+                    note_request=partial(post_notice, same_but_seed[request.identity(seed=0)]),
                 )
                 # Daemon threads: an abandoned call must not keep the process alive.
                 Thread(target=run_call, args=(call,), daemon=True, name="call").start()
