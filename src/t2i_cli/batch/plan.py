@@ -124,7 +124,7 @@ class BatchPlan:
             settings = [
                 known.summary.format(group[name])
                 for name, known in FIELDS.items()
-                if known.summary and name in group
+                if known.summary and group.get(name) is not None
             ]
             lines.append(
                 f"  {group['images']:,} with {group['model']}: {', '.join([size, *settings])}"
