@@ -155,7 +155,7 @@ def _check_kept_size(width: object, height: object, spec: ModelSpec) -> None:
         return
     kept = (width, height)
     if spec.sizes and kept not in spec.sizes:
-        kept = min(spec.sizes, key=lambda size: abs(math.log(size[0] * height / size[1] / width)))
+        kept = min(spec.sizes, key=lambda size: _size_distance(size, (width, height)))
     elif spec.area:
         while (scaled := scaled_size(*kept, spec.area, spec.multiple)) != kept and all(scaled):
             kept = scaled
@@ -165,3 +165,11 @@ def _check_kept_size(width: object, height: object, spec: ModelSpec) -> None:
             f"{kept[0]}x{kept[1]}.",
             field="width",
         )
+
+
+def _size_distance(size: tuple[int, int], other: tuple[int, int]) -> tuple[float, float]:
+    """How far two sizes are apart: by their aspect ratio, then by their number of pixels."""
+    (width, height), (other_width, other_height) = size, other
+    ratio = abs(math.log(width * other_height / height / other_width))
+    # Rounded: equal ratios of different sizes differ in the last bits.
+    return round(ratio, 2), abs(math.log(width * height / other_width / other_height))
