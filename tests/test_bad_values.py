@@ -47,6 +47,8 @@ SETTINGS = {
     "vertex_image": "image",
     "vertex_bucket": "B",
     "vertex_prices": " ",
+    "gemini_model": "imagen",
+    "gemini_region": "mars",
     "image_prices": " ",
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from t2i_cli.models import downloaded
 from t2i_cli.request_fields import DIALECTS, SERVINGS
-from t2i_cli.settings.schema import DTYPES, SETTINGS
+from t2i_cli.settings.schema import BACKENDS, DTYPES, SETTINGS
 from tests.conftest import T2I
 
 ENDPOINT = "projects/p/locations/us-central1/endpoints/4711"
@@ -48,7 +48,7 @@ def cached(home: Path) -> Path:
         ("t2i generate x --format=", {"png", "jpeg", "webp"}),
         ("t2i batch p.txt --input-format js", {"jsonl", "json"}),
         ("t2i batch p.txt --vary st", {"steps=", "step_cache="}),
-        ("t2i generate x --backend ", {"local", "http", "vertex"}),
+        ("t2i generate x --backend ", set(BACKENDS)),
         ("t2i generate x --device c", {"cuda", "cpu"}),
         ("t2i generate x --dialect ", set(DIALECTS)),
         ("t2i remote deploy --serving ", set(SERVINGS)),

@@ -17,6 +17,7 @@ from t2i_cli.settings.options import (
     DeviceOptions,
     EndpointOptions,
     HttpServerOptions,
+    LocationOptions,
 )
 from t2i_cli.terminal.console import console
 
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 _BACKENDS_BY_OPTIONS = {
     HttpServerOptions: ("http",),
     EndpointOptions: ("vertex",),
-    CallOptions: ("http", "vertex"),
+    CallOptions: ("http", "vertex", "gemini"),
     DeviceOptions: ("local",),
     CostOptions: ("gemini", "hf"),
 }
 """The backends that each group of options applies to."""
+_LOCATION_BACKENDS = ("vertex", "gemini")
+"""The backends in a project and a region of Google Cloud."""
 
 
 def create_backend(
@@ -62,6 +65,8 @@ def create_backend(
             return _http_backend(options)
         case "vertex":
             return _vertex_backend(options, format)
+        case "gemini":
+            return _gemini_backend(options, format)
     local_options = _local_options(options.device, lenient, batch_size, strict=strict)
     seconds = durations.parse_duration(store.resolve_setting("keep_alive", keep_alive) or "0s")
     if worker and seconds:
@@ -86,7 +91,7 @@ def _check_options(
         changed = [
             field.name for field in fields(group) if getattr(group, field.name) != field.default
         ]
-        given += [(name, _BACKENDS_BY_OPTIONS[type(group)]) for name in changed]
+        given += [(name, _backends_of(group, name)) for name in changed]
     given += [(name, ("local",)) for name, value in local.items() if value is not None]
     for name, backends in given:
         if backend in backends:
@@ -100,6 +105,15 @@ def _check_options(
                 field=name,
             )
         console.warn(f"{flag} means nothing to the {backend} backend. It is left out.")
+
+
+def _backends_of(group: object, name: str) -> tuple[str, ...]:
+    """The backends that an option applies to."""
+    if isinstance(group, LocationOptions) and name in {
+        each.name for each in fields(LocationOptions)
+    }:
+        return _LOCATION_BACKENDS
+    return _BACKENDS_BY_OPTIONS[type(group)]
 
 
 def _local_options(
@@ -162,6 +176,21 @@ def _vertex_backend(options: BackendOptions, format: ImageFormat) -> Backend:
     return VertexBackend(
         VertexOptions(
             endpoint=replace(options.endpoint, endpoint=endpoint),
+            format=format,
+            retry_policy=_retry_policy(options.calls),
+            concurrency=_concurrency(options.calls),
+        )
+    )
+
+
+def _gemini_backend(options: BackendOptions, format: ImageFormat) -> Backend:
+    from t2i_cli.backends.gemini import GeminiBackend, GeminiOptions
+
+    region = store.resolve_setting("gemini_region", options.endpoint.region)
+    return GeminiBackend(
+        GeminiOptions(
+            place=replace(options.endpoint, region=region or defaults.GEMINI_REGION),
+            model=store.get_setting("gemini_model"),
             format=format,
             retry_policy=_retry_policy(options.calls),
             concurrency=_concurrency(options.calls),

@@ -28,19 +28,23 @@ def is_data_url(text: str) -> bool:
 
 def decode_base64_image(text: str) -> "Image":
     """The RGB image in a base64 string or a data URL. Raises RemoteError."""
+    return decode_image(decode_base64(text))
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes in a base64 string or a data URL. Raises RemoteError."""
     prefix = _DATA_URL.match(text)
     data = text[prefix.end() if prefix else 0 :].encode(errors="replace")
     if prefix:
         data = unquote_to_bytes(data)
         if not prefix[1].strip().lower().endswith(";base64"):
-            return decode_image(data)
+            return data
     try:
-        data = base64.b64decode(b"".join(data.split()).translate(_URL_SAFE), validate=True)
+        return base64.b64decode(b"".join(data.split()).translate(_URL_SAFE), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RemoteError(
             "The server's image is cut off or no base64.", hint=_RETRY_HINT
         ) from error
-    return decode_image(data)
 
 
 def decode_image(data: bytes) -> "Image":

@@ -59,11 +59,16 @@ class ProjectOptions:
     PANEL: ClassVar = "Vertex AI"
 
     project: Annotated[
-        str | None, flag("--project", help=f"vertex: the project. {_default('vertex_project')}")
+        str | None,
+        flag("--project", help=f"vertex, gemini: the project. {_default('vertex_project')}"),
     ] = None
     region: Annotated[
         str | None,
-        flag("--region", help=f"vertex: the region. {_default('vertex_region')}"),
+        flag(
+            "--region",
+            help="vertex, gemini: the region. "
+            f"[default: {defaults.REGION}; gemini: {defaults.GEMINI_REGION}]",
+        ),
     ] = None
 
 
@@ -72,7 +77,8 @@ class LocationOptions(ProjectOptions):
     """Google Cloud project, region and API host."""
 
     api_endpoint: Annotated[
-        str | None, flag("--api-endpoint", help="vertex: a URL in place of Google's own hosts.")
+        str | None,
+        flag("--api-endpoint", help="vertex, gemini: a URL in place of Google's own hosts."),
     ] = None
 
 
@@ -105,7 +111,7 @@ class CallOptions:
             "--retries",
             min=0,
             max=999,
-            help=f"http, vertex: tries after the first. {_default('retries')}",
+            help=f"http, vertex, gemini: tries after the first. {_default('retries')}",
         ),
     ] = None
     timeout: Annotated[
@@ -113,7 +119,8 @@ class CallOptions:
         flag(
             "--timeout",
             min=0.001,
-            help=f"http, vertex: seconds for one image, retries included. {_default('timeout')}",
+            help="http, vertex, gemini: seconds for one image, retries included. "
+            f"{_default('timeout')}",
         ),
     ] = None
     concurrency: Annotated[
@@ -122,7 +129,7 @@ class CallOptions:
             "--concurrency",
             min=1,
             max=256,
-            help=f"http, vertex: calls in flight. {_default('concurrency')}",
+            help=f"http, vertex, gemini: calls in flight. {_default('concurrency')}",
         ),
     ] = None
 

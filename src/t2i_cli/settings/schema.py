@@ -10,7 +10,7 @@ from t2i_cli import durations, image_formats
 from t2i_cli.request_fields import DEFAULT_MODEL, DIALECTS
 from t2i_cli.settings import defaults
 
-BACKENDS = ("local", "http", "vertex")
+BACKENDS = ("local", "http", "vertex", "gemini")
 DEVICES = ("cuda", "rocm", "xpu", "mps", "cpu")
 DTYPES = ("float16", "bfloat16", "float32")
 DTYPE_SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
@@ -223,6 +223,20 @@ _TABLE = (
         variable="T2I_VERTEX_PRICES",
         takes="a TOML file with a date and USD an hour under [machines] and [accelerators]",
         accepts=_is_text,
+    ),
+    Setting(
+        key="gemini_model",
+        variable="T2I_GEMINI_MODEL",
+        takes="an image model of Google's, as gemini-3-pro-image",
+        accepts=re.compile(r"gemini-[a-z0-9][a-z0-9.-]{0,99}").fullmatch,
+        default=defaults.GEMINI_MODEL,
+    ),
+    Setting(
+        key="gemini_region",
+        variable="T2I_GEMINI_REGION",
+        takes="global, us, eu, or a region of Google Cloud",
+        accepts=re.compile(r"global|us|eu|[a-z]+-[a-z]+\d+").fullmatch,
+        default=defaults.GEMINI_REGION,
     ),
     Setting(
         key="image_prices",
