@@ -342,7 +342,7 @@ def read_hub_index(data: bytes, folder: Path) -> None:
 def _google(body: bytes) -> Iterator[GoogleClient]:
     """A client of Google's APIs, whose every answer has this body."""
     with _clients(body):
-        with GoogleClient(Location(project="p", region="us-central1"), lambda: "t") as client:
+        with GoogleClient(Location(project="p", region="us-central1"), dict) as client:
             yield client
 
 

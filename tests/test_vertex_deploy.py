@@ -28,6 +28,7 @@ from t2i_cli.vertex.labels import Labels
 from t2i_cli.vertex.lifecycle import CloudSession
 from t2i_cli.vertex.location import Location
 from t2i_cli.vertex.operations import OperationRunner
+from tests.fakes.oauth import AUTHORIZED
 from tests.fakes.vertex import FakeVertex
 
 KEEPER = "keeper@gallery.iam.gserviceaccount.com"
@@ -47,7 +48,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def cloud(vertex: FakeVertex) -> Iterator[GoogleClient]:
     """A connection to the fake."""
     here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with GoogleClient(here, lambda: "ya29.test") as connection:
+    with GoogleClient(here, lambda: AUTHORIZED) as connection:
         yield connection
 
 

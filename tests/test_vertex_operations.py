@@ -23,6 +23,7 @@ from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.lifecycle import CloudSession
 from t2i_cli.vertex.location import Location
 from tests.fakes.google import refusal
+from tests.fakes.oauth import AUTHORIZED
 from tests.fakes.vertex import FakeVertex, Fault, counted
 
 ASKED = DeploymentSpec(model="sd15", name="slow")
@@ -38,7 +39,7 @@ def cloud(
     for setting in store.SETTINGS.values():
         monkeypatch.delenv(setting.variable, raising=False)
     here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with GoogleClient(here, lambda: "ya29.test") as connection:
+    with GoogleClient(here, lambda: AUTHORIZED) as connection:
         yield CloudSession(connection, "ann")
 
 

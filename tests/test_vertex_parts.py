@@ -45,7 +45,7 @@ from t2i_cli.vertex.labels import Labels
 from t2i_cli.vertex.location import Location
 from t2i_cli.vertex.torchserve import container
 from tests.fakes.google import refusal
-from tests.fakes.oauth import ACCOUNT
+from tests.fakes.oauth import ACCOUNT, AUTHORIZED
 from tests.fakes.vertex import FakeVertex, Fault, counted, denied
 
 
@@ -53,7 +53,7 @@ from tests.fakes.vertex import FakeVertex, Fault, counted, denied
 def cloud(vertex: FakeVertex) -> Iterator[GoogleClient]:
     """A connection to the fake."""
     here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with GoogleClient(here, lambda: "ya29.test") as connection:
+    with GoogleClient(here, lambda: AUTHORIZED) as connection:
         yield connection
 
 
@@ -210,7 +210,7 @@ def test_a_refusal_without_a_body() -> None:
 def test_no_connection() -> None:
     here = Location(project="p", region="us-central1", api_endpoint="http://127.0.0.1:9")
     with (
-        GoogleClient(here, lambda: "ya29.test") as cloud,
+        GoogleClient(here, lambda: AUTHORIZED) as cloud,
         pytest.raises(RemoteError, match="reached"),
     ):
         cloud.call("POST", "aiplatform", "projects/p")
@@ -219,7 +219,7 @@ def test_no_connection() -> None:
 def test_a_stall_is_a_time_out(vertex: FakeVertex) -> None:
     vertex.faults.append(Fault(where="GET", stall=30))
     here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with GoogleClient(here, lambda: "ya29.test", seconds=0.2) as cloud:
+    with GoogleClient(here, lambda: AUTHORIZED, seconds=0.2) as cloud:
         with pytest.raises(TimedOutError):
             cloud.send("GET", vertex.url, tries=1)
 
@@ -309,11 +309,11 @@ def test_the_metadata_server_is_asked_again(
     with client.GoogleClient(place, tokens) as connection:
         vertex.faults = [Fault(where="computeMetadata", status=503, times=9)]
         with pytest.raises(RemoteError, match="answers with status 503"):
-            connection.token(tries=3)
+            connection.auth_headers(tries=3)
         # Not google-auth's five tries in each of ours.
         assert len(vertex.requests) == 3
         vertex.faults = [Fault(where="computeMetadata", stall=0.05, times=2)]
-        assert connection.token(tries=3) == "ya29.secret"
+        assert connection.auth_headers(tries=3) == {"authorization": "Bearer ya29.secret"}
     assert waits == [1, 2, 1, 2]
 
 

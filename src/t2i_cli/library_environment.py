@@ -35,6 +35,10 @@ _UNUSED = (
 The libraries raise or complain all the same, at import or set-up.
 """
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_PROJECT = re.compile(
+    r"([a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
+    r"|[1-9][0-9]{0,18}"
+)
 _PACKAGE = Path(__file__).parent
 
 
@@ -86,6 +90,15 @@ def is_server_url(value: str, schemes: tuple[str, ...] = ("http", "https")) -> b
         return False
     printable = value.isascii() and value.isprintable() and " " not in value
     return printable and url.scheme in schemes and bool(host)
+
+
+def is_project_id(value: str) -> bool:
+    """Whether the value can be a Google Cloud project's id or number.
+
+    6 to 30 lower-case letters, digits and hyphens, after a domain where the organisation has such
+    projects (https://cloud.google.com/resource-manager/docs/creating-managing-projects).
+    """
+    return _PROJECT.fullmatch(value) is not None
 
 
 def _is_proxy(value: str) -> bool:
@@ -198,6 +211,7 @@ VARIABLES = (
         lambda value: value.lower() in {"none", "default", "strict"},
         _GOOGLE,
     ),
+    _variable("GOOGLE_CLOUD_QUOTA_PROJECT", "a project's id or number", is_project_id, _GOOGLE),
     # The OpenMP library ignores it, and says so on stderr in a form of its own.
     _variable(
         "OMP_NUM_THREADS",

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 ACCOUNT = "painter@gallery.iam.gserviceaccount.com"
+AUTHORIZED = {"Authorization": "Bearer ya29.test"}
+"""The headers of a call with a token that the fakes take."""
 
 
 @dataclass
@@ -40,14 +42,14 @@ class FakeOAuth:
         }
         return _written(folder / "key.json", record)
 
-    def person_file(self, folder: Path) -> Path:
-        """What `gcloud auth application-default login` leaves behind."""
+    def person_file(self, folder: Path, quota_project: str | None = None) -> Path:
+        """What `gcloud auth application-default login` leaves, and `set-quota-project` adds."""
         record = {
             "type": "authorized_user",
             "client_id": "id",
             "client_secret": "client-secret",
             "refresh_token": "refresh-secret",
-        }
+        } | ({"quota_project_id": quota_project} if quota_project else {})
         return _written(folder / "person.json", record)
 
 

@@ -1,4 +1,4 @@
-"""Finds Google credentials by google-auth, describes them, and gets access tokens."""
+"""Finds Google credentials by google-auth, describes them, and authorises requests by them."""
 
 import base64
 import logging
@@ -82,16 +82,18 @@ def find_credentials(impersonate: str | None = None) -> tuple["Credentials", Cre
             )
             credentials = impersonated_credentials.Credentials(  # type: ignore[no-untyped-call]
                 source_credentials=credentials, target_principal=impersonate, target_scopes=[SCOPE]
-            )
+            ).with_quota_project_from_environment()
+    _check_quota_project(credentials)
     return credentials, CredentialInfo(
         account=account_name(credentials), project=project, source=source
     )
 
 
 class TokenProvider:
-    """Access tokens of the credentials, refreshed when they expire. Thread-safe.
+    """The headers that authorise a request: the token, and the project that pays for the call.
 
-    Not retried here; callers retry and set timeouts. `seconds` limits each call to Google.
+    Tokens are refreshed when they expire. Thread-safe. Not retried here; callers retry and set
+    timeouts. `seconds` limits each call to Google.
     """
 
     def __init__(self, credentials: "Credentials", seconds: float = 10) -> None:
@@ -99,8 +101,8 @@ class TokenProvider:
         self._seconds = seconds
         self._lock = Lock()
 
-    def __call__(self, seconds: float | None = None) -> str:
-        """A valid token; waits at most `seconds` for the lock, and for each call to Google.
+    def __call__(self, seconds: float | None = None) -> dict[str, str]:
+        """The headers; waits at most `seconds` for the lock, and for each call to Google.
 
         Raises AccessError, or where a retry may help RemoteError or TimedOutError.
         """
@@ -110,7 +112,11 @@ class TokenProvider:
         try:
             if not self._credentials.valid:
                 refresh_token(self._credentials, timeout)
-            return str(self._credentials.token)
+            headers: dict[str, str] = {}
+            # Not before_request(): it starts a thread that asks IAM, on Google's own host, for
+            # the account's regions.
+            self._credentials.apply(headers)  # type: ignore[no-untyped-call]
+            return headers
         finally:
             self._lock.release()
 
@@ -120,6 +126,17 @@ def refresh_token(credentials: "Credentials", seconds: float) -> None:
     with _translating_errors():
         credentials.refresh(partial(_request_without_retry, seconds))  # type: ignore[no-untyped-call]
     _register_secrets(credentials)
+
+
+def _check_quota_project(credentials: "Credentials") -> None:
+    """Raise InputError for a quota project that no project can be: it becomes a header's value."""
+    project = getattr(credentials, "quota_project_id", None)
+    if project is not None and not library_environment.is_project_id(str(project)):
+        raise InputError(
+            f"The credentials' quota project, {str(project)[:80]!r}, is no project's id.",
+            hint="`gcloud auth application-default set-quota-project PROJECT` sets it, and "
+            "GOOGLE_CLOUD_QUOTA_PROJECT stands over it.",
+        )
 
 
 def _register_secrets(credentials: "Credentials") -> None:

@@ -60,7 +60,7 @@ class PreconditionError(RemoteError):
 
 
 class GoogleHttp:
-    """Calls with an access `token`, or anonymous ones without. Raises T2IError only.
+    """Calls with the headers of `authorize`, or anonymous ones without. Raises T2IError only.
 
     Calls are retried by `policy` after a failed connection, unless a POST may have run, and after
     one of `retry_statuses`. `make_error` maps the status and body of an error response to an error.
@@ -69,7 +69,7 @@ class GoogleHttp:
 
     def __init__(
         self,
-        token: Callable[[], str] | None,
+        authorize: Callable[[], Mapping[str, str]] | None,
         *,
         seconds: float = 60,
         proxies: bool = True,
@@ -77,7 +77,7 @@ class GoogleHttp:
         retry_statuses: frozenset[int] = RETRY_STATUSES,
         make_error: Callable[[int, bytes], T2IError] | None = None,
     ) -> None:
-        self._token = token
+        self._authorize = authorize
         self._seconds = seconds
         self._policy = policy
         self._retry_statuses = retry_statuses
@@ -104,12 +104,12 @@ class GoogleHttp:
         """Unix seconds by Google's clock: this machine's may be wrong, and costs depend on it."""
         return time.time() + self._offset
 
-    def token(self, tries: int | None = None) -> str:
-        """An access token, with retries; "" for anonymous calls."""
+    def auth_headers(self, tries: int | None = None) -> dict[str, str]:
+        """The headers that authorise a call, got with retries; none for anonymous calls."""
 
-        def attempt(_left: float) -> str:
+        def attempt(_left: float) -> dict[str, str]:
             with retryable():
-                return self._token() if self._token else ""
+                return dict(self._authorize()) if self._authorize else {}
 
         return call_with_retry(attempt, self._policy_for(tries))
 
@@ -123,7 +123,7 @@ class GoogleHttp:
         **request: Any,  # noqa: ANN401 - handed on to HttpClient
     ) -> HttpResponse:
         """A response with status 2xx or 308, with retries; `tries` replaces the policy's number."""
-        all_headers = self._headers(tries) | dict(headers or {})
+        all_headers = self.auth_headers(tries) | dict(headers or {})
 
         def attempt(_left: float) -> HttpResponse:
             response = self._client.request(
@@ -173,7 +173,7 @@ class GoogleHttp:
         Not retried here; raises RetryableError where `retry` may help.
         """
         with self._client.stream(
-            "GET", url, headers=self._headers(), params=params, timeout=self._seconds
+            "GET", url, headers=self.auth_headers(), params=params, timeout=self._seconds
         ) as response:
             if not response.is_success:
                 # The first piece, of 1 MiB at most: an error has a sentence, not a file.
@@ -183,9 +183,6 @@ class GoogleHttp:
 
     def _policy_for(self, tries: int | None) -> RetryPolicy:
         return self._policy if tries is None else replace(self._policy, retries=tries - 1)
-
-    def _headers(self, tries: int | None = None) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token(tries)}"} if self._token else {}
 
     def _check(self, method: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
         if status // 100 == 2 or status == 308:

@@ -19,11 +19,15 @@ class GoogleClient(GoogleHttp):
     """HTTP client for one location and one account. Raises only T2IError."""
 
     def __init__(
-        self, location: Location, token: Callable[[], str], *, seconds: float = 60
+        self,
+        location: Location,
+        authorize: Callable[[], Mapping[str, str]],
+        *,
+        seconds: float = 60,
     ) -> None:
         # Do not send the token through a proxy when the server is on this machine.
         proxies = not (location.api_endpoint or "").startswith("http://")
-        super().__init__(token, seconds=seconds, proxies=proxies)
+        super().__init__(authorize, seconds=seconds, proxies=proxies)
         self.location = location
 
     def call(

@@ -64,7 +64,7 @@ def connect(
     found, login = google_credentials.find_credentials()
     where = location.find_location(options, endpoint=endpoint, login_project=login.project)
     with GoogleClient(where, google_credentials.TokenProvider(found)) as client:
-        client.token()
+        client.auth_headers()
         # A person's credentials name their account only after the first token.
         yield CloudSession(client, google_credentials.account_name(found))
 

@@ -163,7 +163,7 @@ class _Connection:
         """Make one call, within `left` seconds. Raises T2IError, or RetryableError if temporary."""
         deadline = time.monotonic() + left
         with retryable():
-            headers = {"Authorization": f"Bearer {self._token(left)}"}
+            headers = self._token(left)
         started = time.monotonic()
         try:
             response = self.client.request(

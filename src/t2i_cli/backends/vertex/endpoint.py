@@ -151,11 +151,11 @@ def not_found_error(target: Endpoint, token: TokenProvider) -> T2IError:
 def _fetch_token(token: TokenProvider, retry_policy: RetryPolicy) -> None:
     """Fetch a token first: refused credentials are not a missing permission to look up."""
 
-    def get_token(timeout: float) -> str:
+    def get_headers(timeout: float) -> dict[str, str]:
         with retryable():
             return token(timeout)
 
-    call_with_retry(get_token, retry_policy)
+    call_with_retry(get_headers, retry_policy)
 
 
 def _look_up(
