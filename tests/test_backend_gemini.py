@@ -315,6 +315,14 @@ def test_where_it_is_called(server: FakeGemini, monkeypatch: pytest.MonkeyPatch)
     assert "--region global" in str(caught.value.hint)
 
 
+def test_the_quota_project_pays_for_the_call(
+    server: FakeGemini, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_CLOUD_QUOTA_PROJECT", "gallery-billing")
+    make(backend())
+    assert server.headers[0]["x-goog-user-project"] == "gallery-billing"
+
+
 def test_options_of_other_backends_are_refused(server: FakeGemini) -> None:
     for options in ({"endpoint": "5"}, {"serving": "t2i"}, {"url": server.url}, {"device": "cpu"}):
         with pytest.raises(InputError, match="means nothing to the gemini backend"):

@@ -149,7 +149,7 @@ class _Connection:
 
     def __init__(self, options: GeminiOptions, concurrency: int) -> None:
         credentials, login = google_credentials.find_credentials()
-        self._token = google_credentials.TokenProvider(credentials)
+        self._authorization = google_credentials.TokenProvider(credentials)
         self._policy = options.retry_policy
         found = find_location(replace(options.place, region=None), login_project=login.project)
         self.location = replace(found, region=options.place.region or GEMINI_REGION)
@@ -178,7 +178,7 @@ class _Connection:
 
     def _headers(self, left: float) -> dict[str, str]:
         with retryable():
-            return {"Authorization": f"Bearer {self._token(left)}"}
+            return self._authorization(left)
 
 
 def _with_received_size(call: InFlightCall, size: tuple[int, int]) -> ResolvedRequest:
