@@ -11,6 +11,7 @@ from t2i_cli.settings.options import (
     DeviceOptions,
     EndpointOptions,
     HttpServerOptions,
+    InferenceProviderOptions,
 )
 
 
@@ -18,6 +19,7 @@ def chosen(backend: str | None = None, **options: Any) -> Backend:  # noqa: ANN4
     """The backend of that name, with options in whichever group has them."""
     groups: dict[str, Any] = {
         "http": HttpServerOptions,
+        "hf": InferenceProviderOptions,
         "endpoint": EndpointOptions,
         "calls": CallOptions,
         "device": DeviceOptions,

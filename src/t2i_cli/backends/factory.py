@@ -17,6 +17,7 @@ from t2i_cli.settings.options import (
     DeviceOptions,
     EndpointOptions,
     HttpServerOptions,
+    InferenceProviderOptions,
     LocationOptions,
 )
 from t2i_cli.terminal.console import console
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 _BACKENDS_BY_OPTIONS = {
     HttpServerOptions: ("http",),
     EndpointOptions: ("vertex",),
-    CallOptions: ("http", "vertex", "gemini"),
+    InferenceProviderOptions: ("hf",),
+    CallOptions: ("http", "vertex", "gemini", "hf"),
     DeviceOptions: ("local",),
     CostOptions: ("gemini", "hf"),
 }
@@ -67,6 +69,8 @@ def create_backend(
             return _vertex_backend(options, format)
         case "gemini":
             return _gemini_backend(options, format)
+        case "hf":
+            return _hf_backend(options)
     local_options = _local_options(options.device, lenient, batch_size, strict=strict)
     seconds = durations.parse_duration(store.resolve_setting("keep_alive", keep_alive) or "0s")
     if worker and seconds:
@@ -87,7 +91,15 @@ def _check_options(
 ) -> None:
     """Raise InputError for an option that does not apply to the backend; warn if `lenient`."""
     given: list[tuple[str, tuple[str, ...]]] = []
-    for group in (options.http, options.endpoint, options.calls, options.cost, options.device):
+    groups = (
+        options.http,
+        options.hf,
+        options.endpoint,
+        options.calls,
+        options.cost,
+        options.device,
+    )
+    for group in groups:
         changed = [
             field.name for field in fields(group) if getattr(group, field.name) != field.default
         ]
@@ -165,6 +177,19 @@ def _http_backend(options: BackendOptions) -> Backend:
             retry_policy=_retry_policy(options.calls),
             concurrency=_concurrency(options.calls),
             on_note=console.note,
+        )
+    )
+
+
+def _hf_backend(options: BackendOptions) -> Backend:
+    from t2i_cli.backends.hf import HfBackend, HfOptions
+
+    return HfBackend(
+        HfOptions(
+            provider=store.resolve_setting("hf_provider", options.hf.provider) or "auto",
+            bill_to=store.resolve_setting("hf_bill_to", options.hf.bill_to),
+            retry_policy=_retry_policy(options.calls),
+            concurrency=_concurrency(options.calls),
         )
     )
 

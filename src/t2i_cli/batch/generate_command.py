@@ -89,6 +89,10 @@ def _backend_options(lock: object) -> list[str]:
     if backend in {"http", "vertex"}:
         place = _option("--url" if backend == "http" else "--endpoint", endpoint)
         return ["--backend", backend, *(place if endpoint else [])]
+    if backend == "hf":
+        # The address of the Hub's router ends with the provider.
+        provider = endpoint.rpartition("/")[2]
+        return ["--backend", backend, *(_option("--provider", provider) if provider else [])]
     options = _option("--device", device) if device else []
     options += _option("--dtype", dtype) if dtype else []
     # Another number of threads, as on another machine, would give other bits.

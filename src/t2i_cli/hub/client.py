@@ -4,13 +4,16 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token, set_client_factory
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils._http import hf_request_event_hook
 
 from t2i_cli import library_environment
 from t2i_cli.errors import AccessError, InputError, StorageError, os_reason
@@ -156,16 +159,45 @@ def require_cache_folder() -> None:
         )
 
 
+SendAsHub = Callable[[], httpx2.Response]
+"""Sends the request in hand as huggingface_hub does."""
+RequestSender = Callable[[httpx2.Request, SendAsHub], httpx2.Response]
+"""Sends a request of huggingface_hub in its place."""
+
+_request_sender: ContextVar[RequestSender | None] = ContextVar("request_sender", default=None)
+
+
+@contextmanager
+def sent_by(sender: RequestSender) -> Iterator[None]:
+    """Have `sender` send what huggingface_hub asks for in this block, of this thread only."""
+    token = _request_sender.set(sender)
+    try:
+        yield
+    finally:
+        _request_sender.reset(token)
+
+
+class HubHttpClient(httpx2.Client):
+    """huggingface_hub's client, whose requests another may send in its place."""
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:  # noqa: ANN401
+        """The response to the request, from the thread's sender if it has one."""
+        send_as_hub = partial(super().send, request, **options)
+        sender = _request_sender.get()
+        return send_as_hub() if sender is None else sender(request, send_as_hub)
+
+
 def _new_client() -> httpx2.Client:
     """huggingface_hub's client, built at its first call, with limits to the timeouts."""
     require_valid_environment()
-    client = default_client_factory()
-    hooks = client.event_hooks
-    client.event_hooks = {
-        "request": [*hooks["request"], _limit_timeouts, _trace_request],
-        "response": [*hooks["response"], _trace_response, check_response],
-    }
-    return client
+    return HubHttpClient(
+        event_hooks={
+            "request": [hf_request_event_hook, _limit_timeouts, _trace_request],
+            "response": [_trace_response, check_response],
+        },
+        follow_redirects=True,
+        timeout=None,
+    )
 
 
 def _configure() -> None:

@@ -53,6 +53,25 @@ class HttpServerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InferenceProviderOptions:
+    """The provider on the Hub that makes the images, and who is billed."""
+
+    PANEL: ClassVar = "Hugging Face Inference Providers"
+
+    provider: Annotated[
+        str | None,
+        flag("--provider", help=f"hf: {_takes('hf_provider')}. {_default('hf_provider')}"),
+    ] = None
+    bill_to: Annotated[
+        str | None,
+        flag(
+            "--bill-to",
+            help=f"hf: {_takes('hf_bill_to')} that pays. {_default('hf_bill_to')}",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProjectOptions:
     """Google Cloud project and region."""
 
@@ -111,7 +130,7 @@ class CallOptions:
             "--retries",
             min=0,
             max=999,
-            help=f"http, vertex, gemini: tries after the first. {_default('retries')}",
+            help=f"http, vertex, gemini, hf: tries after the first. {_default('retries')}",
         ),
     ] = None
     timeout: Annotated[
@@ -119,7 +138,7 @@ class CallOptions:
         flag(
             "--timeout",
             min=0.001,
-            help="http, vertex, gemini: seconds for one image, retries included. "
+            help="http, vertex, gemini, hf: seconds for one image, retries included. "
             f"{_default('timeout')}",
         ),
     ] = None
@@ -129,7 +148,7 @@ class CallOptions:
             "--concurrency",
             min=1,
             max=256,
-            help=f"http, vertex, gemini: calls in flight. {_default('concurrency')}",
+            help=f"http, vertex, gemini, hf: calls in flight. {_default('concurrency')}",
         ),
     ] = None
 
@@ -230,6 +249,7 @@ class BackendOptions:
         ),
     ] = None
     http: HttpServerOptions = HttpServerOptions()
+    hf: InferenceProviderOptions = InferenceProviderOptions()
     endpoint: EndpointOptions = EndpointOptions()
     calls: CallOptions = CallOptions()
     cost: CostOptions = CostOptions()

@@ -10,7 +10,7 @@ from t2i_cli import durations, image_formats
 from t2i_cli.request_fields import DEFAULT_MODEL, DIALECTS
 from t2i_cli.settings import defaults
 
-BACKENDS = ("local", "http", "vertex", "gemini")
+BACKENDS = ("local", "http", "vertex", "gemini", "hf")
 DEVICES = ("cuda", "rocm", "xpu", "mps", "cpu")
 DTYPES = ("float16", "bfloat16", "float32")
 DTYPE_SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
@@ -175,6 +175,20 @@ _TABLE = (
         takes="the key of the server at http_url, in letters, digits and signs",
         accepts=re.compile(r"[!-~]+").fullmatch,
         secret=True,
+    ),
+    Setting(
+        key="hf_provider",
+        variable="T2I_HF_PROVIDER",
+        takes="a provider on the Hub, as fal-ai, or auto for the first of your order there",
+        accepts=re.compile(r"[a-z0-9][a-z0-9-]{0,63}").fullmatch,
+        default="auto",
+    ),
+    Setting(
+        key="hf_bill_to",
+        variable="T2I_HF_BILL_TO",
+        takes="an organisation on the Hub",
+        accepts=re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}").fullmatch,
+        default="your own account",
     ),
     Setting(
         key="vertex_endpoint",
