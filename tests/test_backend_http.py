@@ -185,6 +185,11 @@ def test_a_plain_server_gets_the_prompt_and_the_size(server: FakeImages) -> None
     assert (made.request.steps, made.request.guidance_scale) == (None, None)
 
 
+def test_extras_are_sent_to_a_t2i_server(server: FakeImages) -> None:
+    make(backend(server, dialect="t2i"), extras=(("clip_skip", 1), ("sigmas", (1.0, 0.5))))
+    assert server.asked[0]["extras"] == {"clip_skip": 1, "sigmas": [1.0, 0.5]}
+
+
 SHARED = {
     "negative_prompt": "rain",
     "seed": 7,

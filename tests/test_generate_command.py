@@ -118,6 +118,10 @@ def test_what_made_the_image_is_in_the_command() -> None:
     assert generate_command(line(lock=lock)) == [
         *("t2i", "generate", "'a star'", "--backend", "http", "--url", "http://127.0.0.1:1/v1"),
     ]
+    lock = {"backend": "hf", "endpoint": "https://router.huggingface.co/fal-ai"}
+    assert generate_command(line(lock=lock)) == [
+        *("t2i", "generate", "'a star'", "--backend", "hf", "--provider", "fal-ai"),
+    ]
     lock = {"backend": "vertex", "endpoint": "projects/1/endpoints/2"}
     assert generate_command(line(lock=lock, file="1.webp")) == [
         *("t2i", "generate", "'a star'", "--backend", "vertex"),

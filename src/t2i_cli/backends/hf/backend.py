@@ -7,13 +7,11 @@ from threading import Event as Flag
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import httpx2
-
 from t2i_cli import __version__
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.hf.errors import (
     BILLED_HINT,
-    LOGIN_HINT,
+    PERMISSION_HINT,
     CallContext,
     translate_failed_call,
     unreadable_answer,
@@ -75,7 +73,6 @@ class HfBackend:
         )
         self._lock = Lock()
         self._served_models: dict[str, ServedModel] = {}
-        self._hub_answers: dict[str, httpx2.Response] = {}
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """Describe the model at its provider, from the Hub and the catalogue. Raises T2IError."""
@@ -166,7 +163,6 @@ class HfBackend:
                 retry_policy=self._options.retry_policy,
                 deadline=began + seconds,
                 stop=call.stop,
-                hub_answers=self._hub_answers,
             )
             data = self._text_to_image(request, provider_call, seconds)
             return data, time.monotonic() - began
@@ -266,10 +262,10 @@ def _router_token() -> str:
     """The Hub's token. Raises AccessError without one that the router takes."""
     token = hub_api().token
     if not isinstance(token, str):
-        raise AccessError("There is no token for Hugging Face.", hint=LOGIN_HINT)
+        raise AccessError("There is no token for Hugging Face.", hint=PERMISSION_HINT)
     if not token.startswith("hf_"):
         # The library would send it to the provider itself, as a key of that provider.
-        raise AccessError("The Hub's token is none: those begin with hf_.", hint=LOGIN_HINT)
+        raise AccessError("The Hub's token is none: those begin with hf_.", hint=PERMISSION_HINT)
     return token
 
 

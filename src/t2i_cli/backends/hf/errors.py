@@ -24,7 +24,7 @@ from t2i_cli.net.http_client import FailedCall, HttpResponse, translate_error
 from t2i_cli.net.retry import RetryableError
 from t2i_cli.settings.schema import join_choices
 
-LOGIN_HINT = (
+PERMISSION_HINT = (
     "`t2i login` takes a token; it needs the permission to make calls to Inference Providers: "
     "https://huggingface.co/settings/tokens"
 )
@@ -58,7 +58,7 @@ class CallContext:
     token: str = field(repr=False)
 
 
-def error_from_response(response: HttpResponse, context: CallContext) -> T2IError | RetryableError:
+def error_from_router(response: HttpResponse, context: CallContext) -> T2IError | RetryableError:
     """The error for a refused submission; RetryableError if it may be temporary.
 
     A submission is repeated only where the answer says that it was not taken.
@@ -168,7 +168,7 @@ def _error_for_status(status: int, body: error_body.ErrorBody, context: CallCont
                 field=body.param,
             )
         case 401:
-            return AccessError(f"Hugging Face refuses the token.{reason}", hint=LOGIN_HINT)
+            return AccessError(f"Hugging Face refuses the token.{reason}", hint=PERMISSION_HINT)
         case 403 if re.search(r"gated|restricted|licen[cs]e", message, re.IGNORECASE):
             return AccessError(
                 f"{repo} is gated: its licence must be accepted first.{reason}",
@@ -178,7 +178,7 @@ def _error_for_status(status: int, body: error_body.ErrorBody, context: CallCont
             return AccessError(
                 f"The token may not have images made by {provider} and billed to "
                 f"{context.payer}.{reason}",
-                hint=LOGIN_HINT,
+                hint=PERMISSION_HINT,
             )
         case 408 | 504:
             return TimedOutError(f"{provider} gave up on the request.{reason}", hint=BILLED_HINT)

@@ -6,7 +6,6 @@ without end, or be asked forever.
 
 import re
 import time
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from threading import Event as Flag
@@ -17,7 +16,7 @@ from huggingface_hub import constants
 from t2i_cli.backends.hf.errors import (
     BILLED_HINT,
     CallContext,
-    error_from_response,
+    error_from_router,
     error_in_answer,
 )
 from t2i_cli.errors import RemoteError, TimedOutError
@@ -26,7 +25,13 @@ from t2i_cli.hub.client import SendAsHub
 from t2i_cli.hub.errors import hub_error
 from t2i_cli.net import error_body
 from t2i_cli.net.http_client import HttpClient, HttpResponse, host_and_port
-from t2i_cli.net.retry import CallCancelledError, RetryableError, RetryPolicy, call_with_retry
+from t2i_cli.net.retry import (
+    CallCancelledError,
+    RetryableError,
+    RetryPolicy,
+    call_with_retry,
+    parse_retry_after,
+)
 
 MAX_REDIRECTS = 5
 """Redirects of one image."""
@@ -48,8 +53,7 @@ def router_url() -> httpx2.URL:
 class ProviderCall:
     """One attempt at an image. `deadline` is by the monotonic clock, in seconds.
 
-    `hub_answers` has the Hub's answers of all attempts, which are asked for once. `seconds` is the
-    time that the answers took, and `submitted` whether the provider has taken the request.
+    `submitted` is whether the provider has taken the request.
     """
 
     client: HttpClient
@@ -57,7 +61,6 @@ class ProviderCall:
     retry_policy: RetryPolicy
     deadline: float
     stop: Flag
-    hub_answers: MutableMapping[str, httpx2.Response]
     submitted: bool = field(default=False, init=False)
 
     def send(self, request: httpx2.Request, send_as_hub: SendAsHub) -> httpx2.Response:
@@ -65,30 +68,26 @@ class ProviderCall:
         if self.stop.is_set():
             raise CallCancelledError
         if _origin(request.url) == _origin(httpx2.URL(constants.ENDPOINT)):
-            return self._ask_hub(request, send_as_hub)
+            return self._ask_hub(send_as_hub)
         if request.method == "POST":
             return self._submit(request)
         if _origin(request.url) == _origin(router_url()):
             return self._ask_router(request)
         return self._fetch_image(request)
 
-    def _ask_hub(self, request: httpx2.Request, send_as_hub: SendAsHub) -> httpx2.Response:
-        """What the Hub says of the model, which the library asks for with every image."""
-        url = str(request.url)
-        if url not in self.hub_answers:
-            try:
-                response = send_as_hub()
-            except httpx2.HTTPError as error:
-                raise RetryableError(hub_error(error, self.context.served.repo)) from error
-            if response.status_code in _TEMPORARY:
-                raise RetryableError(
-                    RemoteError(f"The Hub answered with error {response.status_code}."),
-                    overloaded=response.status_code == 429,  # noqa: PLR2004
-                )
-            if response.status_code != 200:  # noqa: PLR2004
-                return response
-            self.hub_answers[url] = response
-        return self.hub_answers[url]
+    def _ask_hub(self, send_as_hub: SendAsHub) -> httpx2.Response:
+        """What the Hub says of the model, which the library asks for before the first image."""
+        try:
+            response = send_as_hub()
+        except httpx2.HTTPError as error:
+            raise RetryableError(hub_error(error, self.context.served.repo)) from error
+        if response.status_code in _TEMPORARY:
+            raise RetryableError(
+                RemoteError(f"The Hub answered with error {response.status_code}."),
+                after=parse_retry_after(response.headers),
+                overloaded=response.status_code == 429,  # noqa: PLR2004
+            )
+        return response
 
     def _submit(self, request: httpx2.Request) -> httpx2.Response:
         """Have an image made: sent once."""
@@ -100,7 +99,7 @@ class ProviderCall:
             )
         response = self._request(request, str(request.url), dict(request.headers))
         if not 200 <= response.status < 300:  # noqa: PLR2004
-            raise error_from_response(response, self.context)
+            raise error_from_router(response, self.context)
         self.submitted = True
         self._check_answer(response)
         return _as_library_response(response, request)
