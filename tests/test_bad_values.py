@@ -40,6 +40,8 @@ SETTINGS = {
     "http_url": "host/v1",
     "http_dialect": "OpenAI",
     "http_api_key": "a b",
+    "hf_provider": "Fal AI",
+    "hf_bill_to": "an org",
     "vertex_endpoint": "a/b",
     "vertex_project": "My Project",
     "vertex_region": "europe",
