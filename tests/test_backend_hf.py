@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from threading import Event as Flag
 from threading import Timer
@@ -11,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import InferenceClient, close_session, constants
 from huggingface_hub.inference._providers import (
     PROVIDERS,
     _common,
@@ -115,6 +116,7 @@ def make(
 def test_the_fake_and_the_table_know_every_provider_of_the_library() -> None:
     assert set(image_providers()) == set(HONOURED) == set(MODEL_IDS)
     assert {p for p, tasks in PROVIDERS.items() if "text-to-image" in tasks} == set(HONOURED)
+    assert set(ARGUMENTS.values()) <= signature(InferenceClient.text_to_image).parameters.keys()
 
 
 @pytest.mark.parametrize("provider", sorted(HONOURED))

@@ -8,13 +8,22 @@ from t2i_cli.errors import InputError, ModelError
 from t2i_cli.hub.inference_mapping import InferenceProvider, inference_providers
 from t2i_cli.known_names import name_choices
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.request_fields import OPTIONAL_FIELDS
+from t2i_cli.request_fields import FIELDS, OPTIONAL_FIELDS, SIZE
 from t2i_cli.settings.schema import join_choices
 
 TASK = "text-to-image"
 
+ARGUMENTS = {
+    field: field if name == SIZE else name
+    for field, known in FIELDS.items()
+    if (name := known.dialects.get("sglang"))
+}
+"""The argument of `InferenceClient.text_to_image` for each field that it has one for.
+
+They are diffusers' names, as that dialect has them; a scheduler is a class's name there.
+"""
 _SIZE = frozenset({"width", "height"})
-_SETTINGS = frozenset({"negative_prompt", "seed", "steps", "guidance_scale"})
+_SETTINGS = frozenset(ARGUMENTS) - _SIZE
 HONOURED: Mapping[str, frozenset[str]] = {
     # These hand on every field that huggingface_hub gives them; the model there may lack one.
     "fal-ai": _SIZE | _SETTINGS,
@@ -32,15 +41,6 @@ HONOURED: Mapping[str, frozenset[str]] = {
 
 A provider that is not listed is newer than this table, and is sent the prompt only.
 """
-ARGUMENTS = {
-    "negative_prompt": "negative_prompt",
-    "seed": "seed",
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "width": "width",
-    "height": "height",
-}
-"""The argument of `InferenceClient.text_to_image` for each field that it has one for."""
 _WAVESPEED_SIZE = "wavespeed takes no {}: a size is text there, as --set 'size=1024*1024'."
 
 
