@@ -1,9 +1,10 @@
 """Writes what docs and README say of the command line from the program itself.
 
-`python docs/generate.py` writes docs/cli.md and the marked blocks of README.md; with `--check` it
-only compares, and fails where they differ.
+`python docs/generate.py` writes docs/cli.md, the marked blocks of README.md and the tables of
+src/t2i_cli/vertex/; with `--check` it only compares, and fails where they differ.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -28,7 +29,7 @@ from t2i_cli.vertex import machine_types
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks import network_shapes  # noqa: E402 - it lies beside this folder
+from benchmarks import network_shapes, vertex_hardware  # noqa: E402 - they lie beside this folder
 
 ENVIRONMENT = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
@@ -233,6 +234,21 @@ def costs_table() -> str:
     return table(("USD", *work), rows)
 
 
+def model_memory() -> str:
+    """vertex/model_memory.json: what each model of the catalogue needs with all of it on a card."""
+    plenty = MemoryInfo(free=2**50, total=2**50)
+    rows = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, shape in network_shapes.read_shapes().items():
+            target = _planned_target(name, shape, Path(temporary) / name)
+            size = (target.spec.width or 0, target.spec.height or 0)
+            # Without steps, no CUDA graphs are counted: they are left out where they do not fit.
+            plan = planning.plan_for_size(target, size, LocalOptions(), plenty, plenty.free)
+            rows[name] = {"weights_mib": plan.weights_mib, "peak_mib": plan.peak_mib}
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    return f"{{\n{lines}\n}}\n"
+
+
 BLOCKS = {
     "costs": costs_table,
     "fields": fields_table,
@@ -255,7 +271,11 @@ def filled(text: str) -> str:
 
 def main() -> int:
     """Write the pages, or compare them; the exit code."""
-    pages = {ROOT / "docs" / "cli.md": reference()}
+    pages = {
+        ROOT / "docs" / "cli.md": reference(),
+        vertex_hardware.FILE: vertex_hardware.hardware_json(),
+        vertex_hardware.FILE.with_name("model_memory.json"): model_memory(),
+    }
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         if page.name != "cli.md":
             pages[page] = filled(page.read_text(encoding="utf-8"))

@@ -82,15 +82,16 @@ def _input_formats(_: typer.Context) -> tuple[str, ...]:
 
 
 def _machine_types(_: typer.Context) -> Iterable[str]:
-    from t2i_cli.vertex import machine_types
+    from t2i_cli.vertex import hardware_table
 
-    return machine_types.BUILT_IN.machines
+    return hardware_table.hardware_table().machines
 
 
 def _accelerators(_: typer.Context) -> Iterable[str]:
-    from t2i_cli.vertex import machine_types
+    from t2i_cli.vertex import hardware_table
 
-    return machine_types.BUILT_IN.accelerators
+    known = hardware_table.hardware_table().accelerators
+    return [name for name, facts in known.items() if not facts.ended]
 
 
 def _commands(context: typer.Context) -> list[str]:
