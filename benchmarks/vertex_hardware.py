@@ -201,7 +201,10 @@ def machines() -> Iterator[tuple[str, dict[str, Any]]]:
 def hardware_json() -> str:
     """The content of hardware.json, a machine a line."""
     source = "https://cloud.google.com/vertex-ai/docs/predictions/configure-compute"
-    parts = {"accelerators": dict(ACCELERATORS), "machines": dict(machines())}
+    parts: dict[str, Mapping[str, object]] = {
+        "accelerators": dict(ACCELERATORS),
+        "machines": dict(machines()),
+    }
     head = {"date": DATE, "source": source, "made_by": "benchmarks/vertex_hardware.py"}
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     for key, rows in parts.items():

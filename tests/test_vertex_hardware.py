@@ -10,6 +10,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.vertex import hardware_table, machine_types, model_memory
+from t2i_cli.vertex.hardware_table import AcceleratorFacts, MachineFacts
 from t2i_cli.vertex.hardware_table import hardware_table as table
 from t2i_cli.vertex.model_memory import ModelMemory
 
@@ -17,7 +18,7 @@ SD15, QWEN = catalog.MODELS["sd15"], catalog.MODELS["qwen-image"]
 
 
 def test_every_accelerator_is_of_google_s_enum() -> None:
-    google = {member.name for member in aiplatform_v1.AcceleratorType}
+    google = set(aiplatform_v1.AcceleratorType.__members__)
     assert table().accelerators.keys() <= google
     assert {one for facts in table().machines.values() for one in facts.accelerators} <= google
     # What the table leaves out is no GPU, or one that no machine of it has.
@@ -41,7 +42,11 @@ def test_the_table_is_what_its_script_writes() -> None:
 
 
 def test_regions_and_prices_are_plausible() -> None:
-    for facts in (*table().machines.values(), *table().accelerators.values()):
+    rows: list[MachineFacts | AcceleratorFacts] = [
+        *table().machines.values(),
+        *table().accelerators.values(),
+    ]
+    for facts in rows:
         for region in facts.regions or ():
             assert re.fullmatch(r"[a-z]+-[a-z]+\d+", region)
         if facts.usd_per_hour and facts.spot_usd_per_hour:

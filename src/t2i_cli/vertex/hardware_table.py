@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from t2i_cli.errors import InputError
 from t2i_cli.known_names import suggest_name
@@ -65,9 +66,9 @@ def hardware_table() -> HardwareTable:
     file = resources.files("t2i_cli.vertex") / "hardware.json"
     content = json.loads(file.read_text(encoding="utf-8"))
 
-    def facts(row: dict[str, object]) -> dict[str, object]:
+    def facts(row: dict[str, Any]) -> dict[str, Any]:
         regions = row["regions"]
-        return row | {"regions": frozenset(regions) if isinstance(regions, list) else None}
+        return row | {"regions": None if regions is None else frozenset(regions)}
 
     return HardwareTable(
         date=content["date"],

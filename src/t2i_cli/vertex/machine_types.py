@@ -1,6 +1,6 @@
 """Machine types and accelerators of replicas, chosen and checked, and their estimated prices."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from t2i_cli.files.toml_files import read_toml_file
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import format_bytes
-from t2i_cli.vertex import hardware_table, model_memory
+from t2i_cli.vertex import hardware_table, machine_search, model_memory
 from t2i_cli.vertex.hardware_table import AcceleratorFacts, MachineFacts
 from t2i_cli.vertex.model_memory import ModelMemory
 
@@ -42,10 +42,6 @@ def _known_prices(
 BUILT_IN = _built_in()
 """Vertex AI's online prediction prices, derived from Compute Engine's."""
 
-_HOST_SHARE = 0.6
-"""Of a machine's memory for the weights as they are loaded; the container takes the rest."""
-_LEAST_HOST, _UNKNOWN_HOST = 15, 30
-"""GiB of a chosen machine's memory at least, and for a model whose need is not known."""
 _UNKNOWN_ACCELERATOR = "NVIDIA_L4"
 """For a model whose need of memory is not known."""
 
@@ -82,7 +78,10 @@ class ReplicaHardware:
         table = hardware_table.hardware_table()
         machine = table.machines.get(self.machine)
         each = table.accelerators.get(self.accelerator or "")
-        return self._sum(machine and machine.spot_usd_per_hour, each and each.spot_usd_per_hour)
+        return self._sum(
+            None if machine is None else machine.spot_usd_per_hour,
+            None if each is None else each.spot_usd_per_hour,
+        )
 
     def _sum(self, machine: float | None, each: float | None) -> float | None:
         facts = hardware_table.hardware_table().machines.get(self.machine)
@@ -123,9 +122,10 @@ def check_region(hardware: ReplicaHardware, region: str | None) -> None:
     regions = hardware_table.regions_of(hardware.machine, hardware.accelerator)
     if region is None or regions is None or region in regions:
         return
+    near = machine_search.nearest_regions(regions, region)
     raise InputError(
         f"{region} has no {hardware.text()}.",
-        hint=f"--region takes for that: {hardware_table.name_list(_nearest(regions, region))}.",
+        hint=f"--region takes for that: {hardware_table.name_list(near)}.",
     )
 
 
@@ -141,7 +141,7 @@ def check_memory(
     usable = hardware_table.accelerator_memory(hardware.accelerator)
     if usable is None or need.least <= usable:
         return
-    would = _machines_holding(None, None, need, region)
+    would = machine_search.machines_holding(None, None, need, region)
     raise InputError(
         f"{spec.name} needs {need.text()}, and one {hardware.accelerator} has "
         f"{format_bytes(usable)} for it.",
@@ -164,27 +164,19 @@ def _named_hardware(
         if (kind or name, count or number) != (name, number):
             raise InputError(
                 f"{machine} comes with {number} {name} and takes no other.",
-                hint=_with_accelerator(kind or name, count),
+                hint=machine_search.machines_hint(kind or name, count),
             )
         return ReplicaHardware(machine=machine, accelerator=name, count=number)
     if kind is None:
         return ReplicaHardware(machine=machine)
     if kind not in takes:
-        raise InputError(f"{machine} takes no {kind}.", hint=_with_accelerator(kind, count))
+        raise InputError(
+            f"{machine} takes no {kind}.", hint=machine_search.machines_hint(kind, count)
+        )
     if (number := count or takes[kind][0]) not in takes[kind]:
         numbers = " or ".join(str(one) for one in takes[kind])
         raise InputError(f"{machine} takes {numbers} {kind}, not {number}.")
     return ReplicaHardware(machine=machine, accelerator=kind, count=number)
-
-
-def _with_accelerator(kind: str, count: int | None) -> str | None:
-    """The hint at the machines with an accelerator, in that number."""
-    machines = [
-        name
-        for name in hardware_table.machines_with(kind)
-        if count is None or count in _facts(name).accelerators[kind]
-    ]
-    return f"{hardware_table.name_list(machines, 3)} would do." if machines else None
 
 
 def _smallest_hardware(
@@ -197,76 +189,29 @@ def _smallest_hardware(
     """The cheapest machine that holds the model, with that accelerator if one is named."""
     if need is None:
         kind = kind or _UNKNOWN_ACCELERATOR
-    machines = _machines_holding(kind, count, need, region)
+    machines = machine_search.machines_holding(kind, count, need, region)
     if machines:
         return _named_hardware(machines[0], kind, count, without=False)
-    there = _machines_holding(kind, count, None, None)
+    there = machine_search.machines_holding(kind, count, None, None)
     if kind and not there:
         raise InputError(
-            f"There is no machine with {count} {kind}.", hint=_with_accelerator(kind, None)
+            f"There is no machine with {count} {kind}.",
+            hint=machine_search.machines_hint(kind, None),
         )
-    if kind and (beside := _machines_holding(kind, count, None, region)):
+    if kind and (beside := machine_search.machines_holding(kind, count, None, region)):
         return _named_hardware(beside[-1], kind, count, without=False)  # its memory is refused
     if kind:
         return _named_hardware(there[0], kind, count, without=False)  # its region is refused
-    everywhere = _machines_holding(None, None, need, None)
+    everywhere = machine_search.machines_holding(None, None, need, None)
     regions = hardware_table.regions_of(everywhere[0]) if everywhere else None
     raise InputError(
         f"{region} has no machine that is known to hold {spec.name}, which needs "
         f"{need.text() if need else 'an unknown amount of memory'}.",
         hint=f"--region takes for {everywhere[0]}: "
-        f"{hardware_table.name_list(_nearest(regions or (), str(region)))}."
+        f"{hardware_table.name_list(machine_search.nearest_regions(regions or (), str(region)))}."
         if everywhere
         else None,
     )
-
-
-def _machines_holding(
-    kind: str | None, count: int | None, need: ModelMemory | None, region: str | None
-) -> list[str]:
-    """Machines whose host and accelerator hold the model in a region, the cheapest first.
-
-    Without a `kind`, those that come with accelerators, and whose regions and prices are known.
-    """
-    table = hardware_table.hardware_table()
-    names = hardware_table.machines_with(kind, region) if kind else _machines_by_price(region)
-    found = []
-    for name in names:
-        facts = _facts(name)
-        one = kind or next(iter(facts.accelerators))
-        numbers = facts.accelerators[one]
-        usable = hardware_table.accelerator_memory(one) or 0
-        if need is None:
-            holds = facts.memory_gib >= _UNKNOWN_HOST
-        else:
-            host = facts.memory_gib * 2**30 * _HOST_SHARE
-            enough = facts.memory_gib >= _LEAST_HOST and need.weights <= host
-            holds = enough and need.least <= usable
-        if holds and (count is None or count in numbers) and not table.accelerators[one].ended:
-            found.append(name)
-    return found
-
-
-def _machines_by_price(region: str | None) -> list[str]:
-    machines = hardware_table.hardware_table().machines
-    known = {
-        name: facts.usd_per_hour
-        for name, facts in machines.items()
-        if facts.included and facts.regions is not None and facts.usd_per_hour is not None
-    }
-    return sorted(
-        (name for name in known if hardware_table.offered_in(region, name)), key=known.__getitem__
-    )
-
-
-def _nearest(regions: Iterable[str], region: str) -> list[str]:
-    """Regions in order, those of the same continent first."""
-    continent = region.split("-")[0]
-    return sorted(regions, key=lambda one: (one.split("-")[0] != continent, one))
-
-
-def _facts(machine: str) -> MachineFacts:
-    return hardware_table.hardware_table().machines[machine]
 
 
 def hardware_from_api(resources: Mapping[str, object]) -> ReplicaHardware:
