@@ -39,7 +39,7 @@ from t2i_cli.request_fields import DIALECTS
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.progress import Progress
-from t2i_cli.vertex import containers, inventory, machine_types, plan
+from t2i_cli.vertex import containers, deployment_options, inventory, machine_types
 from t2i_cli.vertex.inventory import Inventory
 from t2i_cli.vertex.model_source import ModelSource
 from t2i_cli.vertex.torchserve import container
@@ -229,8 +229,8 @@ RARE: dict[str, Callable[[], object]] = {
     "full stops": lambda: _raise(google_http.error_from_status(0, "FAILED_PRECONDITION", "...")),
     "no service": lambda: _raise(google_http.error_from_status(403, "", "SERVICE_DISABLED")),
     "no permission": lambda: _raise(google_http.error_from_status(403, "", "permission ")),
-    "time to live": lambda: plan._duration("--ttl", ""),
-    "name of a deployment": lambda: plan._name("", ModelSource(spec=ModelSpec(name="m"))),
+    "time to live": lambda: deployment_options._duration("--ttl", ""),
+    "name of a deployment": lambda: deployment_options._check_name(""),
     "weights of none": lambda: containers.local_weights(
         ModelSource(spec=ModelSpec(name="")), dtype="float32"
     ),

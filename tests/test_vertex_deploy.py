@@ -165,7 +165,7 @@ def test_another_image_idle_time_or_bucket_is_refused(
         deployed(cloud, replace(ours, image="r-docker.pkg.dev/p/t2i/t2i:2"))
     with pytest.raises(InputError, match="another idle time: 900s, not 1200s"):
         deployed(cloud, replace(ours, scale_to_zero="20m"))
-    mine = DeploymentSpec(model=weights(tmp_path), bucket="pail")
+    mine = DeploymentSpec(model=weights(tmp_path), service_account=KEEPER, bucket="pail")
     deployed(cloud, mine)
     deployed(cloud, mine)
     with pytest.raises(InputError, match="another weights: gs://pail/t2i/weights"):
@@ -177,7 +177,10 @@ def test_weights_in_a_bucket_of_the_user_s_are_found_by_their_model(
     vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path, image: str | None
 ) -> None:
     put(vertex, "pail", "t2i/other/file", "mine")
-    deployed(cloud, DeploymentSpec(model=weights(tmp_path), bucket="pail", image=image))
+    deployed(
+        cloud,
+        DeploymentSpec(model=weights(tmp_path), service_account=KEEPER, bucket="pail", image=image),
+    )
     removed(cloud, "weights")
     assert vertex.left() == {"buckets": ["pail"], "objects": ["t2i/other/file", "mine"]}
 
@@ -185,7 +188,7 @@ def test_weights_in_a_bucket_of_the_user_s_are_found_by_their_model(
 def test_weights_that_stay_in_a_bucket_of_the_user_s_are_told_of(
     vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path
 ) -> None:
-    deployed(cloud, DeploymentSpec(model=weights(tmp_path), bucket="pail"))
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path), service_account=KEEPER, bucket="pail"))
     vertex.granted = {
         *("aiplatform.endpoints.list", "aiplatform.endpoints.get", "aiplatform.endpoints.undeploy"),
         *("aiplatform.endpoints.delete", "aiplatform.models.list", "aiplatform.models.delete"),
@@ -198,13 +201,13 @@ def test_weights_that_stay_in_a_bucket_of_the_user_s_are_told_of(
 def test_a_bucket_of_another_project_gets_no_weights(
     vertex: FakeVertex, cloud: GoogleClient, tmp_path: Path
 ) -> None:
-    deployed(cloud, DeploymentSpec(model=weights(tmp_path)))
-    deployed(cloud, DeploymentSpec(model=weights(tmp_path)))
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path), service_account=KEEPER))
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path), service_account=KEEPER))
     put(vertex, "t2i-gallery-us-central1")
     vertex.buckets["t2i-gallery-us-central1"]["projectNumber"] = "666"
     before = len(vertex.uploads)
     with pytest.raises(AccessError, match="is not of the project gallery"):
-        deployed(cloud, DeploymentSpec(model=weights(tmp_path)))
+        deployed(cloud, DeploymentSpec(model=weights(tmp_path), service_account=KEEPER))
     assert len(vertex.uploads) == before
 
 
@@ -228,8 +231,12 @@ def test_the_permissions_of_the_steps_are_enough_for_them(
     removed(cloud, "sd15")
     assert vertex.left() == {}
     vertex.granted = {*steps["deploy"], *steps["upload"], *steps["scheduler"]}
-    deployed(cloud, DeploymentSpec(model=weights(tmp_path), scheduler_account=KEEPER))
-    deployed(cloud, DeploymentSpec(model=weights(tmp_path)))
+    vertex.granted |= {*steps["service account"]}
+    deployed(
+        cloud,
+        DeploymentSpec(model=weights(tmp_path), service_account=KEEPER, scheduler_account=KEEPER),
+    )
+    deployed(cloud, DeploymentSpec(model=weights(tmp_path), service_account=KEEPER))
     vertex.granted = {*steps["remove"], *steps["upload"]}
     found = inventory.list_deployments(cloud)
     removed(cloud, "weights")
@@ -267,7 +274,8 @@ def test_only_our_own_server_gets_fp16_weights(
 
     monkeypatch.setattr(hub, "download_model", fetch)
     image = "r-docker.pkg.dev/p/t2i/t2i:1" if kind == "t2i" else None
-    deployed(cloud, DeploymentSpec(model="flux-schnell", serving=kind, image=image))
+    spec = DeploymentSpec(model="flux-schnell", serving=kind, image=image, service_account=KEEPER)
+    deployed(cloud, spec)
     assert asked == [dtype]
     assert endpoint_store.current_endpoint() is None
     assert containers.find_source("flux-schnell", kind).needs_upload

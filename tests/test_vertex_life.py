@@ -199,9 +199,9 @@ def test_the_cost_limit(t2i: T2I, vertex: FakeVertex, env: dict[str, str]) -> No
     assert done.returncode == 2
     assert "would cost up to 8.10 USD" in done.stderr
     assert "--ttl 3h42m would fit" in done.stderr
-    unknown = t2i(*DEPLOY, "--machine-type", "z9-huge-1", "--max-cost", "3", env=env)
+    unknown = t2i(*DEPLOY, "--machine-type", "z9-standard-1", "--max-cost", "3", env=env)
     assert unknown.returncode == 2
-    assert "price of z9-huge-1 is not known" in unknown.stderr
+    assert "price of z9-standard-1 is not known" in unknown.stderr
     assert vertex.left() == {}
 
 
@@ -439,7 +439,7 @@ def test_no_secret_is_shown(
     vertex.faults.append(Fault(where="PUT /upload", status=503, body=body, times=99))
     vertex.operation_errors["deployModel"] = {"code": 13, "message": "Internal error."}
     outputs = [
-        t2i("remote", "deploy", "-m", weights, "--yes", env=env),
+        t2i("remote", "deploy", "-m", weights, "--service-account", KEEPER, "--yes", env=env),
         t2i(*DEPLOY, env=env),
         t2i("remote", "list", env=env),
         t2i("remote", "down", "sd15", env=env),
@@ -478,7 +478,14 @@ def test_a_gated_model_goes_through_this_machine_and_no_token_into_the_container
     hub.repos["ann/secret"] = repo
     hub.users["hf_good"] = "ann"
     env = env | hub.environment | {"HF_TOKEN": "hf_good"}
-    done = t2i("remote", "deploy", "-m", "ann/secret", "--yes", env=env)
+    refused = t2i("remote", "deploy", "-m", "ann/secret", "--yes", env=env)
+    assert refused.returncode == 2
+    assert "may not read the weights of ann/secret" in refused.stderr
+    assert "--service-account" in refused.stderr
+    assert vertex.requests == []
+    done = t2i(
+        "remote", "deploy", "-m", "ann/secret", "--service-account", KEEPER, "--yes", env=env
+    )
     assert done.returncode == 0, done.stderr
     names = {name.removeprefix("t2i/secret/") for _, name in vertex.objects}
     assert {"model_index.json", "unet/config.json", "t2i/secret.labels"} <= names
@@ -490,7 +497,9 @@ def test_a_gated_model_goes_through_this_machine_and_no_token_into_the_container
     assert variables["MODEL_ID"] == "gs://t2i-gallery-us-central1/t2i/secret"
     assert "hf_good" not in json.dumps(vertex.models) + done.stderr
     uploads = len(vertex.uploads)
-    again = t2i("remote", "deploy", "-m", "ann/secret", "--yes", env=env)
+    again = t2i(
+        "remote", "deploy", "-m", "ann/secret", "--service-account", KEEPER, "--yes", env=env
+    )
     assert again.returncode == 0, again.stderr
     assert len(vertex.uploads) == uploads + 1  # the labels alone
 

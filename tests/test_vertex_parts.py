@@ -390,7 +390,7 @@ def test_a_broken_memory_is_none(tmp_path: Path) -> None:
         (None, None, "flux-schnell", "a2-highgpu-1g with 1 NVIDIA_TESLA_A100"),
         (None, None, "qwen-image", "a2-ultragpu-1g with 1 NVIDIA_A100_80GB"),
         (None, None, "postcard", "n1-standard-4"),
-        (None, "t4", "sd15", "n1-standard-4 with 1 NVIDIA_TESLA_T4"),
+        (None, "t4", "sd15", "n1-standard-8 with 1 NVIDIA_TESLA_T4"),
         (None, "L4", "sd15", "g2-standard-4 with 1 NVIDIA_L4"),
         ("n1-standard-4", "NVIDIA_TESLA_T4:1", "sd15", "n1-standard-4 with 1 NVIDIA_TESLA_T4"),
         ("n1-standard-8", "none", "sd15", "n1-standard-8"),

@@ -22,6 +22,7 @@ from tests.fakes.vertex import FakeVertex, Fault, counted
 from tests.processes import running, until
 
 RUN = ("remote", "run", "--yes", "--model", "sd15")
+KEEPER = ("--service-account", "keeper@gallery.iam.gserviceaccount.com")
 
 
 @pytest.mark.parametrize("code", [0, 7])
@@ -59,7 +60,7 @@ def test_a_deployment_that_half_succeeds(t2i: T2I, vertex: FakeVertex, tmp_path:
     weights.mkdir()
     (weights / "model_index.json").write_text("{}")
     vertex.operation_errors["deployModel"] = {"code": 13, "message": "Internal error."}
-    done = t2i(*RUN[:3], "-m", weights, "--", "true", env=vertex.environment)
+    done = t2i(*RUN[:3], "-m", weights, *KEEPER, "--", "true", env=vertex.environment)
     assert done.returncode == 6
     assert "Internal error." in done.stderr
     assert vertex.left() == {}
@@ -139,7 +140,7 @@ def test_killed_at_random_moments(
         (weights / name).write_bytes((2).to_bytes(8, "little") + b"{}")
     vertex.operation_seconds = 0.05
     chance = random.Random(7)  # noqa: S311 - no secret
-    with running(t2i_env, vertex, *RUN[:3], "-m", str(weights), "--", "true") as process:
+    with running(t2i_env, vertex, *RUN[:3], "-m", str(weights), *KEEPER, "--", "true") as process:
         assert process.wait(120) == 0
     whole = len(vertex.requests)
     assert vertex.left() == {}
@@ -149,7 +150,9 @@ def test_killed_at_random_moments(
             # A moment of each part of a run, so that few kills meet all of it.
             seen, wanted = len(vertex.requests), int((fifth + chance.random()) * whole / 5)
             pause = chance.uniform(0, 0.03)
-            with running(t2i_env, vertex, *RUN[:3], "-m", str(weights), "--", "true") as process:
+            with running(
+                t2i_env, vertex, *RUN[:3], "-m", str(weights), *KEEPER, "--", "true"
+            ) as process:
                 until(partial(arrived, vertex, seen + wanted), process)
                 time.sleep(pause)
         time.sleep(0.2)  # what was begun ends in the cloud
@@ -255,7 +258,7 @@ def test_an_ephemeral_batch_of_weights_from_here(
     weights.mkdir()
     (weights / "model_index.json").write_text("{}")
     (tmp_path / "prompts.txt").write_text("a red star\n")
-    batch = ("batch", tmp_path / "prompts.txt", "-o", tmp_path / "out", "-m", weights)
+    batch = ("batch", tmp_path / "prompts.txt", "-o", tmp_path / "out", "-m", weights, *KEEPER)
     done = t2i(*batch, "--ephemeral", "--yes", env=vertex.environment)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 1

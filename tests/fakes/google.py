@@ -58,6 +58,8 @@ class Google:
     objects: dict[tuple[str, str], tuple[dict[str, Any], bytes]] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quotas: dict[str, int] = field(default_factory=dict)
+    """Limits by region, of every accelerator; 8 where none is set."""
     builds: list[dict[str, Any]] = field(default_factory=list)
     cut_uploads: int = 0
     """So many pieces of uploads are taken by half, and then the connection breaks."""
@@ -128,6 +130,20 @@ class Google:
 
     def _project(self, match: re.Match[str], *_: object) -> Any:
         return _json({"name": "projects/123456789", "projectId": "gallery", "state": "ACTIVE"})
+
+    def _quota_info(self, match: re.Match[str], *_: object) -> Any:
+        """QuotaInfo of Cloud Quotas; an int64 is text, and zero is left out."""
+        regions = {"us-central1": 8, "europe-west4": 8, **self.quotas}
+        infos = [
+            {
+                "dimensions": {"region": region},
+                "details": {"value": str(limit)} if limit else {},
+                "applicableLocations": [region],
+            }
+            for region, limit in regions.items()
+        ]
+        info = {"quotaId": match["quota"], "service": match["service"], "dimensionsInfos": infos}
+        return _json(info | {"dimensions": ["region"], "containerType": "PROJECT"})
 
     def _get_bucket(self, match: re.Match[str], *_: object) -> Any:
         return _json(self._bucket(match["bucket"]))
@@ -301,6 +317,12 @@ _ROUTES: tuple[tuple[str, str, str, str], ...] = (
     ("POST", r"/v3/projects/[^/]+:testIamPermissions", "test_permissions", ""),
     ("POST", r"/v1/projects/-/serviceAccounts/[^/]+:testIamPermissions", "test_permissions", ""),
     ("GET", r"/v3/projects/[^/:]+", "project", "resourcemanager.projects.get"),
+    (
+        "GET",
+        r"/v1/projects/[^/]+/locations/global/services/(?P<service>[^/]+)/quotaInfos/(?P<quota>.+)",
+        "quota_info",
+        "cloudquotas.quotas.get",
+    ),
     ("GET", "/storage/v1/b", "list_buckets", "storage.buckets.list"),
     ("POST", "/storage/v1/b", "create_bucket", "storage.buckets.create"),
     ("GET", _BUCKET, "get_bucket", "storage.buckets.get"),

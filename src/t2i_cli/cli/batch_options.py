@@ -122,6 +122,10 @@ class EphemeralOptions:
             "--ttl", help=f"ephemeral: how long the endpoint may live. [default: {defaults.TTL}]"
         ),
     ] = None
+    service_account: Annotated[
+        str | None,
+        typer.Option("--service-account", help="ephemeral: the container runs as this one."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

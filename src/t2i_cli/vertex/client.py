@@ -9,6 +9,7 @@ from t2i_cli.vertex.location import Location
 _PATHS = {
     "aiplatform": "/v1/",
     "cloudbuild": "/v1/",
+    "cloudquotas": "/v1/",
     "cloudresourcemanager": "/v3/",
     "cloudscheduler": "/v1/",
     "iam": "/v1/",

@@ -13,7 +13,8 @@ from t2i_cli.net.google_http import ConflictError
 from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import permissions
 from t2i_cli.vertex.client import GoogleClient
-from t2i_cli.vertex.plan import DeploymentPlan, is_service_account
+from t2i_cli.vertex.deployment_options import is_service_account
+from t2i_cli.vertex.plan import DeploymentPlan
 
 ONE_MINUTE = 60
 

@@ -9,13 +9,8 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog, diffusers_folder
 from t2i_cli.request_fields import SERVINGS
 from t2i_cli.settings import store
+from t2i_cli.vertex import garden_containers
 from t2i_cli.vertex.model_source import ModelSource
-
-GARDEN_IMAGE = (
-    "us-docker.pkg.dev/deeplearning-platform-release/vertex-model-garden/"
-    "pytorch-inference.cu125.0-4.ubuntu2204.py310"
-)
-"""Google's ready-made container for diffusers' pipelines."""
 
 
 def find_source(model: str | None, serving: str) -> ModelSource:
@@ -128,8 +123,9 @@ def model_resource(
         )
     if serving == "model-garden":
         # It downloads a gs:// address itself and does not read Vertex AI's copy (artifactUri).
-        environment = {"MODEL_ID": artifacts or repo, "TASK": "text-to-image"}
-        return _container_resource(GARDEN_IMAGE, 7080, "/predict", "/health", environment, None)
+        garden = garden_containers.find_container(source)
+        environment = {"MODEL_ID": artifacts or repo, "TASK": garden.task, **garden.environment}
+        return _container_resource(garden.image, 7080, "/predict", "/health", environment, None)
     from t2i_cli.vertex.torchserve import container
 
     return container.archive_resource(artifacts, gpu=gpu)

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from t2i_cli.errors import (
@@ -29,6 +29,7 @@ from t2i_cli.vertex import (
     cloud_scheduler,
     containers,
     deploy,
+    deployment_options,
     endpoint_store,
     inventory,
     location,
@@ -40,7 +41,7 @@ from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.operations import OperationRunner
-from t2i_cli.vertex.plan import DeploymentPlan, plan_deployment
+from t2i_cli.vertex.plan import DeploymentPlan, plan_deployment, plan_without_account
 
 TERMINATION_GRACE = 30.0
 """Seconds a child command has to exit after Ctrl-C or SIGTERM, before it is killed."""
@@ -69,13 +70,33 @@ def connect(
         yield CloudSession(client, google_credentials.account_name(found))
 
 
+@contextmanager
+def connect_to_deploy(spec: DeploymentSpec, options: LocationOptions) -> Iterator[CloudSession]:
+    """A session, after the options are checked: a mistake in them needs no credentials."""
+    where = location.location_without_account(options)
+    deployment_options.check_options(spec, where.region)
+    with connect(options) as session:
+        yield session
+
+
+def preview_plan(spec: DeploymentSpec, options: LocationOptions) -> DeploymentPlan:
+    """The plan; without usable credentials, as far as it can be told. Raises T2IError."""
+    with ExitStack() as stack:
+        try:
+            session = stack.enter_context(connect_to_deploy(spec, options))
+        except AccessError as error:
+            where = location.location_without_account(options)
+            return plan_without_account(spec, where, error.message)
+        return plan_deployment(spec, session.client, session.account)
+
+
 def confirm_plan(
     spec: DeploymentSpec, session: CloudSession, console: Console, *, yes: bool, offer: bool = False
 ) -> DeploymentPlan:
     """Plan the deployment, print it, and ask to confirm it unless `yes`.
 
     With `offer`, also offers a Cloud Scheduler job if none was requested. Raises AccessError where
-    permissions are missing.
+    permissions are missing, QuotaError where the quota is too low.
     """
     plan = plan_deployment(spec, session.client, session.account)
     made = inventory.list_endpoints(session.client)
@@ -89,6 +110,7 @@ def confirm_plan(
             f"{', '.join(missing)}.",
             hint="docs/remote.md names a role for each step.",
         )
+    plan.quota.check(session.client.location.project)
     if yes:
         return plan
     if offer and console.interactive and not spec.scheduler_account:
@@ -146,10 +168,16 @@ def ephemeral_endpoint(
 ) -> Iterator[str]:
     """The name of an endpoint that is removed when the block ends."""
     with (
-        connect(options) as session,
+        connect_to_deploy(spec, options) as session,
         ephemeral_deployment(spec, session, console, yes=yes) as found,
     ):
         yield found.name
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Raise InputError if there is no such command."""
+    if shutil.which(command[0]) is None:
+        raise InputError(f"Cannot run {command[0]}: there is no such command.")
 
 
 def run_command(
@@ -164,8 +192,6 @@ def run_command(
 
     Raises InputError if the command cannot be run.
     """
-    if shutil.which(command[0]) is None:
-        raise InputError(f"Cannot run {command[0]}: there is no such command.")
     with ephemeral_deployment(spec, session, console, yes=yes) as found:
         environment = {
             **environment_of_children(),

@@ -36,6 +36,15 @@ class Location:
         return named if "/" in named else f"{self.parent}/endpoints/{named}"
 
 
+UNKNOWN_PROJECT = "PROJECT"
+"""Stands in a plan for the project that only credentials would name."""
+
+
+def location_without_account(options: LocationOptions) -> Location:
+    """The location as far as no credentials are needed to know it. Raises InputError."""
+    return find_location(options, login_project=UNKNOWN_PROJECT)
+
+
 def find_location(
     options: LocationOptions | None = None,
     *,

@@ -8,8 +8,9 @@ from t2i_cli.vertex.model_memory import ModelMemory
 
 _HOST_SHARE = 0.6
 """Of a machine's memory for the weights as they are loaded; the container takes the rest."""
-_LEAST_HOST, _UNKNOWN_HOST = 15, 30
-"""GiB of a chosen machine's memory at least, and for a model whose need is not known."""
+_LEAST_HOST, _CAREFUL_HOST = 15, 30
+"""GiB of a chosen machine's memory at least; the second one on N1, whose price hardly depends on
+it, and for a model whose need is not known."""
 
 
 def machines_hint(kind: str, count: int | None) -> str | None:
@@ -37,12 +38,11 @@ def machines_holding(
         one = kind or next(iter(facts.accelerators))
         numbers = facts.accelerators[one]
         usable = hardware_table.accelerator_memory(one) or 0
-        if need is None:
-            holds = facts.memory_gib >= _UNKNOWN_HOST
-        else:
+        careful = need is None or not facts.included
+        holds = facts.memory_gib >= (_CAREFUL_HOST if careful else _LEAST_HOST)
+        if need is not None:
             host = facts.memory_gib * 2**30 * _HOST_SHARE
-            enough = facts.memory_gib >= _LEAST_HOST and need.weights <= host
-            holds = enough and need.least <= usable
+            holds = holds and need.weights <= host and need.least <= usable
         if holds and (count is None or count in numbers) and not table.accelerators[one].ended:
             found.append(name)
     return found

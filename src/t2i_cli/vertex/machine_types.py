@@ -117,6 +117,14 @@ def choose_hardware(
     return hardware
 
 
+def check_names(machine: str | None, accelerator: str | None) -> None:
+    """Raise InputError for names that are none, whatever the model."""
+    if accelerator is not None and accelerator != "none":
+        hardware_table.parse_accelerator(accelerator)
+    if machine is not None:
+        hardware_table.known_machine(machine)
+
+
 def check_region(hardware: ReplicaHardware, region: str | None) -> None:
     """Raise InputError if a region has no such machine or accelerator."""
     regions = hardware_table.regions_of(hardware.machine, hardware.accelerator)

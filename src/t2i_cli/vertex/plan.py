@@ -1,22 +1,28 @@
 """Plan of a deployment: resources, cost and permissions, shown before anything is created."""
 
-import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
-from t2i_cli.durations import format_duration, parse_duration
+from t2i_cli.durations import format_duration
 from t2i_cli.errors import InputError
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import format_bytes
-from t2i_cli.vertex import containers, machine_types, permissions, weights_bucket
+from t2i_cli.vertex import (
+    accelerator_quota,
+    deployment_options,
+    hardware_table,
+    permissions,
+    weights_bucket,
+)
+from t2i_cli.vertex.accelerator_quota import AcceleratorQuota
 from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.deployment_options import CheckedOptions
 from t2i_cli.vertex.labels import Labels, format_time
+from t2i_cli.vertex.location import Location
 from t2i_cli.vertex.machine_types import PriceTable, ReplicaHardware
+from t2i_cli.vertex.model_memory import ModelMemory
 from t2i_cli.vertex.model_source import ModelSource
-
-_IDLE_RANGE = range(300, 28801)
-"""Seconds of idle time before scaling to zero that Vertex AI allows."""
-_ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.gserviceaccount\.com")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,9 @@ class DeploymentPlan:
     service_account: str | None
     scheduler_account: str | None
     permissions: permissions.PermissionCheck
+    memory: ModelMemory | None
+    quota: AcceleratorQuota
+    reader: str
 
     @property
     def title(self) -> str:
@@ -83,6 +92,14 @@ class DeploymentPlan:
                 "usd_until_ttl": self._cost(hours),
                 "prices_of": self.prices.date,
             },
+            "weights_read_by": self.reader,
+            "memory": {
+                "needed_bytes": self.memory.peak if self.memory else None,
+                "weights_bytes": self.memory.weights if self.memory else None,
+                "accelerator_bytes": self._accelerator_memory(),
+            },
+            "quota": {"limit": self.quota.limit, "needed": self.quota.needed},
+            "quota_unknown": self.quota.unknown,
             "permissions_missing": list(self.permissions.missing),
             "permissions_unknown": self.permissions.unknown,
         }
@@ -95,6 +112,7 @@ class DeploymentPlan:
         rows = {
             "project": self.parent.replace("projects/", "").replace("/locations/", ", "),
             "weights": self._weights(),
+            "read by": self.reader,
             "model": f"{self.title}: {self.labels.model}, served by {self.labels.serving}",
             "image": self.image or "",
             "endpoint": f"{self.title}, dedicated",
@@ -102,6 +120,8 @@ class DeploymentPlan:
             "": f"none after {format_duration(self.idle)} without a call (Preview)"
             if self.idle
             else "",
+            "memory": self._memory(),
+            "quota": self.quota.text(),
             "price": self._price(),
             "TTL": f"{format_duration(self.ttl)}, until {format_time(self.labels.expires)}",
             "enforced by": self.enforcement(),
@@ -134,6 +154,18 @@ class DeploymentPlan:
             return f"{self.artifacts}{size}"
         return self.source.uri or ""
 
+    def _accelerator_memory(self) -> int | None:
+        """Bytes that a model may take of one accelerator; `None` without one."""
+        return hardware_table.accelerator_memory(self.hardware.accelerator or "")
+
+    def _memory(self) -> str:
+        there = self._accelerator_memory()
+        if there is None:
+            return ""
+        has = f"{format_bytes(there)} of one {self.hardware.accelerator}"
+        need = self.memory.text() if self.memory else f"unknown for {self.labels.model}"
+        return f"{need}; there are {has}"
+
     def _price(self) -> str:
         if self.hourly is None:
             return (
@@ -156,67 +188,85 @@ def plan_deployment(
     spec: DeploymentSpec, client: GoogleClient, account: str | None
 ) -> DeploymentPlan:
     """Resolve the options into a plan; creates nothing. Raises T2IError."""
-    serving, image = containers.choose_container(spec.serving, spec.image)
-    source = containers.find_source(spec.model, serving)
-    ttl = _duration("--ttl", spec.ttl)
-    idle = _duration("--scale-to-zero", spec.scale_to_zero) if spec.scale_to_zero else None
-    if idle is not None and idle not in _IDLE_RANGE:
-        raise InputError("--scale-to-zero must be from 5m to 8h, which Vertex AI takes.")
-    if idle is not None and spec.min_replicas != 1:
-        raise InputError("--scale-to-zero leaves no replica running; leave --min-replicas out.")
-    if not 1 <= spec.min_replicas <= spec.max_replicas:
-        raise InputError("--min-replicas must be at least 1, and no more than --max-replicas.")
-    for account_option in (spec.service_account, spec.scheduler_account):
-        if account_option and not is_service_account(account_option):
-            raise InputError(
-                f"{account_option} is no service account: they end in .gserviceaccount.com."
-            )
-    hardware = machine_types.choose_hardware(spec.machine_type, spec.accelerator, source.spec)
-    prices = machine_types.load_prices()
-    bucket = None
-    if source.needs_upload:
-        default = weights_bucket.default_bucket(client.location)
-        bucket = store.resolve_setting("vertex_bucket", spec.bucket) or default
+    options = deployment_options.check_options(spec, client.location.region)
     steps = ["predict", "deploy", "remove"]
-    steps += ["upload"] if source.needs_upload else []
+    steps += ["upload"] if options.source.needs_upload else []
     steps += ["service account"] if spec.service_account or spec.scheduler_account else []
     steps += ["scheduler"] if spec.scheduler_account else []
-    permission_check = permissions.check_permissions(client, steps)
-    labels = Labels(
-        name=_name(spec.name, source),
-        expires=round(client.server_time()) + ttl,
-        model=source.label_name,
-        serving=serving,
-        by=account or "unknown",
+    return _plan(
+        spec,
+        options,
+        client.location,
+        permissions=permissions.check_permissions(client, steps),
+        quota=accelerator_quota.ask_quota(client, options.hardware, spec.min_replicas),
+        now=client.server_time(),
+        account=account,
     )
+
+
+def plan_without_account(spec: DeploymentSpec, location: Location, why: str) -> DeploymentPlan:
+    """The plan as far as it needs no credentials; `why` says what is unknown. Raises T2IError."""
+    options = deployment_options.check_options(spec, location.region)
+    hardware = options.hardware
+    quota = AcceleratorQuota(
+        accelerator=hardware.accelerator,
+        region=location.region,
+        needed=hardware.count * spec.min_replicas,
+        unknown=why,
+    )
+    nothing = permissions.PermissionCheck(requested=0, unknown=why)
+    now = time.time()
+    return _plan(spec, options, location, permissions=nothing, quota=quota, now=now, account=None)
+
+
+def _plan(
+    spec: DeploymentSpec,
+    options: CheckedOptions,
+    location: Location,
+    *,
+    permissions: permissions.PermissionCheck,
+    quota: AcceleratorQuota,
+    now: float,
+    account: str | None,
+) -> DeploymentPlan:
+    """Put the plan together. Raises InputError if it could cost more than the user allows."""
+    source, hardware = options.source, options.hardware
+    bucket = None
+    if source.needs_upload:
+        default = weights_bucket.default_bucket(location)
+        bucket = store.resolve_setting("vertex_bucket", spec.bucket) or default
     plan = DeploymentPlan(
-        parent=client.location.parent,
-        labels=labels,
+        parent=location.parent,
+        labels=Labels(
+            name=options.name,
+            expires=round(now) + options.ttl,
+            model=source.label_name,
+            serving=options.serving,
+            by=account or "unknown",
+        ),
         source=source,
         upload_bytes=_upload_bytes(source),
         bucket=bucket,
-        image=image if serving == "t2i" else None,
+        image=options.image,
         hardware=hardware,
         min_replicas=spec.min_replicas,
         max_replicas=spec.max_replicas,
-        idle=idle,
-        ttl=ttl,
-        hourly=hardware.price(prices),
-        prices=prices,
+        idle=options.idle,
+        ttl=options.ttl,
+        hourly=hardware.price(options.prices),
+        prices=options.prices,
         service_account=spec.service_account,
         scheduler_account=spec.scheduler_account,
-        permissions=permission_check,
+        permissions=permissions,
+        memory=options.memory,
+        quota=quota,
+        reader="",
     )
-    if spec.max_cost is not None and not spec.max_cost >= 0:
-        raise InputError("--max-cost must be USD, as 5 or 2.50.")
+    reader = deployment_options.weights_reader(options, plan.artifacts, spec.service_account)
+    plan = replace(plan, reader=reader)
     if spec.max_cost is not None:
         _check_cost(plan, spec.max_cost)
     return plan
-
-
-def is_service_account(account: str) -> bool:
-    """Whether the address is that of a service account, not of a person."""
-    return _ACCOUNT.fullmatch(account) is not None
 
 
 def _check_cost(plan: DeploymentPlan, limit: float) -> None:
@@ -237,26 +287,6 @@ def _check_cost(plan: DeploymentPlan, limit: float) -> None:
             if fits
             else "A cheaper --machine-type may fit.",
         )
-
-
-def _duration(option: str, text: str) -> int:
-    """An option's duration in seconds; raises InputError."""
-    seconds = parse_duration(text)
-    if not seconds:
-        raise InputError(f"{option} {text} is no duration; write it as 90m or 2h.")
-    return seconds
-
-
-def _name(name: str | None, source: ModelSource) -> str:
-    """The deployment's name, by default derived from the model's. Raises InputError."""
-    if name is None:
-        short = source.spec.name.split("/")[-1].lower()
-        name = re.sub("[^a-z0-9]+", "-", short).strip("-")[:40].rstrip("-") or "model"
-    if not re.fullmatch("[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name):
-        raise InputError(
-            f"--name {name} must be 1 to 40 lowercase letters, digits and inner hyphens."
-        )
-    return name
 
 
 def _upload_bytes(source: ModelSource) -> int:

@@ -169,18 +169,20 @@ def _run_on_ephemeral(
     """Run the batch on an ephemeral endpoint, deployed only if any image is to be made."""
     from t2i_cli.backends.vertex.planned_endpoint import PlannedEndpoint
     from t2i_cli.batch import session
-    from t2i_cli.vertex import lifecycle
+    from t2i_cli.vertex import deployment_options, lifecycle
 
-    if not config.options.lenient:
-        create("0").close()  # sends no request; raises for options that vertex does not support
-    planned = PlannedEndpoint(model, backend.endpoint.serving)
-    prompts_file, missing = session.validate(config, planned, console)
     spec = DeploymentSpec(
         model=model,
         serving=backend.endpoint.serving,
         ttl=options.ttl or defaults.TTL,
         max_cost=backend.cost.max_cost,
+        service_account=options.service_account,
     )
+    deployment_options.check_values(spec)
+    if not config.options.lenient:
+        create("0").close()  # sends no request; raises for options that vertex does not support
+    planned = PlannedEndpoint(model, backend.endpoint.serving)
+    prompts_file, missing = session.validate(config, planned, console)
     deployment: AbstractContextManager[str | None] = nullcontext()
     if missing:
         deployment = lifecycle.ephemeral_endpoint(spec, backend.endpoint, console, yes=yes)

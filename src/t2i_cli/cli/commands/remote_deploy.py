@@ -24,16 +24,16 @@ def deploy(
 ) -> None:
     """Deploy a model to an endpoint of its own; run it again to go on after a failure."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import lifecycle, plan
+    from t2i_cli.vertex import lifecycle
 
-    with lifecycle.connect(location) as session:
-        if dry_run:
-            deployment_plan = plan.plan_deployment(spec, session.client, session.account)
-            if json:
-                console.result_json(deployment_plan.to_json())
-            else:
-                console.result(deployment_plan.text())
-            return
+    if dry_run:
+        deployment_plan = lifecycle.preview_plan(spec, location)
+        if json:
+            console.result_json(deployment_plan.to_json())
+        else:
+            console.result(deployment_plan.text())
+        return
+    with lifecycle.connect_to_deploy(spec, location) as session:
         deployment_plan = lifecycle.confirm_plan(spec, session, console, yes=yes, offer=True)
         endpoint = lifecycle.deploy_plan(deployment_plan, session, console)
     if json:
@@ -55,6 +55,7 @@ def run(
     console.configure(quiet=quiet)
     from t2i_cli.vertex import lifecycle
 
-    with lifecycle.connect(location) as session:
+    lifecycle.check_command(command)
+    with lifecycle.connect_to_deploy(spec, location) as session:
         code = lifecycle.run_command(spec, session, console, command, yes=yes)
     raise typer.Exit(code)
