@@ -85,7 +85,7 @@ def check_permissions(
     client: GoogleClient, steps: Iterable[str], *, tries: int | None = None
 ) -> PermissionCheck:
     """Test which permissions of these steps the credentials have on the project."""
-    requested = list(dict.fromkeys(name for step in steps for name in STEPS[step]))
+    requested = _names(steps)
     try:
         answer = client.call(
             "POST",
@@ -100,6 +100,15 @@ def check_permissions(
     return PermissionCheck(
         requested=len(requested), missing=tuple(name for name in requested if name not in granted)
     )
+
+
+def unknown_permissions(steps: Iterable[str], why: str) -> PermissionCheck:
+    """The check of these steps where nothing could be asked."""
+    return PermissionCheck(requested=len(_names(steps)), unknown=why)
+
+
+def _names(steps: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name for step in steps for name in STEPS[step]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from t2i_cli.vertex.accelerator_quota import AcceleratorQuota
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.deployment_options import CheckedOptions
 from t2i_cli.vertex.labels import Labels, format_time
-from t2i_cli.vertex.location import Location
+from t2i_cli.vertex.location import UNKNOWN_PROJECT, Location
 from t2i_cli.vertex.machine_types import PriceTable, ReplicaHardware
 from t2i_cli.vertex.model_memory import ModelMemory
 from t2i_cli.vertex.model_source import ModelSource
@@ -110,7 +110,7 @@ class DeploymentPlan:
         count = str(self.max_replicas) if one else f"{self.min_replicas} to {self.max_replicas}"
         plural = "" if self.max_replicas == 1 else "s"
         rows = {
-            "project": self.parent.replace("projects/", "").replace("/locations/", ", "),
+            "project": self._project(),
             "weights": self._weights(),
             "read by": self.reader,
             "model": f"{self.title}: {self.labels.model}, served by {self.labels.serving}",
@@ -147,6 +147,10 @@ class DeploymentPlan:
             "nothing but `t2i remote reap`, which you run or have cron run "
             "(--scheduler-account makes a Cloud Scheduler job)"
         )
+
+    def _project(self) -> str:
+        _, project, _, region = self.parent.split("/")
+        return f"{'not known' if project == UNKNOWN_PROJECT else project}, {region}"
 
     def _weights(self) -> str:
         if self.source.needs_upload:
@@ -189,15 +193,11 @@ def plan_deployment(
 ) -> DeploymentPlan:
     """Resolve the options into a plan; creates nothing. Raises T2IError."""
     options = deployment_options.check_options(spec, client.location.region)
-    steps = ["predict", "deploy", "remove"]
-    steps += ["upload"] if options.source.needs_upload else []
-    steps += ["service account"] if spec.service_account or spec.scheduler_account else []
-    steps += ["scheduler"] if spec.scheduler_account else []
     return _plan(
         spec,
         options,
         client.location,
-        permissions=permissions.check_permissions(client, steps),
+        permissions=permissions.check_permissions(client, _steps(spec, options)),
         quota=accelerator_quota.ask_quota(client, options.hardware, spec.min_replicas),
         now=client.server_time(),
         account=account,
@@ -214,9 +214,18 @@ def plan_without_account(spec: DeploymentSpec, location: Location, why: str) -> 
         needed=hardware.count * spec.min_replicas,
         unknown=why,
     )
-    nothing = permissions.PermissionCheck(requested=0, unknown=why)
+    unknown = permissions.unknown_permissions(_steps(spec, options), why)
     now = time.time()
-    return _plan(spec, options, location, permissions=nothing, quota=quota, now=now, account=None)
+    return _plan(spec, options, location, permissions=unknown, quota=quota, now=now, account=None)
+
+
+def _steps(spec: DeploymentSpec, options: CheckedOptions) -> list[str]:
+    """The steps whose permissions are needed."""
+    steps = ["predict", "deploy", "remove"]
+    steps += ["upload"] if options.source.needs_upload else []
+    steps += ["service account"] if spec.service_account or spec.scheduler_account else []
+    steps += ["scheduler"] if spec.scheduler_account else []
+    return steps
 
 
 def _plan(

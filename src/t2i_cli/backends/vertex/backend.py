@@ -32,6 +32,8 @@ class VertexBackend:
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """Describe the model deployed to the endpoint. Raises T2IError."""
+        if self._connection is None:
+            endpoint.check_before_login(self._options, request.model)
         return self._connect().target.spec(request.model)
 
     def check(self, request: ResolvedRequest) -> None:
@@ -149,6 +151,7 @@ class _Connection:
     """An endpoint with its credentials, HTTP client and throttle; thread-safe."""
 
     def __init__(self, options: VertexOptions) -> None:
+        endpoint.check_before_login(options, None)
         credentials, login = google_credentials.find_credentials()
         self._token = google_credentials.TokenProvider(credentials)
         self.target: Endpoint = endpoint.find_endpoint(options, self._token, login.project)

@@ -95,13 +95,16 @@ class Endpoint:
         )
 
 
-def find_endpoint(
-    options: VertexOptions, token: TokenProvider, login_project: str | None
-) -> Endpoint:
-    """Find the endpoint of the options, else of the settings, else the one deployed last.
+def check_before_login(options: VertexOptions, model: str | None) -> None:
+    """Check what is wrong without a look at Google: options, settings, and a known model's name.
 
-    Its host is looked up once if no stored record has it. Raises T2IError.
+    Raises InputError or ModelError.
     """
+    _known_endpoint(options, location.UNKNOWN_PROJECT).spec(model)
+
+
+def _known_endpoint(options: VertexOptions, login_project: str | None) -> Endpoint:
+    """The endpoint of the options as far as this machine knows it. Raises InputError."""
     if options.endpoint.serving is not None:
         containers.check_serving(options.endpoint.serving)
     current = endpoint_store.current_endpoint()
@@ -120,23 +123,38 @@ def find_endpoint(
     )
     name = endpoint_location.endpoint(named)
     record = endpoint_store.find_record(name) or EndpointRecord(name=name)
-    looked_up = True
     api_host = urlsplit(endpoint_location.api_endpoint or "").hostname or ""
     if record.dns is None and api_host.endswith(_DEDICATED_SUFFIX):
         # A dedicated host serves predictions only, not the look-up.
         record = replace(record, dns=api_host)
+    return Endpoint(
+        location=endpoint_location,
+        record=record,
+        serving=options.endpoint.serving or record.serving,
+    )
+
+
+def find_endpoint(
+    options: VertexOptions, token: TokenProvider, login_project: str | None
+) -> Endpoint:
+    """Find the endpoint of the options, else of the settings, else the one deployed last.
+
+    Its host is looked up once if no stored record has it. Raises T2IError.
+    """
+    known = _known_endpoint(options, login_project)
+    record, looked_up = known.record, True
     if record.dns is None:
         _fetch_token(token, options.retry_policy)
         try:
-            record = _look_up(endpoint_location, token, name, options.retry_policy)
+            record = _look_up(known.location, token, record.name, options.retry_policy)
             with suppress(StorageError):
                 # If the record cannot be stored, the next run looks the endpoint up again.
                 endpoint_store.remember_endpoint(record)
         except AccessError:
             # Predicting has its own permission, and the missing facts may not be needed.
             looked_up = False
-    return Endpoint(
-        location=endpoint_location,
+    return replace(
+        known,
         record=record,
         serving=options.endpoint.serving or record.serving,
         looked_up=looked_up,
