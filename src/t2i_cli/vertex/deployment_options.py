@@ -50,7 +50,7 @@ def check_values(spec: DeploymentSpec) -> tuple[int, int | None]:
     if spec.max_cost is not None and not (spec.max_cost >= 0 and math.isfinite(spec.max_cost)):
         raise InputError("--max-cost must be USD, as 5 or 2.50.")
     _check_name(spec.name)
-    machine_types.check_names(spec.machine_type, spec.accelerator)
+    machine_types.check_hardware_names(spec.machine_type, spec.accelerator)
     if spec.serving is not None:
         containers.check_serving(spec.serving)
     return ttl, idle

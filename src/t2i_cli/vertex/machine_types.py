@@ -117,7 +117,7 @@ def choose_hardware(
     return hardware
 
 
-def check_names(machine: str | None, accelerator: str | None) -> None:
+def check_hardware_names(machine: str | None, accelerator: str | None) -> None:
     """Raise InputError for names that are none, whatever the model."""
     if accelerator is not None and accelerator != "none":
         hardware_table.parse_accelerator(accelerator)
