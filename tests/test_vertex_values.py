@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from t2i_cli.errors import InputError, ModelError, T2IError
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.net import google_credentials
 from t2i_cli.settings import store
@@ -144,7 +145,7 @@ def test_the_commands_say_it_without_an_account(
 def test_an_ephemeral_batch_says_it_without_an_account(
     t2i: T2I, tmp_path: Path, options: tuple[str, ...], sentence: str
 ) -> None:
-    batch = ("batch", "-", "-o", tmp_path / "out", "-m", "sd15", "--ephemeral", *options)
+    batch = ("batch", "-", "-o", str(tmp_path / "out"), "-m", "sd15", "--ephemeral", *options)
     done = t2i(*batch, input="a red star\n", env=NO_ACCOUNT)
     assert done.returncode == 2
     assert sentence in done.stderr
@@ -193,7 +194,7 @@ def test_the_plan_and_its_price_without_an_account(t2i: T2I) -> None:
     ],
 )
 def test_the_ready_made_container_of_a_family(model: str, image: str, task: str) -> None:
-    spec = catalog.MODELS.get(model, catalog.ModelSpec(name=model, repo=model))
+    spec = catalog.MODELS.get(model, ModelSpec(name=model, repo=model))
     resource = containers.model_resource(
         "model-garden", ModelSource(spec=spec), None, None, gpu=True
     )
