@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from t2i_cli.errors import (
@@ -41,7 +41,7 @@ from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.operations import OperationRunner
-from t2i_cli.vertex.plan import DeploymentPlan, plan_deployment, plan_without_account
+from t2i_cli.vertex.plan import DeploymentPlan, plan_deployment
 
 TERMINATION_GRACE = 30.0
 """Seconds a child command has to exit after Ctrl-C or SIGTERM, before it is killed."""
@@ -77,17 +77,6 @@ def connect_to_deploy(spec: DeploymentSpec, options: LocationOptions) -> Iterato
     deployment_options.check_options(spec, where.region)
     with connect(options) as session:
         yield session
-
-
-def preview_plan(spec: DeploymentSpec, options: LocationOptions) -> DeploymentPlan:
-    """The plan; without usable credentials, as far as it can be told. Raises T2IError."""
-    with ExitStack() as stack:
-        try:
-            session = stack.enter_context(connect_to_deploy(spec, options))
-        except AccessError as error:
-            where = location.location_without_account(options)
-            return plan_without_account(spec, where, error.message)
-        return plan_deployment(spec, session.client, session.account)
 
 
 def confirm_plan(

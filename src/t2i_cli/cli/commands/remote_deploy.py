@@ -24,10 +24,10 @@ def deploy(
 ) -> None:
     """Deploy a model to an endpoint of its own; run it again to go on after a failure."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import lifecycle
+    from t2i_cli.vertex import lifecycle, plan_preview
 
     if dry_run:
-        deployment_plan = lifecycle.preview_plan(spec, location)
+        deployment_plan = plan_preview.preview_plan(spec, location)
         if json:
             console.result_json(deployment_plan.to_json())
         else:
