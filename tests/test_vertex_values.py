@@ -73,7 +73,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def cloud(vertex: FakeVertex) -> Iterator[GoogleClient]:
     """A connection to the fake."""
     here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with GoogleClient(here, lambda: "ya29.test") as connection:
+    with GoogleClient(here, lambda: {"Authorization": "Bearer ya29.test"}) as connection:
         yield connection
 
 
