@@ -46,7 +46,7 @@ from t2i_cli.vertex.location import Location
 from t2i_cli.vertex.torchserve import container
 from tests.fakes.google import refusal
 from tests.fakes.oauth import ACCOUNT, AUTHORIZED
-from tests.fakes.vertex import FakeVertex, Fault, counted, denied
+from tests.fakes.vertex import FakeVertex, Fault, counted, denied, session_expired
 
 
 @pytest.fixture
@@ -122,6 +122,42 @@ def test_upload_goes_on_after_a_break_and_skips_what_is_there(
     weights_bucket.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *_: None)
     assert len(vertex.uploads) == before + 1
     assert vertex.objects["pail", "t2i/x/model_index.json"][1] == b"{ }"
+
+
+@pytest.mark.parametrize("after", [0, 2, 3])
+@pytest.mark.parametrize("status", [410, 404])
+def test_an_upload_whose_session_expires_begins_again(
+    vertex: FakeVertex,
+    cloud: GoogleClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    after: int,
+) -> None:
+    monkeypatch.setattr(gcs, "CHUNK_BYTES", 256 * 1024)
+    weights = _weights(tmp_path)
+    weights_bucket.make_bucket(cloud, "pail", {})
+    vertex.faults.append(session_expired(times=2, after=after, status=status))
+    weights_bucket.upload_folder(cloud, weights, "pail", "t2i/x/", lambda *_: None)
+    assert not any(fault.times for fault in vertex.faults)
+    for path in weights.rglob("*.*"):
+        name = path.relative_to(weights).as_posix()
+        assert vertex.objects["pail", f"t2i/x/{name}"][1] == path.read_bytes()
+
+
+def test_small_objects_survive_a_session_that_expires(
+    vertex: FakeVertex, cloud: GoogleClient
+) -> None:
+    weights_bucket.make_bucket(cloud, "pail", {})
+    vertex.faults.append(session_expired())
+    marker = Labels(name="x", expires=5, model="sd15", serving="t2i", by="ann")
+    weights_bucket.write_marker(cloud, "pail", marker)
+    assert vertex.objects["pail", "t2i/x.labels"][0]["metadata"]["t2i-by"] == "ann"
+    # A session that never lives is an error, not a loop without an end.
+    vertex.faults.append(session_expired(times=99))
+    with pytest.raises(RemoteError):
+        weights_bucket.write_marker(cloud, "pail", marker)
+    assert vertex.faults[-1].times > 90
 
 
 def test_an_upload_that_arrives_damaged_is_an_error(

@@ -13,6 +13,8 @@ class Fault:
     where: str = ":predict"
     status: int = 0
     body: object = None
+    text: str | None = None
+    """A body that is no JSON, in place of `body`; its type is text/plain unless `headers` say."""
     headers: dict[str, str] = field(default_factory=dict)
     stall: float = 0.0
     """Seconds without an answer; the connection is then closed."""
@@ -21,6 +23,8 @@ class Fault:
     answer: Any = None
     """Predictions to give in place of the container's."""
     times: int = 1
+    after: int = 0
+    """So many such requests are served before it."""
 
 
 def bad_request() -> Fault:
@@ -57,6 +61,55 @@ def overloaded(times: int = 1) -> Fault:
     """503 that is worth a retry."""
     message = "The service is currently unavailable."
     return Fault(status=503, body=refusal(503, "UNAVAILABLE", message), times=times)
+
+
+def asleep_in_text(times: int = 1) -> Fault:
+    """The same of a waking endpoint, as plain text: what stands before the container answers so."""
+    text = "Model is not yet ready for inference. Please wait and then try your request again."
+    return Fault(status=429, text=text, times=times)
+
+
+def overloaded_in_text(times: int = 1) -> Fault:
+    """503 of the proxy before the container, as plain text."""
+    text = "upstream connect error or disconnect/reset before headers. reset reason: overflow"
+    return Fault(status=503, text=text, times=times)
+
+
+def polling_fails(status: int = 500, times: int = 1) -> Fault:
+    """500 or 504 for a look at an operation, which itself goes on."""
+    name, message = {
+        500: ("INTERNAL", "Internal error encountered."),
+        504: ("DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
+    }[status]
+    where = r"GET .*/operations/\d+$"
+    return Fault(where=where, status=status, body=refusal(status, name, message), times=times)
+
+
+def operations_unimplemented(method: str = "list", times: int = 1000) -> Fault:
+    """501 for `list` or `cancel` of operations: a service need not have them."""
+    where = {"list": "GET .*/operations$", "cancel": r"POST .*/operations/\d+:cancel$"}[method]
+    message = "Operation is not implemented, or supported, or enabled."
+    return Fault(where=where, status=501, body=refusal(501, "UNIMPLEMENTED", message), times=times)
+
+
+def session_expired(times: int = 1, after: int = 0, status: int = 410) -> Fault:
+    """410 or 404: the session of a resumable upload has expired, and the upload begins anew."""
+    return Fault(where="PUT /upload/", status=status, text="", times=times, after=after)
+
+
+def stock_out(region: str = "us-central1") -> dict[str, Any]:
+    """The error of a deployment for which the region has no machine: for `operation_errors`."""
+    message = (
+        f"Resources are insufficient in region: {region}. Please try a different region or use a "
+        "different machine type."
+    )
+    return {"code": 8, "message": message}
+
+
+def quota_metric(metric: str = "custom_model_serving_nvidia_l4_gpus") -> dict[str, Any]:
+    """The error of a deployment that passes a quota of the project: for `operation_errors`."""
+    message = f"The following quota metrics exceed quota limits: aiplatform.googleapis.com/{metric}"
+    return {"code": 8, "message": message}
 
 
 def handler_exception() -> Fault:

@@ -24,6 +24,7 @@ from tests.fakes.endpoints import NUMBER, PROJECT, REGION, FakeVertex
 from tests.fakes.faults import (
     Fault,
     asleep,
+    asleep_in_text,
     bad_request,
     cut_off,
     denied,
@@ -31,8 +32,14 @@ from tests.fakes.faults import (
     handler_exception,
     not_an_image,
     not_found,
+    operations_unimplemented,
     overloaded,
+    overloaded_in_text,
+    polling_fails,
     quota,
+    quota_metric,
+    session_expired,
+    stock_out,
     truncated_base64,
 )
 from tests.fakes.google import Refused
@@ -45,6 +52,7 @@ __all__ = [
     "PROJECT",
     "REGION",
     "asleep",
+    "asleep_in_text",
     "bad_request",
     "counted",
     "cut_off",
@@ -53,9 +61,15 @@ __all__ = [
     "handler_exception",
     "not_an_image",
     "not_found",
+    "operations_unimplemented",
     "overloaded",
+    "overloaded_in_text",
+    "polling_fails",
     "quota",
+    "quota_metric",
     "running_vertex",
+    "session_expired",
+    "stock_out",
     "truncated_base64",
 ]
 
@@ -168,6 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
         """The first fault that is meant for this request; it is used up by one."""
         for fault in self.vertex.faults:
             if fault.times > 0 and re.search(fault.where, f"{self.command} {path}"):
+                if fault.after > 0:
+                    fault.after -= 1
+                    continue
                 fault.times -= 1
                 return fault
         return None
@@ -179,6 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return True
         self._cut = fault.cut
+        if fault.status and fault.text is not None:
+            headers = {"Content-Type": "text/plain; charset=utf-8"} | fault.headers
+            self.send(fault.status, headers, fault.text.encode())
+            return True
         if fault.status:
             self._json(fault.body, fault.status, fault.headers)
             return True

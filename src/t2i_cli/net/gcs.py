@@ -17,7 +17,13 @@ from google_crc32c import Checksum
 from t2i_cli.errors import RemoteError, StorageError, os_reason
 from t2i_cli.known_secrets import register_secret
 from t2i_cli.net.google_answers import answer_error
-from t2i_cli.net.google_http import GOOGLE_POLICY, GoogleHttp, NotFoundError, json_of
+from t2i_cli.net.google_http import (
+    GOOGLE_POLICY,
+    GoneError,
+    GoogleHttp,
+    NotFoundError,
+    json_of,
+)
 from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
 
@@ -28,6 +34,8 @@ CHUNK_BYTES = 32 * 256 * 1024
 """Bytes of one request of a resumable upload: a multiple of 256 KiB."""
 
 _READ_BYTES = 2**20
+_MAX_SESSIONS = 5
+"""Sessions of one upload, the first included: a session can expire at any time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,30 +129,59 @@ class GcsClient:
 
     def put(self, bucket: str, name: str, data: bytes, labels: Mapping[str, str]) -> None:
         """Upload a small object with custom metadata, in one request."""
-        upload_url = self._start_upload(bucket, name, len(data), labels)
         headers = {"Content-Range": _content_range(0, data, len(data))}
-        self._http.send("PUT", upload_url, content=data, headers=headers)
+
+        def send(upload_url: str) -> HttpResponse:
+            return self._http.send("PUT", upload_url, content=data, headers=headers)
+
+        self._in_session(bucket, name, len(data), labels, send)
 
     def upload(
         self, bucket: str, name: str, path: Path, crc32c: str, on_sent: Callable[[int], None]
     ) -> None:
         """Upload a file in chunks; resumes after a failure. `on_sent` gets the bytes stored so far.
 
-        `crc32c` is in base64. Raises RemoteError if the stored object has another checksum.
+        Where the session has expired, the file is sent from its start again. `crc32c` is in
+        base64. Raises RemoteError if the stored object has another checksum.
         https://cloud.google.com/storage/docs/performing-resumable-uploads
         """
-        size, start = path.stat().st_size, 0
-        upload_url = self._start_upload(bucket, name, size, {})
-        with path.open("rb") as stream:
-            while True:
-                stream.seek(start)
-                response = self._send_chunk(upload_url, start, stream.read(CHUNK_BYTES), size)
-                if response.status != 308:
-                    break
-                start = _bytes_received(response)
-                on_sent(start)
+        size = path.stat().st_size
+
+        def send(upload_url: str) -> HttpResponse:
+            start = 0
+            with path.open("rb") as stream:
+                while True:
+                    stream.seek(start)
+                    response = self._send_chunk(upload_url, start, stream.read(CHUNK_BYTES), size)
+                    if response.status != 308:
+                        return response
+                    start = _bytes_received(response)
+                    on_sent(start)
+
+        response = self._in_session(bucket, name, size, {}, send)
         if json_of(response).get("crc32c") not in {None, crc32c}:
             raise RemoteError(f"{name} arrived damaged.", hint="Run the same command again.")
+
+    def _in_session(
+        self,
+        bucket: str,
+        name: str,
+        size: int,
+        labels: Mapping[str, str],
+        send: Callable[[str], HttpResponse],
+    ) -> HttpResponse:
+        """Call `send` with a session's URL, and with another one where the session has expired.
+
+        Status 404 or 410: https://cloud.google.com/storage/docs/resumable-uploads#session-uris
+        """
+        for left in reversed(range(_MAX_SESSIONS)):
+            upload_url = self._start_upload(bucket, name, size, labels)
+            try:
+                return send(upload_url)
+            except (GoneError, NotFoundError):
+                if not left:
+                    raise
+        raise AssertionError("the last session raises")
 
     def _send_chunk(self, upload_url: str, start: int, chunk: bytes, size: int) -> HttpResponse:
         """Send a chunk, with retries, until the server has more than `start` bytes of the file.

@@ -55,6 +55,10 @@ class ConflictError(RemoteError):
     """The resource exists already, or is in use."""
 
 
+class GoneError(RemoteError):
+    """There was such a resource, as the session of an upload; it has expired."""
+
+
 class PreconditionError(RemoteError):
     """The resource's state does not allow the operation."""
 
@@ -238,6 +242,8 @@ def error_from_status(status: int, name: str, message: str) -> T2IError:
         return _quota_error(message)
     if status == 404 or name == "NOT_FOUND":
         return NotFoundError(text)
+    if status == 410:
+        return GoneError(text)
     if status == 409 or name in {"ALREADY_EXISTS", "ABORTED"}:
         return ConflictError(text)
     if name == "FAILED_PRECONDITION":
