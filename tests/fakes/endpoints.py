@@ -81,6 +81,10 @@ class FakeVertex(Google):
     operation_errors: dict[str, dict[str, Any]] = field(default_factory=dict)
     """deployModel, upload, … → the error that its next operation ends with."""
     cancellable: bool = True
+    regions: set[str] = field(default_factory=lambda: {REGION})
+    """Where the project can have endpoints."""
+    short_regions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Region → the error that every deployment there ends with."""
     spans: list[Span] = field(default_factory=list)
     key: Path = Path()
     predictions: list[dict[str, Any]] = field(default_factory=list)
@@ -125,6 +129,19 @@ class FakeVertex(Google):
                     operation.undo()
                 else:
                     operation.response = operation.effect()
+        self._end_flex_starts()
+
+    def _end_flex_starts(self) -> None:
+        """Undeploy what was deployed by flex-start and has had its time."""
+        for endpoint in self.endpoints.values():
+            for deployed in list(endpoint["deployedModels"]):
+                flex = deployed.get("dedicatedResources", {}).get("flexStart")
+                if not flex:
+                    continue
+                end = deployed["_span"].start + float(flex["maxRuntimeDuration"].rstrip("s"))
+                if end <= self.now():
+                    deployed["_span"].end = end
+                    endpoint["deployedModels"].remove(deployed)
 
     def begin(
         self,
@@ -137,12 +154,14 @@ class FakeVertex(Google):
         name = f"{parent}/operations/{next(self._ids)}"
         due = time.monotonic() + self.slow.get(kind, self.operation_seconds)
         error = self.operation_errors.pop(kind, None)
+        if kind == "deployModel" and error is None:
+            error = self.short_regions.get(_region_of(parent))
         self.operations[name] = Operation(name, kind, due, effect, undo, error)
         return self.operations[name].shown()
 
-    def name(self, kind: str, number: str) -> str:
+    def name(self, kind: str, number: str, region: str = REGION) -> str:
         """A resource's full name."""
-        return f"projects/{NUMBER}/locations/{REGION}/{kind}/{number}"
+        return f"projects/{NUMBER}/locations/{region}/{kind}/{number}"
 
     def make_endpoint(
         self, *, dedicated: bool = True, labels: Mapping[str, str] | None = None
@@ -186,8 +205,8 @@ class FakeVertex(Google):
     def _stamp(self) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.now()))
 
-    def _add_model(self, model: dict[str, Any], number: str) -> str:
-        name = self.name("models", number)
+    def _add_model(self, model: dict[str, Any], number: str, region: str = REGION) -> str:
+        name = self.name("models", number, region)
         self.models[number] = model | {
             "name": name,
             "createTime": self._stamp(),
@@ -197,15 +216,15 @@ class FakeVertex(Google):
         }
         return name
 
-    def _add_endpoint(self, endpoint: dict[str, Any], number: str) -> str:
-        name = self.name("endpoints", number)
+    def _add_endpoint(self, endpoint: dict[str, Any], number: str, region: str = REGION) -> str:
+        name = self.name("endpoints", number, region)
         self.endpoints[number] = endpoint | {
             "name": name,
             "createTime": self._stamp(),
             "deployedModels": [],
         }
         if endpoint.get("dedicatedEndpointEnabled"):
-            dns = f"{number}.{REGION}-{NUMBER}.prediction.vertexai.goog"
+            dns = f"{number}.{region}-{NUMBER}.prediction.vertexai.goog"
             self.endpoints[number]["dedicatedEndpointDns"] = dns
         return name
 
@@ -219,7 +238,7 @@ class FakeVertex(Google):
 
     # The protocol's methods. `match` is the path's, `query` the query's first values.
 
-    def upload_model(self, _match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+    def upload_model(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         number = body.get("modelId") or str(next(self._ids))
         if number in self.models:
             raise Refused(409, "ALREADY_EXISTS", f"Model {number} already exists.")
@@ -228,27 +247,29 @@ class FakeVertex(Google):
         kind = "type.googleapis.com/google.cloud.aiplatform.v1.UploadModelResponse"
 
         def effect() -> dict[str, Any]:
-            name = self._add_model(body["model"], number)
+            name = self._add_model(body["model"], number, match["region"])
             return {"@type": kind, "model": name, "modelVersionId": "1"}
 
-        return self.begin("upload", self.name("models", number), effect)
+        return self.begin("upload", self.name("models", number, match["region"]), effect)
 
-    def create_endpoint(self, _match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+    def create_endpoint(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         number = query.get("endpointId") or str(next(self._ids))
         if number in self.endpoints:
             raise Refused(409, "ALREADY_EXISTS", f"Endpoint {number} already exists.")
         kind = "type.googleapis.com/google.cloud.aiplatform.v1.Endpoint"
 
         def effect() -> dict[str, Any]:
-            self._add_endpoint(body, number)
+            self._add_endpoint(body, number, match["region"])
             return {"@type": kind} | self._shown(self.endpoints[number])
 
-        return self.begin("createEndpoint", self.name("endpoints", number), effect)
+        name = self.name("endpoints", number, match["region"])
+        return self.begin("createEndpoint", name, effect)
 
     def deploy(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         resources = body["deployedModel"].get("dedicatedResources", {})
-        if "scaleToZeroSpec" in resources and match["version"] != "v1beta1":
-            raise Refused(400, "INVALID_ARGUMENT", 'Unknown name "scaleToZeroSpec".')
+        for name in {"scaleToZeroSpec", "flexStart"} & resources.keys():
+            if match["version"] != "v1beta1":
+                raise Refused(400, "INVALID_ARGUMENT", f'Unknown name "{name}".')
         return self.begin_deployment(match["id"], body)
 
     def begin_deployment(self, number: str, body: Any) -> Any:
@@ -317,7 +338,8 @@ class FakeVertex(Google):
         return self.begin(kind, name, effect)
 
     def get_endpoint(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
-        return self._shown(self._found(self.endpoints, match["id"], "Endpoint"))
+        found = self._shown(self._found(self.endpoints, match["id"], "Endpoint"))
+        return found if match["version"] == "v1beta1" else _without_flex_start(found)
 
     def patch_endpoint(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         endpoint = self._found(self.endpoints, match["id"], "Endpoint")
@@ -328,11 +350,11 @@ class FakeVertex(Google):
     def get_model(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         return self._found(self.models, match["id"], "Model")
 
-    def list_endpoints(self, _match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
-        return self._page("endpoints", self.endpoints, query)
+    def list_endpoints(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        return self._page("endpoints", _in_region(self.endpoints, match["region"]), query)
 
-    def list_models(self, _match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
-        return self._page("models", self.models, query)
+    def list_models(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        return self._page("models", _in_region(self.models, match["region"]), query)
 
     def get_operation(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         name = match["name"].replace(f"projects/{PROJECT}/", f"projects/{NUMBER}/")
@@ -355,7 +377,7 @@ class FakeVertex(Google):
         return {"timeSeries": [{"points": [point]}] if count else []}
 
     def list_operations(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
-        name = self.name(match["kind"], match["id"])
+        name = self.name(match["kind"], match["id"], match["region"])
         found = [o.shown() for o in self.operations.values() if o.name.startswith(f"{name}/")]
         return {"operations": found}
 
@@ -398,7 +420,7 @@ class FakeVertex(Google):
         """Two a page, so that a client must ask for the next one; filters by label equality."""
         wanted = re.findall(r'labels\.([\w-]+)="?([\w-]+)"?', query.get("filter", ""))
         found = [
-            self._shown(v)
+            _without_flex_start(self._shown(v))
             for v in where.values()
             if all(v.get("labels", {}).get(k) == w for k, w in wanted)
         ]
@@ -412,6 +434,21 @@ class FakeVertex(Google):
         """The resource without the fake's own notes."""
         value: dict[str, Any] = _public(resource)
         return value
+
+
+def _region_of(name: str) -> str:
+    return name.split("/locations/")[1].split("/")[0]
+
+
+def _in_region(where: dict[str, dict[str, Any]], region: str) -> dict[str, dict[str, Any]]:
+    return {number: one for number, one in where.items() if _region_of(one["name"]) == region}
+
+
+def _without_flex_start(resource: dict[str, Any]) -> dict[str, Any]:
+    """The resource as v1 has it, which lacks this field of v1beta1."""
+    for deployed in resource.get("deployedModels", []):
+        deployed.get("dedicatedResources", {}).pop("flexStart", None)
+    return resource
 
 
 def _public(value: Any) -> Any:  # noqa: ANN401 - any JSON

@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
             fields = match.groupdict()
             if fields.get("project", PROJECT) not in {PROJECT, NUMBER}:
                 raise Refused(403, "PERMISSION_DENIED", denied(full, path))
-            if fields.get("region", REGION) != REGION:
+            if fields.get("region", REGION) not in self.vertex.regions:
                 raise Refused(404, "NOT_FOUND", f"Nothing is in {fields['region']}.")
             body = json.loads(content or b"{}")
             answer = getattr(self.vertex, name)

@@ -126,6 +126,13 @@ class EphemeralOptions:
         str | None,
         typer.Option("--service-account", help="ephemeral: the container runs as this one."),
     ] = None
+    flex_start: Annotated[
+        bool,
+        typer.Option("--flex-start", help="ephemeral: have Google itself end it, by flex-start."),
+    ] = False
+    spot: Annotated[
+        bool, typer.Option("--spot", help="ephemeral: machines that Google may take back.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

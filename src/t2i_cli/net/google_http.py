@@ -45,6 +45,12 @@ _QUOTA = re.compile(
     r"quotas? (?:metric |are exceeded: |exceeded: )'?([\w./, -]+?)'?(?:[.;]|$| and)"
 )
 """Finds the quota's name in Google's error messages."""
+_CAPACITY = re.compile(
+    r"resources are insufficient in region|STOCKOUT|"
+    r"quota metrics exceed quota limits:.*custom_model_serving_",
+    re.IGNORECASE,
+)
+"""Finds that a region has no machine of a kind, or its quota of them is used up or zero."""
 
 
 class NotFoundError(ModelError):
@@ -61,6 +67,10 @@ class GoneError(RemoteError):
 
 class PreconditionError(RemoteError):
     """The resource's state does not allow the operation."""
+
+
+class CapacityError(QuotaError):
+    """The region has no machine of the kind, or the quota of it there is used up or zero."""
 
 
 class GoogleHttp:
@@ -238,6 +248,9 @@ def error_from_status(status: int, name: str, message: str) -> T2IError:
         return AccessError("Google refuses these credentials.", hint=google_credentials.LOGIN_HINT)
     if status == 403 or name == "PERMISSION_DENIED":
         return _permission_error(message)
+    if _CAPACITY.search(message):
+        quota = _quota_error(message)
+        return CapacityError(quota.message, hint=quota.hint)
     if status == 429 or name == "RESOURCE_EXHAUSTED":
         return _quota_error(message)
     if status == 404 or name == "NOT_FOUND":

@@ -85,8 +85,8 @@ class ProjectOptions:
         str | None,
         flag(
             "--region",
-            help="vertex, gemini: the region. "
-            f"[default: {defaults.REGION}; gemini: {defaults.GEMINI_REGION}]",
+            help="vertex, gemini: the region; a deployment takes several, as A,B, and tries them "
+            f"in turn. [default: {defaults.REGION}; gemini: {defaults.GEMINI_REGION}]",
         ),
     ] = None
 
@@ -285,6 +285,21 @@ class DeploymentSpec:
     scale_to_zero: Annotated[
         str | None,
         flag("--scale-to-zero", help="Stop all replicas after so long idle, as 15m (Preview)."),
+    ] = None
+    flex_start: Annotated[
+        bool | None,
+        flag(
+            "--flex-start/--no-flex-start",
+            help="Have Google itself undeploy at the end of the TTL, by flex-start (Preview). "
+            "[default: deploy asks, on a terminal]",
+        ),
+    ] = None
+    spot: Annotated[
+        bool, flag("--spot", help="Cheaper machines that Google may take back at any time.")
+    ] = False
+    reservation: Annotated[
+        str | None,
+        flag("--reservation", help="Machines of a reservation: any, none, or ZONE/NAME."),
     ] = None
     serving: Annotated[
         str | None,

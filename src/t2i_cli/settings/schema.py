@@ -207,8 +207,8 @@ _TABLE = (
     Setting(
         key="vertex_region",
         variable="T2I_VERTEX_REGION",
-        takes="a region of Google Cloud, as us-central1",
-        accepts=re.compile(r"[a-z]+-[a-z]+\d+").fullmatch,
+        takes="a region of Google Cloud, as us-central1, or several, as us-central1,europe-west4",
+        accepts=re.compile(r"[a-z]+-[a-z]+\d+(, ?[a-z]+-[a-z]+\d+)*").fullmatch,
         default=defaults.REGION,
     ),
     Setting(

@@ -9,6 +9,7 @@ from t2i_cli.vertex import (
     inventory,
     machine_types,
     operations,
+    provisioning,
     weights_bucket,
 )
 from t2i_cli.vertex.client import GoogleClient
@@ -45,6 +46,7 @@ def run_deployment(
         replicas=plan.max_replicas,
         machine=plan.hardware.spec(),
         expires=plan.labels.expires,
+        spot=plan.provisioning.spot,
     )
 
 
@@ -74,18 +76,25 @@ def find_existing(plan: DeploymentPlan, client: GoogleClient) -> Deployment | No
         weights = {plan.artifacts} if plan.artifacts else set()
         _require_same(plan, "weights", inventory.weight_addresses(model), weights)
     for deployed in existing.deployed():
-        _require_same_resources(plan, deployed)
+        _require_same_resources(plan, deployed, existing.labels.google_end is not None)
     return existing
 
 
-def _require_same_resources(plan: DeploymentPlan, deployed: dict[str, Any]) -> None:
-    """Raise InputError if a DeployedModel's resources differ from the plan."""
+def _require_same_resources(
+    plan: DeploymentPlan, deployed: dict[str, Any], flex_start: bool
+) -> None:
+    """Raise InputError if a DeployedModel's resources differ from the plan.
+
+    `flex_start` is what is known besides, as in `provisioning_from_api`.
+    """
     resources = deployed.get("dedicatedResources", {})
     low = int(resources.get("minReplicaCount") or 0)
     high = int(resources.get("maxReplicaCount") or max(low, 1))
     wanted = 0 if plan.idle else plan.min_replicas
     hardware = machine_types.hardware_from_api(resources)
     _require_same(plan, "machine", hardware.text(), plan.hardware.text())
+    had = provisioning.provisioning_from_api(resources, flex_start=flex_start)
+    _require_same(plan, "way to get machines", had.name, plan.provisioning.name)
     _require_same(
         plan, "number of replicas", f"{low} to {high}", f"{wanted} to {plan.max_replicas}"
     )
@@ -191,13 +200,16 @@ def _ensure_deployed(
     if under_way := operations.pending_operation(client, endpoint["name"]):
         runner.report(f"{title}: under way already")
         operations.wait_for_operation(
-            client, under_way, title, runner.report, seconds=operations.DEPLOYMENT_TIMEOUT
+            client, under_way, title, runner.report, seconds=_deployment_timeout(plan, client)
         )
-        endpoint = client.call("GET", "aiplatform", endpoint["name"])
+        # v1 leaves flexStart out, and the labels are this run's already.
+        endpoint = client.call("GET", "aiplatform", f"/v1beta1/{endpoint['name']}")
     models: list[dict[str, Any]] = endpoint.get("deployedModels", [])
     existing = [one for one in models if one["model"] == model]
     for deployed_model in existing:
-        _require_same_resources(plan, deployed_model)
+        _require_same_resources(
+            plan, deployed_model, not under_way and plan.provisioning.flex_start
+        )
     if client.server_time() >= plan.labels.expires:
         raise InputError(
             f"The TTL of {plan.labels.name} ended before it was deployed.",
@@ -232,7 +244,7 @@ def _deploy_model(
     """Deploy a Model to an endpoint as DeployedModel `number`, and wait. Raises T2IError."""
     client, title = runner.client, f"deployment {plan.title}"
     resources: dict[str, object] = {
-        "machineSpec": plan.hardware.spec(),
+        "machineSpec": plan.hardware.spec() | plan.provisioning.machine_fields(),
         "minReplicaCount": plan.min_replicas,
         "maxReplicaCount": plan.max_replicas,
     }
@@ -242,6 +254,7 @@ def _deploy_model(
             "minReplicaCount": 0,
             "scaleToZeroSpec": {"minScaleupPeriod": idle, "idleScaledownPeriod": idle},
         }
+    resources |= plan.provisioning.resource_fields(plan.labels.expires - client.server_time())
     body: dict[str, object] = {
         "id": number,
         "model": model,
@@ -251,8 +264,9 @@ def _deploy_model(
     if plan.service_account:
         body["serviceAccount"] = plan.service_account
     # Scale to zero is in Preview and only in the v1beta1 API.
-    version = "v1beta1" if plan.idle else "v1"
-    runner.report(f"{title}: starts; it takes 5 to 30 minutes")
+    version = "v1beta1" if plan.idle or plan.provisioning.needs_preview_api else "v1"
+    queue = " once there is a machine" if plan.provisioning.flex_start else ""
+    runner.report(f"{title}: starts; it takes 5 to 30 minutes{queue}")
     operation = client.call(
         "POST",
         "aiplatform",
@@ -260,8 +274,15 @@ def _deploy_model(
         json={"deployedModel": body, "trafficSplit": {"0": 100}},
     )
     response = operations.wait_for_operation(
-        client, operation, title, runner.report, seconds=operations.DEPLOYMENT_TIMEOUT
+        client, operation, title, runner.report, seconds=_deployment_timeout(plan, client)
     )
     runner.report(f"{title}: ready")
     deployed: dict[str, Any] = response["deployedModel"]
     return deployed
+
+
+def _deployment_timeout(plan: DeploymentPlan, client: GoogleClient) -> float:
+    """Seconds to wait for a deployment: by flex-start until the TTL, since it waits in a queue."""
+    if not plan.provisioning.flex_start:
+        return operations.DEPLOYMENT_TIMEOUT
+    return max(operations.DEPLOYMENT_TIMEOUT, plan.labels.expires - client.server_time())

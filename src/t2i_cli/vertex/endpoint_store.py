@@ -32,7 +32,7 @@ class EndpointRecord:
 
     `dns` is the dedicated host, "" for a shared endpoint; `model` a repository, alias or path;
     `replicas` the maximum number; `machine` Vertex AI's MachineSpec of each; `expires` in unix
-    seconds.
+    seconds; `spot` says whether Google may take the machines back.
     """
 
     name: str
@@ -43,6 +43,7 @@ class EndpointRecord:
     replicas: int | None = None
     machine: Mapping[str, object] | None = None
     expires: float | None = None
+    spot: bool | None = None
 
 
 def record_from_api(name: str, endpoint: Mapping[str, Any]) -> EndpointRecord:
@@ -61,6 +62,7 @@ def record_from_api(name: str, endpoint: Mapping[str, Any]) -> EndpointRecord:
         replicas=int(replicas) if replicas else None,
         machine=resources.get("machineSpec"),
         expires=labels.expires if labels else None,
+        spot=resources.get("spot") is True if resources else None,
     )
 
 
@@ -175,6 +177,7 @@ _VALIDATORS: Mapping[str, Callable[[object], bool]] = {
     "replicas": is_count,
     "machine": _is_machine,
     "expires": is_amount,
+    "spot": lambda value: isinstance(value, bool),
 }
 
 

@@ -21,23 +21,30 @@ _TRUNCATION_MARK = "_x"
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """A resource's deployment: name, expiry (unix seconds), model, serving, and creator (`by`)."""
+    """A resource's deployment: name, expiry (unix seconds), model, serving, and creator (`by`).
+
+    `google_end` (unix seconds) is when Google itself undeploys it, by flex-start; else None.
+    """
 
     name: str
     expires: int
     model: str
     serving: str
     by: str
+    google_end: int | None = None
 
     def encoded(self) -> dict[str, str]:
         """As labels of a resource, or metadata of an object."""
-        return dict([MANAGED]) | {
+        labels = dict([MANAGED]) | {
             "t2i-name": self.name,
             "t2i-expires": str(self.expires),
             "t2i-model": encode_label(self.model),
             "t2i-serving": self.serving,
             "t2i-by": encode_label(self.by),
         }
+        if self.google_end is not None:
+            labels["t2i-google-end"] = str(self.google_end)
+        return labels
 
     @classmethod
     def parse(cls, labels: Mapping[str, str]) -> Self | None:
@@ -46,7 +53,7 @@ class Labels:
             isinstance(value, str) and value.isascii() for value in labels.values()
         ):
             return None
-        expires = labels.get("t2i-expires", "")
+        expires, end = labels.get("t2i-expires", ""), labels.get("t2i-google-end", "")
         return cls(
             name=labels.get("t2i-name", ""),
             # A resource of t2i without a valid date counts as expired.
@@ -55,6 +62,7 @@ class Labels:
             model=escape_controls(decode_label(labels.get("t2i-model", ""))),
             serving=labels.get("t2i-serving", ""),
             by=escape_controls(decode_label(labels.get("t2i-by", ""))),
+            google_end=int(end) if _TIME.fullmatch(end) else None,
         )
 
 

@@ -5,11 +5,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from t2i_cli.errors import (
-    AccessError,
     InputError,
     QuotaError,
     RemoteError,
@@ -21,19 +20,20 @@ from t2i_cli.errors import (
 )
 from t2i_cli.library_environment import environment_of_children
 from t2i_cli.net import google_credentials
+from t2i_cli.net.google_http import CapacityError
 from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.progress import Progress
 from t2i_cli.vertex import (
-    cloud_scheduler,
-    containers,
+    confirmation,
     deploy,
     deployment_options,
     endpoint_store,
     inventory,
     location,
     operations,
+    region_fallback,
     teardown,
     ttl,
 )
@@ -41,7 +41,8 @@ from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.operations import OperationRunner
-from t2i_cli.vertex.plan import DeploymentPlan, plan_deployment
+from t2i_cli.vertex.plan import DeploymentPlan
+from t2i_cli.vertex.region_fallback import RegionPlan, RegionPlans
 
 TERMINATION_GRACE = 30.0
 """Seconds a child command has to exit after Ctrl-C or SIGTERM, before it is killed."""
@@ -51,77 +52,80 @@ REMOVAL_TIMEOUT, REMOVAL_PAUSE = 300.0, 5.0
 
 @dataclass(frozen=True)
 class CloudSession:
-    """A client, and the account of its credentials."""
+    """A client, the account of its credentials, and clients of further regions to try in turn."""
 
     client: GoogleClient
     account: str | None
+    others: tuple[GoogleClient, ...] = ()
+
+    @property
+    def clients(self) -> tuple[GoogleClient, ...]:
+        """The clients of all regions."""
+        return (self.client, *self.others)
 
 
 @contextmanager
 def connect(
-    options: LocationOptions | None = None, *, endpoint: str | None = None
+    options: LocationOptions | None = None, *, endpoint: str | None = None, several: bool = False
 ) -> Iterator[CloudSession]:
-    """A session with the default credentials. Raises AccessError and InputError."""
+    """A session with the default credentials, of `several` regions where the options name them.
+
+    Raises AccessError and InputError.
+    """
     found, login = google_credentials.find_credentials()
-    where = location.find_location(options, endpoint=endpoint, login_project=login.project)
-    with GoogleClient(where, google_credentials.TokenProvider(found)) as client:
+    places = (
+        location.find_locations(options, login_project=login.project)
+        if several
+        else [location.find_location(options, endpoint=endpoint, login_project=login.project)]
+    )
+    provider = google_credentials.TokenProvider(found)
+    with ExitStack() as stack:
+        client, *others = (stack.enter_context(GoogleClient(place, provider)) for place in places)
         client.auth_headers()
         # A person's credentials name their account only after the first token.
-        yield CloudSession(client, google_credentials.account_name(found))
+        yield CloudSession(client, google_credentials.account_name(found), tuple(others))
 
 
 @contextmanager
 def connect_to_deploy(spec: DeploymentSpec, options: LocationOptions) -> Iterator[CloudSession]:
     """A session, after the options are checked: a mistake in them needs no credentials."""
-    where = location.location_without_account(options)
-    deployment_options.check_options(spec, where.region)
-    with connect(options) as session:
+    deployment_options.check_regions(spec, location.locations_without_account(options))
+    with connect(options, several=True) as session:
         yield session
 
 
-def confirm_plan(
-    spec: DeploymentSpec, session: CloudSession, console: Console, *, yes: bool, offer: bool = False
-) -> DeploymentPlan:
-    """Plan the deployment, print it, and ask to confirm it unless `yes`.
+def deploy_plans(
+    plans: RegionPlans, session: CloudSession, console: Console
+) -> tuple[EndpointRecord, DeploymentPlan]:
+    """Deploy in the first region that has machines, as `deploy_plan` does; and that one's plan."""
 
-    With `offer`, also offers a Cloud Scheduler job if none was requested. Raises AccessError where
-    permissions are missing, QuotaError where the quota is too low.
-    """
-    plan = plan_deployment(spec, session.client, session.account)
-    made = inventory.list_endpoints(session.client)
-    inventory.warn_overdue(made.overdue(session.client.server_time()), console.warn)
-    console.note(plan.text())
-    if warning := containers.serving_warning(plan.labels.serving):
-        console.warn(warning)
-    if missing := plan.permissions.blocking:
-        raise AccessError(
-            f"These permissions are missing in {session.client.location.project}: "
-            f"{', '.join(missing)}.",
-            hint="docs/remote.md names a role for each step.",
-        )
-    plan.quota.check(session.client.location.project)
-    if yes:
-        return plan
-    if offer and console.interactive and not spec.scheduler_account:
-        if account := cloud_scheduler.prompt_for_account(session.client, session.account, console):
-            spec = replace(spec, scheduler_account=account)
-            plan = plan_deployment(spec, session.client, session.account)
-            console.note(f"enforced by  {plan.enforcement()}")
-    console.confirm(plan.question())
-    return plan
+    def attempt(one: RegionPlan) -> EndpointRecord:
+        here = replace(session, client=one.client, others=())
+        return deploy_plan(one.plan, here, console, last=one is plans.plans[-1])
+
+    def remove(one: RegionPlan) -> None:
+        with ttl.ignore_signals(console):
+            _remove_all(one.plan, OperationRunner(one.client, console.note), console)
+
+    one, found = region_fallback.deploy_first_available(plans.plans, attempt, remove, console)
+    return found, one.plan
 
 
-def deploy_plan(plan: DeploymentPlan, session: CloudSession, console: Console) -> EndpointRecord:
+def deploy_plan(
+    plan: DeploymentPlan, session: CloudSession, console: Console, *, last: bool = True
+) -> EndpointRecord:
     """Deploy, and store the endpoint as the one in use.
 
-    After a failure or Ctrl-C lists what was created and offers to remove it. Raises T2IError.
+    After a failure or Ctrl-C lists what was created and offers to remove it; not after a
+    CapacityError unless it is the `last` region. Raises T2IError.
     """
     existing = deploy.find_existing(plan, session.client)
     runner = OperationRunner(session.client, console.note)
     try:
         found = _deploy(plan, existing, runner, console)
     except (T2IError, KeyboardInterrupt, Terminated) as error:
-        _offer_removal(plan, runner, console, ask=not isinstance(error, Terminated))
+        if last or not isinstance(error, CapacityError):
+            _offer_removal(plan, runner, console, ask=not isinstance(error, Terminated))
         raise
     _remember(found, console, current=True)
     return found
@@ -134,21 +138,32 @@ def ephemeral_deployment(
     """An endpoint that is removed when the block ends, also after a failed deployment."""
     if spec.name is None:
         spec = replace(spec, name=f"run-{secrets.token_hex(4)}")
-    plan = confirm_plan(spec, session, console, yes=yes)
-    if deploy.find_existing(plan, session.client):
+    plans = confirmation.confirm_plans(spec, session.clients, session.account, console, yes=yes)
+    if any(deploy.find_existing(one.plan, one.client) for one in plans.plans):
         raise InputError(
-            f"There is a deployment {plan.labels.name} already, which would be removed at the end.",
+            f"There is a deployment {plans.first.labels.name} already, which would be removed at "
+            "the end.",
             hint="Leave --name out.",
         )
-    runner = OperationRunner(session.client, console.note)
+    tried: list[RegionPlan] = []
+
+    def attempt(one: RegionPlan) -> EndpointRecord:
+        tried.append(one)
+        return _deploy(one.plan, None, one.runner, console)
+
+    def remove(one: RegionPlan) -> None:
+        with ttl.ignore_signals(console):
+            _remove_all(one.plan, one.runner, console)
+            tried.remove(one)
+
     try:
-        with ttl.terminate_at(plan.labels.expires, session.client, console):
-            found = _deploy(plan, None, runner, console)
+        with ttl.terminate_at(plans.first.labels.expires, session.client, console):
+            _, found = region_fallback.deploy_first_available(plans.plans, attempt, remove, console)
             _remember(found, console)
             yield found
     finally:
-        with ttl.ignore_signals(console):
-            _remove_all(plan, runner, console)
+        while tried:
+            remove(tried[0])
 
 
 @contextmanager
@@ -204,7 +219,7 @@ def endpoint_environment(found: EndpointRecord, client: GoogleClient) -> Mapping
         "T2I_BACKEND": "vertex",
         "T2I_VERTEX_ENDPOINT": found.name,
         "T2I_VERTEX_PROJECT": client.location.project,
-        "T2I_VERTEX_REGION": client.location.region,
+        "T2I_VERTEX_REGION": found.name.split("/")[3],
     }
     if client.location.api_endpoint:
         environment["T2I_VERTEX_API_ENDPOINT"] = client.location.api_endpoint

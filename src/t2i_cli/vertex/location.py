@@ -1,7 +1,7 @@
 """Google Cloud location: project, region, and service hosts."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from t2i_cli.errors import InputError
 from t2i_cli.settings import defaults, store
@@ -40,9 +40,9 @@ UNKNOWN_PROJECT = "PROJECT"
 """Stands in a plan for the project that only credentials would name."""
 
 
-def location_without_account(options: LocationOptions) -> Location:
-    """The location as far as no credentials are needed to know it. Raises InputError."""
-    return find_location(options, login_project=UNKNOWN_PROJECT)
+def locations_without_account(options: LocationOptions) -> list[Location]:
+    """The locations as far as no credentials are needed to know them. Raises InputError."""
+    return find_locations(options, login_project=UNKNOWN_PROJECT)
 
 
 def find_location(
@@ -53,9 +53,50 @@ def find_location(
 ) -> Location:
     """The location: of the options, else the settings, the stored endpoint, the credentials.
 
-    A full resource name as `endpoint` sets its own location. Raises InputError.
+    A full resource name as `endpoint` sets its own location. Of a setting's several regions it is
+    that of the endpoint in use, else the first. Raises InputError.
     """
     options = options or LocationOptions()
+    found = _find_all(options, endpoint, login_project)
+    if len(found) == 1:
+        return found[0]
+    current = endpoint_store.current_endpoint()
+    names = [endpoint] if options.region else [endpoint, current and current.name]
+    for named in filter(None, (_FULL_NAME.fullmatch(name or "") for name in names)):
+        for one in found:
+            if one.region == named["region"]:
+                return one
+    if options.region:
+        raise InputError(
+            f"--region {options.region} names {len(found)} regions, and this takes one.",
+            hint="`t2i remote deploy`, `run` and `reap` take several, and `t2i batch --ephemeral`.",
+            field="region",
+        )
+    return found[0]
+
+
+def find_locations(
+    options: LocationOptions | None = None, *, login_project: str | None = None
+) -> list[Location]:
+    """The locations of a deployment, one for each region to try in turn. Raises InputError."""
+    return _find_all(options or LocationOptions(), None, login_project)
+
+
+def split_regions(options: LocationOptions) -> list[LocationOptions]:
+    """The options once for each region that they or the setting name. Raises InputError."""
+    regions = store.resolve_setting("vertex_region", options.region)
+    if regions is None:
+        return [options]
+    return [replace(options, region=region) for region in _region_names(regions)]
+
+
+def _region_names(listed: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in listed.split(",")))
+
+
+def _find_all(
+    options: LocationOptions, endpoint: str | None, login_project: str | None
+) -> list[Location]:
     current = endpoint_store.current_endpoint()
     named = _FULL_NAME.fullmatch(endpoint or "")
     made = _FULL_NAME.fullmatch(current.name) if current else None
@@ -64,7 +105,7 @@ def find_location(
         or (made and made["project"])
         or login_project
     )
-    region = store.resolve_setting(
+    regions = store.resolve_setting(
         "vertex_region", options.region or (named and named["region"])
     ) or (made["region"] if made else defaults.REGION)
     if not project:
@@ -73,4 +114,7 @@ def find_location(
             hint="--project, T2I_VERTEX_PROJECT or GOOGLE_CLOUD_PROJECT names it.",
         )
     api_endpoint = store.resolve_setting("vertex_api_endpoint", options.api_endpoint)
-    return Location(project=project, region=region, api_endpoint=api_endpoint)
+    return [
+        Location(project=project, region=region, api_endpoint=api_endpoint)
+        for region in _region_names(regions)
+    ]

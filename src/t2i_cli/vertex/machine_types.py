@@ -1,7 +1,7 @@
 """Machine types and accelerators of replicas, chosen and checked, and their estimated prices."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from t2i_cli.errors import InputError
@@ -17,11 +17,16 @@ from t2i_cli.vertex.model_memory import ModelMemory
 
 @dataclass(frozen=True, kw_only=True)
 class PriceTable:
-    """Prices in USD per hour: of machines with included accelerators, and of one accelerator."""
+    """Prices in USD per hour: of machines with included accelerators, and of one accelerator.
+
+    `spot` and `flex_start` have both by name, as far as their prices are known.
+    """
 
     date: str
     machines: Mapping[str, float]
     accelerators: Mapping[str, float]
+    spot: Mapping[str, float] = field(default_factory=dict)
+    flex_start: Mapping[str, float] = field(default_factory=dict)
 
 
 def _built_in() -> PriceTable:
@@ -249,6 +254,8 @@ def read_prices(named: str) -> PriceTable:
         date=f"{record.get('date', 'no date')!s:.100}, {file}",
         machines={**BUILT_IN.machines, **_prices(record, "machines", file)},
         accelerators={**BUILT_IN.accelerators, **_prices(record, "accelerators", file)},
+        spot={**BUILT_IN.spot, **_prices(record, "spot", file)},
+        flex_start={**BUILT_IN.flex_start, **_prices(record, "flex-start", file)},
     )
 
 

@@ -13,6 +13,7 @@ from t2i_cli.vertex import (
     deployment_options,
     hardware_table,
     permissions,
+    provisioning,
     weights_bucket,
 )
 from t2i_cli.vertex.accelerator_quota import AcceleratorQuota
@@ -23,6 +24,7 @@ from t2i_cli.vertex.location import UNKNOWN_PROJECT, Location
 from t2i_cli.vertex.machine_types import PriceTable, ReplicaHardware
 from t2i_cli.vertex.model_memory import ModelMemory
 from t2i_cli.vertex.model_source import ModelSource
+from t2i_cli.vertex.provisioning import Provisioning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class DeploymentPlan:
     memory: ModelMemory | None
     quota: AcceleratorQuota
     reader: str
+    provisioning: Provisioning = Provisioning()
 
     @property
     def title(self) -> str:
@@ -66,6 +69,11 @@ class DeploymentPlan:
             )
         return self.source.uri
 
+    @property
+    def hourly_cost(self) -> float | None:
+        """USD per hour with the maximum number of replicas; None if the price is unknown."""
+        return self._cost(1)
+
     def to_json(self) -> dict[str, object]:
         """The plan as `--json` prints it."""
         hours = self.ttl / 3600
@@ -80,17 +88,19 @@ class DeploymentPlan:
             "machine_type": self.hardware.machine,
             "accelerator": self.hardware.accelerator,
             "accelerator_count": self.hardware.count,
+            "provisioning": self.provisioning.name,
             "min_replicas": self.min_replicas,
             "max_replicas": self.max_replicas,
             "scale_to_zero_seconds": self.idle,
             "ttl_seconds": self.ttl,
             "expires": format_time(self.labels.expires),
-            "enforced_by": "scheduler" if self.scheduler_account else None,
+            "enforced_by": self._enforcer(),
             "estimate": {
                 "usd_per_hour": self._cost(1),
                 "usd_per_day": self._cost(24),
                 "usd_until_ttl": self._cost(hours),
                 "prices_of": self.prices.date,
+                "at_most": self.provisioning.price_is_bound(self.hardware, self.prices),
             },
             "weights_read_by": self.reader,
             "memory": {
@@ -122,27 +132,39 @@ class DeploymentPlan:
             else "",
             "memory": self._memory(),
             "quota": self.quota.text(),
-            "price": self._price(),
-            "TTL": f"{format_duration(self.ttl)}, until {format_time(self.labels.expires)}",
-            "enforced by": self.enforcement(),
+            **self.end_rows(),
             "permissions": self.permissions.text(),
         }
         return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value)
+
+    def end_rows(self) -> dict[str, str]:
+        """The rows for people on how machines are had, what they cost, and what ends them."""
+        return {
+            "provisioning": self._machines(),
+            "price": self._price(),
+            "TTL": f"{format_duration(self.ttl)}, until {format_time(self.labels.expires)}",
+            "enforced by": self.enforcement(),
+        }
 
     def question(self) -> str:
         """The confirmation prompt."""
         price = "a price that is not known"
         if (hourly := self._cost(1)) is not None:
-            price = f"about {hourly:.2f} USD per hour"
+            bound = self.provisioning.price_is_bound(self.hardware, self.prices)
+            price = f"{'at most' if bound else 'about'} {hourly:.2f} USD per hour"
         return f"Deploy {self.title} for {price}?"
 
     def enforcement(self) -> str:
         """What enforces the TTL, for people."""
+        enforcers = []
+        if self.provisioning.flex_start:
+            enforcers.append("Google, by flex-start, which undeploys it")
         if self.scheduler_account:
-            return (
-                f"a Cloud Scheduler job, which undeploys it as {self.scheduler_account}; "
-                "`t2i remote reap` removes the rest"
+            enforcers.append(
+                f"a Cloud Scheduler job, which undeploys it as {self.scheduler_account}"
             )
+        if enforcers:
+            return f"{', and '.join(enforcers)}; `t2i remote reap` removes the rest"
         return (
             "nothing but `t2i remote reap`, which you run or have cron run "
             "(--scheduler-account makes a Cloud Scheduler job)"
@@ -151,6 +173,19 @@ class DeploymentPlan:
     def _project(self) -> str:
         _, project, _, region = self.parent.split("/")
         return f"{'not known' if project == UNKNOWN_PROJECT else project}, {region}"
+
+    def _enforcer(self) -> str | None:
+        """What enforces the TTL, for scripts."""
+        if self.provisioning.flex_start:
+            return provisioning.FLEX_START
+        return "scheduler" if self.scheduler_account else None
+
+    def _machines(self) -> str:
+        """How the machines are had, "" where nothing is to be said of it."""
+        if self.provisioning.name == provisioning.ON_DEMAND:
+            return ""
+        note = self.provisioning.machines_note()
+        return f"{self.provisioning.name}{f'; {note}' if note else ''}"
 
     def _weights(self) -> str:
         if self.source.needs_upload:
@@ -177,10 +212,13 @@ class DeploymentPlan:
                 "T2I_VERTEX_PRICES names a file that may"
             )
         hours = self.ttl / 3600
-        most = "up to " if self.idle or self.min_replicas < self.max_replicas else ""
+        note = self.provisioning.price_note(self.hardware, self.prices)
+        bound = self.provisioning.price_is_bound(self.hardware, self.prices)
+        varies = self.idle or self.min_replicas < self.max_replicas or bound
         return (
-            f"{most}{self._cost(1):.2f} USD per hour, {self._cost(24):.2f} per day, "
-            f"{self._cost(hours):.2f} until the TTL; an estimate (table: {self.prices.date})"
+            f"{'up to ' if varies else ''}{self._cost(1):.2f} USD per hour, "
+            f"{self._cost(24):.2f} per day, {self._cost(hours):.2f} until the TTL; an estimate "
+            f"(table: {self.prices.date}){f'; {note}' if note else ''}"
         )
 
     def _cost(self, hours: float) -> float | None:
@@ -193,12 +231,15 @@ def plan_deployment(
 ) -> DeploymentPlan:
     """Resolve the options into a plan; creates nothing. Raises T2IError."""
     options = deployment_options.check_options(spec, client.location.region)
+    had = provisioning.choose_provisioning(spec, options.hardware, options.ttl, client.location)
     return _plan(
         spec,
         options,
         client.location,
         permissions=permissions.check_permissions(client, _steps(spec, options)),
-        quota=accelerator_quota.ask_quota(client, options.hardware, spec.min_replicas),
+        quota=accelerator_quota.ask_quota(
+            client, options.hardware, spec.min_replicas, spot=had.preemptible_quota
+        ),
         now=client.server_time(),
         account=account,
     )
@@ -240,6 +281,8 @@ def _plan(
 ) -> DeploymentPlan:
     """Put the plan together. Raises InputError if it could cost more than the user allows."""
     source, hardware = options.source, options.hardware
+    had = provisioning.choose_provisioning(spec, hardware, options.ttl, location)
+    expires = round(now) + options.ttl
     bucket = None
     if source.needs_upload:
         default = weights_bucket.default_bucket(location)
@@ -248,10 +291,11 @@ def _plan(
         parent=location.parent,
         labels=Labels(
             name=options.name,
-            expires=round(now) + options.ttl,
+            expires=expires,
             model=source.label_name,
             serving=options.serving,
             by=account or "unknown",
+            google_end=expires if had.flex_start else None,
         ),
         source=source,
         upload_bytes=_upload_bytes(source),
@@ -262,7 +306,7 @@ def _plan(
         max_replicas=spec.max_replicas,
         idle=options.idle,
         ttl=options.ttl,
-        hourly=hardware.price(options.prices),
+        hourly=had.hourly_price(hardware, options.prices),
         prices=options.prices,
         service_account=spec.service_account,
         scheduler_account=spec.scheduler_account,
@@ -270,6 +314,7 @@ def _plan(
         memory=options.memory,
         quota=quota,
         reader="",
+        provisioning=had,
     )
     reader = deployment_options.weights_reader(options, plan.artifacts, spec.service_account)
     plan = replace(plan, reader=reader)

@@ -2,18 +2,34 @@
 
 from contextlib import ExitStack
 
-from t2i_cli.errors import AccessError
+from t2i_cli.errors import AccessError, InputError
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
-from t2i_cli.vertex import lifecycle, location
-from t2i_cli.vertex.plan import DeploymentPlan, plan_deployment, plan_without_account
+from t2i_cli.vertex import lifecycle, location, region_fallback
+from t2i_cli.vertex.operations import ReportProgress
+from t2i_cli.vertex.plan import DeploymentPlan, plan_without_account
+from t2i_cli.vertex.region_fallback import RegionPlans
 
 
-def preview_plan(spec: DeploymentSpec, options: LocationOptions) -> DeploymentPlan:
+def preview_plan(
+    spec: DeploymentSpec, options: LocationOptions, report: ReportProgress
+) -> DeploymentPlan | RegionPlans:
     """The plan; without usable credentials, as far as it can be told. Raises T2IError."""
     with ExitStack() as stack:
         try:
             session = stack.enter_context(lifecycle.connect_to_deploy(spec, options))
         except AccessError as error:
-            where = location.location_without_account(options)
-            return plan_without_account(spec, where, error.message)
-        return plan_deployment(spec, session.client, session.account)
+            return _plan_without_account(spec, options, error.message)
+        return region_fallback.plan_regions(spec, session.clients, session.account, report)
+
+
+def _plan_without_account(
+    spec: DeploymentSpec, options: LocationOptions, why: str
+) -> DeploymentPlan:
+    """The plan of the first region that can have it. Raises that of the first if none can."""
+    failures: list[InputError] = []
+    for place in location.locations_without_account(options):
+        try:
+            return plan_without_account(spec, place, why)
+        except InputError as error:
+            failures.append(error)
+    raise failures[0]

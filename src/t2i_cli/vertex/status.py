@@ -7,7 +7,7 @@ from typing import Any
 
 from t2i_cli.durations import format_duration
 from t2i_cli.errors import T2IError
-from t2i_cli.vertex import machine_types, operations
+from t2i_cli.vertex import machine_types, operations, provisioning
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.inventory import Deployment, Inventory, created_at
 from t2i_cli.vertex.labels import format_time
@@ -38,6 +38,7 @@ class EndpointStatus:
     usd_so_far: float | None
     expires: int
     overdue: bool
+    provisioning: str | None = None
 
     @property
     def hourly_text(self) -> str:
@@ -64,7 +65,13 @@ def endpoint_status(found: Deployment, client: GoogleClient, prices: PriceTable)
         machine_types.hardware_from_api(one.get("dedicatedResources", {})) for one in deployed
     ]
     counts = [_replicas(one.get("dedicatedResources", {})) for one in deployed]
-    each = [machine.price(prices) for machine in machines]
+    had = [
+        provisioning.provisioning_from_api(
+            one.get("dedicatedResources", {}), flex_start=found.labels.google_end is not None
+        )
+        for one in deployed
+    ]
+    each = [one.hourly_price(machine, prices) for one, machine in zip(had, machines, strict=True)]
     fewest, most = [low for low, _ in counts], [high for _, high in counts]
     hours = [max(0.0, now - created_at(one)) / 3600 for one in deployed]
     spent = [low * hour for low, hour in zip(fewest, hours, strict=True)]
@@ -87,6 +94,7 @@ def endpoint_status(found: Deployment, client: GoogleClient, prices: PriceTable)
         usd_so_far=_total(each, spent),
         expires=found.expires,
         overdue=found.expires < now,
+        provisioning=had[0].name if had else None,
     )
 
 

@@ -19,6 +19,9 @@ _TOO_LARGE = re.compile(r"response (payload )?size", re.IGNORECASE)
 _LOG_HINT = (
     "Its log is in the Cloud console: Vertex AI, Online prediction, the endpoint, View logs."
 )
+_SPOT_HINT = (
+    "It runs on spot machines, which Google may have taken back: `t2i remote status` tells."
+)
 
 
 def error_from_prediction(
@@ -33,7 +36,8 @@ def error_from_prediction(
         case 400 if not body.t2i_error and _TOO_LARGE.search(body.message):
             return _too_large_error(target, request, format)
         case 429 if "not yet ready" in message:
-            error = RemoteError(WAKING, hint="A longer --timeout waits for it.")
+            spot = f" {_SPOT_HINT}" if target.record.spot else ""
+            error = RemoteError(WAKING, hint=f"A longer --timeout waits for it.{spot}")
             return RetryableError(error, after=response.retry_after, pause=10.0, cold_start=True)
         case 429:
             quota = QuotaError(
@@ -46,11 +50,11 @@ def error_from_prediction(
     if body.t2i_error is not None:
         return body.t2i_error
     if response.status == 503 and body.kind != "InternalServerException":
-        busy = RemoteError(f"The endpoint is overloaded. {message}", hint=_LOG_HINT)
+        busy = RemoteError(f"The endpoint is overloaded. {message}", hint=_failure_hint(target))
         return RetryableError(busy, after=response.retry_after, overloaded=True)
     if response.status == 502:
         return RetryableError(
-            RemoteError(f"The endpoint cannot be reached. {message}", hint=_LOG_HINT)
+            RemoteError(f"The endpoint cannot be reached. {message}", hint=_failure_hint(target))
         )
     if response.status in {400, 413, 422}:
         return InputError(
@@ -59,8 +63,14 @@ def error_from_prediction(
     if response.status == 503:
         return RemoteError(f"The endpoint's handler failed: {message}", hint=_LOG_HINT)
     return RemoteError(
-        f"The endpoint failed with status {response.status}. {message}", hint=_LOG_HINT
+        f"The endpoint failed with status {response.status}. {message}",
+        hint=_failure_hint(target),
     )
+
+
+def _failure_hint(target: Endpoint) -> str:
+    """What to look at after a failure on Google's side."""
+    return f"{_SPOT_HINT} {_LOG_HINT}" if target.record.spot else _LOG_HINT
 
 
 def timeout_error(target: Endpoint, seconds: float) -> TimedOutError:

@@ -108,12 +108,13 @@ def status(
 ) -> None:
     """Tell all about one endpoint; exit 0 if a model is deployed on it."""
     console.configure(json=json)
-    from t2i_cli.vertex import machine_types, operations, status
+    from t2i_cli.vertex import machine_types, operations, provisioning, status
 
     with _connect_and_list(location, endpoint=endpoint) as (session, found):
         one = _find_deployment(found, endpoint)
         line = status.endpoint_status(one, session.client, machine_types.load_prices())
-        details = {"parts": one.parts_text(), "under_way": False, "log": None}
+        notes = [note for each in one.deployed() for note in provisioning.status_notes(each)]
+        details = {"parts": one.parts_text(), "under_way": False, "log": None, "notes": notes}
         if line.endpoint:
             under_way = operations.pending_operation(session.client, line.endpoint)
             details |= {
@@ -180,9 +181,21 @@ def reap(
 ) -> None:
     """Remove whatever is past its TTL, weights in the bucket included; made for cron."""
     console.configure(json=json, quiet=quiet)
-    with _connect_and_list(location, bucket, warn=False) as (session, found):
-        overdue = found.overdue(session.client.server_time())
-        _remove(session, found, overdue, artifacts=True, bucket=bucket)
+    from t2i_cli.vertex.location import split_regions
+
+    failures: list[T2IError] = []
+    for place in (places := split_regions(location)):
+        try:
+            with _connect_and_list(place, bucket, warn=False) as (session, found):
+                overdue = found.overdue(session.client.server_time())
+                _remove(session, found, overdue, artifacts=True, bucket=bucket)
+        except T2IError as error:
+            # What is past its TTL in another region must not wait for this one.
+            failures.append(error)
+            if len(places) > 1:
+                console.warn(f"{place.region}: {error.message}")
+    if failures:
+        raise failures[0]
 
 
 @command(app, "t2i remote cost", "t2i remote cost --json")

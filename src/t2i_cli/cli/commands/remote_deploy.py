@@ -24,22 +24,22 @@ def deploy(
 ) -> None:
     """Deploy a model to an endpoint of its own; run it again to go on after a failure."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import lifecycle, plan_preview
+    from t2i_cli.vertex import confirmation, lifecycle, plan_preview
 
     if dry_run:
-        deployment_plan = plan_preview.preview_plan(spec, location)
+        planned = plan_preview.preview_plan(spec, location, console.note)
         if json:
-            console.result_json(deployment_plan.to_json())
+            console.result_json(planned.to_json())
         else:
-            console.result(deployment_plan.text())
+            console.result(planned.text())
         return
     with lifecycle.connect_to_deploy(spec, location) as session:
-        deployment_plan = lifecycle.confirm_plan(spec, session, console, yes=yes, offer=True)
-        endpoint = lifecycle.deploy_plan(deployment_plan, session, console)
-    if json:
-        console.result_json(
-            {"endpoint": endpoint.name, "dns": endpoint.dns} | deployment_plan.to_json()
+        plans = confirmation.confirm_plans(
+            spec, session.clients, session.account, console, yes=yes, offer=True
         )
+        endpoint, plan = lifecycle.deploy_plans(plans, session, console)
+    if json:
+        console.result_json({"endpoint": endpoint.name, "dns": endpoint.dns} | plan.to_json())
     else:
         console.result(endpoint.name)
 
