@@ -98,10 +98,14 @@ def test_it_asks_on_a_terminal(
     t2i_terminal: Terminal, vertex: FakeVertex, env: dict[str, str]
 ) -> None:
     vertex.granted = {one for step, names in STEPS.items() if step != "scheduler" for one in names}
-    no = t2i_terminal("remote", "deploy", "-m", "sd15", prompt="[y/N]", answer="n", env=env)
+    no = t2i_terminal(
+        "remote", "deploy", "-m", "sd15", "--no-flex-start", prompt="[y/N]", answer="n", env=env
+    )
     assert no.returncode == 2
     assert vertex.left() == {}
-    yes = t2i_terminal("remote", "deploy", "-m", "sd15", prompt="[y/N]", answer="y", env=env)
+    yes = t2i_terminal(
+        "remote", "deploy", "-m", "sd15", "--no-flex-start", prompt="[y/N]", answer="y", env=env
+    )
     assert yes.returncode == 0
     assert len(vertex.left()["deployed"]) == 1
     # No scheduler job is offered to who could not make it.
@@ -133,7 +137,9 @@ def test_a_scheduler_job_is_offered(
             "iam.serviceAccounts.actAs"
         }
     prompt = f"after the TTL, as {ACCOUNT}? [Y/n]" if own else "The service account for it [none]:"
-    done = t2i_terminal("remote", "deploy", "-m", "sd15", prompt=prompt, answer=answers, env=env)
+    done = t2i_terminal(
+        "remote", "deploy", "-m", "sd15", "--no-flex-start", prompt=prompt, answer=answers, env=env
+    )
     assert done.returncode == 0, done.stderr
     # The plan comes before the offer, and says what holds without it.
     plan, asked, rest = done.stderr.partition("Have a Cloud Scheduler job")
@@ -152,7 +158,14 @@ def test_an_account_that_is_none_makes_nothing(
     vertex.granted = {one for names in STEPS.values() for one in names}
     vertex.granted.remove("iam.serviceAccounts.actAs")
     done = t2i_terminal(
-        "remote", "deploy", "-m", "sd15", prompt="[none]:", answer="ann@example.com", env=env
+        "remote",
+        "deploy",
+        "-m",
+        "sd15",
+        "--no-flex-start",
+        prompt="[none]:",
+        answer="ann@example.com",
+        env=env,
     )
     assert done.returncode == 2
     assert "ann@example.com is no service account" in done.stderr
