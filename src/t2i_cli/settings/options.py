@@ -85,8 +85,8 @@ class ProjectOptions:
         str | None,
         flag(
             "--region",
-            help="vertex, gemini: the region; a deployment takes several, as A,B, and tries them "
-            f"in turn. [default: {defaults.REGION}; gemini: {defaults.GEMINI_REGION}]",
+            help="vertex, gemini: the region, or several for a deployment to try in turn, as A,B. "
+            f"[default: {defaults.REGION}; gemini: {defaults.GEMINI_REGION}]",
         ),
     ] = None
 

@@ -66,11 +66,6 @@ class Provisioning:
         """Whether only v1beta1 has the fields."""
         return self.flex_start
 
-    @property
-    def preemptible_quota(self) -> bool:
-        """Whether machines count against Vertex AI's preemptible quotas."""
-        return self.spot or self.flex_start
-
     def machine_fields(self) -> dict[str, object]:
         """What it adds to Vertex AI's MachineSpec."""
         if self.reservation is None:
@@ -120,9 +115,15 @@ class Provisioning:
     def machines_note(self) -> str | None:
         """What to know of its machines before one relies on them, for people."""
         if self.spot:
-            return "Google may take the machines back at any time, and tries to give new ones"
+            return (
+                "Google may take the machines back at any time, and then tries to give new ones; "
+                "the preemptible quota counts"
+            )
         if self.flex_start:
-            return "a machine may be waited for, which costs nothing (Preview)"
+            return (
+                "a machine may be waited for, which costs nothing; the preemptible quota counts "
+                "(Preview)"
+            )
         return None
 
 
@@ -216,7 +217,8 @@ def _full_reservation(named: str | None, location: Location) -> str | None:
         )
     if found["region"] != location.region:
         raise InputError(
-            f"--reservation {named} lies in {found['region']}, not in {location.region}."
+            f"--reservation {named} lies in {found['region']}, not in {location.region}.",
+            hint=f"--region {found['region']} goes there.",
         )
     project = found["project"] or location.project
     return f"projects/{project}/zones/{found['zone']}/reservations/{found['name']}"

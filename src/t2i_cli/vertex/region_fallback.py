@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeVar
 
 from t2i_cli.errors import AccessError, InputError, QuotaError, T2IError
@@ -164,16 +165,14 @@ def deploy_first_available(
     What was made where there are none is removed before the next is tried. Raises T2IError: the
     last region's, another than CapacityError, or that of a removal, after which none is tried.
     """
-    for number, one in enumerate(plans, 1):
+    for one, following in pairwise(plans):
         try:
             return one, deploy(one)
         except CapacityError as error:
-            if number == len(plans):
-                raise
             console.warn(f"{one.region}: {error.message}")
             remove(one)
-            console.note(f"{plans[number].region} is tried next.")
-    raise ValueError("no plan")
+            console.note(f"{following.region} is tried next.")
+    return plans[-1], deploy(plans[-1])
 
 
 def _with_end_of(plan: DeploymentPlan, first: DeploymentPlan) -> DeploymentPlan:
