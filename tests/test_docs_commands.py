@@ -115,6 +115,7 @@ def test_the_page_s_commands_run(
     missing = [name for name in ("curl", "jq") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"There is no {missing[0]}.")
+    vertex.regions = {"us-central1", "us-east4", "europe-west4"}
     env = t2i_env | (vertex.environment if page.stem in ("remote", "README") else {})
     env |= {
         "PATH": f"{command.parent}{os.pathsep}{t2i_env['PATH']}",
