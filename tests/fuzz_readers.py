@@ -48,7 +48,15 @@ from t2i_cli.server.api import openai, predict, t2i, vertex
 from t2i_cli.server.schemas import ImageRequest, parse_fields
 from t2i_cli.server.vertex_container import VertexContainer
 from t2i_cli.settings import store
-from t2i_cli.vertex import endpoint_store, inventory, labels, machine_types, operations, status
+from t2i_cli.vertex import (
+    endpoint_store,
+    inventory,
+    labels,
+    machine_types,
+    operations,
+    request_counts,
+    status,
+)
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.location import Location
 from t2i_cli.worker import answers as worker_answers
@@ -420,7 +428,7 @@ def read_inventory(data: bytes, _folder: Path) -> None:
 def read_resources(data: bytes, _folder: Path) -> None:
     """Models, operations and numbers of requests."""
     with _google(data) as client:
-        status.count_requests(client, ENDPOINT_NAME, time.time() - 100)
+        request_counts.count_requests(client, ENDPOINT_NAME, time.time() - 100)
         for model in client.list_all("aiplatform", "models", "models"):
             inventory.weight_addresses(model)
 

@@ -98,7 +98,10 @@ def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: CloudSession)
     (line,) = bill().endpoints
     assert line.state == "deploying"
     assert [*status.status_table([line])[1]][:2] == ["slow", "deploying"]
-    assert bill().text()[0] == "slow: deploying, 0.00 USD per hour, 0.00 so far"
+    assert bill().text()[0] == "slow: deploying, 0.81 USD per hour, 0.00 so far"
+    vertex.advance(3600)
+    cloud.client.call("GET", "aiplatform", f"{cloud.client.location.parent}/models")
+    assert bill().text()[0] == "slow: deploying, 0.81 USD per hour, 0.81 so far"
     (operation,) = (o for o in vertex.operations.values() if o.kind == "deployModel")
     operation.due = 0.0
     deploy(cloud)
@@ -119,7 +122,7 @@ def test_replicas_that_may_grow_cost_a_range(vertex: FakeVertex, cloud: CloudSes
     assert (told["usd_per_hour"], told["usd_per_hour_at_most"]) == (0.81, 2.43)
     assert "0.81-2.43" in status.status_table([line])[1]
     one, together, _ = bill.text()
-    assert one == "grows: 0.81-2.43 USD per hour, at least 1.62 so far"
+    assert one == "grows: 0.81 USD per hour now, 2.43 at most, at least 1.62 so far"
     assert together == ("all: 0.81-2.43 USD per hour, 19.44-58.32 per day, at least 1.62 so far")
 
     facts = status.status_facts(line, {"under_way": False, "log": None, "parts": ["a", "b"]})

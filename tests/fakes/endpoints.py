@@ -26,6 +26,16 @@ PROJECT, NUMBER, REGION = "gallery", "123456789", "us-central1"
 SHARED_LIMIT, DEDICATED_LIMIT = 1_500_000, 10_000_000
 """Bytes of a request and of an answer."""
 
+_METADATA = {
+    "upload": "UploadModel",
+    "createEndpoint": "CreateEndpoint",
+    "deployModel": "DeployModel",
+    "undeployModel": "UndeployModel",
+    "deleteEndpoint": "Delete",
+    "deleteModel": "Delete",
+}
+"""Kinds of operations → their metadata's type."""
+
 Predictor = Callable[[dict[str, Any]], tuple[int, Any]]
 """The container: the request's body as it arrives there → its status and its body."""
 
@@ -42,10 +52,19 @@ class Operation:
     error: dict[str, Any] | None = None
     response: dict[str, Any] | None = None
     done: bool = False
+    created: str = ""
 
     def shown(self) -> dict[str, Any]:
         """The operation as the protocol has it."""
-        value: dict[str, Any] = {"name": self.name, "done": self.done}
+        kind = _METADATA.get(self.kind, "Generic")
+        value: dict[str, Any] = {
+            "name": self.name,
+            "done": self.done,
+            "metadata": {
+                "@type": f"type.googleapis.com/google.cloud.aiplatform.v1.{kind}OperationMetadata",
+                "genericMetadata": {"createTime": self.created, "updateTime": self.created},
+            },
+        }
         if self.done and self.error:
             value["error"] = self.error
         elif self.done:
@@ -156,7 +175,9 @@ class FakeVertex(Google):
         error = self.operation_errors.pop(kind, None)
         if kind == "deployModel" and error is None:
             error = self.short_regions.get(_region_of(parent))
-        self.operations[name] = Operation(name, kind, due, effect, undo, error)
+        self.operations[name] = Operation(
+            name, kind, due, effect, undo, error, created=self._stamp()
+        )
         return self.operations[name].shown()
 
     def name(self, kind: str, number: str, region: str = REGION) -> str:
@@ -164,9 +185,17 @@ class FakeVertex(Google):
         return f"projects/{NUMBER}/locations/{region}/{kind}/{number}"
 
     def make_endpoint(
-        self, *, dedicated: bool = True, labels: Mapping[str, str] | None = None
+        self,
+        *,
+        dedicated: bool = True,
+        labels: Mapping[str, str] | None = None,
+        region: str = REGION,
+        deployed: Mapping[str, Any] | None = None,
     ) -> str:
-        """An endpoint with a deployed model, without the way there; returns its full name."""
+        """An endpoint with a deployed model, without the way there; returns its full name.
+
+        `deployed` has fields of the DeployedModel in place of its dedicated resources.
+        """
         number = str(next(self._ids))
         model = self._add_model({"displayName": "a model"}, str(next(self._ids)))
         endpoint = {
@@ -174,10 +203,12 @@ class FakeVertex(Google):
             "labels": dict(labels or {}),
             "dedicatedEndpointEnabled": dedicated,
         }
-        self._add_endpoint(endpoint, number)
+        name = self._add_endpoint(endpoint, number).replace(REGION, region)
+        self.endpoints[number]["name"] = name
         resources = {"machineSpec": {"machineType": "n1-standard-4"}, "minReplicaCount": 1}
-        self._add_deployed(number, {"id": "77", "model": model, "dedicatedResources": resources})
-        return self.name("endpoints", number)
+        fields = {"dedicatedResources": resources} if deployed is None else dict(deployed)
+        self._add_deployed(number, {"id": "77", "model": model} | fields)
+        return name
 
     def fire_jobs(self) -> list[int]:
         """Do what Cloud Scheduler would: run the jobs that are due; the statuses of the answers."""
@@ -352,6 +383,16 @@ class FakeVertex(Google):
 
     def list_endpoints(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         return self._page("endpoints", _in_region(self.endpoints, match["region"]), query)
+
+    def list_locations(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        """As Google's locations.proto has it; `global` is no region."""
+        parent = f"projects/{match['project']}/locations"
+        return {
+            "locations": [
+                {"name": f"{parent}/{one}", "locationId": one}
+                for one in sorted({*self.regions, "global"})
+            ]
+        }
 
     def list_models(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         return self._page("models", _in_region(self.models, match["region"]), query)

@@ -22,6 +22,8 @@ from google_crc32c import Checksum
 
 UPLOAD_STEP = 256 * 1024
 """Bytes: the pieces of a resumable upload are multiples of it, the last one aside."""
+SOFT_DELETE_SECONDS = 604_800
+"""How long a bucket keeps deleted objects where nothing else is asked for."""
 
 
 def refusal(status: int, name: str, message: str) -> dict[str, Any]:
@@ -57,6 +59,8 @@ class Google:
     buckets: dict[str, dict[str, Any]] = field(default_factory=dict)
     objects: dict[tuple[str, str], tuple[dict[str, Any], bytes]] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
+    soft_deleted: list[tuple[str, float]] = field(default_factory=list)
+    """Deleted objects that a bucket keeps, and until when (unix seconds); they are paid for."""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     quotas: dict[str, int] = field(default_factory=dict)
     """Limits by region, of every accelerator; 8 where none is set."""
@@ -84,6 +88,7 @@ class Google:
         return {
             "buckets": list(self.buckets),
             "objects": [name for _, name in self.objects],
+            "soft-deleted": [name for name, end in self.soft_deleted if end > self.now()],
             "jobs": list(self.jobs),
         }
 
@@ -161,8 +166,10 @@ class Google:
         bucket = json.loads(content)
         if bucket["name"] in self.buckets:
             raise Refused(409, "CONFLICT", "Your previous request to create it succeeded.")
-        self.buckets[bucket["name"]] = bucket | {"projectNumber": "123456789"}
-        return _json(bucket)
+        # Google's default: what is deleted stays, and is paid for, for 7 days.
+        default = {"softDeletePolicy": {"retentionDurationSeconds": str(SOFT_DELETE_SECONDS)}}
+        self.buckets[bucket["name"]] = default | bucket | {"projectNumber": "123456789"}
+        return _json(self.buckets[bucket["name"]])
 
     def _delete_bucket(self, match: re.Match[str], *_: object) -> Any:
         self._bucket(match["bucket"])
@@ -194,6 +201,9 @@ class Google:
     def _delete_object(self, match: re.Match[str], *_: object) -> Any:
         self._object(match)
         del self.objects[match["bucket"], match["name"]]
+        policy = self._bucket(match["bucket"]).get("softDeletePolicy", {})
+        if seconds := int(policy.get("retentionDurationSeconds", 0)):
+            self.soft_deleted.append((match["name"], self.now() + seconds))
         return 204, {}, b""
 
     def _object(self, match: re.Match[str]) -> tuple[dict[str, Any], bytes]:

@@ -77,6 +77,7 @@ _BASE = r"/(?P<version>v1|v1beta1)/projects/(?P<project>[^/]+)/locations/(?P<reg
 _ONE = r"/(?P<kind>{})/(?P<id>[^/:@]+)(?:@\d+)?"
 _ENDPOINT, _MODEL = _BASE + _ONE.format("endpoints"), _BASE + _ONE.format("models")
 _AIPLATFORM: tuple[tuple[str, str, str, str], ...] = (
+    ("GET", r"/v1/projects/(?P<project>[^/]+)/locations", "list_locations", "locations.list"),
     ("POST", _BASE + "/models:upload", "upload_model", "models.upload"),
     ("GET", _BASE + "/models", "list_models", "models.list"),
     ("GET", _MODEL, "get_model", "models.get"),

@@ -74,6 +74,8 @@ class GcsClient:
                 "uniformBucketLevelAccess": {"enabled": True},
                 "publicAccessPrevention": "enforced",
             },
+            # Google's default keeps deleted objects for 7 days, which are paid for.
+            "softDeletePolicy": {"retentionDurationSeconds": "0"},
         }
         url = f"{self._host}/storage/v1/b"
         self._http.call_url("POST", url, json=body, params={"project": project})

@@ -110,18 +110,19 @@ _FREE_MAPS = {"labels", "metadata", "trafficSplit"}
 _CHECKS: Mapping[str, Callable[[object], bool]] = (
     dict.fromkeys(
         ("name", "id", "model", "displayName", "machineType", "acceleratorType", "artifactUri")
-        + ("imageUri", "serviceAccount", "idleScaledownPeriod", "crc32c", "nextPageToken"),
+        + ("imageUri", "serviceAccount", "idleScaledownPeriod", "crc32c", "nextPageToken")
+        + ("description", "locationId", "lastUpdateTime"),
         _is_text,
     )
     | dict.fromkeys(
         ("dedicatedResources", "machineSpec", "deployedModel", "containerSpec", "scaleToZeroSpec")
-        + ("error", "response", "metadata"),
+        + ("error", "response", "metadata", "softDeletePolicy", "versioning"),
         _is_object,
     )
     | dict.fromkeys(("deployedModels", "env", "points"), _is_list_of_objects)
     | dict.fromkeys(
         ("acceleratorCount", "minReplicaCount", "maxReplicaCount", "size", "int64Value", "code")
-        + ("projectNumber",),
+        + ("projectNumber", "retentionDurationSeconds", "availableReplicaCount"),
         _is_integer,
     )
     | dict.fromkeys(("done", "dedicatedEndpointEnabled"), lambda value: isinstance(value, bool))

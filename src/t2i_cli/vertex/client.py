@@ -1,7 +1,9 @@
 """Client of Google Cloud's REST APIs for one project and region."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from copy import copy
+from dataclasses import replace
+from typing import Any, Self
 
 from t2i_cli.net.google_http import GoogleHttp
 from t2i_cli.vertex.location import Location
@@ -30,6 +32,12 @@ class GoogleClient(GoogleHttp):
         proxies = not (location.api_endpoint or "").startswith("http://")
         super().__init__(authorize, seconds=seconds, proxies=proxies)
         self.location = location
+
+    def in_region(self, region: str) -> Self:
+        """A client of another region that shares the credentials and connections of this one."""
+        other = copy(self)
+        other.location = replace(self.location, region=region)
+        return other
 
     def call(
         self,

@@ -10,6 +10,7 @@ from t2i_cli.vertex import (
     machine_types,
     operations,
     provisioning,
+    stored_deployment,
     weights_bucket,
 )
 from t2i_cli.vertex.client import GoogleClient
@@ -18,6 +19,7 @@ from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.labels import decode_label, format_time
 from t2i_cli.vertex.operations import OperationRunner
 from t2i_cli.vertex.plan import DeploymentPlan
+from t2i_cli.vertex.stored_deployment import StoredDeployment
 from t2i_cli.vertex.weights_bucket import OnBytes
 
 INFERENCE_SECONDS = 600
@@ -265,6 +267,13 @@ def _deploy_model(
         body["serviceAccount"] = plan.service_account
     # Scale to zero is in Preview and only in the v1beta1 API.
     version = "v1beta1" if plan.idle or plan.provisioning.needs_preview_api else "v1"
+    stored = StoredDeployment(
+        deployed_model={name: value for name, value in body.items() if name != "id"},
+        version=version,
+        scheduler_account=plan.scheduler_account,
+    )
+    # Before the deployment, so that its price is known while it is under way.
+    stored_deployment.store_deployment(client, endpoint, stored)
     queue = " once there is a machine" if plan.provisioning.flex_start else ""
     runner.report(f"{title}: starts; it takes 5 to 30 minutes{queue}")
     operation = client.call(

@@ -35,6 +35,8 @@ class Deployment:
     jobs: list[str] = field(default_factory=list)
     files: list[tuple[str, Blob]] = field(default_factory=list)
     """Pairs of a bucket's name and an object in it."""
+    retained: dict[str, str] = field(default_factory=dict)
+    """What each bucket keeps of these files after their deletion, if it keeps any."""
 
     @property
     def name(self) -> str:
@@ -59,6 +61,13 @@ class Deployment:
         folder = weights_bucket.weights_prefix(self.name)
         return [f"{count} files in gs://{bucket}/{folder}" for bucket, count in counts.items()]
 
+    def retention_text(self) -> list[str]:
+        """One sentence for each bucket that keeps deleted files, for people."""
+        return [
+            f"gs://{bucket} keeps {kept}; what it keeps of {self.name}'s weights is paid for."
+            for bucket, kept in self.retained.items()
+        ]
+
 
 @dataclass(kw_only=True)
 class Inventory:
@@ -72,10 +81,31 @@ class Inventory:
     unseen: list[str] = field(default_factory=list)
     all_endpoints: list[str] = field(default_factory=list)
     """Full resource names of every endpoint in the location, whoever created it."""
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """The endpoints that t2i did not create, as Vertex AI's resources."""
 
     def overdue(self, now: float) -> list[Deployment]:
         """The deployments past their TTL; `now` in unix seconds."""
         return [found for found in self.deployments.values() if found.expires < now]
+
+    def find_other(self, wanted: str) -> dict[str, Any] | None:
+        """The endpoint with that number or full name, if t2i did not create it.
+
+        Raises InputError for one's display name, which others can have as well.
+        """
+        for endpoint in self.others:
+            number = endpoint["name"].split("/")[-1]
+            if wanted.split("/")[-1] == number and wanted not in self.deployments:
+                return endpoint
+        numbers = [
+            one["name"].split("/")[-1] for one in self.others if one.get("displayName") == wanted
+        ]
+        if wanted and wanted not in self.deployments and numbers:
+            raise InputError(
+                f"t2i has made no endpoint {wanted} here; somebody else has.",
+                hint=f"What t2i did not make is named by its number: {', '.join(numbers)}.",
+            )
+        return None
 
     def deployment_of(self, raw_labels: Mapping[str, str]) -> Deployment | None:
         """The deployment that these labels name, added if new; None if t2i did not write them."""
@@ -98,6 +128,8 @@ def list_endpoints(client: GoogleClient) -> Inventory:
         found.all_endpoints.append(endpoint["name"])
         if one := found.deployment_of(endpoint.get("labels", {})):
             one.endpoints.append(endpoint)
+        else:
+            found.others.append(endpoint)
     return found
 
 
@@ -147,9 +179,15 @@ def _add_bucket_files(found: Inventory, client: GoogleClient, bucket: str) -> No
             folder = weights_bucket.weights_prefix(labels.name)
             mine = [file for file in files if file is marker or file.name.startswith(folder)]
             owner.files += [(bucket, file) for file in mine]
-    labels_there = weights_bucket.bucket_labels(client, bucket)
-    if labels_there and labels_there.get(MANAGED[0]) == MANAGED[1]:
+    there = weights_bucket.storage(client).bucket(bucket)
+    if there is None:
+        return
+    if there.get("labels", {}).get(MANAGED[0]) == MANAGED[1]:
         found.buckets.add(bucket)
+    if kept := weights_bucket.retention_text(there):
+        for owner in found.deployments.values():
+            if any(name == bucket for name, _ in owner.files):
+                owner.retained[bucket] = kept
 
 
 def find_deployment(inventory: Inventory, wanted: str) -> Deployment:
@@ -166,13 +204,16 @@ def find_deployment(inventory: Inventory, wanted: str) -> Deployment:
     )
 
 
-def created_at(resource: dict[str, Any]) -> float:
+def created_at(resource: Mapping[str, Any]) -> float:
     """A resource's creation time in unix seconds."""
     return datetime.fromisoformat(resource["createTime"]).timestamp()
 
 
-def warn_overdue(found: Iterable[Deployment], warn: Callable[[str], None]) -> None:
-    """Call `warn` with a sentence for each deployment past its TTL."""
+def warn_overdue(
+    found: Iterable[Deployment], warn: Callable[[str], None], region: str | None = None
+) -> None:
+    """Call `warn` with a sentence for each deployment past its TTL, in another `region`."""
+    where = f" --region {region}" if region else ""
     for one in found:
         paid = " and still paid for" if one.deployed() else ""
-        warn(f"{one.name} is past its TTL{paid}; `t2i remote reap` removes it.")
+        warn(f"{one.name} is past its TTL{paid}; `t2i remote reap{where}` removes it.")

@@ -32,6 +32,8 @@ class Labels:
     serving: str
     by: str
     google_end: int | None = None
+    paused: bool = False
+    """Undeployed by `t2i remote pause`."""
 
     def encoded(self) -> dict[str, str]:
         """As labels of a resource, or metadata of an object."""
@@ -44,6 +46,8 @@ class Labels:
         }
         if self.google_end is not None:
             labels["t2i-google-end"] = str(self.google_end)
+        if self.paused:
+            labels["t2i-paused"] = "yes"
         return labels
 
     @classmethod
@@ -63,6 +67,7 @@ class Labels:
             serving=labels.get("t2i-serving", ""),
             by=escape_controls(decode_label(labels.get("t2i-by", ""))),
             google_end=int(end) if _TIME.fullmatch(end) else None,
+            paused=labels.get("t2i-paused") == "yes",
         )
 
 

@@ -319,7 +319,8 @@ def _remove_once(plan: DeploymentPlan, runner: OperationRunner, console: Console
             f"Whether anything of {name} is left cannot be told: {error.message}",
             hint=f"`t2i remote down {name} --bucket` removes it; until then it may be paid for.",
         ) from error
-    if found := existing.deployments.get(name):
+    found = existing.deployments.get(name)
+    if found:
         teardown.remove_deployment(
             runner.client, found, console.note, artifacts=True, bucket=plan.bucket
         )
@@ -329,5 +330,6 @@ def _remove_once(plan: DeploymentPlan, runner: OperationRunner, console: Console
     unseen = [where for where in existing.unseen if where.startswith(f"gs://{plan.bucket}:")]
     for sentence in unseen:
         console.warn(f"Its weights may still be there: {sentence}")
-    paid = "" if unseen else "; nothing of it is paid for any more"
+    kept = bool(found and found.retained)
+    paid = "" if unseen or kept else "; nothing of it is paid for any more"
     console.note(f"{name} is removed{paid}.")

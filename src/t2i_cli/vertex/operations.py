@@ -2,8 +2,9 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 from t2i_cli import signals
@@ -143,6 +144,27 @@ def pending_operation(client: GoogleClient, resource: str) -> dict[str, Any] | N
     """A running operation on a resource, if there is one."""
     found = client.list_all("aiplatform", f"{resource}/operations", "operations")
     return next((operation for operation in found if not operation.get("done")), None)
+
+
+def pending_deployment(client: GoogleClient, endpoint: str) -> dict[str, Any] | None:
+    """A deployment to an endpoint that is under way, if there is one."""
+    for operation in client.list_all("aiplatform", f"{endpoint}/operations", "operations"):
+        kind = str(operation.get("metadata", {}).get("@type", ""))
+        # One that does not tell its kind may be a deployment, which is paid for.
+        if not operation.get("done") and (not kind or ".DeployModelOperation" in kind):
+            return operation
+    return None
+
+
+def started_at(operation: Mapping[str, Any]) -> str | None:
+    """When an operation began, as Google writes times; None where it does not tell."""
+    metadata = operation.get("metadata", {}).get("genericMetadata")
+    began = metadata.get("createTime") if isinstance(metadata, dict) else None
+    try:
+        datetime.fromisoformat(began if isinstance(began, str) else "")
+    except ValueError:
+        return None
+    return str(began)
 
 
 def log_link(client: GoogleClient, endpoint: str) -> str:

@@ -238,7 +238,7 @@ def plan_deployment(
         client.location,
         permissions=permissions.check_permissions(client, _steps(spec, options)),
         quota=accelerator_quota.ask_quota(
-            client, options.hardware, spec.min_replicas, spot=had.preemptible_quota
+            client, options.hardware, spec.min_replicas, spot=had.spot or had.flex_start
         ),
         now=client.server_time(),
         account=account,

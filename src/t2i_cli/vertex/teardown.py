@@ -54,11 +54,30 @@ def remove_deployment(
             report(f"{what} {found.name}: {error.message}")
     buckets = {bucket, *(where for where, _ in found.files)}
     verify_removed(client, found.name, failures, artifacts=artifacts, buckets=buckets)
+    if artifacts:
+        for text in found.retention_text():
+            report(text)
     for endpoint in found.endpoints:
         try:
             endpoint_store.forget_endpoint(endpoint["name"])
         except StorageError as error:
             report(error.message)
+
+
+def remove_other_endpoint(client: GoogleClient, name: str, report: ReportProgress) -> None:
+    """Remove an endpoint that t2i did not create, by its full name; its models stay.
+
+    Raises T2IError if it is still there.
+    """
+    _run_with_retry(partial(_remove_endpoint, client, name, report))
+    with suppress(NotFoundError):
+        left = client.call("GET", "aiplatform", name)
+        paid = " and paid for" if left.get("deployedModels") else ""
+        raise RemoteError(
+            f"The endpoint {name} is still there{paid}.",
+            hint=f"`t2i remote down {name} --yes` tries again.",
+        )
+    endpoint_store.forget_endpoint(name)
 
 
 def verify_removed(

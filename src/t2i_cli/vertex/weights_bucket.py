@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from t2i_cli.durations import format_duration
 from t2i_cli.errors import AccessError
 from t2i_cli.net import gcs
 from t2i_cli.net.gcs import Blob, GcsClient
@@ -47,6 +49,18 @@ def bucket_labels(client: GoogleClient, bucket: str) -> Mapping[str, str] | None
     """The bucket's labels, or None if it does not exist."""
     found = storage(client).bucket(bucket)
     return None if found is None else found.get("labels", {})
+
+
+def retention_text(bucket: Mapping[str, Any]) -> str | None:
+    """What a bucket keeps of deleted objects and for how long, None if it keeps nothing.
+
+    `bucket` is Cloud Storage's resource; what it keeps is paid for.
+    https://cloud.google.com/storage/docs/soft-delete, object-versioning
+    """
+    if bucket.get("versioning", {}).get("enabled"):
+        return "earlier versions of deleted files until a lifecycle rule or you delete them"
+    seconds = int(bucket.get("softDeletePolicy", {}).get("retentionDurationSeconds", 0))
+    return f"deleted files for {format_duration(seconds)} (soft delete)" if seconds else None
 
 
 def check_owner(client: GoogleClient, bucket: str) -> None:

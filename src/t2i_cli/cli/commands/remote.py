@@ -1,17 +1,23 @@
 """`t2i remote`: deploys, lists, uses and removes Vertex AI endpoints."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from t2i_cli.cli import options
-from t2i_cli.cli.commands import remote_build, remote_deploy, remote_generate
+from t2i_cli.cli.commands import (
+    remote_build,
+    remote_deploy,
+    remote_generate,
+    remote_list,
+    remote_session,
+)
+from t2i_cli.cli.commands.remote_session import EndpointArg
 from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt
-from t2i_cli.errors import InputError, RemoteError, StorageError, T2IError
+from t2i_cli.errors import InputError, RemoteError, T2IError
 from t2i_cli.settings.options import LocationOptions
 from t2i_cli.terminal.console import console
 
@@ -52,11 +58,16 @@ command(
     "t2i remote package -m ./my-model -o packaged",
 )(remote_build.package)
 
+command(
+    app,
+    "t2i remote list",
+    "t2i remote list --all-regions --json",
+    name="list",
+    alias="ls",
+)(remote_list.list_endpoints)
+command(app, "t2i remote cost", "t2i remote cost --all-regions")(remote_list.cost)
+
 _CHECKS_GOOGLE = {"deploy", "run", "list", "ls", "status", "down", "reap", "cost"}
-EndpointArg = Annotated[
-    str | None,
-    typer.Argument(metavar="ENDPOINT", help="Its name, number or full name. [default: in use]"),
-]
 BucketFlag = Annotated[bool, typer.Option("--bucket", help="Remove its weights there as well.")]
 
 
@@ -69,35 +80,7 @@ def remote(context: typer.Context) -> None:
         return
     for one in endpoint_store.list_records():
         if one.expires and one.expires < time.time():
-            _warn_overdue(one.name)
-
-
-@command(
-    app, "t2i remote list", "t2i remote list --region europe-west4 --json", name="list", alias="ls"
-)
-def list_(
-    location: LocationOptions,
-    json: JsonOpt = False,
-) -> None:
-    """List every endpoint that t2i made here, what it did and what it cost so far."""
-    console.configure(json=json)
-    from t2i_cli.vertex import machine_types, status
-
-    with _connect_and_list(location) as (session, found):
-        prices = machine_types.load_prices()
-        lines = [
-            status.endpoint_status(one, session.client, prices)
-            for one in found.deployments.values()
-        ]
-    if json:
-        for line in lines:
-            console.result_json(line.to_json())
-        return
-    if not lines:
-        console.note("There is nothing of t2i's here.")
-        return
-    console.table(status.status_table(lines))
-    console.note(f"Prices are estimates (table: {prices.date}).")
+            remote_session.warn_overdue(one.name)
 
 
 @command(app, "t2i remote status", "t2i remote status t2i-sd15 --json")
@@ -110,8 +93,8 @@ def status(
     console.configure(json=json)
     from t2i_cli.vertex import machine_types, operations, provisioning, status
 
-    with _connect_and_list(location, endpoint=endpoint) as (session, found):
-        one = _find_deployment(found, endpoint)
+    with remote_session.connect_and_list(location, endpoint=endpoint) as (session, found):
+        one = remote_session.find_deployment(found, endpoint)
         line = status.endpoint_status(one, session.client, machine_types.load_prices())
         notes = [note for each in one.deployed() for note in provisioning.status_notes(each)]
         details = {"parts": one.parts_text(), "under_way": False, "log": None, "notes": notes}
@@ -159,12 +142,22 @@ def down(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Undeploy and delete an endpoint and its model, and look whether they are gone."""
+    """Undeploy and delete an endpoint and its model, and look whether they are gone.
+
+    What t2i did not make goes only by its number or full name, and never with --all.
+    """
     console.configure(json=json, quiet=quiet)
     if all_ and endpoint:
         raise InputError("Give an endpoint or --all, not both.")
-    with _connect_and_list(location, endpoint=endpoint) as (session, found):
-        chosen = list(found.deployments.values()) if all_ else [_find_deployment(found, endpoint)]
+    with remote_session.connect_and_list(location, endpoint=endpoint) as (session, found):
+        if other := found.find_other(endpoint or ""):
+            _remove_other(session, other, artifacts=bucket, yes=yes)
+            return
+        chosen = (
+            list(found.deployments.values())
+            if all_
+            else [remote_session.find_deployment(found, endpoint)]
+        )
         if all_ and chosen and not yes:
             console.confirm(f"Remove {', '.join(f'{c.name} (by {c.labels.by})' for c in chosen)}?")
         _remove(session, found, chosen, artifacts=bucket)
@@ -186,7 +179,7 @@ def reap(
     failures: list[T2IError] = []
     for place in (places := split_regions(location)):
         try:
-            with _connect_and_list(place, bucket, warn=False) as (session, found):
+            with remote_session.connect_and_list(place, bucket, warn=False) as (session, found):
                 overdue = found.overdue(session.client.server_time())
                 _remove(session, found, overdue, artifacts=True, bucket=bucket)
         except T2IError as error:
@@ -198,23 +191,23 @@ def reap(
         raise failures[0]
 
 
-@command(app, "t2i remote cost", "t2i remote cost --json")
-def cost(
-    location: LocationOptions,
-    json: JsonOpt = False,
+def _remove_other(
+    session: "CloudSession", other: "Mapping[str, Any]", *, artifacts: bool, yes: bool
 ) -> None:
-    """Estimate what t2i's endpoints cost: an hour, a day, so far."""
-    console.configure(json=json)
-    from t2i_cli.vertex import machine_types, status
+    """Remove an endpoint that t2i did not make, and that is named, once it is agreed to."""
+    from t2i_cli.vertex import machine_types, status, teardown
 
-    with _connect_and_list(location) as (session, found):
-        prices = machine_types.load_prices()
-        bill = status.cost_report(found, session.client, prices)
-    if json:
-        console.result_json(bill.to_json())
-        return
-    for text in bill.text():
-        console.result(text)
+    if artifacts:
+        raise InputError("t2i did not make that endpoint, and knows of no weights: no --bucket.")
+    line = status.other_status(other, session.client, machine_types.load_prices())
+    what = f"{line.title}: {line.model or 'no model'}, {line.machine or 'no machine'}, {line.state}"
+    if not yes:
+        console.confirm(f"t2i did not make this endpoint ({what}). Remove it?")
+    teardown.remove_other_endpoint(session.client, other["name"], console.note)
+    if console.json:
+        console.result_json({"removed": [other["name"]]})
+    else:
+        console.note(f"Removed: {other['name']}. Its models and weights stay.")
 
 
 def _remove(
@@ -252,71 +245,3 @@ def _remove(
         console.result_json({"removed": names})
     else:
         console.note(f"Removed: {', '.join(names)}." if names else "There was nothing to remove.")
-
-
-def _warn_overdue_elsewhere(session: "CloudSession") -> None:
-    """Warn of recorded endpoints past their TTL in other projects and regions."""
-    from t2i_cli.vertex import endpoint_store
-
-    for one in endpoint_store.list_records():
-        elsewhere = not one.name.startswith(f"{session.client.location.parent}/")
-        if elsewhere and one.expires and one.expires < session.client.server_time():
-            _warn_overdue(one.name)
-
-
-def _forget_removed(session: "CloudSession", found: "Inventory") -> None:
-    """Forget recorded endpoints of this project and region that no longer exist."""
-    from t2i_cli.vertex import endpoint_store
-
-    existing = {name.split("/")[-1] for name in found.all_endpoints}
-    for one in endpoint_store.list_records():
-        here = one.name.startswith(f"{session.client.location.parent}/")
-        if here and one.name.split("/")[-1] not in existing:
-            with suppress(StorageError):
-                endpoint_store.forget_endpoint(one.name)
-
-
-def _warn_overdue(name: str) -> None:
-    parts = name.split("/")  # projects/PROJECT/locations/REGION/endpoints/NUMBER
-    where = f" --project {parts[1]} --region {parts[3]}" if len(parts) == 6 else ""
-    console.warn(
-        f"{name} is past its TTL and may still be paid for; `t2i remote reap{where}` removes it."
-    )
-
-
-def _find_deployment(found: "Inventory", endpoint: str | None) -> "Deployment":
-    """The deployment that is named, or in use, or the only one. Raises InputError."""
-    from t2i_cli.settings import store
-    from t2i_cli.vertex import endpoint_store, inventory
-
-    current = endpoint_store.current_endpoint()
-    wanted = endpoint or store.get_setting("vertex_endpoint") or (current and current.name)
-    if wanted:
-        return inventory.find_deployment(found, wanted)
-    if len(found.deployments) == 1:
-        return next(iter(found.deployments.values()))
-    raise InputError(
-        "Which endpoint is meant?",
-        hint=f"Of t2i's there is: {', '.join(found.deployments) or 'none'}.",
-    )
-
-
-@contextmanager
-def _connect_and_list(
-    location: LocationOptions,
-    bucket: str | None = None,
-    *,
-    endpoint: str | None = None,
-    warn: bool = True,
-) -> "Iterator[tuple[CloudSession, Inventory]]":
-    """Connect, and list all that t2i made there; warns of deployments past their TTL."""
-    from t2i_cli.vertex import inventory, lifecycle
-
-    with lifecycle.connect(location, endpoint=endpoint) as session:
-        found = inventory.list_deployments(session.client, bucket)
-        _warn_overdue_elsewhere(session)
-        if warn:
-            inventory.warn_overdue(found.overdue(session.client.server_time()), console.warn)
-        yield session, found
-        # Forget only now: a command for the endpoint in use must not fall back to another.
-        _forget_removed(session, found)
