@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from t2i_cli.errors import AccessError
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import Console
-from t2i_cli.vertex import cloud_scheduler, containers, flex_start, region_fallback
+from t2i_cli.vertex import cloud_scheduler, flex_start, plan_consent, region_fallback
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.region_fallback import RegionPlans
 
@@ -28,14 +27,7 @@ def confirm_plans(
     plans = region_fallback.plan_regions(spec, clients, account, console.note, check_quota=True)
     plans = region_fallback.continue_earlier_run(spec, plans, console.warn)
     console.note(plans.text())
-    if warning := containers.serving_warning(plans.first.labels.serving):
-        console.warn(warning)
-    if missing := plans.first.permissions.blocking:
-        raise AccessError(
-            f"These permissions are missing in {clients[0].location.project}: "
-            f"{', '.join(missing)}.",
-            hint="docs/remote.md names a role for each step.",
-        )
+    plan_consent.check_deployment_plan(plans.first, plans.plans[0].client, console)
     if yes:
         return plans
     if offer and console.interactive:

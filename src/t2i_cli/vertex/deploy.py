@@ -218,14 +218,14 @@ def _ensure_deployed(
             hint="A longer --ttl leaves time for the upload and the deployment.",
         )
     number = existing[0]["id"] if existing else str(int(client.server_time()))
-    _replace_undeploy_job(plan, runner, endpoint["name"], number, jobs)
+    replace_undeploy_job(plan, runner, endpoint["name"], number, jobs)
     if existing:
         runner.report(f"{title}: there already")
         return existing[0]
     return _deploy_model(plan, runner, endpoint["name"], model, number)
 
 
-def _replace_undeploy_job(
+def replace_undeploy_job(
     plan: DeploymentPlan, runner: OperationRunner, endpoint: str, number: str, jobs: list[str]
 ) -> None:
     """Create the undeploy job if the plan has one, else delete the `jobs` of earlier runs."""

@@ -319,11 +319,11 @@ def _plan(
     reader = deployment_options.weights_reader(options, plan.artifacts, spec.service_account)
     plan = replace(plan, reader=reader)
     if spec.max_cost is not None:
-        _check_cost(plan, spec.max_cost)
+        check_cost(plan, spec.max_cost)
     return plan
 
 
-def _check_cost(plan: DeploymentPlan, limit: float) -> None:
+def check_cost(plan: DeploymentPlan, limit: float) -> None:
     """Raise InputError if the cost until the TTL may exceed `limit` USD, or is unknown."""
     if plan.hourly is None:
         raise InputError(

@@ -59,14 +59,14 @@ _CONCURRENCY = 8
 """Regions asked at the same time."""
 _REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
 
-Answer = TypeVar("Answer")
+RegionAnswer = TypeVar("RegionAnswer")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionAnswers(Generic[Answer]):
+class RegionAnswers(Generic[RegionAnswer]):
     """What each region answered, or why it could not be asked."""
 
-    answers: Mapping[str, Answer]
+    answers: Mapping[str, RegionAnswer]
     failures: Mapping[str, T2IError]
 
     def failure_texts(self) -> list[str]:
@@ -100,11 +100,11 @@ def list_regions(client: GoogleClient) -> list[str]:
 
 
 def ask_regions(
-    client: GoogleClient, names: Sequence[str], ask: Callable[[GoogleClient], Answer]
-) -> RegionAnswers[Answer]:
+    client: GoogleClient, names: Sequence[str], ask: Callable[[GoogleClient], RegionAnswer]
+) -> RegionAnswers[RegionAnswer]:
     """Call `ask` with a client of each region, several at a time."""
 
-    def attempt(region: str) -> Answer | T2IError:
+    def attempt(region: str) -> RegionAnswer | T2IError:
         try:
             return ask(client.in_region(region))
         except T2IError as error:

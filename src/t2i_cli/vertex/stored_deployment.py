@@ -81,6 +81,9 @@ def stored_from_api(deployed: Mapping[str, Any]) -> StoredDeployment:
     """The configuration of a DeployedModel that the v1beta1 API shows."""
     kept = {name: value for name, value in deployed.items() if name in _INPUT_FIELDS}
     beta = bool(_BETA_FIELDS & kept.get("dedicatedResources", {}).keys())
+    if "scaleToZeroSpec" in kept.get("dedicatedResources", {}):
+        # The API leaves 0 out.
+        kept["dedicatedResources"] = {"minReplicaCount": 0} | dict(kept["dedicatedResources"])
     if beta:
         # Its logs are off by default there.
         kept["enableContainerLogging"] = not kept.get("disableContainerLogging", False)

@@ -1,8 +1,9 @@
 """Removes a deployment, verifies that it is gone, and reports what is left."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from t2i_cli.errors import RemoteError, StorageError, T2IError
 from t2i_cli.net.google_http import NotFoundError
@@ -121,16 +122,25 @@ def empty_buckets(client: GoogleClient, found: Inventory, report: ReportProgress
 def _remove_endpoint(client: GoogleClient, name: str, report: ReportProgress) -> None:
     """Cancel running operations on an endpoint, undeploy its models, delete it."""
     operations.cancel_all(client, name, "what is under way", report)
-    endpoint = client.call("GET", "aiplatform", name)
+    undeploy_models(client, client.call("GET", "aiplatform", name), report)
+    _delete(client, name, report)
+
+
+def undeploy_models(
+    client: GoogleClient, endpoint: Mapping[str, Any], report: ReportProgress
+) -> None:
+    """Undeploy every model of an Endpoint resource, which ends its cost. Raises T2IError."""
     traffic = endpoint.get("trafficSplit", {})
     # A model with traffic can be undeployed only as the last one.
     models = sorted(endpoint.get("deployedModels", []), key=lambda one: traffic.get(one["id"], 0))
     for deployed in models:
         operation = client.call(
-            "POST", "aiplatform", f"{name}:undeployModel", json={"deployedModelId": deployed["id"]}
+            "POST",
+            "aiplatform",
+            f"{endpoint['name']}:undeployModel",
+            json={"deployedModelId": deployed["id"]},
         )
         operations.wait_for_operation(client, operation, "undeployment", report)
-    _delete(client, name, report)
 
 
 def _delete(client: GoogleClient, name: str, report: ReportProgress) -> None:

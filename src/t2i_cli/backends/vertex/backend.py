@@ -185,4 +185,7 @@ class _Connection:
             return response
         if response.status == 404 and error_body.parse_error_body(response).t2i_error is None:
             raise endpoint.not_found_error(self.target, self._token)
+        if response.status == 400 and errors.says_undeployed(response):
+            if undeployed := endpoint.undeployed_error(self.target, self._token):
+                raise undeployed
         raise errors.error_from_prediction(response, self.target, request, format)

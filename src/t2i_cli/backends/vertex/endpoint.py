@@ -1,5 +1,6 @@
 """Find the endpoint to call: its resource name, its host, and which server is deployed to it."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from t2i_cli.net import google_http
 from t2i_cli.net.google_credentials import TokenProvider
 from t2i_cli.net.retry import RetryPolicy, call_with_retry, retryable
 from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL_FIELDS, SERVINGS
-from t2i_cli.vertex import client, containers, endpoint_store, location, machine_types
+from t2i_cli.vertex import client, containers, endpoint_store, labels, location, machine_types
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.location import Location
 
@@ -166,6 +167,33 @@ def not_found_error(target: Endpoint, token: TokenProvider) -> T2IError:
     return _not_found_error(target.location, token, target.number)
 
 
+def undeployed_error(target: Endpoint, token: TokenProvider) -> T2IError | None:
+    """The error for an endpoint without a deployed model; None if it has one or cannot be asked."""
+    try:
+        with client.GoogleClient(target.location, token) as google:
+            name = target.location.endpoint(target.number)
+            return _undeployed_error(google.call("GET", "aiplatform", name, tries=1))
+    except T2IError:
+        return None
+
+
+def _undeployed_error(endpoint: Mapping[str, Any]) -> RemoteError | None:
+    """The error if nothing is deployed on an Endpoint resource."""
+    if endpoint.get("deployedModels"):
+        return None
+    found = labels.Labels.parse(endpoint.get("labels", {}))
+    if found is None:
+        return RemoteError(
+            f"No model is deployed on the endpoint {endpoint['name'].split('/')[-1]}.",
+            hint="`t2i remote list` shows what there is; `t2i remote deploy` deploys one.",
+        )
+    paused = "is paused: no model is" if found.paused else "has no model"
+    return RemoteError(
+        f"The endpoint {found.name} {paused} deployed.",
+        hint=f"`t2i remote resume {found.name}` deploys it again as it was.",
+    )
+
+
 def _fetch_token(token: TokenProvider, retry_policy: RetryPolicy) -> None:
     """Fetch a token first: refused credentials are not a missing permission to look up."""
 
@@ -203,7 +231,10 @@ def _not_found_error(location: Location, token: TokenProvider, number: str) -> T
         return RemoteError(
             f"There is no endpoint {number} {place}.", hint="`t2i remote list` shows what there is."
         )
-    if any(e["name"].split("/")[-1] == number for e in found):
+    here = next((e for e in found if e["name"].split("/")[-1] == number), None)
+    if here is not None and (undeployed := _undeployed_error(here)):
+        return undeployed
+    if here is not None:
         return RemoteError(
             f"The endpoint {number} is {place}, but what answered the call does not know it.",
             hint=f"`t2i remote use {number}` looks its host up again; --api-endpoint may lead "

@@ -16,6 +16,7 @@ SHARED_TIMEOUT = 60.0
 WAKING = "The endpoint has no replica yet and wakes up, which takes minutes."
 
 _TOO_LARGE = re.compile(r"response (payload )?size", re.IGNORECASE)
+_UNDEPLOYED = re.compile(r"deployed[ _]?model|not deployed|no model", re.IGNORECASE)
 _LOG_HINT = (
     "Its log is in the Cloud console: Vertex AI, Online prediction, the endpoint, View logs."
 )
@@ -71,6 +72,11 @@ def error_from_prediction(
 def _failure_hint(target: Endpoint) -> str:
     """What to look at after a failure on Google's side."""
     return f"{_SPOT_HINT} {_LOG_HINT}" if target.record.spot else _LOG_HINT
+
+
+def says_undeployed(response: HttpResponse) -> bool:
+    """Whether a 400 says that the endpoint has no deployed model."""
+    return bool(_UNDEPLOYED.search(error_body.parse_error_body(response).message))
 
 
 def timeout_error(target: Endpoint, seconds: float) -> TimedOutError:

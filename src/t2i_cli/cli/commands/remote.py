@@ -12,6 +12,7 @@ from t2i_cli.cli.commands import (
     remote_deploy,
     remote_generate,
     remote_list,
+    remote_pause,
     remote_session,
 )
 from t2i_cli.cli.commands.remote_session import EndpointArg
@@ -67,7 +68,25 @@ command(
 )(remote_list.list_endpoints)
 command(app, "t2i remote cost", "t2i remote cost --all-regions")(remote_list.cost)
 
-_CHECKS_GOOGLE = {"deploy", "run", "list", "ls", "status", "down", "reap", "cost"}
+command(app, "t2i remote pause", "t2i remote pause sd15 --ttl 3d")(remote_pause.pause)
+command(
+    app,
+    "t2i remote resume --ttl 2h --max-cost 5",
+    "t2i remote resume sd15 --dry-run",
+)(remote_pause.resume)
+
+_CHECKS_GOOGLE = {
+    "pause",
+    "resume",
+    "deploy",
+    "run",
+    "list",
+    "ls",
+    "status",
+    "down",
+    "reap",
+    "cost",
+}
 BucketFlag = Annotated[bool, typer.Option("--bucket", help="Remove its weights there as well.")]
 
 
