@@ -56,6 +56,7 @@ from t2i_cli.vertex import (
     operations,
     request_counts,
     status,
+    weights_bucket,
 )
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.location import Location
@@ -379,6 +380,12 @@ RESOURCES = {
     "minReplicaCount": 1,
     "maxReplicaCount": 2,
 }
+STORED = {
+    "schema": 1,
+    "version": "v1",
+    "deployedModel": {"model": "m", "dedicatedResources": RESOURCES},
+    "schedulerAccount": None,
+}
 ENDPOINT = {
     "name": ENDPOINT_NAME,
     "displayName": "one",
@@ -392,8 +399,10 @@ ENDPOINT = {
             "model": "projects/p/locations/us-central1/models/2",
             "createTime": "2026-11-20T10:00:00Z",
             "dedicatedResources": RESOURCES,
+            "status": {"availableReplicaCount": 1, "lastUpdateTime": "2026-11-20T10:00:00Z"},
         }
     ],
+    "description": f"Deployed by t2i as: {json.dumps(STORED)}",
 }
 SERIES = {"timeSeries": [{"points": [{"value": {"int64Value": "5"}}]}]}
 MODEL = {
@@ -401,6 +410,23 @@ MODEL = {
     "labels": LABELS,
     "artifactUri": "gs://b/t2i/one",
     "containerSpec": {"env": [{"name": "AIP", "value": "gs://b/t2i/one"}]},
+}
+DEPLOYING = ENDPOINT | {"deployedModels": [], "labels": LABELS | {"t2i-name": "two"}}
+OTHER = {
+    "name": ENDPOINT_NAME,
+    "displayName": "theirs",
+    "createTime": "2026-11-20T10:00:00Z",
+    "deployedModels": [
+        {"id": "8", "model": "m", "automaticResources": {"minReplicaCount": 1}},
+        {"id": "9", "model": "m", "sharedResources": "projects/p/deploymentResourcePools/x"},
+    ],
+}
+PENDING = {
+    "name": f"{ENDPOINT_NAME}/operations/4",
+    "metadata": {
+        "@type": "type.googleapis.com/google.cloud.aiplatform.v1.DeployModelOperationMetadata",
+        "genericMetadata": {"createTime": "2026-11-20T10:00:00Z"},
+    },
 }
 OPERATION = {"name": f"{ENDPOINT_NAME}/operations/3", "done": True, "response": {"name": "x"}}
 
@@ -419,10 +445,12 @@ def read_inventory(data: bytes, _folder: Path) -> None:
         found = inventory.list_endpoints(client)
         for one in found.deployments.values():
             one.parts_text()
-            with patch.object(status, "count_requests", return_value=1):
-                state = status.endpoint_status(one, client, machine_types.BUILT_IN)
+        with patch.object(status, "count_requests", return_value=1):
+            states = status.all_statuses(found, client, machine_types.BUILT_IN)
+        for state in states:
             status.status_facts(state, {})
-            status.status_table([state])
+        status.status_table(states, regions=True)
+        status.CostReport(endpoints=states, prices=machine_types.BUILT_IN, project="p").text()
 
 
 def read_resources(data: bytes, _folder: Path) -> None:
@@ -445,7 +473,7 @@ def read_blobs(data: bytes, _folder: Path) -> None:
     """The objects of a bucket."""
     with _google(data) as client:
         storage = gcs.GcsClient(client)
-        storage.bucket("b")
+        weights_bucket.retention_text(storage.bucket("b") or {})
         for blob in storage.list_blobs("b", "t2i/"):
             labels.Labels.parse(blob.labels)
 
@@ -832,7 +860,10 @@ READERS: dict[str, Reader] = {
         read=read_google_error,
     ),
     "Vertex AI: endpoint": Reader(valid=_json(ENDPOINT), read=read_endpoint),
-    "Vertex AI: endpoints": Reader(valid=_json({"endpoints": [ENDPOINT]}), read=read_inventory),
+    "Vertex AI: endpoints": Reader(
+        valid=_json({"endpoints": [ENDPOINT, OTHER, DEPLOYING], "operations": [PENDING]}),
+        read=read_inventory,
+    ),
     "Vertex AI: resources": Reader(
         valid=_json(SERIES | {"models": [MODEL]}, {"operations": [OPERATION]}), read=read_resources
     ),

@@ -86,6 +86,7 @@ def test_pause_ends_the_bill_and_resume_deploys_as_it_was(
     assert resumed.returncode == 0, resumed.stderr
     assert deployed(vertex) == before
     assert len(vertex.jobs) == jobs
+    assert ("runs as" in resumed.stderr) == ("--service-account" in options)
     (endpoint,) = vertex.endpoints.values()
     expires = int(endpoint["labels"]["t2i-expires"])
     assert expires == pytest.approx(vertex.now() + 7200, abs=120)

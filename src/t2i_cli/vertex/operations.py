@@ -161,8 +161,8 @@ def started_at(operation: Mapping[str, Any]) -> str | None:
     metadata = operation.get("metadata", {}).get("genericMetadata")
     began = metadata.get("createTime") if isinstance(metadata, dict) else None
     try:
-        datetime.fromisoformat(began if isinstance(began, str) else "")
-    except ValueError:
+        datetime.fromisoformat(began if isinstance(began, str) else "").timestamp()
+    except (ValueError, OverflowError, OSError):
         return None
     return str(began)
 

@@ -112,9 +112,12 @@ def _are_resources(value: object) -> bool:
     """Whether the fields of DedicatedResources that are read here are sound."""
     if not isinstance(value, dict) or not isinstance(machine := value.get("machineSpec"), dict):
         return False
+    scaling = value.get("scaleToZeroSpec", {})
+    idle = scaling.get("idleScaledownPeriod", "0s") if isinstance(scaling, dict) else None
     counts = [value.get("minReplicaCount", 1), value.get("maxReplicaCount", 1)]
     return (
         is_unicode_text(machine.get("machineType"))
+        and is_unicode_text(idle)
         and is_unicode_text(machine.get("acceleratorType", "none"))
         and all(one == 0 or is_count(one) for one in [*counts, machine.get("acceleratorCount", 1)])
     )
