@@ -192,7 +192,7 @@ def test_weights_that_stay_in_a_bucket_of_the_user_s_are_told_of(
     vertex.granted = {
         *("aiplatform.endpoints.list", "aiplatform.endpoints.get", "aiplatform.endpoints.undeploy"),
         *("aiplatform.endpoints.delete", "aiplatform.models.list", "aiplatform.models.delete"),
-        *("storage.objects.list", "storage.buckets.get"),
+        *("storage.objects.list", "storage.buckets.get", "aiplatform.operations.list"),
     }
     with pytest.raises(Exception, match="still: 2 files in gs://pail/t2i/weights/"):
         removed(cloud, "weights")

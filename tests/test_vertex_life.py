@@ -391,6 +391,7 @@ def test_what_cannot_be_removed_is_said(t2i: T2I, vertex: FakeVertex, env: dict[
         "aiplatform.endpoints.get",
         "aiplatform.models.list",
         "aiplatform.models.delete",
+        "aiplatform.operations.list",
     }
     done = t2i("remote", "down", env=env)
     assert done.returncode == 3

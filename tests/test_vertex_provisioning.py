@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from google.cloud import aiplatform_v1, aiplatform_v1beta1
-from google.protobuf.json_format import ParseDict, ParseError  # type: ignore[import-untyped]
+from google.protobuf.json_format import ParseDict, ParseError
 
 from t2i_cli.errors import InputError, TimedOutError
 from t2i_cli.settings import store

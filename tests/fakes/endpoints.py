@@ -19,7 +19,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from tests.fakes.faults import Fault
+from tests.fakes import google_rules
+from tests.fakes.faults import Fault, denied
 from tests.fakes.google import Google, Refused, painted_png
 
 PROJECT, NUMBER, REGION = "gallery", "123456789", "us-central1"
@@ -35,6 +36,15 @@ _METADATA = {
     "deleteModel": "Delete",
 }
 """Kinds of operations → their metadata's type."""
+_STARTED_BY = {
+    "upload": "models.upload",
+    "createEndpoint": "endpoints.create",
+    "deployModel": "endpoints.deploy",
+    "undeployModel": "endpoints.undeploy",
+    "deleteEndpoint": "endpoints.delete",
+    "deleteModel": "models.delete",
+}
+"""The permission that starts each kind of operation."""
 
 Predictor = Callable[[dict[str, Any]], tuple[int, Any]]
 """The container: the request's body as it arrives there → its status and its body."""
@@ -53,6 +63,11 @@ class Operation:
     response: dict[str, Any] | None = None
     done: bool = False
     created: str = ""
+
+    @property
+    def collection(self) -> str:
+        """`models` or `endpoints`: what it works on."""
+        return self.name.split("/operations/")[0].split("/")[-2]
 
     def shown(self) -> dict[str, Any]:
         """The operation as the protocol has it."""
@@ -208,6 +223,7 @@ class FakeVertex(Google):
         resources = {"machineSpec": {"machineType": "n1-standard-4"}, "minReplicaCount": 1}
         fields = {"dedicatedResources": resources} if deployed is None else dict(deployed)
         self._add_deployed(number, {"id": "77", "model": model} | fields)
+        self.endpoints[number]["trafficSplit"] = {"77": 100}
         return name
 
     def fire_jobs(self) -> list[int]:
@@ -297,10 +313,12 @@ class FakeVertex(Google):
         return self.begin("createEndpoint", name, effect)
 
     def deploy(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
+        endpoint = self._found(self.endpoints, match["id"], "Endpoint")
+        known = {"0", *(one["id"] for one in endpoint["deployedModels"])}
+        google_rules.check_traffic(body.get("trafficSplit", {}), known)
         resources = body["deployedModel"].get("dedicatedResources", {})
-        for name in {"scaleToZeroSpec", "flexStart"} & resources.keys():
-            if match["version"] != "v1beta1":
-                raise Refused(400, "INVALID_ARGUMENT", f'Unknown name "{name}".')
+        if "scaleToZeroSpec" in resources and not endpoint.get("dedicatedEndpointEnabled"):
+            raise google_rules.invalid("Scale to zero needs a dedicated endpoint.")
         return self.begin_deployment(match["id"], body)
 
     def begin_deployment(self, number: str, body: Any) -> Any:
@@ -314,6 +332,9 @@ class FakeVertex(Google):
         if "scaleToZeroSpec" not in resources and not resources.get("minReplicaCount"):
             raise Refused(400, "INVALID_ARGUMENT", "min_replica_count must be at least 1.")
         self._found(self.models, deployed["model"].split("/")[-1], "Model")
+        if deployed.get("id") in {one["id"] for one in endpoint["deployedModels"]}:
+            raise Refused(409, "ALREADY_EXISTS", f"DeployedModel {deployed['id']} exists.")
+        split = body.get("trafficSplit", {})
         deployed = {"id": str(next(self._ids))} | deployed
         endpoint["_deploying"] = endpoint.get("_deploying", 0) + 1
         kind = "type.googleapis.com/google.cloud.aiplatform.v1.DeployModelResponse"
@@ -323,7 +344,12 @@ class FakeVertex(Google):
 
         def effect() -> dict[str, Any]:
             undo()
-            return {"@type": kind, "deployedModel": self._add_deployed(number, deployed)}
+            added = self._add_deployed(number, deployed)
+            if split:
+                endpoint["trafficSplit"] = {
+                    added["id"] if one == "0" else one: share for one, share in split.items()
+                }
+            return {"@type": kind, "deployedModel": self._shown(added)}
 
         return self.begin("deployModel", endpoint["name"], effect, undo)
 
@@ -333,12 +359,19 @@ class FakeVertex(Google):
         here = [d for d in endpoint["deployedModels"] if d["id"] == wanted]
         if not here:
             raise Refused(404, "NOT_FOUND", f"Deployed model {wanted} is not found.")
+        others = {one["id"] for one in endpoint["deployedModels"]} - {wanted}
+        split = body.get("trafficSplit", endpoint.get("trafficSplit", {}))
+        google_rules.check_traffic(body.get("trafficSplit", {}), others)
+        if others and split.get(wanted):
+            message = f"The DeployedModel {wanted} has traffic: assign it to another one first."
+            raise Refused(400, "FAILED_PRECONDITION", message)
         kind = "type.googleapis.com/google.cloud.aiplatform.v1.UndeployModelResponse"
 
         def effect() -> dict[str, Any]:
             for deployed in here:
                 deployed["_span"].end = self.now()
                 endpoint["deployedModels"].remove(deployed)
+            endpoint["trafficSplit"] = split if endpoint["deployedModels"] else {}
             return {"@type": kind}
 
         return self.begin("undeployModel", endpoint["name"], effect)
@@ -369,20 +402,22 @@ class FakeVertex(Google):
         return self.begin(kind, name, effect)
 
     def get_endpoint(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
-        found = self._shown(self._found(self.endpoints, match["id"], "Endpoint"))
-        return found if match["version"] == "v1beta1" else _without_flex_start(found)
+        return self._shown(self._found(self.endpoints, match["id"], "Endpoint"), match["version"])
 
     def patch_endpoint(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         endpoint = self._found(self.endpoints, match["id"], "Endpoint")
+        known = {one["id"] for one in endpoint["deployedModels"]}
+        google_rules.check_traffic(body.get("trafficSplit", {}), known)
         for name in query["updateMask"].split(","):
-            endpoint[name] = body[name]
-        return self._shown(endpoint)
+            endpoint[name] = body.get(name, {})
+        return self._shown(endpoint, match["version"])
 
     def get_model(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         return self._found(self.models, match["id"], "Model")
 
     def list_endpoints(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
-        return self._page("endpoints", _in_region(self.endpoints, match["region"]), query)
+        here = _in_region(self.endpoints, match["region"])
+        return self._page("endpoints", here, query, match["version"])
 
     def list_locations(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
         """As Google's locations.proto has it; `global` is no region."""
@@ -398,13 +433,29 @@ class FakeVertex(Google):
         return self._page("models", _in_region(self.models, match["region"]), query)
 
     def get_operation(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
-        name = match["name"].replace(f"projects/{PROJECT}/", f"projects/{NUMBER}/")
+        operation = self._operation(match["name"])
+        self._need_one_of(operation, f"aiplatform.{operation.collection}.get")
+        return operation.shown()
+
+    def _operation(self, name: str) -> Operation:
+        name = name.replace(f"projects/{PROJECT}/", f"projects/{NUMBER}/")
         if name not in self.operations:
             raise Refused(404, "NOT_FOUND", f"Operation {name} is not found.")
-        return self.operations[name].shown()
+        return self.operations[name]
+
+    def _need_one_of(self, operation: Operation, *permissions: str) -> None:
+        """Raise 403 for whoever has none of these, nor what it takes to start the operation.
+
+        IAM lists aiplatform.operations.list and no other permission of operations; that who may
+        start one may look at it and cancel it is an assumption.
+        """
+        starts = f"aiplatform.{_STARTED_BY.get(operation.kind, '')}"
+        if self.granted is not None and not self.granted & {starts, *permissions}:
+            raise Refused(403, "PERMISSION_DENIED", denied(starts, operation.name))
 
     def cancel_operation(self, match: re.Match[str], body: Any, query: dict[str, str]) -> Any:
-        operation = self.operations[match["name"]]
+        operation = self._operation(match["name"])
+        self._need_one_of(operation)
         if not operation.done and self.cancellable:
             operation.due = 0.0
             operation.error = {"code": 1, "message": "The operation was cancelled."}
@@ -427,6 +478,8 @@ class FakeVertex(Google):
         endpoint = self._found(self.endpoints, match["id"], "Endpoint")
         if not endpoint["deployedModels"]:
             raise Refused(400, "FAILED_PRECONDITION", "The Endpoint has no deployed model.")
+        if not endpoint.get("trafficSplit"):
+            raise Refused(400, "FAILED_PRECONDITION", "The Endpoint has no traffic split.")
         limit = DEDICATED_LIMIT if endpoint.get("dedicatedEndpointEnabled") else SHARED_LIMIT
         if len(json.dumps(body)) > limit:
             message = f"The request size exceeds the limit: {limit} bytes."
@@ -457,11 +510,17 @@ class FakeVertex(Google):
             raise Refused(404, "NOT_FOUND", f"{kind} `{number}` is not found.")
         return where[number]
 
-    def _page(self, kind: str, where: dict[str, dict[str, Any]], query: dict[str, str]) -> Any:
+    def _page(
+        self,
+        kind: str,
+        where: dict[str, dict[str, Any]],
+        query: dict[str, str],
+        version: str = "",
+    ) -> Any:
         """Two a page, so that a client must ask for the next one; filters by label equality."""
         wanted = re.findall(r'labels\.([\w-]+)="?([\w-]+)"?', query.get("filter", ""))
         found = [
-            _without_flex_start(self._shown(v))
+            self._shown(v, version)
             for v in where.values()
             if all(v.get("labels", {}).get(k) == w for k, w in wanted)
         ]
@@ -471,10 +530,10 @@ class FakeVertex(Google):
             page["nextPageToken"] = str(start + 2)
         return page
 
-    def _shown(self, resource: dict[str, Any]) -> dict[str, Any]:
-        """The resource without the fake's own notes."""
+    def _shown(self, resource: dict[str, Any], version: str = "") -> dict[str, Any]:
+        """The resource without the fake's own notes; an Endpoint as this version has it."""
         value: dict[str, Any] = _public(resource)
-        return value
+        return google_rules.shown_in_version(version, "Endpoint", value) if version else value
 
 
 def _region_of(name: str) -> str:
@@ -483,13 +542,6 @@ def _region_of(name: str) -> str:
 
 def _in_region(where: dict[str, dict[str, Any]], region: str) -> dict[str, dict[str, Any]]:
     return {number: one for number, one in where.items() if _region_of(one["name"]) == region}
-
-
-def _without_flex_start(resource: dict[str, Any]) -> dict[str, Any]:
-    """The resource as v1 has it, which lacks this field of v1beta1."""
-    for deployed in resource.get("deployedModels", []):
-        deployed.get("dedicatedResources", {}).pop("flexStart", None)
-    return resource
 
 
 def _public(value: Any) -> Any:  # noqa: ANN401 - any JSON

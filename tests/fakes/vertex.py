@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.fakes import google_keys, google_rules
 from tests.fakes.endpoints import NUMBER, PROJECT, REGION, FakeVertex
 from tests.fakes.faults import (
     Fault,
@@ -76,6 +77,7 @@ __all__ = [
 _BASE = r"/(?P<version>v1|v1beta1)/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)"
 _ONE = r"/(?P<kind>{})/(?P<id>[^/:@]+)(?:@\d+)?"
 _ENDPOINT, _MODEL = _BASE + _ONE.format("endpoints"), _BASE + _ONE.format("models")
+_OPERATION = r"/(?P<version>v1|v1beta1)/(?P<name>projects/.+/operations/\d+)"
 _AIPLATFORM: tuple[tuple[str, str, str, str], ...] = (
     ("GET", r"/v1/projects/(?P<project>[^/]+)/locations", "list_locations", "locations.list"),
     ("POST", _BASE + "/models:upload", "upload_model", "models.upload"),
@@ -90,15 +92,15 @@ _AIPLATFORM: tuple[tuple[str, str, str, str], ...] = (
     ("POST", _ENDPOINT + ":deployModel", "deploy", "endpoints.deploy"),
     ("POST", _ENDPOINT + ":undeployModel", "undeploy", "endpoints.undeploy"),
     ("POST", _ENDPOINT + ":predict", "predict", "endpoints.predict"),
-    ("GET", r"/(v1|v1beta1)/(?P<name>projects/.+/operations/\d+)", "get_operation", ""),
-    (
-        "POST",
-        r"/(v1|v1beta1)/(?P<name>projects/.+/operations/\d+):cancel",
-        "cancel_operation",
-        "",
-    ),
+    ("GET", _OPERATION, "get_operation", ""),
+    ("POST", _OPERATION + ":cancel", "cancel_operation", ""),
     ("GET", r"/v3/projects/(?P<project>[^/]+)/timeSeries", "count_requests", "monitoring"),
-    ("GET", _BASE + _ONE.format("endpoints|models") + "/operations", "list_operations", ""),
+    (
+        "GET",
+        _BASE + _ONE.format("endpoints|models") + "/operations",
+        "list_operations",
+        "operations.list",
+    ),
 )
 
 
@@ -207,6 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _route(self, path: str, query: dict[str, str], content: bytes) -> None:
+        google_keys.check_request(self.command, path, query, content)
         if self.vertex.google_route(self, path, query, content):
             return
         for method, pattern, name, permission in _AIPLATFORM:
@@ -222,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(403, "PERMISSION_DENIED", denied(full, path))
             if fields.get("region", REGION) not in self.vertex.regions:
                 raise Refused(404, "NOT_FOUND", f"Nothing is in {fields['region']}.")
-            body = json.loads(content or b"{}")
+            body = self._checked_body(name, fields, query, content)
             answer = getattr(self.vertex, name)
             if name == "predict":
                 # Predictions run beside each other.
@@ -237,6 +240,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(value)
             return
         raise Refused(404, "NOT_FOUND", f"The fake has no {self.command} {path}.")
+
+    def _checked_body(
+        self, name: str, fields: dict[str, Any], query: dict[str, str], content: bytes
+    ) -> Any:
+        """The body as Google understands it; a prediction's as it was sent. Raises Refused."""
+        try:
+            body = json.loads(content or b"{}")
+        except ValueError as error:
+            raise google_rules.invalid("Invalid JSON payload received.") from error
+        if name == "count_requests":
+            return body
+        whole = "gapic" in self.headers.get("x-goog-api-client", "")
+        request = google_rules.parsed_request(
+            name, fields["version"], fields, query, body, whole=whole
+        )
+        if request is None or name == "predict":
+            return body
+        value = google_rules.json_of_message(request)
+        return value["endpoint"] if name in {"create_endpoint", "patch_endpoint"} else value
 
     def _json(
         self, value: object, status: int = 200, headers: Mapping[str, str] | None = None

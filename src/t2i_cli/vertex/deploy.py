@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, T2IError
 from t2i_cli.vertex import (
     cloud_scheduler,
     containers,
@@ -10,6 +10,7 @@ from t2i_cli.vertex import (
     machine_types,
     operations,
     provisioning,
+    resource_bodies,
     stored_deployment,
     weights_bucket,
 )
@@ -100,7 +101,7 @@ def _require_same_resources(
     _require_same(
         plan, "number of replicas", f"{low} to {high}", f"{wanted} to {plan.max_replicas}"
     )
-    # The v1 API may leave out fields of the v1beta1 API.
+    # The answer to an update is v1's, without fields of v1beta1.
     if idle := resources.get("scaleToZeroSpec", {}).get("idleScaledownPeriod"):
         _require_same(plan, "idle time", idle, f"{plan.idle}s")
     _require_same(plan, "service account", deployed.get("serviceAccount"), plan.service_account)
@@ -154,7 +155,7 @@ def _ensure_model(
     )
     body = {"displayName": plan.title, "labels": plan.labels.encoded()} | resource
     path = f"{runner.client.location.parent}/models:upload"
-    response = runner.run_operation(path, {"model": body}, f"model {plan.title}")
+    response = runner.run_operation(path, resource_bodies.upload_body(body), f"model {plan.title}")
     runner.report(f"model {plan.title}: made")
     return str(response["model"])
 
@@ -170,15 +171,18 @@ def _ensure_endpoint(
             f"endpoint {plan.title}: there already; "
             f"its TTL ends {format_time(plan.labels.expires)} now"
         )
+        body = resource_bodies.endpoint_body({"labels": labels})
         return runner.client.call(
-            "PATCH", "aiplatform", name, json={"labels": labels}, params={"updateMask": "labels"}
+            "PATCH", "aiplatform", name, json=body, params={"updateMask": "labels"}
         )
-    body = {
-        "displayName": plan.title,
-        "labels": labels,
-        "dedicatedEndpointEnabled": True,
-        "clientConnectionConfig": {"inferenceTimeout": f"{INFERENCE_SECONDS}s"},
-    }
+    body = resource_bodies.endpoint_body(
+        {
+            "displayName": plan.title,
+            "labels": labels,
+            "dedicatedEndpointEnabled": True,
+            "clientConnectionConfig": {"inferenceTimeout": f"{INFERENCE_SECONDS}s"},
+        }
+    )
     response = runner.run_operation(
         f"{runner.client.location.parent}/endpoints", body, f"endpoint {plan.title}"
     )
@@ -199,13 +203,12 @@ def _ensure_deployed(
     Raises InputError if the TTL has ended or the existing one differs, or T2IError.
     """
     client, title = runner.client, f"deployment {plan.title}"
-    if under_way := operations.pending_operation(client, endpoint["name"]):
+    if under_way := _pending_deployment(runner, endpoint["name"], title):
         runner.report(f"{title}: under way already")
         operations.wait_for_operation(
             client, under_way, title, runner.report, seconds=_deployment_timeout(plan, client)
         )
-        # v1 leaves flexStart out, and the labels are this run's already.
-        endpoint = client.call("GET", "aiplatform", f"/v1beta1/{endpoint['name']}")
+        endpoint = client.call("GET", "aiplatform", f"{inventory.ENDPOINTS_API}{endpoint['name']}")
     models: list[dict[str, Any]] = endpoint.get("deployedModels", [])
     existing = [one for one in models if one["model"] == model]
     for deployed_model in existing:
@@ -223,6 +226,18 @@ def _ensure_deployed(
         runner.report(f"{title}: there already")
         return existing[0]
     return _deploy_model(plan, runner, endpoint["name"], model, number)
+
+
+def _pending_deployment(
+    runner: OperationRunner, endpoint: str, title: str
+) -> dict[str, Any] | None:
+    """An earlier run's deployment under way; None, and told, where operations cannot be listed."""
+    try:
+        return operations.pending_operation(runner.client, endpoint)
+    except T2IError as error:
+        # The permission may be missing, and a service need not have the list (501).
+        runner.report(f"{title}: whether one is under way cannot be told: {error.message}")
+        return None
 
 
 def replace_undeploy_job(
@@ -266,7 +281,8 @@ def _deploy_model(
     if plan.service_account:
         body["serviceAccount"] = plan.service_account
     # Scale to zero is in Preview and only in the v1beta1 API.
-    version = "v1beta1" if plan.idle or plan.provisioning.needs_preview_api else "v1"
+    preview = plan.idle or plan.provisioning.needs_preview_api
+    version: resource_bodies.ApiVersion = "v1beta1" if preview else "v1"
     stored = StoredDeployment(
         deployed_model={name: value for name, value in body.items() if name != "id"},
         version=version,
@@ -280,7 +296,7 @@ def _deploy_model(
         "POST",
         "aiplatform",
         f"/{version}/{endpoint}:deployModel",
-        json={"deployedModel": body, "trafficSplit": {"0": 100}},
+        json=resource_bodies.deployment_body(version, body),
     )
     response = operations.wait_for_operation(
         client, operation, title, runner.report, seconds=_deployment_timeout(plan, client)

@@ -17,6 +17,9 @@ from t2i_cli.vertex import weights_bucket
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.labels import MANAGED, Labels
 
+ENDPOINTS_API = "/v1beta1/"
+"""Endpoints are read by this version: v1's leave out scale to zero and flex-start."""
+
 
 @dataclass(kw_only=True)
 class Deployment:
@@ -123,7 +126,7 @@ def list_endpoints(client: GoogleClient) -> Inventory:
     """Only the endpoints, in one list call."""
     found = Inventory()
     for endpoint in client.list_all(
-        "aiplatform", f"{client.location.parent}/endpoints", "endpoints"
+        "aiplatform", f"{ENDPOINTS_API}{client.location.parent}/endpoints", "endpoints"
     ):
         found.all_endpoints.append(endpoint["name"])
         if one := found.deployment_of(endpoint.get("labels", {})):

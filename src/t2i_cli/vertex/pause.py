@@ -22,6 +22,7 @@ from t2i_cli.vertex import (
     operations,
     permissions,
     provisioning,
+    resource_bodies,
     teardown,
 )
 from t2i_cli.vertex.client import GoogleClient
@@ -229,10 +230,9 @@ def _deploy_again(resumption: Resumption, runner: OperationRunner, name: str) ->
     if existing:
         runner.report(f"{title}: there already")
     else:
-        body = {
-            "deployedModel": dict(resumption.stored.deployed_model) | {"id": number},
-            "trafficSplit": {"0": 100},
-        }
+        body = resource_bodies.deployment_body(
+            resumption.stored.version, dict(resumption.stored.deployed_model) | {"id": number}
+        )
         runner.report(f"{title}: starts; it takes 5 to 30 minutes")
         path = f"/{resumption.stored.version}/{name}:deployModel"
         operation = client.call("POST", "aiplatform", path, json=body)

@@ -23,6 +23,7 @@ _DEPLOY = tuple(
         "endpoints.list",
         "endpoints.update",
         "endpoints.deploy",
+        "operations.list",
     )
 )
 STEPS: Mapping[str, tuple[str, ...]] = {
@@ -45,6 +46,7 @@ STEPS: Mapping[str, tuple[str, ...]] = {
         "aiplatform.endpoints.delete",
         "aiplatform.models.list",
         "aiplatform.models.delete",
+        "aiplatform.operations.list",
     ),
     "service account": ("iam.serviceAccounts.actAs",),
     "scheduler": (

@@ -11,6 +11,7 @@ from typing import Any
 
 from t2i_cli.files.state_files import is_count, is_unicode_text, parse_json
 from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.resource_bodies import ApiVersion
 
 _PREFIX = "Deployed by t2i as: "
 _SCHEMA = 1
@@ -34,7 +35,7 @@ class StoredDeployment:
     """A DeployedModel as a request has it, without its id, and the API version that takes it."""
 
     deployed_model: Mapping[str, Any]
-    version: str
+    version: ApiVersion
     scheduler_account: str | None = None
 
     def text(self) -> str:
