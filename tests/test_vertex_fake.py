@@ -13,7 +13,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.fakes.vertex import PROJECT, REGION, FakeVertex, running_vertex
+from tests.conftest import T2I
+from tests.fakes.google import PERSON
+from tests.fakes.vertex import NUMBER, PROJECT, REGION, FakeVertex, running_vertex
 
 LIFE = """
 import logging, sys
@@ -401,3 +403,50 @@ def test_operations_have_permissions_too(vertex: FakeVertex, ask: Callable[..., 
         assert ask("GET", f"/v1/{started}").status == get
         assert ask("POST", f"/v1/{started}:cancel", {}).status == cancel
         assert ask("GET", f"/v1{path}/operations").status == listed
+
+
+@pytest.mark.parametrize(
+    ("token", "payer", "status", "message"),
+    [
+        ("ya29.key", None, 200, ""),
+        ("ya29.key", "gallery", 200, ""),
+        (PERSON, None, 403, "requires a quota project"),
+        (PERSON, "gallery", 200, ""),
+        (PERSON, "somebody-else", 403, "permission to use project somebody-else"),
+        ("ya30.key", "gallery", 401, "invalid credentials"),
+    ],
+)
+def test_a_person_names_the_project_that_pays_the_quota(
+    ask: Callable[..., Asked], token: str, payer: str | None, status: int, message: str
+) -> None:
+    headers = {"Authorization": f"Bearer {token}"}
+    if payer:
+        headers["x-goog-user-project"] = payer
+    answer = ask("GET", f"/v1{PARENT}/endpoints", headers=headers)
+    assert answer.status == status
+    assert message in answer.message
+
+
+def test_an_endpoint_with_a_host_of_its_own_is_served_there_only(
+    vertex: FakeVertex, ask: Callable[..., Asked], t2i: T2I
+) -> None:
+    name, shared = vertex.make_endpoint(), vertex.make_endpoint(dedicated=False)
+    own = f"{name.split('/')[-1]}.{REGION}-{NUMBER}.prediction.vertexai.goog"
+    all_s = f"{REGION}-aiplatform.googleapis.com"
+    for host, endpoint, status in (
+        (all_s, name, 404),
+        (own, name, 200),
+        (own, shared, 404),
+        (all_s, shared, 200),
+    ):
+        body: dict[str, object] = {"instances": [{}]}
+        answer = ask("POST", f"/v1/{endpoint}:predict", body, headers={"Host": host})
+        assert answer.status == status
+    assert ask("GET", f"/v1/{name}", headers={"Host": own}).status == 404
+    # t2i itself, by Google's own names: it looks the host up, and calls it.
+    for endpoint in (name, shared):
+        done = t2i(
+            *("remote", "generate", "a star", "-o", f"{endpoint[-4:]}.png", "--endpoint", endpoint),
+            env=vertex.real_hosts(),
+        )
+        assert done.returncode == 0, done.stderr

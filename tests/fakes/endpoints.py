@@ -9,6 +9,7 @@ import base64
 import itertools
 import json
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -19,7 +20,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from tests.fakes import google_rules
+from tests.fakes import google_hosts, google_rules
 from tests.fakes.faults import Fault, denied
 from tests.fakes.google import Google, Refused, painted_png
 
@@ -121,6 +122,8 @@ class FakeVertex(Google):
     """Region → the error that every deployment there ends with."""
     spans: list[Span] = field(default_factory=list)
     key: Path = Path()
+    tunnel: ssl.SSLContext | None = None
+    """Ends the tunnels to Google's own host names."""
     predictions: list[dict[str, Any]] = field(default_factory=list)
     """Every body that reached the container."""
     in_flight: int = 0
@@ -134,6 +137,15 @@ class FakeVertex(Google):
             "T2I_VERTEX_API_ENDPOINT": self.url,
             "T2I_VERTEX_REGION": REGION,
             "GOOGLE_APPLICATION_CREDENTIALS": str(self.key),
+        }
+
+    def real_hosts(self) -> dict[str, str]:
+        """What has a process call Google's own host names, which lead here through a proxy."""
+        names = ("*.googleapis.com", f"*.{REGION}-{NUMBER}.prediction.vertexai.goog")
+        self.tunnel, authority = google_hosts.server_context(self.key.parent, names)
+        return {name: v for name, v in self.environment.items() if "API_ENDPOINT" not in name} | {
+            "HTTPS_PROXY": self.url,
+            "SSL_CERT_FILE": str(authority),
         }
 
     @property

@@ -20,6 +20,14 @@ from urllib.parse import quote
 
 from google_crc32c import Checksum
 
+PERSON = "ya29.person"
+"""The beginning of a person's token; the others are of service accounts."""
+_NO_QUOTA_PROJECT = (
+    "Your application is authenticating by using local Application Default Credentials. The "
+    "aiplatform.googleapis.com API requires a quota project, which is not set by default. To learn "
+    "how to set your quota project, see "
+    "https://cloud.google.com/docs/authentication/adc-troubleshooting/user-creds ."
+)
 UPLOAD_STEP = 256 * 1024
 """Bytes: the pieces of a resumable upload are multiples of it, the last one aside."""
 SOFT_DELETE_SECONDS = 604_800
@@ -93,10 +101,24 @@ class Google:
         }
 
     def allow(self, handler: BaseHTTPRequestHandler, permission: str, resource: str) -> None:
-        """Raise 401 without a token that was issued here, 403 without the permission."""
+        """Raise 401 without a token that was issued here, 403 without the permission.
+
+        Also 403 for a person's token without a project that pays the quota, or with another's.
+        """
         token = (handler.headers.get("Authorization") or "").removeprefix("Bearer ")
         if self.require_token and not token.startswith("ya29."):
             raise Refused(401, "UNAUTHENTICATED", "Request had invalid credentials.")
+        payer = handler.headers.get("x-goog-user-project")
+        # Storage alone takes a person's token without one.
+        if token.startswith(PERSON) and not payer and "storage/v1/" not in resource:
+            raise Refused(403, "PERMISSION_DENIED", _NO_QUOTA_PROJECT)
+        if payer is not None and payer not in {"gallery", "123456789"}:
+            message = (
+                f"Caller does not have required permission to use project {payer}. Grant the "
+                "caller the roles/serviceusage.serviceUsageConsumer role, or a custom role with "
+                "the serviceusage.services.use permission."
+            )
+            raise Refused(403, "PERMISSION_DENIED", message)
         if permission and self.granted is not None and permission not in self.granted:
             message = (
                 f"Permission '{permission}' denied on resource '{resource}' (or it may not exist)."
@@ -118,13 +140,14 @@ class Google:
                 return True
         return False
 
-    def _token(self, *_: object) -> tuple[int, dict[str, str], bytes]:
-        return _json({"access_token": "ya29.secret", "expires_in": 3600, "token_type": "Bearer"})
+    def _token(self, _match: Any, _query: Any, content: bytes, _headers: Any) -> Any:
+        token = PERSON if b"grant_type=refresh_token" in content else "ya29.secret"
+        return _json({"access_token": token, "expires_in": 3600, "token_type": "Bearer"})
 
-    def _metadata(self, match: re.Match[str], *_: object) -> Any:
+    def _metadata(self, match: re.Match[str], *rest: Any) -> Any:
         """What the metadata server of a machine of Google's tells of its account."""
         if match["what"] == "token":
-            return self._token()
+            return self._token(match, *rest)
         return _json({"email": "machine@gallery.iam.gserviceaccount.com", "scopes": []})
 
     def _test_permissions(self, _match: Any, _query: Any, content: bytes, _headers: Any) -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.fakes import google_keys, google_rules
+from tests.fakes import google_hosts, google_keys, google_rules
 from tests.fakes.endpoints import NUMBER, PROJECT, REGION, FakeVertex
 from tests.fakes.faults import (
     Fault,
@@ -153,6 +153,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
+    def do_CONNECT(self) -> None:
+        """End a tunnel to one of Google's hosts here; its requests follow on this connection."""
+        if self.vertex.tunnel is None:
+            self.send_error(405)
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.connection = self.vertex.tunnel.wrap_socket(self.connection, server_side=True)
+        self.rfile = self.connection.makefile("rb")
+        self.wfile = self.connection.makefile("wb", buffering=0)
+        self.close_connection = False
+
+    def finish(self) -> None:
+        """Close the tunnel, too: the server knows of the connection below it only."""
+        super().finish()
+        if self.connection is not self.request:
+            self.connection.close()
+
     def _serve(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         content = self.rfile.read(length)
@@ -225,6 +243,15 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(403, "PERMISSION_DENIED", denied(full, path))
             if fields.get("region", REGION) not in self.vertex.regions:
                 raise Refused(404, "NOT_FOUND", f"Nothing is in {fields['region']}.")
+            number = fields.get("id")
+            google_hosts.check_host(
+                self.headers.get("Host", ""),
+                number,
+                name,
+                dedicated=bool(
+                    self.vertex.endpoints.get(number or "", {}).get("dedicatedEndpointEnabled")
+                ),
+            )
             body = self._checked_body(name, fields, query, content)
             answer = getattr(self.vertex, name)
             if name == "predict":
