@@ -74,7 +74,9 @@ def stored_deployment(endpoint: Mapping[str, Any]) -> StoredDeployment | None:
         return None
     kept = {name: value for name, value in model.items() if name in _INPUT_FIELDS}
     return StoredDeployment(
-        deployed_model=kept, version=str(record["version"]), scheduler_account=account
+        deployed_model=kept,
+        version="v1beta1" if record["version"] == "v1beta1" else "v1",
+        scheduler_account=account,
     )
 
 
