@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from t2i_cli.errors import RemoteError, TimedOutError
+from t2i_cli.errors import RemoteError, T2IError, TimedOutError
+from t2i_cli.net import retry
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import Console
@@ -185,6 +187,88 @@ def test_one_that_vanished_in_a_removal_is_looked_after(
         vertex.faults = [gone()]
     assert vertex.faults[0].times == 0
     assert vertex.left() == {}
+
+
+PLAIN = {"Content-Type": "text/plain"}
+TEMPORARY = {
+    "500": Fault(status=500, body=refusal(500, "INTERNAL", "Internal error encountered.")),
+    "502 in HTML": Fault(status=502, body=b"<html><title>502</title></html>", headers=PLAIN),
+    "503 in text": Fault(status=503, body=b"upstream connect error", headers=PLAIN),
+    "504": Fault(status=504, body=refusal(504, "DEADLINE_EXCEEDED", "Deadline expired.")),
+    "408": Fault(status=408, body=b""),
+    "429": Fault(status=429, body=refusal(429, "RESOURCE_EXHAUSTED", "Quota exceeded.")),
+    "409": Fault(status=409, body=refusal(409, "ABORTED", "Another operation runs.")),
+    "no answer": Fault(stall=0.01),
+    "half an answer": Fault(cut=True),
+    "no JSON": Fault(status=200, body=b"<html>Sign in</html>", headers=PLAIN),
+    "no operation": Fault(status=200, body={"done": "maybe"}),
+}
+"""What a look at an operation may meet, and another look does not."""
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses a hundredth as long."""
+    pause = retry._pause
+    monkeypatch.setattr(retry, "_pause", lambda *told: pause(*told) / 100)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("name", TEMPORARY)
+def test_a_look_that_fails_gives_up_nothing(
+    vertex: FakeVertex, cloud: CloudSession, name: str
+) -> None:
+    vertex.slow = {"deployModel": 0.1, "undeployModel": 0.1}
+    fault = replace(TEMPORARY[name], where="GET .*/operations/[0-9]+$", times=8)
+    vertex.faults = [fault]
+    with lifecycle.ephemeral_deployment(ASKED, cloud, Console(), yes=True):
+        assert fault.times == 0
+        assert len(vertex.left()["deployed"]) == 1
+        fault.times = 8
+    assert fault.times == 0
+    assert vertex.left() == {}
+    assert counted(vertex)["POST undeployModel"] == counted(vertex)["POST deployModel"] == 1
+
+
+@pytest.mark.usefixtures("endless", "hasty")
+def test_looks_that_fail_until_the_end_are_told(vertex: FakeVertex, cloud: CloudSession) -> None:
+    vertex.faults = [
+        replace(TEMPORARY["500"], where="GET .*/endpoints/.*/operations/[0-9]+$", times=10_000)
+    ]
+    text = "whether it is done could not be told after .*: Google says: Internal error"
+    with pytest.raises(TimedOutError, match=text):
+        deploy(cloud)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [refusal(403, "PERMISSION_DENIED", "No."), refusal(501, "UNIMPLEMENTED", "There is no such.")],
+)
+def test_a_look_that_is_refused_is_not_repeated(
+    vertex: FakeVertex, cloud: CloudSession, body: dict[str, dict[str, int]]
+) -> None:
+    operation = vertex.begin("something", vertex.make_endpoint(), dict)
+    vertex.faults = [Fault(where="GET", status=body["error"]["code"], body=body, times=9)]
+    with pytest.raises(T2IError):
+        operations.wait_for_operation(cloud.client, operation, "thing", print)
+    assert vertex.faults[0].times == 8
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("status", [408, 500, 504])
+def test_a_call_that_may_run_twice_is_repeated(
+    vertex: FakeVertex, cloud: CloudSession, status: int
+) -> None:
+    client = cloud.client
+    name = vertex.make_endpoint()
+    vertex.faults = [Fault(where="(GET|PATCH) ", status=status, times=2)]
+    assert client.call("GET", "aiplatform", name)["name"] == name
+    vertex.faults[0].times = 2
+    client.call("PATCH", "aiplatform", name, json={"labels": {}}, params={"updateMask": "labels"})
+    vertex.faults = [Fault(where="POST", status=status, times=2)]
+    with pytest.raises((RemoteError, TimedOutError)):
+        client.call("POST", "aiplatform", f"{name}:undeployModel", json={"deployedModelId": "77"})
+    assert vertex.faults[0].times == 1
 
 
 def test_only_what_is_long_is_told_of_in_between(

@@ -13,6 +13,7 @@ class Fault:
     where: str = ":predict"
     status: int = 0
     body: object = None
+    """Any JSON, or bytes that are sent as they are, with `headers` alone."""
     text: str | None = None
     """A body that is no JSON, in place of `body`; its type is text/plain unless `headers` say."""
     headers: dict[str, str] = field(default_factory=dict)

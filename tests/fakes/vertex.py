@@ -217,6 +217,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return True
         self._cut = fault.cut
+        if fault.status and isinstance(fault.body, bytes):
+            self.send(fault.status, fault.headers, fault.body)
+            return True
         if fault.status and fault.text is not None:
             headers = {"Content-Type": "text/plain; charset=utf-8"} | fault.headers
             self.send(fault.status, headers, fault.text.encode())

@@ -38,7 +38,9 @@ MAX_ATTEMPTS = 5
 """Attempts of one call, the first included."""
 GOOGLE_POLICY = RetryPolicy(retries=MAX_ATTEMPTS - 1, first_pause=0.4)
 RETRY_STATUSES = frozenset({429, 502, 503})
-"""HTTP statuses of temporary errors."""
+"""HTTP statuses of temporary errors, after which any call is repeated."""
+_UNLESS_POST = frozenset({408, 500, 504})
+"""Further ones: a POST may have run, any other call may run twice."""
 
 _CONNECTIONS = 10
 _QUOTA = re.compile(
@@ -71,6 +73,10 @@ class PreconditionError(RemoteError):
 
 class CapacityError(QuotaError):
     """The region has no machine of the kind, or the quota of it there is used up or zero."""
+
+
+class UnimplementedError(RemoteError):
+    """There is no such method."""
 
 
 class GoogleHttp:
@@ -204,7 +210,8 @@ class GoogleHttp:
         error, after = self._make_error(status, body), parse_retry_after(headers)
         # A quota that existing resources use up will not be free in a few seconds.
         quota_used_up = status == 429 and after is None and method != "GET"
-        if status in self._retry_statuses and not quota_used_up:
+        temporary = status in self._retry_statuses or (status in _UNLESS_POST and method != "POST")
+        if temporary and not quota_used_up:
             raise RetryableError(error, after=after)
         raise error
 
@@ -263,8 +270,10 @@ def error_from_status(status: int, name: str, message: str) -> T2IError:
         return PreconditionError(text)
     if status == 400 or name == "INVALID_ARGUMENT":
         return InputError(text)
-    if status == 504 or name == "DEADLINE_EXCEEDED":
+    if status in {408, 504} or name == "DEADLINE_EXCEEDED":
         return TimedOutError(text)
+    if status == 501 or name == "UNIMPLEMENTED":
+        return UnimplementedError(text)
     return RemoteError(text, hint="Try again; run the same command to go on.")
 
 

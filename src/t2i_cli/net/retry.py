@@ -72,11 +72,16 @@ class RetryableError(Exception):
 
 @contextmanager
 def retryable() -> Iterator[None]:
-    """Turn a RemoteError, TimedOutError or QuotaError of the block into a RetryableError."""
+    """Turn a RemoteError, TimedOutError or QuotaError of the block into a RetryableError.
+
+    A Retry-After of the block's own last attempt is kept.
+    """
     try:
         yield
     except (RemoteError, TimedOutError, QuotaError) as error:
-        raise RetryableError(error) from error
+        last = error.__cause__
+        after = last.after if isinstance(last, RetryableError) else None
+        raise RetryableError(error, after=after) from error
 
 
 class CallCancelledError(Exception):

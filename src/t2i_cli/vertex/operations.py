@@ -10,8 +10,13 @@ from typing import Any
 from t2i_cli import signals
 from t2i_cli.durations import format_duration
 from t2i_cli.errors import ModelError, RemoteError, T2IError, TimedOutError
-from t2i_cli.net.google_http import NotFoundError, error_from_status
-from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
+from t2i_cli.net.google_http import (
+    NotFoundError,
+    PreconditionError,
+    UnimplementedError,
+    error_from_status,
+)
+from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry, retryable
 from t2i_cli.vertex.client import GoogleClient
 
 ReportProgress = Callable[[str], None]
@@ -86,7 +91,7 @@ def wait_for_operation(
 ) -> dict[str, Any]:
     """Wait until an operation is done and return its response; raises its error as T2IError.
 
-    Raises TimedOutError after `seconds`, by default OPERATION_TIMEOUT, and RemoteError if the
+    A look at it that fails for a reason that may pass is repeated. Raises TimedOutError after `seconds`, by default OPERATION_TIMEOUT, and RemoteError if the
     operation no longer exists.
     """
     limit = OPERATION_TIMEOUT if seconds is None else seconds
@@ -96,35 +101,50 @@ def wait_for_operation(
 
     def poll(_left: float) -> dict[str, Any]:
         nonlocal latest, reported
-        found, latest = latest or _get_operation(client, name, title), None
+        try:
+            found, latest = latest or _look_at_operation(client, name), None
+        except RetryableError as failure:
+            # It goes on at Google all the same: to give it up would tear down what is fine.
+            raise not_done(failure.error, failure.after) from failure
         if time.monotonic() - reported > REPORT_INTERVAL:
             reported = time.monotonic()
             report(f"{title}: {format_duration(reported - started)} so far")
         if found.get("done"):
             return found
-        timeout = TimedOutError(
-            f"{title}: not done after {format_duration(limit)}; it goes on at Google.",
-            hint=_RERUN_HINT,
-        )
-        raise RetryableError(timeout, cold_start=True)
+        raise not_done()
+
+    def not_done(reason: T2IError | None = None, after: float | None = None) -> RetryableError:
+        text = f"{title}: not done after {format_duration(limit)}; it goes on at Google."
+        if reason:
+            text = (
+                f"{title}: whether it is done could not be told after {format_duration(limit)}: "
+                f"{reason.message}"
+            )
+        return RetryableError(TimedOutError(text, hint=_RERUN_HINT), after=after, cold_start=True)
 
     policy = RetryPolicy(retries=0, timeout=limit, first_pause=0.1, growth=1.5, longest_pause=10.0)
-    operation = call_with_retry(poll, policy)
+    try:
+        operation = call_with_retry(poll, policy)
+    except NotFoundError as gone:
+        raise RemoteError(
+            f"{title}: Google knows nothing of this operation any more, nor how it ended.",
+            hint=_RERUN_HINT,
+        ) from gone
     if error := operation.get("error"):
         raise _failure(client, name, error)
     response: dict[str, Any] = operation.get("response", {})
     return response
 
 
-def _get_operation(client: GoogleClient, name: str, title: str) -> dict[str, Any]:
-    """The operation's current state. Raises RemoteError if it no longer exists."""
+def _look_at_operation(client: GoogleClient, name: str) -> dict[str, Any]:
+    """The operation's current state. Raises T2IError, or RetryableError if another look may do."""
     try:
-        return client.call("GET", "aiplatform", name)
-    except NotFoundError as gone:
-        raise RemoteError(
-            f"{title}: Google knows nothing of this operation any more, nor how it ended.",
-            hint=_RERUN_HINT,
-        ) from gone
+        with retryable():
+            return client.call("GET", "aiplatform", name, tries=1)
+    except RetryableError as failure:
+        if isinstance(failure.error, PreconditionError | UnimplementedError):
+            raise failure.error from failure
+        raise
 
 
 def cancel_all(client: GoogleClient, resource: str, title: str, report: ReportProgress) -> None:
