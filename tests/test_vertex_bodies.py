@@ -80,7 +80,7 @@ def session(
     for setting in store.SETTINGS.values():
         monkeypatch.delenv(setting.variable, raising=False)
     here = Location(project="gallery", region="us-central1", api_endpoint=vertex.url)
-    with GoogleClient(here, lambda: "ya29.test") as connection:
+    with GoogleClient(here, lambda: {"Authorization": "Bearer ya29.test"}) as connection:
         yield CloudSession(connection, "ann")
 
 

@@ -381,8 +381,9 @@ class FakeVertex(Google):
 
         def effect() -> dict[str, Any]:
             for deployed in here:
-                deployed["_span"].end = self.now()
-                endpoint["deployedModels"].remove(deployed)
+                if deployed in endpoint["deployedModels"]:  # or another undeployment was first
+                    deployed["_span"].end = self.now()
+                    endpoint["deployedModels"].remove(deployed)
             endpoint["trafficSplit"] = split if endpoint["deployedModels"] else {}
             return {"@type": kind}
 

@@ -67,6 +67,10 @@ class GoneError(RemoteError):
     """There was such a resource, as the session of an upload; it has expired."""
 
 
+class DisabledError(AccessError):
+    """The API is not enabled in the project."""
+
+
 class PreconditionError(RemoteError):
     """The resource's state does not allow the operation."""
 
@@ -281,7 +285,7 @@ def _permission_error(message: str) -> AccessError:
     if "SERVICE_DISABLED" in message or "has not been used in project" in message:
         service = re.search(r"[a-z]+\.googleapis\.com", message)
         named = service[0] if service else "its name"
-        return AccessError(
+        return DisabledError(
             f"The interface {named} is not enabled in this project.",
             hint=f"`gcloud services enable {named}`",
         )

@@ -292,6 +292,7 @@ def _deploy_model(
     stored_deployment.store_deployment(client, endpoint, stored)
     queue = " once there is a machine" if plan.provisioning.flex_start else ""
     runner.report(f"{title}: starts; it takes 5 to 30 minutes{queue}")
+    runner.note_deployment(endpoint, number)
     operation = client.call(
         "POST",
         "aiplatform",

@@ -1,19 +1,19 @@
 """Finds the cloud resources that t2i created, by their labels and names."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
-from t2i_cli.errors import AccessError, InputError
+from t2i_cli.errors import AccessError, InputError, T2IError
 from t2i_cli.known_names import suggest_name
 from t2i_cli.net.gcs import Blob
-from t2i_cli.net.google_http import NotFoundError
+from t2i_cli.net.google_http import DisabledError, NotFoundError
 from t2i_cli.settings import store
-from t2i_cli.vertex import weights_bucket
+from t2i_cli.vertex import endpoint_store, weights_bucket
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.labels import MANAGED, Labels
 
@@ -76,16 +76,22 @@ class Deployment:
 class Inventory:
     """Every deployment in a location by name, and the buckets that t2i created.
 
-    `unseen` has a sentence for each bucket that could not be listed.
+    `unseen` has a sentence for each bucket that could not be listed. `unlisted` has the error for
+    each other kind of resource that could not.
     """
 
     deployments: dict[str, Deployment] = field(default_factory=dict)
     buckets: set[str] = field(default_factory=set)
     unseen: list[str] = field(default_factory=list)
+    unlisted: dict[str, T2IError] = field(default_factory=dict)
     all_endpoints: list[str] = field(default_factory=list)
     """Full resource names of every endpoint in the location, whoever created it."""
     others: list[dict[str, Any]] = field(default_factory=list)
     """The endpoints that t2i did not create, as Vertex AI's resources."""
+
+    def unlisted_text(self) -> list[str]:
+        """A sentence for each kind of resource that could not be listed."""
+        return [f"{what} cannot be looked at: {why.message}" for what, why in self.unlisted.items()]
 
     def overdue(self, now: float) -> list[Deployment]:
         """The deployments past their TTL; `now` in unix seconds."""
@@ -125,6 +131,67 @@ class Inventory:
 def list_endpoints(client: GoogleClient) -> Inventory:
     """Only the endpoints, in one list call."""
     found = Inventory()
+    _add_endpoints(found, client)
+    return found
+
+
+def list_deployments(
+    client: GoogleClient, *more: str | None, partial: bool = False, known: Iterable[str] = ()
+) -> Inventory:
+    """All resources; lists the buckets in `more` in addition to the default and configured ones.
+
+    With `partial`, what cannot be listed is noted in the inventory in place of raising its error;
+    in place of the list of endpoints, those in `known` and those that this machine remembers are
+    looked up by their names.
+    """
+    found = Inventory()
+    with _noting_errors(found, "endpoints", partial=partial):
+        _add_endpoints(found, client)
+    if "endpoints" in found.unlisted:
+        _add_known_endpoints(found, client, known)
+    parent = client.location.parent
+    buckets = {
+        weights_bucket.default_bucket(client.location),
+        store.get_setting("vertex_bucket"),
+        *more,
+    }
+    with _noting_errors(found, "models", partial=partial):
+        for model in client.list_all("aiplatform", f"{parent}/models", "models"):
+            if one := found.deployment_of(model.get("labels", {})):
+                one.models.append(model)
+                for uri in weight_addresses(model):
+                    if uri.endswith(f"/{weights_bucket.weights_prefix(one.name)}".rstrip("/")):
+                        buckets.add(uri.removeprefix("gs://").split("/")[0])
+    with _noting_errors(found, "scheduler jobs", partial=partial):
+        _add_jobs(found, client, partial=partial)
+    for bucket in sorted(name for name in buckets if name):
+        try:
+            _add_bucket_files(found, client, bucket)
+        except T2IError as error:
+            if not (partial or isinstance(error, AccessError)):
+                raise
+            found.unseen.append(f"gs://{bucket}: {error.message}")
+            continue
+        with _noting_errors(found, f"bucket gs://{bucket}", partial=partial):
+            _add_bucket(found, client, bucket)
+    return found
+
+
+@contextmanager
+def _noting_errors(found: Inventory, what: str, *, partial: bool) -> Iterator[None]:
+    """Note the block's T2IError as the reason why `what` is not listed; without `partial`, raise.
+
+    A bucket's labels tell only whether t2i made the bucket: where they are refused, it did not.
+    """
+    try:
+        yield
+    except T2IError as error:
+        if not (partial or (isinstance(error, AccessError) and what.startswith("bucket "))):
+            raise
+        found.unlisted[what] = error
+
+
+def _add_endpoints(found: Inventory, client: GoogleClient) -> None:
     for endpoint in client.list_all(
         "aiplatform", f"{ENDPOINTS_API}{client.location.parent}/endpoints", "endpoints"
     ):
@@ -133,35 +200,40 @@ def list_endpoints(client: GoogleClient) -> Inventory:
             one.endpoints.append(endpoint)
         else:
             found.others.append(endpoint)
-    return found
 
 
-def list_deployments(client: GoogleClient, *more: str | None) -> Inventory:
-    """All resources; lists the buckets in `more` in addition to the default and configured ones."""
-    found = list_endpoints(client)
-    parent = client.location.parent
-    buckets = {
-        weights_bucket.default_bucket(client.location),
-        store.get_setting("vertex_bucket"),
-        *more,
+def _add_known_endpoints(found: Inventory, client: GoogleClient, known: Iterable[str]) -> None:
+    """Add the endpoints of t2i among those in `known` and those that this machine remembers."""
+    remembered = (record.name for record in endpoint_store.list_records())
+    numbers = {
+        name.split("/")[-1]
+        for name in (*known, *remembered)
+        if "/" not in name or name.split("/")[3:4] == [client.location.region]
     }
-    for model in client.list_all("aiplatform", f"{parent}/models", "models"):
-        if one := found.deployment_of(model.get("labels", {})):
-            one.models.append(model)
-            for uri in weight_addresses(model):
-                if uri.endswith(f"/{weights_bucket.weights_prefix(one.name)}".rstrip("/")):
-                    buckets.add(uri.removeprefix("gs://").split("/")[0])
-    # Without the permission, or where the API was never enabled, t2i created no job.
-    with suppress(AccessError, NotFoundError):
-        for job in client.list_all("cloudscheduler", f"{parent}/jobs", "jobs"):
+    for number in sorted(numbers - {name.split("/")[-1] for name in found.all_endpoints}):
+        try:
+            endpoint = client.call(
+                "GET", "aiplatform", f"{ENDPOINTS_API}{client.location.endpoint(number)}"
+            )
+        except NotFoundError:
+            continue
+        except T2IError as error:
+            found.unlisted[f"endpoint {number}"] = error
+            continue
+        if one := found.deployment_of(endpoint.get("labels", {})):
+            one.endpoints.append(endpoint)
+
+
+def _add_jobs(found: Inventory, client: GoogleClient, *, partial: bool) -> None:
+    try:
+        for job in client.list_all("cloudscheduler", f"{client.location.parent}/jobs", "jobs"):
             if one := found.deployment_of(dict(parse_qsl(job.get("description", "")))):
                 one.jobs.append(job["name"])
-    for bucket in sorted(name for name in buckets if name):
-        try:
-            _add_bucket_files(found, client, bucket)
-        except AccessError as error:
-            found.unseen.append(f"gs://{bucket}: {error.message}")
-    return found
+    except (DisabledError, NotFoundError):
+        return  # where the API was never enabled, t2i created no job
+    except AccessError:
+        if partial:
+            raise
 
 
 def weight_addresses(model: Mapping[str, Any]) -> set[str]:
@@ -182,6 +254,10 @@ def _add_bucket_files(found: Inventory, client: GoogleClient, bucket: str) -> No
             folder = weights_bucket.weights_prefix(labels.name)
             mine = [file for file in files if file is marker or file.name.startswith(folder)]
             owner.files += [(bucket, file) for file in mine]
+
+
+def _add_bucket(found: Inventory, client: GoogleClient, bucket: str) -> None:
+    """Note whether t2i made the bucket, and what it keeps of deleted weights."""
     there = weights_bucket.storage(client).bucket(bucket)
     if there is None:
         return

@@ -271,10 +271,8 @@ def _offer_removal(
             console.note(f"Nothing of {name} is there.")
             return
         parts = existing.parts_text()
-        if any(
-            operations.pending_operation(runner.client, one["name"]) for one in existing.endpoints
-        ):
-            parts.append("a deployment under way (it will be paid for)")
+        endpoints = [endpoint["name"] for endpoint in existing.endpoints]
+        parts += operations.pending_text(runner.client, endpoints)
         console.warn(f"Of {name} there is: {'; '.join(parts)}.")
         if ask and console.interactive and console.ask("Remove all of that?"):
             _remove_all(plan, runner, console)
@@ -312,24 +310,32 @@ def _remove_all(plan: DeploymentPlan, runner: OperationRunner, console: Console)
 def _remove_once(plan: DeploymentPlan, runner: OperationRunner, console: Console) -> None:
     """Remove all resources, and the bucket if t2i created it and it is empty."""
     name = plan.labels.name
-    try:
-        existing = inventory.list_deployments(runner.client, plan.bucket)
-    except T2IError as error:
-        raise type(error)(
-            f"Whether anything of {name} is left cannot be told: {error.message}",
-            hint=f"`t2i remote down {name} --bucket` removes it; until then it may be paid for.",
-        ) from error
+    made = runner.made_endpoints()
+    existing = inventory.list_deployments(
+        runner.client, plan.bucket, partial=True, known=[one["name"] for one in made]
+    )
     found = existing.deployments.get(name)
+    if made and "endpoints" in existing.unlisted and not (found and found.endpoints):
+        # What this run made and cannot list, it removes without having seen it.
+        labels = plan.labels.encoded()
+        found = existing.deployments.setdefault(
+            name, Deployment(labels=plan.labels, raw_labels=labels)
+        )
+        found.endpoints = made
+    unlisted = existing.unlisted_text()
     if found:
-        teardown.remove_deployment(
+        unlisted += teardown.remove_deployment(
             runner.client, found, console.note, artifacts=True, bucket=plan.bucket
         )
     if plan.bucket in existing.buckets:
         existing.buckets = {plan.bucket}
         teardown.empty_buckets(runner.client, existing, console.note)
+    teardown.raise_if_temporary(existing, name)
     unseen = [where for where in existing.unseen if where.startswith(f"gs://{plan.bucket}:")]
     for sentence in unseen:
         console.warn(f"Its weights may still be there: {sentence}")
+    for sentence in dict.fromkeys(unlisted):
+        console.warn(f"Something of {name} may be left: {sentence}")
     kept = bool(found and found.retained)
-    paid = "" if unseen or kept else "; nothing of it is paid for any more"
+    paid = "" if unseen or unlisted or kept else "; nothing of it is paid for any more"
     console.note(f"{name} is removed{paid}.")

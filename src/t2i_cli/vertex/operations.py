@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
@@ -51,12 +51,29 @@ class OperationRunner:
         self.client = client
         self.report = report
         self._unfinished: dict[str, dict[str, Any]] = {}
+        self._started: list[str] = []
+        self._deployed: dict[str, list[str]] = {}
+
+    def note_deployment(self, endpoint: str, number: str) -> None:
+        """Note that a DeployedModel with this id is about to be made on the endpoint."""
+        self._deployed.setdefault(endpoint, []).append(number)
+
+    def made_endpoints(self) -> list[dict[str, Any]]:
+        """The endpoints of this run as Endpoint resources, without asking Google."""
+        # An operation's name begins with that of its resource.
+        names = dict.fromkeys(name.split("/operations/")[0] for name in self._started)
+        return [
+            {"name": name, "deployedModels": [{"id": one} for one in self._deployed.get(name, [])]}
+            for name in (*names, *(self._deployed.keys() - names))
+            if "/endpoints/" in name
+        ]
 
     def run_operation(self, path: str, body: object, title: str) -> dict[str, Any]:
         """Start an operation that creates a resource, wait for it, and return its response."""
         with block_signals():
             operation = self.client.call("POST", "aiplatform", path, json=body)
             self._unfinished[operation["name"]] = operation
+            self._started.append(operation["name"])
         response = wait_for_operation(self.client, operation, title, self.report)
         del self._unfinished[operation["name"]]
         return response
@@ -91,9 +108,40 @@ def wait_for_operation(
 ) -> dict[str, Any]:
     """Wait until an operation is done and return its response; raises its error as T2IError.
 
-    A look at it that fails for a reason that may pass is repeated. Raises TimedOutError after `seconds`, by default OPERATION_TIMEOUT, and RemoteError if the
-    operation no longer exists.
+    A look at it that fails for a reason that may pass is repeated. Raises TimedOutError after
+    `seconds`, by default OPERATION_TIMEOUT, and RemoteError if the operation no longer exists.
     """
+    done = _wait_until_done(client, operation, title, report, seconds)
+    if error := done.get("error"):
+        raise _failure(client, str(done.get("name", "")), error)
+    response: dict[str, Any] = done.get("response", {})
+    return response
+
+
+def wait_for_removal(
+    client: GoogleClient, operation: dict[str, Any], title: str, report: ReportProgress
+) -> bool:
+    """Wait for an undeployment or deletion; raises its error as T2IError.
+
+    Returns whether its end was seen; where it cannot be looked at, that is reported.
+    """
+    try:
+        done = _wait_until_done(client, operation, title, report, None)
+    except T2IError as error:
+        report(f"{title}: its end cannot be looked at: {error.message} The removal goes on.")
+        return False
+    if failure := done.get("error"):
+        raise _failure(client, str(done.get("name", "")), failure)
+    return True
+
+
+def _wait_until_done(
+    client: GoogleClient,
+    operation: dict[str, Any],
+    title: str,
+    report: ReportProgress,
+    seconds: float | None,
+) -> dict[str, Any]:
     limit = OPERATION_TIMEOUT if seconds is None else seconds
     started = reported = time.monotonic()
     latest: dict[str, Any] | None = operation
@@ -124,16 +172,12 @@ def wait_for_operation(
 
     policy = RetryPolicy(retries=0, timeout=limit, first_pause=0.1, growth=1.5, longest_pause=10.0)
     try:
-        operation = call_with_retry(poll, policy)
+        return call_with_retry(poll, policy)
     except NotFoundError as gone:
         raise RemoteError(
             f"{title}: Google knows nothing of this operation any more, nor how it ended.",
             hint=_RERUN_HINT,
         ) from gone
-    if error := operation.get("error"):
-        raise _failure(client, name, error)
-    response: dict[str, Any] = operation.get("response", {})
-    return response
 
 
 def _look_at_operation(client: GoogleClient, name: str) -> dict[str, Any]:
@@ -147,17 +191,31 @@ def _look_at_operation(client: GoogleClient, name: str) -> dict[str, Any]:
         raise
 
 
-def cancel_all(client: GoogleClient, resource: str, title: str, report: ReportProgress) -> None:
-    """Cancel all running operations on a resource, and wait until they have ended."""
-    for operation in client.list_all("aiplatform", f"{resource}/operations", "operations"):
-        if operation.get("done"):
-            continue
-        # Cancellation is best effort: wait for operations that cannot be cancelled.
-        with suppress(T2IError):
-            client.call("POST", "aiplatform", f"{operation['name']}:cancel", json={})
-        # The resource is being removed, so the result does not matter.
-        with suppress(T2IError):
-            wait_for_operation(client, operation, title, report)
+def cancel_all(client: GoogleClient, resource: str, title: str, report: ReportProgress) -> bool:
+    """Cancel all running operations on a resource, and wait until they have ended.
+
+    Returns whether all of them could be looked at; a resource that does not exist has none.
+    """
+    seen = True
+    try:
+        for operation in client.list_all("aiplatform", f"{resource}/operations", "operations"):
+            if operation.get("done"):
+                continue
+            # Cancellation is best effort: wait for operations that cannot be cancelled.
+            with suppress(T2IError):
+                client.call("POST", "aiplatform", f"{operation['name']}:cancel", json={})
+            try:
+                # The resource is being removed, so the result does not matter.
+                _wait_until_done(client, operation, title, report, None)
+            except T2IError as error:
+                report(f"{title}: its end cannot be looked at: {error.message}")
+                seen = False
+    except NotFoundError:
+        return True
+    except T2IError as error:
+        report(f"{title}: cannot be looked at: {error.message} The removal goes on.")
+        return False
+    return seen
 
 
 def pending_operation(client: GoogleClient, resource: str) -> dict[str, Any] | None:
@@ -185,6 +243,17 @@ def started_at(operation: Mapping[str, Any]) -> str | None:
     except (ValueError, OverflowError, OSError):
         return None
     return str(began)
+
+
+def pending_text(client: GoogleClient, resources: Iterable[str]) -> list[str]:
+    """What is told of deployments under way on these endpoints, for people."""
+    for resource in resources:
+        try:
+            if pending_operation(client, resource):
+                return ["a deployment under way (it will be paid for)"]
+        except T2IError as error:
+            return [f"perhaps a deployment under way, which cannot be looked at: {error.message}"]
+    return []
 
 
 def log_link(client: GoogleClient, endpoint: str) -> str:

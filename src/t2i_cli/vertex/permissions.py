@@ -39,11 +39,16 @@ STEPS: Mapping[str, tuple[str, ...]] = {
         "storage.objects.delete",
         "storage.buckets.delete",
     ),
+    # An operation is read with the `get` of its resource, and cancelled with the permission that
+    # it was started with: a deployment under way with endpoints.deploy
+    # (https://cloud.google.com/vertex-ai/docs/general/iam-permissions).
     "remove": (
         "aiplatform.endpoints.list",
         "aiplatform.endpoints.get",
+        "aiplatform.endpoints.deploy",
         "aiplatform.endpoints.undeploy",
         "aiplatform.endpoints.delete",
+        "aiplatform.models.get",
         "aiplatform.models.list",
         "aiplatform.models.delete",
         "aiplatform.operations.list",

@@ -5,9 +5,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from t2i_cli.errors import RemoteError, StorageError, T2IError
-from t2i_cli.net.google_http import NotFoundError
-from t2i_cli.net.retry import RetryPolicy, call_with_retry, retryable
+from t2i_cli.errors import QuotaError, RemoteError, StorageError, T2IError, TimedOutError
+from t2i_cli.net.google_http import (
+    ConflictError,
+    NotFoundError,
+    PreconditionError,
+    UnimplementedError,
+)
+from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry, retryable
 from t2i_cli.vertex import endpoint_store, inventory, operations, weights_bucket
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.inventory import Deployment, Inventory
@@ -25,18 +30,16 @@ def remove_deployment(
     *,
     artifacts: bool,
     bucket: str | None = None,
-) -> None:
+) -> list[str]:
     """Remove a deployment, with its weights if `artifacts`, and verify the removal.
 
-    Continues after a failed step; at the end raises a T2IError naming what is left.
+    Continues after a failed step; at the end raises a T2IError naming what is left. Returns a
+    sentence for each thing that could not be looked at.
     """
     failures: list[T2IError] = []
 
     steps: list[tuple[str, Callable[[], None]]] = [
-        *(
-            ("endpoint", partial(_remove_endpoint, client, one["name"], report))
-            for one in found.endpoints
-        ),
+        *(("endpoint", partial(_remove_endpoint, client, one, report)) for one in found.endpoints),
         *(("scheduler job", partial(_remove_job, client, job)) for job in found.jobs),
         # Weights before the model: it names the bucket they are found by.
         *(
@@ -54,7 +57,7 @@ def remove_deployment(
             failures.append(error)
             report(f"{what} {found.name}: {error.message}")
     buckets = {bucket, *(where for where, _ in found.files)}
-    verify_removed(client, found.name, failures, artifacts=artifacts, buckets=buckets)
+    unseen = verify_removed(client, found, failures, artifacts=artifacts, buckets=buckets)
     if artifacts:
         for text in found.retention_text():
             report(text)
@@ -63,6 +66,7 @@ def remove_deployment(
             endpoint_store.forget_endpoint(endpoint["name"])
         except StorageError as error:
             report(error.message)
+    return unseen
 
 
 def remove_other_endpoint(client: GoogleClient, name: str, report: ReportProgress) -> None:
@@ -70,7 +74,7 @@ def remove_other_endpoint(client: GoogleClient, name: str, report: ReportProgres
 
     Raises T2IError if it is still there.
     """
-    _run_with_retry(partial(_remove_endpoint, client, name, report))
+    _run_with_retry(partial(_remove_endpoint, client, {"name": name}, report))
     with suppress(NotFoundError):
         left = client.call("GET", "aiplatform", name)
         paid = " and paid for" if left.get("deployedModels") else ""
@@ -83,28 +87,47 @@ def remove_other_endpoint(client: GoogleClient, name: str, report: ReportProgres
 
 def verify_removed(
     client: GoogleClient,
-    name: str,
+    removed: Deployment,
     failures: list[T2IError],
     *,
     artifacts: bool,
     buckets: Iterable[str | None],
-) -> None:
+) -> list[str]:
     """Check that a deployment is gone; raise a T2IError naming what is left.
 
     `failures` are the errors of the removal: the first one gives the error's type and reason.
+    Returns a sentence for each thing that could not be looked at.
     """
-    after = inventory.list_deployments(client, *buckets)
+    name = removed.name
+    endpoints = [endpoint["name"] for endpoint in removed.endpoints]
+    after = inventory.list_deployments(client, *buckets, partial=True, known=endpoints)
     left = after.deployments.get(name)
     if left and not artifacts:
         left.files = []
     parts = left.parts_text() if left else []
-    if parts:
+    unseen = after.unlisted_text()
+    if parts or (failures and unseen):
         kind = type(failures[0]) if failures else RemoteError
         reason = f" {failures[0].message}" if failures else ""
+        there = f"Of {name} there is still: {'; '.join(parts)}."
         raise kind(
-            f"Of {name} there is still: {'; '.join(parts)}.{reason}",
+            f"{there if parts else f'Of {name} something may be left.'}{reason}",
             hint=f"`t2i remote down {name}` tries again.",
         )
+    return unseen
+
+
+def raise_if_temporary(existing: Inventory, name: str) -> None:
+    """Raise the error of a list of `existing` that another try may give."""
+    for what, error in existing.unlisted.items():
+        passes = isinstance(error, RemoteError | TimedOutError | QuotaError)
+        if passes and not isinstance(error, UnimplementedError):
+            raise type(error)(
+                f"Whether anything of {name} is left cannot be told: "
+                f"{what} cannot be looked at: {error.message}",
+                hint=f"`t2i remote down {name} --bucket` removes it; "
+                "until then it may be paid for.",
+            ) from error
 
 
 def empty_buckets(client: GoogleClient, found: Inventory, report: ReportProgress) -> None:
@@ -119,32 +142,76 @@ def empty_buckets(client: GoogleClient, found: Inventory, report: ReportProgress
             report(f"bucket gs://{bucket}: {error.message}")
 
 
-def _remove_endpoint(client: GoogleClient, name: str, report: ReportProgress) -> None:
-    """Cancel running operations on an endpoint, undeploy its models, delete it."""
-    operations.cancel_all(client, name, "what is under way", report)
-    undeploy_models(client, client.call("GET", "aiplatform", name), report)
-    _delete(client, name, report)
+def _remove_endpoint(client: GoogleClient, known: dict[str, Any], report: ReportProgress) -> None:
+    """Cancel running operations on an endpoint, undeploy its models, delete it.
+
+    `known` is the Endpoint as it was listed, for the case that it cannot be read again.
+    """
+    told: set[str] = set()
+
+    def report_once(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            report(sentence)
+
+    seen = operations.cancel_all(client, known["name"], "what is under way", report_once)
+
+    def attempt(_left: float) -> None:
+        nonlocal seen
+        try:
+            seen = _undeploy_all(client, known, report_once) and seen
+            _delete(client, known["name"], report_once)
+        except (ConflictError, PreconditionError) as error:
+            if seen:
+                raise
+            # Something that is not seen is under way, and an endpoint cannot be deleted meanwhile.
+            report_once(f"{error.message} The removal waits for the end of that.")
+            raise RetryableError(error, cold_start=True) from error
+
+    patience = RetryPolicy(
+        retries=0, timeout=operations.DEPLOYMENT_TIMEOUT, first_pause=1.0, longest_pause=10.0
+    )
+    call_with_retry(attempt, patience)
+
+
+def _undeploy_all(client: GoogleClient, known: dict[str, Any], report: ReportProgress) -> bool:
+    """Undeploy an endpoint's models; whether each undeployment was seen to end."""
+    name = known["name"]
+    try:
+        endpoint = client.call("GET", "aiplatform", name)
+    except NotFoundError:
+        return True
+    except T2IError as error:
+        report(f"endpoint {name}: cannot be looked at: {error.message} The removal goes on.")
+        endpoint = known
+    return undeploy_models(client, endpoint, report)
 
 
 def undeploy_models(
     client: GoogleClient, endpoint: Mapping[str, Any], report: ReportProgress
-) -> None:
-    """Undeploy every model of an Endpoint resource, which ends its cost. Raises T2IError."""
+) -> bool:
+    """Undeploy every model of an Endpoint resource, which ends its cost. Raises T2IError.
+
+    Returns whether the end of each undeployment was seen.
+    """
+    name, seen = endpoint["name"], True
     traffic = endpoint.get("trafficSplit", {})
-    # A model with traffic can be undeployed only as the last one.
     models = sorted(endpoint.get("deployedModels", []), key=lambda one: traffic.get(one["id"], 0))
     for deployed in models:
-        operation = client.call(
-            "POST",
-            "aiplatform",
-            f"{endpoint['name']}:undeployModel",
-            json={"deployedModelId": deployed["id"]},
-        )
-        operations.wait_for_operation(client, operation, "undeployment", report)
+        body: dict[str, Any] = {"deployedModelId": deployed["id"]}
+        if traffic.get(deployed["id"]) and deployed is not models[-1]:
+            # A model with traffic can be undeployed only as the last one.
+            body["trafficSplit"] = {models[-1]["id"]: 100}
+        # It may be undeployed already.
+        with suppress(NotFoundError):
+            operation = client.call("POST", "aiplatform", f"{name}:undeployModel", json=body)
+            if not operations.wait_for_removal(client, operation, "undeployment", report):
+                seen = False
+    return seen
 
 
 def _delete(client: GoogleClient, name: str, report: ReportProgress) -> None:
-    operations.wait_for_operation(
+    operations.wait_for_removal(
         client, client.call("DELETE", "aiplatform", name), "deletion", report
     )
 

@@ -168,7 +168,10 @@ def down(
     console.configure(json=json, quiet=quiet)
     if all_ and endpoint:
         raise InputError("Give an endpoint or --all, not both.")
-    with remote_session.connect_and_list(location, endpoint=endpoint) as (session, found):
+    with remote_session.connect_and_list(location, endpoint=endpoint, partial=True) as (
+        session,
+        found,
+    ):
         if other := found.find_other(endpoint or ""):
             _remove_other(session, other, artifacts=bucket, yes=yes)
             return
@@ -179,7 +182,7 @@ def down(
         )
         if all_ and chosen and not yes:
             console.confirm(f"Remove {', '.join(f'{c.name} (by {c.labels.by})' for c in chosen)}?")
-        _remove(session, found, chosen, artifacts=bucket)
+        _remove(session, found, chosen, artifacts=bucket, all_=all_)
 
 
 @command(app, "t2i remote reap", "t2i remote reap --bucket my-bucket --quiet")
@@ -198,9 +201,12 @@ def reap(
     failures: list[T2IError] = []
     for place in (places := split_regions(location)):
         try:
-            with remote_session.connect_and_list(place, bucket, warn=False) as (session, found):
+            with remote_session.connect_and_list(place, bucket, warn=False, partial=True) as (
+                session,
+                found,
+            ):
                 overdue = found.overdue(session.client.server_time())
-                _remove(session, found, overdue, artifacts=True, bucket=bucket)
+                _remove(session, found, overdue, artifacts=True, all_=True, bucket=bucket)
         except T2IError as error:
             # What is past its TTL in another region must not wait for this one.
             failures.append(error)
@@ -235,30 +241,15 @@ def _remove(
     chosen: "list[Deployment]",
     *,
     artifacts: bool,
+    all_: bool,
     bucket: str | None = None,
 ) -> None:
-    """Remove deployments; after all of them, raises the first T2IError."""
-    from t2i_cli.vertex import teardown
+    """Remove deployments; raises T2IError. `all_`: all that there are were meant."""
+    from t2i_cli.vertex import removal
 
-    failures: list[T2IError] = []
-    for one in chosen:
-        try:
-            teardown.remove_deployment(
-                session.client, one, console.note, artifacts=artifacts, bucket=bucket
-            )
-        except T2IError as error:
-            failures.append(error)
-            if len(chosen) > 1:
-                console.warn(error.message)
-    if artifacts:
-        teardown.empty_buckets(session.client, found, console.note)
-        for sentence in found.unseen:
-            console.warn(f"Weights may still be there: {sentence}")
-    else:
-        for weights in (text for one in chosen for text in one.weights_text()):
-            console.note(f"Its weights stay: {weights}; with --bucket they go as well.")
-    if failures:
-        raise failures[0]
+    removal.remove_deployments(
+        session.client, found, chosen, console, artifacts=artifacts, bucket=bucket, all_=all_
+    )
     names = [one.name for one in chosen]
     if console.json:
         console.result_json({"removed": names})

@@ -34,6 +34,8 @@ def _forget_removed(session: "CloudSession", found: "Inventory") -> None:
     """Forget recorded endpoints of this project and region that no longer exist."""
     from t2i_cli.vertex import endpoint_store
 
+    if "endpoints" in found.unlisted:
+        return
     existing = {name.split("/")[-1] for name in found.all_endpoints}
     for one in endpoint_store.list_records():
         here = one.name.startswith(f"{session.client.location.parent}/")
@@ -58,7 +60,11 @@ def find_deployment(found: "Inventory", endpoint: str | None) -> "Deployment":
     current = endpoint_store.current_endpoint()
     wanted = endpoint or store.get_setting("vertex_endpoint") or (current and current.name)
     if wanted:
-        return inventory.find_deployment(found, wanted)
+        try:
+            return inventory.find_deployment(found, wanted)
+        except InputError as error:
+            # It may be there all the same.
+            raise found.unlisted.get("endpoints", error) from error
     if len(found.deployments) == 1:
         return next(iter(found.deployments.values()))
     raise InputError(
@@ -74,12 +80,17 @@ def connect_and_list(
     *,
     endpoint: str | None = None,
     warn: bool = True,
+    partial: bool = False,
 ) -> "Iterator[tuple[CloudSession, Inventory]]":
-    """Connect, and list all that t2i made there; warns of deployments past their TTL."""
+    """Connect, and list all that t2i made there; warns of deployments past their TTL.
+
+    With `partial`, what cannot be listed is noted in the inventory.
+    """
     from t2i_cli.vertex import inventory, lifecycle
 
     with lifecycle.connect(location, endpoint=endpoint) as session:
-        found = inventory.list_deployments(session.client, bucket)
+        known = [endpoint] if endpoint and endpoint.split("/")[-1].isdecimal() else []
+        found = inventory.list_deployments(session.client, bucket, partial=partial, known=known)
         _warn_overdue_elsewhere(session)
         if warn:
             inventory.warn_overdue(found.overdue(session.client.server_time()), console.warn)
