@@ -640,6 +640,58 @@ def test_an_endpoint_that_wakes_is_given_time(vertex: FakeVertex) -> None:
     assert counted(vertex)["POST predict"] == 8
 
 
+NOT_READY = "Model is not yet ready for inference. Please wait and then try your request again."
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    ("status", "kind", "body"),
+    [
+        (429, "text/plain", NOT_READY.encode()),
+        (429, "text/plain; charset=utf-8", f"  {NOT_READY.upper()}\n".encode()),
+        (429, "application/json", json.dumps(NOT_READY).encode()),
+        (429, "application/json", json.dumps({"error": NOT_READY}).encode()),
+        (429, "application/json", NOT_READY.encode()),
+        (429, "", f"{'x ' * 200}{NOT_READY}".encode()),
+        (429, "text/html", f"<html><title>429</title><p>{NOT_READY}</p></html>".encode()),
+        (503, "text/plain", NOT_READY.encode()),
+    ],
+)
+def test_a_waking_endpoint_may_say_so_in_any_form(
+    vertex: FakeVertex, status: int, kind: str, body: bytes
+) -> None:
+    vertex.faults = [Fault(status=status, headers={"Content-Type": kind}, body=body, times=7)]
+    notes: list[str] = []
+    make(backend(vertex.make_endpoint(), retries=0), notes)
+    assert counted(vertex)["POST predict"] == 8
+    assert notes == [errors.WAKING]
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    ("status", "body", "sentence"),
+    [
+        (503, b"no healthy upstream", "The endpoint is overloaded. no healthy upstream."),
+        (503, b"", "The endpoint is overloaded."),
+        (429, b"", "The endpoint or its quota has no room for the call."),
+        (502, b"<html><h1>Bad gateway</h1></html>", "cannot be reached. Bad gateway."),
+        (502, b"", "The endpoint cannot be reached."),
+        (500, b'"It burns"', "The endpoint failed with status 500. It burns."),
+        (500, b"", "The endpoint failed with status 500."),
+        (400, b"", "The endpoint refuses the request: status 400."),
+        (403, b"Forbidden by the gateway", "Google says: Forbidden by the gateway."),
+    ],
+)
+def test_a_text_in_place_of_json_is_told(
+    vertex: FakeVertex, status: int, body: bytes, sentence: str
+) -> None:
+    headers = {"Content-Type": "text/plain"}
+    vertex.faults = [Fault(status=status, headers=headers, body=body, times=9)]
+    with pytest.raises(T2IError) as caught:
+        make(backend(vertex.make_endpoint(), retries=0))
+    assert caught.value.message.endswith(sentence)
+
+
 @pytest.mark.parametrize("dedicated", [False, True])
 def test_an_image_that_is_too_large(vertex: FakeVertex, dedicated: bool) -> None:
     # Noise is the worst there is: three bytes a pixel in a PNG.

@@ -155,7 +155,7 @@ def runs(home: Path, service: str) -> dict[str, tuple[list[str], dict[str, str],
         {"T2I_HTTP_API_KEY": SECRETS["T2I_HTTP_API_KEY"]},
     )
     pull = ["models", "pull", "painter/gated"]
-    endpoint = ["--project", "p", "--region", "us-central1", "--api-endpoint", service]
+    endpoint = ["--project", "painter", "--region", "us-central1", "--api-endpoint", service]
     return {
         "generate": (["generate", "a star", *http], key, "", "T2I_HTTP_API_KEY"),
         "generate by settings": (["generate", "a star", *http], {}, "", "settings file"),

@@ -271,17 +271,21 @@ def test_no_token_goes_out_in_the_open(url: str) -> None:
 def test_where_the_place_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no Google Cloud project"):
         location.find_location()
-    assert location.find_location(login_project="a") == Location(project="a", region="us-central1")
-    made = "projects/b/locations/europe-west4/endpoints/5"
-    endpoint_store.remember_endpoint(endpoint_store.EndpointRecord(name=made), current=True)
-    assert location.find_location(login_project="a") == Location(project="b", region="europe-west4")
-    monkeypatch.setenv("T2I_VERTEX_PROJECT", "c")
-    assert location.find_location().project == "c"
-    assert location.find_location(LocationOptions(project="d", region="us-east1")) == Location(
-        project="d", region="us-east1"
+    assert location.find_location(login_project="archive") == Location(
+        project="archive", region="us-central1"
     )
-    named = location.find_location(endpoint="projects/e/locations/asia-east1/endpoints/1")
-    assert named == Location(project="e", region="asia-east1")
+    made = "projects/bridge/locations/europe-west4/endpoints/5"
+    endpoint_store.remember_endpoint(endpoint_store.EndpointRecord(name=made), current=True)
+    assert location.find_location(login_project="archive") == Location(
+        project="bridge", region="europe-west4"
+    )
+    monkeypatch.setenv("T2I_VERTEX_PROJECT", "canvas")
+    assert location.find_location().project == "canvas"
+    assert location.find_location(
+        LocationOptions(project="drawing", region="us-east1")
+    ) == Location(project="drawing", region="us-east1")
+    named = location.find_location(endpoint="projects/easels/locations/asia-east1/endpoints/1")
+    assert named == Location(project="easels", region="asia-east1")
     assert named.host("aiplatform") == "https://asia-east1-aiplatform.googleapis.com"
     assert named.host("storage") == "https://storage.googleapis.com"
     endpoint_store.forget_endpoint("5")

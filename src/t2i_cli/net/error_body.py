@@ -53,10 +53,15 @@ def parse_error_body(response: HttpResponse, *secrets: str | None) -> ErrorBody:
 
     `secrets` are replaced in its texts.
     """
+    return parse_error_bytes(response.body, *secrets)
+
+
+def parse_error_bytes(content: bytes, *secrets: str | None) -> ErrorBody:
+    """The error in a body's bytes, as `parse_error_body` gives it."""
     try:
-        body = parse_json(response.body)
+        body = parse_json(content)
     except ValueError:
-        body = response.body[:MAX_PAGE_BYTES].decode(errors="replace")
+        body = content[:MAX_PAGE_BYTES].decode(errors="replace")
         body = "" if "\0" in body else body
     return _parse(body, *secrets)
 

@@ -23,7 +23,8 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.files.state_files import parse_json
-from t2i_cli.net import google_credentials
+from t2i_cli.net import google_credentials, google_errors
+from t2i_cli.net.error_body import parse_error_bytes
 from t2i_cli.net.google_answers import GoogleAnswer, answer_error, parse_answer
 from t2i_cli.net.http_client import FailedCall, HttpClient, HttpResponse
 from t2i_cli.net.retry import (
@@ -43,16 +44,6 @@ _UNLESS_POST = frozenset({408, 500, 504})
 """Further ones: a POST may have run, any other call may run twice."""
 
 _CONNECTIONS = 10
-_QUOTA = re.compile(
-    r"quotas? (?:metric |are exceeded: |exceeded: )'?([\w./, -]+?)'?(?:[.;]|$| and)"
-)
-"""Finds the quota's name in Google's error messages."""
-_CAPACITY = re.compile(
-    r"resources are insufficient in region|STOCKOUT|"
-    r"quota metrics exceed quota limits:.*custom_model_serving_",
-    re.IGNORECASE,
-)
-"""Finds that a region has no machine of a kind, or its quota of them is used up or zero."""
 
 
 class NotFoundError(ModelError):
@@ -77,6 +68,9 @@ class PreconditionError(RemoteError):
 
 class CapacityError(QuotaError):
     """The region has no machine of the kind, or the quota of it there is used up or zero."""
+
+    google_message = ""
+    """Google's own words."""
 
 
 class UnimplementedError(RemoteError):
@@ -247,7 +241,8 @@ def connection_error(error: Exception) -> T2IError:
 def error_from_google(status: int, body: bytes) -> T2IError:
     """The error for an error response."""
     error = _error_object(body)
-    message = str(error.get("message") or f"HTTP status {status}").strip()
+    text = error.get("message") or parse_error_bytes(body).message
+    message = str(text or f"HTTP status {status}").strip()
     return error_from_status(status, str(error.get("status") or ""), message)
 
 
@@ -259,11 +254,14 @@ def error_from_status(status: int, name: str, message: str) -> T2IError:
         return AccessError("Google refuses these credentials.", hint=google_credentials.LOGIN_HINT)
     if status == 403 or name == "PERMISSION_DENIED":
         return _permission_error(message)
-    if _CAPACITY.search(message):
-        quota = _quota_error(message)
-        return CapacityError(quota.message, hint=quota.hint)
+    if google_errors.is_without_machines(message):
+        text, hint = google_errors.exhausted_text(message)
+        capacity = CapacityError(text, hint=hint)
+        capacity.google_message = message
+        return capacity
     if status == 429 or name == "RESOURCE_EXHAUSTED":
-        return _quota_error(message)
+        text, hint = google_errors.exhausted_text(message)
+        return QuotaError(text, hint=hint)
     if status == 404 or name == "NOT_FOUND":
         return NotFoundError(text)
     if status == 410:
@@ -289,23 +287,8 @@ def _permission_error(message: str) -> AccessError:
             f"The interface {named} is not enabled in this project.",
             hint=f"`gcloud services enable {named}`",
         )
-    if found := re.search(r"[Pp]ermission '?([a-z]+\.[\w.]+)'?", message):
-        return AccessError(
-            f"The permission {found[1].rstrip('.')} is missing.",
-            hint="docs/remote.md lists the permissions of each step and the roles that have them.",
-        )
-    return AccessError(f"Google says: {message}.")
-
-
-def _quota_error(message: str) -> QuotaError:
-    found = _QUOTA.search(message)
-    if not found:
-        return QuotaError(f"Google says: {message}.")
-    return QuotaError(
-        f"The quota {found[1].strip()} is exceeded.",
-        hint="Ask for more at https://console.cloud.google.com/iam-admin/quotas, or take another "
-        "region, machine or accelerator.",
-    )
+    text, hint = google_errors.refused_text(message)
+    return AccessError(text, hint=hint)
 
 
 def _error_object(body: bytes) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from t2i_cli.settings.options import DeploymentSpec, LocationOptions
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.progress import Progress
 from t2i_cli.vertex import (
+    capacity,
     confirmation,
     deploy,
     deployment_options,
@@ -237,7 +238,8 @@ def _remember(found: EndpointRecord, console: Console, *, current: bool = False)
 def _deploy(
     plan: DeploymentPlan, existing: Deployment | None, runner: OperationRunner, console: Console
 ) -> EndpointRecord:
-    with Progress(console, 1) as progress:
+    where = capacity.explaining_capacity(runner.client.location, plan.hardware, plan.memory)
+    with Progress(console, 1) as progress, where:
         found = deploy.run_deployment(
             plan,
             existing,

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 from t2i_cli.errors import InputError
+from t2i_cli.library_environment import is_project_id
 from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import LocationOptions
 from t2i_cli.vertex import endpoint_store
@@ -43,6 +44,17 @@ UNKNOWN_PROJECT = "PROJECT"
 def locations_without_account(options: LocationOptions) -> list[Location]:
     """The locations as far as no credentials are needed to know them. Raises InputError."""
     return find_locations(options, login_project=UNKNOWN_PROJECT)
+
+
+def check_project(project: str) -> None:
+    """Raise InputError if no project of Google Cloud can have this id."""
+    if not is_project_id(project):
+        raise InputError(
+            f"{project[:80]!r} is no Google Cloud project: an id has 6 to 30 lower-case letters, "
+            "digits and hyphens, begins with a letter, and ends with no hyphen.",
+            hint="`gcloud projects list` shows the ids; a project's number will do, too.",
+            field="project",
+        )
 
 
 def find_location(
@@ -114,6 +126,8 @@ def _find_all(
             hint="--project, T2I_VERTEX_PROJECT or GOOGLE_CLOUD_PROJECT names it.",
         )
     api_endpoint = store.resolve_setting("vertex_api_endpoint", options.api_endpoint)
+    if project != UNKNOWN_PROJECT:
+        check_project(project)
     return [
         Location(project=project, region=region, api_endpoint=api_endpoint)
         for region in _region_names(regions)

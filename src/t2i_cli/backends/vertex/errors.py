@@ -17,6 +17,8 @@ WAKING = "The endpoint has no replica yet and wakes up, which takes minutes."
 
 _TOO_LARGE = re.compile(r"response (payload )?size", re.IGNORECASE)
 _UNDEPLOYED = re.compile(r"deployed[ _]?model|not deployed|no model", re.IGNORECASE)
+_WAKING = re.compile(rb"not\s+(yet\s+)?ready for inference|not yet ready", re.IGNORECASE)
+"""What Vertex AI answers for a model without a replica, as JSON, text or a page."""
 _LOG_HINT = (
     "Its log is in the Cloud console: Vertex AI, Online prediction, the endpoint, View logs."
 )
@@ -31,18 +33,19 @@ def error_from_prediction(
     """The error for a response without a prediction; RetryableError if it may be temporary."""
     body = error_body.parse_error_body(response)
     message = error_body.with_full_stop(body.message)
+    reason = f" {message}" if message else ""
     match response.status:
         case 401 | 403:
             return _access_error(response, target)
         case 400 if not body.t2i_error and _TOO_LARGE.search(body.message):
             return _too_large_error(target, request, format)
-        case 429 if "not yet ready" in message:
+        case 429 | 503 if body.t2i_error is None and _WAKING.search(response.body):
             spot = f" {_SPOT_HINT}" if target.record.spot else ""
             error = RemoteError(WAKING, hint=f"A longer --timeout waits for it.{spot}")
             return RetryableError(error, after=response.retry_after, pause=10.0, cold_start=True)
         case 429:
             quota = QuotaError(
-                f"The endpoint or its quota has no room for the call. {message}",
+                f"The endpoint or its quota has no room for the call.{reason}",
                 hint="A smaller --concurrency, more replicas, or a larger quota.",
             )
             return RetryableError(quota, after=response.retry_after, overloaded=True)
@@ -51,20 +54,23 @@ def error_from_prediction(
     if body.t2i_error is not None:
         return body.t2i_error
     if response.status == 503 and body.kind != "InternalServerException":
-        busy = RemoteError(f"The endpoint is overloaded. {message}", hint=_failure_hint(target))
+        busy = RemoteError(f"The endpoint is overloaded.{reason}", hint=_failure_hint(target))
         return RetryableError(busy, after=response.retry_after, overloaded=True)
     if response.status == 502:
         return RetryableError(
-            RemoteError(f"The endpoint cannot be reached. {message}", hint=_failure_hint(target))
+            RemoteError(f"The endpoint cannot be reached.{reason}", hint=_failure_hint(target))
         )
     if response.status in {400, 413, 422}:
         return InputError(
-            f"The endpoint refuses the request: {message or response.status}", hint=_hint(target)
+            f"The endpoint refuses the request:{reason or f' status {response.status}.'}",
+            hint=_hint(target),
         )
     if response.status == 503:
-        return RemoteError(f"The endpoint's handler failed: {message}", hint=_LOG_HINT)
+        return RemoteError(
+            f"The endpoint's handler failed:{reason or ' it says nothing more.'}", hint=_LOG_HINT
+        )
     return RemoteError(
-        f"The endpoint failed with status {response.status}. {message}",
+        f"The endpoint failed with status {response.status}.{reason}",
         hint=_failure_hint(target),
     )
 
