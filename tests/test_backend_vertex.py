@@ -476,7 +476,7 @@ def test_the_host_of_a_dedicated_endpoint_is_given_by_hand(vertex: FakeVertex) -
 
 def test_plain_http_is_for_loopback_only(vertex: FakeVertex) -> None:
     with pytest.raises(InputError, match="--api-endpoint must be a URL with https://"):
-        make(backend("1", api_endpoint="http://10.0.0.1:80"))
+        make(backend("1", api_endpoint="http://8.8.8.8:80"))
     make(backend(vertex.make_endpoint(), api_endpoint=vertex.url.replace("127.0.0.1", "localhost")))
 
 

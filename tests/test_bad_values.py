@@ -46,6 +46,7 @@ SETTINGS = {
     "vertex_project": "My Project",
     "vertex_region": "europe",
     "vertex_api_endpoint": "http://example.com",
+    "vertex_ca_file": " ",
     "vertex_image": "image",
     "vertex_bucket": "B",
     "vertex_prices": " ",

@@ -132,7 +132,7 @@ def test_refused_permissions(message: str, sentence: str, hint: str) -> None:
 def test_a_mistyped_project_is_told(t2i: T2I, vertex: FakeVertex) -> None:
     done = t2i("remote", "list", "--project", "galery", env=vertex.environment)
     assert done.returncode == AccessError.exit_code
-    assert "or projects/galery/locations/us-central1 does not exist" in done.stderr
+    assert "or projects/galery/locations/us-central1/endpoints does not exist" in done.stderr
     assert "Is the project's name right, galery?" in done.stderr
 
 

@@ -26,7 +26,13 @@ from t2i_cli.files.state_files import parse_json
 from t2i_cli.net import google_credentials, google_errors
 from t2i_cli.net.error_body import parse_error_bytes
 from t2i_cli.net.google_answers import GoogleAnswer, answer_error, parse_answer
-from t2i_cli.net.http_client import FailedCall, HttpClient, HttpResponse
+from t2i_cli.net.http_client import (
+    FailedCall,
+    HttpClient,
+    HttpResponse,
+    certificate_error,
+    is_certificate_error,
+)
 from t2i_cli.net.retry import (
     RetryableError,
     RetryPolicy,
@@ -82,7 +88,7 @@ class GoogleHttp:
 
     Calls are retried by `policy` after a failed connection, unless a POST may have run, and after
     one of `retry_statuses`. `make_error` maps the status and body of an error response to an error.
-    `seconds` is the timeout of each network operation, `proxies` as in HttpClient.
+    `seconds` is the timeout of each network operation, `proxies` and `ca_file` as in HttpClient.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class GoogleHttp:
         *,
         seconds: float = 60,
         proxies: bool = True,
+        ca_file: str | None = None,
         policy: RetryPolicy = GOOGLE_POLICY,
         retry_statuses: frozenset[int] = RETRY_STATUSES,
         make_error: Callable[[int, bytes], T2IError] | None = None,
@@ -105,6 +112,7 @@ class GoogleHttp:
             _CONNECTIONS,
             translate=_error_from_failed_call,
             proxies=proxies,
+            ca_file=ca_file,
         )
         self._offset = 0.0
 
@@ -221,6 +229,8 @@ def json_of(response: HttpResponse) -> GoogleAnswer:
 
 def _error_from_failed_call(failed: FailedCall) -> RetryableError | T2IError:
     """The error for a call without a response; retryable unless a POST may have run."""
+    if is_certificate_error(failed.error):
+        return certificate_error(failed.host)
     error = connection_error(failed.error)
     may_have_run = not isinstance(failed.error, httpx2.ConnectError | httpx2.ConnectTimeout)
     return error if may_have_run and failed.method == "POST" else RetryableError(error)

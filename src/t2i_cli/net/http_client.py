@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from socket import SHUT_RDWR
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,8 +16,8 @@ from weakref import WeakSet
 import httpx2
 
 from t2i_cli import __version__, library_environment
-from t2i_cli.errors import InputError, RemoteError, T2IError, TimedOutError
-from t2i_cli.files.state_files import parse_json
+from t2i_cli.errors import InputError, RemoteError, T2IError, TimedOutError, os_reason
+from t2i_cli.files.state_files import check_regular, parse_json
 from t2i_cli.net.retry import RetryableError, parse_retry_after
 from t2i_cli.terminal.console import console
 
@@ -76,7 +77,8 @@ class HttpClient:
     """Sends HTTP requests; thread-safe.
 
     `translate` maps failed calls to errors. `proxies`: whether the environment's proxies and
-    certificates apply; by default they do unless `url` is a loopback address.
+    certificates apply; by default they do unless `url` is a loopback address. `ca_file`: a PEM file
+    with the certificates to trust, and no others; raises InputError for one that is none.
     """
 
     def __init__(
@@ -86,9 +88,11 @@ class HttpClient:
         *,
         translate: Translate | None = None,
         proxies: bool | None = None,
+        ca_file: str | None = None,
     ) -> None:
         self._translate = translate or translate_error
         self._client = _new_client(
+            verify=True if ca_file is None else trusted_certificates(ca_file),
             # Requests to loopback must not go through a proxy.
             trust_env=not is_loopback_url(url) if proxies is None else proxies,
             # A redirect could send the API key to another host.
@@ -263,11 +267,8 @@ def translate_error(failed: FailedCall) -> RetryableError | T2IError:
                 f"{host} did not answer within {failed.timeout:.3g} s.",
                 hint="--timeout allows more.",
             )
-        case httpx2.ConnectError() if _is_certificate(failed.error):
-            return RemoteError(
-                f"The certificate of {host} cannot be trusted.",
-                hint="SSL_CERT_FILE names the certificates to trust.",
-            )
+        case httpx2.ConnectError() if is_certificate_error(failed.error):
+            return certificate_error(host)
         case httpx2.ConnectError():
             return RetryableError(RemoteError(f"{host} cannot be reached.", hint=_NETWORK))
         case httpx2.ProxyError():
@@ -279,7 +280,29 @@ def translate_error(failed: FailedCall) -> RetryableError | T2IError:
     )
 
 
-def _is_certificate(error: BaseException | None) -> bool:
+def trusted_certificates(ca_file: str) -> ssl.SSLContext:
+    """TLS with the certificates of a PEM file, and no others. Raises InputError."""
+    try:
+        check_regular(Path(ca_file), follow_links=True)
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        unreadable = isinstance(error, OSError) and not isinstance(error, ssl.SSLError)
+        reason = os_reason(error) if unreadable else "it holds none"  # type: ignore[arg-type]
+        raise InputError(
+            f"Cannot read certificates in PEM from {ca_file}: {reason}.", field="ca_file"
+        ) from error
+
+
+def certificate_error(host: str) -> RemoteError:
+    """The error for a server whose certificate is not of those to trust, or for another name."""
+    return RemoteError(
+        f"The certificate of {host} cannot be trusted.",
+        hint="SSL_CERT_FILE names the certificates to trust; for Vertex AI --ca-file does, too.",
+    )
+
+
+def is_certificate_error(error: BaseException | None) -> bool:
+    """Whether a connection failed for a certificate."""
     while error is not None:
         if isinstance(error, ssl.SSLError):
             return True

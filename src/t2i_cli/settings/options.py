@@ -99,6 +99,14 @@ class LocationOptions(ProjectOptions):
         str | None,
         flag("--api-endpoint", help="vertex, gemini: a URL in place of Google's own hosts."),
     ] = None
+    ca_file: Annotated[
+        str | None,
+        flag(
+            "--ca-file",
+            help="vertex, gemini: trust the certificates in this PEM file, and no others. "
+            f"{_default('vertex_ca_file')}",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

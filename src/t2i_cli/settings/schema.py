@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from t2i_cli import durations, image_formats
@@ -61,6 +61,29 @@ def is_safe_url(value: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
+"""Addresses of networks of one's own (RFC 1918, RFC 4193)."""
+
+
+def is_private_address(host: str) -> bool:
+    """Whether the host is an IP address of a private network, such as a VPC."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return any(address in network for network in _PRIVATE if network.version == address.version)
+
+
+def is_private_http_url(value: str) -> bool:
+    """Whether it is http:// at a private address: Private Service Connect is reached by that."""
+    try:
+        url = urlsplit(value)
+        private = url.scheme == "http" and is_private_address(url.hostname or "")
+    except ValueError:
+        return False
+    return private and is_safe_url(f"https{value[4:]}")
 
 
 _TABLE = (
@@ -214,8 +237,15 @@ _TABLE = (
     Setting(
         key="vertex_api_endpoint",
         variable="T2I_VERTEX_API_ENDPOINT",
-        takes="a URL with https://, or with http:// on this machine",
-        accepts=is_safe_url,
+        takes="a URL with https://, or with http:// on this machine or at a private IP address",
+        accepts=lambda value: is_safe_url(value) or is_private_http_url(value),
+    ),
+    Setting(
+        key="vertex_ca_file",
+        variable="T2I_VERTEX_CA_FILE",
+        takes="a file of certificates in PEM",
+        accepts=_is_text,
+        default="the usual certificates",
     ),
     Setting(
         key="vertex_image",

@@ -28,9 +28,9 @@ class GoogleClient(GoogleHttp):
         *,
         seconds: float = 60,
     ) -> None:
-        # Do not send the token through a proxy when the server is on this machine.
-        proxies = not (location.api_endpoint or "").startswith("http://")
-        super().__init__(authorize, seconds=seconds, proxies=proxies)
+        # Do not send the token through a proxy to this machine or within a private network.
+        proxies = not (location.api_endpoint or "").lower().startswith("http://")
+        super().__init__(authorize, seconds=seconds, proxies=proxies, ca_file=location.ca_file)
         self.location = location
 
     def in_region(self, region: str) -> Self:

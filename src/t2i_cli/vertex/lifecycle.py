@@ -1,5 +1,6 @@
 """Lifecycle of a deployment: confirm the plan, deploy, and remove it, also after failures."""
 
+import os
 import secrets
 import shutil
 import subprocess
@@ -224,6 +225,8 @@ def endpoint_environment(found: EndpointRecord, client: GoogleClient) -> Mapping
     }
     if client.location.api_endpoint:
         environment["T2I_VERTEX_API_ENDPOINT"] = client.location.api_endpoint
+    if client.location.ca_file:
+        environment["T2I_VERTEX_CA_FILE"] = os.path.abspath(client.location.ca_file)
     return environment
 
 

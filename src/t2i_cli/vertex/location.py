@@ -4,9 +4,12 @@ import re
 from dataclasses import dataclass, replace
 
 from t2i_cli.errors import InputError
+from t2i_cli.files.user_paths import expand_option
 from t2i_cli.library_environment import is_project_id
 from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import LocationOptions
+from t2i_cli.settings.schema import is_private_http_url
+from t2i_cli.terminal.console import console
 from t2i_cli.vertex import endpoint_store
 
 _FULL_NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/endpoints/[^/]+")
@@ -14,11 +17,15 @@ _FULL_NAME = re.compile(r"projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """A project and region; `api_endpoint` replaces every host of Google's."""
+    """A project and region; `api_endpoint` replaces every host of Google's.
+
+    `ca_file` names the certificates to trust in place of the usual ones.
+    """
 
     project: str
     region: str
     api_endpoint: str | None = None
+    ca_file: str | None = None
 
     @property
     def parent(self) -> str:
@@ -126,9 +133,21 @@ def _find_all(
             hint="--project, T2I_VERTEX_PROJECT or GOOGLE_CLOUD_PROJECT names it.",
         )
     api_endpoint = store.resolve_setting("vertex_api_endpoint", options.api_endpoint)
+    ca_file = store.resolve_setting("vertex_ca_file", options.ca_file)
     if project != UNKNOWN_PROJECT:
         check_project(project)
+    # Without an account nothing is sent, and with one the location is found again.
+    if login_project != UNKNOWN_PROJECT and api_endpoint and is_private_http_url(api_endpoint):
+        console.warn(
+            f"The access token goes to {api_endpoint} without encryption: whoever can read along "
+            "in that network can use it."
+        )
     return [
-        Location(project=project, region=region, api_endpoint=api_endpoint)
+        Location(
+            project=project,
+            region=region,
+            api_endpoint=api_endpoint,
+            ca_file=ca_file and expand_option(ca_file),
+        )
         for region in _region_names(regions)
     ]

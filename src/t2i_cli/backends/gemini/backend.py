@@ -154,7 +154,10 @@ class _Connection:
         found = find_location(replace(options.place, region=None), login_project=login.project)
         self.location = replace(found, region=options.place.region or GEMINI_REGION)
         self.client = HttpClient(
-            api_url(self.location), concurrency, translate=errors.error_from_failed_call
+            api_url(self.location),
+            concurrency,
+            translate=errors.error_from_failed_call,
+            ca_file=self.location.ca_file,
         )
 
     def check_credentials(self) -> None:

@@ -158,7 +158,14 @@ class _Connection:
         replicas = self.target.record.replicas or 1
         self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas
         self.throttle = Throttle(self.concurrency)
-        self.client = HttpClient(self.target.url, self.concurrency)
+        url = self.target.url
+        self.client = HttpClient(
+            url,
+            self.concurrency,
+            # No proxy for http://, which is on this machine or in a network of one's own.
+            proxies=False if url.lower().startswith("http://") else None,
+            ca_file=self.target.location.ca_file,
+        )
 
     def predict(
         self, body: object, left: float, request: ResolvedRequest, format: ImageFormat

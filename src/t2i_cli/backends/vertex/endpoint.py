@@ -16,6 +16,7 @@ from t2i_cli.net import google_http
 from t2i_cli.net.google_credentials import TokenProvider
 from t2i_cli.net.retry import RetryPolicy, call_with_retry, retryable
 from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL_FIELDS, SERVINGS
+from t2i_cli.settings.schema import is_private_address
 from t2i_cli.vertex import client, containers, endpoint_store, labels, location, machine_types
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.location import Location
@@ -26,6 +27,10 @@ _MAX_LISTED = 5
 """Maximum number of endpoints that an error lists."""
 LOOKUP_TIMEOUT = 60.0
 """Seconds for one look-up of an endpoint."""
+
+
+class _PredictionsOnlyError(Exception):
+    """The host of --api-endpoint serves predictions, and no look-up, as a private one does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +130,10 @@ def _known_endpoint(options: VertexOptions, login_project: str | None) -> Endpoi
     name = endpoint_location.endpoint(named)
     record = endpoint_store.find_record(name) or EndpointRecord(name=name)
     api_host = urlsplit(endpoint_location.api_endpoint or "").hostname or ""
-    if record.dns is None and api_host.endswith(_DEDICATED_SUFFIX):
-        # A dedicated host serves predictions only, not the look-up.
+    if record.dns is None and (
+        api_host.endswith(_DEDICATED_SUFFIX) or is_private_address(api_host)
+    ):
+        # A dedicated host, or one of Private Service Connect, serves predictions, no look-up.
         record = replace(record, dns=api_host)
     return Endpoint(
         location=endpoint_location,
@@ -151,7 +158,7 @@ def find_endpoint(
             with suppress(StorageError):
                 # If the record cannot be stored, the next run looks the endpoint up again.
                 endpoint_store.remember_endpoint(record)
-        except AccessError:
+        except (AccessError, _PredictionsOnlyError):
             # Predicting has its own permission, and the missing facts may not be needed.
             looked_up = False
     return replace(
@@ -218,8 +225,22 @@ def _look_up(
     try:
         found = call_with_retry(get_endpoint, retry_policy)
     except google_http.NotFoundError as error:
+        if location.api_endpoint and not _lists_endpoints(location, token):
+            raise _PredictionsOnlyError from error
         raise _not_found_error(location, token, name.split("/")[-1]) from error
     return endpoint_store.record_from_api(name, found)
+
+
+def _lists_endpoints(location: Location, token: TokenProvider) -> bool:
+    """Whether the host knows the list of endpoints; one of predictions only does not."""
+    try:
+        with client.GoogleClient(location, token) as google:
+            next(google.list_all("aiplatform", f"{location.parent}/endpoints", "endpoints"), None)
+    except google_http.NotFoundError:
+        return False
+    except T2IError:
+        return True
+    return True
 
 
 def _not_found_error(location: Location, token: TokenProvider, number: str) -> T2IError:

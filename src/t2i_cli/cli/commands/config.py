@@ -10,6 +10,7 @@ import typer
 from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt
 from t2i_cli.errors import InputError, T2IError
+from t2i_cli.files.user_paths import expand_option
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import console
 
@@ -174,10 +175,17 @@ def _check_image_prices(value: str) -> None:
     image_prices.read_image_prices(value)
 
 
+def _check_certificates(value: str) -> None:
+    from t2i_cli.net import http_client
+
+    http_client.trusted_certificates(expand_option(value))
+
+
 _CHECKS: Mapping[str, Callable[[str], object]] = {
     "model": _check_model,
     "output": _check_output,
     "vertex_prices": _check_prices,
     "image_prices": _check_image_prices,
+    "vertex_ca_file": _check_certificates,
 }
 """Checks of values that the settings' own table, which knows no model, cannot make."""
