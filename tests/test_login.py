@@ -177,6 +177,6 @@ def test_vertex_where_permissions_cannot_be_told(t2i: T2I, vertex: FakeVertex) -
     vertex.faults.append(Fault(where="testIamPermissions", status=403, body=fault.body))
     done = t2i("login", "vertex", env=vertex.environment)
     assert done.returncode == 0
-    assert "may: cannot be told: The permission resourcemanager.projects.get is missing." in (
+    assert "may: cannot be told: The permission resourcemanager.projects.get is missing, or" in (
         done.stdout
     )
