@@ -308,7 +308,10 @@ def test_quota_and_a_server_that_never_gets_ready(
     vertex.operation_errors["deployModel"] = {"code": 8, "message": message}
     full = t2i(*DEPLOY, env=env)
     assert full.returncode == 4
-    assert "The quota CustomModelServingL4GPUsPerProjectPerRegion is exceeded." in full.stderr
+    assert (
+        "The quota CustomModelServingL4GPUsPerProjectPerRegion is exceeded in us-central1"
+        in full.stderr
+    )
     message = "Model server never became ready. Please validate that your model file is valid."
     vertex.operation_errors["deployModel"] = {"code": 9, "message": message}
     sick = t2i(*DEPLOY, env=env)
