@@ -4,9 +4,12 @@ import pytest
 
 from t2i_cli.errors import AccessError, InputError, QuotaError, RemoteError, T2IError
 from t2i_cli.net import google_errors, google_http
-from t2i_cli.net.google_http import CapacityError
+from t2i_cli.net.google_http import CapacityError, error_from_status
 from t2i_cli.settings.options import LocationOptions
-from t2i_cli.vertex import location
+from t2i_cli.vertex import capacity, location
+from t2i_cli.vertex.location import Location
+from t2i_cli.vertex.machine_types import ReplicaHardware
+from t2i_cli.vertex.model_memory import ModelMemory
 from tests.conftest import T2I
 from tests.fakes.google import refusal
 from tests.fakes.vertex import FakeVertex, Fault, counted
@@ -169,3 +172,18 @@ def test_texts_of_errors_that_are_no_json(body: bytes, text: str) -> None:
     error: T2IError = google_http.error_from_google(500, body)
     assert isinstance(error, RemoteError)
     assert " ".join(error.message.split()).replace(" .", ".") == f"Google says: {text}."
+
+
+def test_a_stock_out_names_where_such_machines_are_and_what_else_would_do() -> None:
+    here = Location(project="gallery", region="us-central1")
+    need = ModelMemory(weights=7 * 2**30, peak=10 * 2**30)
+    words = "Resources are insufficient in region: us-central1."
+    with pytest.raises(CapacityError) as raised:  # noqa: SIM117 - the inner one is under test
+        with capacity.explaining_capacity(
+            here, ReplicaHardware(machine="g2-standard-8", accelerator="NVIDIA_L4", count=1), need
+        ):
+            raise error_from_status(0, "RESOURCE_EXHAUSTED", words)
+    hint = str(raised.value.hint)
+    assert "The nearest regions with such machines: us-" in hint
+    named = hint.rpartition("Machines of us-central1 with others: ")[2]
+    assert "a2-highgpu-1g" in named and "g2-" not in named

@@ -12,7 +12,7 @@ from t2i_cli.backend import GeneratedImage
 from t2i_cli.errors import InputError
 from t2i_cli.library_environment import is_project_id
 from t2i_cli.net import gcs, google_credentials
-from t2i_cli.vertex import lifecycle, permissions, weights_bucket
+from t2i_cli.vertex import cloud_session, permissions, weights_bucket
 from tests import backends
 from tests.conftest import T2I
 from tests.factories import request
@@ -63,7 +63,7 @@ def test_each_command_sends_the_quota_project_of_the_environment(
 
 
 def test_a_person_s_quota_project_is_sent(person: FakeVertex, tmp_path: Path) -> None:
-    with lifecycle.connect() as session:
+    with cloud_session.connect() as session:
         client = session.client
         assert permissions.check_permissions(client, ["predict"]).missing == ()
         weights_bucket.make_bucket(client, "t2i-bucket", {})

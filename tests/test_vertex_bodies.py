@@ -14,10 +14,10 @@ from t2i_cli.errors import InputError, QuotaError
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import Console
-from t2i_cli.vertex import lifecycle, plan, resource_bodies
+from t2i_cli.vertex import deployment_planning, lifecycle, resource_bodies
 from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.cloud_session import CloudSession
 from t2i_cli.vertex.labels import Labels
-from t2i_cli.vertex.lifecycle import CloudSession
 from t2i_cli.vertex.location import Location
 from tests.fakes.vertex import FakeVertex, operations_unimplemented, stock_out
 
@@ -86,7 +86,7 @@ def session(
 
 def deploy(session: CloudSession, asked: DeploymentSpec) -> None:
     """What `t2i remote deploy` does once its plan is agreed to."""
-    settled = plan.plan_deployment(asked, session.client, session.account)
+    settled = deployment_planning.plan_deployment(asked, session.client, session.account)
     lifecycle.deploy_plan(settled, session, Console())
 
 

@@ -14,18 +14,18 @@ from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import (
     containers,
     deploy,
+    deployment_planning,
     endpoint_store,
     inventory,
     lifecycle,
     permissions,
-    plan,
     teardown,
     weights_bucket,
 )
 from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.cloud_session import CloudSession
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.labels import Labels
-from t2i_cli.vertex.lifecycle import CloudSession
 from t2i_cli.vertex.location import Location
 from t2i_cli.vertex.operations import OperationRunner
 from tests.fakes.oauth import AUTHORIZED
@@ -54,7 +54,7 @@ def cloud(vertex: FakeVertex) -> Iterator[GoogleClient]:
 
 def deployed(cloud: GoogleClient, wanted: DeploymentSpec = ASKED) -> EndpointRecord:
     """An endpoint as `t2i remote deploy` makes it."""
-    settled = plan.plan_deployment(wanted, cloud, "ann")
+    settled = deployment_planning.plan_deployment(wanted, cloud, "ann")
     there = deploy.find_existing(settled, cloud)
     return deploy.run_deployment(
         settled, there, OperationRunner(cloud, lambda _: None), lambda *_: None
@@ -212,7 +212,9 @@ def test_a_bucket_of_another_project_gets_no_weights(
 
 
 def test_a_ttl_that_ends_before_the_deployment(vertex: FakeVertex, cloud: GoogleClient) -> None:
-    settled = plan.plan_deployment(replace(ASKED, ttl="1h", scheduler_account=KEEPER), cloud, "ann")
+    settled = deployment_planning.plan_deployment(
+        replace(ASKED, ttl="1h", scheduler_account=KEEPER), cloud, "ann"
+    )
     vertex.advance(2 * 3600)
     with pytest.raises(InputError, match="TTL of sd15 ended before"):
         deploy.run_deployment(
@@ -253,7 +255,7 @@ def test_a_home_that_cannot_be_written_to_costs_no_endpoint(
     with lifecycle.ephemeral_deployment(ASKED, account, Console(), yes=True) as found:
         assert found.name.endswith(tuple(vertex.endpoints))
     assert vertex.left() == {}
-    settled = plan.plan_deployment(ASKED, cloud, "ann")
+    settled = deployment_planning.plan_deployment(ASKED, cloud, "ann")
     assert lifecycle.deploy_plan(settled, account, Console()).name.endswith(tuple(vertex.endpoints))
 
 

@@ -13,16 +13,16 @@ from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import (
+    deployment_planning,
     endpoint_store,
     inventory,
     lifecycle,
     machine_types,
     operations,
-    plan,
     status,
 )
 from t2i_cli.vertex.client import GoogleClient
-from t2i_cli.vertex.lifecycle import CloudSession
+from t2i_cli.vertex.cloud_session import CloudSession
 from t2i_cli.vertex.location import Location
 from tests.fakes.google import refusal
 from tests.fakes.oauth import AUTHORIZED
@@ -55,7 +55,7 @@ def endless(vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> None:
 def deploy(cloud: CloudSession) -> endpoint_store.EndpointRecord:
     """What `t2i remote deploy` does once its plan is agreed to."""
     return lifecycle.deploy_plan(
-        plan.plan_deployment(ASKED, cloud.client, cloud.account), cloud, Console()
+        deployment_planning.plan_deployment(ASKED, cloud.client, cloud.account), cloud, Console()
     )
 
 
@@ -112,7 +112,7 @@ def test_what_is_being_deployed_is_told(vertex: FakeVertex, cloud: CloudSession)
 
 def test_replicas_that_may_grow_cost_a_range(vertex: FakeVertex, cloud: CloudSession) -> None:
     asked = DeploymentSpec(model="sd15", name="grows", max_replicas=3)
-    made = plan.plan_deployment(asked, cloud.client, cloud.account)
+    made = deployment_planning.plan_deployment(asked, cloud.client, cloud.account)
     lifecycle.deploy_plan(made, cloud, Console())
     vertex.advance(2 * 3600)
     bill = status.cost_report(

@@ -31,10 +31,10 @@ from t2i_cli.settings import store
 from t2i_cli.settings.options import LocationOptions
 from t2i_cli.vertex import (
     client,
+    cloud_session,
     containers,
     endpoint_store,
     labels,
-    lifecycle,
     location,
     machine_types,
     permissions,
@@ -326,7 +326,7 @@ def test_a_connection_gets_its_token_in_the_end(
     for name, value in vertex.environment.items():
         monkeypatch.setenv(name, value)
     vertex.faults = [Fault(where="/token", status=500, times=2)]
-    with lifecycle.connect() as there:
+    with cloud_session.connect() as there:
         assert there.account == ACCOUNT
         assert waits == [1, 2]
         models = f"{there.client.location.parent}/models"
@@ -334,7 +334,7 @@ def test_a_connection_gets_its_token_in_the_end(
     assert counted(vertex)["POST token"] == 3
     body = {"error": "invalid_grant"}
     vertex.faults = [Fault(where="/token", status=400, body=body, times=9)]
-    with pytest.raises(AccessError, match=r"\(invalid_grant\)"), lifecycle.connect():
+    with pytest.raises(AccessError, match=r"\(invalid_grant\)"), cloud_session.connect():
         raise AssertionError
     assert counted(vertex)["POST token"] == 4
 

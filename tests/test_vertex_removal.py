@@ -11,9 +11,16 @@ from t2i_cli.net import retry
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import Console
-from t2i_cli.vertex import inventory, lifecycle, operations, permissions, plan, removal
+from t2i_cli.vertex import (
+    deployment_planning,
+    inventory,
+    lifecycle,
+    operations,
+    permissions,
+    removal,
+)
 from t2i_cli.vertex.client import GoogleClient
-from t2i_cli.vertex.lifecycle import CloudSession
+from t2i_cli.vertex.cloud_session import CloudSession
 from t2i_cli.vertex.location import Location
 from tests.conftest import T2I
 from tests.fakes.google import refusal
@@ -63,7 +70,7 @@ def cloud(
 
 def deploy(cloud: CloudSession) -> None:
     """What `t2i remote deploy` does once its plan is agreed to."""
-    settled = plan.plan_deployment(ASKED, cloud.client, cloud.account)
+    settled = deployment_planning.plan_deployment(ASKED, cloud.client, cloud.account)
     lifecycle.deploy_plan(settled, cloud, Console())
 
 

@@ -14,13 +14,13 @@ from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec, EndpointOptions, LocationOptions
 from t2i_cli.vertex import (
     accelerator_quota,
+    cloud_session,
     containers,
     deploy,
     deployment_options,
+    deployment_planning,
     endpoint_store,
     garden_containers,
-    lifecycle,
-    plan,
 )
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.endpoint_store import EndpointRecord
@@ -107,7 +107,7 @@ def test_a_wrong_value_needs_no_credentials(options: tuple[str, ...], sentence: 
     if "would cost" not in sentence:  # which is said with the plan
         with (
             pytest.raises(T2IError, match=sentence.replace("(", r"\(")),
-            lifecycle.connect_to_deploy(spec, where),
+            cloud_session.connect_to_deploy(spec, where),
         ):
             pass
 
@@ -230,7 +230,7 @@ def test_who_reads_the_weights_is_in_the_plan(cloud: GoogleClient) -> None:
     image = "r-docker.pkg.dev/p/t2i/t2i:1"
 
     def reader(**options: str) -> str:
-        planned = plan.plan_deployment(DeploymentSpec(**options), cloud, "ann")  # type: ignore[arg-type]
+        planned = deployment_planning.plan_deployment(DeploymentSpec(**options), cloud, "ann")  # type: ignore[arg-type]
         assert planned.reader in planned.text()
         assert planned.to_json()["weights_read_by"] == planned.reader
         return planned.reader
@@ -298,7 +298,7 @@ def test_the_quota_of_hardware(vertex: FakeVertex, cloud: GoogleClient) -> None:
     del vertex.quotas["us-central1"]
     vertex.granted = set()
     assert "cloudquotas.quotas.get" in asked("NVIDIA_L4")
-    planned = plan.plan_deployment(DeploymentSpec(model="sd15"), cloud, "ann")
+    planned = deployment_planning.plan_deployment(DeploymentSpec(model="sd15"), cloud, "ann")
     assert planned.quota.limit is None
     vertex.granted = None
     assert deploy.find_existing(planned, cloud) is None

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 
 from t2i_cli.errors import (
     InputError,
@@ -20,7 +20,6 @@ from t2i_cli.errors import (
     os_reason,
 )
 from t2i_cli.library_environment import environment_of_children
-from t2i_cli.net import google_credentials
 from t2i_cli.net.google_http import CapacityError
 from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
@@ -30,16 +29,15 @@ from t2i_cli.vertex import (
     capacity,
     confirmation,
     deploy,
-    deployment_options,
     endpoint_store,
     inventory,
-    location,
     operations,
     region_fallback,
     teardown,
     ttl,
 )
 from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.cloud_session import CloudSession, connect_to_deploy
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.operations import OperationRunner
@@ -50,50 +48,6 @@ TERMINATION_GRACE = 30.0
 """Seconds a child command has to exit after Ctrl-C or SIGTERM, before it is killed."""
 REMOVAL_TIMEOUT, REMOVAL_PAUSE = 300.0, 5.0
 """Seconds to retry a failing removal for, and between two attempts."""
-
-
-@dataclass(frozen=True)
-class CloudSession:
-    """A client, the account of its credentials, and clients of further regions to try in turn."""
-
-    client: GoogleClient
-    account: str | None
-    others: tuple[GoogleClient, ...] = ()
-
-    @property
-    def clients(self) -> tuple[GoogleClient, ...]:
-        """The clients of all regions."""
-        return (self.client, *self.others)
-
-
-@contextmanager
-def connect(
-    options: LocationOptions | None = None, *, endpoint: str | None = None, several: bool = False
-) -> Iterator[CloudSession]:
-    """A session with the default credentials, of `several` regions where the options name them.
-
-    Raises AccessError and InputError.
-    """
-    found, login = google_credentials.find_credentials()
-    places = (
-        location.find_locations(options, login_project=login.project)
-        if several
-        else [location.find_location(options, endpoint=endpoint, login_project=login.project)]
-    )
-    provider = google_credentials.TokenProvider(found)
-    with ExitStack() as stack:
-        client, *others = (stack.enter_context(GoogleClient(place, provider)) for place in places)
-        client.auth_headers()
-        # A person's credentials name their account only after the first token.
-        yield CloudSession(client, google_credentials.account_name(found), tuple(others))
-
-
-@contextmanager
-def connect_to_deploy(spec: DeploymentSpec, options: LocationOptions) -> Iterator[CloudSession]:
-    """A session, after the options are checked: a mistake in them needs no credentials."""
-    deployment_options.check_regions(spec, location.locations_without_account(options))
-    with connect(options, several=True) as session:
-        yield session
 
 
 def deploy_plans(

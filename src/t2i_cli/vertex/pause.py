@@ -26,14 +26,15 @@ from t2i_cli.vertex import (
     teardown,
 )
 from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.cloud_session import CloudSession
 from t2i_cli.vertex.deployment_options import is_service_account
+from t2i_cli.vertex.deployment_planning import check_cost
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.labels import format_time
-from t2i_cli.vertex.lifecycle import CloudSession
 from t2i_cli.vertex.model_source import ModelSource
 from t2i_cli.vertex.operations import OperationRunner, ReportProgress
-from t2i_cli.vertex.plan import DeploymentPlan, check_cost
+from t2i_cli.vertex.plan import DeploymentPlan
 from t2i_cli.vertex.stored_deployment import (
     StoredDeployment,
     store_deployment,

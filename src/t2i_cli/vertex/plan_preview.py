@@ -4,9 +4,10 @@ from contextlib import ExitStack
 
 from t2i_cli.errors import AccessError, InputError
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
-from t2i_cli.vertex import lifecycle, location, region_fallback
+from t2i_cli.vertex import cloud_session, location, region_fallback
+from t2i_cli.vertex.deployment_planning import plan_without_account
 from t2i_cli.vertex.operations import ReportProgress
-from t2i_cli.vertex.plan import DeploymentPlan, plan_without_account
+from t2i_cli.vertex.plan import DeploymentPlan
 from t2i_cli.vertex.region_fallback import RegionPlans
 
 
@@ -16,7 +17,7 @@ def preview_plan(
     """The plan; without usable credentials, as far as it can be told. Raises T2IError."""
     with ExitStack() as stack:
         try:
-            session = stack.enter_context(lifecycle.connect_to_deploy(spec, options))
+            session = stack.enter_context(cloud_session.connect_to_deploy(spec, options))
         except AccessError as error:
             return _plan_without_account(spec, options, error.message)
         return region_fallback.plan_regions(spec, session.clients, session.account, report)

@@ -12,9 +12,10 @@ from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import flex_start, inventory, weights_bucket
 from t2i_cli.vertex.client import GoogleClient
+from t2i_cli.vertex.deployment_planning import plan_deployment
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.operations import OperationRunner, ReportProgress
-from t2i_cli.vertex.plan import DeploymentPlan, plan_deployment
+from t2i_cli.vertex.plan import DeploymentPlan
 
 _MULTI_REGIONS = {"us": "us-", "eu": "europe-", "europe": "europe-", "asia": "asia-"}
 """Multi-regions of Cloud Storage and Artifact Registry, and how names of their regions begin."""

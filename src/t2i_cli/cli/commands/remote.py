@@ -23,8 +23,8 @@ from t2i_cli.settings.options import LocationOptions
 from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
+    from t2i_cli.vertex.cloud_session import CloudSession
     from t2i_cli.vertex.inventory import Deployment, Inventory
-    from t2i_cli.vertex.lifecycle import CloudSession
 
 app = typer.Typer(
     help="A Vertex AI endpoint: deploy it, use it, see what it costs, take it down.",
@@ -141,9 +141,9 @@ def use(
 ) -> None:
     """Have `--backend vertex` use this endpoint from now on; it need not be of t2i's making."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import endpoint_selection, lifecycle
+    from t2i_cli.vertex import cloud_session, endpoint_selection
 
-    with lifecycle.connect(location, endpoint=endpoint) as session:
+    with cloud_session.connect(location, endpoint=endpoint) as session:
         found = endpoint_selection.use_endpoint(endpoint, session.client)
     if json:
         console.result_json({"endpoint": found.name, "dns": found.dns, "model": found.model})

@@ -24,7 +24,7 @@ def deploy(
 ) -> None:
     """Deploy a model to an endpoint of its own; run it again to go on after a failure."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import confirmation, lifecycle, plan_preview
+    from t2i_cli.vertex import cloud_session, confirmation, lifecycle, plan_preview
 
     if dry_run:
         planned = plan_preview.preview_plan(spec, location, console.note)
@@ -33,7 +33,7 @@ def deploy(
         else:
             console.result(planned.text())
         return
-    with lifecycle.connect_to_deploy(spec, location) as session:
+    with cloud_session.connect_to_deploy(spec, location) as session:
         plans = confirmation.confirm_plans(
             spec, session.clients, session.account, console, yes=yes, offer=True
         )
@@ -53,9 +53,9 @@ def run(
 ) -> None:
     """Deploy, run a command with the endpoint in its environment, take it down whatever happens."""
     console.configure(quiet=quiet)
-    from t2i_cli.vertex import lifecycle
+    from t2i_cli.vertex import cloud_session, lifecycle
 
     lifecycle.check_command(command)
-    with lifecycle.connect_to_deploy(spec, location) as session:
+    with cloud_session.connect_to_deploy(spec, location) as session:
         code = lifecycle.run_command(spec, session, console, command, yes=yes)
     raise typer.Exit(code)

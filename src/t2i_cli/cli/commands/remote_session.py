@@ -11,8 +11,8 @@ from t2i_cli.settings.options import LocationOptions
 from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
+    from t2i_cli.vertex.cloud_session import CloudSession
     from t2i_cli.vertex.inventory import Deployment, Inventory
-    from t2i_cli.vertex.lifecycle import CloudSession
 
 EndpointArg = Annotated[
     str | None,
@@ -86,9 +86,9 @@ def connect_and_list(
 
     With `partial`, what cannot be listed is noted in the inventory.
     """
-    from t2i_cli.vertex import inventory, lifecycle
+    from t2i_cli.vertex import cloud_session, inventory
 
-    with lifecycle.connect(location, endpoint=endpoint) as session:
+    with cloud_session.connect(location, endpoint=endpoint) as session:
         known = [endpoint] if endpoint and endpoint.split("/")[-1].isdecimal() else []
         found = inventory.list_deployments(session.client, bucket, partial=partial, known=known)
         _warn_overdue_elsewhere(session)
