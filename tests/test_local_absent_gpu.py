@@ -2,10 +2,9 @@
 
 import json
 import os
-import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,6 +41,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         if name.endswith("_VISIBLE_DEVICES") or name in {"ZE_AFFINITY_MASK", "T2I_DEVICE"}:
             monkeypatch.delenv(name)
     monkeypatch.delenv(absent_gpu.ACCELERATOR_VARIABLE, raising=False)
+    monkeypatch.delenv(absent_gpu.MACHINE_VARIABLE, raising=False)
     monkeypatch.setattr(absent_gpu, "_ROOT", tmp_path)
     monkeypatch.setattr(sys, "platform", "linux")
     return tmp_path
@@ -260,6 +260,45 @@ def test_vertex_says_that_there_is_an_accelerator(monkeypatch: pytest.MonkeyPatc
     handler.check_accelerator(usable=False)
 
 
+@pytest.mark.parametrize(
+    ("machine_type", "has_gpu"),
+    [
+        ("g2-standard-4", True),
+        ("g4-standard-48", True),
+        ("a2-ultragpu-1g", True),
+        ("a3-highgpu-8g", True),
+        ("a4x-highgpu-4g", True),
+        ("n1-standard-4", False),
+        ("c3-standard-8", False),
+        ("ct5lp-hightpu-1t", False),
+        ("", False),
+    ],
+)
+def test_some_machines_have_a_gpu_without_a_word_of_it(
+    machine_type: str, has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIP_MACHINE_TYPE", machine_type)
+    if has_gpu:
+        assert f"AIP_MACHINE_TYPE is {machine_type!r}, and torch can use no GPU" in refused(None)
+        with pytest.raises(RuntimeError, match=f"AIP_MACHINE_TYPE is '{machine_type}'"):
+            handler.check_accelerator(usable=False)
+        handler.check_accelerator(usable=True)
+    else:
+        assert device.find_device(None).kind == "cpu"
+        handler.check_accelerator(usable=False)
+    assert device.find_device("cpu").kind == "cpu"
+
+
+def test_torchserve_is_told_that_it_was_deployed_with_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("T2I_DEVICE", "cuda")
+    with pytest.raises(RuntimeError, match="T2I_DEVICE is 'cuda'"):
+        handler.check_accelerator(usable=False)
+    monkeypatch.setenv("T2I_DEVICE", "cpu")
+    handler.check_accelerator(usable=False)
+
+
 @pytest.mark.parametrize(("asked", "notes"), [(None, 1), ("cpu", 0)])
 def test_a_card_that_is_not_used_is_told(asked: str | None, notes: int, machine: Path) -> None:
     card(machine)
@@ -346,30 +385,6 @@ def test_a_run_makes_its_device_the_current_one(monkeypatch: pytest.MonkeyPatch)
     backend = LocalBackend(LocalOptions())
     backend.load(ask(backend), lambda event: None)
     assert order == [Device(name="cpu", kind="cpu", label="CPU"), "load"]
-
-
-@pytest.fixture
-def port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        yield free.getsockname()[1]
-
-
-def test_a_container_on_a_machine_with_an_accelerator_does_not_serve_from_the_cpu(
-    t2i: T2I, port: int
-) -> None:
-    """It ends before it asks the bucket, so that Vertex's health check fails; the log says why."""
-    done = t2i(
-        "serve",
-        env={
-            "AIP_HTTP_PORT": str(port + 1 if port < 65535 else port - 1),
-            "AIP_STORAGE_URI": "gs://nowhere/model",
-            "AIP_ACCELERATOR_TYPE": "NVIDIA_L4",
-        },
-    )
-    assert done.returncode == 2
-    assert "AIP_ACCELERATOR_TYPE is 'NVIDIA_L4', and torch can use no GPU here" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
 
 
 def test_a_command_says_it_in_one_sentence(t2i: T2I) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import signal
 import socket
 import subprocess
@@ -326,7 +327,12 @@ def test_the_container_as_vertex_runs_it(t2i_env: dict[str, str], tmp_path: Path
             "T2I_API_KEY": "key",
         }
         command = [sys.executable, "-m", "t2i_cli", "serve"]
-        with subprocess.Popen(command, env=t2i_env | variables, stdout=subprocess.PIPE) as process:
+        with (
+            (tmp_path / "log").open("w") as log,
+            subprocess.Popen(
+                command, env=t2i_env | variables, stdout=subprocess.PIPE, stderr=log
+            ) as process,
+        ):
             try:
                 seen = health(f"http://127.0.0.1:{port}{HEALTH}", process)
                 sockets = psutil.Process(process.pid).net_connections("inet")
@@ -342,6 +348,12 @@ def test_the_container_as_vertex_runs_it(t2i_env: dict[str, str], tmp_path: Path
                 process.wait(60)
     assert seen[-1] == 200
     assert 503 in seen
+    # A line that is no such entry is an error to Google's Cloud Logging.
+    entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert "loading gs://models/here on cpu" in [entry["message"] for entry in entries]
+    assert entries[0]["severity"] == "WARNING"
+    assert "T2I_API_KEY has fewer than" in entries[0]["message"]
+    assert {entry["severity"] for entry in entries[1:]} == {"INFO"}
     assert place == ("0.0.0.0", port)  # noqa: S104 - Vertex's demand
     (prediction,) = predictions(answer)
     assert Image.open(io.BytesIO(base64.b64decode(prediction["image"]))).size == (128, 128)

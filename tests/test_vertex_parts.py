@@ -494,7 +494,17 @@ def test_the_way_of_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = resource["containerSpec"]
     assert isinstance(spec, dict)
     assert spec["imageUri"] == image
-    assert spec["env"] == [{"name": "T2I_MODEL", "value": source.spec.repo}]
+    assert spec["env"] == [
+        {"name": "T2I_MODEL", "value": source.spec.repo},
+        {"name": "T2I_DEVICE", "value": "cuda"},
+    ]
+    for model, artifacts in ((source, None), (source, "gs://pail/sd15")):
+        on_cpu = containers.model_resource("t2i", model, image, artifacts, gpu=False)
+        assert "T2I_DEVICE" not in str(on_cpu)
+        on_gpu = containers.model_resource("t2i", model, image, artifacts, gpu=True)
+        assert {"name": "T2I_DEVICE", "value": "cuda"} in on_gpu["containerSpec"]["env"]  # type: ignore[index]
+    mar = containers.model_resource("torchserve", source, None, "gs://pail/mar", gpu=True)
+    assert "'T2I_DEVICE', 'value': 'cuda'" in str(mar["containerSpec"])
     mar = containers.model_resource("torchserve", source, None, "gs://pail/mar", gpu=False)
     assert mar["artifactUri"] == "gs://pail/mar"
     assert "pytorch-cpu" in str(mar["containerSpec"])

@@ -112,6 +112,14 @@ def command_paths() -> list[tuple[str, ...]]:
     ]
 
 
+def _log_for_vertex() -> None:
+    """In a container that Vertex AI runs, write what Google's Cloud Logging reads."""
+    from t2i_cli.server import vertex_container
+
+    if vertex_container.is_vertex_container(os.environ):
+        console.use_structured_log()
+
+
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
 
@@ -121,6 +129,8 @@ def _run(arguments: list[str]) -> int:
     try:
         # The command configures the console later; errors before that need the format, too.
         console.configure(json="--json" in arguments, events="--events" in arguments)
+        if arguments[:1] == ["serve"] and not console.events:
+            _log_for_vertex()
         root_command = typer.main.get_command(app)
         prepare_commands(root_command)
         code = root_command(arguments, prog_name="t2i", standalone_mode=False)

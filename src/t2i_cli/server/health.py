@@ -37,10 +37,11 @@ def health_router(engine: Engine, connections: ConnectionTable) -> APIRouter:
         return responses.json_response({"status": "alive"})
 
     @api.head("/readyz", include_in_schema=False)
-    @api.get("/readyz", responses={503: {"description": "It loads, or it stops."}})
+    @api.get("/readyz", responses={503: {"description": "It loads, it stops, or it cannot load."}})
     async def readyz() -> Response:
         """200 while the model can serve."""
-        state = "ready" if engine.ready else "stopping" if engine.stopping else "loading"
+        waits = "failed" if engine.failure else "stopping" if engine.stopping else "loading"
+        state = "ready" if engine.ready else waits
         return responses.json_response({"status": state}, 200 if engine.ready else 503)
 
     @api.get("/metrics", response_class=PlainTextResponse)

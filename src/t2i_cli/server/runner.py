@@ -14,7 +14,7 @@ from typing import Self
 import uvicorn
 from fastapi import FastAPI
 
-from t2i_cli.errors import TerminatedError
+from t2i_cli.errors import T2IError, TerminatedError
 from t2i_cli.events import Event
 from t2i_cli.known_secrets import SecretFilter
 from t2i_cli.server.batcher import batcher_log
@@ -43,10 +43,14 @@ def run_server(
     on_ready: Callable[[], None] = lambda: None,
     expired: Callable[[], bool] = lambda: False,
     on_hangup: Callable[[], None] | None = None,
+    on_failure: Callable[[T2IError], float] = lambda _: 0,
+    root_log: bool = False,
 ) -> None:
     """Serve until SIGINT, SIGTERM or `expired()`, which is called every 0.1 s.
 
-    With `on_hangup` SIGHUP calls it, and does not end the process.
+    With `on_hangup` SIGHUP calls it, and does not end the process. `on_failure` is called if the
+    model cannot be loaded, and returns for how many seconds the server still answers, as with its
+    reason where it is asked for its health. With `root_log` uvicorn logs as the root logger does.
 
     Started jobs then have `grace` seconds to finish; a second signal cancels them. `on_ready` is
     called once the model is loaded. Raises T2IError if the model cannot be loaded, TerminatedError
@@ -60,6 +64,7 @@ def run_server(
         backlog=accept_burst(),
         # No client errors: anyone could fill the log with them.
         log_level="error",
+        log_config=None if root_log else uvicorn.config.LOGGING_CONFIG,
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -76,7 +81,7 @@ def run_server(
                 hangup.clear()
                 on_hangup()
 
-        server = _Server(config, app, engine, grace, on_ready, expired, on_tick)
+        server = _Server(config, app, engine, grace, on_ready, expired, on_tick, on_failure)
         asyncio.run(server.serve(sockets=[listener]))
     if server.failure:
         raise server.failure
@@ -112,6 +117,7 @@ class _Server(uvicorn.Server):
         on_ready: Callable[[], None],
         expired: Callable[[], bool],
         tick: Callable[[], None],
+        on_failure: Callable[[T2IError], float],
     ) -> None:
         super().__init__(config)
         self.failure: BaseException | None = None
@@ -122,6 +128,8 @@ class _Server(uvicorn.Server):
         self._on_ready: Callable[[], None] | None = on_ready
         self._expired = expired
         self._tick = tick
+        self._on_failure = on_failure
+        self._ends_at = 0.0
         self._signal_count = 0
         self._stop_tasks: list[asyncio.Task[bool]] = []
 
@@ -141,8 +149,7 @@ class _Server(uvicorn.Server):
         self._tick()
         starting: asyncio.Task[None] = self._app.state.starting
         if starting.done() and not starting.cancelled() and (error := starting.exception()):
-            self.failure = error
-            return True
+            return self._has_failed(error)
         if self._engine.ready and self._on_ready:
             self._on_ready()
             self._on_ready = None
@@ -155,6 +162,14 @@ class _Server(uvicorn.Server):
             return False
         self.gave_up = any(stop.result() for stop in self._stop_tasks)
         return True
+
+    def _has_failed(self, error: BaseException) -> bool:
+        """Tell of the failure once; return whether to exit."""
+        if self.failure is None:
+            self.failure = error
+            seconds = self._on_failure(error) if isinstance(error, T2IError) else 0
+            self._ends_at = time.monotonic() + seconds
+        return self._signal_count > 0 or time.monotonic() >= self._ends_at
 
 
 class ServerLog(JobObserver):

@@ -19,7 +19,7 @@ class VertexContainer:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self | None:
         """The configuration, None outside Vertex AI. Raises InputError on bad values."""
-        if not environ.get("AIP_HTTP_PORT") and not environ.get("AIP_PREDICT_ROUTE"):
+        if not is_vertex_container(environ):
             return None
         port = environ.get("AIP_HTTP_PORT") or "8080"
         if not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16:
@@ -30,6 +30,11 @@ class VertexContainer:
             predict_route=_route(environ, "AIP_PREDICT_ROUTE", "/predict"),
             storage_uri=environ.get("AIP_STORAGE_URI") or None,
         )
+
+
+def is_vertex_container(environ: Mapping[str, str]) -> bool:
+    """Whether the environment is that of a container that Vertex AI runs."""
+    return bool(environ.get("AIP_HTTP_PORT") or environ.get("AIP_PREDICT_ROUTE"))
 
 
 def _route(environ: Mapping[str, str], variable: str, default: str) -> str:

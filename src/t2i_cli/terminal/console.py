@@ -16,10 +16,13 @@ from typing import BinaryIO, TextIO
 
 from t2i_cli.errors import InputError, T2IError, internal_error
 from t2i_cli.known_secrets import scrub_secrets
+from t2i_cli.terminal import structured_log
 from t2i_cli.terminal.colours import painted
 
 EVENTS_VERSION = 1
 """Version of the `--events` format; raised when older readers could misread it."""
+_SEVERITIES = {"note": "INFO", "warning": "WARNING", "log": "ERROR"}
+"""Of the kinds of messages, in a structured log; the last is a bug's traceback."""
 
 
 class Console:
@@ -33,6 +36,7 @@ class Console:
         self._explained: BaseException | None = None
         self._out: TextIO | None = None
         self._err: TextIO | None = None
+        self._log: TextIO | None = None
         self._told_escapes = False
         self._started = time.monotonic()
         self._traced: set[str] = set()
@@ -47,6 +51,16 @@ class Console:
     ) -> None:
         """Set a command's output options."""
         self.json, self.quiet, self.verbose, self.events = json, quiet, verbose, events
+
+    def use_structured_log(self) -> None:
+        """From now on write to stderr what Cloud Logging reads with its severity."""
+        self._log = sys.stderr
+        structured_log.install_structured_log(self._log)
+
+    @property
+    def has_structured_log(self) -> bool:
+        """Whether what is not a result is written as entries of a structured log."""
+        return self._log is not None
 
     @property
     def interactive(self) -> bool:
@@ -138,6 +152,10 @@ class Console:
         if self.events:
             self.event("error", error=error.to_json())
             return
+        if self._log:
+            said = f"{error.message} {error.hint}" if error.hint else error.message
+            structured_log.write_entry(self._log, "ERROR", said, error.to_json())
+            return
         if self.json:
             self._stderr(_json_line({"error": error.to_json()}, self._err or sys.stderr))
             return
@@ -168,6 +186,8 @@ class Console:
     def redirect_stdout(self) -> Iterator[None]:
         """Redirect what libraries print on stdout to stderr; stdout is for results."""
         self._out, sys.stdout = sys.stdout, sys.stderr
+        if self._log:
+            sys.stdout = structured_log.EntryStream(self.note)
         try:
             yield
         finally:
@@ -191,6 +211,8 @@ class Console:
     def _message(self, kind: str, message: str, prefix: str = "", colour: str = "") -> None:
         if self.events:
             self.event(kind, message=message)
+        elif self._log:
+            structured_log.write_entry(self._log, _SEVERITIES[kind], message)
         else:
             self._stderr(message, prefix, colour)
 

@@ -118,7 +118,8 @@ def model_resource(
             8080,
             "/predict",
             "/health",
-            {} if artifacts else {"T2I_MODEL": repo},
+            # Without its GPU the server is not healthy, rather than compute on the CPU.
+            ({} if artifacts else {"T2I_MODEL": repo}) | ({"T2I_DEVICE": "cuda"} if gpu else {}),
             artifacts,
         )
     if serving == "model-garden":

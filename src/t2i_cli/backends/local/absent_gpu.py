@@ -14,6 +14,10 @@ from t2i_cli.models import libraries
 
 ACCELERATOR_VARIABLE = "AIP_ACCELERATOR_TYPE"
 """Vertex AI sets it in a container on a machine with an accelerator, to that one's type."""
+MACHINE_VARIABLE = "AIP_MACHINE_TYPE"
+"""Vertex AI sets it in each container, to the machine's type."""
+_GPU_MACHINE = re.compile(r"(a[2-9]|g[2-9])x?-")
+"""Google's machine series that have GPUs without being asked for them: A2, A3, A4, A4X, G2, G4."""
 _VISIBLE = {
     "cuda": ("CUDA_VISIBLE_DEVICES",),
     "rocm": ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
@@ -104,6 +108,8 @@ def tell_unused_gpu(kind: str, requested: str | None, on_event: OnEvent) -> None
 def _requesting_variables() -> list[tuple[str, str]]:
     """Variables that say that there is a GPU, or which one to use, with its kind."""
     wanted = [] if not os.environ.get(ACCELERATOR_VARIABLE) else [(ACCELERATOR_VARIABLE, "cuda")]
+    if _GPU_MACHINE.match(os.environ.get(MACHINE_VARIABLE, "")):
+        wanted.append((MACHINE_VARIABLE, "cuda"))
     for kind in _VISIBLE:
         variable = _visible_variable(kind)
         if variable is None or _is_hidden(kind):

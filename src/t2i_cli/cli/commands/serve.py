@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
+UNHEALTHY_SECONDS = 30.0
+"""For so long a container that cannot serve answers Vertex's health checks with the reason.
+
+Then it ends, so that the deployment fails soon, rather than when its hour is over.
+"""
 _MAX_KEY_BYTES = 2**16
 
 
@@ -149,7 +154,8 @@ def serve(
         engine = Engine(image_backend, model_source, limits, revision=revision, quantize=quantize)
         engine.batcher.observers.append(log)
         app = create_app(engine, options)
-        failures: list[Exception] = []
+        failures: list[T2IError | BrokenPipeError] = []
+        reported: list[T2IError] = []
 
         def announce() -> None:
             try:
@@ -158,13 +164,31 @@ def serve(
                 failures.append(error)
                 signal.raise_signal(signal.SIGTERM)
 
-        run_server(
-            app,
-            engine,
-            listener,
-            on_ready=announce,
-            on_hangup=_key_reload(access, app.state.api_key),
-        )
+        def report(error: T2IError) -> float:
+            if container is None:
+                return 0
+            reported.append(error)
+            console.error(error)
+            console.note(
+                f"{container.health_route} answers 503 with this for {UNHEALTHY_SECONDS:.0f} s; "
+                "then the server ends."
+            )
+            return UNHEALTHY_SECONDS
+
+        try:
+            run_server(
+                app,
+                engine,
+                listener,
+                on_ready=announce,
+                on_hangup=_key_reload(access, app.state.api_key),
+                on_failure=report,
+                root_log=console.has_structured_log,
+            )
+        except T2IError as error:
+            if error not in reported:
+                raise
+            raise typer.Exit(error.exit_code) from error
     if failures:
         raise failures[0]
 

@@ -84,7 +84,9 @@ def vertex_router(engine: Engine, options: ServerOptions) -> APIRouter:
 
     @api.get(container.health_route, response_class=Response)
     async def health() -> Response:
-        """200 once the model can serve."""
+        """200 once the model can serve; else 503, with the reason if it never will."""
+        if engine.failure:
+            return responses.json_response(google_error(engine.failure, 503), 503)
         return Response(status_code=200 if engine.ready else 503)
 
     @api.post(container.predict_route)

@@ -38,5 +38,7 @@ def archived_source(source: ModelSource) -> ModelSource:
 
 def archive_resource(artifacts: str | None, *, gpu: bool) -> dict[str, object]:
     """The part of Vertex AI's Model that says what to run; `artifacts` is a gs:// address."""
-    image = _IMAGE.format("gpu" if gpu else "cpu")
-    return {"containerSpec": {"imageUri": image}, "artifactUri": artifacts}
+    spec: dict[str, object] = {"imageUri": _IMAGE.format("gpu" if gpu else "cpu")}
+    if gpu:
+        spec["env"] = [{"name": "T2I_DEVICE", "value": "cuda"}]  # the handler asks for it
+    return {"containerSpec": spec, "artifactUri": artifacts}

@@ -9,6 +9,7 @@ import base64
 import io
 import os
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ NO_SEED = -1
 """Stands for no seed, as AUTOMATIC1111 and its clients write it."""
 TEXTS = {"prompt", "text", "negative_prompt", "format"}
 ENCODABLE_FORMATS = {"png", "jpeg", "webp"}
+GPU_VARIABLES = {
+    "AIP_ACCELERATOR_TYPE": ".",
+    "AIP_MACHINE_TYPE": r"(a[2-9]|g[2-9])x?-",
+    "T2I_DEVICE": "cuda",
+}
+"""Variables of the container, and how their values begin where there is a GPU to compute on."""
 
 
 class Handler:
@@ -87,11 +94,13 @@ class Handler:
 
 
 def check_accelerator(*, usable: bool) -> None:
-    """Raise RuntimeError, so that no worker starts, where Vertex's accelerator cannot be used."""
-    if not usable and (accelerator := os.environ.get("AIP_ACCELERATOR_TYPE")):
-        raise RuntimeError(
-            f"AIP_ACCELERATOR_TYPE is {accelerator!r}, and torch can use no GPU in this container."
-        )
+    """Raise RuntimeError, so that no worker starts, where the GPU that there is cannot be used."""
+    for variable, pattern in GPU_VARIABLES.items():
+        value = os.environ.get(variable, "")
+        if not usable and re.match(pattern, value):
+            raise RuntimeError(
+                f"{variable} is {value!r}, and torch can use no GPU in this container."
+            )
 
 
 def parse_instance(instance: dict[str, Any]) -> tuple[dict[str, Any], str]:
