@@ -1,6 +1,7 @@
 """Builds the container image of t2i's server with docker or Cloud Build, and pushes it."""
 
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ from t2i_cli.known_names import suggest_name
 from t2i_cli.models import catalog
 from t2i_cli.net import google_credentials
 from t2i_cli.settings.options import LocationOptions, ProjectOptions
-from t2i_cli.vertex import location
+from t2i_cli.vertex import cuda_builds, location, pinned_packages
 from t2i_cli.vertex.location import Location
 
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
@@ -26,6 +27,7 @@ BUILDERS = ("docker", "cloud-build")
 _PACKAGE = Path(t2i_cli.__file__).parent
 _SOURCES = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md")
 _BUILD_TIMEOUT = "7200s"
+_DIGEST = re.compile(r"[^@]@sha256:[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +67,34 @@ class ImageBuild:
 
 
 def plan_build(
-    image: str | None, builder: str | None, bake: str | None, place: Location
+    image: str | None,
+    builder: str | None,
+    bake: str | None,
+    place: Location,
+    *,
+    base_image: str | None = None,
+    cuda: str | None = None,
 ) -> ImageBuild:
-    """Plan the build; `bake` names a model to include in the image. Raises InputError."""
+    """Plan the build; `bake` names a model to include in the image, `cuda` a build of torch.
+
+    Raises InputError.
+    """
+    cuda = cuda or cuda_builds.DEFAULT_CUDA_BUILD
+    cuda_builds.check_cuda_build(cuda)
+    if base_image and not _DIGEST.search(base_image):
+        raise InputError(
+            f"--base-image {base_image} has no digest: IMAGE@sha256:… names the same image always.",
+            hint=f"`docker buildx imagetools inspect {base_image}` says it.",
+            field="base_image",
+        )
     if builder not in (None, *BUILDERS):
         raise InputError(
             f"--with must be {' or '.join(BUILDERS)}, not {builder}.",
             hint=suggest_name(builder, BUILDERS).strip() or None,
         )
-    arguments = {"T2I": _requirement()}
+    arguments = {"T2I": _requirement(), "CUDA": cuda}
+    if base_image:
+        arguments["BASE"] = base_image
     if bake:
         spec = catalog.find_in_catalog(bake) or catalog.find_spelled(bake)
         if (spec and spec.gated) or not (spec or bake.count("/") == 1):
@@ -84,7 +105,7 @@ def plan_build(
         arguments["MODEL"] = spec.name if spec else bake
     default = (
         f"{place.region}-docker.pkg.dev/{place.project.replace(':', '/')}/{REPOSITORY}/"
-        f"t2i:{t2i_cli.__version__}"
+        f"t2i:{cuda_builds.image_tag(t2i_cli.__version__, cuda)}"
     )
     return ImageBuild(
         image=image or default,
@@ -164,6 +185,8 @@ def _requirement() -> str:
 def _fill_context(context: Path, build: ImageBuild) -> None:
     """Copy only what the Dockerfile needs into the build context."""
     shutil.copy(DOCKERFILE, context)
+    constraints = pinned_packages.package_constraints("t2i-cli", cuda_build=build.arguments["CUDA"])
+    (context / "constraints.txt").write_text(constraints)
     if root := _checkout():
         for name in _SOURCES:
             shutil.copy(root / name, context)

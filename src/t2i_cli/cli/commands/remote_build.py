@@ -28,6 +28,22 @@ def build(
         str | None,
         typer.Option("--bake", help="Put this model's weights into the image.", metavar="MODEL"),
     ] = None,
+    cuda: Annotated[
+        str | None,
+        typer.Option(
+            "--cuda",
+            help="PyTorch's build for this CUDA: cu126, cu129 (Blackwell's GPUs), or cu130, which "
+            "needs a driver of 2025. [default: cu126]",
+        ),
+    ] = None,
+    base_image: Annotated[
+        str | None,
+        typer.Option(
+            "--base-image",
+            help="Another image with Python to build on. [default: Python's own, slim]",
+            metavar="IMAGE@sha256:…",
+        ),
+    ] = None,
     dry_run: options.DryRunOpt = False,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -38,7 +54,14 @@ def build(
     from t2i_cli.vertex import build as image_build
 
     image = store.resolve_setting("vertex_image", image) if image else None
-    build_plan = image_build.plan_build(image, builder, bake, image_build.build_location(location))
+    build_plan = image_build.plan_build(
+        image,
+        builder,
+        bake,
+        image_build.build_location(location),
+        base_image=base_image,
+        cuda=cuda,
+    )
     if dry_run:
         for command in build_plan.commands(Path("CONTEXT")):
             console.result(" ".join(command))
