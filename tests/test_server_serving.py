@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
@@ -28,6 +28,7 @@ from t2i_cli.server import engine as engine_module
 from t2i_cli.server.app import create_app
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.vertex_container import VertexContainer
 from tests.fakes.stub_backend import Held, StubBackend
 
 BODY = json.dumps({"requests": [{"prompt": "a red house"}]}).encode()
@@ -241,6 +242,37 @@ def test_what_cannot_be_loaded_ends_the_server() -> None:
         app = create_app(engine, ServerOptions())
         with pytest.raises(ModelError, match="torn"):
             runner.run_server(app, engine, listener)
+
+
+def test_a_container_that_cannot_serve_answers_for_a_while_and_then_ends() -> None:
+    class Broken(StubBackend):
+        def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
+            raise ModelError("The weights are torn.")
+
+    told: list[str] = []
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        with suppress(OSError), socket.create_connection(address, timeout=30) as client:
+            client.sendall(b"GET /up HTTP/1.1\r\nHost: vertex\r\nConnection: close\r\n\r\n")
+            answers.append(b"".join(iter(lambda: client.recv(2**16), b"")))
+
+    def on_failure(error: T2IError) -> float:
+        told.append(error.message)
+        threading.Thread(target=ask).start()
+        return 1.0
+
+    variables = {"AIP_HTTP_PORT": "1", "AIP_HEALTH_ROUTE": "/up"}
+    options = ServerOptions(container=VertexContainer.from_environment(variables))
+    with listeners.listen_tcp("127.0.0.1", 0) as listener:
+        address = listener.getsockname()
+        engine = Engine(Broken(), "postcard")
+        with pytest.raises(ModelError, match="torn"):
+            runner.run_server(create_app(engine, options), engine, listener, on_failure=on_failure)
+    assert told == ["The weights are torn."]
+    assert answers
+    assert answers[0].startswith(b"HTTP/1.1 503")
+    assert b"The weights are torn." in answers[0]
 
 
 def test_a_port_is_taken_once() -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from t2i_cli import hub
 from t2i_cli.errors import AccessError, InputError
+from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import catalog
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import Console
@@ -20,6 +22,7 @@ from t2i_cli.vertex import (
     lifecycle,
     permissions,
     teardown,
+    wake_up,
     weights_bucket,
 )
 from t2i_cli.vertex.client import GoogleClient
@@ -27,6 +30,7 @@ from t2i_cli.vertex.cloud_session import CloudSession
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.labels import Labels
 from t2i_cli.vertex.location import Location
+from t2i_cli.vertex.model_source import ModelSource
 from t2i_cli.vertex.operations import OperationRunner
 from tests.fakes.oauth import AUTHORIZED
 from tests.fakes.vertex import FakeVertex
@@ -281,3 +285,71 @@ def test_only_our_own_server_gets_fp16_weights(
     assert asked == [dtype]
     assert endpoint_store.current_endpoint() is None
     assert containers.find_source("flux-schnell", kind).needs_upload
+
+
+@pytest.mark.parametrize(
+    ("tag", "idle", "machine", "driver"),
+    [
+        ("1.0.0", None, "g2-standard-4", None),
+        ("1.0.0", "15m", "g2-standard-4", "525.60.13"),
+        ("1.0.0-cu130", None, "g2-standard-4", "580.65.06"),
+        ("1.0.0-cu130", "15m", "g2-standard-4", "580.65.06"),
+        ("1.0.0-cu130", "15m", "n1-standard-4", None),
+    ],
+)
+def test_a_machine_has_the_driver_that_the_image_needs(
+    vertex: FakeVertex,
+    cloud: GoogleClient,
+    tag: str,
+    idle: str | None,
+    machine: str,
+    driver: str | None,
+) -> None:
+    """The field is only in v1beta1; what all machines' drivers do for needs no other version."""
+    image = f"us-central1-docker.pkg.dev/gallery/t2i/t2i:{tag}"
+    ours = DeploymentSpec(model="sd15", image=image, scale_to_zero=idle, machine_type=machine)
+    deployed(cloud, ours)
+    (endpoint,) = vertex.endpoints.values()
+    resources = endpoint["deployedModels"][0]["dedicatedResources"]
+    assert resources["machineSpec"].get("minGpuDriverVersion") == driver
+    (call,) = (path for _, path in vertex.requests if path.endswith(":deployModel"))
+    assert call.startswith("/v1beta1/" if idle or driver else "/v1/")
+    deployed(cloud, ours)  # the same again is no other machine
+
+
+@pytest.mark.parametrize(
+    ("source", "serving", "uploaded", "text"),
+    [
+        (ModelSource(spec=catalog.MODELS["postcard"]), "t2i", 0, "about 5 minutes; 0.20 USD by"),
+        (
+            ModelSource(spec=ModelSpec(name="x", download_bytes=90 * 10**9)),
+            "model-garden",
+            0,
+            "about 20 minutes, most of it downloading 90.0 GB anew; 0.80 USD by the estimate",
+        ),
+        (
+            ModelSource(spec=ModelSpec(name="x"), folder=Path("x")),
+            "t2i",
+            3 * 10**9,
+            "about 6 minutes, part of it downloading 3.0 GB anew; 0.22 USD by the estimate",
+        ),
+        (
+            ModelSource(spec=ModelSpec(name="x", download_bytes=1), uri="gs://pail/x"),
+            "t2i",
+            0,
+            "more than 5 minutes: it downloads the weights anew, whose size is not known",
+        ),
+        (
+            ModelSource(spec=ModelSpec(name="a/b", repo="a/b")),
+            "t2i",
+            0,
+            "more than 5 minutes: it downloads the weights anew, whose size is not known",
+        ),
+    ],
+)
+def test_what_a_wake_up_costs(source: ModelSource, serving: str, uploaded: int, text: str) -> None:
+    found = wake_up.estimate_wake_up(source, serving, uploaded, 2.4)
+    assert found.text().startswith(f"a wake-up takes {text}")
+    unpriced = wake_up.estimate_wake_up(source, serving, uploaded, None)
+    assert "USD" not in unpriced.text()
+    assert unpriced.usd is None

@@ -193,6 +193,7 @@ def test_dry_run_prints_the_plan(t2i: T2I, vertex: FakeVertex, env: dict[str, st
     assert plan["accelerator_count"] == 2
     assert plan["estimate"]["usd_per_hour"] == round(3 * (0.44 + 2 * 0.40), 2)
     assert plan["scale_to_zero_seconds"] == 900
+    assert plan["wake_up"] == {"seconds": 369, "download_bytes": 6_900_000_000, "usd": 0.13}
     assert plan["permissions_missing"] == []
     assert vertex.left() == {}
 
@@ -324,6 +325,7 @@ def test_quota_and_a_server_that_never_gets_ready(
 def test_scale_to_zero(t2i: T2I, vertex: FakeVertex, env: dict[str, str]) -> None:
     done = t2i(*DEPLOY, "--scale-to-zero", "15m", env=env)
     assert done.returncode == 0, done.stderr
+    assert "a wake-up takes about 6 minutes, part of it downloading 5.5 GB anew" in done.stderr
     (endpoint,) = vertex.endpoints.values()
     resources = endpoint["deployedModels"][0]["dedicatedResources"]
     assert resources["scaleToZeroSpec"] == {

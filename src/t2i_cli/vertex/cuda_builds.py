@@ -36,6 +36,6 @@ def least_driver(image: str) -> str:
     return LEAST_DRIVERS.get(named[1] if named else "", LEAST_DRIVERS[DEFAULT_CUDA_BUILD])
 
 
-def needs_newer_driver(image: str) -> bool:
+def needs_newer_driver(image: str | None) -> bool:
     """Whether an image needs a driver that a machine may not have unless it is asked for."""
-    return least_driver(image) != LEAST_DRIVERS[DEFAULT_CUDA_BUILD]
+    return image is not None and least_driver(image) != LEAST_DRIVERS[DEFAULT_CUDA_BUILD]

@@ -6,6 +6,7 @@ from t2i_cli.errors import InputError, T2IError
 from t2i_cli.vertex import (
     cloud_scheduler,
     containers,
+    cuda_builds,
     inventory,
     machine_types,
     operations,
@@ -20,6 +21,7 @@ from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.labels import decode_label, format_time
 from t2i_cli.vertex.operations import OperationRunner
 from t2i_cli.vertex.plan import DeploymentPlan
+from t2i_cli.vertex.resource_bodies import ApiVersion
 from t2i_cli.vertex.stored_deployment import StoredDeployment
 from t2i_cli.vertex.weights_bucket import OnBytes
 
@@ -255,13 +257,14 @@ def replace_undeploy_job(
         runner.report(f"scheduler job {plan.title}: removed")
 
 
-def _deploy_model(
-    plan: DeploymentPlan, runner: OperationRunner, endpoint: str, model: str, number: str
-) -> dict[str, Any]:
-    """Deploy a Model to an endpoint as DeployedModel `number`, and wait. Raises T2IError."""
-    client, title = runner.client, f"deployment {plan.title}"
-    resources: dict[str, object] = {
-        "machineSpec": plan.hardware.spec() | plan.provisioning.machine_fields(),
+def _dedicated_resources(plan: DeploymentPlan, seconds: float) -> tuple[ApiVersion, dict[str, Any]]:
+    """Vertex AI's DedicatedResources, and the version of the API that has all of its fields.
+
+    `seconds` are left until the TTL ends.
+    """
+    machine = plan.hardware.spec() | plan.provisioning.machine_fields()
+    resources: dict[str, Any] = {
+        "machineSpec": machine,
         "minReplicaCount": plan.min_replicas,
         "maxReplicaCount": plan.max_replicas,
     }
@@ -271,7 +274,23 @@ def _deploy_model(
             "minReplicaCount": 0,
             "scaleToZeroSpec": {"minScaleupPeriod": idle, "idleScaledownPeriod": idle},
         }
-    resources |= plan.provisioning.resource_fields(plan.labels.expires - client.server_time())
+    resources |= plan.provisioning.resource_fields(seconds)
+    image = plan.image if plan.hardware.count else None
+    # Scale to zero, flex-start and the least driver are in Preview, and only in v1beta1.
+    preview = (
+        plan.idle or plan.provisioning.needs_preview_api or cuda_builds.needs_newer_driver(image)
+    )
+    if image and preview:
+        machine["minGpuDriverVersion"] = cuda_builds.least_driver(image)
+    return "v1beta1" if preview else "v1", resources
+
+
+def _deploy_model(
+    plan: DeploymentPlan, runner: OperationRunner, endpoint: str, model: str, number: str
+) -> dict[str, Any]:
+    """Deploy a Model to an endpoint as DeployedModel `number`, and wait. Raises T2IError."""
+    client, title = runner.client, f"deployment {plan.title}"
+    version, resources = _dedicated_resources(plan, plan.labels.expires - client.server_time())
     body: dict[str, object] = {
         "id": number,
         "model": model,
@@ -280,9 +299,6 @@ def _deploy_model(
     }
     if plan.service_account:
         body["serviceAccount"] = plan.service_account
-    # Scale to zero is in Preview and only in the v1beta1 API.
-    preview = plan.idle or plan.provisioning.needs_preview_api
-    version: resource_bodies.ApiVersion = "v1beta1" if preview else "v1"
     stored = StoredDeployment(
         deployed_model={name: value for name, value in body.items() if name != "id"},
         version=version,

@@ -17,6 +17,7 @@ from t2i_cli.vertex.machine_types import PriceTable, ReplicaHardware
 from t2i_cli.vertex.model_memory import ModelMemory
 from t2i_cli.vertex.model_source import ModelSource
 from t2i_cli.vertex.provisioning import Provisioning
+from t2i_cli.vertex.wake_up import WakeUp, estimate_wake_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,13 @@ class DeploymentPlan:
         """USD per hour with the maximum number of replicas; None if the price is unknown."""
         return self._cost(1)
 
+    @property
+    def wake_up(self) -> WakeUp | None:
+        """What a call costs that finds no replica; None if one is always there."""
+        if not self.idle:
+            return None
+        return estimate_wake_up(self.source, self.labels.serving, self.upload_bytes, self.hourly)
+
     def to_json(self) -> dict[str, object]:
         """The plan as `--json` prints it."""
         hours = self.ttl / 3600
@@ -84,6 +92,7 @@ class DeploymentPlan:
             "min_replicas": self.min_replicas,
             "max_replicas": self.max_replicas,
             "scale_to_zero_seconds": self.idle,
+            "wake_up": self.wake_up.to_json() if self.wake_up else None,
             "ttl_seconds": self.ttl,
             "expires": format_time(self.labels.expires),
             "enforced_by": self._enforcer(),
@@ -122,6 +131,7 @@ class DeploymentPlan:
             "": f"none after {format_duration(self.idle)} without a call (Preview)"
             if self.idle
             else "",
+            "wake-up": self.wake_up.text() if self.wake_up else "",
             "memory": self._memory(),
             "quota": self.quota.text(),
             **self.end_rows(),

@@ -26,8 +26,8 @@ _INPUT_FIELDS = (
     "fasterDeploymentConfig",
 )
 """Fields of a DeployedModel that a request sets, and that are the same for every deployment."""
-_BETA_FIELDS = {"scaleToZeroSpec", "flexStart", "initialReplicaCount"}
-"""Fields of DedicatedResources that only the v1beta1 API has."""
+_BETA_FIELDS = {"scaleToZeroSpec", "flexStart", "initialReplicaCount", "minGpuDriverVersion"}
+"""Fields of DedicatedResources and MachineSpec that only the v1beta1 API has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,9 @@ def stored_deployment(endpoint: Mapping[str, Any]) -> StoredDeployment | None:
 def stored_from_api(deployed: Mapping[str, Any]) -> StoredDeployment:
     """The configuration of a DeployedModel that the v1beta1 API shows."""
     kept = {name: value for name, value in deployed.items() if name in _INPUT_FIELDS}
-    beta = bool(_BETA_FIELDS & kept.get("dedicatedResources", {}).keys())
+    resources = kept.get("dedicatedResources", {})
+    fields = {*resources, *resources.get("machineSpec", {})}
+    beta = not _BETA_FIELDS.isdisjoint(fields)
     if "scaleToZeroSpec" in kept.get("dedicatedResources", {}):
         # The API leaves 0 out.
         kept["dedicatedResources"] = {"minReplicaCount": 0} | dict(kept["dedicatedResources"])
