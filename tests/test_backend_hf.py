@@ -287,6 +287,20 @@ def test_the_plan_needs_no_token(
     assert not providers.asked
 
 
+def test_the_user_s_table_of_prices_is_asked(
+    providers: FakeProviders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = tmp_path / "prices.toml"
+    table.write_text(f'[images]\n"{REPO}" = 0.03\n"fal-ai/{REPO}" = 0.025\n', encoding="utf-8")
+    monkeypatch.setenv("T2I_IMAGE_PRICES", str(table))
+    for provider, usd in (("nscale", 0.03), ("fal-ai", 0.025)):
+        planned = backend(provider)
+        asked = GenerateRequest(prompt="x", model=REPO)
+        price = planned.image_price(resolve_request(asked, planned.describe(asked)))
+        assert price is not None
+        assert (price.usd, price.source) == (usd, f"table: no date, {table}")
+
+
 def test_an_organisation_is_billed(providers: FakeProviders) -> None:
     notes: list[str] = []
     make(backend("together", bill_to="acme"), notes)

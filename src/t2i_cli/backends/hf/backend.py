@@ -31,6 +31,7 @@ from t2i_cli.hub.errors import hub_error
 from t2i_cli.image_price import ImagePrice
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
+from t2i_cli.models.image_prices import find_image_price
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.http_client import HttpClient
 from t2i_cli.net.image_decoding import decode_image
@@ -106,8 +107,11 @@ class HfBackend:
         }
 
     def image_price(self, request: ResolvedRequest) -> ImagePrice:
-        """The price of an image, which neither the Hub nor the provider tells beforehand."""
+        """The price of an image by the user's table: the Hub and the providers do not tell it."""
         served = self._served_model(_known_spec(request.model))
+        found = find_image_price("hf", served.repo, provider=served.provider)
+        if found.usd is not None:
+            return found
         return ImagePrice(usd=None, source=f"billed by {served.provider} through Hugging Face")
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
