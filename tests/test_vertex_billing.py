@@ -277,6 +277,28 @@ def test_a_deployment_whose_state_cannot_be_asked_costs_no_nothing(
     assert (line.state, line.usd_per_hour) == ("not known", None)
 
 
+def test_a_sum_of_what_is_not_known_is_not_zero(
+    command: T2I, vertex: FakeVertex, env: dict[str, str]
+) -> None:
+    vertex.make_endpoint(deployed={"automaticResources": {"minReplicaCount": 1}})
+    told = command("remote", "cost", env=env).stdout
+    assert "all: an unknown price for an endpoint" in told
+    assert "0.00" not in told
+    assert json.loads(command("remote", "cost", "--json", env=env).stdout)["usd_per_hour"] is None
+
+
+@pytest.mark.parametrize("point", [{}, {"value": 3}, {"value": {"int64Value": "x"}}])
+def test_a_count_of_requests_that_makes_no_sense_hides_no_endpoint(
+    command: T2I, vertex: FakeVertex, env: dict[str, str], point: dict[str, Any]
+) -> None:
+    vertex.make_endpoint()
+    body = {"timeSeries": [{"points": [point]}]}
+    vertex.faults.append(Fault(where="timeSeries", status=200, body=body))
+    listed = command("remote", "list", env=env)
+    assert listed.returncode == 0, listed.stderr
+    assert "an endpoint" in listed.stdout
+
+
 def test_another_s_deployment_under_way_has_an_unknown_price(
     vertex: FakeVertex, client: GoogleClient
 ) -> None:
@@ -323,7 +345,8 @@ def test_weights_that_a_bucket_keeps_after_their_deletion_are_told_of(
     weights = tmp_path / "weights"
     weights.mkdir()
     (weights / "model_index.json").write_text("{}")
-    spec = ("-m", weights, "--bucket", "pail", "--yes")
+    reader = ("--service-account", "reader@gallery.iam.gserviceaccount.com")
+    spec = ("-m", weights, *reader, "--bucket", "pail", "--yes")
     assert command("remote", "deploy", *spec, env=env).returncode == 0
     sentence = "gs://pail keeps deleted files for 7d (soft delete); what it keeps of "
     done = command("remote", "down", "--bucket", env=env)
@@ -334,7 +357,7 @@ def test_weights_that_a_bucket_keeps_after_their_deletion_are_told_of(
     assert once.returncode == 0, once.stderr
     assert sentence in once.stderr
     assert "paid for any more" not in once.stderr
-    own = command("remote", "run", "-m", weights, "--yes", "--", "true", env=env)
+    own = command("remote", "run", "-m", weights, *reader, "--yes", "--", "true", env=env)
     assert "nothing of it is paid for any more" in own.stderr
 
 

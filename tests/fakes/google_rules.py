@@ -37,8 +37,9 @@ OPERATIONS: Mapping[str, frozenset[str]] = {
     "list_operations": frozenset({"filter", "pageSize", "pageToken", "returnPartialSuccess"}),
     "get_operation": frozenset(),
     "cancel_operation": frozenset(),
+    "list_locations": frozenset({"filter", "pageSize", "pageToken"}),
 }
-"""google.longrunning.Operations: the keys of the query; its bodies are empty."""
+"""google.longrunning.Operations and google.cloud.location: the keys of the query; no bodies."""
 SYSTEM_KEYS = frozenset(
     {"$alt", "alt", "fields", "$fields", "key", "prettyPrint", "$prettyPrint", "quotaUser"}
 )

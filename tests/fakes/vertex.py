@@ -79,7 +79,12 @@ _ONE = r"/(?P<kind>{})/(?P<id>[^/:@]+)(?:@\d+)?"
 _ENDPOINT, _MODEL = _BASE + _ONE.format("endpoints"), _BASE + _ONE.format("models")
 _OPERATION = r"/(?P<version>v1|v1beta1)/(?P<name>projects/.+/operations/\d+)"
 _AIPLATFORM: tuple[tuple[str, str, str, str], ...] = (
-    ("GET", r"/v1/projects/(?P<project>[^/]+)/locations", "list_locations", "locations.list"),
+    (
+        "GET",
+        r"/(?P<version>v1)/projects/(?P<project>[^/]+)/locations",
+        "list_locations",
+        "locations.list",
+    ),
     ("POST", _BASE + "/models:upload", "upload_model", "models.upload"),
     ("GET", _BASE + "/models", "list_models", "models.list"),
     ("GET", _MODEL, "get_model", "models.get"),

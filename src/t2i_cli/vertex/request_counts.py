@@ -25,12 +25,11 @@ def count_requests(client: GoogleClient, endpoint: str, start: float) -> int | N
     }
     path = f"/v3/projects/{client.location.project}/timeSeries"
     try:
-        series = list(client.list_all("monitoring", path, "timeSeries", query))
+        series = client.list_all("monitoring", path, "timeSeries", query)
+        return sum(_point_count(point) for one in series for point in one.get("points", []))
     except T2IError:
         # Without monitoring.timeSeries.list the other columns are still known.
         return None
-    points = (point for one in series for point in one.get("points", []))
-    return sum(_point_count(point) for point in points)
 
 
 def _point_count(point: Mapping[str, Any]) -> int:

@@ -195,6 +195,8 @@ class CostReport:
         unknown = [one.title for one in self.endpoints if one not in known]
         if not unknown:
             return f"all: {total}"
+        if not known:
+            return f"all: an unknown price for {', '.join(unknown)}"
         return f"all: {total}; and an unknown price for {', '.join(unknown)}"
 
 
@@ -206,7 +208,7 @@ def cost_report(found: Inventory, client: GoogleClient, prices: PriceTable) -> C
 
 def _endpoint_text(one: EndpointStatus) -> str:
     if one.usd_per_hour is None:
-        hourly = f"the price of {one.machine} is unknown"
+        hourly = f"the price of {one.machine or 'its machines'} is unknown"
     else:
         hourly = f"{format_money(one.usd_per_hour)} USD per hour"
         if one.usd_per_hour != one.usd_per_hour_at_most:
