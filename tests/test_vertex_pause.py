@@ -170,6 +170,7 @@ def test_resume_asks_and_keeps_the_limit(
         ("resume", "--ttl", "2x"),
         ("resume", "--max-cost", "-5"),
         ("resume", "--max-cost", "nan"),
+        ("resume", "--max-cost", "inf"),
         ("resume", "--scheduler-account", "ann"),
         ("pause", "--ttl", "0"),
     ],

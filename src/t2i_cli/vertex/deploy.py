@@ -208,7 +208,7 @@ def _ensure_deployed(
     if under_way := _pending_deployment(runner, endpoint["name"], title):
         runner.report(f"{title}: under way already")
         operations.wait_for_operation(
-            client, under_way, title, runner.report, seconds=_deployment_timeout(plan, client)
+            client, under_way, title, runner.report, seconds=deployment_timeout(plan, client)
         )
         endpoint = client.call("GET", "aiplatform", f"{inventory.ENDPOINTS_API}{endpoint['name']}")
     models: list[dict[str, Any]] = endpoint.get("deployedModels", [])
@@ -316,14 +316,14 @@ def _deploy_model(
         json=resource_bodies.deployment_body(version, body),
     )
     response = operations.wait_for_operation(
-        client, operation, title, runner.report, seconds=_deployment_timeout(plan, client)
+        client, operation, title, runner.report, seconds=deployment_timeout(plan, client)
     )
     runner.report(f"{title}: ready")
     deployed: dict[str, Any] = response["deployedModel"]
     return deployed
 
 
-def _deployment_timeout(plan: DeploymentPlan, client: GoogleClient) -> float:
+def deployment_timeout(plan: DeploymentPlan, client: GoogleClient) -> float:
     """Seconds to wait for a deployment: by flex-start until the TTL, since it waits in a queue."""
     if not plan.provisioning.flex_start:
         return operations.DEPLOYMENT_TIMEOUT

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+from t2i_cli.durations import format_duration
+from t2i_cli.errors import InputError
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import provisioning
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.plan import DeploymentPlan
+from t2i_cli.vertex.provisioning import Provisioning
 
 QUESTION = (
     "Have Google itself undeploy it at the end of the TTL, by flex-start "
@@ -51,3 +54,31 @@ def keep_google_end(
         provisioning=had,
         hourly=had.hourly_price(plan.hardware, plan.prices),
     )
+
+
+def resumption_ends(
+    found: Deployment, had: Provisioning, ttl: int, now: int
+) -> tuple[int, int | None]:
+    """When a resumed deployment's TTL ends, and when Google undeploys it, in unix seconds.
+
+    `had` is how its machines are had; Google's end of what is deployed cannot be moved. Raises
+    InputError for a `ttl` in seconds that flex-start does not have.
+    """
+    if not had.flex_start:
+        return now + ttl, None
+    if not found.deployed():
+        if ttl > provisioning.FLEX_START_LIMIT:
+            limit = format_duration(provisioning.FLEX_START_LIMIT)
+            raise InputError(
+                f"{found.name} was deployed by flex-start, which ends after {limit} at most, and "
+                f"--ttl is {format_duration(ttl)}.",
+                hint=f"--ttl {limit}, or shorter.",
+            )
+        return now + ttl, now + ttl
+    end = found.labels.google_end or now + ttl
+    if end <= now:
+        raise InputError(
+            f"The time of {found.name} by flex-start is over, and Google undeploys it.",
+            hint="Once it is undeployed, the same command deploys it again.",
+        )
+    return min(now + ttl, end), end

@@ -3,6 +3,7 @@
 The endpoint and its model stay; the configuration is stored in the endpoint's description.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from t2i_cli.vertex import (
     accelerator_quota,
     deploy,
     endpoint_store,
+    flex_start,
     inventory,
     machine_types,
     operations,
@@ -75,7 +77,7 @@ def resumption_options(
     ttl: str, max_cost: float | None, scheduler_account: str | None
 ) -> ResumptionOptions:
     """The options of `t2i remote resume`, checked. Raises InputError."""
-    if max_cost is not None and not max_cost >= 0:
+    if max_cost is not None and not 0 <= max_cost < math.inf:
         raise InputError("--max-cost must be USD, as 5 or 2.50.")
     if scheduler_account and not is_service_account(scheduler_account):
         raise InputError(
@@ -94,10 +96,7 @@ def pause_deployment(
     Run again it goes on where it was. Raises T2IError where something is still paid for.
     """
     name = _endpoint(found)["name"]
-    try:
-        operations.cancel_all(client, name, "what is under way", report)
-    except T2IError as error:
-        report(f"Whether something is under way cannot be told: {error.message}")
+    seen = operations.cancel_all(client, name, "what is under way", report)
     endpoint = client.call("GET", "aiplatform", name)
     stored = _configuration(client, found, endpoint)
     labels = dict(endpoint.get("labels", {})) | _PAUSED
@@ -110,6 +109,12 @@ def pause_deployment(
         raise RemoteError(
             f"{found.name} is still deployed, and paid for.",
             hint=f"`t2i remote pause {found.name}` tries again.",
+        )
+    if not seen and not endpoint.get("deployedModels"):
+        raise RemoteError(
+            f"Whether {found.name} is being deployed, and will be paid for, cannot be told.",
+            hint=f"`t2i remote pause {found.name}` tries again; "
+            f"`t2i remote down {found.name}` removes it, whatever is under way.",
         )
     for job in found.jobs:
         with suppress(NotFoundError):
@@ -135,11 +140,11 @@ def plan_resumption(
             f"The model that {found.name} had is not there any more.",
             hint=f"`t2i remote down {found.name}`, then deploy it anew.",
         )
-    stored = _with_ttl(stored, options.ttl)
     resources = stored.deployed_model["dedicatedResources"]
     hardware, prices = machine_types.hardware_from_api(resources), machine_types.load_prices()
     had = provisioning.provisioning_from_api(resources)
-    expires = round(client.server_time()) + options.ttl
+    now = round(client.server_time())
+    expires, google_end = flex_start.resumption_ends(found, had, options.ttl, now)
     fewest = int(resources.get("minReplicaCount") or 0)
     account = options.scheduler_account or stored.scheduler_account
     service_account = stored.deployed_model.get("serviceAccount")
@@ -152,7 +157,7 @@ def plan_resumption(
         labels=replace(
             found.labels,
             expires=expires,
-            google_end=expires if had.flex_start else None,
+            google_end=google_end,
             paused=False,
         ),
         source=ModelSource(
@@ -166,7 +171,7 @@ def plan_resumption(
         min_replicas=max(fewest, 1),
         max_replicas=int(resources.get("maxReplicaCount") or max(fewest, 1)),
         idle=None if fewest else parse_duration(idle),
-        ttl=options.ttl,
+        ttl=expires - now,
         hourly=had.hourly_price(hardware, prices),
         prices=prices,
         service_account=service_account,
@@ -221,7 +226,7 @@ def _deploy_again(resumption: Resumption, runner: OperationRunner, name: str) ->
         "PATCH", "aiplatform", name, json={"labels": labels}, params={"updateMask": "labels"}
     )
     runner.report(f"endpoint {plan.title}: its TTL ends {format_time(plan.labels.expires)} now")
-    limit = operations.DEPLOYMENT_TIMEOUT
+    limit = deploy.deployment_timeout(plan, client)
     if under_way := operations.pending_deployment(client, name):
         runner.report(f"{title}: under way already")
         operations.wait_for_operation(client, under_way, title, runner.report, seconds=limit)
@@ -231,9 +236,13 @@ def _deploy_again(resumption: Resumption, runner: OperationRunner, name: str) ->
     if existing:
         runner.report(f"{title}: there already")
     else:
-        body = resource_bodies.deployment_body(
-            resumption.stored.version, dict(resumption.stored.deployed_model) | {"id": number}
-        )
+        model = dict(resumption.stored.deployed_model) | {"id": number}
+        # Google's own end is counted anew.
+        left = plan.labels.expires - client.server_time()
+        model["dedicatedResources"] = dict(
+            model["dedicatedResources"]
+        ) | plan.provisioning.resource_fields(left)
+        body = resource_bodies.deployment_body(resumption.stored.version, model)
         runner.report(f"{title}: starts; it takes 5 to 30 minutes")
         path = f"/{resumption.stored.version}/{name}:deployModel"
         operation = client.call("POST", "aiplatform", path, json=body)
@@ -303,13 +312,3 @@ def _job_account(client: GoogleClient, found: Deployment) -> str | None:
             if isinstance(account, str) and is_service_account(account):
                 return account
     return None
-
-
-def _with_ttl(stored: StoredDeployment, ttl: int) -> StoredDeployment:
-    """The configuration with the end that Google enforces by itself, if it has one."""
-    resources = dict(stored.deployed_model["dedicatedResources"])
-    if "flexStart" not in resources:
-        return stored
-    resources["flexStart"] = {"maxRuntimeDuration": f"{ttl}s"}
-    model = dict(stored.deployed_model) | {"dedicatedResources": resources}
-    return replace(stored, deployed_model=model)

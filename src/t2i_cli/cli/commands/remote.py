@@ -118,14 +118,18 @@ def status(
         notes = [note for each in one.deployed() for note in provisioning.status_notes(each)]
         details = {"parts": one.parts_text(), "under_way": False, "log": None, "notes": notes}
         if line.endpoint:
-            under_way = operations.pending_operation(session.client, line.endpoint)
-            details |= {
-                "under_way": under_way is not None,
-                "log": operations.log_link(session.client, line.endpoint),
-            }
+            details["log"] = operations.log_link(session.client, line.endpoint)
+            try:
+                under_way = operations.pending_operation(session.client, line.endpoint)
+                details["under_way"] = under_way is not None
+            except T2IError as error:
+                details["under_way"] = None
+                notes.append(f"What is under way cannot be looked at: {error.message}")
     if json:
         console.result_json(line.to_json() | details)
     else:
+        if details["under_way"] is None:
+            details["under_way"] = "not known"
         for fact in status.status_facts(line, details):
             console.result(fact)
     if line.state != "deployed":
