@@ -405,3 +405,16 @@ def test_other_endpoints_are_told_apart(vertex: FakeVertex, client: GoogleClient
         found.find_other("an endpoint")
     with pytest.raises(NotFoundError):
         client.in_region("europe-west4").call("GET", "aiplatform", name.replace("us-central1", "x"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '"x"', "null", '{"error": {"code": 403}}'])
+def test_an_empty_list_that_google_would_not_give_is_not_taken_for_nothing(
+    command: T2I, vertex: FakeVertex, env: dict[str, str], text: str
+) -> None:
+    vertex.make_endpoint()
+    vertex.faults.append(Fault(where="GET .*/endpoints$", status=200, text=text, times=9))
+    for asked in ("list", "cost", "reap"):
+        done = command("remote", asked, env=env)
+        assert done.returncode == 6, asked
+        assert "The answer makes no sense: it" in done.stderr
+        assert "0.00" not in done.stdout

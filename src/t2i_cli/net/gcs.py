@@ -16,13 +16,12 @@ from google_crc32c import Checksum
 
 from t2i_cli.errors import RemoteError, StorageError, os_reason
 from t2i_cli.known_secrets import register_secret
-from t2i_cli.net.google_answers import answer_error
+from t2i_cli.net.google_answers import answer_error, parse_answer
 from t2i_cli.net.google_http import (
     GOOGLE_POLICY,
     GoneError,
     GoogleHttp,
     NotFoundError,
-    json_of,
 )
 from t2i_cli.net.http_client import HttpResponse
 from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
@@ -161,7 +160,7 @@ class GcsClient:
                     on_sent(start)
 
         response = self._in_session(bucket, name, size, {}, send)
-        if json_of(response).get("crc32c") not in {None, crc32c}:
+        if parse_answer(response.body).get("crc32c") not in {None, crc32c}:
             raise RemoteError(f"{name} arrived damaged.", hint="Run the same command again.")
 
     def _in_session(

@@ -25,16 +25,21 @@ class GoogleAnswer(dict[str, Any]):
         raise answer_error(f"it lacks {key}")
 
 
-def parse_answer(body: bytes) -> GoogleAnswer:
-    """The answer's object, {} for an empty body or another value. Raises RemoteError.
+def parse_answer(body: bytes, *, may_be_empty: bool = True) -> GoogleAnswer:
+    """The answer's object, {} for an empty body if there may be one. Raises RemoteError.
 
     A null is left out, as Google's APIs do with what is not set.
     """
+    if not body and not may_be_empty:
+        # It would be taken for a list of nothing: what is there may be paid for.
+        raise answer_error("it is empty")
     try:
         value = parse_json(body) if body else {}
     except ValueError as error:
         raise answer_error("it is no JSON") from error
-    return _checked(value) if isinstance(value, dict) else GoogleAnswer()
+    if not isinstance(value, dict):
+        raise answer_error("it is no object")
+    return _checked(value)
 
 
 def answer_error(reason: str) -> RemoteError:

@@ -25,7 +25,7 @@ from t2i_cli.errors import (
 from t2i_cli.files.state_files import parse_json
 from t2i_cli.net import google_credentials, google_errors
 from t2i_cli.net.error_body import parse_error_bytes
-from t2i_cli.net.google_answers import GoogleAnswer, answer_error, parse_answer
+from t2i_cli.net.google_answers import answer_error, parse_answer
 from t2i_cli.net.http_client import (
     FailedCall,
     HttpClient,
@@ -171,7 +171,8 @@ class GoogleHttp:
         tries: int | None = None,
     ) -> dict[str, Any]:
         """Send a request; return the response's JSON object."""
-        return json_of(self.send(method, url, json=json, params=params or None, tries=tries))
+        response = self.send(method, url, json=json, params=params or None, tries=tries)
+        return parse_answer(response.body, may_be_empty=method != "GET")
 
     def list_url(
         self, url: str, key: str, params: Mapping[str, str] | None = None
@@ -181,7 +182,8 @@ class GoogleHttp:
         while True:
             page = self.call_url("GET", url, params=query)
             entries = page.get(key, [])
-            if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+            listed = isinstance(entries, list) and all(isinstance(one, dict) for one in entries)
+            if not listed or "error" in page:
                 raise answer_error(f"its {key} is none")
             yield from entries
             if not page.get("nextPageToken"):
@@ -220,11 +222,6 @@ class GoogleHttp:
         if temporary and not quota_used_up:
             raise RetryableError(error, after=after)
         raise error
-
-
-def json_of(response: HttpResponse) -> GoogleAnswer:
-    """A response's JSON object, {} if there is none. Raises RemoteError for one that is unsound."""
-    return parse_answer(response.body)
 
 
 def _error_from_failed_call(failed: FailedCall) -> RetryableError | T2IError:
