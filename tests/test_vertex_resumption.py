@@ -136,3 +136,22 @@ def test_the_status_needs_no_list_of_operations(command: T2I, vertex: FakeVertex
     assert "under way: not known" in shown.stdout
     assert "What is under way cannot be looked at: Google says:" in shown.stdout
     assert json.loads(command("remote", "status", "--json").stdout)["under_way"] is None
+
+
+def test_what_two_runs_at_once_made_is_priced_whole_and_not_paused_by_half(
+    command: T2I, vertex: FakeVertex
+) -> None:
+    assert command("remote", "deploy", "-m", "sd15", "--yes").returncode == 0
+    (first,) = vertex.endpoints.values()
+    second = dict(first) | {"name": vertex.name("endpoints", "77"), "deployedModels": []}
+    vertex.endpoints["77"] = second
+    vertex.begin("deployModel", second["name"], dict)
+    for operation in vertex.operations.values():
+        operation.due += 0 if operation.done else HOUR
+    line = json.loads(command("remote", "list", "--json").stdout)
+    assert (line["state"], line["replicas"], line["usd_per_hour"]) == ("deployed", 2, 1.62)
+    paused = command("remote", "pause", "sd15")
+    assert paused.returncode == 2
+    assert "sd15 has several endpoints, as two runs at once make them" in paused.stderr
+    assert command("remote", "down", "sd15").returncode == 0
+    assert vertex.left() == {}

@@ -252,11 +252,17 @@ def _deploy_again(resumption: Resumption, runner: OperationRunner, name: str) ->
 
 
 def _endpoint(found: Deployment) -> dict[str, Any]:
-    """The deployment's endpoint. Raises InputError if it has none."""
+    """The deployment's endpoint. Raises InputError if it has none, or several."""
     if not found.endpoints:
         raise InputError(
             f"{found.name} has no endpoint: only {'; '.join(found.parts_text())}.",
             hint="`t2i remote deploy` makes one.",
+        )
+    if len(found.endpoints) > 1:
+        names = ", ".join(one["name"] for one in found.endpoints)
+        raise InputError(
+            f"{found.name} has several endpoints, as two runs at once make them: {names}.",
+            hint=f"`t2i remote down {found.name}` removes them all.",
         )
     return found.endpoints[0]
 

@@ -43,6 +43,8 @@ UNKNOWN_COSTS = ReplicaCosts(
 """Of what cannot be looked up."""
 NOTHING_DEPLOYED = "nothing deployed"
 """State of an endpoint without a deployed model, which costs nothing."""
+_STATES = ("deployed", "deploying", "not known", NOTHING_DEPLOYED)
+"""States of endpoints; a deployment with several has the first of theirs."""
 
 
 def replica_costs(
@@ -93,27 +95,34 @@ def state_and_costs(
     flex_start: bool = False,
 ) -> tuple[str, list[ReplicaCosts]]:
     """A deployment's state in a word or two, and what is deployed or being deployed."""
+    found = [_endpoint_costs(one, client, prices, flex_start=flex_start) for one in endpoints]
+    states = {state for state, _ in found}
+    state = next((one for one in _STATES if one in states), "leftovers")
+    return state, [cost for _, costs in found for cost in costs]
+
+
+def _endpoint_costs(
+    endpoint: Mapping[str, Any], client: GoogleClient, prices: PriceTable, *, flex_start: bool
+) -> tuple[str, list[ReplicaCosts]]:
+    """The state of one endpoint, and what is deployed or being deployed on it."""
     now = client.server_time()
-    deployed = [one for endpoint in endpoints for one in endpoint.get("deployedModels", [])]
-    if deployed:
+    if deployed := endpoint.get("deployedModels", []):
         return "deployed", [
             replica_costs(one, now, prices, flex_start=flex_start) for one in deployed
         ]
-    for endpoint in endpoints:
-        try:
-            operation = operations.pending_deployment(client, endpoint["name"])
-        except T2IError:
-            # Whether it is being deployed, and paid for, cannot be told.
-            return "not known", [UNKNOWN_COSTS]
-        if operation is None:
-            continue
-        stored = stored_deployment(endpoint)
-        if stored is None:
-            return "deploying", [UNKNOWN_COSTS]
-        began = operations.started_at(operation)
-        model = dict(stored.deployed_model) | ({"createTime": began} if began else {})
-        return "deploying", [replica_costs(model, now, prices)]
-    return (NOTHING_DEPLOYED if endpoints else "leftovers"), []
+    try:
+        operation = operations.pending_deployment(client, endpoint["name"])
+    except T2IError:
+        # Whether it is being deployed, and paid for, cannot be told.
+        return "not known", [UNKNOWN_COSTS]
+    if operation is None:
+        return NOTHING_DEPLOYED, []
+    stored = stored_deployment(endpoint)
+    if stored is None:
+        return "deploying", [UNKNOWN_COSTS]
+    began = operations.started_at(operation)
+    model = dict(stored.deployed_model) | ({"createTime": began} if began else {})
+    return "deploying", [replica_costs(model, now, prices)]
 
 
 def total_usd(values: Iterable[float | None]) -> float | None:
