@@ -299,6 +299,9 @@ def test_the_user_s_table_of_prices_is_asked(
         price = planned.image_price(resolve_request(asked, planned.describe(asked)))
         assert price is not None
         assert (price.usd, price.source) == (usd, f"table: no date, {table}")
+    notes: list[str] = []
+    make(backend("nscale"), notes)
+    assert notes == ["nscale makes the images, and Hugging Face bills your account for them."]
 
 
 def test_an_organisation_is_billed(providers: FakeProviders) -> None:
@@ -467,6 +470,16 @@ def test_a_question_that_fails_is_asked_again(providers: FakeProviders, provider
 def test_a_task_without_end_ends_with_the_time(providers: FakeProviders) -> None:
     providers.unready = 10**9
     with pytest.raises(TimedOutError) as failed:
+        make(backend("wavespeed", timeout=0.5))
+    assert "be billed all the same" in str(failed.value.hint)
+    assert len(providers.asked) == 1
+
+
+def test_a_question_for_a_task_that_ends_with_the_time_says_that_it_may_be_billed(
+    providers: FakeProviders,
+) -> None:
+    providers.faults = [Fault(where=f"GET {ROUTER}", stall=30, times=9)]
+    with pytest.raises(TimedOutError, match=r"did not finish the image within 0\.5 s") as failed:
         make(backend("wavespeed", timeout=0.5))
     assert "be billed all the same" in str(failed.value.hint)
     assert len(providers.asked) == 1

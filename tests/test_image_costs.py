@@ -19,7 +19,7 @@ from t2i_cli.errors import (
     T2IError,
     TimedOutError,
 )
-from t2i_cli.events import Event, OnEvent, RequestSent, Step
+from t2i_cli.events import Event, Notice, OnEvent, RequestSent, Step
 from t2i_cli.image_costs import ImageCosts, check_cost_limit, estimated_cost_text, images_within
 from t2i_cli.image_price import ImagePrice
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
@@ -140,6 +140,27 @@ def test_what_was_refused_before_any_work_makes_room_and_what_may_be_billed_does
     assert [e.indices for e in told if isinstance(e, RequestSent)] == [(0,), (1,), (2,)]
     assert limited.spent == Decimal("0.2")
     assert limited.reached
+
+
+def test_what_holds_for_all_images_is_told_once_however_often_the_backend_runs() -> None:
+    class Telling(Calling):
+        def run(
+            self,
+            requests: Sequence[ResolvedRequest],
+            on_event: OnEvent,
+            cancel: Flag,
+            previews: Sequence[int] = (),
+        ) -> Iterator[GeneratedImage | Failure]:
+            on_event(Notice(message="It is billed."))
+            on_event(Notice(message="Another size.", indices=(0,)))
+            yield from super().run(requests, on_event, cancel, previews)
+
+    limited = CostLimitedBackend(Telling(price=billed(0.1), fails=refusal), 0.1)
+    told: list[Event] = []
+    list(run_backend(limited, requests("quota", "quota", "a"), told.append, Flag()))
+    notices = [event for event in told if isinstance(event, Notice)]
+    assert [one.indices for one in notices if one.message == "It is billed."] == [()]
+    assert [one.indices for one in notices if one.message == "Another size."] == [(0,), (1,), (2,)]
 
 
 @pytest.mark.parametrize("error", [RemoteError("cut off"), TimedOutError("late")])

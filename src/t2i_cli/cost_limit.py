@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from t2i_cli.backend import Backend, CancellationToken, Failure, GeneratedImage
 from t2i_cli.errors import QuotaError
-from t2i_cli.events import Event, OnEvent, RequestSent, Step, move_event
+from t2i_cli.events import Event, Notice, OnEvent, RequestSent, Step, move_event
 from t2i_cli.image_costs import (
     check_cost_limit,
     check_known_prices,
@@ -79,12 +79,22 @@ class CostLimitedBackend:
     ) -> Iterator[GeneratedImage | Failure]:
         """Run the backend with what the limit has room for, again while refusals make room."""
         waiting = deque(range(len(requests)))
+        told: set[Notice] = set()
+
+        def tell_once(event: Event) -> None:
+            # Each run of the backend tells anew what holds for all images.
+            if isinstance(event, Notice) and not event.indices:
+                if event in told:
+                    return
+                told.add(event)
+            on_event(event)
+
         while waiting and not _is_stopping(cancel):
             chosen = self._affordable(requests, waiting)
             if not chosen:
                 self.reached = True
                 break
-            yield from self._run_chosen(requests, chosen, on_event, cancel, previews)
+            yield from self._run_chosen(requests, chosen, tell_once, cancel, previews)
         if self.reached and self._fails_rest:
             for index in waiting:
                 yield Failure(index=index, request=requests[index], error=self._limit_error())

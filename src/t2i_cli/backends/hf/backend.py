@@ -151,9 +151,10 @@ class HfBackend:
         request = call.request
         served = self._served_model(_known_spec(request.model))
         context = CallContext(served=served, payer=self._options.payer, token=_router_token())
+        unknown = self.image_price(request).usd is None
         call.note(
             f"{served.provider} makes the images, and Hugging Face bills {context.payer} for "
-            "them; the price is not told beforehand."
+            f"them{'; the price is not told beforehand' if unknown else ''}."
         )
         if served.warning:
             call.note(served.warning)

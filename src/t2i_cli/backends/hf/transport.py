@@ -166,25 +166,34 @@ class ProviderCall:
         return call_with_retry(get, policy, None, self.stop)
 
     def _request(self, request: httpx2.Request, url: str, headers: dict[str, str]) -> HttpResponse:
-        return self.client.request(
-            request.method,
-            url,
-            headers={name: value for name, value in headers.items() if name != "host"},
-            content=request.read() or None,
-            timeout=self._seconds_left(),
-        )
+        try:
+            return self.client.request(
+                request.method,
+                url,
+                headers={name: value for name, value in headers.items() if name != "host"},
+                content=request.read() or None,
+                timeout=self._seconds_left(),
+            )
+        except TimedOutError as error:
+            if self.submitted:
+                # Its last question had only the seconds that were left.
+                raise self._late_error() from error
+            raise
 
     def _seconds_left(self) -> float:
         """The seconds until the deadline. Raises TimedOutError after it."""
         if (left := self.deadline - time.monotonic()) <= 0:
-            raise TimedOutError(
-                f"{self.context.served.provider} did not finish the image within "
-                f"{self.retry_policy.timeout:.3g} s.",
-                hint=f"--timeout allows more. {BILLED_HINT}"
-                if self.submitted
-                else "--timeout allows more.",
-            )
+            raise self._late_error()
         return left
+
+    def _late_error(self) -> TimedOutError:
+        return TimedOutError(
+            f"{self.context.served.provider} did not finish the image within "
+            f"{self.retry_policy.timeout:.3g} s.",
+            hint=f"--timeout allows more. {BILLED_HINT}"
+            if self.submitted
+            else "--timeout allows more.",
+        )
 
     def _check_answer(self, response: HttpResponse) -> None:
         """Raise the T2IError that an answer with a good status is."""
