@@ -133,6 +133,23 @@ def test_down_of_another_s_endpoint_that_stays_is_an_error(
     assert vertex.left()["endpoints"]
 
 
+def test_down_of_another_s_endpoint_needs_no_further_look_at_it(
+    command: T2I, vertex: FakeVertex, env: dict[str, str]
+) -> None:
+    name = vertex.make_endpoint()
+    vertex.granted = {f"aiplatform.endpoints.{one}" for one in ("list", "undeploy", "delete")}
+    vertex.granted |= {"aiplatform.models.list", "storage.buckets.get", "storage.objects.list"}
+    done = command("remote", "down", name, "--yes", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "is gone cannot be looked at: The permission aiplatform.endpoints.get" in done.stderr
+    assert not vertex.endpoints
+    name = vertex.make_endpoint()
+    vertex.granted ^= {"aiplatform.endpoints.list", "aiplatform.endpoints.get"}
+    done = command("remote", "down", name, "--yes", env=env)
+    assert done.returncode == 0, done.stderr
+    assert not vertex.endpoints
+
+
 def test_consent_on_a_terminal(
     t2i_terminal: Terminal, vertex: FakeVertex, env: dict[str, str]
 ) -> None:

@@ -203,7 +203,7 @@ def _add_endpoints(found: Inventory, client: GoogleClient) -> None:
 
 
 def _add_known_endpoints(found: Inventory, client: GoogleClient, known: Iterable[str]) -> None:
-    """Add the endpoints of t2i among those in `known` and those that this machine remembers."""
+    """Add the endpoints in `known` and those that this machine remembers, as far as they exist."""
     remembered = (record.name for record in endpoint_store.list_records())
     numbers = {
         name.split("/")[-1]
@@ -222,6 +222,8 @@ def _add_known_endpoints(found: Inventory, client: GoogleClient, known: Iterable
             continue
         if one := found.deployment_of(endpoint.get("labels", {})):
             one.endpoints.append(endpoint)
+        else:
+            found.others.append(endpoint)
 
 
 def _add_jobs(found: Inventory, client: GoogleClient, *, partial: bool) -> None:

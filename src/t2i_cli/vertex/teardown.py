@@ -69,14 +69,22 @@ def remove_deployment(
     return unseen
 
 
-def remove_other_endpoint(client: GoogleClient, name: str, report: ReportProgress) -> None:
-    """Remove an endpoint that t2i did not create, by its full name; its models stay.
+def remove_other_endpoint(
+    client: GoogleClient, endpoint: dict[str, Any], report: ReportProgress
+) -> None:
+    """Remove an endpoint that t2i did not create, as it was listed; its models stay.
 
     Raises T2IError if it is still there.
     """
-    _run_with_retry(partial(_remove_endpoint, client, {"name": name}, report))
-    with suppress(NotFoundError):
+    name = endpoint["name"]
+    _run_with_retry(partial(_remove_endpoint, client, endpoint, report))
+    try:
         left = client.call("GET", "aiplatform", name)
+    except NotFoundError:
+        pass
+    except T2IError as error:
+        report(f"Whether {name} is gone cannot be looked at: {error.message}")
+    else:
         paid = " and paid for" if left.get("deployedModels") else ""
         raise RemoteError(
             f"The endpoint {name} is still there{paid}.",

@@ -232,7 +232,7 @@ def _remove_other(
     what = f"{line.title}: {line.model or 'no model'}, {line.machine or 'no machine'}, {line.state}"
     if not yes:
         console.confirm(f"t2i did not make this endpoint ({what}). Remove it?")
-    teardown.remove_other_endpoint(session.client, other["name"], console.note)
+    teardown.remove_other_endpoint(session.client, dict(other), console.note)
     if console.json:
         console.result_json({"removed": [other["name"]]})
     else:
