@@ -9,6 +9,7 @@ import time
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from t2i_cli.net import google_http
 from t2i_cli.vertex import teardown
 from tests.amounts import full, sampled
 from tests.conftest import T2I
-from tests.fakes.google import refusal
+from tests.fakes.google import painted_png, refusal
 from tests.fakes.vertex import FakeVertex, Fault, counted
 from tests.processes import running, until
 
@@ -262,4 +263,27 @@ def test_an_ephemeral_batch_of_weights_from_here(
     done = t2i(*batch, "--ephemeral", "--yes", env=vertex.environment)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    assert vertex.left() == {}
+
+
+def test_an_ephemeral_batch_keeps_its_limit_and_runs_as_the_service_account(
+    t2i: T2I, vertex: FakeVertex, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red star\n")
+    batch = ("batch", "prompts.txt", "-o", "out", "-m", "sd15", "--ephemeral", "--yes", *KEEPER)
+    dear = t2i(*batch, "--max-cost", "0.1", env=vertex.environment)
+    assert dear.returncode == 2
+    assert "more than --max-cost 0.10" in dear.stderr
+    assert vertex.spans == []
+    accounts: list[str] = []
+
+    def predict(body: dict[str, Any]) -> tuple[int, Any]:
+        (endpoint,) = vertex.endpoints.values()
+        accounts.extend(one["serviceAccount"] for one in endpoint["deployedModels"])
+        return 200, {"predictions": [painted_png(one) for one in body["instances"]]}
+
+    vertex.predictor = predict
+    done = t2i(*batch, "--max-cost", "4", env=vertex.environment)
+    assert done.returncode == 0, done.stderr
+    assert accounts == [KEEPER[1]]
     assert vertex.left() == {}

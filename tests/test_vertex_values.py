@@ -138,7 +138,7 @@ def test_the_commands_say_it_without_an_account(
     ("options", "sentence"),
     [
         (("--ttl", "2x"), "--ttl 2x is no duration"),
-        (("--max-cost", "-5"), "--max-cost must be USD"),
+        (("--max-cost", "-5"), "--max-cost must be a number of at least 0"),
         (("--service-account", "x"), "x is no service account"),
     ],
 )

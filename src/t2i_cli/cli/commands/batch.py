@@ -175,6 +175,8 @@ def _run_on_ephemeral(
         model=model,
         serving=backend.endpoint.serving,
         ttl=options.ttl or defaults.TTL,
+        max_cost=backend.cost.max_cost,
+        service_account=options.service_account,
         flex_start=options.flex_start or None,
         spot=options.spot,
     )
