@@ -6,7 +6,7 @@ from t2i_cli.errors import AccessError, InputError, QuotaError, RemoteError, T2I
 from t2i_cli.net import google_errors, google_http
 from t2i_cli.net.google_http import CapacityError, error_from_status
 from t2i_cli.settings.options import LocationOptions
-from t2i_cli.vertex import capacity, location
+from t2i_cli.vertex import capacity_errors, location
 from t2i_cli.vertex.location import Location
 from t2i_cli.vertex.machine_types import ReplicaHardware
 from t2i_cli.vertex.model_memory import ModelMemory
@@ -179,7 +179,7 @@ def test_a_stock_out_names_where_such_machines_are_and_what_else_would_do() -> N
     need = ModelMemory(weights=7 * 2**30, peak=10 * 2**30)
     words = "Resources are insufficient in region: us-central1."
     with pytest.raises(CapacityError) as raised:  # noqa: SIM117 - the inner one is under test
-        with capacity.explaining_capacity(
+        with capacity_errors.explaining_capacity(
             here, ReplicaHardware(machine="g2-standard-8", accelerator="NVIDIA_L4", count=1), need
         ):
             raise error_from_status(0, "RESOURCE_EXHAUSTED", words)

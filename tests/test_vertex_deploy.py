@@ -21,7 +21,7 @@ from t2i_cli.vertex import (
     inventory,
     lifecycle,
     permissions,
-    teardown,
+    removal,
     wake_up,
     weights_bucket,
 )
@@ -68,7 +68,7 @@ def deployed(cloud: GoogleClient, wanted: DeploymentSpec = ASKED) -> EndpointRec
 def removed(cloud: GoogleClient, name: str) -> None:
     """That deployment and its weights, taken down."""
     found = inventory.list_deployments(cloud).deployments[name]
-    teardown.remove_deployment(cloud, found, lambda _: None, artifacts=True)
+    removal.remove_deployment(cloud, found, lambda _: None, artifacts=True)
 
 
 def weights(tmp_path: Path) -> str:
@@ -93,7 +93,7 @@ def test_files_without_t2i_s_marker_in_their_bucket_are_somebody_else_s(
     put(vertex, "pail", "t2i/sd15/mine.png", "t2i/sd15.labels", "t2i/sd15.labels/x")
     found = inventory.list_deployments(cloud, "pail").deployments["sd15"]
     assert found.files == []
-    teardown.remove_deployment(cloud, found, lambda _: None, artifacts=True, bucket="pail")
+    removal.remove_deployment(cloud, found, lambda _: None, artifacts=True, bucket="pail")
     assert len(vertex.left()["objects"]) == 3
     weights_bucket.write_marker(cloud, "pail", found.labels)
     names = [
@@ -111,7 +111,7 @@ def test_labels_alone_claim_no_weights(vertex: FakeVertex, cloud: GoogleClient) 
         weights_bucket.storage(cloud).put("pail", name, b"", labels)
     found = inventory.list_deployments(cloud, "pail").deployments["sd15"]
     assert found.files == []
-    teardown.remove_deployment(cloud, found, lambda _: None, artifacts=True, bucket="pail")
+    removal.remove_deployment(cloud, found, lambda _: None, artifacts=True, bucket="pail")
     assert len(vertex.left()["objects"]) == 5
 
 
@@ -246,7 +246,7 @@ def test_the_permissions_of_the_steps_are_enough_for_them(
     vertex.granted = {*steps["remove"], *steps["upload"]}
     found = inventory.list_deployments(cloud)
     removed(cloud, "weights")
-    teardown.empty_buckets(cloud, found, lambda _: None)
+    removal.empty_buckets(cloud, found, lambda _: None)
     assert vertex.left() == {}
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from t2i_cli.batch import lock
 from t2i_cli.net import google_http
-from t2i_cli.vertex import teardown
+from t2i_cli.vertex import removal
 from tests.amounts import full, sampled
 from tests.conftest import T2I
 from tests.fakes.google import painted_png, refusal
@@ -90,7 +90,7 @@ def test_the_ttl_ends_the_command(t2i: T2I, vertex: FakeVertex) -> None:
 def test_a_removal_that_fails_is_tried_for_minutes(t2i: T2I, vertex: FakeVertex) -> None:
     body = refusal(503, "UNAVAILABLE", "Not now.")
     # The tries of a call times those of a step, and one more.
-    times = google_http.MAX_ATTEMPTS * teardown.VERIFY_ATTEMPTS + 1
+    times = google_http.MAX_ATTEMPTS * removal.VERIFY_ATTEMPTS + 1
     vertex.faults = [Fault(where="DELETE .*/endpoints", status=503, body=body, times=times)]
     done = t2i(*RUN, "--", "true", env=vertex.environment)
     assert done.returncode == 0, done.stderr

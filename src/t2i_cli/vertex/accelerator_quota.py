@@ -13,7 +13,7 @@ from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.machine_types import ReplicaHardware
 
 _SERVICE = "aiplatform.googleapis.com"
-_NOT_SPOT = "t2i does not know the name of the quota for Spot"
+_NOT_SPOT = "t2i does not know the name of the preemptible quota"
 
 
 @dataclass(frozen=True, kw_only=True)

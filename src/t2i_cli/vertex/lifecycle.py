@@ -26,14 +26,14 @@ from t2i_cli.settings.options import DeploymentSpec, LocationOptions
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.progress import Progress
 from t2i_cli.vertex import (
-    capacity,
-    confirmation,
+    capacity_errors,
     deploy,
     endpoint_store,
     inventory,
     operations,
+    plan_consent,
     region_fallback,
-    teardown,
+    removal,
     ttl,
 )
 from t2i_cli.vertex.client import GoogleClient
@@ -94,7 +94,7 @@ def ephemeral_deployment(
     """An endpoint that is removed when the block ends, also after a failed deployment."""
     if spec.name is None:
         spec = replace(spec, name=f"run-{secrets.token_hex(4)}")
-    plans = confirmation.confirm_plans(spec, session.clients, session.account, console, yes=yes)
+    plans = plan_consent.confirm_plans(spec, session.clients, session.account, console, yes=yes)
     if any(deploy.find_existing(one.plan, one.client) for one in plans.plans):
         raise InputError(
             f"There is a deployment {plans.first.labels.name} already, which would be removed at "
@@ -195,7 +195,7 @@ def _remember(found: EndpointRecord, console: Console, *, current: bool = False)
 def _deploy(
     plan: DeploymentPlan, existing: Deployment | None, runner: OperationRunner, console: Console
 ) -> EndpointRecord:
-    where = capacity.explaining_capacity(runner.client.location, plan.hardware, plan.memory)
+    where = capacity_errors.explaining_capacity(runner.client.location, plan.hardware, plan.memory)
     with Progress(console, 1) as progress, where:
         found = deploy.run_deployment(
             plan,
@@ -283,13 +283,13 @@ def _remove_once(plan: DeploymentPlan, runner: OperationRunner, console: Console
         found.endpoints = made
     unlisted = existing.unlisted_text()
     if found:
-        unlisted += teardown.remove_deployment(
+        unlisted += removal.remove_deployment(
             runner.client, found, console.note, artifacts=True, bucket=plan.bucket
         )
     if plan.bucket in existing.buckets:
         existing.buckets = {plan.bucket}
-        teardown.empty_buckets(runner.client, existing, console.note)
-    teardown.raise_if_temporary(existing, name)
+        removal.empty_buckets(runner.client, existing, console.note)
+    removal.raise_if_temporary(existing, name)
     unseen = [where for where in existing.unseen if where.startswith(f"gs://{plan.bucket}:")]
     for sentence in unseen:
         console.warn(f"Its weights may still be there: {sentence}")

@@ -24,8 +24,8 @@ from t2i_cli.vertex import (
     operations,
     permissions,
     provisioning,
+    removal,
     resource_bodies,
-    teardown,
 )
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.cloud_session import CloudSession
@@ -104,7 +104,7 @@ def pause_deployment(
         labels["t2i-expires"] = str(round(client.server_time()) + ttl)
     # Before the undeployment, so that what is stopped in between can be resumed.
     store_deployment(client, name, stored, labels)
-    teardown.undeploy_models(client, endpoint, report)
+    removal.undeploy_models(client, endpoint, report)
     if client.call("GET", "aiplatform", name).get("deployedModels"):
         raise RemoteError(
             f"{found.name} is still deployed, and paid for.",

@@ -224,7 +224,7 @@ def _remove_other(
     session: "CloudSession", other: "Mapping[str, Any]", *, artifacts: bool, yes: bool
 ) -> None:
     """Remove an endpoint that t2i did not make, and that is named, once it is agreed to."""
-    from t2i_cli.vertex import machine_types, status, teardown
+    from t2i_cli.vertex import machine_types, removal, status
 
     if artifacts:
         raise InputError("t2i did not make that endpoint, and knows of no weights: no --bucket.")
@@ -232,7 +232,7 @@ def _remove_other(
     what = f"{line.title}: {line.model or 'no model'}, {line.machine or 'no machine'}, {line.state}"
     if not yes:
         console.confirm(f"t2i did not make this endpoint ({what}). Remove it?")
-    teardown.remove_other_endpoint(session.client, dict(other), console.note)
+    removal.remove_other_endpoint(session.client, dict(other), console.note)
     if console.json:
         console.result_json({"removed": [other["name"]]})
     else:

@@ -24,17 +24,18 @@ def deploy(
 ) -> None:
     """Deploy a model to an endpoint of its own; run it again to go on after a failure."""
     console.configure(json=json, quiet=quiet)
-    from t2i_cli.vertex import cloud_session, confirmation, lifecycle, plan_preview
+    from t2i_cli.vertex import cloud_session, lifecycle, plan_consent
+    from t2i_cli.vertex.dry_run import plan_dry_run
 
     if dry_run:
-        planned = plan_preview.preview_plan(spec, location, console.note)
+        planned = plan_dry_run(spec, location, console.note)
         if json:
             console.result_json(planned.to_json())
         else:
             console.result(planned.text())
         return
     with cloud_session.connect_to_deploy(spec, location) as session:
-        plans = confirmation.confirm_plans(
+        plans = plan_consent.confirm_plans(
             spec, session.clients, session.account, console, yes=yes, offer=True
         )
         endpoint, plan = lifecycle.deploy_plans(plans, session, console)

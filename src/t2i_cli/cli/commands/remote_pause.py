@@ -98,7 +98,7 @@ def resume(
         if plan.service_account:
             # It stands in the endpoint's description, which others may have changed.
             console.note(f"{'runs as':<12} {plan.service_account}")
-        plan_consent.agree_to_plan(plan, session.client, console, yes=yes)
+        plan_consent.confirm_plan(plan, session.client, console, yes=yes)
         record = pause.resume_deployment(resumption, session, console)
     if json:
         console.result_json({"endpoint": record.name, "dns": record.dns} | plan.to_json())

@@ -11,7 +11,7 @@ from t2i_cli.vertex.plan import DeploymentPlan
 from t2i_cli.vertex.region_fallback import RegionPlans
 
 
-def preview_plan(
+def plan_dry_run(
     spec: DeploymentSpec, options: LocationOptions, report: ReportProgress
 ) -> DeploymentPlan | RegionPlans:
     """The plan; without usable credentials, as far as it can be told. Raises T2IError."""
