@@ -577,11 +577,15 @@ def test_what_is_an_address_on_the_internet(address: str, public: bool) -> None:
     assert is_public_address(httpx2.URL(address)) is public
 
 
-def test_another_size_than_asked_for_is_an_error(providers: FakeProviders) -> None:
+def test_another_size_than_asked_for_is_told_and_kept_for_it_is_paid(
+    providers: FakeProviders,
+) -> None:
     image = providers.picture({}, (32, 32))
     providers.faults = [Fault(raw=image)]
-    with pytest.raises(RemoteError, match="32x32 where 96x80"):
-        make(backend("hf-inference"), width=96, height=80)
+    notes: list[str] = []
+    made = make(backend("hf-inference"), notes, width=96, height=80)
+    assert any("made 32x32 where 96x80 was asked for" in note for note in notes)
+    assert made.image.size == (made.request.width, made.request.height) == (32, 32)
     with pytest.raises(InputError, match="width and height together"):
         make(backend("hf-inference"), width=96)
 

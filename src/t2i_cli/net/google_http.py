@@ -229,8 +229,8 @@ def _error_from_failed_call(failed: FailedCall) -> RetryableError | T2IError:
     if is_certificate_error(failed.error):
         return certificate_error(failed.host)
     error = connection_error(failed.error)
-    may_have_run = not isinstance(failed.error, httpx2.ConnectError | httpx2.ConnectTimeout)
-    return error if may_have_run and failed.method == "POST" else RetryableError(error)
+    may_have_run = failed.method == "POST" and not failed.never_sent
+    return error if may_have_run else RetryableError(error)
 
 
 def connection_error(error: Exception) -> T2IError:

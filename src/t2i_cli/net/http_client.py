@@ -68,6 +68,12 @@ class FailedCall:
     host: str
     timeout: float
 
+    @property
+    def never_sent(self) -> bool:
+        """Whether it failed before anything of it was sent, so that it cannot have run."""
+        unsent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+        return isinstance(self.error, unsent)
+
 
 Translate = Callable[[FailedCall], Exception]
 """Maps a failed call to a RetryableError where a retry may help, or else to a T2IError."""

@@ -74,6 +74,15 @@ def with_actual_size(call: InFlightCall, size: tuple[int, int]) -> ResolvedReque
     return replace(request, width=size[0], height=size[1])
 
 
+def note_further_images(call: InFlightCall, server: str, further: int) -> None:
+    """Note that an answer of the `server` holds `further` images beside the one asked for."""
+    if further:
+        call.note(
+            f"{server} answers with {further + 1} images where one is asked for: the first is "
+            f"kept, {further} not."
+        )
+
+
 def parse_response_metadata(entry: object) -> ResponseMetadata:
     """The metadata in a response's entry for one image; empty if it is missing or malformed."""
     record = entry.get(METADATA_KEY) if isinstance(entry, dict) else None

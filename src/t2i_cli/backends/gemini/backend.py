@@ -20,8 +20,10 @@ from t2i_cli.image_price import ImagePrice
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models.image_prices import find_image_price
 from t2i_cli.net import google_credentials
+from t2i_cli.net.billed_calls import with_billed_size
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.http_client import HttpClient, HttpResponse
+from t2i_cli.net.response_metadata import note_further_images
 from t2i_cli.net.retry import call_with_retry, retryable
 from t2i_cli.net.throttle import Throttle
 from t2i_cli.provenance import GenerationInfo
@@ -117,15 +119,11 @@ class GeminiBackend:
 
         response = call_with_retry(post, self._options.retry_policy, self._throttle, call.stop)
         answer = answers.parse_image_answer(response.json())
-        if answer.extra:
-            call.note(
-                f"Google answers with {answer.extra + 1} images where one is asked for: the first "
-                f"is kept, {answer.extra} not."
-            )
+        note_further_images(call, "Google", answer.extra)
         image, file = received_image.decode_received_image(answer.base64)
         return GeneratedImage(
             index=call.index,
-            request=_with_received_size(call, image.size),
+            request=with_billed_size(call, image.size, "Google"),
             image=image,
             info=GenerationInfo(
                 backend=NAME,
@@ -182,15 +180,3 @@ class _Connection:
     def _headers(self, left: float) -> dict[str, str]:
         with retryable():
             return self._authorization(left)
-
-
-def _with_received_size(call: InFlightCall, size: tuple[int, int]) -> ResolvedRequest:
-    """The request with the size that the image has: it is paid for, and so it is kept."""
-    request = call.request
-    if request.width is None or (request.width, request.height) == size:
-        return request
-    call.note_request(
-        f"Google made {size[0]}x{size[1]} where {request.width}x{request.height} was asked for; "
-        "the image is billed, and kept."
-    )
-    return replace(request, width=size[0], height=size[1])

@@ -4,11 +4,10 @@ Google bills answers with status 200 only, so one with another status may be ask
 without an answer may have made an image that is billed: it is not sent again.
 """
 
-import httpx2
-
 from t2i_cli.backends.gemini.image_models import IMAGE_MODELS
 from t2i_cli.errors import InputError, ModelError, QuotaError, RemoteError, T2IError, TimedOutError
-from t2i_cli.net import error_body, google_http, http_client
+from t2i_cli.net import error_body, google_http
+from t2i_cli.net.billed_calls import error_of_billed_call
 from t2i_cli.net.http_client import FailedCall, HttpResponse
 from t2i_cli.net.retry import RetryableError
 from t2i_cli.settings.defaults import GEMINI_REGION
@@ -55,22 +54,7 @@ def error_from_answer(
 
 def error_from_failed_call(failed: FailedCall) -> RetryableError | T2IError:
     """The error for a call without an answer; retryable only if it cannot have run."""
-    if isinstance(failed.error, httpx2.TimeoutException) and not isinstance(
-        failed.error, httpx2.ConnectTimeout | httpx2.PoolTimeout
-    ):
-        return TimedOutError(
-            f"{failed.host} did not answer within {failed.timeout:.3g} s.",
-            hint=f"--timeout allows more. {_RESUME_HINT}",
-        )
-    error = http_client.translate_error(failed)
-    never_sent = isinstance(
-        failed.error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout
-    )
-    if isinstance(error, RetryableError) and not never_sent:
-        return RemoteError(
-            f"The connection to {failed.host} broke before the answer.", hint=_RESUME_HINT
-        )
-    return error
+    return error_of_billed_call(failed, _RESUME_HINT)
 
 
 def _not_found_error(model: str, location: Location, said: str) -> ModelError:

@@ -4,9 +4,9 @@ import io
 from typing import TYPE_CHECKING
 
 from t2i_cli.backend import EncodedImage
-from t2i_cli.errors import RemoteError
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.net import image_decoding
+from t2i_cli.net.billed_calls import telling_it_is_billed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,13 +18,9 @@ _RECORDS = frozenset({"exif", "parameters", "t2i", "xmp"})
 
 def decode_received_image(base64: str) -> "tuple[Image, EncodedImage | None]":
     """The RGB image, and its file if t2i's records can be inserted into it. Raises RemoteError."""
-    try:
+    with telling_it_is_billed():
         data = image_decoding.decode_base64(base64)
         image = image_decoding.decode_image(data)
-    except RemoteError as error:
-        raise RemoteError(
-            error.message, hint="The image is billed all the same. Try again."
-        ) from error
     return image, _kept_file(data)
 
 

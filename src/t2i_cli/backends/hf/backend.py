@@ -32,10 +32,11 @@ from t2i_cli.image_price import ImagePrice
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.models.image_prices import find_image_price
+from t2i_cli.net.billed_calls import telling_it_is_billed, with_billed_size
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.http_client import HttpClient
 from t2i_cli.net.image_decoding import decode_image
-from t2i_cli.net.response_metadata import ResponseMetadata, with_actual_size
+from t2i_cli.net.response_metadata import ResponseMetadata
 from t2i_cli.net.retry import CallCancelledError, RetryableError, call_with_retry
 from t2i_cli.net.throttle import Throttle
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -179,8 +180,8 @@ class HfBackend:
         data, seconds = call_with_retry(
             attempt, self._options.retry_policy, self._throttle, call.stop, on_wait=tell
         )
-        image = decode_image(data)
-        actual = with_actual_size(call, image.size)
+        with telling_it_is_billed():
+            image = decode_image(data)
         info = ResponseMetadata().generation_info(
             request,
             backend="hf",
@@ -190,7 +191,7 @@ class HfBackend:
         )
         return GeneratedImage(
             index=call.index,
-            request=actual,
+            request=with_billed_size(call, image.size, served.provider),
             image=image,
             info=info,
             seconds=seconds,

@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import httpx2
-
 from t2i_cli.backends.hf.providers import ServedModel
 from t2i_cli.errors import (
     AccessError,
@@ -20,6 +18,7 @@ from t2i_cli.errors import (
 )
 from t2i_cli.files.state_files import is_amount, is_count
 from t2i_cli.net import error_body
+from t2i_cli.net.billed_calls import error_of_billed_call
 from t2i_cli.net.http_client import FailedCall, HttpResponse, translate_error
 from t2i_cli.net.retry import RetryableError
 from t2i_cli.settings.schema import join_choices
@@ -132,15 +131,9 @@ def translate_failed_call(failed: FailedCall) -> RetryableError | T2IError:
 
     An image that is fetched, or a question for its state, may be asked for again.
     """
-    error = translate_error(failed)
     if failed.method == "GET":
-        return error
-    if isinstance(error, TimedOutError):
-        return TimedOutError(error.message, hint=f"--timeout allows more. {BILLED_HINT}")
-    unsent = isinstance(failed.error, httpx2.ConnectError | httpx2.ConnectTimeout)
-    if isinstance(error, RetryableError) and not unsent:
-        return RemoteError(error.error.message, hint=BILLED_HINT)
-    return error
+        return translate_error(failed)
+    return error_of_billed_call(failed, BILLED_HINT)
 
 
 def _error_for_status(status: int, body: error_body.ErrorBody, context: CallContext) -> T2IError:

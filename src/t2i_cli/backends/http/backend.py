@@ -226,11 +226,7 @@ class HttpBackend:
             post, self._retry_policy, self._throttle, call.stop, on_wait=tell
         )
         image_entry, extra = _first_image(answer)
-        if extra:
-            call.note(
-                f"The server answers with {extra + 1} images where one is asked for: the first is "
-                f"kept, {extra} not."
-            )
+        response_metadata.note_further_images(call, "The server", extra)
         metadata = response_metadata.parse_response_metadata(image_entry)
         metadata.check_request(call.request)
         metadata.forward_notices(call)

@@ -120,11 +120,7 @@ class VertexBackend:
         )
         body_json = response.json()
         prediction = payload.parse_prediction(body_json)
-        if prediction.extra:
-            call.note(
-                f"The endpoint answers with {prediction.extra + 1} images where one is asked for: "
-                f"the first is kept, {prediction.extra} not."
-            )
+        response_metadata.note_further_images(call, "The endpoint", prediction.extra)
         metadata = response_metadata.parse_response_metadata(prediction.entry)
         metadata.check_request(call.request)
         metadata.forward_notices(call)
