@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from t2i_cli.errors import InputError
+from t2i_cli.errors import AccessError, InputError
 from t2i_cli.net.google_http import NotFoundError
 from t2i_cli.settings import store
 from t2i_cli.vertex import (
@@ -191,6 +191,17 @@ def test_every_region_is_asked_and_what_cannot_be_is_said(
     assert bill["usd_per_hour"] == 0.66
     assert bill["regions_not_asked"] == ["asia-east1"]
     assert [one["made_by_t2i"] for one in bill["endpoints"]] == [False, False, True]
+    # Google lists the regions: no others are asked.
+    assert not any("africa-south1" in path for _, path in vertex.requests)
+
+
+def test_regions_that_refuse_for_the_same_reason_are_named_once() -> None:
+    failures = {
+        name: AccessError(f"Google says: {name} is not for you.")
+        for name in ("us-east5", "us-west1")
+    }
+    (text,) = regions.RegionAnswers[str](answers={}, failures=failures).failure_texts()
+    assert "us-east5, us-west1. Google says: us-east5 is not for you." in text
 
 
 def test_without_the_api_s_list_every_known_region_is_asked(

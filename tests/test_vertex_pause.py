@@ -78,6 +78,7 @@ def test_pause_ends_the_bill_and_resume_deploys_as_it_was(
     assert planned.returncode == 0, planned.stderr
     plan = json.loads(planned.stdout)
     assert (plan["machine_type"], plan["ttl_seconds"]) == ("g2-standard-4", 7200)
+    assert plan["memory"]["needed_bytes"]  # as of `deploy`
     assert plan["max_replicas"] == (3 if "--max-replicas" in options else 1)
     assert plan["scale_to_zero_seconds"] == (900 if "--scale-to-zero" in options else None)
     assert plan["enforced_by"] == ("scheduler" if jobs else None)

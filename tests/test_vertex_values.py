@@ -46,7 +46,7 @@ WRONG = [
     (("-m", "BAD"), "The model 'BAD' is unknown"),
     (("-m", "gs://x"), "gs://x is not of the form"),
     (("-m", "gs://pail/x"), "may not read the weights"),
-    (("-m", "qwen-image", "--accelerator", "L4"), "qwen-image needs 64.6 GB"),
+    (("-m", "qwen-image", "--accelerator", "L4"), "qwen-image needs 65.3 GB"),
     (("-m", "z-image-turbo"), "None of Google's ready-made containers is known to serve"),
     (("--name", "Bad_Name"), "--name Bad_Name must be"),
     (("--min-replicas", "0"), "--min-replicas must be at least 1"),
@@ -171,7 +171,7 @@ def test_the_plan_and_its_price_without_an_account(t2i: T2I) -> None:
     assert "project      not known, us-central1" in done.stdout
     assert "a2-ultragpu-1g with 1 NVIDIA_A100_80GB" in done.stdout
     assert "price        5.78 USD per hour" in done.stdout
-    assert "memory       64.6 GB for its weights" in done.stdout
+    assert "memory       65.3 GB for its weights" in done.stdout
     assert "quota        unknown: There are no Google credentials." in done.stdout
     as_json = t2i("remote", "deploy", "--dry-run", "--json", "--project", "p", env=NO_ACCOUNT)
     told = json.loads(as_json.stdout)

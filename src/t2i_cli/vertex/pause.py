@@ -12,6 +12,7 @@ from typing import Any
 from t2i_cli.durations import parse_duration
 from t2i_cli.errors import InputError, RemoteError, T2IError, Terminated
 from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models.catalog import find_in_catalog
 from t2i_cli.net.google_http import NotFoundError
 from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import (
@@ -21,6 +22,7 @@ from t2i_cli.vertex import (
     flex_start,
     inventory,
     machine_types,
+    model_memory,
     operations,
     permissions,
     provisioning,
@@ -152,6 +154,7 @@ def plan_resumption(
     steps = ["predict", "deploy", "remove"]
     steps += ["service account"] if service_account or account else []
     steps += ["scheduler"] if account else []
+    spec = find_in_catalog(found.labels.model) or ModelSpec(name=found.labels.model)
     plan = DeploymentPlan(
         parent=client.location.parent,
         labels=replace(
@@ -161,7 +164,7 @@ def plan_resumption(
             paused=False,
         ),
         source=ModelSource(
-            spec=ModelSpec(name=found.labels.model),
+            spec=spec,
             uri=next(iter(sorted(inventory.weight_addresses(model))), None),
         ),
         upload_bytes=0,
@@ -177,7 +180,7 @@ def plan_resumption(
         service_account=service_account,
         scheduler_account=account,
         permissions=permissions.check_permissions(client, steps),
-        memory=None,
+        memory=model_memory.catalog_memory(spec),
         quota=accelerator_quota.ask_quota(
             client, hardware, max(fewest, 1), spot=had.spot or had.flex_start
         ),

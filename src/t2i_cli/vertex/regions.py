@@ -70,14 +70,14 @@ class RegionAnswers(Generic[RegionAnswer]):
     failures: Mapping[str, T2IError]
 
     def failure_texts(self) -> list[str]:
-        """One sentence for each reason, with the regions that it holds for."""
+        """One sentence for each reason, as the first of the regions gives it that it holds for."""
         by_reason: dict[str, list[str]] = {}
         for region, error in self.failures.items():
-            by_reason.setdefault(error.message, []).append(region)
+            by_reason.setdefault(error.message.replace(region, "REGION"), []).append(region)
         return [
             f"These regions could not be asked, and may have endpoints that are paid for: "
-            f"{', '.join(names)}. {reason}"
-            for reason, names in by_reason.items()
+            f"{', '.join(names)}. {self.failures[names[0]].message}"
+            for names in by_reason.values()
         ]
 
 
