@@ -349,7 +349,7 @@ def test_a_machine_has_the_driver_that_the_image_needs(
 )
 def test_what_a_wake_up_costs(source: ModelSource, serving: str, uploaded: int, text: str) -> None:
     found = wake_up.estimate_wake_up(source, serving, uploaded, 2.4)
-    assert found.text().startswith(f"a wake-up takes {text}")
+    assert found.text().startswith(text)
     unpriced = wake_up.estimate_wake_up(source, serving, uploaded, None)
     assert "USD" not in unpriced.text()
     assert unpriced.usd is None

@@ -325,7 +325,7 @@ def test_quota_and_a_server_that_never_gets_ready(
 def test_scale_to_zero(t2i: T2I, vertex: FakeVertex, env: dict[str, str]) -> None:
     done = t2i(*DEPLOY, "--scale-to-zero", "15m", env=env)
     assert done.returncode == 0, done.stderr
-    assert "a wake-up takes about 6 minutes, part of it downloading 5.5 GB anew" in done.stderr
+    assert "wake-up      about 6 minutes, part of it downloading 5.5 GB anew" in done.stderr
     (endpoint,) = vertex.endpoints.values()
     resources = endpoint["deployedModels"][0]["dedicatedResources"]
     assert resources["scaleToZeroSpec"] == {

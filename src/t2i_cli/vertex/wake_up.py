@@ -40,18 +40,18 @@ class WakeUp:
         return {"seconds": self.seconds, "download_bytes": self.size, "usd": self.usd}
 
     def text(self) -> str:
-        """As a plan for people has it."""
+        """What a plan for people says that it takes and costs."""
         minutes = math.ceil(self.seconds / 60)
         if self.size == 0:
-            return f"a wake-up takes about {minutes} minutes{self._price()}"
+            return f"about {minutes} minutes{self._price()}"
         if self.size is None:
             return (
-                f"a wake-up takes more than {minutes} minutes: it downloads the weights anew, "
+                f"more than {minutes} minutes: it downloads the weights anew, "
                 "whose size is not known"
             )
         share = "most of it" if self.size / DOWNLOAD_RATE > START_SECONDS else "part of it"
         return (
-            f"a wake-up takes about {minutes} minutes, {share} downloading "
+            f"about {minutes} minutes, {share} downloading "
             f"{format_bytes(self.size)} anew{self._price()}"
         )
 
