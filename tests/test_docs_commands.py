@@ -23,13 +23,14 @@ ELSEWHERE = {
     r"t2i login": "asks for a token",
     r"-m (sdxl|flux-schnell|gpt-image-1)\b": "downloads gigabytes, or needs an account",
     r"t2i remote (build|package)|vertex_image|--serving torchserve": "builds an image or downloads",
+    r"--backend (gemini|hf)": "is billed by the image",
     r"--endpoint 1234567890": "names an endpoint of one's own",
     r" --show": "draws on a terminal",
     r"https://api\.openai\.com": "needs an account",
     r"^git |^gh |^python -m build|^\(cd|twine|^docker |^make |^bin/t2i|^pip ": "makes a release",
 }
 """Lines that cannot run on loopback, and why."""
-CONSENT = re.compile(r"t2i (remote (?:deploy|down|run)|batch .*--ephemeral)")
+CONSENT = re.compile(r"t2i (remote (?:deploy|down|resume|run)|batch .*--ephemeral)")
 """Commands that ask on a terminal; here they are told yes."""
 PRELUDE = """
 set -eo pipefail

@@ -260,8 +260,13 @@ def test_an_ephemeral_batch_of_weights_from_here(
     (weights / "model_index.json").write_text("{}")
     (tmp_path / "prompts.txt").write_text("a red star\n")
     batch = ("batch", tmp_path / "prompts.txt", "-o", tmp_path / "out", "-m", weights, *KEEPER)
+    dear = t2i(*batch, "--ephemeral", "--yes", "--max-cost", "0.1", env=vertex.environment)
+    assert dear.returncode == 2
+    assert "more than --max-cost 0.10" in dear.stderr
+    assert counted(vertex)["POST endpoints"] == 0
     done = t2i(*batch, "--ephemeral", "--yes", env=vertex.environment)
     assert done.returncode == 0, done.stderr
+    assert "enforced by  this command, while this machine is on; `t2i remote reap`" in done.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
     assert vertex.left() == {}
 

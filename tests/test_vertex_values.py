@@ -157,7 +157,7 @@ def test_another_model_than_the_endpoint_s_needs_no_credentials() -> None:
     from t2i_cli.net.retry import RetryPolicy
     from t2i_cli.request import GenerateRequest
 
-    name = "projects/p/locations/us-central1/endpoints/1"
+    name = "projects/gallery/locations/us-central1/endpoints/1"
     record = EndpointRecord(name=name, model="stable-diffusion-v1-5/stable-diffusion-v1-5")
     endpoint_store.remember_endpoint(record, current=True)
     options = VertexOptions(endpoint=EndpointOptions(), retry_policy=RetryPolicy(retries=0))
@@ -173,9 +173,9 @@ def test_the_plan_and_its_price_without_an_account(t2i: T2I) -> None:
     assert "price        5.78 USD per hour" in done.stdout
     assert "memory       65.3 GB for its weights" in done.stdout
     assert "quota        unknown: There are no Google credentials." in done.stdout
-    as_json = t2i("remote", "deploy", "--dry-run", "--json", "--project", "p", env=NO_ACCOUNT)
+    as_json = t2i("remote", "deploy", "--dry-run", "--json", "--project", "gallery", env=NO_ACCOUNT)
     told = json.loads(as_json.stdout)
-    assert told["parent"] == "projects/p/locations/us-central1"
+    assert told["parent"] == "projects/gallery/locations/us-central1"
     assert told["estimate"]["usd_per_hour"] == 0.81
     assert told["permissions_unknown"] == told["quota_unknown"] != ""
     assert told["memory"]["needed_bytes"] < told["memory"]["accelerator_bytes"]

@@ -94,7 +94,9 @@ def ephemeral_deployment(
     """An endpoint that is removed when the block ends, also after a failed deployment."""
     if spec.name is None:
         spec = replace(spec, name=f"run-{secrets.token_hex(4)}")
-    plans = plan_consent.confirm_plans(spec, session.clients, session.account, console, yes=yes)
+    plans = plan_consent.confirm_plans(
+        spec, session.clients, session.account, console, yes=yes, ephemeral=True
+    )
     if any(deploy.find_existing(one.plan, one.client) for one in plans.plans):
         raise InputError(
             f"There is a deployment {plans.first.labels.name} already, which would be removed at "

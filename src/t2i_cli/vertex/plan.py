@@ -24,7 +24,8 @@ from t2i_cli.vertex.wake_up import WakeUp, estimate_wake_up
 class DeploymentPlan:
     """A deployment with every option resolved.
 
-    `idle` and `ttl` are in seconds, `hourly` is one replica's price in USD per hour.
+    `idle` and `ttl` are in seconds, `hourly` is one replica's price in USD per hour. The command
+    that deploys an `ephemeral` one removes it.
     """
 
     parent: str
@@ -47,6 +48,7 @@ class DeploymentPlan:
     quota: AcceleratorQuota
     reader: str
     provisioning: Provisioning = Provisioning()
+    ephemeral: bool = False
 
     @property
     def title(self) -> str:
@@ -158,7 +160,7 @@ class DeploymentPlan:
 
     def enforcement(self) -> str:
         """What enforces the TTL, for people."""
-        enforcers = []
+        enforcers = ["this command, while this machine is on"] if self.ephemeral else []
         if self.provisioning.flex_start:
             enforcers.append("Google, by flex-start, which undeploys it")
         if self.scheduler_account:

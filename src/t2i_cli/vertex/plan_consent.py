@@ -20,14 +20,17 @@ def confirm_plans(
     *,
     yes: bool,
     offer: bool = False,
+    ephemeral: bool = False,
 ) -> RegionPlans:
     """Plan the deployment in each region, print it, and ask to confirm it unless `yes`.
 
-    With `offer`, also offers flex-start, or a Cloud Scheduler job, if none was requested. Raises
-    AccessError where permissions are missing, QuotaError where the quota is too low.
+    The plan of an `ephemeral` deployment says that the command removes it. With `offer`, also
+    offers flex-start, or a Cloud Scheduler job, if none was requested. Raises AccessError where
+    permissions are missing, QuotaError where the quota is too low.
     """
     plans = region_fallback.plan_regions(spec, clients, account, console.note, check_quota=True)
     plans = region_fallback.continue_earlier_run(spec, plans, console.warn)
+    plans = plans.as_ephemeral() if ephemeral else plans
     console.note(plans.text())
     _check_plan(plans.first, plans.plans[0].client, console)
     if yes:

@@ -59,6 +59,11 @@ class RegionPlans:
         """The plan that is tried first."""
         return self.plans[0].plan
 
+    def as_ephemeral(self) -> "RegionPlans":
+        """The plans of a deployment that the command itself removes."""
+        plans = [replace(one, plan=replace(one.plan, ephemeral=True)) for one in self.plans]
+        return replace(self, plans=plans)
+
     def text(self) -> str:
         """The first plan for people, and which regions are tried, at which price."""
         lines = [self.first.text()]
