@@ -310,8 +310,8 @@ def test_where_it_is_called(server: FakeGemini, monkeypatch: pytest.MonkeyPatch)
     assert regions == ["global", "us-central1", "europe-west1"]
     with pytest.raises(InputError, match="--region"):
         backend(region="mars")
-    with pytest.raises(ModelError, match="is not served to other in us-east4") as caught:
-        make(backend(region="us-east4", project="other"))
+    with pytest.raises(ModelError, match="is not served to other-1 in us-east4") as caught:
+        make(backend(region="us-east4", project="other-1"))
     assert "--region global" in str(caught.value.hint)
 
 

@@ -38,6 +38,7 @@ def person(vertex: FakeVertex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             monkeypatch.delenv(name)
     for name in ("HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
+    vertex.payers |= {"museum-101", "archive-7"}
     oauth = FakeOAuth(url=vertex.url)
     file = oauth.person_file(tmp_path, "museum-101")
     # A person's token always comes from Google's own address.
@@ -53,6 +54,7 @@ def test_each_command_sends_the_quota_project_of_the_environment(
     t2i: T2I, vertex: FakeVertex
 ) -> None:
     env = vertex.environment | {VARIABLE: "museum-101"}
+    vertex.payers.add("museum-101")
     name = vertex.make_endpoint(dedicated=False)
     assert t2i("remote", "use", name, env=env).returncode == 0
     assert t2i("remote", "generate", "a tree", "-o", "tree.png", env=env).returncode == 0
@@ -87,7 +89,7 @@ def test_the_environment_stands_over_the_file(
     monkeypatch.setenv(VARIABLE, "archive-7")
     credentials, _ = google_credentials.find_credentials()
     headers = google_credentials.TokenProvider(credentials)()
-    assert headers == {"authorization": "Bearer ya29.secret", QUOTA_HEADER: "archive-7"}
+    assert headers == {"authorization": "Bearer ya29.person", QUOTA_HEADER: "archive-7"}
 
 
 def test_an_impersonated_account_has_it_of_the_environment(

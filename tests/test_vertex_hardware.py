@@ -101,7 +101,7 @@ def test_accelerators_as_people_spell_them(spelled: str, name: str) -> None:
         ("g2-standard-5", None, "sd15", "no machine type", "Did you mean g2-standard-"),
         ("a3-highgpu-3g", None, "sd15", "no machine type", "Did you mean a3-highgpu-"),
         (None, "v100:3", "sd15", "no machine with 3 NVIDIA_TESLA_V100", "n1-"),
-        (None, "L4", "qwen-image", "qwen-image needs 64.6 GB", "a2-ultragpu-1g"),
+        (None, "L4", "qwen-image", "qwen-image needs 65.3 GB", "a2-ultragpu-1g"),
         ("g2-standard-48", None, "qwen-image", "one NVIDIA_L4 has 24.2 GB", "a2-ultragpu-1g"),
         ("a2-highgpu-8g", None, "qwen-image", "one NVIDIA_TESLA_A100 has", "a2-ultragpu-1g"),
         (None, "P4", "sdxl", "sdxl needs", "g2-standard-4"),

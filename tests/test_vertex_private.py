@@ -88,10 +88,13 @@ def test_the_setting_is_checked(t2i: T2I, tmp_path: Path) -> None:
     assert "Cannot read certificates in PEM from bad.pem: it holds none." in done.stderr
 
 
+NAME = "projects/gallery/locations/us-central1/endpoints/1"
+
+
 def test_a_command_of_remote_run_is_told_the_file() -> None:
     here = Location(project="gallery", region="r", api_endpoint="https://x", ca_file="ca.pem")
     client = SimpleNamespace(location=here)
-    environment = lifecycle.endpoint_environment(EndpointRecord(name="x"), client)  # type: ignore[arg-type]
+    environment = lifecycle.endpoint_environment(EndpointRecord(name=NAME), client)  # type: ignore[arg-type]
     assert environment["T2I_VERTEX_CA_FILE"] == os.path.abspath("ca.pem")
 
 

@@ -36,6 +36,7 @@ ASKED = DeploymentSpec(model="sd15")
 FLEX = replace(ASKED, flex_start=True, ttl="2h")
 L4 = ReplicaHardware(machine="g2-standard-4", accelerator="NVIDIA_L4", count=1)
 A100 = ReplicaHardware(machine="a2-highgpu-1g", accelerator="NVIDIA_TESLA_A100", count=1)
+G4 = ReplicaHardware(machine="g4-standard-48", accelerator="NVIDIA_RTX_PRO_6000", count=1)
 T4 = ReplicaHardware(machine="n1-standard-4", accelerator="NVIDIA_TESLA_T4", count=1)
 RESERVATION = "projects/gallery/zones/us-central1-a/reservations/gpus"
 DEPLOY = ("remote", "deploy", "-m", "sd15", "--yes")
@@ -292,22 +293,25 @@ KNOWN = replace(
     spot={"g2-standard-4": 0.3, "n1-standard-4": 0.1, "NVIDIA_TESLA_T4": 0.1},
     flex_start={"a2-highgpu-1g": 2.5},
 )
+G4_PRICES = replace(PRICES, machines={"g4-standard-48": 4.0})
 
 
 @pytest.mark.parametrize(
     ("had", "hardware", "prices", "price", "bound"),
     [
         (Provisioning(), L4, PRICES, 0.8, False),
-        (Provisioning(spot=True), L4, PRICES, 0.8, True),
+        (Provisioning(spot=True), L4, PRICES, L4.spot_price(), False),
         (Provisioning(spot=True), L4, KNOWN, 0.3, False),
         (Provisioning(spot=True), T4, KNOWN, 0.2, False),
-        (Provisioning(spot=True), A100, KNOWN, 4.0, True),
+        (Provisioning(spot=True), A100, KNOWN, A100.spot_price(), False),
+        # The built-in table has no price of G4 by spot.
+        (Provisioning(spot=True), G4, G4_PRICES, 4.0, True),
         # Flex-start has a discount for A2, A3 and A4 only.
         (Provisioning(flex_start=True), L4, PRICES, 0.8, False),
         (Provisioning(flex_start=True), A100, PRICES, 4.0, True),
         (Provisioning(flex_start=True), A100, KNOWN, 2.5, False),
         (Provisioning(reservation="any"), L4, KNOWN, 0.8, False),
-        (Provisioning(spot=True), replace(L4, machine="g2-standard-96"), PRICES, None, True),
+        (Provisioning(spot=True), G4, PRICES, None, True),
     ],
 )
 def test_prices(
@@ -327,10 +331,13 @@ def test_the_plan_says_which_price_it_is(
     cloud: GoogleClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spot = replace(ASKED, spot=True)
-    unknown = planned(cloud, spot)
-    assert "up to 0.81 USD per hour" in unknown.text()
-    assert "what spot takes off is not known here" in unknown.text()
-    assert unknown.question() == "Deploy t2i-sd15 for at most 0.81 USD per hour?"
+    built_in = planned(cloud, spot)
+    assert "price        0.32 USD per hour" in built_in.text()
+    asked = replace(ASKED, machine_type="a2-highgpu-1g", flex_start=True, ttl="2h")
+    unknown = planned(cloud, asked)
+    assert "up to 4.22 USD per hour" in unknown.text()
+    assert "what flex-start takes off is not known here" in unknown.text()
+    assert unknown.question() == "Deploy t2i-sd15 for at most 4.22 USD per hour?"
     estimate = unknown.to_json()["estimate"]
     assert isinstance(estimate, dict)
     assert estimate["at_most"] is True

@@ -27,6 +27,7 @@ from tests.fakes.vertex import FakeVertex, Fault, quota_metric, stock_out
 from tests.processes import running, until
 
 US, EU, ASIA = "us-central1", "europe-west4", "asia-east1"
+READER = "reader@gallery.iam.gserviceaccount.com"
 DEPLOY = ("remote", "deploy", "-m", "sd15", "--yes", "--region", f"{US},{EU}")
 ASKED = DeploymentSpec(model="sd15")
 
@@ -100,7 +101,9 @@ def test_which_errors_another_region_may_help(
 
 def test_the_next_region_is_tried(t2i: T2I, world: FakeVertex, tmp_path: Path) -> None:
     env, folder = world.environment, weights(tmp_path)
-    done = t2i(*DEPLOY[:2], "-m", folder, *DEPLOY[4:], "--json", env=env)
+    done = t2i(
+        *DEPLOY[:2], "-m", folder, "--service-account", READER, *DEPLOY[4:], "--json", env=env
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert f"/locations/{EU}/" in told["endpoint"]
@@ -121,7 +124,7 @@ def test_the_next_region_is_tried(t2i: T2I, world: FakeVertex, tmp_path: Path) -
     assert len(world.predictions) == 1
     # The same command finds it, though the first region has machines by now.
     world.short_regions = {}
-    again = t2i(*DEPLOY[:2], "-m", folder, *DEPLOY[4:], env=env)
+    again = t2i(*DEPLOY[:2], "-m", folder, "--service-account", READER, *DEPLOY[4:], env=env)
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip() == told["endpoint"]
     assert len(world.spans) == 1
@@ -281,9 +284,9 @@ def test_a_bucket_lies_in_one_region(
 ) -> None:
     if place:
         world.buckets["pail"] = {"name": "pail", "location": place, "labels": {}}
-        there = planned(clients, DeploymentSpec(model="gs://pail/weights"))
+        there = planned(clients, DeploymentSpec(model="gs://pail/weights", service_account=READER))
         assert [one.region for one in there.plans] == regions
-    spec = DeploymentSpec(model=str(weights(tmp_path)), bucket="pail")
+    spec = DeploymentSpec(model=str(weights(tmp_path)), bucket="pail", service_account=READER)
     assert [one.region for one in planned(clients, spec).plans] == regions
     # Without a name each region has its own.
     assert len(planned(clients, replace(spec, bucket=None)).plans) == 2

@@ -139,6 +139,7 @@ def test_the_commands_say_it_without_an_account(
     [
         (("--ttl", "2x"), "--ttl 2x is no duration"),
         (("--max-cost", "-5"), "--max-cost must be a number of at least 0"),
+        (("--max-cost", "1"), "would cost up to"),
         (("--service-account", "x"), "x is no service account"),
     ],
 )

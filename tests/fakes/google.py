@@ -71,6 +71,8 @@ class Google:
     """Deleted objects that a bucket keeps, and until when (unix seconds); they are paid for."""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     quotas: dict[str, int] = field(default_factory=dict)
+    payers: set[str] = field(default_factory=lambda: {"gallery", "123456789"})
+    """Projects that may pay for the quota of a call."""
     """Limits by region, of every accelerator; 8 where none is set."""
     builds: list[dict[str, Any]] = field(default_factory=list)
     cut_uploads: int = 0
@@ -112,7 +114,7 @@ class Google:
         # Storage alone takes a person's token without one.
         if token.startswith(PERSON) and not payer and "storage/v1/" not in resource:
             raise Refused(403, "PERMISSION_DENIED", _NO_QUOTA_PROJECT)
-        if payer is not None and payer not in {"gallery", "123456789"}:
+        if payer is not None and payer not in self.payers:
             message = (
                 f"Caller does not have required permission to use project {payer}. Grant the "
                 "caller the roles/serviceusage.serviceUsageConsumer role, or a custom role with "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from t2i_cli.net import google_credentials
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
-from t2i_cli.vertex import deployment_options, location
+from t2i_cli.vertex import deployment_planning, location
 from t2i_cli.vertex.client import GoogleClient
 
 
@@ -49,6 +49,6 @@ def connect(
 @contextmanager
 def connect_to_deploy(spec: DeploymentSpec, options: LocationOptions) -> Iterator[CloudSession]:
     """A session, after the options are checked: a mistake in them needs no credentials."""
-    deployment_options.check_regions(spec, location.locations_without_account(options))
+    deployment_planning.check_regions(spec, location.locations_without_account(options))
     with connect(options, several=True) as session:
         yield session

@@ -2,20 +2,17 @@
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from t2i_cli.durations import parse_duration
-from t2i_cli.errors import InputError, T2IError
+from t2i_cli.errors import InputError
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.vertex import (
     containers,
     garden_containers,
     machine_types,
     model_memory,
-    provisioning,
 )
-from t2i_cli.vertex.location import Location
 from t2i_cli.vertex.machine_types import PriceTable, ReplicaHardware
 from t2i_cli.vertex.model_memory import ModelMemory
 from t2i_cli.vertex.model_source import ModelSource
@@ -92,19 +89,6 @@ def check_options(spec: DeploymentSpec, region: str) -> CheckedOptions:
         idle=idle,
         ttl=ttl,
     )
-
-
-def check_regions(spec: DeploymentSpec, places: Sequence[Location]) -> None:
-    """Raise the first region's error if no region can have the deployment."""
-    failures: list[T2IError] = []
-    for place in places:
-        try:
-            options = check_options(spec, place.region)
-            provisioning.choose_provisioning(spec, options.hardware, options.ttl, place)
-        except InputError as error:
-            failures.append(error)
-    if len(failures) == len(places):
-        raise failures[0]
 
 
 def is_service_account(account: str) -> bool:

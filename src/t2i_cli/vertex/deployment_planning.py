@@ -1,6 +1,7 @@
 """Makes the plan of a deployment out of its options; creates nothing."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from t2i_cli.durations import format_duration
@@ -55,6 +56,18 @@ def plan_without_account(spec: DeploymentSpec, location: Location, why: str) -> 
     unknown = permissions.unknown_permissions(_steps(spec, options), why)
     now = time.time()
     return _plan(spec, options, location, permissions=unknown, quota=quota, now=now, account=None)
+
+
+def check_regions(spec: DeploymentSpec, places: Sequence[Location]) -> None:
+    """Raise the first region's InputError if none can have it, by what needs no account."""
+    failures: list[InputError] = []
+    for place in places:
+        try:
+            plan_without_account(spec, place, "")
+        except InputError as error:
+            failures.append(error)
+    if len(failures) == len(places):
+        raise failures[0]
 
 
 def _steps(spec: DeploymentSpec, options: CheckedOptions) -> list[str]:
