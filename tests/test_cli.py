@@ -98,7 +98,8 @@ def test_help_tells_options_by_groups_with_examples() -> None:
         assert all("t2i" in example and len(example) <= 80 for example in examples), path
     panels = re.findall(r"^(\w[\w ]*):$", told["generate"], re.MULTILINE)
     assert panels == [
-        *("Arguments", "Request", "Output", "Backend", "HTTP server", "Vertex AI"),
+        *("Arguments", "Request", "Output", "Backend", "HTTP server"),
+        *("Hugging Face Inference Providers", "Vertex AI"),
         *("Calls of servers", "This machine", "Options"),
     ]
     assert re.search(r"^Limits:\n  --queue", told["serve"], re.MULTILINE)
