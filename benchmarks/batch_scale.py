@@ -68,6 +68,10 @@ class Constant:
     def image_price(self, request: ResolvedRequest) -> None:
         """Nothing is billed."""
 
+    def parallelism(self) -> int:
+        """One run at a time."""
+        return 1
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """There is none."""
         return None

@@ -8,6 +8,7 @@ from t2i_cli.backends.factory import create_backend
 from t2i_cli.settings.options import (
     BackendOptions,
     CallOptions,
+    ClusterOptions,
     DeviceOptions,
     EndpointOptions,
     HttpServerOptions,
@@ -23,6 +24,7 @@ def chosen(backend: str | None = None, **options: Any) -> Backend:  # noqa: ANN4
         "endpoint": EndpointOptions,
         "calls": CallOptions,
         "device": DeviceOptions,
+        "cluster": ClusterOptions,
     }
     for name, group in groups.items():
         own = {one.name for one in fields(group)} & options.keys()

@@ -945,8 +945,8 @@ def test_the_next_pass_waits_for_the_same_clients_a_twentieth_of_the_last(
             both = [await submit(engine, prompt) for prompt in ("a", "b")]
             engine.batcher.jobs[next(iter(engine.batcher.jobs))].cancel()
             await until(lambda: len(held.passes) == 2)
-            assert engine.batcher._batch
-            engine.batcher._batch.started -= took
+            assert engine.batcher._batches
+            engine.batcher._batches[0].started -= took
             held.go.set()
             for job in both:
                 await job.images()

@@ -89,6 +89,10 @@ class Backend(Protocol):
         """The price of such an image, `None` where images are not billed one by one."""
         ...
 
+    def parallelism(self) -> int:
+        """How many calls of `run`, from several threads, make images at once."""
+        ...
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The commit that a model's revision resolves to, `None` for a model without revisions."""
         ...

@@ -62,6 +62,10 @@ class CostLimitedBackend:
         """As the backend."""
         return self._backend.image_price(request)
 
+    def parallelism(self) -> int:
+        """Return 1: runs beside each other would pass the limit."""
+        return 1
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """As the backend."""
         return self._backend.resolve_revision(model, revision)

@@ -56,6 +56,10 @@ class StubBackend:
         """As it was told."""
         return self.price(request)
 
+    def parallelism(self) -> int:
+        """Return 1: its runs follow each other."""
+        return 1
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """As it was told."""
         return self.commits(model, revision)

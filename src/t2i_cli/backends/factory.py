@@ -1,6 +1,7 @@
 """Create a backend from a command's options and the settings."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from t2i_cli.settings import defaults, store
 from t2i_cli.settings.options import (
     BackendOptions,
     CallOptions,
+    ClusterOptions,
     CostOptions,
     DeviceOptions,
     EndpointOptions,
@@ -24,18 +26,24 @@ from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
     from t2i_cli.backends.local import LocalOptions
+    from t2i_cli.backends.ray import RayBackend
 
 _BACKENDS_BY_OPTIONS = {
     HttpServerOptions: ("http",),
     EndpointOptions: ("vertex",),
     InferenceProviderOptions: ("hf",),
     CallOptions: ("http", "vertex", "gemini", "hf"),
-    DeviceOptions: ("local",),
+    DeviceOptions: ("local", "ray"),
+    ClusterOptions: ("ray",),
     CostOptions: ("gemini", "hf"),
 }
 """The backends that each group of options applies to."""
 _LOCATION_BACKENDS = ("vertex", "gemini")
 """The backends in a project and a region of Google Cloud."""
+_LOCAL_MODELS = ("local", "ray")
+"""The backends that load models themselves, from the Hub or from folders."""
+ALL_DEVICES = "all"
+"""The value of --device that stands for the ray backend on every GPU of this machine."""
 
 
 def create_backend(
@@ -57,11 +65,16 @@ def create_backend(
     InputError if an option does not apply to the backend.
     """
     options = options or BackendOptions()
-    name = store.resolve_setting("backend", options.backend) or "local"
+    options = _settle_all_devices(options)
+    name = backend_name(options)
     # Every backend accepts a batch size of 1, so that value is not checked.
     size = None if batch_size == 1 else batch_size
-    local_values = {"keep_alive": keep_alive, "batch_size": size, "strict": strict or None}
-    _check_options(name, options, local_values, lenient)
+    other_values: list[tuple[str, object, tuple[str, ...]]] = [
+        ("keep_alive", keep_alive, ("local",)),
+        ("batch_size", size, _LOCAL_MODELS),
+        ("strict", strict or None, _LOCAL_MODELS),
+    ]
+    _check_options(name, options, other_values, lenient)
     match name:
         case "http":
             return _http_backend(options)
@@ -72,6 +85,8 @@ def create_backend(
         case "hf":
             return _hf_backend(options)
     local_options = _local_options(options.device, lenient, batch_size, strict=strict)
+    if name == "ray":
+        return _ray_backend(options, local_options, format)
     seconds = durations.parse_duration(store.resolve_setting("keep_alive", keep_alive) or "0s")
     if worker and seconds:
         from t2i_cli.worker.backend import WorkerBackend
@@ -81,15 +96,43 @@ def create_backend(
 
 
 def default_model(backend: str | None) -> str | None:
-    """The model of the settings for the local backend, else `None`: servers have their own."""
-    local = (store.resolve_setting("backend", backend) or "local") == "local"
-    return store.get_setting("model") if local else None
+    """The model of the settings for backends that load models; `None` for servers' own."""
+    return store.get_setting("model") if loads_models(backend) else None
+
+
+def loads_models(backend: str | None) -> bool:
+    """Whether the backend of that name, else of the settings, loads models itself."""
+    return (store.resolve_setting("backend", backend) or "local") in _LOCAL_MODELS
+
+
+def backend_name(options: BackendOptions) -> str:
+    """The name of the backend that the options and the settings choose."""
+    if options.device.device == ALL_DEVICES and options.backend is None:
+        return "ray"
+    return store.resolve_setting("backend", options.backend) or "local"
+
+
+def _settle_all_devices(options: BackendOptions) -> BackendOptions:
+    """The options with `--device all` as the ray backend that it stands for."""
+    if options.device.device != ALL_DEVICES:
+        return options
+    if options.backend not in (None, "ray"):
+        raise InputError(
+            f"--device all is short for --backend ray, not for {options.backend}.", field="device"
+        )
+    return replace(options, backend="ray", device=replace(options.device, device=None))
 
 
 def _check_options(
-    backend: str, options: BackendOptions, local: Mapping[str, object], lenient: bool | None
+    backend: str,
+    options: BackendOptions,
+    others: Sequence[tuple[str, object, tuple[str, ...]]],
+    lenient: bool | None,
 ) -> None:
-    """Raise InputError for an option that does not apply to the backend; warn if `lenient`."""
+    """Raise InputError for an option that does not apply to the backend; warn if `lenient`.
+
+    `others` are values that are in no group, each with its name and the backends that it is for.
+    """
     given: list[tuple[str, tuple[str, ...]]] = []
     groups = (
         options.http,
@@ -98,13 +141,14 @@ def _check_options(
         options.calls,
         options.cost,
         options.device,
+        options.cluster,
     )
     for group in groups:
         changed = [
             field.name for field in fields(group) if getattr(group, field.name) != field.default
         ]
         given += [(name, _backends_of(group, name)) for name in changed]
-    given += [(name, ("local",)) for name, value in local.items() if value is not None]
+    given += [(name, backends) for name, value, backends in others if value is not None]
     for name, backends in given:
         if backend in backends:
             continue
@@ -159,6 +203,32 @@ def create_local_backend(options: "LocalOptions") -> Backend:
     from t2i_cli.worker.spawn import evict_idle_worker
 
     return LocalBackend(options, evict_idle_worker)
+
+
+def _ray_backend(
+    options: BackendOptions, local: "LocalOptions", format: ImageFormat
+) -> "RayBackend":
+    from t2i_cli.backends.ray import RayBackend, RayOptions
+    from t2i_cli.backends.ray.options import LOCAL_ADDRESS, check_worker_device
+
+    check_worker_device(local.device)
+    cluster = options.cluster
+    workers = store.resolve_setting("ray_workers", cluster.workers) or "auto"
+    share = store.resolve_setting("ray_gpus_per_worker", cluster.gpus_per_worker)
+    timeout = store.resolve_setting("ray_worker_timeout", cluster.worker_timeout)
+    # RAY_ADDRESS is Ray's own variable, which is set in the jobs of a cluster.
+    address = store.resolve_setting("ray_address", cluster.address) or os.environ.get("RAY_ADDRESS")
+    return RayBackend(
+        RayOptions(
+            local=local,
+            address=address or LOCAL_ADDRESS,
+            workers=None if workers == "auto" else int(workers),
+            gpus_per_worker=float(share or 1),
+            format=format,
+            worker_timeout=float(timeout or defaults.WORKER_TIMEOUT),
+        ),
+        create_local_backend,
+    )
 
 
 def _http_backend(options: BackendOptions) -> Backend:

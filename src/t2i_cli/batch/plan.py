@@ -134,6 +134,13 @@ class BatchPlan:
                 lines.append(f"  to download: {estimate['model']}, {download:,} MiB")
             if url := estimate.get("url"):
                 lines.append(f"  on {url}: {estimate['concurrency']} calls at a time")
+            if workers := estimate.get("workers"):
+                lines.append(_describe_workers(estimate, str(workers)))
+            if gpus := estimate.get("unused_gpus"):
+                lines.append(
+                    f"  one GPU of this machine is used, {gpus} more are not: "
+                    "--backend ray uses all"
+                )
             if date := estimate.get("prices_of"):
                 price = estimate["usd_per_hour_at_most"]
                 cost = "not known" if price is None else f"at most {price:.2f} USD per hour"
@@ -217,7 +224,7 @@ def build_plan(
         estimates=estimates,
         disk_bytes=sum(map(_estimated_bytes, jobs)),
         free_bytes=_free_bytes(folder),
-        seconds=timings.estimate_seconds((row.request for row in chosen), devices),
+        seconds=_estimate_seconds(chosen, devices, estimates),
         groups=[_describe_group(group) for group in groups],
         change=find_request_change(state, records, new_names, selection.shard),
         unlisted=[found[row.id] for row in selected_rows if row.id in found],
@@ -264,6 +271,28 @@ def _is_taken(row: BatchRow, file: str, state: ManifestState, folder: Path) -> b
         return os.path.isdir(path) and not os.path.islink(path)
     record = unlisted_images.read_own_record(folder, file)
     return record is None or not unlisted_images.is_image_of(record, row)
+
+
+def _estimate_seconds(
+    rows: Sequence[BatchRow],
+    devices: dict[str, str | None],
+    estimates: Sequence[Mapping[str, object]],
+) -> float | None:
+    """The estimated time of the rows, shared by the workers, if the backend has several."""
+    seconds = timings.estimate_seconds((row.request for row in rows), devices)
+    workers = max((int(str(one.get("workers") or 1)) for one in estimates), default=1)
+    return None if seconds is None else seconds / max(1, min(workers, len(rows)))
+
+
+def _describe_workers(estimate: Mapping[str, object], workers: str) -> str:
+    """The line of the plan on the workers of a Ray cluster."""
+    address = estimate.get("address")
+    where = (
+        "Ray, started on this machine" if address == "local" else f"the Ray cluster at {address}"
+    )
+    share = estimate.get("gpus_per_worker")
+    gpus = "" if share is None else f", {float(str(share)):g} GPU each"
+    return f"  on {where}: {workers} worker{'' if workers == '1' else 's'}{gpus}"
 
 
 def _describe_group(group: Sequence[BatchRow]) -> dict[str, object]:

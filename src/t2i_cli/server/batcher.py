@@ -29,6 +29,8 @@ RETRY_AFTER = 5
 """Retry-After in seconds where no estimate is possible."""
 MAX_RETRY_AFTER = 60
 """Longest Retry-After in seconds."""
+_MAX_PARALLEL = 256
+"""Largest number of batches that run beside each other."""
 
 T = TypeVar("T")
 IndexedJob = tuple[ImageJob, int]
@@ -57,6 +59,11 @@ class _Batch:
     completed: set[int] = field(default_factory=set)
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether no client waits for any of its images."""
+        return all(job.done for job, _ in self.members)
+
 
 class Batcher:
     """Runs jobs first in, first out. Use it on the event loop only; the backend has a thread.
@@ -72,11 +79,13 @@ class Batcher:
         self._limits = limits
         self._jobs_share = jobs_share
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="backend")
+        # Batches beside each other, of a backend that takes them: threads start as they are needed.
+        self._threads = ThreadPoolExecutor(_MAX_PARALLEL, thread_name_prefix="batch")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = False
         self._queue: deque[ImageJob] = deque()
         self._retry_alone: deque[IndexedJob] = deque()
-        self._batch: _Batch | None = None
+        self._batches: list[_Batch] = []
         self._last_seconds = 0.0
         self._linger_timer: asyncio.TimerHandle | None = None
         self._linger_target = 0
@@ -88,15 +97,19 @@ class Batcher:
 
     @property
     def running(self) -> int:
-        """Images of the running batch."""
-        return len(self._batch.members) if self._batch else 0
+        """Images of the running batches."""
+        return sum(len(batch.members) for batch in self._batches)
 
     @property
-    def _device_free(self) -> bool:
-        """Whether no batch runs, or none that a client still waits for."""
-        return self._started and (
-            self._batch is None or all(j.done for j, _ in self._batch.members)
-        )
+    def _free_slots(self) -> int:
+        """How many batches could start, were those cancelled that no client waits for."""
+        if not self._started:
+            return 0
+        return max(0, self._parallelism - sum(not batch.is_unwanted for batch in self._batches))
+
+    @property
+    def _parallelism(self) -> int:
+        return min(self._backend.parallelism(), _MAX_PARALLEL)
 
     def start(self) -> None:
         """Start to run jobs."""
@@ -105,7 +118,7 @@ class Batcher:
 
     def add(self, job: ImageJob) -> None:
         """Queue a job. Raises BusyError if the queue is full."""
-        if self.waiting >= self._limits.queue + self._device_free:
+        if self.waiting >= self._limits.queue + self._free_slots:
             wait = self._last_seconds * (1 + self._images_waiting() // self._limits.max_batch)
             raise self.busy_error(min(max(1, math.ceil(wait)), MAX_RETRY_AFTER))
         self.jobs[job.id] = job
@@ -128,8 +141,9 @@ class Batcher:
                 observer.on_finished(job)
         if job in self._queue:
             self._queue.remove(job)
-        if self._batch and self._device_free:
-            self._batch.cancel.set()
+        for batch in self._batches:
+            if batch.is_unwanted:
+                batch.cancel.set()
         if not self.jobs:
             self.idle_since = time.monotonic()
 
@@ -145,28 +159,36 @@ class Batcher:
     async def drain(self, seconds: float) -> bool:
         """Wait at most `seconds` for all jobs and the batch to end; return whether they did."""
         deadline = time.monotonic() + seconds
-        while (self.jobs or self._batch) and time.monotonic() < deadline:
+        while (self.jobs or self._batches) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        return not (self.jobs or self._batch)
+        return not (self.jobs or self._batches)
 
     def shutdown(self) -> None:
         """Release the backend's thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _dispatch(self) -> None:
-        """Start the next batch, if none runs and the linger time is over or the batch is full."""
-        if self._batch or not self._started:
-            return
-        if self._linger_timer and self._images_waiting() < self._linger_target:
-            return
-        self._stop_lingering()
-        if members := self._next_members():
-            self._batch = _Batch(members)
-            future = asyncio.ensure_future(self.run_in_thread(partial(self._run, self._batch)))
-            future.add_done_callback(partial(self._on_batch_done, self._batch))
+        """Start as many batches as may run, once the linger time is over or a batch is full."""
+        parallelism = self._parallelism
+        while self._started and (free := parallelism - len(self._batches)) > 0:
+            if self._linger_timer and self._images_waiting() < self._linger_target:
+                return
+            self._stop_lingering()
+            share = math.ceil(self._images_waiting() / free)
+            members = self._next_members(min(self._limits.max_batch, max(1, share)))
+            if not members:
+                return
+            batch = _Batch(members)
+            self._batches.append(batch)
+            # A backend of one batch at a time has one thread: devices are chosen for threads.
+            threads = self._thread if parallelism == 1 else self._threads
+            self._loop = asyncio.get_running_loop()
+            future = self._loop.run_in_executor(threads, partial(self._run, batch))
+            future.add_done_callback(partial(self._on_batch_done, batch))
 
-    def _next_members(self) -> list[IndexedJob]:
-        """The next image and others with an equal batch key, at most `max_batch`."""
+    def _next_members(self, most: int) -> list[IndexedJob]:
+        """The next image and others with an equal batch key, at most `most`."""
         while self._retry_alone:
             job, index = self._retry_alone.popleft()
             if not job.done:
@@ -174,7 +196,7 @@ class Batcher:
         members: list[IndexedJob] = []
         for job in list(self._queue):
             for index in list(job.pending):
-                if len(members) == self._limits.max_batch:
+                if len(members) == most:
                     return members
                 if not members or job.requests[index].batch_key() == _batch_key(members[0]):
                     members.append((job, index))
@@ -266,7 +288,7 @@ class Batcher:
             if position not in batch.completed:
                 request = job.requests[index]
                 self._record_outcome(batch, Failure(index=position, request=request, error=error))
-        self._batch = None
+        self._batches.remove(batch)
         self._last_seconds = time.monotonic() - batch.started
         for observer in self.observers:
             observer.on_batch_finished(len(batch.members), self._last_seconds)

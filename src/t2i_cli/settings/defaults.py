@@ -8,6 +8,8 @@ CONCURRENCY = 4
 """Concurrent requests to a server; as many as `t2i serve` puts into one batch."""
 CALLS_A_REPLICA = 2
 """Concurrent requests per replica of an endpoint: one being processed, one in transit."""
+WORKER_TIMEOUT = 600
+"""Seconds without a sign of a worker of a Ray cluster after which it is replaced."""
 REGION = "us-central1"
 """Region of Google Cloud."""
 GEMINI_MODEL = "gemini-3.1-flash-image"

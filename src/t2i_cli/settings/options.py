@@ -162,13 +162,47 @@ class CallOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """The Ray cluster, and its workers, each of which holds a model."""
+
+    PANEL: ClassVar = "Ray"
+
+    address: Annotated[
+        str | None,
+        flag("--address", help=f"ray: {_takes('ray_address')}. {_default('ray_address')}"),
+    ] = None
+    workers: Annotated[
+        str | None,
+        flag("--workers", help=f"ray: {_takes('ray_workers')}. {_default('ray_workers')}"),
+    ] = None
+    gpus_per_worker: Annotated[
+        str | None,
+        flag(
+            "--gpus-per-worker",
+            help=f"ray: {_takes('ray_gpus_per_worker')}. {_default('ray_gpus_per_worker')}",
+        ),
+    ] = None
+    worker_timeout: Annotated[
+        str | None,
+        flag(
+            "--worker-timeout",
+            help=f"ray: {_takes('ray_worker_timeout')}. {_default('ray_worker_timeout')}",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceOptions:
-    """Device, precision and memory use of the local backend."""
+    """Device, precision and memory use of the local backend, and of Ray's workers."""
 
     PANEL: ClassVar = "This machine"
 
     device: Annotated[
-        str | None, flag("--device", help=f"{_takes('device')}. {_default('device')}")
+        str | None,
+        flag(
+            "--device",
+            help=f"{_takes('device')}; all for every GPU, as --backend ray. {_default('device')}",
+        ),
     ] = None
     dtype: Annotated[
         str | None, flag("--dtype", help=f"{_takes('dtype')}. {_default('dtype')}")
@@ -262,6 +296,7 @@ class BackendOptions:
     calls: CallOptions = CallOptions()
     cost: CostOptions = CostOptions()
     device: DeviceOptions = DeviceOptions()
+    cluster: ClusterOptions = ClusterOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from t2i_cli import durations, image_formats
 from t2i_cli.request_fields import DEFAULT_MODEL, DIALECTS
 from t2i_cli.settings import defaults
 
-BACKENDS = ("local", "http", "vertex", "gemini", "hf")
+BACKENDS = ("local", "http", "vertex", "gemini", "hf", "ray")
 DEVICES = ("cuda", "rocm", "xpu", "mps", "cpu")
 DTYPES = ("float16", "bfloat16", "float32")
 DTYPE_SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
@@ -44,6 +44,10 @@ def join_choices(names: Iterable[str]) -> str:
 
 def _is_text(value: str) -> bool:
     return bool(value.strip()) and value.isprintable()
+
+
+def _is_worker_count(value: str) -> bool:
+    return value == "auto" or (value.isascii() and value.isdecimal() and 1 <= int(value) <= 4096)
 
 
 def is_safe_url(value: str) -> bool:
@@ -212,6 +216,36 @@ _TABLE = (
         takes="an organisation on the Hub",
         accepts=re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}").fullmatch,
         default="your own account",
+    ),
+    Setting(
+        key="ray_address",
+        variable="T2I_RAY_ADDRESS",
+        takes="local, auto, host:port, or ray://host:port of a Ray cluster",
+        accepts=re.compile(
+            r"local|auto|(ray://)?[^\s/@?#:]+:\d{1,5}|(ray://)?\[[\da-fA-F:]+\]:\d{1,5}"
+        ).fullmatch,
+        default="local: Ray is started on this machine",
+    ),
+    Setting(
+        key="ray_workers",
+        variable="T2I_RAY_WORKERS",
+        takes="auto, or how many processes hold a model, 1 to 4096",
+        accepts=_is_worker_count,
+        default="auto: one for each GPU",
+    ),
+    Setting(
+        key="ray_gpus_per_worker",
+        variable="T2I_RAY_GPUS_PER_WORKER",
+        takes="the GPUs of one worker: a fraction as 0.5, or 1",
+        accepts=re.compile(r"0?\.\d{0,3}[1-9]|1(\.0*)?").fullmatch,
+        default="1",
+    ),
+    Setting(
+        key="ray_worker_timeout",
+        variable="T2I_RAY_WORKER_TIMEOUT",
+        takes="the seconds without a sign of a worker after which it is replaced, as 600",
+        accepts=re.compile(r"(?=.*[1-9])\d{1,6}(\.\d{1,3})?").fullmatch,
+        default=str(defaults.WORKER_TIMEOUT),
     ),
     Setting(
         key="vertex_endpoint",

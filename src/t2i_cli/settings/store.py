@@ -88,7 +88,7 @@ def resolve_setting(key: str, option: str | None) -> str | None:
     """
     if option is None:
         return get_setting(key)
-    flag = re.sub("^(http|vertex|gemini|hf)_", "", key).replace("_", "-")
+    flag = re.sub("^(http|vertex|gemini|hf|ray)_", "", key).replace("_", "-")
     return _check(setting_named(key), option, f"--{flag}")
 
 

@@ -16,11 +16,11 @@ from t2i_cli.image_formats import EXTENSIONS, ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models.described_spec import check_spec_values
 from t2i_cli.net.generation_record import sound_info
+from t2i_cli.net.lazy_image import LazyImage
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS, MAX_IMAGE_SIDE
 from t2i_cli.worker.client import WorkerExchange
-from t2i_cli.worker.lazy_image import LazyImage
 from t2i_cli.worker.state import WorkerExitingError, WorkerUnavailableError
 
 WorkerRequest = tuple[int, ResolvedRequest]

@@ -84,6 +84,10 @@ class WorkerBackend:
     def image_price(self, request: ResolvedRequest) -> None:
         """Return `None`: this machine bills nothing."""
 
+    def parallelism(self) -> int:
+        """Return 1: there is one worker."""
+        return 1
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The commit that a model's revision stands for now."""
         return self._fallback.resolve_revision(model, revision)

@@ -70,6 +70,10 @@ class GeminiBackend:
         image_size = request_body.billed_image_size(request, model)
         return find_image_price(NAME, model.name, size_class=price_class(image_size))
 
+    def parallelism(self) -> int:
+        """Return 1: a run itself has several calls in flight."""
+        return 1
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: Google's models have no revisions to choose."""
         return None

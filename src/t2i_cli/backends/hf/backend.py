@@ -115,6 +115,10 @@ class HfBackend:
             return found
         return ImagePrice(usd=None, source=f"billed by {served.provider} through Hugging Face")
 
+    def parallelism(self) -> int:
+        """Return 1: a run itself has several calls in flight."""
+        return 1
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: the provider determines the commit."""
         return None

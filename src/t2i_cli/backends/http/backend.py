@@ -71,6 +71,10 @@ class HttpBackend:
     def image_price(self, request: ResolvedRequest) -> None:
         """Return `None`: what a server bills is not known."""
 
+    def parallelism(self) -> int:
+        """Return 1: a run itself has several calls in flight."""
+        return 1
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: the server determines the commit."""
         return None

@@ -81,19 +81,24 @@ class LocalBackend:
 
     def check(self, request: ResolvedRequest) -> None:
         """Raise T2IError if this machine cannot generate the image; loads no weights."""
-        self._check_fields(request)
+        self.check_fields(request)
         target, loaded = self._target(request), self._loaded
         resident = loaded.resident_bytes if loaded and loaded.is_for(target) else 0
         self._plan_memory(target, request, resident)
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
-        """The memory plan as JSON, as --dry-run prints it."""
-        return self.plan(request).to_json()
+        """The memory plan as JSON, as --dry-run prints it, and how many GPUs are left unused."""
+        others = device.count_gpus() - 1 if self._options.device is None else 0
+        return self.plan(request).to_json() | ({"unused_gpus": others} if others > 0 else {})
 
-    @hinting_at_embedded_model()
     def image_price(self, request: ResolvedRequest) -> None:
         """Return `None`: this machine bills nothing."""
 
+    def parallelism(self) -> int:
+        """Return 1: one pass has the device."""
+        return 1
+
+    @hinting_at_embedded_model()
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The current commit of a repository's revision; `None` for a local model."""
         if downloaded.is_local(model):
@@ -104,7 +109,7 @@ class LocalBackend:
 
     def plan(self, request: ResolvedRequest) -> MemoryPlan:
         """The memory that the image needs, and the measures that make it fit. Raises T2IError."""
-        self._check_fields(request)
+        self.check_fields(request)
         return planning.plan_memory(self._target(request), request, self._options)
 
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
@@ -162,7 +167,7 @@ class LocalBackend:
             GenerateRequest(prompt=request.prompt, model=request.model, revision=request.revision)
         )
 
-    def _check_fields(self, request: ResolvedRequest) -> None:
+    def check_fields(self, request: ResolvedRequest) -> None:
         """Raise InputError for a field that cannot be honoured here; reads configs only."""
         spec = self._spec(request)
         lossy_plan.check_lossy_fields(request, spec, self._options)
@@ -201,7 +206,7 @@ class LocalBackend:
 
     def _prepare(self, request: ResolvedRequest, on_event: OnEvent) -> LoadedPipeline:
         """Load the request's model, with measures that fit it into memory. Raises T2IError."""
-        self._check_fields(request)
+        self.check_fields(request)
         arithmetic.settle_arithmetic(strict=self._options.strict)
         target = self._target(request)
         device.select_device(target.device)

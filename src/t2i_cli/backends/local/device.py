@@ -67,6 +67,11 @@ def list_devices() -> list[Device]:
     return [*found, CPU]
 
 
+def count_gpus() -> int:
+    """The number of this machine's GPUs with memory of their own."""
+    return sum(found.own_memory for found in list_devices())
+
+
 def _numbered_devices(library: ModuleType, prefix: str, kind: DeviceKind) -> list[Device]:
     """The devices of torch.cuda or torch.xpu; none where its driver does not start.
 

@@ -58,6 +58,10 @@ class VertexBackend:
     def image_price(self, request: ResolvedRequest) -> None:
         """Return `None`: an endpoint is billed by the hour."""
 
+    def parallelism(self) -> int:
+        """Return 1: a run itself has several calls in flight."""
+        return 1
+
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: the deployment determines the commit."""
         return None

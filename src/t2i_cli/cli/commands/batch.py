@@ -96,7 +96,7 @@ def _batch_config(
     run: RunOptions,
 ) -> "BatchConfig":
     """Combine the options to a batch's configuration. Raises InputError."""
-    from t2i_cli.backends.factory import default_model
+    from t2i_cli.backends.factory import backend_name, default_model
     from t2i_cli.batch.options import BatchOptions, parse_vary
     from t2i_cli.batch.row_filenames import DEFAULT_NAME_TEMPLATE, check_template
     from t2i_cli.batch.session import BatchConfig
@@ -112,7 +112,7 @@ def _batch_config(
     elif (
         request.model is None
         and "model" not in dict(varied)
-        and (configured := default_model(backend.backend))
+        and (configured := default_model(backend_name(backend)))
     ):
         row_defaults["model"] = configured
     template = folder.name or DEFAULT_NAME_TEMPLATE

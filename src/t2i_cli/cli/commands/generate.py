@@ -40,12 +40,12 @@ def generate(
     if backend.device.offline:
         store.set_offline()
     from t2i_cli import generate
-    from t2i_cli.backends.factory import default_model
+    from t2i_cli.backends.factory import backend_name, default_model
     from t2i_cli.backends.local import unavailable
     from t2i_cli.models.request_resolution import build_request
     from t2i_cli.prompts.wildcards import WildcardFolder
 
-    fields = {"model": default_model(backend.backend)} | request.given()
+    fields = {"model": default_model(backend_name(backend))} | request.given()
     job = generate.GenerationJob(
         request=build_request(fields | {"prompt": _read_prompt(prompt)}),
         seeds=prompt.given_seeds(),
@@ -76,7 +76,7 @@ def _make_images(
 ) -> None:
     """Make the job's images, or print what would be made. Raises T2IError."""
     from t2i_cli import generate
-    from t2i_cli.backends.factory import create_backend
+    from t2i_cli.backends.factory import backend_name, create_backend
     from t2i_cli.image_costs import estimated_cost, estimated_cost_text
     from t2i_cli.output import filenames
 
@@ -122,12 +122,11 @@ def _make_images(
             yes=consent.yes,
             max_cost=max_cost,
         )
-    _show_keep_alive_tip(backend.backend, keep_alive.keep_alive)
+    _show_keep_alive_tip(backend_name(backend), keep_alive.keep_alive)
 
 
-def _show_keep_alive_tip(backend: str | None, keep_alive: str | None) -> None:
-    local = store.resolve_setting("backend", backend) in {None, "local"}
-    if local and store.resolve_setting("keep_alive", keep_alive) is None:
+def _show_keep_alive_tip(backend: str, keep_alive: str | None) -> None:
+    if backend == "local" and store.resolve_setting("keep_alive", keep_alive) is None:
         from t2i_cli.worker import tips
 
         tips.show_tip_once(console)

@@ -116,21 +116,28 @@ def serve(
     )
     container, listening = _listening_socket(listen, options)
     options = replace(options, container=container)
-    from t2i_cli.backends.factory import create_backend, default_model
+    from t2i_cli.backends.factory import (
+        backend_name,
+        create_backend,
+        default_model,
+        loads_models,
+    )
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.runner import ServerLog, run_server
 
-    local = (store.resolve_setting("backend", backend.backend) or "local") == "local"
-    # The local backend chooses its batch size; other backends get one request at a time.
-    image_backend = create_backend(backend, lenient=None, batch_size=None if local else 1)
+    name = backend_name(backend)
+    local = name == "local"
+    # Backends that load models choose their batch size; others get one request at a time.
+    batch_size = None if loads_models(name) else 1
+    image_backend = create_backend(backend, lenient=None, batch_size=batch_size)
     if backend.cost.max_cost is not None:
         from t2i_cli.cost_limit import CostLimitedBackend
 
         image_backend = CostLimitedBackend(image_backend, backend.cost.max_cost, fails_rest=True)
-    model_name = model or default_model(backend.backend)
-    if quantize and not local:
-        raise InputError("--quantize is for a model on this machine.", field="quantize")
+    model_name = model or default_model(name)
+    if quantize and not loads_models(name):
+        raise InputError("--quantize is for a model that t2i loads.", field="quantize")
     if local and not container:
         asked = GenerateRequest(prompt="-", model=model_name, revision=revision, quantize=quantize)
         _confirm_download(image_backend, asked, yes=consent.yes)

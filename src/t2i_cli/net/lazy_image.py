@@ -1,4 +1,4 @@
-"""An image that a worker sent as a file."""
+"""An image that another process sent as a file."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 class LazyImage(GeneratedImage):
     """An image received as a file with metadata; decoded on first access of `image` (RGB).
 
-    Raises RemoteError then, if the file is damaged.
+    Raises RemoteError then, if the file is damaged. `pixels` is a lossless file of the image, where
+    `file` is of a lossy format.
     """
 
     image: "Image" = field(init=False, repr=False, compare=False)
     file: EncodedImage
     file_size: tuple[int, int]
+    pixels: EncodedImage | None = None
 
     def __getattr__(self, name: str) -> "Image":
         if name != "image":
             raise AttributeError(name)
         from t2i_cli.net.image_decoding import decode_image
 
-        image = decode_image(self.file.data)
+        image = decode_image((self.pixels or self.file).data)
         object.__setattr__(self, "image", image)
         return image
 
