@@ -1,0 +1,123 @@
+"""`t2i batch` and `t2i serve` on a Ray that is started on this machine, with the embedded model."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t2i_cli.batch import manifest
+from tests.backends import chosen
+from tests.conftest import T2I
+
+pytest.importorskip("ray")
+
+PROMPTS = "a red star\na blue heart on a white background\na green circle\na yellow square\n"
+
+
+@pytest.fixture
+def env(t2i_env: dict[str, str]) -> dict[str, str]:
+    """The isolated environment; workers share two cores."""
+    return t2i_env | {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def records(folder: Path) -> list[Mapping[str, Any]]:
+    """The manifest's lines of images, without times, in the order of the rows."""
+    found = [dict(line) for line in manifest.read_records(folder / "manifest.jsonl") if line]
+    for line in found:
+        for name in ("time", "seconds"):
+            line.pop(name, None)
+    return sorted(found, key=lambda line: str(line.get("index")))
+
+
+def test_two_workers_make_the_same_batch_as_this_machine(
+    t2i: T2I, env: dict[str, str], tmp_path: Path
+) -> None:
+    source = tmp_path / "prompts.txt"
+    source.write_text(PROMPTS)
+    common = [str(source), "-m", "postcard", "--strict", "--device", "cpu"]
+    local = t2i("batch", *common, "-o", "local", env=env, cwd=tmp_path)
+    assert local.returncode == 0, local.stderr
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "t2i_cli", "batch", *common, "-o", "ray"),
+            *("--backend", "ray", "--workers", "2"),
+        ],
+        env=env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout and process.stderr
+    # Ctrl-C once: what is in progress is finished, and the next run makes what is left.
+    assert process.stdout.readline().startswith("ray/")
+    process.send_signal(signal.SIGINT)
+    printed, told = process.communicate(timeout=120)
+    assert "on Ray, started on this machine: 2 workers" in told
+    assert "Ray is started on this machine" in told
+    assert "raylet" not in printed + told
+    if process.returncode != 0:  # this machine was quicker than the signal
+        assert process.returncode == 130
+        again = t2i("batch", *common, "-o", "ray", env=env, cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+    assert records(tmp_path / "ray") == records(tmp_path / "local")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "local").glob("*.png")}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "ray").glob("*.png")} == files
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "all"], "This machine has no GPU."),
+        (["--backend", "http", "--device", "all"], "--device all is short for --backend ray"),
+        (["--backend", "ray", "--device", "cuda:1"], "names one card"),
+        (["--backend", "ray", "--workers", "0"], "--workers must be auto"),
+        (["--backend", "ray", "--gpus-per-worker", "2"], "--gpus-per-worker must be"),
+        (["--backend", "ray", "--address", "ray://x"], "--address must be"),
+        (["--workers", "2"], "--workers means nothing to the local backend"),
+        (
+            ["--backend", "ray", "--keep-alive", "5m"],
+            "--keep-alive means nothing to the ray backend",
+        ),
+        (["--backend", "ray", "--address", "auto"], "No Ray runs on this machine."),
+    ],
+)
+def test_what_cannot_be_had_is_said_before_anything_loads(
+    t2i: T2I, tmp_path: Path, options: list[str], said: str
+) -> None:
+    done = t2i("generate", "a red star", "-m", "postcard", "-o", "x.png", *options, cwd=tmp_path)
+    assert done.returncode in {2, 6}
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_the_plan_tells_the_workers(t2i: T2I, tmp_path: Path) -> None:
+    source = tmp_path / "prompts.txt"
+    source.write_text(PROMPTS)
+    on_ray = ("--backend", "ray", "--workers", "4", "--device", "cpu", "--dry-run", "--json")
+    done = t2i("batch", source, "-m", "postcard", *on_ray, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (model,) = json.loads(done.stdout)["models"]
+    assert (model["backend"], model["address"], model["workers"]) == ("ray", "local", 4)
+
+
+def test_the_settings_of_a_cluster_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2I_BACKEND", "ray")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://first:1")
+    made: Any = chosen(batch_size=None, format="webp")
+    assert (made._options.address, made._options.workers) == ("ray://first:1", None)
+    assert made._options.local.batch_size is None
+    monkeypatch.setenv("T2I_RAY_ADDRESS", "ray://second:1")
+    monkeypatch.setenv("T2I_RAY_WORKERS", "8")
+    monkeypatch.setenv("T2I_RAY_GPUS_PER_WORKER", "0.5")
+    made = chosen(strict=True, worker_timeout="9")
+    options = made._options
+    assert (options.address, options.workers, options.gpus_per_worker) == ("ray://second:1", 8, 0.5)
+    assert (options.worker_timeout, options.local.strict, options.uses_gpus) == (9.0, True, True)
