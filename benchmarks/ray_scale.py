@@ -43,6 +43,8 @@ from t2i_cli.terminal.console import console
 SECONDS = 0.5
 """Seconds an image, of the backend that waits."""
 SIMULATED = 256
+PASS_SECONDS = 0.5
+"""Seconds an image, of a simulated worker."""
 HOSTS = 2
 """Processes that the simulated workers share."""
 FILE_BYTES = 300_000
@@ -101,7 +103,7 @@ def measure_workers(workers: int, images: int) -> tuple[float, float]:
 
 
 class SimulatedHost:
-    """Many workers in one process: each pass takes a second, and tells what a worker tells."""
+    """Many workers in one process: each image takes PASS_SECONDS; it tells what a worker tells."""
 
     def __init__(self) -> None:
         self._messages: dict[int, list[PassMessage]] = defaultdict(list)
@@ -117,16 +119,16 @@ class SimulatedHost:
         """Nothing is loaded."""
 
     async def submit(self, worker: int, one: WorkerPass) -> None:
-        """Make a pass a second later, after those before it."""
+        """Make a pass, after those before it."""
         async with self._busy[worker]:
             if one.members:
-                await asyncio.sleep(1.0 * len(one.members))
+                await asyncio.sleep(PASS_SECONDS * len(one.members))
             for index, request in one.members:
                 image = LazyImage(
                     index=index,
                     request=request,
                     info=GenerationInfo(backend="local", model=request.model, batch_size=1),
-                    seconds=1.0,
+                    seconds=PASS_SECONDS,
                     file=EncodedImage(format="png", data=self._data),
                     file_size=(64, 64),
                 )
@@ -164,10 +166,6 @@ class SimulatedHandle:
 class _Method:
     method: Any
     worker: int
-
-    def options(self, **_: object) -> "_Method":
-        """The same."""
-        return self
 
     def remote(self, *arguments: object) -> Any:  # noqa: ANN401 - an object reference
         """Call it for the worker."""

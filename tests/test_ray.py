@@ -1,13 +1,15 @@
 """A Ray cluster of several nodes on this machine, with made-up GPUs, and what its workers meet."""
 
+import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
@@ -20,11 +22,13 @@ import pytest
 from t2i_cli.backend import CancellationToken, Failure, GeneratedImage
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.ray import RayBackend, RayOptions, connection, pass_runner, pool
+from t2i_cli.batch import manifest
 from t2i_cli.driver import run_backend
 from t2i_cli.errors import InputError, InternalError, ModelError, RemoteError
 from t2i_cli.events import Event, Notice, Step
 from t2i_cli.net.lazy_image import LazyImage
 from t2i_cli.request import ResolvedRequest
+from tests.amounts import full
 from tests.fakes.ray_workers import make_stub
 
 pytest.importorskip("ray")
@@ -154,6 +158,31 @@ def test_a_killed_driver_leaves_no_actor(cluster: RayCluster, tmp_path: Path) ->
     until(lambda: not any(map(psutil.pid_exists, pids)))
 
 
+def test_ray_s_client_does_the_same(cluster: RayCluster) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    command = ["-m", "ray.util.client.server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--mode", "specific-server", "--address", cluster.address]
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: is_listening(port))
+        with backend(cluster, address=f"ray://127.0.0.1:{port}", workers=1) as other:
+            assert len(devices(run_all(other, ["plain"] * 6))) == 1
+    finally:
+        server.kill()
+        server.wait()
+
+
+def is_listening(port: int) -> bool:
+    with suppress(OSError), closing(socket.create_connection(("127.0.0.1", port), 1)):
+        return True
+    return False
+
+
 def test_versions_that_differ_are_refused_by_name(
     cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +226,15 @@ def test_what_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         with pytest.raises(RemoteError, match="is no Ray cluster"):
             connection.check_reachable(f"ray://127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_a_server_s_traceback_is_told_by_its_last_line() -> None:
+    options = RayOptions(local=LocalOptions(), address="ray://h:1")
+    raised = ConnectionAbortedError(
+        "Failure: Traceback (most recent call last):\n  File\nNo: room."
+    )
+    told = connection.connection_error(options, raised).message
+    assert told == "The Ray cluster at ray://h:1 lets nobody in: No: room."
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +295,63 @@ def test_a_killed_driver_ends_the_ray_that_it_started(tmp_path: Path) -> None:
     # Ray's two small agents beside them look for their parent from time to time only.
     ending = [child for child in children if "Agent" not in child.name()]
     assert psutil.wait_procs(ending, timeout=30)[1] == []
+
+
+@pytest.mark.parametrize("kills", [full(5), full(50)])
+def test_drivers_workers_and_nodes_killed_at_random_lose_and_double_nothing(
+    cluster: RayCluster, tmp_path: Path, kills: int
+) -> None:
+    chance = random.Random(1)  # noqa: S311
+    source = tmp_path / "prompts.txt"
+    rows = 60 + 30 * kills
+    source.write_text("\n".join(f"picture {number}" for number in range(rows)))
+    command = [sys.executable, "-W", "ignore", "-m", "tests.fakes.batch_process"]
+    command += [str(source), str(tmp_path / "out")]
+    env = {**os.environ, "CLUSTER": cluster.address}
+    spare: object = None
+    for _ in range(kills):
+        spare = spare or cluster.add_node(num_cpus=1, num_gpus=1)
+        driver = subprocess.Popen(
+            [*command, "--events"],
+            cwd=SOURCE,
+            env=env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        assert driver.stderr
+        while (line := driver.stderr.readline()) and json.loads(line)["event"] != "step":
+            pass
+        victims = chance.sample(["worker", "node", "driver"], 2)
+        for victim in victims:
+            time.sleep(chance.uniform(0, 0.3))
+            if victim == "node":
+                cluster.remove_node(spare, allow_graceful=False)
+                spare = None
+            elif victim == "driver":
+                driver.kill()
+            elif workers := worker_processes():
+                with suppress(psutil.NoSuchProcess):
+                    chance.choice(workers).kill()
+        driver.stderr.close()
+        driver.kill()
+        driver.wait()
+    if spare is not None:
+        cluster.remove_node(spare, allow_graceful=False)
+    done = subprocess.run(command, cwd=SOURCE, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [one for one in manifest.read_records(tmp_path / "out" / "manifest.jsonl") if one]
+    made = [one["file"] for one in lines if one.get("status") == "done"]
+    assert len(made) == len(set(made)) == rows
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == set(made)
+
+
+def worker_processes() -> list[psutil.Process]:
+    """The workers of this test's cluster."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.name().startswith("ray::T2IWorker")
+    ]
 
 
 # From here on the cluster's GPUs are taken by the workers of one backend.

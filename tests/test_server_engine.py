@@ -101,6 +101,37 @@ def test_waiting_jobs_of_one_kind_share_a_pass_and_others_keep_their_turn() -> N
     run(test())
 
 
+class Parallel(Held):
+    """Makes two passes at once."""
+
+    def parallelism(self) -> int:
+        """Two."""
+        return 2
+
+
+def test_a_backend_of_several_workers_gets_as_many_passes_at_once() -> None:
+    async def test() -> None:
+        held = Parallel()
+        async with started(held, ServerLimits(max_batch=3, queue=1)) as engine:
+            jobs = [await submit(engine, "a"), await submit(engine, "b")]
+            await until(lambda: len(held.passes) == 2)
+            assert engine.running == 2
+            jobs.append(await submit(engine, "c"))
+            with pytest.raises(BusyError):
+                await submit(engine, "d")
+            jobs[1].cancel()
+            await until(lambda: held.cancelled == 1)  # and not the pass beside it
+            held.go.set()
+            assert [len(await job.images()) for job in (jobs[0], jobs[2])] == [1, 1]
+            await until(lambda: not engine.running)
+            four = await submit(engine, *"efgh")
+            assert len(await four.images()) == 4
+            assert sorted(map(len, prompts(held))) == [1, 1, 1, 2, 2]  # shared by both
+            await until(lambda: not engine.running)
+
+    run(test())
+
+
 def test_a_worker_makes_passes_of_one_run_alone() -> None:
     async def test() -> None:
         held = Held()

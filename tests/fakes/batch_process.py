@@ -2,13 +2,15 @@
 
 Usage: `python -m tests.fakes.batch_process FILE FOLDER`. Its options: `--events`, `--json`,
 `-v`, `-q`, `--retry-failed`; the variable PAUSE gives the seconds per pass, PASS the images of one,
-and LOAD the seconds of loading the model. A prompt with the word "bug" raises RuntimeError.
+and LOAD the seconds of loading the model. CLUSTER is the address of a Ray cluster whose workers
+make the images, instead. A prompt with the word "bug" raises RuntimeError.
 """
 
 import os
 import sys
 from pathlib import Path
 
+from t2i_cli.backend import Backend
 from t2i_cli.batch import session
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
@@ -33,7 +35,7 @@ def main() -> int:
         verbose="-v" in sys.argv,
         quiet="-q" in sys.argv,
     )
-    backend = StubBackend(
+    backend: Backend = StubBackend(
         pause=float(os.environ.get("PAUSE", "0")),
         loading=float(os.environ.get("LOAD", "0")),
         pass_size=int(os.environ.get("PASS", "1")),
@@ -41,6 +43,13 @@ def main() -> int:
         side=64,
         fails=bug,
     )
+    if address := os.environ.get("CLUSTER"):
+        from t2i_cli.backends.local.options import LocalOptions
+        from t2i_cli.backends.ray import RayBackend, RayOptions
+        from tests.fakes.ray_workers import make_stub
+
+        options = RayOptions(local=LocalOptions(batch_size=1), address=address)
+        backend = RayBackend(options, make_stub)
     task = session.BatchConfig(
         source=sys.argv[1],
         input_format=None,

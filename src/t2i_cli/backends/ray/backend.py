@@ -123,7 +123,7 @@ class RayBackend:
                     return
                 if isinstance(item, GeneratedImage | Failure):
                     left -= 1
-                    if run.is_held_up:
+                    if run.has_caught_up():
                         self._pool.hand_out()
                     yield item
         finally:

@@ -104,7 +104,9 @@ def connect(options: RayOptions) -> bool:
 
 def connection_error(options: RayOptions, error: Exception) -> T2IError:
     """The error of a Ray that did not start, or did not let this process in."""
-    reason = error_reason(error).rstrip(".")
+    # A server's own traceback ends with what it met.
+    last = str(error).strip().splitlines()[-1:] if "Traceback" in str(error) else []
+    reason = error_reason(Exception(*last) if last else error).rstrip(".")
     if options.starts_ray:
         return RemoteError(f"Ray did not start on this machine: {reason}.")
     if isinstance(error, ConnectionError) and options.address == "auto":

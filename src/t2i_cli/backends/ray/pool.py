@@ -25,13 +25,11 @@ from t2i_cli.backends.ray.pass_runner import (
 )
 from t2i_cli.backends.ray.pending_requests import pass_rows
 from t2i_cli.backends.ray.pool_state import PASSES_IN_HAND, PassInHand, PoolRun, PoolWorker
-from t2i_cli.backends.ray.worker_actor import make_actor_class
+from t2i_cli.backends.ray.worker_actor import FETCHING, make_actor_class
 from t2i_cli.errors import RemoteError, T2IError, error_reason, internal_error
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.request import ResolvedRequest
 
-FETCHING = "fetching"
-"""The name of the threads in which a worker is asked for what it has to tell."""
 FETCH_SECONDS = 10.0
 """Seconds that a worker waits for something to tell before it says that there is nothing."""
 _TICK = 1.0
@@ -327,6 +325,7 @@ class WorkerPool:
         self._fetch(worker)
         self._submit_load(worker)
         self._hand_out(worker)
+        self._take_over(worker)
 
     def _fail_start(self, worker: PoolWorker, error: BaseException) -> None:
         self._drop(worker)
@@ -337,8 +336,7 @@ class WorkerPool:
 
     def _fetch(self, worker: PoolWorker) -> None:
         linger = max(_MIN_LINGER, len(self._workers) * _LINGER_PER_WORKER)
-        fetch = worker.handle.fetch.options(concurrency_group=FETCHING)
-        fetched = fetch.remote(FETCH_SECONDS, linger)
+        fetched = worker.handle.fetch.remote(FETCH_SECONDS, linger)
         self._when_done(fetched, partial(self._on_fetched, worker))
 
     def _on_fetched(self, worker: PoolWorker, done: "Future[Any]") -> None:
@@ -354,6 +352,7 @@ class WorkerPool:
             if one := worker.passes.get(number):
                 self._on_message(worker, number, one, content)
         self._hand_out(worker)
+        self._take_over(worker)
         self._fetch(worker)
 
     def _on_message(self, worker: PoolWorker, number: int, one: PassInHand, content: Any) -> None:  # noqa: ANN401
@@ -397,7 +396,6 @@ class WorkerPool:
                 return
             run = next((run for run in self._runs if run.takes_more(len(self._workers))), None)
             if run is None:
-                self._take_over(worker)
                 return
             others = [other.kind for other in self._workers if other is not worker and other.kind]
             members = run.pending.take(
@@ -416,7 +414,7 @@ class WorkerPool:
 
     def _take_over(self, idle: PoolWorker) -> None:
         """Have another worker give back a pass that waits there, for one that has nothing."""
-        if idle.passes or not idle.ready:
+        if idle.passes or not idle.ready or any(run.is_held_up for run in self._runs):
             return
         for worker in self._workers:
             for number, one in list(worker.passes.items())[1:]:

@@ -16,7 +16,7 @@ from t2i_cli.request import ResolvedRequest
 PASSES_IN_HAND = 2
 """Passes that a worker has: the one that it makes, and the next."""
 _MIN_UNREAD = 16
-"""Outcomes that may wait to be read, beside two for each worker, before no pass is handed out."""
+"""Outcomes that wait, beside one for every two workers, when no more passes are handed out."""
 
 
 class PoolRun:
@@ -43,9 +43,13 @@ class PoolRun:
             self.pending.clear()
             self.outbox.put(RunEnded(error))
 
+    def has_caught_up(self) -> bool:
+        """Whether no pass was handed out as outcomes were waiting, and few of them still are."""
+        return self.is_held_up and self.outbox.qsize() <= _MIN_UNREAD
+
     def takes_more(self, workers: int) -> bool:
         """Whether requests are left, and the reader keeps up with the outcomes."""
-        self.is_held_up = self.outbox.qsize() > _MIN_UNREAD + 2 * workers
+        self.is_held_up = self.outbox.qsize() > _MIN_UNREAD + workers // 2
         return bool(self.pending) and not self.is_held_up
 
 

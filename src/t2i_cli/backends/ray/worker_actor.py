@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+FETCHING = "fetching"
+"""The name of the threads in which a worker is asked for what it has to tell."""
+
 
 def make_actor_class() -> type:
     """The class of a worker's actor.
@@ -10,6 +13,7 @@ def make_actor_class() -> type:
     It is defined inside, so that Ray sends its code: what it is asked first, its versions, is
     answered without t2i, too.
     """
+    from ray import method
 
     class T2IWorker:
         """Runs passes of requests; `start` makes its backend."""
@@ -30,6 +34,7 @@ def make_actor_class() -> type:
         def submit(self, one: Any) -> None:  # noqa: ANN401
             self.runner.submit(one)
 
+        @method(concurrency_group=FETCHING)  # type: ignore[untyped-decorator]
         def fetch(self, seconds: float, linger: float) -> list[Any]:
             return self.runner.fetch(seconds, linger)
 
