@@ -217,15 +217,15 @@ def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
     for address in (f"ray://127.0.0.1:{port}", f"127.0.0.1:{port}"):
         started = time.monotonic()
         with pytest.raises(RemoteError, match="cannot be reached"):
-            connection.check_reachable(address)
+            connection.check_address(address)
         assert time.monotonic() - started < 5
 
 
 def test_what_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(connection, "CLUSTER_TIMEOUT", 0.5)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         with pytest.raises(RemoteError, match="is no Ray cluster"):
-            connection.check_reachable(f"ray://127.0.0.1:{silent.getsockname()[1]}")
+            connection.check_address(f"ray://127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_a_server_s_traceback_is_told_by_its_last_line() -> None:
@@ -233,7 +233,7 @@ def test_a_server_s_traceback_is_told_by_its_last_line() -> None:
     raised = ConnectionAbortedError(
         "Failure: Traceback (most recent call last):\n  File\nNo: room."
     )
-    told = connection.connection_error(options, raised).message
+    told = connection.ray_error(options, raised).message
     assert told == "The Ray cluster at ray://h:1 lets nobody in: No: room."
 
 

@@ -88,8 +88,7 @@ class LocalBackend:
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """The memory plan as JSON, as --dry-run prints it, and how many GPUs are left unused."""
-        others = device.count_gpus() - 1 if self._options.device is None else 0
-        return self.plan(request).to_json() | ({"unused_gpus": others} if others > 0 else {})
+        return self.plan(request).to_json() | device.unused_gpus(self._options.device)
 
     def image_price(self, request: ResolvedRequest) -> None:
         """Return `None`: this machine bills nothing."""

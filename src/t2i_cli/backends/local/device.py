@@ -72,6 +72,15 @@ def count_gpus() -> int:
     return sum(found.own_memory for found in list_devices())
 
 
+def unused_gpus(name: str | None) -> dict[str, int]:
+    """How many GPUs are left beside the best one, by the name "unused_gpus"; empty if none is.
+
+    Where a device is named, none counts as left.
+    """
+    others = count_gpus() - 1 if name is None else 0
+    return {"unused_gpus": others} if others > 0 else {}
+
+
 def _numbered_devices(library: ModuleType, prefix: str, kind: DeviceKind) -> list[Device]:
     """The devices of torch.cuda or torch.xpu; none where its driver does not start.
 

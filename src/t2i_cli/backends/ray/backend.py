@@ -12,8 +12,8 @@ from t2i_cli.backends.ray import connection
 from t2i_cli.backends.ray.losses import RunEnded
 from t2i_cli.backends.ray.options import RayOptions
 from t2i_cli.backends.ray.pass_runner import WorkerConfig
-from t2i_cli.backends.ray.pool import WorkerPool, forward_events
-from t2i_cli.backends.ray.pool_state import PoolRun
+from t2i_cli.backends.ray.pool import WorkerPool
+from t2i_cli.backends.ray.pool_state import PoolRun, forward_events
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog

@@ -17,7 +17,7 @@ from t2i_cli import __version__
 from t2i_cli.backends.ray.options import RayOptions
 from t2i_cli.errors import InputError, RemoteError, T2IError, error_reason
 
-CONNECT_TIMEOUT = 5.0
+CLUSTER_TIMEOUT = 5.0
 """Seconds that a cluster's address has to answer."""
 PROBE_TIMEOUT = 60.0
 """Seconds that a node has to say which versions it has; it may have to start a process for that."""
@@ -65,14 +65,14 @@ def import_ray() -> Any:  # noqa: ANN401 - ray's module
     return ray
 
 
-def connect(options: RayOptions) -> bool:
+def connect_ray(options: RayOptions) -> bool:
     """Start Ray on this machine or connect to a cluster, and compare versions. Raises T2IError.
 
     Ray's processes on this machine end with the calling thread. Returns whether it was connected
     now, and not before in this process, which has at most one connection.
     """
     if not options.starts_ray:
-        check_reachable(options.address)
+        check_address(options.address)
     ray = import_ray()
     if ray.is_initialized():
         compare_nodes(ray, cluster_nodes(ray))
@@ -91,7 +91,7 @@ def connect(options: RayOptions) -> bool:
     except Exception as error:  # noqa: BLE001 - Ray raises what it met
         with suppress(Exception):
             ray.shutdown()
-        raise connection_error(options, error) from error
+        raise ray_error(options, error) from error
     if not options.starts_ray:
         try:
             compare_nodes(ray, cluster_nodes(ray))
@@ -102,7 +102,7 @@ def connect(options: RayOptions) -> bool:
     return True
 
 
-def connection_error(options: RayOptions, error: Exception) -> T2IError:
+def ray_error(options: RayOptions, error: Exception) -> T2IError:
     """The error of a Ray that did not start, or did not let this process in."""
     # A server's own traceback ends with what it met.
     last = str(error).strip().splitlines()[-1:] if "Traceback" in str(error) else []
@@ -117,8 +117,8 @@ def connection_error(options: RayOptions, error: Exception) -> T2IError:
     return RemoteError(f"The Ray cluster at {options.address} lets nobody in: {reason}.")
 
 
-def check_reachable(address: str) -> None:
-    """Raise RemoteError if nothing of Ray answers at the address within CONNECT_TIMEOUT.
+def check_address(address: str) -> None:
+    """Raise RemoteError if nothing of Ray answers at the address within CLUSTER_TIMEOUT.
 
     Ray itself takes 30 seconds to say so.
     """
@@ -133,7 +133,7 @@ def check_reachable(address: str) -> None:
     if not host or not port:
         raise InputError(f"--address {address} has no host and port.", field="ray_address")
     try:
-        socket.create_connection((host, port), CONNECT_TIMEOUT).close()
+        socket.create_connection((host, port), CLUSTER_TIMEOUT).close()
     except OSError as error:
         raise RemoteError(
             f"The Ray cluster at {address} cannot be reached: {_socket_reason(error)}.",
@@ -146,7 +146,7 @@ def check_reachable(address: str) -> None:
 
     channel = grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     try:
-        grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT)
+        grpc.channel_ready_future(channel).result(timeout=CLUSTER_TIMEOUT)
     except grpc.FutureTimeoutError as error:
         raise RemoteError(
             f"What answers at {address} is no Ray cluster.",
@@ -158,7 +158,7 @@ def check_reachable(address: str) -> None:
 
 def _socket_reason(error: OSError) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer in {CONNECT_TIMEOUT:g} s"
+        return f"no answer in {CLUSTER_TIMEOUT:g} s"
     return error_reason(OSError(error.strerror or str(error))).rstrip(".")
 
 

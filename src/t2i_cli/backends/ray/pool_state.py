@@ -3,14 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.ray.losses import RunEnded
 from t2i_cli.backends.ray.pending_requests import PendingRequests, RequestKind, request_kind
 from t2i_cli.errors import T2IError
-from t2i_cli.events import Event
+from t2i_cli.events import Event, OnEvent
 from t2i_cli.request import ResolvedRequest
 
 PASSES_IN_HAND = 2
@@ -90,3 +90,17 @@ class PoolWorker:
     def is_busy(self) -> bool:
         """Whether a sign of it is due: it makes its backend, or has a pass."""
         return bool(self.passes) or (self.started and not self.ready)
+
+
+def forward_events(run: PoolRun, on_event: OnEvent, seconds: float) -> object | None:
+    """The next outcome or end of a run within `seconds`; events before it go to `on_event`."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        try:
+            item = run.outbox.get(timeout=left)
+        except Empty:
+            return None
+        if isinstance(item, RunEnded | GeneratedImage | Failure):
+            return item
+        on_event(item)
+    return None
