@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from t2i_cli.batch import manifest
+from t2i_cli.backends.local import LocalBackend, LocalOptions, device
+from t2i_cli.backends.ray import RayBackend, RayOptions
+from t2i_cli.batch import manifest, plan
+from t2i_cli.request import ResolvedRequest
 from tests.backends import chosen
 from tests.conftest import T2I
 
@@ -121,3 +125,26 @@ def test_the_settings_of_a_cluster_are_taken(monkeypatch: pytest.MonkeyPatch) ->
     options = made._options
     assert (options.address, options.workers, options.gpus_per_worker) == ("ray://second:1", 8, 0.5)
     assert (options.worker_timeout, options.local.strict, options.uses_gpus) == (9.0, True, True)
+
+
+def test_a_machine_with_several_gpus_is_told_how_to_use_them_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "count_gpus", lambda: 8)
+    request = ResolvedRequest(
+        prompt="x", model="postcard", seed=1, steps=2, width=128, height=128, guidance_scale=2.0
+    )
+    assert LocalBackend(LocalOptions()).estimate(request)["unused_gpus"] == 7
+    assert "unused_gpus" not in LocalBackend(LocalOptions(device="cpu")).estimate(request)
+    on_ray = RayBackend(RayOptions(local=LocalOptions(), gpus_per_worker=0.5), LocalBackend)
+    estimate = on_ray.estimate(request)
+    assert (estimate["workers"], estimate["gpus_per_worker"]) == (16, 0.5)
+    plan = _plan([{"model": "postcard", "unused_gpus": 7}, {"model": "postcard", **estimate}])
+    assert "7 more are not: --backend ray uses all" in plan
+    assert "on Ray, started on this machine: 16 workers, 0.5 GPU each" in plan
+
+
+def _plan(estimates: list[dict[str, object]]) -> str:
+    """The text of an empty batch's plan with these estimates."""
+    planned = plan.build_plan([], [], Path.cwd(), manifest.ManifestState(), plan.SelectionOptions())
+    return replace(planned, estimates=estimates).text()
