@@ -32,7 +32,8 @@ from tests.amounts import full
 from tests.fakes.ray_workers import make_stub
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
+# They start clusters, which take minutes together. The filter is for warnings of Ray's own.
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]
 
 SOURCE = Path(__file__).parent.parent
 

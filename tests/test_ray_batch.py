@@ -19,6 +19,7 @@ from tests.backends import chosen
 from tests.conftest import T2I
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.full
 
 PROMPTS = "a red star\na blue heart on a white background\na green circle\na yellow square\n"
 
