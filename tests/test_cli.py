@@ -100,7 +100,7 @@ def test_help_tells_options_by_groups_with_examples() -> None:
     assert panels == [
         *("Arguments", "Request", "Output", "Backend", "HTTP server"),
         *("Hugging Face Inference Providers", "Vertex AI"),
-        *("Calls of servers", "This machine", "Options"),
+        *("Calls of servers", "This machine", "Ray", "Options"),
     ]
     assert re.search(r"^Limits:\n  --queue", told["serve"], re.MULTILINE)
 

@@ -329,7 +329,7 @@ def test_no_option_is_advised_that_it_has_not(t2i: T2I) -> None:
     elsewhere = ("--backend", "http", "--url", "http://127.0.0.1:9/v1")
     result = t2i("serve", "-m", "postcard", *elsewhere, "--device", "cpu")
     assert result.returncode == 2
-    assert "hint: It is for --backend local." in result.stderr
+    assert "hint: It is for --backend local or ray." in result.stderr
     assert "--lenient" not in t2i("serve", "--help").stdout
 
 
