@@ -81,7 +81,9 @@ TAKEN: dict[str, tuple[Callable[[str], object], str, str]] = {
     "server's model": (server(["flux-dev", "sdxl"]).model_name, "flux-dve", "flux-dev"),
     "serving": (containers.check_serving, "torchsevre", "torchserve"),
     "builder": (
-        lambda n: build.plan_build(None, n, None, Location(project="p", region="us-central1")),
+        lambda n: build.plan_build(
+            None, n, None, lambda: Location(project="gallery", region="us-central1")
+        ),
         "dokcer",
         "docker",
     ),

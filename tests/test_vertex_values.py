@@ -137,6 +137,22 @@ def test_the_commands_say_it_without_an_account(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (("--cuda", "cu99"), "--cuda must be"),
+        (("--base-image", "python:3"), "has no digest"),
+        (("--with", "podman"), "--with must be"),
+        (("--bake", "BAD"), "cannot be put into an image"),
+    ],
+)
+def test_a_build_says_it_without_an_account(
+    t2i: T2I, options: tuple[str, ...], sentence: str
+) -> None:
+    done = t2i("remote", "build", *options, env=NO_ACCOUNT)
+    assert (done.returncode, sentence in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
         (("--ttl", "2x"), "--ttl 2x is no duration"),
         (("--max-cost", "-5"), "--max-cost must be a number of at least 0"),
         (("--max-cost", "1"), "would cost up to"),

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +70,14 @@ def plan_build(
     image: str | None,
     builder: str | None,
     bake: str | None,
-    place: Location,
+    find_place: Callable[[], Location],
     *,
     base_image: str | None = None,
     cuda: str | None = None,
 ) -> ImageBuild:
     """Plan the build; `bake` names a model to include in the image, `cuda` a build of torch.
 
-    Raises InputError.
+    `find_place` may need credentials, and is called last. Raises InputError, or what that raises.
     """
     cuda = cuda or cuda_builds.DEFAULT_CUDA_BUILD
     cuda_builds.check_cuda_build(cuda)
@@ -103,6 +103,7 @@ def plan_build(
                 hint="`t2i remote deploy` takes others through a bucket.",
             )
         arguments["MODEL"] = spec.name if spec else bake
+    place = find_place()
     default = (
         f"{place.region}-docker.pkg.dev/{place.project.replace(':', '/')}/{REPOSITORY}/"
         f"t2i:{cuda_builds.image_tag(t2i_cli.__version__, cuda)}"

@@ -58,7 +58,7 @@ def build(
         image,
         builder,
         bake,
-        image_build.build_location(location),
+        lambda: image_build.build_location(location),
         base_image=base_image,
         cuda=cuda,
     )
