@@ -48,6 +48,15 @@ def _no_secret_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_secrets, "_registered", {})
 
 
+@pytest.fixture(autouse=True)
+def _online_again() -> Iterator[None]:
+    """A backend that a test made offline in this process leaves the next one online."""
+    yield
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    if constants := sys.modules.get("huggingface_hub.constants"):
+        constants.HF_HUB_OFFLINE = False  # type: ignore[attr-defined]
+
+
 class T2I(Protocol):
     """Runs `t2i` with arguments as a process and waits for it; output is text."""
 

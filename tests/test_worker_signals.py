@@ -119,7 +119,12 @@ for fds in (True, False):
     if not fds and hasattr(os, "pidfd_open"):
         del os.pidfd_open  # as on macOS
     code = "import time; time.sleep(600)"
-    worker = subprocess.Popen([sys.executable, "-c", code, process_proof.token_digest(token)])
+    # Its line tells that the kernel shows its arguments: just after exec they may still be none.
+    worker = subprocess.Popen(
+        [sys.executable, "-uc", f"print(); {code}", process_proof.token_digest(token)],
+        stdout=subprocess.PIPE,
+    )
+    worker.stdout.readline()
     began = process_proof.start_time(worker.pid)
     assert not process_proof.send_signal(signal.SIGKILL, worker.pid, began, "b", lock)
     assert not process_proof.send_signal(signal.SIGKILL, worker.pid, None, None, lock)
