@@ -21,7 +21,13 @@ import pytest
 
 from t2i_cli.backend import CancellationToken, Failure, GeneratedImage
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.backends.ray import RayBackend, RayOptions, connection, pass_runner, pool
+from t2i_cli.backends.ray import (
+    RayBackend,
+    RayOptions,
+    connection,
+    pass_runner,
+    worker_starts,
+)
 from t2i_cli.batch import manifest
 from t2i_cli.driver import run_backend
 from t2i_cli.errors import InputError, InternalError, ModelError, RemoteError
@@ -255,7 +261,7 @@ def test_a_worker_that_cannot_start_is_an_error_not_a_wait(
         def versions(self, packages: Sequence[str], find: Callable[..., object]) -> dict[str, Any]:
             return {"versions": find(packages), "node": "n", "pid": 0}
 
-    monkeypatch.setattr(pool, "make_actor_class", lambda: Broken)
+    monkeypatch.setattr(worker_starts, "make_actor_class", lambda: Broken)
     with (
         backend(cluster) as other,
         pytest.raises(RemoteError, match="No worker could start.*no disk"),

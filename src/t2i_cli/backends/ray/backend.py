@@ -9,7 +9,7 @@ from t2i_cli.backend import Backend, CancellationToken, Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, device
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.ray import connection
-from t2i_cli.backends.ray.losses import RunEnded
+from t2i_cli.backends.ray.losses import LostConnectionError, RunEnded
 from t2i_cli.backends.ray.options import RayOptions
 from t2i_cli.backends.ray.pass_runner import WorkerConfig
 from t2i_cli.backends.ray.pool import WorkerPool
@@ -21,6 +21,8 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 
 _POLL_INTERVAL = 0.1
 """Seconds between two checks of whether to stop."""
+_MAX_RECONNECTIONS = 2
+"""How often a run goes on after the connection to Ray was lost: its own images may be the cause."""
 
 
 class RayBackend:
@@ -93,6 +95,7 @@ class RayBackend:
         self._open(on_event)
         run = self._pool.add_load(request)
         while True:
+            self._pool.check_progress()
             item = forward_events(run, on_event, _POLL_INTERVAL)
             if isinstance(item, RunEnded):
                 if item.error:
@@ -107,22 +110,35 @@ class RayBackend:
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome per request, as the workers make them."""
-        self._open(on_event)
         soon = cancel.soon if isinstance(cancel, CancellationToken) else Flag()
-        run, left, ending = PoolRun(list(requests), previews), len(requests), False
+        self._open(on_event, lambda: cancel.is_set() or soon.is_set())
+        run, ending, lost = PoolRun(requests, previews), False, 0
+        left = set(range(len(requests)))
+        if soon.is_set():
+            return
         self._pool.add_run(run)
         try:
             while left and not cancel.is_set():
                 if soon.is_set() and not ending:
                     ending = True
                     self._pool.finish_soon(run)
+                self._pool.check_progress()
                 item = forward_events(run, on_event, _POLL_INTERVAL)
                 if isinstance(item, RunEnded):
-                    if item.error:
+                    if not item.error:
+                        return
+                    recoverable = isinstance(item.error, LostConnectionError)
+                    if not recoverable or lost == _MAX_RECONNECTIONS:
                         raise item.error
-                    return
+                    if soon.is_set():
+                        return
+                    lost += 1
+                    on_event(Notice(message=item.error.message))
+                    self._open(on_event, lambda: cancel.is_set() or soon.is_set())
+                    run, ending = PoolRun(requests, previews, left), False
+                    self._pool.add_run(run)
                 if isinstance(item, GeneratedImage | Failure):
-                    left -= 1
+                    left.remove(item.index)
                     if run.has_caught_up():
                         self._pool.hand_out()
                     yield item
@@ -134,7 +150,7 @@ class RayBackend:
         self._models.close()
         self._pool.close()
 
-    def _open(self, on_event: OnEvent) -> None:
+    def _open(self, on_event: OnEvent, is_cancelled: Callable[[], bool] = lambda: False) -> None:
         if self._pool.is_open:
             return
         if self._options.starts_ray:
@@ -142,7 +158,7 @@ class RayBackend:
             on_event(Notice(message="Ray is started on this machine, which takes seconds."))
         else:
             on_event(Notice(message=f"Connecting to the Ray cluster at {self._options.address}."))
-        self._pool.open()
+        self._pool.open(is_cancelled)
 
     def _local_workers(self) -> int:
         """The workers of a Ray on this machine. Raises RemoteError if there is no GPU for them."""

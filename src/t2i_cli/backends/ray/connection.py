@@ -10,10 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from threading import Event as Flag
 from typing import Any
 from urllib.parse import urlsplit
 
 from t2i_cli import __version__
+from t2i_cli.backends.ray.connection_attempts import (
+    connect_within_limit,
+    is_temporary,
+    proxy_error,
+)
 from t2i_cli.backends.ray.options import RayOptions
 from t2i_cli.errors import InputError, RemoteError, T2IError, error_reason
 
@@ -55,6 +61,10 @@ def import_ray() -> Any:  # noqa: ANN401 - ray's module
     """The package ray, which sends no usage statistics and logs errors only."""
     require_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its own handler prints addresses at SIGTERM and aborts the process, which is to end by itself.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+    # Whose raylet is gone is ended by Ray, if it is a child of process 1 or this one is not alive.
+    os.environ.setdefault("RAY_RAYLET_PID", str(os.getpid()))
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -65,11 +75,12 @@ def import_ray() -> Any:  # noqa: ANN401 - ray's module
     return ray
 
 
-def connect_ray(options: RayOptions) -> bool:
+def connect_ray(options: RayOptions, closing: Flag) -> bool:
     """Start Ray on this machine or connect to a cluster, and compare versions. Raises T2IError.
 
     Ray's processes on this machine end with the calling thread. Returns whether it was connected
-    now, and not before in this process, which has at most one connection.
+    now, and not before in this process, which has at most one connection. No attempt follows
+    another once `closing` is set.
     """
     if not options.starts_ray:
         check_address(options.address)
@@ -86,6 +97,8 @@ def connect_ray(options: RayOptions) -> bool:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
+        elif options.address.startswith(_SCHEME):
+            connect_within_limit(ray, lambda: ray.init(address=options.address, **quiet), closing)
         else:
             ray.init(address=options.address, **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises what it met
@@ -114,6 +127,8 @@ def ray_error(options: RayOptions, error: Exception) -> T2IError:
             "No Ray runs on this machine.",
             hint="Leave --address away to have one started, or start it with: ray start --head",
         )
+    if options.address.startswith(_SCHEME) and is_temporary(error):
+        return proxy_error(options.address, reason)
     return RemoteError(f"The Ray cluster at {options.address} lets nobody in: {reason}.")
 
 

@@ -159,7 +159,9 @@ class PassDispatcher:
     def give_back(self, worker: PoolWorker, reason: str) -> None:
         """Give back what a lost worker had, which is none of the workers any more."""
         given_back = 0
-        for place, one in enumerate(worker.passes.values()):
+        # The images of an earlier pass may all be here before its end is told.
+        begun = next((one for one in worker.passes.values() if one.members or one.load), None)
+        for one in worker.passes.values():
             run = one.run
             if one.load or run not in self.runs:
                 if one.load:
@@ -171,7 +173,7 @@ class PassDispatcher:
                 self._end_if_done(run)
                 continue
             given_back += len(one.members)
-            if place:
+            if one is not begun:
                 run.pending.give_back(one.members)
                 continue
             for index in run.pending.give_back_lost(one.members):

@@ -9,6 +9,10 @@ MAX_LOST_LOADS = 2
 """Workers that may be lost while they load a model before that is an error."""
 
 
+class LostConnectionError(RemoteError):
+    """The connection to Ray is lost, and everything with it that runs made there."""
+
+
 @dataclass(frozen=True)
 class RunEnded:
     """No outcome of a run follows; `error` is why, unless it was asked to end."""
@@ -30,6 +34,28 @@ def loss_reason(error: BaseException) -> str:
         return "its process ended"
     cause = getattr(error, "cause", None)
     return error_reason(cause if isinstance(cause, Exception) else Exception(text)).rstrip(".")
+
+
+def is_connection_loss(error: BaseException) -> bool:
+    """Whether Ray raised this because it is connected no more."""
+    import grpc
+
+    return isinstance(error, ConnectionError | grpc.RpcError | LostConnectionError)
+
+
+def connection_error(reason: str) -> LostConnectionError:
+    """The error of a connection that broke."""
+    return LostConnectionError(f"The connection to Ray was lost: {reason.rstrip('.')}.")
+
+
+def own_node_error(started_here: bool) -> LostConnectionError:
+    """The error of a driver whose own node of Ray is none of the cluster's any more."""
+    return LostConnectionError(
+        "The Ray that was started on this machine has ended unexpectedly."
+        if started_here
+        else "The node of the Ray cluster that this command is connected to has ended.",
+        hint="`dmesg` shows whether this machine ran out of memory." if started_here else None,
+    )
 
 
 def loss_notice(node: str, reason: str, requests: int) -> Notice:

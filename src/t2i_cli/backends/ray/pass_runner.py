@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from t2i_cli.backend import Backend, EncodedImage, Failure, GeneratedImage
 from t2i_cli.backends.local.backend import LocalBackend
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.errors import T2IError, internal_error
+from t2i_cli.errors import OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Event, Notice, Preview, RequestSent, Step
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.net.lazy_image import LazyImage
@@ -201,7 +201,7 @@ class PassRunner:
                     if self._soon.is_set() and not in_progress:
                         break
         except Exception as raised:  # noqa: BLE001 - becomes the failure of its requests
-            error = raised if isinstance(raised, T2IError) else internal_error(raised)
+            error = _error_of(raised)
             failed = [index for index in remaining if index in in_progress] or list(remaining)[:1]
             return PassEnded(error=_portable_error(error), failed=tuple(failed))
         return PassEnded()
@@ -211,7 +211,7 @@ class PassRunner:
         try:
             found = encoded_image(generated, self._format)
         except Exception as raised:  # noqa: BLE001 - becomes the image's failure
-            error = raised if isinstance(raised, T2IError) else internal_error(raised)
+            error = _error_of(raised)
             found = _portable_failure(
                 Failure(index=generated.index, request=generated.request, error=error)
             )
@@ -259,6 +259,13 @@ def encoded_image(generated: GeneratedImage, format: ImageFormat) -> LazyImage:
         file_size=generated.size,
         pixels=pixels,
     )
+
+
+def _error_of(raised: Exception) -> T2IError:
+    """The error of a request for which this was raised."""
+    if isinstance(raised, MemoryError):
+        return OutOfMemoryError("The memory of the worker's machine is used up.")
+    return raised if isinstance(raised, T2IError) else internal_error(raised)
 
 
 def _portable_failure(failure: Failure) -> Failure:

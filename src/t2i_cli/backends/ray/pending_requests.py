@@ -22,15 +22,21 @@ def request_kind(request: ResolvedRequest) -> RequestKind:
 
 
 class PendingRequests:
-    """Requests by their positions in a run; those of one kind are handed out together."""
+    """Requests by their positions in a run; those of one kind are handed out together.
 
-    def __init__(self, requests: Sequence[ResolvedRequest]) -> None:
+    `left` are the positions of those that are to be handed out, all by default.
+    """
+
+    def __init__(
+        self, requests: Sequence[ResolvedRequest], left: Iterable[int] | None = None
+    ) -> None:
+        indices = range(len(requests)) if left is None else sorted(left)
         self._kinds: dict[RequestKind, deque[int]] = {}
         self._requests = requests
         self._losses: Counter[int] = Counter()
-        self._count = len(requests)
-        for index, request in enumerate(requests):
-            self._kinds.setdefault(request_kind(request), deque()).append(index)
+        self._count = len(indices)
+        for index in indices:
+            self._kinds.setdefault(request_kind(requests[index]), deque()).append(index)
 
     def __len__(self) -> int:
         return self._count

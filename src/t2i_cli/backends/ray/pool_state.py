@@ -1,7 +1,7 @@
 """What the pool of workers knows of its workers, their passes, and runs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -20,12 +20,20 @@ _MIN_UNREAD = 16
 
 
 class PoolRun:
-    """Requests that are made together; `outbox` is read by the thread that wants the outcomes."""
+    """Requests that are made together; `outbox` is read by the thread that wants the outcomes.
 
-    def __init__(self, requests: Sequence[ResolvedRequest], previews: Sequence[int]) -> None:
+    `left` are the positions of those that have no outcome yet, all by default.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[ResolvedRequest],
+        previews: Sequence[int],
+        left: Iterable[int] | None = None,
+    ) -> None:
         self.requests = requests
         self.previews = previews
-        self.pending = PendingRequests(requests)
+        self.pending = PendingRequests(requests, left)
         self.outbox: SimpleQueue[Event | GeneratedImage | Failure | RunEnded] = SimpleQueue()
         self.load: ResolvedRequest | None = None
         self.lost_loads = 0

@@ -19,10 +19,15 @@ def make_actor_class() -> type:
         """Runs passes of requests; `start` makes its backend."""
 
         def versions(self, packages: Sequence[str], find: Any) -> dict[str, Any]:  # noqa: ANN401
-            import os
             import socket
 
-            return {"versions": find(packages), "node": socket.gethostname(), "pid": os.getpid()}
+            from ray import get_runtime_context
+
+            return {
+                "versions": find(packages),
+                "node": socket.gethostname(),
+                "node_id": get_runtime_context().get_node_id(),
+            }
 
         def start(self, config: bytes) -> None:
             import pickle

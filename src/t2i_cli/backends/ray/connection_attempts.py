@@ -1,0 +1,56 @@
+"""Connects to a Ray cluster, again where its proxy was too slow or stumbled, within a limit."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Event as Flag
+from typing import Any
+
+from t2i_cli.errors import RemoteError
+
+CONNECT_SECONDS = 180.0
+"""Seconds within which a connection through Ray's proxy is tried again."""
+MAX_ATTEMPTS = 6
+"""Attempts, for what fails at once each time."""
+_PAUSE = 2.0
+"""Seconds between two attempts."""
+
+
+def connect_within_limit(ray: Any, connect: Callable[[], object], closing: Flag) -> None:  # noqa: ANN401 - ray's module
+    """Call `connect` until it succeeds, `closing` is set, or the limits are reached.
+
+    For each client Ray's proxy starts a process, which may end at once (it forks beside running
+    threads of gRPC), and which it waits 30 seconds for; another attempt is the way out. Raises
+    what the last attempt raised.
+    """
+    end = time.monotonic() + CONNECT_SECONDS
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            connect()
+            return
+        except Exception as error:
+            with suppress(Exception):
+                ray.shutdown()
+            over = attempt == MAX_ATTEMPTS or time.monotonic() + _PAUSE >= end
+            if over or not is_temporary(error) or closing.wait(_PAUSE):
+                raise
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether another attempt may succeed after what Ray's client raised."""
+    import grpc
+
+    if isinstance(error, grpc.RpcError):
+        code = error.code() if isinstance(error, grpc.Call) else None
+        return code not in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+    return isinstance(error, ConnectionError)
+
+
+def proxy_error(address: str, reason: str) -> RemoteError:
+    """The error of a proxy that let nobody in, however often it was asked."""
+    return RemoteError(
+        f"The Ray cluster at {address} lets nobody in: {reason}.",
+        hint="Its proxy waits 30 s for the process that it starts for each client; "
+        "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S=120 before `ray start --head` has it wait "
+        "longer. On a node of the cluster, --address auto needs no proxy.",
+    )
