@@ -199,6 +199,38 @@ def test_versions_that_differ_are_refused_by_name(
         other.estimate(requests(["x"])[0])
 
 
+def other_versions(unfit: str) -> Callable[[Sequence[str]], dict[str, str | None]]:
+    """Finds versions as ever, but for another torch on that node."""
+    find = connection.find_versions()
+
+    def find_other(packages: Sequence[str]) -> dict[str, str | None]:
+        import ray
+
+        found = find(packages)
+        if ray.get_runtime_context().get_node_id() == unfit:
+            found["torch"] = "1.0"
+        return found
+
+    return find_other
+
+
+def test_a_node_with_other_versions_gets_no_worker_again(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    once = [f"die-once {tmp_path / str(number)}" for number in range(2)]
+    with backend(cluster) as other:
+        other.estimate(requests(["x"])[0])
+        nodes = connection.cluster_nodes(connection.import_ray())
+        find = other_versions(next(node.id for node in nodes if node.gpus))
+        monkeypatch.setattr(connection, "find_versions", lambda: find)
+        found = run_all(other, [*["plain"] * 4, *once, *["plain"] * 4], events.append)
+        assert other.parallelism() == 1
+    assert all(isinstance(one, GeneratedImage) for one in found.values())
+    left_out = [e for e in events if isinstance(e, Notice) and "has torch 1.0" in e.message]
+    assert len(left_out) == 1
+
+
 def test_builds_of_one_version_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "own_versions", lambda: {"torch": "2.13.0+cpu"})
     connection.compare_versions("n", {"torch": "2.13.0+cu130"})
@@ -354,11 +386,12 @@ def test_drivers_workers_and_nodes_killed_at_random_lose_and_double_nothing(
 
 def worker_processes() -> list[psutil.Process]:
     """The workers of this test's cluster."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.name().startswith("ray::T2IWorker")
-    ]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name().startswith("ray::T2IWorker"):
+                found.append(child)
+    return found
 
 
 # From here on the cluster's GPUs are taken by the workers of one backend.

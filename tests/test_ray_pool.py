@@ -26,7 +26,7 @@ from t2i_cli.backends.ray.pool import WorkerPool
 from t2i_cli.backends.ray.pool_state import PassInHand, PoolRun, PoolWorker
 from t2i_cli.driver import run_backend
 from t2i_cli.errors import RemoteError
-from t2i_cli.events import Event, Notice
+from t2i_cli.events import Event, Notice, Step
 from t2i_cli.request import ResolvedRequest
 from tests.fakes.ray_workers import make_stub
 
@@ -223,9 +223,10 @@ def test_a_connection_that_is_lost_again_and_again_ends_the_run(
             time.sleep(0.2)
             ray.nodes = [node for node in ray.nodes if node.id != "head"]
             count = ray.connections
-            until(lambda count=count: ray.connections > count or not thread.is_alive())
-            if not thread.is_alive():
-                return
+            while ray.connections == count:
+                time.sleep(0.01)
+                if not thread.is_alive():
+                    return
 
     raised: list[BaseException] = []
 
@@ -299,6 +300,15 @@ def test_closing_waits_for_no_connection(
         assert time.monotonic() - started < 5
     finally:
         answers.set()
+
+
+def test_what_a_row_raises_is_its_failure_and_not_tried_again(
+    make: Callable[..., RayBackend],
+) -> None:
+    events = list[Event]()
+    assert run_all(make(), ["bug", "refuse", "plain"], events) == [False, False, True]
+    begun = [event.indices for event in events if isinstance(event, Step)]
+    assert sorted(begun) == [(0,), (1,), (2,)]
 
 
 class _Silent:

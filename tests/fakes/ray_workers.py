@@ -12,12 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event as Flag
+from typing import Any
 
 from t2i_cli.backend import Failure, GeneratedImage
+from t2i_cli.backends.local import LocalBackend
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.errors import ModelError, T2IError
 from t2i_cli.events import Notice, OnEvent, Step
 from t2i_cli.request import ResolvedRequest
+from tests.fakes import gpu
 from tests.fakes.stub_backend import StubBackend, painted
 
 
@@ -68,6 +71,25 @@ class WorkerStub(StubBackend):
                 continue
             made = painted(index, request)
             yield replace(made, info=replace(made.info, device=str(os.getpid())))
+
+
+def make_short_of_memory(options: LocalOptions) -> LocalBackend:
+    """A worker's local backend; of all workers one runs out of memory once.
+
+    The variable ONCE names the file that tells whether it has.
+    """
+    from diffusers import UNet2DConditionModel
+
+    denoiser: Any = UNet2DConditionModel
+    original = denoiser.forward
+
+    def forward(*arguments: object, **named: object) -> object:
+        if _first_time(Path(os.environ["ONCE"])):
+            raise gpu.out_of_memory()
+        return original(*arguments, **named)
+
+    denoiser.forward = forward
+    return LocalBackend(options)
 
 
 def make_stub(options: LocalOptions) -> WorkerStub:
