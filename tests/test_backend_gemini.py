@@ -43,6 +43,7 @@ from tests.conftest import T2I
 from tests.fakes import gemini as fake
 from tests.fakes.gemini import PROJECT, FakeGemini, Fault, running_gemini
 from tests.fakes.google import refusal
+from tests.parallel_runs import check_parallel_runs
 
 FLASH, PRO, OLD = "gemini-3.1-flash-image", "gemini-3-pro-image", "gemini-2.5-flash-image"
 FUTURE = "gemini-9-future-image"
@@ -537,6 +538,13 @@ def test_several_images_are_made_at_a_time(server: FakeGemini) -> None:
     assert all(isinstance(one, GeneratedImage) for one in outcomes)
     assert server.most_in_flight <= 3
     assert len(server.asked) == 10  # one was refused for the quota
+
+
+def test_runs_beside_each_other_end_by_themselves(server: FakeGemini) -> None:
+    server.pause = 60
+    chosen = backend(concurrency=3)
+    requests = [resolved(chosen, prompt=f"star {n}", size="512x512") for n in range(5)]
+    check_parallel_runs(chosen, requests, lambda: server.in_flight, server.closing.set)
 
 
 def test_a_cancelled_run_ends_soon(server: FakeGemini) -> None:

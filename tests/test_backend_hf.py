@@ -52,6 +52,7 @@ from tests.fakes.inference_providers import (
     mapping_of,
     running_providers,
 )
+from tests.parallel_runs import check_parallel_runs
 from tests.test_serve_process import running
 
 OTHER_TOKEN = TOKEN[::-1].replace("_fh", "_x")
@@ -506,6 +507,14 @@ def test_cancelling_ends_a_task_that_is_asked_for(providers: FakeProviders) -> N
     count = len(providers.seen)
     time.sleep(0.3)
     assert len(providers.seen) <= count + 1
+
+
+def test_runs_beside_each_other_end_by_themselves(providers: FakeProviders) -> None:
+    providers.pause = 60
+    maker = backend("nscale", concurrency=3)
+    asked = GenerateRequest(prompt="x", model=REPO)
+    request = resolve_request(asked, maker.describe(asked))
+    check_parallel_runs(maker, [request] * 5, lambda: providers.in_flight, providers.closing.set)
 
 
 def test_calls_in_flight_are_bounded_and_slow_down(providers: FakeProviders) -> None:

@@ -54,6 +54,7 @@ from tests.conftest import T2I
 from tests.fakes.images_server import Body, FakeImages, Fault, error, running_images
 from tests.fakes.serving import Running, serving
 from tests.fakes.stub_backend import StubBackend, painted
+from tests.parallel_runs import check_parallel_runs
 
 KEY = "sk-verysecret-123"
 FACTS = {
@@ -903,6 +904,14 @@ def test_our_own_server(ours: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(chosen.run(requests, lambda event: None, Flag()))
     assert sorted(o.index for o in found) == list(range(24))
     assert [o for o in found if isinstance(o, Failure)] == []
+
+
+def test_runs_beside_each_other_end_by_themselves(server: FakeImages) -> None:
+    server.pause = 60
+    chosen = backend(server, concurrency=3)
+    spec = chosen.describe(GenerateRequest(prompt="x"))
+    requests = [resolve_request(GenerateRequest(prompt=f"star {n}"), spec) for n in range(5)]
+    check_parallel_runs(chosen, requests, lambda: server.in_flight, server.closing.set)
 
 
 def test_the_lock_has_a_place_for_where_it_was() -> None:

@@ -58,6 +58,7 @@ from tests.fakes import vertex as fake
 from tests.fakes.serving import serving
 from tests.fakes.stub_backend import StubBackend, painted
 from tests.fakes.vertex import FakeVertex, Fault, counted, running_vertex
+from tests.parallel_runs import check_parallel_runs
 
 HERE = "projects/gallery/locations/us-central1/endpoints/5"
 TOKEN = "ya29.secret"  # noqa: S105 - what the fake issues
@@ -769,10 +770,19 @@ def test_concurrency_comes_from_the_replicas(vertex: FakeVertex) -> None:
         "usd_per_hour_at_most": 0.66,
         "prices_of": "November 2026, us-central1",
     }
+    assert chosen.parallelism() == 6
     vertex.predictor = lambda body: (threading.Event().wait(0.1), predicting(picture())(body))[1]
     list(chosen.run([settled] * 20, lambda event: None, threading.Event()))
     assert vertex.most_in_flight == 6
     assert backend(name, concurrency=2).estimate(settled)["concurrency"] == 2
+
+
+def test_runs_beside_each_other_end_by_themselves(vertex: FakeVertex) -> None:
+    chosen, go = backend(vertex.make_endpoint(), concurrency=3), threading.Event()
+    asked = GenerateRequest(prompt="x")
+    settled = resolve_request(asked, chosen.describe(asked))
+    vertex.predictor = lambda body: (go.wait(60), predicting(picture())(body))[1]
+    check_parallel_runs(chosen, [settled] * 5, lambda: vertex.in_flight, go.set)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -1,10 +1,12 @@
 """What images cost that are billed one by one: the sums, the limit, and the question before."""
 
 import io
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from threading import Event as Flag
-from threading import Lock
+from threading import Lock, Thread
 
 import pytest
 
@@ -140,6 +142,39 @@ def test_what_was_refused_before_any_work_makes_room_and_what_may_be_billed_does
     assert [e.indices for e in told if isinstance(e, RequestSent)] == [(0,), (1,), (2,)]
     assert limited.spent == Decimal("0.2")
     assert limited.reached
+
+
+def test_runs_beside_each_other_stay_within_the_limit_and_wait_for_what_may_be_refused() -> None:
+    go = Flag()
+
+    def refused_late(request: ResolvedRequest) -> T2IError | None:
+        go.wait(30)
+        return QuotaError("Full.") if request.prompt == "quota" else None
+
+    backend = Calling(price=billed(0.1), fails=refused_late)
+    limited = CostLimitedBackend(backend, 0.2, fails_rest=True)
+    found: list[GeneratedImage | Failure] = []
+
+    def run_one(prompt: str) -> None:
+        found.extend(run_backend(limited, requests(prompt), lambda _: None, Flag()))
+
+    threads = [Thread(target=run_one, args=(prompt,)) for prompt in ("quota", "a")]
+    for thread in threads:
+        thread.start()
+    while backend.begun < 2:
+        time.sleep(0.01)
+    threads += [Thread(target=run_one, args=(prompt,)) for prompt in ("b", "c")]
+    for thread in threads[2:]:
+        thread.start()
+    time.sleep(0.3)
+    assert (backend.begun, found) == (2, [])  # the others wait for what becomes of the first
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    errors = Counter(type(one.error) for one in found if isinstance(one, Failure))
+    assert errors == {QuotaError: 1, CostLimitError: 1}
+    assert len(found) == 4
+    assert (backend.begun, limited.spent) == (3, Decimal("0.2"))
 
 
 def test_what_holds_for_all_images_is_told_once_however_often_the_backend_runs() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from t2i_cli import postcard
 from t2i_cli.output import metadata
 from t2i_cli.server.options import MAX_BODY_BYTES
 from tests.conftest import T2I
+from tests.fakes.images_server import running_images
 from tests.fakes.serving import serving
 from tests.fakes.stub_backend import StubBackend
 
@@ -281,6 +282,34 @@ def test_another_servers_model_is_its_own(t2i_env: dict[str, str], tmp_path: Pat
             assert http.post("/predict", json={"prompt": "a red house"}).status_code == 200
     assert isinstance(behind.backend, StubBackend)
     assert [request.model for request in behind.backend.made] == ["postcard"]
+
+
+def test_calls_of_another_server_run_beside_each_other_and_end_with_their_client(
+    t2i_env: dict[str, str], tmp_path: Path
+) -> None:
+    body = b'{"prompt": "a star"}'
+    head = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with running_images() as other, ExitStack() as clients:
+        other.pause = 60
+        asked = ("--backend", "http", "--url", other.url, "--concurrency", "2", "--port", "0")
+        with running(tmp_path, t2i_env, *asked, device=None) as server:
+            waiting = [clients.enter_context(server.connect()) for _ in range(4)]
+            waiting[0].sendall(head + body)
+            until(lambda: other.in_flight == 1)
+            for client in waiting[1:]:
+                client.sendall(head + body)
+            until(lambda: server.figure("t2i_jobs_waiting") == 2)
+            assert other.in_flight == server.figure("t2i_images_running") == 2
+            waiting[0].close()
+            # The other server does not notice who leaves: with the next call it has three.
+            until(lambda: other.in_flight == 3)
+            assert server.figure("t2i_images_running") == 2
+            other.closing.set()
+            for client in waiting[1:]:
+                with client.makefile("rb") as answer:
+                    assert answer.readline().split()[1] == b"200"
+    assert len(other.asked) == 4
 
 
 def test_a_key_file_that_changes_is_read_again(t2i_env: dict[str, str], tmp_path: Path) -> None:

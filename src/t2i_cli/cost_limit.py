@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
+from threading import Condition
 from threading import Event as Flag
 from typing import TYPE_CHECKING, cast
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 
+_POLL_INTERVAL = 0.1
+"""Seconds between two checks of whether to stop."""
+
+
 class CostLimitError(QuotaError):
     """The limit of what images may cost is reached."""
 
@@ -44,6 +49,8 @@ class CostLimitedBackend:
         self.reached = False
         self._backend = backend
         self._fails_rest = fails_rest
+        self._settled = Condition()
+        self._set_aside = Decimal(0)
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """As the backend."""
@@ -63,8 +70,8 @@ class CostLimitedBackend:
         return self._backend.image_price(request)
 
     def parallelism(self) -> int:
-        """Return 1: runs beside each other would pass the limit."""
-        return 1
+        """As the backend: an image's price is set aside before it begins."""
+        return self._backend.parallelism()
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """As the backend."""
@@ -94,9 +101,9 @@ class CostLimitedBackend:
             on_event(event)
 
         while waiting and not _is_stopping(cancel):
-            chosen = self._affordable(requests, waiting)
+            chosen = self._affordable(requests, waiting, cancel)
             if not chosen:
-                self.reached = True
+                self.reached = self.reached or not _is_stopping(cancel)
                 break
             yield from self._run_chosen(requests, chosen, tell_once, cancel, previews)
         if self.reached and self._fails_rest:
@@ -107,16 +114,37 @@ class CostLimitedBackend:
         """As the backend."""
         self._backend.close()
 
-    def _affordable(self, requests: Sequence[ResolvedRequest], waiting: deque[int]) -> list[int]:
-        """Take the first images off `waiting` that the limit has room for."""
+    def _affordable(
+        self, requests: Sequence[ResolvedRequest], waiting: deque[int], cancel: Flag
+    ) -> list[int]:
+        """Take the first images off `waiting` that the limit has room for, and set it aside.
+
+        While there is none, others' images are waited for, which may be refused and make room.
+        """
         chosen: list[int] = []
-        left = exact_usd(self.limit) - self.spent
-        while waiting:
-            left -= self._usd(requests[waiting[0]])
-            if left < 0:
-                break
-            chosen.append(waiting.popleft())
+        first = self._usd(requests[waiting[0]])
+        with self._settled:
+            while self._room < first and self._set_aside and not _is_stopping(cancel):
+                self._settled.wait(_POLL_INTERVAL)
+            while waiting and not _is_stopping(cancel):
+                usd = self._usd(requests[waiting[0]])
+                if self._room < usd:
+                    break
+                self._set_aside += usd
+                chosen.append(waiting.popleft())
         return chosen
+
+    @property
+    def _room(self) -> Decimal:
+        return exact_usd(self.limit) - self.spent - self._set_aside
+
+    def _settle(self, request: ResolvedRequest, *, billed: bool) -> None:
+        """Release what was set aside for an image, which is spent if it was `billed`."""
+        usd = self._usd(request)
+        with self._settled:
+            self._set_aside -= usd
+            self.spent += usd if billed else 0
+            self._settled.notify_all()
 
     def _run_chosen(
         self,
@@ -127,6 +155,7 @@ class CostLimitedBackend:
         previews: Sequence[int],
     ) -> Iterator[GeneratedImage | Failure]:
         begun: set[int] = set()
+        unsettled = set(chosen)
 
         def forward(event: Event) -> None:
             event = move_event(event, chosen)
@@ -144,13 +173,14 @@ class CostLimitedBackend:
             with closing(cast("Generator[GeneratedImage | Failure]", outcomes)) as generated:
                 for outcome in generated:
                     index = chosen[outcome.index]
-                    begun.discard(index)
-                    if is_billed(outcome.error if isinstance(outcome, Failure) else None):
-                        self.spent += self._usd(requests[index])
+                    unsettled.discard(index)
+                    billed = is_billed(outcome.error if isinstance(outcome, Failure) else None)
+                    self._settle(requests[index], billed=billed)
                     yield replace(outcome, index=index)
         finally:
-            # What was sent and given up may be billed.
-            self.spent += sum(self._usd(requests[index]) for index in begun)
+            for index in unsettled:
+                # What was sent and given up may be billed.
+                self._settle(requests[index], billed=index in begun)
 
     def _usd(self, request: ResolvedRequest) -> Decimal:
         """What the image costs. Raises InputError if that is not known."""

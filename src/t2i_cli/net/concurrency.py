@@ -42,7 +42,8 @@ def run_concurrently(
     """Yield one outcome for each request, in order of completion.
 
     `send` makes one call, in a thread; it raises T2IError or CallCancelledError. At most
-    `throttle.limit` calls are in flight. No call is started while the caller handles an outcome.
+    `throttle.limit` calls are in flight, of all runs with that throttle together. No call is
+    started while the caller handles an outcome.
     Equal notices go to `on_event` once. Ends early once `cancel` is set; `abort` then ends the
     calls in flight. Raises what `send` raises that is no failure of one image, as MemoryError.
     """
@@ -59,20 +60,24 @@ def run_concurrently(
         outcomes.put(Notice(message=text, indices=tuple(indices)))
 
     def run_call(call: InFlightCall) -> None:
-        try:
-            outcomes.put(send(call))
-        except T2IError as error:
-            outcomes.put(Failure(index=call.index, request=call.request, error=error))
-        except CallCancelledError:
-            pass
-        except MemoryError as error:
-            outcomes.put(error)
-        except Exception as error:  # noqa: BLE001 - becomes this image's failure
-            outcomes.put(
-                Failure(index=call.index, request=call.request, error=internal_error(error))
-            )
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            outcomes.put(error)
+        outcome = _call_outcome(send, call)
+        # Before the outcome can be read: whoever reads it may begin the next call.
+        throttle.end_call()
+        if outcome is not None:
+            outcomes.put(outcome)
+
+    def start_call(index: int) -> None:
+        on_event(RequestSent(indices=(index,)))
+        request = requests[index]
+        call = InFlightCall(
+            index=index,
+            request=request,
+            stop=stop,
+            note=partial(post_notice, ()),
+            note_request=partial(post_notice, same_but_seed[request.identity(seed=0)]),
+        )
+        # Daemon threads: an abandoned call must not keep the process alive.
+        Thread(target=run_call, args=(call,), daemon=True, name="call").start()
 
     try:
         while not cancel.is_set():
@@ -80,18 +85,13 @@ def run_concurrently(
                 started < len(requests)
                 and in_flight < throttle.limit
                 and not stop_starting.is_set()
+                and throttle.begin_call()
             ):
-                on_event(RequestSent(indices=(started,)))
-                request = requests[started]
-                call = InFlightCall(
-                    index=started,
-                    request=request,
-                    stop=stop,
-                    note=partial(post_notice, ()),
-                    note_request=partial(post_notice, same_but_seed[request.identity(seed=0)]),
-                )
-                # Daemon threads: an abandoned call must not keep the process alive.
-                Thread(target=run_call, args=(call,), daemon=True, name="call").start()
+                try:
+                    start_call(started)
+                except BaseException:
+                    throttle.end_call()
+                    raise
                 started, in_flight = started + 1, in_flight + 1
             if not in_flight and (started == len(requests) or stop_starting.is_set()):
                 return
@@ -112,3 +112,21 @@ def run_concurrently(
         stop.set()
         if in_flight:
             abort()
+
+
+def _call_outcome(
+    send: Callable[[InFlightCall], GeneratedImage], call: InFlightCall
+) -> GeneratedImage | Failure | BaseException | None:
+    """What came of a call; `None` if it was cancelled, an exception that ends the run."""
+    try:
+        return send(call)
+    except T2IError as error:
+        return Failure(index=call.index, request=call.request, error=error)
+    except CallCancelledError:
+        return None
+    except MemoryError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - becomes this image's failure
+        return Failure(index=call.index, request=call.request, error=internal_error(error))
+    except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+        return error

@@ -107,6 +107,7 @@ class HttpClient:
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=connections),
         )
         self._streams: WeakSet[object] = WeakSet()
+        self.aborted = False
 
     def request(
         self,
@@ -193,7 +194,8 @@ class HttpClient:
             raise self._translate(failed) from error
 
     def abort(self) -> None:
-        """Disconnect every call in flight: servers can stop working on it, threads stop waiting."""
+        """Disconnect every call, now and later: servers can stop working, threads stop waiting."""
+        self.aborted = True
         for stream in list(self._streams):
             with suppress(OSError, AttributeError):
                 # close() would not wake a thread that is blocked in a read.
@@ -206,6 +208,8 @@ class HttpClient:
     def _trace(self, event: str, info: Mapping[str, object]) -> None:
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._streams.add(info["return_value"])
+            if self.aborted:
+                self.abort()
 
 
 def is_loopback_url(url: str) -> bool:

@@ -21,7 +21,8 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models.image_prices import find_image_price
 from t2i_cli.net import google_credentials
 from t2i_cli.net.billed_calls import with_billed_size
-from t2i_cli.net.concurrency import InFlightCall, run_concurrently
+from t2i_cli.net.client_pool import ClientPool
+from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.response_metadata import note_further_images
 from t2i_cli.net.retry import call_with_retry, retryable
@@ -71,8 +72,8 @@ class GeminiBackend:
         return find_image_price(NAME, model.name, size_class=price_class(image_size))
 
     def parallelism(self) -> int:
-        """Return 1: a run itself has several calls in flight."""
-        return 1
+        """As many as calls may be in flight, of all runs together."""
+        return self._concurrency
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: Google's models have no revisions to choose."""
@@ -90,20 +91,13 @@ class GeminiBackend:
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome per request, with several calls in flight."""
-        connection = self._connect()
-        return run_concurrently(
-            requests,
-            self._generate,
-            self._throttle,
-            on_event,
-            cancel,
-            abort=connection.client.abort,
-        )
+        clients = self._connect().clients
+        return clients.run_calls(requests, self._generate, self._throttle, on_event, cancel)
 
     def close(self) -> None:
         """Close the connections."""
         if self._connection:
-            self._connection.client.close()
+            self._connection.clients.close()
 
     def _connect(self) -> "_Connection":
         with self._lock:
@@ -114,12 +108,12 @@ class GeminiBackend:
         model = find_image_model(request.model)
         return request_body.build_content_request(request, model, self._options.format)
 
-    def _generate(self, call: InFlightCall) -> GeneratedImage:
+    def _generate(self, call: InFlightCall, client: HttpClient) -> GeneratedImage:
         connection = self._connect()
         model, body = find_image_model(call.request.model), self._request_body(call.request)
 
         def post(left: float) -> HttpResponse:
-            return connection.post(model, body, left)
+            return connection.post(client, model, body, left)
 
         response = call_with_retry(post, self._options.retry_policy, self._throttle, call.stop)
         answer = answers.parse_image_answer(response.json())
@@ -155,22 +149,26 @@ class _Connection:
         self._policy = options.retry_policy
         found = find_location(replace(options.place, region=None), login_project=login.project)
         self.location = replace(found, region=options.place.region or GEMINI_REGION)
-        self.client = HttpClient(
-            api_url(self.location),
-            concurrency,
-            translate=errors.error_from_failed_call,
-            ca_file=self.location.ca_file,
+        self.clients = ClientPool(
+            lambda: HttpClient(
+                api_url(self.location),
+                concurrency,
+                translate=errors.error_from_failed_call,
+                ca_file=self.location.ca_file,
+            )
         )
 
     def check_credentials(self) -> None:
         """Get a token, so that refused credentials end a run before its first image."""
         call_with_retry(self._headers, self._policy)
 
-    def post(self, model: ImageModel, body: object, left: float) -> HttpResponse:
+    def post(
+        self, client: HttpClient, model: ImageModel, body: object, left: float
+    ) -> HttpResponse:
         """Make one call, within `left` seconds. Raises T2IError, or RetryableError if temporary."""
         deadline = time.monotonic() + left
         headers = self._headers(left)
-        response = self.client.request(
+        response = client.request(
             "POST",
             model_url(self.location, model.name),
             headers=headers,

@@ -33,7 +33,8 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.models.image_prices import find_image_price
 from t2i_cli.net.billed_calls import telling_it_is_billed, with_billed_size
-from t2i_cli.net.concurrency import InFlightCall, run_concurrently
+from t2i_cli.net.client_pool import ClientPool
+from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.net.http_client import HttpClient
 from t2i_cli.net.image_decoding import decode_image
 from t2i_cli.net.response_metadata import ResponseMetadata
@@ -70,8 +71,10 @@ class HfBackend:
         self._options = options
         self._concurrency = options.concurrency or CONCURRENCY
         self._throttle = Throttle(self._concurrency)
-        self._client = HttpClient(
-            str(router_url()), self._concurrency, translate=translate_failed_call
+        self._clients = ClientPool(
+            lambda: HttpClient(
+                str(router_url()), self._concurrency, translate=translate_failed_call
+            )
         )
         self._lock = Lock()
         self._served_models: dict[str, ServedModel] = {}
@@ -116,8 +119,8 @@ class HfBackend:
         return ImagePrice(usd=None, source=f"billed by {served.provider} through Hugging Face")
 
     def parallelism(self) -> int:
-        """Return 1: a run itself has several calls in flight."""
-        return 1
+        """As many as calls may be in flight, of all runs together."""
+        return self._concurrency
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: the provider determines the commit."""
@@ -136,13 +139,11 @@ class HfBackend:
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome per request, with several calls in flight."""
-        return run_concurrently(
-            requests, self._generate, self._throttle, on_event, cancel, abort=self._client.abort
-        )
+        return self._clients.run_calls(requests, self._generate, self._throttle, on_event, cancel)
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._clients.close()
 
     def _served_model(self, spec: ModelSpec) -> ServedModel:
         """The model at its provider; the Hub is asked once for each model."""
@@ -152,7 +153,7 @@ class HfBackend:
                 self._served_models[repo] = find_served_model(spec, self._options.provider)
             return self._served_models[repo]
 
-    def _generate(self, call: InFlightCall) -> GeneratedImage:
+    def _generate(self, call: InFlightCall, client: HttpClient) -> GeneratedImage:
         request = call.request
         served = self._served_model(_known_spec(request.model))
         context = CallContext(served=served, payer=self._options.payer, token=_router_token())
@@ -168,7 +169,7 @@ class HfBackend:
         def attempt(seconds: float) -> tuple[bytes, float]:
             began = time.monotonic()
             provider_call = ProviderCall(
-                client=self._client,
+                client=client,
                 context=context,
                 retry_policy=self._options.retry_policy,
                 deadline=began + seconds,

@@ -17,7 +17,8 @@ from t2i_cli.events import OnEvent
 from t2i_cli.files.state_files import is_text
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.net import error_body, image_decoding, response_metadata
-from t2i_cli.net.concurrency import InFlightCall, run_concurrently
+from t2i_cli.net.client_pool import ClientPool
+from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.retry import RetryableError, call_with_retry
 from t2i_cli.net.throttle import Throttle
@@ -39,7 +40,7 @@ class HttpBackend:
         self._options = options
         self._retry_policy = options.retry_policy
         self._concurrency = options.concurrency or CONCURRENCY
-        self._client = HttpClient(options.url, self._concurrency)
+        self._clients = ClientPool(lambda: HttpClient(options.url, self._concurrency))
         self._throttle = Throttle(self._concurrency)
         self._lock = Lock()
         self._server_info: ServerInfo | None = None
@@ -72,8 +73,8 @@ class HttpBackend:
         """Return `None`: what a server bills is not known."""
 
     def parallelism(self) -> int:
-        """Return 1: a run itself has several calls in flight."""
-        return 1
+        """As many as calls may be in flight, of all runs together."""
+        return self._concurrency
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: the server determines the commit."""
@@ -91,13 +92,11 @@ class HttpBackend:
         previews: Sequence[int] = (),
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome per request, with several calls in flight."""
-        return run_concurrently(
-            requests, self._generate, self._throttle, on_event, cancel, abort=self._client.abort
-        )
+        return self._clients.run_calls(requests, self._generate, self._throttle, on_event, cancel)
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._clients.close()
 
     def _server(self) -> ServerInfo:
         """What is known of the server, which is asked once."""
@@ -184,12 +183,13 @@ class HttpBackend:
 
     def _get(self, url: str, deadline: float) -> HttpResponse | None:
         """The server's response; `None` if it has no such path."""
-        response = self._client.request(
-            "GET",
-            url,
-            headers=self._headers(),
-            timeout=max(0.001, deadline - time.monotonic()),
-        )
+        with self._clients.borrow() as client:
+            response = client.request(
+                "GET",
+                url,
+                headers=self._headers(),
+                timeout=max(0.001, deadline - time.monotonic()),
+            )
         if response.status == 200 and not error_body.holds_error(response.json()):
             return response
         if is_not_found(response):
@@ -206,11 +206,11 @@ class HttpBackend:
         guidance = spec.guidance_argument if spec else None
         return dialects.build_image_request(request, name, server.dialect, guidance)
 
-    def _generate(self, call: InFlightCall) -> GeneratedImage:
+    def _generate(self, call: InFlightCall, client: HttpClient) -> GeneratedImage:
         body, url = self._request_body(call.request), self._server().url
 
         def post(timeout: float) -> tuple[HttpResponse, object]:
-            response = self._client.request(
+            response = client.request(
                 "POST",
                 f"{url}/images/generations",
                 headers=self._headers(),
@@ -234,7 +234,7 @@ class HttpBackend:
         metadata = response_metadata.parse_response_metadata(image_entry)
         metadata.check_request(call.request)
         metadata.forward_notices(call)
-        image = self._decode_image(image_entry, url, call.stop)
+        image = self._decode_image(image_entry, url, call.stop, client)
         request = response_metadata.with_actual_size(call, image.size)
         info = metadata.generation_info(call.request, backend="http", endpoint=url)
         return GeneratedImage(
@@ -246,7 +246,9 @@ class HttpBackend:
             round_trip=response.seconds,
         )
 
-    def _decode_image(self, entry: dict[str, Any], url: str, stop: Flag) -> "Image":
+    def _decode_image(
+        self, entry: dict[str, Any], url: str, stop: Flag, client: HttpClient
+    ) -> "Image":
         encoded, link = entry.get("b64_json"), entry.get("url")
         if isinstance(encoded, str) and encoded:
             return image_decoding.decode_base64_image(encoded)
@@ -263,19 +265,21 @@ class HttpBackend:
                 f"The link to the image in the answer of {url} is no address.",
                 hint="Look into the server's log.",
             )
-        response = self._fetch(link, {}, stop)
+        response = self._fetch(link, {}, stop, client)
         if response.status in {401, 403} and is_same_origin(url, link):
             # The server itself gets its key; the key goes to no other host.
-            response = self._fetch(link, self._headers(), stop)
+            response = self._fetch(link, self._headers(), stop, client)
         if response.status != 200:
             raise RemoteError(f"The server's link to the image fails with {response.status}.")
         return image_decoding.decode_image(response.body)
 
-    def _fetch(self, link: str, headers: Mapping[str, str], stop: Flag) -> HttpResponse:
+    def _fetch(
+        self, link: str, headers: Mapping[str, str], stop: Flag, client: HttpClient
+    ) -> HttpResponse:
         """The response of an image's link. A link itself grants access: `headers` may be empty."""
 
         def get(timeout: float) -> HttpResponse:
-            return self._client.request("GET", link, headers=headers, timeout=timeout)
+            return client.request("GET", link, headers=headers, timeout=timeout)
 
         return call_with_retry(get, self._retry_policy, None, stop)
 

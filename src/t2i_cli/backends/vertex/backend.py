@@ -13,7 +13,8 @@ from t2i_cli.events import OnEvent
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.net import error_body, google_credentials, image_decoding, response_metadata
-from t2i_cli.net.concurrency import InFlightCall, run_concurrently
+from t2i_cli.net.client_pool import ClientPool
+from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
 from t2i_cli.net.throttle import Throttle
@@ -59,8 +60,10 @@ class VertexBackend:
         """Return `None`: an endpoint is billed by the hour."""
 
     def parallelism(self) -> int:
-        """Return 1: a run itself has several calls in flight."""
-        return 1
+        """As many as calls may be in flight, of all runs together."""
+        if self._connection:
+            return self._connection.concurrency
+        return self._options.concurrency or CALLS_A_REPLICA
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: the deployment determines the commit."""
@@ -79,19 +82,14 @@ class VertexBackend:
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield one outcome per request, with several calls in flight."""
         connection = self._connect()
-        return run_concurrently(
-            requests,
-            self._generate,
-            connection.throttle,
-            on_event,
-            cancel,
-            abort=connection.client.abort,
+        return connection.clients.run_calls(
+            requests, self._generate, connection.throttle, on_event, cancel
         )
 
     def close(self) -> None:
         """Close the connections."""
         if self._connection:
-            self._connection.client.close()
+            self._connection.clients.close()
 
     def _connect(self) -> "_Connection":
         """The connection to the endpoint, which is looked up once."""
@@ -105,7 +103,7 @@ class VertexBackend:
         unknown = target.record.model is None
         return payload.build_prediction_request(request, target.serving, format, name_model=unknown)
 
-    def _generate(self, call: InFlightCall) -> GeneratedImage:
+    def _generate(self, call: InFlightCall, client: HttpClient) -> GeneratedImage:
         connection = self._connect()
         target = connection.target
         format = payload.choose_transfer_format(call.request, self._options.format, target.limit)
@@ -113,7 +111,7 @@ class VertexBackend:
 
         def predict(left: float) -> HttpResponse:
             try:
-                return connection.predict(body, left, call.request, format)
+                return connection.predict(client, body, left, call.request, format)
             except RetryableError as retryable_error:
                 if retryable_error.cold_start:
                     call.note(errors.WAKING)
@@ -159,16 +157,23 @@ class _Connection:
         self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas
         self.throttle = Throttle(self.concurrency)
         url = self.target.url
-        self.client = HttpClient(
-            url,
-            self.concurrency,
-            # No proxy for http://, which is on this machine or in a network of one's own.
-            proxies=False if url.lower().startswith("http://") else None,
-            ca_file=self.target.location.ca_file,
+        self.clients = ClientPool(
+            lambda: HttpClient(
+                url,
+                self.concurrency,
+                # No proxy for http://, which is on this machine or in a network of one's own.
+                proxies=False if url.lower().startswith("http://") else None,
+                ca_file=self.target.location.ca_file,
+            )
         )
 
     def predict(
-        self, body: object, left: float, request: ResolvedRequest, format: ImageFormat
+        self,
+        client: HttpClient,
+        body: object,
+        left: float,
+        request: ResolvedRequest,
+        format: ImageFormat,
     ) -> HttpResponse:
         """Make one call, within `left` seconds. Raises T2IError, or RetryableError if temporary."""
         deadline = time.monotonic() + left
@@ -176,7 +181,7 @@ class _Connection:
             headers = self._token(left)
         started = time.monotonic()
         try:
-            response = self.client.request(
+            response = client.request(
                 "POST",
                 self.target.url,
                 headers=headers,

@@ -135,6 +135,9 @@ def serve(
         from t2i_cli.cost_limit import CostLimitedBackend
 
         image_backend = CostLimitedBackend(image_backend, backend.cost.max_cost, fails_rest=True)
+    if not loads_models(name):
+        # A call of a server makes one image: so many wait for each other, and end, by themselves.
+        limits = replace(limits, max_batch=1)
     model_name = model or default_model(name)
     if quantize and not loads_models(name):
         raise InputError("--quantize is for a model that t2i loads.", field="quantize")
