@@ -582,7 +582,8 @@ def _read_image(backend: HttpBackend, request: ResolvedRequest) -> None:
     call = SimpleNamespace(
         request=request, index=0, stop=None, note=noted.append, note_request=noted.append
     )
-    made = backend._generate(call)  # type: ignore[arg-type]
+    with backend._clients.borrow() as client:
+        made = backend._generate(call, client)  # type: ignore[arg-type]
     json.dumps(asdict(made.info))
     metadata.image_file_bytes(made, "png")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from threading import Event as Flag
 from threading import Thread
 from typing import Any, Protocol
 
+import httpx2
 import psutil
 import pytest
 
@@ -382,6 +384,76 @@ def test_drivers_workers_and_nodes_killed_at_random_lose_and_double_nothing(
     made = [one["file"] for one in lines if one.get("status") == "done"]
     assert len(made) == len(set(made)) == rows
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == set(made)
+
+
+def test_a_server_outlives_its_workers_and_tells_of_each_by_number(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "tests.fakes.ray_serving"],
+        cwd=SOURCE,
+        env={**os.environ, "CLUSTER": cluster.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    statuses: dict[str, int] = {}
+    try:
+        assert process.stdout
+        with httpx2.Client(base_url=process.stdout.readline().strip(), timeout=120) as http:
+
+            def ask(prompt: str) -> None:
+                body = {"prompt": prompt, "steps": 2}
+                statuses[prompt] = http.post("/v1/images/generations", json=body).status_code
+
+            def figure(name: str) -> float:
+                return sum(float(found) for found in figures(http, name).values())
+
+            go = [tmp_path / "first", tmp_path / "second"]
+            held_prompts = [*(f"hold {path}" for path in go), "plain"]
+            threads = [Thread(target=ask, args=(prompt,)) for prompt in held_prompts]
+            for thread in threads[:2]:
+                thread.start()
+            until(lambda: http.get("/readyz").json()["workers"] == {"busy": 2})
+            threads[2].start()
+            until(lambda: figure("t2i_jobs_waiting") == 1)
+            assert figure("t2i_images_running") == 2
+            for path in go:
+                path.touch()
+            for thread in threads:
+                thread.join(60)
+            assert statuses == dict.fromkeys(held_prompts, 200)
+            assert figure("t2i_worker_losses_total") == 0
+            ask(f"die-once {tmp_path / 'died'}")
+            assert figure("t2i_worker_losses_total") == 1
+            for prompt in ("die", "bug", "refuse"):
+                ask(prompt)
+            assert figure("t2i_worker_losses_total") == 4  # three workers had the one that kills
+            until(lambda: http.get("/readyz").json()["workers"] == {"ready": 2})
+            ask("plain again")
+            assert list(statuses.values()) == [200, 200, 200, 200, 502, 500, 404, 200]
+            assert figure("t2i_worker_images_total") == 5
+            assert figure("t2i_worker_failures_total") == 3
+            assert figure("t2i_worker_seconds_total") == 2.5  # as the stub says of its images
+            assert figures(http, "t2i_worker_up") == {'{worker="0"}': "1.0", '{worker="1"}': "1.0"}
+            assert figures(http, "t2i_worker_losses_total").keys() == {
+                '{worker="0"}',
+                '{worker="1"}',
+            }
+            listed = http.get("/t2i/v1/workers").json()["workers"]
+            assert [one["number"] for one in listed] == [0, 1]
+            assert {one["node"] for one in listed} == {socket.gethostname()}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def figures(http: httpx2.Client, name: str) -> dict[str, str]:
+    """The figures of that name by their labels."""
+    text = http.get("/metrics").text
+    return dict(re.findall(rf"^{name}(\{{.*\}})? (\S+)$", text, re.MULTILINE))
 
 
 def worker_processes() -> list[psutil.Process]:

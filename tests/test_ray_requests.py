@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from t2i_cli.backend import WorkerStatus
 from t2i_cli.backends.ray import losses
 from t2i_cli.backends.ray.pending_requests import PendingRequests, pass_rows, request_kind
+from t2i_cli.backends.ray.pool_state import PassInHand, PoolRun, PoolWorker
+from t2i_cli.backends.ray.worker_table import WorkerTable
 from t2i_cli.request import ResolvedRequest
 
 
@@ -128,3 +131,37 @@ def test_what_goes_to_others_is_told() -> None:
         "A worker on n1 was lost: its process ended; its image goes to others.",
         "A worker on n1 was lost: its process ended; its 3 images go to others.",
     ]
+
+
+def test_what_is_for_one_worker_is_given_whole() -> None:
+    pending = PendingRequests([request(seed=seed) for seed in range(9)])
+    assert pending.take(None, [], most=4, workers=8, whole=True) == [0, 1, 2, 3]
+    assert pending.take(None, [], most=64, workers=8, whole=True) == [4, 5, 6, 7, 8]
+
+
+def test_a_worker_that_replaces_another_has_its_number_and_its_sums() -> None:
+    table, workers = WorkerTable(), [PoolWorker(None, node=f"n{number}") for number in range(3)]
+    for worker in workers:
+        table.add(worker)
+    workers[0].started = workers[0].ready = workers[1].ready = True
+    workers[1].started = True
+    workers[1].passes[1] = PassInHand(PoolRun([], ()), [])
+    assert [(one.number, one.state, one.node) for one in table.statuses()] == [
+        (0, "ready", "n0"),
+        (1, "busy", "n1"),
+        (2, "starting", None),
+    ]
+    table.count(workers[1], images=2, seconds=0.5)
+    table.remove(workers[1])
+    table.count(workers[1], losses=1, failures=1)
+    assert table.statuses()[1] == WorkerStatus(
+        number=1, state="gone", images=2, failures=1, losses=1, seconds=0.5
+    )
+    for number in (1, 3):
+        late = PoolWorker(None, node="late")
+        table.add(late)
+        assert late.number == number
+        table.count(late, images=1)
+    found = table.statuses()
+    assert [one.number for one in found] == [0, 1, 2, 3]
+    assert (found[1].images, found[1].losses, found[1].state) == (3, 1, "starting")

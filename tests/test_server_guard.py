@@ -16,6 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
+from t2i_cli.backend import WorkerStatus
 from t2i_cli.errors import InputError
 from t2i_cli.events import MemoryMeasure
 from t2i_cli.server import request_body, security
@@ -36,7 +37,15 @@ POSTS: dict[str, dict[str, object]] = {
     "/t2i/v1/generate": {"requests": [{"prompt": "a red house"}]},
     "/t2i/v1/jobs/none/cancel": {},
 }
-GETS = ["/v1/models", "/v1/images/none", "/t2i/v1/model", "/metrics", "/docs", "/openapi.json"]
+GETS = [
+    "/v1/models",
+    "/v1/images/none",
+    "/t2i/v1/model",
+    "/t2i/v1/workers",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+]
 OPEN = ["/", "/static/page.js", "/healthz", "/readyz"]
 CONTAINER = VertexContainer(
     port=8080, health_route="/alive", predict_route="/v1/endpoints/1:predict", storage_uri=None
@@ -312,6 +321,40 @@ def test_figures_are_told(plain: TestClient) -> None:
     assert "\nt2i_ready 1.0\n" in text
     assert "\nt2i_jobs_waiting 0.0\n" in text
     assert "red house" not in text
+
+
+class WithWorkers(StubBackend):
+    """A stub of two workers, of which one was lost."""
+
+    def worker_statuses(self) -> list[WorkerStatus]:
+        """What is told of them."""
+        return [
+            WorkerStatus(number=0, state="busy", node="first", images=3, seconds=1.5),
+            WorkerStatus(number=1, state="gone", failures=2, losses=1),
+        ]
+
+
+def test_figures_of_workers_have_their_numbers_as_labels() -> None:
+    with serving(WithWorkers()) as server:
+        text, ready, listed = (
+            httpx2.get(f"{server.url}{path}") for path in ("/metrics", "/readyz", "/t2i/v1/workers")
+        )
+    found = set(re.findall(r"^(t2i_worker_\w+\{.*)$", text.text, re.MULTILINE))
+    assert found == {
+        *('t2i_worker_images_total{worker="0"} 3.0', 't2i_worker_images_total{worker="1"} 0.0'),
+        *('t2i_worker_seconds_total{worker="0"} 1.5', 't2i_worker_seconds_total{worker="1"} 0.0'),
+        *('t2i_worker_failures_total{worker="0"} 0.0', 't2i_worker_failures_total{worker="1"} 2.0'),
+        *('t2i_worker_losses_total{worker="0"} 0.0', 't2i_worker_losses_total{worker="1"} 1.0'),
+        *('t2i_worker_up{worker="0"} 1.0', 't2i_worker_up{worker="1"} 0.0'),
+    }
+    assert ready.json() == {"status": "ready", "workers": {"busy": 1, "gone": 1}}
+    assert [one["node"] for one in listed.json()["workers"]] == ["first", None]
+
+
+def test_without_workers_none_are_told(plain: TestClient) -> None:
+    assert "t2i_worker" not in plain.get("/metrics").text
+    assert plain.get("/readyz").json() == {"status": "ready"}
+    assert plain.get("/t2i/v1/workers").json() == {"workers": []}
 
 
 _opened: list[str] = []

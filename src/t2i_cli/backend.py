@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event as Flag
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from t2i_cli.errors import T2IError
 from t2i_cli.events import OnEvent
@@ -68,6 +68,32 @@ class CancellationToken(Flag):
     def __init__(self, soon: Flag) -> None:
         super().__init__()
         self.soon = soon
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStatus:
+    """A worker by its number, which the one that replaces it keeps, and sums since the start.
+
+    `node` is its machine, where that is known; `losses` counts how often the worker with that
+    number was lost; `seconds` are those of making images. One that is "gone" has no successor.
+    """
+
+    number: int
+    state: Literal["starting", "ready", "busy", "gone"]
+    node: str | None = None
+    images: int = 0
+    failures: int = 0
+    losses: int = 0
+    seconds: float = 0.0
+
+
+@runtime_checkable
+class MultiWorkerBackend(Protocol):
+    """A backend whose images are made by workers."""
+
+    def worker_statuses(self) -> Sequence[WorkerStatus]:
+        """The status of each worker, by number; callable from any thread."""
+        ...
 
 
 class Backend(Protocol):

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,6 +17,7 @@ from t2i_cli.driver import run_backend
 from t2i_cli.errors import InputError, InternalError, ModelError, QuotaError, T2IError
 from t2i_cli.events import Event, MemoryMeasure, Notice, Preview, RequestSent, Step
 from t2i_cli.known_secrets import SecretFilter
+from t2i_cli.server.image_queue import ImageQueue, IndexedJob
 from t2i_cli.server.jobs import ImageJob, JobObserver
 from t2i_cli.server.options import ServerLimits
 
@@ -33,8 +33,6 @@ _MAX_PARALLEL = 256
 """Largest number of batches that run beside each other."""
 
 T = TypeVar("T")
-IndexedJob = tuple[ImageJob, int]
-"""A job and the index of one of its requests."""
 batcher_log = logging.getLogger(__name__)
 batcher_log.addFilter(SecretFilter())
 _BUG = "The server met a bug; its log has the details."
@@ -77,14 +75,12 @@ class Batcher:
         self.observers: list[JobObserver] = []
         self._backend = backend
         self._limits = limits
-        self._jobs_share = jobs_share
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="backend")
         # Batches beside each other, of a backend that takes them: threads start as they are needed.
         self._threads = ThreadPoolExecutor(_MAX_PARALLEL, thread_name_prefix="batch")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = False
-        self._queue: deque[ImageJob] = deque()
-        self._retry_alone: deque[IndexedJob] = deque()
+        self._queue = ImageQueue(jobs_share=jobs_share)
         self._batches: list[_Batch] = []
         self._last_seconds = 0.0
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -93,7 +89,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Jobs of which no image has started."""
-        return sum(not job.has_started for job in self._queue)
+        return self._queue.jobs_waiting
 
     @property
     def running(self) -> int:
@@ -119,7 +115,7 @@ class Batcher:
     def add(self, job: ImageJob) -> None:
         """Queue a job. Raises BusyError if the queue is full."""
         if self.waiting >= self._limits.queue + self._free_slots:
-            wait = self._last_seconds * (1 + self._images_waiting() // self._limits.max_batch)
+            wait = self._last_seconds * (1 + self._queue.images_waiting // self._limits.max_batch)
             raise self.busy_error(min(max(1, math.ceil(wait)), MAX_RETRY_AFTER))
         self.jobs[job.id] = job
         for observer in self.observers:
@@ -139,8 +135,7 @@ class Batcher:
         if self.jobs.pop(job.id, None):
             for observer in self.observers:
                 observer.on_finished(job)
-        if job in self._queue:
-            self._queue.remove(job)
+        self._queue.discard(job)
         for batch in self._batches:
             if batch.is_unwanted:
                 batch.cancel.set()
@@ -172,11 +167,11 @@ class Batcher:
         """Start as many batches as may run, once the linger time is over or a batch is full."""
         parallelism = self._parallelism
         while self._started and (free := parallelism - len(self._batches)) > 0:
-            if self._linger_timer and self._images_waiting() < self._linger_target:
+            if self._linger_timer and self._queue.images_waiting < self._linger_target:
                 return
             self._stop_lingering()
-            share = math.ceil(self._images_waiting() / free)
-            members = self._next_members(min(self._limits.max_batch, max(1, share)))
+            share = math.ceil(self._queue.images_waiting / free)
+            members = self._queue.take(min(self._limits.max_batch, max(1, share)))
             if not members:
                 return
             batch = _Batch(members)
@@ -186,26 +181,6 @@ class Batcher:
             self._loop = asyncio.get_running_loop()
             future = self._loop.run_in_executor(threads, partial(self._run, batch))
             future.add_done_callback(partial(self._on_batch_done, batch))
-
-    def _next_members(self, most: int) -> list[IndexedJob]:
-        """The next image and others with an equal batch key, at most `most`."""
-        while self._retry_alone:
-            job, index = self._retry_alone.popleft()
-            if not job.done:
-                return [(job, index)]
-        members: list[IndexedJob] = []
-        for job in list(self._queue):
-            for index in list(job.pending):
-                if len(members) == most:
-                    return members
-                if not members or job.requests[index].batch_key() == _batch_key(members[0]):
-                    members.append((job, index))
-                    job.pending.remove(index)
-            if not job.pending:
-                self._queue.remove(job)
-            if members and not self._jobs_share:
-                break
-        return members
 
     def _run(self, batch: _Batch) -> None:
         """Run the backend on a batch, in its thread."""
@@ -273,7 +248,7 @@ class Batcher:
             and isinstance(outcome.error, InputError | ModelError | InternalError)
         ):
             # Another request of the batch may be the cause: retry each alone.
-            self._retry_alone.append((job, index))
+            self._queue.retry_alone((job, index))
             return
         job.complete(replace(outcome, index=index))
 
@@ -295,7 +270,7 @@ class Batcher:
         if len({job.id for job, _ in batch.members}) > 1:
             # Clients that got their images together send their next requests almost together.
             self._linger_target = min(
-                len(batch.members) + self._images_waiting(), self._limits.max_batch
+                len(batch.members) + self._queue.images_waiting, self._limits.max_batch
             )
             pause = min(LINGER_FRACTION * self._last_seconds, MAX_LINGER)
             self._linger_timer = asyncio.get_running_loop().call_later(pause, self._on_linger_end)
@@ -310,15 +285,7 @@ class Batcher:
             self._linger_timer.cancel()
         self._linger_timer = None
 
-    def _images_waiting(self) -> int:
-        return len(self._retry_alone) + sum(len(job.pending) for job in self._queue)
-
     @staticmethod
     def _log_bug(raised: BaseException) -> InternalError:
         batcher_log.error("The backend met a bug.", exc_info=raised)
         return InternalError(_BUG)
-
-
-def _batch_key(member: IndexedJob) -> tuple[object, ...]:
-    job, index = member
-    return job.requests[index].batch_key()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from t2i_cli.backend import Backend
+from t2i_cli.backend import Backend, MultiWorkerBackend, WorkerStatus
 from t2i_cli.errors import (
     InputError,
     ModelError,
@@ -86,6 +86,11 @@ class Engine:
     def running(self) -> int:
         """Images of the running batch."""
         return self.batcher.running
+
+    def worker_statuses(self) -> Sequence[WorkerStatus]:
+        """The status of each of the backend's workers; none where it has no workers."""
+        backend = self._backend
+        return backend.worker_statuses() if isinstance(backend, MultiWorkerBackend) else ()
 
     @property
     def idle_since(self) -> float | None:

@@ -1,6 +1,7 @@
 """Health probes and Prometheus metrics: /healthz, /readyz, /metrics."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Response
@@ -8,12 +9,12 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
-    Counter,
     Gauge,
     Histogram,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client import Counter as PrometheusCounter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from t2i_cli.server import responses
@@ -23,6 +24,13 @@ from t2i_cli.server.jobs import ImageJob, JobObserver
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _IMAGES = (1, 2, 4, 8, 16, 32)
+_WORKER_COUNTERS = {
+    "images": "Images that the worker made.",
+    "seconds": "Seconds of making them.",
+    "failures": "Images that failed with the worker.",
+    "losses": "How often the worker was lost.",
+}
+"""Counters by worker: fields of WorkerStatus, and what they are."""
 
 
 def health_router(engine: Engine, connections: ConnectionTable) -> APIRouter:
@@ -41,8 +49,10 @@ def health_router(engine: Engine, connections: ConnectionTable) -> APIRouter:
     async def readyz() -> Response:
         """200 while the model can serve."""
         waits = "failed" if engine.failure else "stopping" if engine.stopping else "loading"
-        state = "ready" if engine.ready else waits
-        return responses.json_response({"status": state}, 200 if engine.ready else 503)
+        answer: dict[str, object] = {"status": "ready" if engine.ready else waits}
+        if statuses := engine.worker_statuses():
+            answer["workers"] = dict(Counter(status.state for status in statuses))
+        return responses.json_response(answer, 200 if engine.ready else 503)
 
     @api.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -74,14 +84,35 @@ class _ConnectionCounters(Collector):
         )
 
 
+class _WorkerFigures(Collector):
+    """What each worker has made, by its number: a worker that is replaced adds no label."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        statuses = self._engine.worker_statuses()
+        if not statuses:
+            return
+        for name, text in _WORKER_COUNTERS.items():
+            counter = CounterMetricFamily(f"t2i_worker_{name}", text, labels=["worker"])
+            for status in statuses:
+                counter.add_metric([str(status.number)], getattr(status, name))
+            yield counter
+        up = GaugeMetricFamily("t2i_worker_up", "1 while the worker can work.", labels=["worker"])
+        for status in statuses:
+            up.add_metric([str(status.number)], status.state in {"ready", "busy"})
+        yield up
+
+
 class _Metrics(JobObserver):
     """Counters and histograms of jobs, images and batches."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._refused = Counter(
+        self._refused = PrometheusCounter(
             "t2i_jobs_refused", "Jobs that found the queue full.", registry=registry
         )
-        self._images = Counter(
+        self._images = PrometheusCounter(
             "t2i_images",
             "Images by outcome: made, or why not.",
             ["outcome"],
@@ -134,5 +165,6 @@ def _registry(engine: Engine, connections: ConnectionTable) -> CollectorRegistry
     ):
         Gauge(name, text, registry=registry).set_function(value)
     registry.register(_ConnectionCounters(connections))
+    registry.register(_WorkerFigures(engine))
     engine.batcher.observers.append(_Metrics(registry))
     return registry

@@ -5,7 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 
-from t2i_cli.backend import Backend, CancellationToken, Failure, GeneratedImage
+from t2i_cli.backend import (
+    Backend,
+    CancellationToken,
+    Failure,
+    GeneratedImage,
+    WorkerStatus,
+)
 from t2i_cli.backends.local import LocalBackend, device
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.ray import connection
@@ -85,6 +91,10 @@ class RayBackend:
     def parallelism(self) -> int:
         """As many as there are workers."""
         return max(1, self._pool.size)
+
+    def worker_statuses(self) -> list[WorkerStatus]:
+        """The status of each worker that was started, by number."""
+        return self._pool.table.statuses()
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The commit that a model's revision resolves to."""

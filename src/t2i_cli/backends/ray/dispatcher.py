@@ -9,6 +9,7 @@ from t2i_cli.backends.ray import losses
 from t2i_cli.backends.ray.pass_runner import PassEnded, PassMessage, WorkerPass, restore_cause
 from t2i_cli.backends.ray.pending_requests import pass_rows
 from t2i_cli.backends.ray.pool_state import PASSES_IN_HAND, PassInHand, PoolRun, PoolWorker
+from t2i_cli.backends.ray.worker_table import WorkerTable
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Notice
 
@@ -16,15 +17,17 @@ from t2i_cli.events import Notice
 class PassDispatcher:
     """The workers, and the runs that they work for; used in one thread only.
 
+    `table` counts what each worker makes.
     `batch_size` is the images of a pass, `None` where workers find it out. `load_run` has every
     worker load its model, also those that start later.
     """
 
-    def __init__(self, batch_size: int | None) -> None:
+    def __init__(self, batch_size: int | None, table: WorkerTable) -> None:
         self.workers: list[PoolWorker] = []
         self.runs: list[PoolRun] = []
         self.load_run: PoolRun | None = None
         self._batch_size = batch_size
+        self.table = table
         self._numbers = 0
 
     def receive(self, worker: PoolWorker, messages: Sequence[PassMessage]) -> None:
@@ -82,6 +85,7 @@ class PassDispatcher:
             for index in content.failed:
                 if index in one.members and content.error:
                     one.members.remove(index)
+                    self.table.count(worker, failures=1)
                     error = restore_cause(content.error)
                     run.put_outcome(Failure(index=index, request=run.requests[index], error=error))
             if one.members and run in self.runs and not run.ends_soon:
@@ -94,7 +98,9 @@ class PassDispatcher:
                 if isinstance(content, GeneratedImage):
                     used = content.info.batch_size or 1
                     worker.largest_pass = max(worker.largest_pass, used)
+                    self.table.count(worker, images=1, seconds=content.seconds)
                 else:
+                    self.table.count(worker, failures=1)
                     restore_cause(content.error)
                 run.put_outcome(content)
         else:
@@ -116,13 +122,15 @@ class PassDispatcher:
             run = next((run for run in self.runs if run.takes_more(len(self.workers))), None)
             if run is None:
                 return
+            ready = sum(one.ready for one in self.workers)
             others = [other.kind for other in self.workers if other is not worker and other.kind]
             members = run.pending.take(
                 worker.kind,
                 others,
                 most=pass_rows(self._batch_size, worker.largest_pass),
-                workers=max(1, sum(one.ready for one in self.workers)),
+                workers=max(1, ready // len(self.runs)),
                 idle=not worker.passes,
+                whole=len(self.runs) > 1 and ready <= len(self.runs),
             )
             if not members:
                 return
@@ -178,6 +186,7 @@ class PassDispatcher:
                 continue
             for index in run.pending.give_back_lost(one.members):
                 given_back -= 1
+                self.table.count(worker, failures=1)
                 error = losses.request_error(reason)
                 run.put_outcome(Failure(index=index, request=run.requests[index], error=error))
         self.tell(losses.loss_notice(worker.node, reason, given_back))

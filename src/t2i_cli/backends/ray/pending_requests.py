@@ -49,19 +49,21 @@ class PendingRequests:
         most: int,
         workers: int,
         idle: bool = True,
+        whole: bool = False,
     ) -> list[int]:
         """Up to `most` requests of one kind for a worker; none if there are none.
 
         `last` is the kind that the worker made last, `others` those of the other workers, `workers`
-        the number of all. Towards the end fewer are given, so that all workers end together. A
-        request that was lost with a worker is given alone, and to an `idle` worker: if that is lost
-        as well, it is known with which request.
+        the number of all. Towards the end fewer are given, so that all workers end together, unless
+        the `whole` is for one worker, as the others have other runs. A request that was lost with a
+        worker is given alone, and to an `idle` worker: if that is lost as well, it is known with
+        which request.
         """
         kind = self._choose_kind(last, Counter(kind[:2] for kind in others))
         if kind is None:
             return []
         rows = self._kinds[kind]
-        share = math.ceil(len(rows) / (2 * max(1, workers)))
+        share = len(rows) if whole else math.ceil(len(rows) / (2 * max(1, workers)))
         taken: list[int] = []
         while rows and len(taken) < min(most, share):
             if self._losses[rows[0]] and (taken or not idle):

@@ -15,6 +15,7 @@ from t2i_cli.backends.ray.options import RayOptions
 from t2i_cli.backends.ray.pass_runner import WorkerConfig
 from t2i_cli.backends.ray.pool_state import PoolRun
 from t2i_cli.backends.ray.worker_starts import ClusterWorkers
+from t2i_cli.backends.ray.worker_table import WorkerTable
 from t2i_cli.errors import RemoteError, T2IError, error_reason, internal_error
 from t2i_cli.events import Notice
 from t2i_cli.request import ResolvedRequest
@@ -49,7 +50,8 @@ class WorkerPool:
         self._open_error: T2IError | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._dispatch = PassDispatcher(options.local.batch_size)
+        self.table = WorkerTable()
+        self._dispatch = PassDispatcher(options.local.batch_size, self.table)
         self._workers = ClusterWorkers(
             options,
             self._dispatch,

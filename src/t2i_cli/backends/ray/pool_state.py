@@ -83,9 +83,13 @@ class PassInHand:
 
 @dataclass(eq=False)
 class PoolWorker:
-    """A worker; `started` once its versions are known, `ready` once it takes passes."""
+    """A worker; `started` once its versions are known, `ready` once it takes passes.
+
+    `number` is that of the worker table.
+    """
 
     handle: Any
+    number: int = -1
     node: str = "that was to start"
     started: bool = False
     ready: bool = False

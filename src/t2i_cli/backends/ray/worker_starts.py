@@ -100,6 +100,8 @@ class ClusterWorkers:
 
     def forget(self) -> None:
         """Forget workers and nodes, of which nothing more is heard."""
+        for worker in self._dispatch.workers:
+            self._dispatch.table.remove(worker)
         self._dispatch.workers.clear()
         self._nodes, self._own_node, self._actor_class = (), "", None
         self._unfit.clear()
@@ -107,6 +109,7 @@ class ClusterWorkers:
     def _start_worker(self) -> None:
         worker = PoolWorker(self._make_handle())
         self._dispatch.workers.append(worker)
+        self._dispatch.table.add(worker)
         versions = worker.handle.versions.remote(
             connection.COMPARED_PACKAGES, connection.find_versions()
         )
@@ -207,6 +210,7 @@ class ClusterWorkers:
     def _lose(self, worker: PoolWorker, reason: str) -> None:
         """Give back what a lost worker had; another takes its place."""
         self._drop(worker)
+        self._dispatch.table.count(worker, losses=1)
         self._dispatch.give_back(worker, reason)
         self.scale()
         self._dispatch.hand_out_all()
@@ -214,6 +218,7 @@ class ClusterWorkers:
     def _drop(self, worker: PoolWorker) -> None:
         if worker in self._dispatch.workers:
             self._dispatch.workers.remove(worker)
+            self._dispatch.table.remove(worker)
         self._kill(worker)
 
     def _kill(self, worker: PoolWorker) -> None:

@@ -39,7 +39,7 @@ class GenerateBody(StrictModel):
 
 
 def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
-    """GET /t2i/v1/model, POST /t2i/v1/generate and /t2i/v1/jobs/ID/cancel."""
+    """GET /t2i/v1/model and /t2i/v1/workers, POST /t2i/v1/generate and /t2i/v1/jobs/ID/cancel."""
     route = json_route(options.max_body, max_items={"requests": engine.limits.images})
     api = APIRouter(prefix="/t2i/v1", tags=["t2i"], route_class=route)
 
@@ -51,6 +51,12 @@ def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
             await asyncio.to_thread(_model_object, spec)
             | {"limits": asdict(engine.limits), "auth": options.api_key is not None}
         )
+
+    @api.get("/workers")
+    async def workers() -> Response:
+        """The backend's workers: number, state, machine, and what each number has made."""
+        statuses = engine.worker_statuses()
+        return responses.json_response({"workers": [asdict(status) for status in statuses]})
 
     @api.post(
         "/generate",
