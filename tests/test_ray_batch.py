@@ -4,7 +4,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 
 from t2i_cli.backends.local import LocalBackend, LocalOptions, device
-from t2i_cli.backends.ray import RayBackend, RayOptions
+from t2i_cli.backends.ray import RayBackend, RayOptions, connection
 from t2i_cli.batch import manifest, plan
 from t2i_cli.request import ResolvedRequest
 from tests.backends import chosen
 from tests.conftest import T2I
+from tests.tiny_models import copy_postcard
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.full
@@ -37,6 +39,60 @@ def records(folder: Path) -> list[Mapping[str, Any]]:
         for name in ("time", "seconds"):
             line.pop(name, None)
     return sorted(found, key=lambda line: str(line.get("index")))
+
+
+ROWS: list[dict[str, object]] = [
+    {"prompt": "a red star"},
+    {"prompt": "a blue heart on a white background", "negative_prompt": "a red star"},
+    {"prompt": "a green circle", "width": 64, "height": 96},
+    {"prompt": "a yellow square", "count": 3, "steps": 4},
+    {"prompt": "a red star", "model": "broken"},
+    {"prompt": "a purple moon", "seed": 7, "guidance_scale": 4.0},
+]
+
+
+@pytest.fixture
+def four_nodes(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Iterator[str]:
+    """The address of a cluster of four nodes, each of which is said to have one CPU."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "OMP_WAIT_POLICY", "HF_HOME"):
+        monkeypatch.setenv(name, env[name])
+    connection.import_ray()
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    try:
+        for _ in range(4):
+            cluster.add_node(num_cpus=1, num_gpus=0, wait=False)
+        cluster.wait_for_nodes(timeout=120)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def test_four_workers_make_the_same_manifest_and_pixels_as_this_machine(
+    t2i: T2I, env: dict[str, str], tmp_path: Path, four_nodes: str
+) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    # Its weights end too early, which is seen only when they are loaded.
+    weights = next((copy_postcard(tmp_path / "broken") / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    common = [source, "-m", "postcard", "--strict", "--device", "cpu"]
+    common += ["--vary", "scheduler=ddim,euler", "-n", "2"]
+    on_ray = ("--backend", "ray", "--address", four_nodes, "--workers", "4")
+    made = {}
+    for name, options in {"local": (), "ray": on_ray}.items():
+        done = t2i("batch", *common, "-o", name, *options, env=env, cwd=tmp_path)
+        assert done.returncode == 8, done.stderr
+        made[name] = {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.png")}
+    lines = {name: records(tmp_path / name) for name in made}
+    statuses = Counter(line["status"] for line in lines["local"] if "status" in line)
+    assert statuses == {"done": 22, "failed": 4}
+    assert lines["ray"] == lines["local"]
+    assert len(made["local"]) == 22
+    assert made["ray"] == made["local"]
 
 
 def test_two_workers_make_the_same_batch_as_this_machine(

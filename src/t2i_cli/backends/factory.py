@@ -211,8 +211,8 @@ def _ray_backend(
     from t2i_cli.backends.ray import RayBackend, RayOptions
     from t2i_cli.backends.ray.options import LOCAL_ADDRESS, check_worker_device
 
-    check_worker_device(local.device)
     cluster = options.cluster
+    check_worker_device(local.device, cluster.gpus_per_worker)
     workers = store.resolve_setting("ray_workers", cluster.workers) or "auto"
     share = store.resolve_setting("ray_gpus_per_worker", cluster.gpus_per_worker)
     timeout = store.resolve_setting("ray_worker_timeout", cluster.worker_timeout)

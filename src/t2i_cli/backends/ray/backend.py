@@ -80,7 +80,7 @@ class RayBackend:
             self._pool.open()
             if not self._pool.size:
                 raise connection.no_gpu_error(self._options)
-            cluster |= {"workers": self._pool.size}
+            cluster |= {"device": self._options.worker_device, "workers": self._pool.size}
         if self._options.uses_gpus:
             cluster |= {"gpus_per_worker": self._options.gpus_per_worker}
         return cluster

@@ -34,13 +34,29 @@ class RayOptions:
         return self.local.device not in _HOST_DEVICES
 
     @property
+    def worker_device(self) -> str:
+        """The device that a worker's images tell: each worker sees its own card as the first."""
+        kind = self.local.device or "cuda"
+        prefix = {"rocm": "cuda"}.get(kind, kind)
+        return f"{prefix}:0" if self.uses_gpus else prefix
+
+    @property
     def starts_ray(self) -> bool:
         """Whether Ray is started on this machine."""
         return self.address == LOCAL_ADDRESS
 
 
-def check_worker_device(device: str | None) -> None:
-    """Raise InputError for a device with a number: Ray chooses the card of each worker."""
+def check_worker_device(device: str | None, gpus_per_worker: str | None = None) -> None:
+    """Raise InputError for a device with a number: Ray chooses the card of each worker.
+
+    Also for a share of a card, as it was given, of workers without one.
+    """
+    if device in _HOST_DEVICES and gpus_per_worker is not None:
+        raise InputError(
+            f"--gpus-per-worker means nothing with --device {device}.",
+            hint="Leave one of them away.",
+            field="gpus_per_worker",
+        )
     if device and ":" in device:
         raise InputError(
             f"--device {device} names one card; with --backend ray, Ray gives each worker its own.",

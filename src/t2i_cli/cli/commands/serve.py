@@ -126,31 +126,33 @@ def serve(
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.runner import ServerLog, run_server
 
-    name = backend_name(backend)
-    local = name == "local"
-    # Backends that load models choose their batch size; others get one request at a time.
-    batch_size = None if loads_models(name) else 1
-    image_backend = create_backend(backend, lenient=None, batch_size=batch_size)
-    if backend.cost.max_cost is not None:
-        from t2i_cli.cost_limit import CostLimitedBackend
+    with ExitStack() as cleanup:
+        listener = cleanup.enter_context(listening)
+        name = backend_name(backend)
+        local = name == "local"
+        # Backends that load models choose their batch size; others get one request at a time.
+        batch_size = None if loads_models(name) else 1
+        image_backend = create_backend(backend, lenient=None, batch_size=batch_size)
+        if backend.cost.max_cost is not None:
+            from t2i_cli.cost_limit import CostLimitedBackend
 
-        image_backend = CostLimitedBackend(image_backend, backend.cost.max_cost, fails_rest=True)
-    if not loads_models(name):
-        # A call of a server makes one image: so many wait for each other, and end, by themselves.
-        limits = replace(limits, max_batch=1)
-    model_name = model or default_model(name)
-    if quantize and not loads_models(name):
-        raise InputError("--quantize is for a model that t2i loads.", field="quantize")
-    if local and not container:
-        asked = GenerateRequest(prompt="-", model=model_name, revision=revision, quantize=quantize)
-        _confirm_download(image_backend, asked, yes=consent.yes)
-    storage_uri = container.storage_uri if container and local and not model_name else None
-    with (
-        ExitStack() as cleanup,
-        listening as listener,
-        console.redirect_stdout(),
-        ServerLog(console, access.log_prompts) as log,
-    ):
+            image_backend = CostLimitedBackend(
+                image_backend, backend.cost.max_cost, fails_rest=True
+            )
+        if not loads_models(name):
+            # A call of a server makes one image, and each is to end by itself.
+            limits = replace(limits, max_batch=1)
+        model_name = model or default_model(name)
+        if quantize and not loads_models(name):
+            raise InputError("--quantize is for a model that t2i loads.", field="quantize")
+        if local and not container:
+            asked = GenerateRequest(
+                prompt="-", model=model_name, revision=revision, quantize=quantize
+            )
+            _confirm_download(image_backend, asked, yes=consent.yes)
+        storage_uri = container.storage_uri if container and local and not model_name else None
+        cleanup.enter_context(console.redirect_stdout())
+        log = cleanup.enter_context(ServerLog(console, access.log_prompts))
         model_source = (
             _artifact_loader(
                 storage_uri,
