@@ -30,6 +30,7 @@ from t2i_cli.vertex import machine_types
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks import network_shapes, vertex_hardware  # noqa: E402 - they lie beside this folder
+from docs.cluster_plans import cluster_plans  # noqa: E402
 
 ENVIRONMENT = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
@@ -250,6 +251,7 @@ def model_memory() -> str:
 
 
 BLOCKS = {
+    "cluster-plans": cluster_plans,
     "costs": costs_table,
     "fields": fields_table,
     "generate-help": lambda: f"```text\n{help_text(('generate',))}\n```",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -12,6 +13,7 @@ from t2i_cli.batch.options import BatchOptions, parse_vary
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
 from t2i_cli.batch.planner import BatchConfig, make_planner
 from t2i_cli.batch.rows import BatchRow, expand_rows
+from t2i_cli.batch.similar_requests import SimilarRequests
 from t2i_cli.errors import (
     InputError,
     InternalError,
@@ -22,6 +24,7 @@ from t2i_cli.errors import (
 )
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
+from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.request import GenerateRequest, ResolvedRequest, parse_seeds
@@ -65,6 +68,32 @@ def test_ids_and_derived_seeds_do_not_depend_on_order_or_neighbours() -> None:
         assert (among[prompt].id, among[prompt].request.seed) == (row.id, row.request.seed)
     assert len({row.id for row in alone.values()}) == 3
     assert len({row.request.seed for row in alone.values()}) == 3
+
+
+@pytest.mark.parametrize("vary", [[], ["steps=3,4"]])
+def test_rows_that_differ_in_their_prompts_only_are_resolved_once_and_are_the_same(
+    vary: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd: list[Mapping[str, Value] | str] = [
+        "a",
+        "b",
+        "a",
+        "",
+        "two\r\nlines",
+        "c" * 20_001,
+        "d\x00",
+    ]
+    odd += [{"prompt": "a", "seed": 7}, {"prompt": "b", "seed": 7}, {"prompt": "a", "width": 500}]
+    odd += [{"prompt": "a", "width": 501}, {"prompt": "b", "width": 501}, "a"]
+    wished = BatchOptions(vary=parse_vary(vary), count=2, lenient=True)
+    found = expand_rows(entries(*odd), wished, StubBackend())
+    with monkeypatch.context() as patch:
+        patch.setattr(SimilarRequests, "find", lambda *_: None)
+        assert expand_rows(entries(*odd), wished, StubBackend()) == found
+    counted = mock.Mock(wraps=resolve_request)
+    monkeypatch.setattr(rows, "resolve_request", counted)
+    good(*(f"star {number}" for number in range(50)))
+    assert [call.args[0].prompt for call in counted.call_args_list] == ["-", "star 0"]
 
 
 def test_rows_with_extras_get_seeds_as_others_do() -> None:

@@ -4,15 +4,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 
+from benchmarks.batch_scale import Constant
 from t2i_cli.backends import ray as ray_backend
-from t2i_cli.backends.local import device
+from t2i_cli.backends.local import LocalBackend, device
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.ray import RayOptions, connection
+from t2i_cli.batch import plan, timings
+from t2i_cli.batch.manifest import ManifestState
+from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.plan import SelectionOptions
+from t2i_cli.batch.rows import expand_rows
 from t2i_cli.errors import RemoteError
+from t2i_cli.prompts.entries import PromptEntry
 from tests.in_process import run_in_process
 
 COMMANDS = (
@@ -139,3 +147,28 @@ def test_the_plan_says_which_gpus_are_used(eight_gpus: Path, t2i_env: dict[str, 
     assert "on Ray, started on this machine: 16 workers, 0.5 GPU each" in halves
     assert "more are not" not in halves
     assert "GPU" not in planned("--device", "cpu")
+
+
+def test_a_cluster_is_planned_by_earlier_runs_on_its_kind_of_device(
+    eight_gpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(eight_gpus / "cache"))
+    rows, _ = expand_rows(
+        [PromptEntry(line, {"prompt": "x"}) for line in range(1, 101)], BatchOptions(), Constant()
+    )
+    request = rows[0].request
+    timings.record_timing(request.model, "cuda:0", 3.6 / timings.relative_cost(request))
+
+    def planned(workers: int, **local: str) -> plan.BatchPlan:
+        made: Any = SimpleNamespace(size=workers, open=lambda: None)
+        options = RayOptions(local=LocalOptions(**local), address="ray://head:10001")  # type: ignore[arg-type]
+        backend = ray_backend.RayBackend(options, LocalBackend, lambda *_: made)
+        return plan.build_plan(
+            rows, [], eight_gpus / "out", ManifestState(), SelectionOptions(), backend.estimate
+        )
+
+    seconds = {workers: planned(workers).seconds for workers in (1, 8, 256)}
+    assert seconds == {1: pytest.approx(360), 8: pytest.approx(45), 256: pytest.approx(3.6)}
+    assert "time: about 45 s, as in earlier runs" in planned(8).text()
+    assert planned(8, device="cuda").seconds == planned(8, device="rocm").seconds == seconds[8]
+    assert planned(8, device="cpu").seconds is None

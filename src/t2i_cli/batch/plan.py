@@ -212,7 +212,9 @@ def build_plan(
     ]
     devices = {str(record["model"]): _text_or_none(record.get("device")) for record in estimates}
     statuses = [records[row.id].status for row in selected_rows]
-    new_names = {row.id: names[row.id][0] for row in missing_rows if row.id in names}
+    new_names = {
+        row.id: names[row.id][0] for row in missing_rows if row.id in names and row.id in state.rows
+    }
     return BatchPlan(
         folder=folder,
         rows=selected_rows,

@@ -84,9 +84,11 @@ def make_planner(
         pinned, pins = pin_revisions(
             expanded, state.pins, asked.guard(backend.resolve_revision, lambda *key: key, None)
         )
-        usable, found = _usable_rows(expanded, asked.errors)
-        lines = {row.line for row in usable}
-        pinned, found = [row for row in pinned if row.line in lines], [*problems, *found]
+        found = list(problems)
+        if asked.errors:
+            usable, more = _usable_rows(expanded, asked.errors)
+            lines = {row.line for row in usable}
+            pinned, found = [row for row in pinned if row.line in lines], [*found, *more]
         while True:
             planned = _ModelErrors(on_bug)
             estimate = planned.guard(

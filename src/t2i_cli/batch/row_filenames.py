@@ -84,6 +84,8 @@ def assign_filenames(
         if owners.get(filenames.normalised_name(path), row.id) != row.id:
             path = name_with_id(path, row.id)
         key = filenames.normalised_name(path)
+        if key == path:
+            key = path  # of a million names one text each is kept
         parents = [str(parent) for parent in PurePosixPath(key).parents][:-1] if "/" in key else []
         conflict = taken.get(key) or folders.get(key)
         conflict = conflict or next((taken[parent] for parent in parents if parent in taken), None)

@@ -38,6 +38,10 @@ class RowRecord:
     file: str | None
 
 
+_UNKNOWN = RowRecord(None, None)
+"""That of a row of which the manifests say nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecordOptions:
     """How records are judged: name template and format of a run, and what it makes again."""
@@ -62,9 +66,11 @@ class RecordFinder:
 
     def find(self, row: BatchRow) -> RowRecord:
         """The row's record: a whole picture in the format asked for is done, of any request."""
+        known = list(self._entries(row))
+        if not known:
+            return _UNKNOWN
         options = self._options
         format = row_filenames.row_format(row, options.template, options.format)
-        known = list(self._entries(row))
         pictures = [(entry, entry.file) for entry in known if entry.status == "done" and entry.file]
         fitting = [(entry, file) for entry, file in pictures if _has_format(file, format)]
         if not options.force:

@@ -10,6 +10,7 @@ from t2i_cli.backend import Backend
 from t2i_cli.batch.model_cache import ROW_ERRORS, ModelCache, OnBug
 from t2i_cli.batch.note_groups import NoteGroups
 from t2i_cli.batch.options import MAX_ROWS, BatchOptions
+from t2i_cli.batch.similar_requests import SimilarRequests
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
@@ -83,6 +84,8 @@ class _RowExpander:
         self._id_counts: Counter[str] = Counter()
         self._derived_seed_counts: Counter[str] = Counter()
         self._next_seed = options.seed
+        # Wildcards are checked for each prompt.
+        self._similar = SimilarRequests(enabled=options.wildcards is None)
         self._combinations = [
             dict(zip([name for name, _ in options.vary], values, strict=True))
             for values in itertools.product(*(values for _, values in options.vary))
@@ -218,13 +221,17 @@ class _RowExpander:
         After the first invalid field the request is checked again without it, to find the others.
         These checks do not ask the backend, and use the row's model only if it is cached.
         """
+        if known := self._similar.find(values):
+            return known
         values = dict(values)
         found: list[PromptProblem] = []
         while True:
             try:
                 request = build_request(values)
                 if not found:
-                    return self._resolve(request)
+                    resolved = self._resolve(request)
+                    self._similar.keep(values, *resolved)
+                    return resolved
                 self._check_other_fields(request, {problem.field for problem in found})
             except ROW_ERRORS as error:
                 field = getattr(error, "field", None)

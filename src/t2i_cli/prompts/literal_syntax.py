@@ -59,12 +59,10 @@ def literal_syntax_notes(
         (text, expanded and text is request.prompt): None
         for request in requests
         for text in (request.prompt, request.negative_prompt)
-        if text
+        if text and len(text) <= MAX_PROMPT and _CHARACTERS.search(text)
     }
     found: dict[_Syntax, list[str]] = {}
     for text, meant in texts:
-        if len(text) > MAX_PROMPT or not _CHARACTERS.search(text):
-            continue
         for syntax in _SYNTAXES if meant else (_ALTERNATIVES, *_SYNTAXES):
             if match := syntax.pattern.search(text):
                 found.setdefault(syntax, []).append(match[0])
