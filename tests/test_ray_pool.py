@@ -24,6 +24,7 @@ from t2i_cli.backends.ray.dispatcher import PassDispatcher
 from t2i_cli.backends.ray.pass_runner import PassRunner
 from t2i_cli.backends.ray.pool import WorkerPool
 from t2i_cli.backends.ray.pool_state import PassInHand, PoolRun, PoolWorker
+from t2i_cli.backends.ray.worker_table import WorkerTable
 from t2i_cli.driver import run_backend
 from t2i_cli.errors import RemoteError
 from t2i_cli.events import Event, Notice, Step
@@ -319,7 +320,7 @@ class _Silent:
 
 
 def test_the_pass_that_a_lost_worker_had_begun_is_the_first_with_images_left() -> None:
-    dispatch = PassDispatcher(1)
+    dispatch = PassDispatcher(1, WorkerTable())
     run = PoolRun(requests(["a", "b", "c"]), ())
     worker = PoolWorker(_Silent(), ready=True)
     # The first pass's image is here, its end is not told yet.
