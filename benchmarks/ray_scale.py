@@ -3,12 +3,14 @@
 To reach: 1, 2 and 4 workers of a backend that takes 0.5 s an image: at least 0.97 of linear. 256
 simulated workers: the driver keeps 250 images of 300 kB a second on the disk, with flat memory.
 Two workers of postcard with one thread each: 0.9 of two processes beside each other. A local Ray:
-8 s. Run as `python -m benchmarks.ray_scale [IMAGES_A_WORKER]`.
+8 s, the median of three. Run as `python -m benchmarks.ray_scale [IMAGES_A_WORKER]`; with the 40
+that it takes without, it needs about five minutes and 3 GB of the disk for the time.
 """
 
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -26,7 +28,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.batch_scale import Constant
-from t2i_cli.backend import EncodedImage, GeneratedImage
+from t2i_cli.backend import EncodedImage, Failure, GeneratedImage
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.ray import RayBackend, RayOptions
 from t2i_cli.backends.ray.pass_runner import PassEnded, PassMessage, WorkerConfig, WorkerPass
@@ -48,6 +50,8 @@ PASS_SECONDS = 0.5
 HOSTS = 2
 """Processes that the simulated workers share."""
 FILE_BYTES = 300_000
+MEMORY_SAMPLES = 12
+"""How often the driver's memory is looked at while images come."""
 T2I = str(Path(sysconfig.get_path("scripts")) / "t2i")
 
 
@@ -191,8 +195,33 @@ def simulated_pool(options: RayOptions, make_config: Callable[[], WorkerConfig])
     return WorkerPool(options, make_config, make_handle)
 
 
+class SampledBackend(RayBackend):
+    """Looks at the driver's memory as images come; `samples` are MiB of resident memory."""
+
+    samples: Sequence[float] = ()
+
+    def run(
+        self,
+        requests: Sequence[ResolvedRequest],
+        on_event: OnEvent,
+        cancel: Flag,
+        previews: Sequence[int] = (),
+    ) -> Iterator[GeneratedImage | Failure]:
+        """The images, and a look at the memory now and then."""
+        process, every, samples = psutil.Process(), len(requests) // MEMORY_SAMPLES, []
+        for made, outcome in enumerate(super().run(requests, on_event, cancel, previews), 1):
+            if made % every == 0:
+                samples.append(process.memory_info().rss / 2**20)
+            yield outcome
+        self.samples = samples
+
+
 def measure_driver(images: int) -> dict[str, float]:
-    """A batch of images from simulated workers, with all that a batch does with them."""
+    """A batch of images from simulated workers, with all that a batch does with them.
+
+    Memory is the most in each third of the images: what waits to be written is there from the
+    first on, what is kept of each image would show in the last.
+    """
     options = RayOptions(local=LocalOptions(device="cpu"), workers=SIMULATED)
     process = psutil.Process()
     with tempfile.TemporaryDirectory(prefix="t2i-") as folder:
@@ -205,10 +234,10 @@ def measure_driver(images: int) -> dict[str, float]:
             options=BatchOptions(),
             selection=SelectionOptions(),
         )
-        backend = RayBackend(options, make_waiting, simulated_pool)
+        backend = SampledBackend(options, make_waiting, simulated_pool)
         with closing(backend):
             backend.load(some_requests(1)[0], lambda _: None)
-            before, cpu = process.memory_info().rss, sum(process.cpu_times()[:2])
+            before, cpu = process.memory_info().rss / 2**20, sum(process.cpu_times()[:2])
             started = time.perf_counter()
             console.configure(quiet=True, json=True)
             with open(os.devnull, "w") as nowhere:
@@ -219,13 +248,15 @@ def measure_driver(images: int) -> dict[str, float]:
                     sys.stdout = out
             wall = time.perf_counter() - started
             used = sum(process.cpu_times()[:2]) - cpu
-            grown = process.memory_info().rss - before
         written = sum(1 for _ in (Path(folder) / "out").glob("*.png"))
     return {
         "images": written,
         "images_a_second": round(written / wall, 1),
         "driver_cores": round(used / wall, 2),
-        "grown_mib": round(grown / 2**20, 1),
+        "driver_cpu_ms_an_image": round(1000 * used / written, 2),
+        "mib_before": round(before),
+        "mib_first_third": round(max(backend.samples[: MEMORY_SAMPLES // 3])),
+        "mib_last_third": round(max(backend.samples[-MEMORY_SAMPLES // 3 :])),
     }
 
 
@@ -260,21 +291,14 @@ def measure_postcard(images: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print, one JSON object a line."""
     images = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    rates = {}
+    starts = []
     for workers in (1, 2, 4):
-        rates[workers], start = measure_workers(workers, images * workers)
-        linear = rates[workers] * SECONDS / workers
-        print(
-            json.dumps(
-                {
-                    "workers": workers,
-                    "images_a_second": round(rates[workers], 3),
-                    "of_linear": round(linear, 3),
-                    "start_s": round(start, 1),
-                }
-            )
-        )
-    print(json.dumps({"simulated": SIMULATED, **measure_driver(100 * images)}))
+        rate, start = measure_workers(workers, images * workers)
+        starts.append(start)
+        found = {"images_a_second": round(rate, 3), "of_linear": round(rate * SECONDS / workers, 3)}
+        print(json.dumps({"workers": workers, **found, "start_s": round(start, 1)}), flush=True)
+    print(json.dumps({"start_s_median": round(statistics.median(starts), 1)}), flush=True)
+    print(json.dumps({"simulated": SIMULATED, **measure_driver(225 * images)}), flush=True)
     print(json.dumps({"postcard": 2, **measure_postcard(images)}))
 
 

@@ -737,6 +737,7 @@ def test_queue_is_bounded(batch: Batch) -> None:
     assert sum(len(group) for group in made) == 30
     assert counts == [5]
     assert saver_threads.SAVER_THREADS == 4
+    assert [saver_threads.saver_thread_count(n) for n in (1, 8, 64, 256)] == [4, 4, 8, 16]
 
 
 def _request(number: int) -> ResolvedRequest:

@@ -163,6 +163,28 @@ def test_a_folder_that_another_run_removed_is_made_again(tmp_path: Path) -> None
     assert files(tmp_path) == ["new", "new/a.png"]
 
 
+def test_a_file_in_a_deep_folder_costs_no_more_than_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Thousands of images a minute come from a cluster, and one process saves them.
+    deep = tmp_path.joinpath(*"abcdefghij")
+    deep.mkdir(parents=True)
+    looks: list[int] = []
+    for folder in (tmp_path, deep):
+        writer = ImageWriter([folder / "0.png"], "png", overwrite=True)
+        image, calls = generated(), list[str]()
+        with monkeypatch.context() as patched:
+            for name in ("stat", "lstat", "unlink"):
+                found = getattr(os, name)
+                patched.setattr(
+                    os, name, lambda *a, f=found, n=name, **k: (calls.append(n), f(*a, **k))[1]
+                )
+            writer.save(image)
+        looks.append(calls.count("stat") + calls.count("lstat"))
+        assert "unlink" not in calls
+    assert looks[0] == looks[1] <= 2
+
+
 def test_folder_without_permission_is_refused() -> None:
     # pytest's own folders are closed to the other user that root becomes here.
     with TemporaryDirectory() as name:

@@ -15,6 +15,14 @@ SaveImage = Callable[[GeneratedImage], SavedImage]
 
 SAVER_THREADS = 4
 """Threads that encode and save: fsync waits for the disk, and encoding PNG releases the GIL."""
+MAX_SAVER_THREADS = 16
+_WORKERS_PER_SAVER = 8
+"""Workers of a backend that one thread saves for; theirs come as files, so that it only waits."""
+
+
+def saver_thread_count(parallelism: int) -> int:
+    """How many threads save the images of a backend that makes `parallelism` at once."""
+    return min(MAX_SAVER_THREADS, max(SAVER_THREADS, parallelism // _WORKERS_PER_SAVER))
 
 
 class SaverThreads:

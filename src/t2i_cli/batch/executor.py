@@ -14,7 +14,7 @@ from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.events import Event, Finishing, OnEvent, RequestSent, Step
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.request import ResolvedRequest
-from t2i_cli.saver_threads import SAVER_THREADS, Outcome, SaveImage, SaverThreads
+from t2i_cli.saver_threads import Outcome, SaveImage, SaverThreads, saver_thread_count
 
 MAX_OUTCOMES = 256
 """Largest number of outcomes in one group."""
@@ -32,11 +32,14 @@ class _BackendEnded:
 
 
 class LocalExecutor:
-    """Runs a backend in a thread of this process and saves its images in `savers` others."""
+    """Runs a backend in a thread of this process and saves its images in `savers` others.
 
-    def __init__(self, backend: Backend, savers: int = SAVER_THREADS) -> None:
+    `savers` is `None` for as many as suit the backend's workers.
+    """
+
+    def __init__(self, backend: Backend, savers: int | None = None) -> None:
         self._backend = backend
-        self._savers = savers
+        self._savers = savers or saver_thread_count(backend.parallelism())
 
     def run(
         self,

@@ -29,6 +29,7 @@ def open_atomic(
     """
     temporary = _temporary_path(scratch or path.parent)
     descriptor = _create(temporary, mode)
+    moved = False
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -39,10 +40,12 @@ def open_atomic(
             _publish(temporary, path, mode)
         else:
             os.replace(temporary, path)
+            moved = True
     finally:
         # Also reached by KeyboardInterrupt and by SIGTERM raised as an exception.
-        with suppress(OSError):
-            temporary.unlink()
+        if not moved:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def write_bytes(

@@ -163,6 +163,8 @@ class ImageWriter:
             raise storage_error(error, "write to the folder", folder) from error
 
     def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
         missing = [p for p in (folder, *folder.parents) if not p.is_dir()]
         for part in reversed(missing):
             with suppress(FileExistsError):

@@ -1,5 +1,6 @@
 """Starts Ray on this machine, or connects to a cluster, within seconds; and what a cluster has."""
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -29,6 +30,12 @@ PROBE_TIMEOUT = 60.0
 """Seconds that a node has to say which versions it has; it may have to start a process for that."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Memory for images on their way, of a Ray that is started on this machine."""
+DIRECT_RESULT_BYTES = 8 * 10**6
+"""Largest result that a worker of a Ray that is started here sends in its answer itself.
+
+Through the object store, as Ray has it from 100 kB on, an image costs a third more of the driver's
+time. Of a cluster's nodes it is their own setting, by the same environment variable.
+"""
 COMPARED_PACKAGES = ("torch", "diffusers")
 """Packages whose versions must be the driver's, beside t2i itself: images depend on them."""
 _SCHEME = "ray://"
@@ -65,6 +72,7 @@ def import_ray() -> Any:  # noqa: ANN401 - ray's module
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     # Whose raylet is gone is ended by Ray, if it is a child of process 1 or this one is not alive.
     os.environ.setdefault("RAY_RAYLET_PID", str(os.getpid()))
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(DIRECT_RESULT_BYTES))
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -219,6 +227,7 @@ def no_gpu_error(options: RayOptions) -> T2IError:
     return RemoteError(f"{where} has no GPU.", hint=f"--device cpu computes without one{more}.")
 
 
+@functools.cache
 def own_versions() -> Versions:
     """The versions of this process that a worker must have, too."""
     return {"t2i": __version__} | {name: metadata.version(name) for name in COMPARED_PACKAGES}

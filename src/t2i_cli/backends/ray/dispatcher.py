@@ -123,10 +123,9 @@ class PassDispatcher:
             if run is None:
                 return
             ready = sum(one.ready for one in self.workers)
-            others = [other.kind for other in self.workers if other is not worker and other.kind]
             members = run.pending.take(
                 worker.kind,
-                others,
+                (other.kind for other in self.workers if other is not worker and other.kind),
                 most=pass_rows(self._batch_size, worker.largest_pass),
                 workers=max(1, ready // len(self.runs)),
                 idle=not worker.passes,

@@ -59,7 +59,7 @@ class PendingRequests:
         worker is given alone, and to an `idle` worker: if that is lost as well, it is known with
         which request.
         """
-        kind = self._choose_kind(last, Counter(kind[:2] for kind in others))
+        kind = self._choose_kind(last, others)
         if kind is None:
             return []
         rows = self._kinds[kind]
@@ -102,7 +102,7 @@ class PendingRequests:
         self._count = 0
 
     def _choose_kind(
-        self, last: RequestKind | None, workers_by_model: Counter[RequestKind]
+        self, last: RequestKind | None, others: Iterable[RequestKind]
     ) -> RequestKind | None:
         """The worker's own kind, else one of its model, else of the model with most to do."""
         if last in self._kinds:
@@ -116,6 +116,7 @@ class PendingRequests:
             left[kind[:2]] += len(rows)
         if not left:
             return None
+        workers_by_model = Counter(kind[:2] for kind in others)
         model = max(left, key=lambda model: left[model] / (1 + workers_by_model[model]))
         return next(kind for kind in self._kinds if kind[:2] == model)
 
