@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -163,6 +163,14 @@ def test_a_folder_that_another_run_removed_is_made_again(tmp_path: Path) -> None
     assert files(tmp_path) == ["new", "new/a.png"]
 
 
+def counting(function: Callable[..., object], name: str, calls: list[str]) -> object:
+    def counted(*arguments: object, **named: object) -> object:
+        calls.append(name)
+        return function(*arguments, **named)
+
+    return counted
+
+
 def test_a_file_in_a_deep_folder_costs_no_more_than_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,9 +184,7 @@ def test_a_file_in_a_deep_folder_costs_no_more_than_another(
         with monkeypatch.context() as patched:
             for name in ("stat", "lstat", "unlink"):
                 found = getattr(os, name)
-                patched.setattr(
-                    os, name, lambda *a, f=found, n=name, **k: (calls.append(n), f(*a, **k))[1]
-                )
+                patched.setattr(os, name, counting(found, name, calls))
             writer.save(image)
         looks.append(calls.count("stat") + calls.count("lstat"))
         assert "unlink" not in calls
