@@ -20,8 +20,9 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 others=$((${#nodes[@]} - 1))
 # Ports of the job's own: another job may have a node of its Ray on the same machine.
-port=$((20000 + 2 * (SLURM_JOB_ID % 10000)))
-read -r ip _ < <(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
+port=$((20000 + 3 * (SLURM_JOB_ID % 4000)))
+ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" \
+    python -c 'import ray; print(ray.util.get_node_ip_address())')
 
 # Who has no token is not let in. srun hands the environment to all nodes.
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
@@ -57,24 +58,27 @@ wait_more() {
     [ "$SECONDS" -lt "$start_seconds" ] || fail "Not all nodes joined within $start_seconds seconds."
 }
 
-srun --nodes=1 --ntasks=1 --nodelist="$head" \
-    ray start --head --block --node-ip-address="$ip" --port="$port" \
-    --ray-client-server-port="$((port + 1))" --include-dashboard=false >"$log" 2>&1 &
-steps+=($!)
-until
-    wait_more
-    ray health-check --address "$ip:$port" >/dev/null 2>&1
-do :; done
-if [ "$others" -gt 0 ]; then
-    srun --nodes="$others" --ntasks="$others" --ntasks-per-node=1 --exclude="$head" \
-        ray start --block --address="$ip:$port" >>"$log" 2>&1 &
-    steps+=($!)
-fi
 count_nodes() {
     timeout 60 python -c 'import sys, ray
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 print(sum(node["Alive"] for node in ray.nodes()))' "$ip:$port" 2>/dev/null || echo 0
 }
+
+srun --nodes=1 --ntasks=1 --nodelist="$head" \
+    ray start --head --block --node-ip-address="$ip" --port="$port" \
+    --ray-client-server-port="$((port + 1))" --dashboard-port="$((port + 2))" --include-dashboard=false \
+    >"$log" 2>&1 &
+steps+=($!)
+until
+    wait_more
+    ray health-check --address "$ip:$port" >/dev/null 2>&1
+do :; done
+until [ "$(count_nodes)" -ge 1 ]; do wait_more; done
+if [ "$others" -gt 0 ]; then
+    srun --nodes="$others" --ntasks="$others" --ntasks-per-node=1 --exclude="$head" \
+        ray start --block --address="$ip:$port" >>"$log" 2>&1 &
+    steps+=($!)
+fi
 until [ "$(count_nodes)" -ge "${#nodes[@]}" ]; do wait_more; done
 
 t2i batch "$@" --backend ray --address "$ip:$port" &

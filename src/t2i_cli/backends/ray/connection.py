@@ -33,8 +33,8 @@ OBJECT_STORE_BYTES = 512 * 2**20
 DIRECT_RESULT_BYTES = 8 * 10**6
 """Largest result that a worker of a Ray that is started here sends in its answer itself.
 
-Through the object store, as Ray has it from 100 kB on, an image costs a third more of the driver's
-time. Of a cluster's nodes it is their own setting, by the same environment variable.
+Through the object store, as Ray has it from 100 kB on, an image costs the driver a seventh more.
+Of a cluster's nodes it is their own setting, by the same environment variable.
 """
 COMPARED_PACKAGES = ("torch", "diffusers")
 """Packages whose versions must be the driver's, beside t2i itself: images depend on them."""
