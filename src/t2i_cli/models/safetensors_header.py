@@ -17,6 +17,8 @@ from t2i_cli.terminal.console import console, format_bytes
 
 _MAX_HEADER_BYTES = 100_000_000
 """The largest header that the safetensors library takes."""
+_MAX_HEADER_ITEMS = 5_000_000
+"""Objects, lists and commas of a header, in metadata too; real files have some ten thousand."""
 _DTYPE_BITS = (
     {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
     | {"I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
@@ -24,6 +26,8 @@ _DTYPE_BITS = (
     | dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
 )
 """Bits of one element by dtype: the variants of `Dtype` in safetensors 0.8."""
+_MAX_DIMENSIONS = 64
+"""The most dimensions that PyTorch takes."""
 _EMBEDDING = re.compile(
     r"(^|\.)(shared|wte|embed_tokens\w*|\w*_?embedding|relative_attention_bias)\."
 )
@@ -57,16 +61,47 @@ class TensorSizes(NamedTuple):
     largest: int
 
 
+class TensorHeader(NamedTuple):
+    """A tensor's shape and dtype, as a weights file's header has them."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class WeightsHeader(NamedTuple):
+    """A weights file's tensors and texts, in the order of the file, and its size in bytes."""
+
+    tensors: dict[str, TensorHeader]
+    metadata: dict[str, str]
+    size: int
+
+
 def read_tensor_sizes(file: Path) -> TensorSizes:
     """The sizes of the tensors, from the header. Raises ModelError if it is damaged."""
+    header = read_header(file)
+    elements: Counter[tuple[str, TensorKind]] = Counter()
+    rows: Counter[tuple[str, TensorKind]] = Counter()
+    largest = 0
+    for name, (shape, dtype) in header.tensors.items():
+        kind = _tensor_kind(name, len(shape))
+        count = math.prod(shape)
+        elements[dtype, kind] += count
+        rows[dtype, kind] += shape[0] if shape else 1
+        largest = max(largest, count)
+    console.trace(f"weights in {file}: {format_bytes(header.size)}", once=True)
+    return TensorSizes(elements, rows, largest)
+
+
+def read_header(file: Path) -> WeightsHeader:
+    """The header of a safetensors file. Raises ModelError if it is damaged."""
     try:
         with os.fdopen(open_regular(file, os.O_RDONLY, follow_links=True), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ValueError("its header is longer than the file")
-            header = parse_json(stream.read(length))
-        sizes, data_bytes = _check_tensors(header)
+            header = _parse_header(stream.read(length))
+        tensors, metadata, data_bytes = _check_tensors(header)
     except FileNotFoundError:
         raise ModelError(f"The model is incomplete: {file} is missing.") from None
     except ValueError as error:
@@ -83,36 +118,35 @@ def read_tensor_sizes(file: Path) -> TensorSizes:
         raise ModelError(
             f"The weights file {file} is damaged: {size - end:,} bytes belong to no tensor."
         )
-    console.trace(f"weights in {file}: {format_bytes(size)}", once=True)
-    return sizes
+    return WeightsHeader(tensors, metadata, size)
 
 
-def _check_tensors(header: object) -> tuple[TensorSizes, int]:
-    """The sizes, and the bytes of data, which the tensors fill without holes or overlaps.
+def _parse_header(data: bytes) -> object:
+    """The header's JSON; raises ValueError, also before it would take gigabytes of memory."""
+    if sum(map(data.count, (b"{", b"[", b","))) > _MAX_HEADER_ITEMS:
+        raise ValueError("its header has too many items")
+    return parse_json(data)
+
+
+def _check_tensors(header: object) -> tuple[dict[str, TensorHeader], dict[str, str], int]:
+    """The tensors, the metadata, and the bytes of data.
 
     The tensors fill the data without holes or overlaps. Raises ValueError.
     """
     if not isinstance(header, dict):
         raise ValueError("the header is no object")
-    _check_metadata(header.pop("__metadata__", None))
-    elements: Counter[tuple[str, TensorKind]] = Counter()
-    rows: Counter[tuple[str, TensorKind]] = Counter()
-    largest = 0
+    metadata = _check_metadata(header.pop("__metadata__", None))
+    tensors: dict[str, TensorHeader] = {}
     places = []
     for name, tensor in header.items():
-        dtype, count, place = _check_tensor(tensor)
-        shape = tensor["shape"]
-        kind = _tensor_kind(name, len(shape))
-        elements[dtype, kind] += count
-        rows[dtype, kind] += shape[0] if shape else 1
-        largest = max(largest, count)
+        tensors[name], place = _check_tensor(tensor)
         places.append(place)
     end = 0
     for first, last in sorted(places):
         if first != end:
             raise ValueError("tensors overlap, or leave a hole")
         end = last
-    return TensorSizes(elements, rows, largest), end
+    return tensors, metadata, end
 
 
 def _tensor_kind(name: str, dimensions: int) -> TensorKind:
@@ -129,8 +163,8 @@ def _tensor_kind(name: str, dimensions: int) -> TensorKind:
     return "embedder" if ends else "linear"
 
 
-def _check_tensor(tensor: object) -> tuple[str, int, tuple[int, int]]:
-    """A tensor's dtype, number of elements, and place in the data. Raises ValueError."""
+def _check_tensor(tensor: object) -> tuple[TensorHeader, tuple[int, int]]:
+    """A tensor's shape and dtype, and its place in the data. Raises ValueError."""
     if not isinstance(tensor, dict):
         raise ValueError("a tensor is no object")
     dtype, shape, place = (tensor.get(key) for key in ("dtype", "shape", "data_offsets"))
@@ -138,17 +172,19 @@ def _check_tensor(tensor: object) -> tuple[str, int, tuple[int, int]]:
         raise ValueError("a tensor has an unknown dtype")
     if not isinstance(shape, list) or not isinstance(place, list) or len(place) != 2:
         raise ValueError("a tensor has no shape, or no place")
-    if not all(map(is_count, (*shape, *place))):
+    # The product of very many sizes would take hours.
+    if len(shape) > _MAX_DIMENSIONS or not all(map(is_count, (*shape, *place))):
         raise ValueError("a tensor's shape or place is no number")
     count = math.prod(shape)
     if not is_count(count) or count * _DTYPE_BITS[dtype] != 8 * (place[1] - place[0]):
         raise ValueError("a tensor's place has another size than its shape")
-    return dtype, count, (place[0], place[1])
+    return TensorHeader(tuple(shape), dtype), (place[0], place[1])
 
 
-def _check_metadata(metadata: object) -> None:
-    """Raise ValueError for metadata that is no map of texts."""
-    if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
-    ):
+def _check_metadata(metadata: object) -> dict[str, str]:
+    """The metadata; raises ValueError if it is no map of texts."""
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or not all(isinstance(t, str) for t in metadata.values()):
         raise ValueError("the metadata is no map of texts")
+    return metadata
