@@ -37,7 +37,7 @@ def open_atomic(
                 file.flush()
                 os.fsync(file.fileno())
         if exclusive:
-            _publish(temporary, path, mode)
+            publish_new(temporary, path, mode)
         else:
             os.replace(temporary, path)
             moved = True
@@ -105,8 +105,11 @@ def _create(path: Path, mode: int) -> int:
     return os.open(path, flags, mode)
 
 
-def _publish(temporary: Path, path: Path, mode: int) -> None:
-    """Rename the temporary file to `path`; raises FileExistsError if that exists."""
+def publish_new(temporary: Path, path: Path, mode: int = 0o666) -> None:
+    """Give a whole file the name `path`, in the same file system; the temporary one may stay.
+
+    Raises OSError, and FileExistsError if `path` exists.
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:

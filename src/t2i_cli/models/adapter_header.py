@@ -167,8 +167,8 @@ def _family(modules: Mapping[str, Mapping[str, tuple[int, ...]]]) -> str | None:
 def _unet_family(modules: Iterable[_Module]) -> str | None:
     """The family by the width of the texts, or by the deep blocks that only SDXL has."""
     for module in modules:
-        if _CROSS.search(module.name) and module.taken in _CONTEXTS:
-            return _CONTEXTS[module.taken]
+        if _CROSS.search(module.name) and (family := _CONTEXTS.get(module.taken or 0)):
+            return family
     if any(re.search(r"_transformer_blocks_[1-9]", module.name) for module in modules):
         return "sdxl"
     return None
@@ -195,7 +195,7 @@ def _transformer_family(modules: list[_Module]) -> str | None:
     if has(r"transformer_blocks_.*(add_._proj|ff_context)"):
         return "flux"
     if has(r"(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward|adaLN)"):
-        return {3840: "z-image", 2304: "lumina2"}.get(next(iter(widths & {3840, 2304}), 0))
+        return "z-image" if 3840 in widths else "lumina2" if 2304 in widths else None
     for pattern, family in (
         ("double_layers|single_layers|joint_transformer_blocks", "auraflow"),
         ("(double|single)_stream_blocks", "hidream"),

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from t2i_cli import postcard
 from t2i_cli.errors import InputError, ModelError, os_reason
 from t2i_cli.files.user_paths import expand_home
+from t2i_cli.files.weight_files import PICKLES
 from t2i_cli.known_names import closest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.request_fields import DEFAULT_MODEL as DEFAULT_MODEL
@@ -29,6 +30,8 @@ _ADDRESS = re.compile(
 _FILE_IN_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)/.*\.(?:safetensors|ckpt|gguf|bin|json|pt)")
 _NAME_IT = "Name a model as owner/name."
 _GB = 10**9
+_FILE_SUFFIXES = {".safetensors", ".sft", ".gguf", *PICKLES}
+"""Endings of files of weights: whoever names one means no folder and no repository."""
 
 _MODELS = (
     ModelSpec(
@@ -198,6 +201,20 @@ def folder_named(name: str) -> Path | None:
             return None
         raise ModelError(f"Cannot read the model folder {name}: {os_reason(error)}.") from error
     return _snapshot_in(Path(path)) if is_folder else None
+
+
+def file_named(name: str) -> Path | None:
+    """The file of weights that a model name is the path of, or `None`; `~` is expanded.
+
+    A name with such a file's ending means one even where there is none, but in a repository.
+    """
+    path = Path(expand_home(name))
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # also a null byte
+        found = path.suffix.lower() in _FILE_SUFFIXES and not _FILE_IN_REPOSITORY.fullmatch(name)
+        return path if found and "\0" not in name and "://" not in name else None
+    return None if stat.S_ISDIR(mode) else path
 
 
 def _snapshot_in(folder: Path) -> Path:

@@ -14,14 +14,12 @@ from typing import Literal
 
 from t2i_cli.errors import InputError, ModelError, os_reason
 from t2i_cli.files.state_files import open_regular
+from t2i_cli.files.weight_files import PICKLES
 from t2i_cli.models import checkpoint_contents, gguf_header, safetensors_header
 from t2i_cli.models.adapter_header import AdapterHeader
 from t2i_cli.models.checkpoint_contents import CheckpointKind
 from t2i_cli.models.safetensors_header import TensorHeader
 
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
-FILE_SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLE_SUFFIXES)
-"""Names that files of weights have; whoever names such a file means no folder or repository."""
 _BEGINNING = 512
 _FOREIGN = (
     (b"version https://git-lfs", "a pointer of Git LFS, which stands for the file itself"),
@@ -147,11 +145,11 @@ def _checked_format(path: Path) -> Literal["safetensors", "gguf"]:
 def is_pickle(path: Path, beginning: bytes) -> bool:
     """Whether a file is a pickle, or PyTorch's archive of one, by its first bytes or its name."""
     if beginning.startswith(b"PK\x03\x04"):
-        return b"/data.pkl" in beginning or path.suffix.lower() in PICKLE_SUFFIXES
+        return b"/data.pkl" in beginning or path.suffix.lower() in PICKLES
     return (
         beginning[:1] == b"\x80" and beginning[1:2] <= b"\x05"
-    ) or path.suffix.lower() in PICKLE_SUFFIXES
+    ) or path.suffix.lower() in PICKLES
 
 
 def _disguise(path: Path) -> str:
-    return "" if path.suffix.lower() in PICKLE_SUFFIXES else " under another name"
+    return "" if path.suffix.lower() in PICKLES else " under another name"

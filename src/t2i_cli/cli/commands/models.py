@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t2i_cli.cli.commands import models_files
 from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.errors import InputError, ModelError, StorageError
@@ -46,10 +47,18 @@ def list_(json: JsonOpt = False) -> None:
     console.table(rows + [_table_row(spec, cached) for spec in specs])
 
 
-@command(app, "t2i models show sdxl", "t2i models show postcard --json")
-def show(model: ModelArg, json: JsonOpt = False) -> None:
-    """Show all that is known of a model; of postcard, all the words it knows, too."""
+@command(app, "t2i models show sdxl", "t2i models show FILE.safetensors --json")
+def show(
+    model: Annotated[
+        str, typer.Argument(help="Alias, repository on the Hub, folder, or file of weights.")
+    ],
+    json: JsonOpt = False,
+) -> None:
+    """Show all that is known of a model or a file; of postcard, all the words it knows, too."""
     console.configure(json=json)
+    if (file := catalog.file_named(model)) is not None:
+        models_files.show_file(file, json=json)
+        return
     spec = _find_usable(model)
     cached = _cached()
     if spec.repo and spec.repo not in cached and spec.name not in catalog.MODELS:
@@ -132,6 +141,13 @@ def remove(
         console.result_json({"model": spec.name, "repo": spec.repo, "freed_bytes": freed})
     else:
         console.note(f"Removed {spec.repo}; {format_bytes(freed)} are free again.")
+
+
+command(
+    app,
+    "t2i models convert model.ckpt",
+    "t2i models convert embedding.pt -o embedding.safetensors",
+)(models_files.convert)
 
 
 def _find_usable(name: str, revision: str | None = None) -> ModelSpec:

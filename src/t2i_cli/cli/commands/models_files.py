@@ -1,0 +1,117 @@
+"""`t2i models show FILE` and `t2i models convert`: single files of weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2i_cli.cli.options import JsonOpt, QuietOpt
+from t2i_cli.errors import ModelError
+from t2i_cli.files.user_paths import expand_home
+from t2i_cli.terminal.console import console, escape_controls, format_bytes
+
+if TYPE_CHECKING:
+    from t2i_cli.models.checkpoint_file import CheckpointFile
+    from t2i_cli.models.checkpoint_metadata import MakerWords
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A pickle: .ckpt, .pt, .pth or .bin.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The new file. [default: FILE, as .safetensors]"),
+    ] = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what went on.")] = False,
+) -> None:
+    """Write a pickle's weights to a safetensors file; nothing that the pickle names is run."""
+    console.configure(json=json, quiet=quiet, verbose=verbose)
+    from t2i_cli.models import pickle_conversion
+
+    converted = pickle_conversion.convert_pickle(
+        Path(expand_home(str(file))), Path(expand_home(str(output))) if output else None
+    )
+    found = converted.file
+    if json:
+        record = {"path": str(found.path), "kind": found.kind, "family": found.family}
+        counts = {"tensors": len(found.tensors), "left_out": dict(converted.left_out)}
+        console.result_json(record | counts)
+        return
+    console.result(str(found.path))
+    if converted.left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in converted.left_out.items())
+        console.note(f"Left out, since they are no tensors: {kinds}.")
+
+
+def show_file(path: Path, *, json: bool) -> None:
+    """Print what a file of weights is, by its header, and its hashes. Raises T2IError."""
+    from t2i_cli.models import checkpoint_metadata, file_digests
+    from t2i_cli.models.checkpoint_file import read_checkpoint
+
+    file = read_checkpoint(path)
+    words = checkpoint_metadata.read_maker_words(file.metadata)
+    digest = file_digests.sha256_of(path)
+    record = _record(file, words) | {"autov2": file_digests.autov2(digest), "sha256": digest}
+    if json:
+        console.result_json(record)
+        return
+    for label, value in record.items():
+        if text := _text(label, value):
+            # The file is another's, and its text could hold control characters.
+            console.result(f"{label.replace('_', ' ')}: {escape_controls(text)}")
+
+
+def _record(file: "CheckpointFile", words: "MakerWords") -> dict[str, object]:
+    """What is known of a file, but its hashes, as `--json` prints it."""
+    from t2i_cli.models import checkpoint_contents, checkpoint_task
+
+    adapter = file.adapter
+    record: dict[str, object] = {
+        "file": str(file.path),
+        "format": file.format,
+        "kind": file.kind,
+        "family": file.family,
+        "model": checkpoint_task.family_title(file.family),
+        "parts": list(file.parts),
+        "dtypes": file.dtypes,
+        "quantization": file.quantization,
+        "size_bytes": file.bytes,
+        "tensors": len(file.tensors),
+        "latent_channels": (
+            checkpoint_contents.latent_channels(file.tensors) if file.kind == "vae" else None
+        ),
+        "adapter_format": adapter.format if adapter else None,
+        "algorithms": list(adapter.algorithms) if adapter else [],
+        "modules": adapter.modules if adapter else None,
+        "rank": list(adapter.ranks) if adapter and adapter.ranks else None,
+        "title": words.title,
+        "base_model": words.base_model,
+        "few_steps": words.few_steps,
+        "trigger_phrase": words.trigger_phrase,
+        "frequent_tags": dict(words.frequent_tags),
+        "text_to_image": True,
+        "note": None,
+    }
+    try:
+        checkpoint_task.check_text_to_image(file)
+    except ModelError as error:
+        record |= {"text_to_image": False, "note": error.message.removeprefix(f"{file.path} ")}
+    return record
+
+
+def _text(label: str, value: object) -> str:
+    """A value for people; empty where there is none."""
+    if label == "size_bytes" and isinstance(value, int):
+        return format_bytes(value)
+    if label == "frequent_tags" and isinstance(value, dict):
+        return ", ".join(f"{tag} ({count})" for tag, count in value.items())
+    if label == "dtypes" and isinstance(value, dict):
+        return ", ".join(value)
+    if label == "rank" and isinstance(value, list):
+        return str(value[0]) if value[0] == value[1] else f"{value[0]} to {value[1]}"
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
