@@ -43,6 +43,7 @@ _DENOISER = "denoiser"
 _PART_PREFIXES = (
     ("model.diffusion_model.", _DENOISER),
     ("diffusion_model.", _DENOISER),
+    ("model.model.", _DENOISER),
     ("net.", _DENOISER),
     ("first_stage_model.", "vae"),
     ("vae.", "vae"),
@@ -167,6 +168,11 @@ def latent_channels(tensors: Tensors) -> int | None:
         if name.endswith(_LATENT_INPUTS) and len(shape) > 1:
             return shape[1]
     return None
+
+
+def denoiser_tensors(tensors: Tensors) -> Tensors:
+    """The tensors of a checkpoint's denoiser, without their prefix; all if none has one."""
+    return _grouped(tensors).get(_DENOISER) or tensors
 
 
 def quantization_of(tensors: Tensors) -> str | None:

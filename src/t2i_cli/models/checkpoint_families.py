@@ -16,7 +16,9 @@ Task = (
 )
 """What a family's models make; of given images but for the first four."""
 
-NO_SINGLE_FILE = "diffusers reads no single files of this family"
+_NO_SINGLE_FILE = "diffusers reads no single files of this family"
+
+_MODULAR = "diffusers has it as a modular pipeline only"
 
 
 class Family(NamedTuple):
@@ -46,8 +48,9 @@ FAMILIES: dict[str, Family] = {
     "sdxl-editing": Family("an editing model of Stable Diffusion XL", "editing", _UNET),
     "sdxl-refiner": Family("Stable Diffusion XL refiner", "refiner", _UNET),
     "playground-v2.5": Family("Playground 2.5", denoiser=_UNET),
-    "kolors": Family("Kolors", denoiser=_UNET, refusal=NO_SINGLE_FILE),
+    "kolors": Family("Kolors", denoiser=_UNET, refusal=_NO_SINGLE_FILE),
     "svd": Family("Stable Video Diffusion", "video", _UNET),
+    "animatediff": Family("AnimateDiff", "video", _UNET),
     "stable-cascade": Family(
         "Stable Cascade", denoiser=_UNET, refusal="it is one of the model's two stages"
     ),
@@ -59,14 +62,14 @@ FAMILIES: dict[str, Family] = {
     "flux-fill": Family("FLUX.1 Fill", "inpainting"),
     "flux-control": Family("FLUX.1 Canny or Depth", "editing"),
     "chroma": Family("Chroma"),
-    "chroma-radiance": Family("Chroma Radiance", refusal=NO_SINGLE_FILE),
-    "ovis-image": Family("Ovis-Image", refusal=NO_SINGLE_FILE),
-    "longcat-image": Family("LongCat-Image", refusal=NO_SINGLE_FILE),
+    "chroma-radiance": Family("Chroma Radiance", refusal=_NO_SINGLE_FILE),
+    "ovis-image": Family("Ovis-Image", refusal=_NO_SINGLE_FILE),
+    "longcat-image": Family("LongCat-Image", refusal=_NO_SINGLE_FILE),
     "flux2-dev": Family("FLUX.2 dev"),
     "flux2-klein": Family("FLUX.2 klein 4B"),
     "flux2-klein-9b": Family("FLUX.2 klein 9B"),
-    "flux3": Family("FLUX.3"),
-    "flux3-distilled": Family("FLUX.3, distilled"),
+    "flux3": Family("FLUX.3", refusal=_MODULAR),
+    "flux3-distilled": Family("FLUX.3, distilled", refusal=_MODULAR),
     "z-image": Family("Z-Image"),
     "z-image-omni": Family("Z-Image Omni"),
     "lumina2": Family("Lumina Image 2"),
@@ -78,12 +81,15 @@ FAMILIES: dict[str, Family] = {
     "auraflow": Family("AuraFlow"),
     "hidream": Family("HiDream-I1"),
     "sana": Family("Sana"),
-    "pixart-alpha": Family("PixArt-alpha", refusal=NO_SINGLE_FILE),
-    "pixart-sigma": Family("PixArt-Sigma", refusal=NO_SINGLE_FILE),
-    "hunyuan-dit": Family("Hunyuan-DiT", refusal=NO_SINGLE_FILE),
-    "hunyuan-image": Family("HunyuanImage", refusal=NO_SINGLE_FILE),
+    "pixart-alpha": Family("PixArt-alpha", refusal=_NO_SINGLE_FILE),
+    "pixart-sigma": Family("PixArt-Sigma", refusal=_NO_SINGLE_FILE),
+    "hunyuan-dit": Family("Hunyuan-DiT", refusal=_NO_SINGLE_FILE),
+    "hunyuan-image": Family("HunyuanImage", refusal=_NO_SINGLE_FILE),
+    "cogview4": Family("CogView4", refusal=_NO_SINGLE_FILE),
+    "kandinsky5": Family("Kandinsky 5", refusal=_NO_SINGLE_FILE),
+    "prx": Family("PRX", refusal=_NO_SINGLE_FILE),
     "cosmos2": Family("Cosmos-Predict2 text to image"),
-    "anima": Family("Anima", refusal=NO_SINGLE_FILE),
+    "anima": Family("Anima", refusal=_NO_SINGLE_FILE),
     "wan": Family("Wan", "video"),
     "ltx-video": Family("LTX-Video", "video"),
     "ltx2": Family("LTX-2", "video"),
@@ -133,10 +139,12 @@ _XL_DOWN_DEEP = "down_blocks.2.attentions.0.transformer_blocks.9.attn2.to_k.weig
 _JOINT = "joint_blocks.0.context_block.adaLN_modulation.1.bias"
 _CONTEXT_NORM = "transformer_blocks.0.norm1_context.linear.weight"
 _DOUBLE = "double_blocks.0.img_attn.qkv.weight"
+_VECTOR = "vector_in.in_layer.weight"
 _SINGLE = "single_transformer_blocks.0.proj_mlp.weight"
 _EMBED = "time_text_embed.text_embedder.linear_1.weight"
 _REFINED = "txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.weight"
 _REFINED_NORM = "txt_in.individual_token_refiner.blocks.0.norm1.weight"
+_TOKENS = "context_embedder.proj_in.weight"
 _PATCH = "patch_embedding.weight"
 _COSMOS = ("x_embedder.proj.1.weight", "blocks.0.self_attn.q_proj.weight")
 
@@ -157,7 +165,8 @@ _SIGNATURES = (
     _Signature("sd15-editing", (), {(_IN, 1): 8, (_KEYS, 1): 768}),
     _Signature("sd15", (), {(_IN, 1): 4, (_KEYS, 1): 768}),
     # UNets as diffusers has them.
-    _Signature("svd", (_CONV, "down_blocks.0.attentions.0.temporal_transformer_blocks.0.ff.net.2")),
+    _Signature("svd", (_CONV, "down_blocks.0.attentions.0.time_pos_embed.linear_1.weight")),
+    _Signature("animatediff", (_CONV, "down_blocks.0.motion_modules.0.norm.weight")),
     _Signature("kolors", ("encoder_hid_proj.weight", _ADD), {(_ADD, 1): 5632}),
     _Signature("sd2-upscaler", (), {(_CONV, 1): 7}),
     _Signature("sdxl-refiner", (), {(_ADD, 1): 2560}),
@@ -172,8 +181,7 @@ _SIGNATURES = (
     _Signature("sd15-editing", (), {(_CONV, 1): 8, (_DOWN_KEYS, 1): 768}),
     _Signature("sd15", (), {(_CONV, 1): 4, (_DOWN_KEYS, 1): 768}),
     # Other UNets.
-    _Signature("stable-cascade", ("clip_txt_mapper.weight",)),
-    _Signature("stable-cascade", ("down_blocks.1.0.channelwise.0.weight", "clip_mapper.weight")),
+    _Signature("stable-cascade", ("clf.1.weight", "down_blocks.0.0.channelwise.0.weight")),
     # Stable Diffusion 3.
     _Signature("sd35-medium", (_JOINT, "joint_blocks.0.x_block.attn2.qkv.weight")),
     _Signature("sd35-large", (_JOINT, "joint_blocks.37.x_block.mlp.fc1.weight")),
@@ -187,8 +195,11 @@ _SIGNATURES = (
     _Signature("hunyuan-image", (_REFINED_NORM,), {("img_in.proj.weight", 1): 64}),
     _Signature("hunyuan-video", (_REFINED_NORM,)),
     _Signature("hunyuan-video", (_REFINED,)),
+    _Signature("hunyuan-image", (_TOKENS,), {("x_embedder.proj.weight", 1): 64}),
+    _Signature("hunyuan-video", (_TOKENS,)),
     _Signature("flux3-distilled", ("ref_time_in.in_layer.weight",)),
     _Signature("flux3", ("early_stream_modulations.image.lin.weight",)),
+    _Signature("flux3", ("early_stream_modulations.image.linear.weight",)),
     *(
         _Signature(family, (f"single_stream_modulation.{linear}.weight",), {(entry, 0): width})
         for linear, entry in (("lin", "img_in.weight"), ("linear", "x_embedder.weight"))
@@ -198,13 +209,17 @@ _SIGNATURES = (
     _Signature("chroma-radiance", (_DOUBLE, "nerf_blocks.0.norm.weight")),
     _Signature("chroma", ("distilled_guidance_layer.in_proj.weight",)),
     _Signature("ovis-image", (_DOUBLE, "double_blocks.0.img_mlp.gate_proj.weight")),
-    _Signature(
-        "longcat-image", (_DOUBLE,), {("txt_in.weight", 1): 3584}, absent=("vector_in.in_layer",)
-    ),
+    _Signature("longcat-image", (_DOUBLE,), {("txt_in.weight", 1): 3584}, absent=(_VECTOR,)),
     _Signature("flux-fill", (_DOUBLE,), {("img_in.weight", 1): 384}),
     _Signature("flux-control", (_DOUBLE,), {("img_in.weight", 1): 128}),
     _Signature("flux-dev", (_DOUBLE, "guidance_in.in_layer.weight")),
-    _Signature("flux-schnell", (_DOUBLE, "vector_in.in_layer.weight")),
+    _Signature("flux-schnell", (_DOUBLE, _VECTOR)),
+    _Signature("ovis-image", (_SINGLE, "context_embedder_norm.weight")),
+    _Signature(
+        "longcat-image",
+        (_SINGLE, "time_embed.timestep_embedder.linear_1.weight"),
+        {("context_embedder.weight", 1): 3584},
+    ),
     _Signature("flux-fill", (_SINGLE, _EMBED), {("x_embedder.weight", 1): 384}),
     _Signature("flux-control", (_SINGLE, _EMBED), {("x_embedder.weight", 1): 128}),
     _Signature(
@@ -238,6 +253,9 @@ _SIGNATURES = (
     ),
     _Signature("pixart-sigma", ("adaln_single.linear.weight", "pos_embed.proj.weight")),
     _Signature("hunyuan-dit", ("mlp_t5.0.weight",)),
+    _Signature("cogview4", ("time_condition_embed.condition_embedder.linear_1.weight",)),
+    _Signature("kandinsky5", ("visual_embeddings.in_layer.weight",)),
+    _Signature("prx", ("blocks.0.attention.img_qkv_proj.weight",)),
     _Signature("anima", (*_COSMOS, "llm_adapter.blocks.0.cross_attn.q_proj.weight")),
     _Signature("cosmos2", _COSMOS, {(_COSMOS[0], 1): 68}),
     # What makes no images.
@@ -246,15 +264,18 @@ _SIGNATURES = (
     _Signature("wan", ("head.modulation", _PATCH)),
     _Signature("wan", ("condition_embedder.text_embedder.linear_1.weight", _PATCH)),
     _Signature("ltx2", ("audio_adaln_single.linear.weight",)),
+    _Signature("ltx2", ("audio_proj_in.weight", "audio_scale_shift_table")),
     _Signature("ltx2", ("av_ca_a2v_gate_adaln_single.emb.timestep_embedder.linear_1.weight",)),
     _Signature("ltx-video", ("patchify_proj.weight",)),
     _Signature("ltx-video", ("proj_in.weight", "scale_shift_table", "time_embed.linear.weight")),
-    _Signature("hunyuan-video", ("context_embedder.token_refiner.proj_in.weight",)),
     _Signature("mochi", ("t5_yproj.weight",)),
     _Signature("mochi", ("blocks.0.attn.qkv_x.weight",)),
-    _Signature("cogvideox", ("patch_embed.text_proj.weight",)),
+    _Signature("mochi", ("time_embed.pooler.to_kv.weight", "time_embed.caption_proj.weight")),
+    _Signature("cogvideox", ("patch_embed.text_proj.weight", "time_embedding.linear_1.weight")),
+    _Signature("cosmos", ("patch_embed.proj.weight", "time_embed.t_embedder.linear_1.weight")),
     _Signature("minimax-h3", ("video_patch_proj.weight",)),
     _Signature("stable-audio", ("transformer.rotary_pos_emb.inv_freq",)),
+    _Signature("stable-audio", ("preprocess_conv.weight", "postprocess_conv.weight")),
     _Signature("ace-step", ("genre_embedder.weight",)),
     _Signature("hunyuan-3d", ("latent_in.weight", "cond_in.weight")),
 )  # fmt: skip

@@ -59,7 +59,7 @@ class CheckpointFile:
     parts: tuple[str, ...]
     """Which of a pipeline's parts it holds, by diffusers' names."""
     dtype: str
-    """The dtype of most of its elements."""
+    """The dtype of most elements of its denoiser, or of whatever else it is."""
     bytes: int
     tensors: Mapping[str, TensorHeader]
     metadata: Mapping[str, str]
@@ -69,10 +69,7 @@ class CheckpointFile:
     @property
     def dtypes(self) -> dict[str, int]:
         """The numbers of elements by dtype, the largest first."""
-        counts: Counter[str] = Counter()
-        for shape, dtype in self.tensors.values():
-            counts[_DTYPES.get(dtype, dtype)] += math.prod(shape)
-        return dict(counts.most_common())
+        return _count_dtypes(self.tensors)
 
     @property
     def quantization(self) -> str | None:
@@ -95,20 +92,27 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     if not header.tensors:
         raise ModelError(f"{path} holds no tensors.")
     found = checkpoint_contents.recognise_contents(header.tensors)
-    file = CheckpointFile(
+    main = checkpoint_contents.denoiser_tensors(header.tensors)
+    return CheckpointFile(
         path=path,
         format=form,
         kind=found.kind,
         family=found.family,
         parts=found.parts,
-        dtype="",
+        dtype=next(iter(_count_dtypes(main))),
         bytes=header.size,
         tensors=header.tensors,
         metadata=header.metadata,
         adapter=found.adapter,
     )
-    object.__setattr__(file, "dtype", next(iter(file.dtypes)))
-    return file
+
+
+def _count_dtypes(tensors: Mapping[str, TensorHeader]) -> dict[str, int]:
+    """The numbers of elements by dtype, the largest first."""
+    counts: Counter[str] = Counter()
+    for shape, dtype in tensors.values():
+        counts[_DTYPES.get(dtype, dtype)] += math.prod(shape)
+    return dict(counts.most_common())
 
 
 def _checked_format(path: Path) -> Literal["safetensors", "gguf"]:
