@@ -14,6 +14,7 @@ from t2i_cli.models import checkpoint_contents, gguf_header, libraries
 from t2i_cli.models.checkpoint_families import FAMILIES
 from t2i_cli.models.checkpoint_file import CheckpointFile, read_checkpoint
 from t2i_cli.models.checkpoint_task import check_text_to_image
+from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.safetensors_header import TensorHeader
 from tests.fakes import checkpoint_files
 from tests.fakes.checkpoint_files import write_gguf, write_header
@@ -51,7 +52,7 @@ def test_one_block_of_flux_is_a_whole_transformer_of_diffusers() -> None:
 
     with torch.device("meta"), libraries.suppress_warnings():
         layout = {name: torch.empty(shape) for name, shape in flux_block().items()}
-        model = FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
+        model: LibraryObject = FluxTransformer2DModel(**_FLUX, guidance_embeds=True)
         converted = convert(layout)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     assert {name: tensor.shape for name, tensor in converted.items()} == expected

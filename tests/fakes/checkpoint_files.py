@@ -89,7 +89,10 @@ def _gguf_value(value: str | int | list[str]) -> bytes:
 
 
 def save_ldm_checkpoint(
-    pipeline: LibraryObject, path: Path, dtype: str = "float16", metadata: object = None
+    pipeline: LibraryObject,
+    path: Path,
+    dtype: str = "float16",
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Save a tiny pipeline of Stable Diffusion or SDXL as one file in ldm's layout."""
     import torch

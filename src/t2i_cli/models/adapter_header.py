@@ -13,7 +13,7 @@ _TENSOR = re.compile(
     r"(?P<module>.+?)(?:"
     r"\.(?P<kohya>lora_(?:down|up|mid)\.weight)"
     r"|\.(?P<peft>lora_(?:A|B|embedding_A|embedding_B)(?:\.[\w-]+)?(?:\.weight)?)"
-    r"|(?P<xlabs>\.processor\.\w*lora\w*\.(?:down|up)\.weight)"
+    r"|(?P<xlabs>\.processor\.(?:qkv|proj)_lora\d?\.(?:down|up)\.weight)"
     r"|(?P<diffusers>(?:\.lora|_lora|\.lora_linear_layer)\.(?:down|up)\.weight)"
     r"|\.(?P<lycoris>hada_(?:w[12](?:_[ab])?|t[12])|lokr_(?:w[12](?:_[ab])?|t2)"
     r"|oft_(?:blocks|diag|R)(?:\.weight)?|diff|diff_b|w_norm|b_norm|on_input|a[12]\.weight"

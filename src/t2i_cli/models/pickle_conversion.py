@@ -15,7 +15,7 @@ from pathlib import Path
 import t2i_cli
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, StorageError, os_reason
 from t2i_cli.files import atomic
-from t2i_cli.files.state_files import is_count, open_regular, parse_json
+from t2i_cli.files.state_files import open_regular, parse_json
 from t2i_cli.models import file_digests
 from t2i_cli.models.checkpoint_file import CheckpointFile, is_pickle, read_checkpoint
 from t2i_cli.terminal.console import console
@@ -33,10 +33,10 @@ _PASSED_ON = re.compile(
 
 @dataclass(frozen=True)
 class ConvertedFile:
-    """A converted file, and what of the pickle is no tensor and was left out, by kind."""
+    """A converted file, and the kinds of what is no tensor and was left out, by name."""
 
     file: CheckpointFile
-    left_out: Mapping[str, int]
+    left_out: Mapping[str, str]
 
 
 def convert_pickle(source: Path, target: Path | None) -> ConvertedFile:
@@ -48,9 +48,7 @@ def convert_pickle(source: Path, target: Path | None) -> ConvertedFile:
     _check_source(source)
     target = target or _beside(source)
     if target.suffix != _SUFFIX:
-        raise InputError(
-            f"{target} is no name of a safetensors file.", hint=f"End it in {_SUFFIX}."
-        )
+        raise InputError(f"{target} does not end in {_SUFFIX}, as the new file does.")
     metadata = {
         "format": "pt",
         "converted_by": f"t2i {t2i_cli.__version__}",
@@ -107,7 +105,7 @@ def _new_file_mode(folder: Path) -> int:
 
 def _run_reader(
     source: Path, pickle: Path, target: Path, metadata: Mapping[str, str]
-) -> dict[str, int]:
+) -> dict[str, str]:
     """Have the process write the tensors; what it left out. Raises ModelError, StorageError."""
     command = [sys.executable, "-P", "-m", _MODULE, str(pickle), str(target), json.dumps(metadata)]
     environment = {name: v for name, v in os.environ.items() if _PASSED_ON.fullmatch(name)}
@@ -134,5 +132,5 @@ def _run_reader(
     if "error" in report:
         raise ModelError(f"{source} was not converted: {report['error']}.")
     left_out = report.get("left_out")
-    counts = left_out if isinstance(left_out, dict) else {}
-    return {str(kind): count for kind, count in counts.items() if is_count(count)}
+    kinds = left_out if isinstance(left_out, dict) else {}
+    return {name: str(kind) for name, kind in kinds.items()}

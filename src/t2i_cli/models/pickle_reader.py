@@ -10,8 +10,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,8 @@ class UnreadablePickleError(Exception):
     """The file is no pickle of weights; its text says why, as the end of a sentence."""
 
 
-def read_tensors(source: Path) -> tuple[dict[str, Any], Counter[str]]:
-    """The tensors of a pickle by name, and what else it holds, counted by kind.
+def read_tensors(source: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors of a pickle by name, and the kinds of what else it holds by name.
 
     Raises UnreadablePickleError.
     """
@@ -89,24 +88,24 @@ def read_tensors(source: Path) -> tuple[dict[str, Any], Counter[str]]:
     return _tensors_in(loaded)
 
 
-def _tensors_in(loaded: object) -> tuple[dict[str, Any], Counter[str]]:
-    """The tensors in what was loaded, without a trainer's wrappers, and the rest by kind."""
+def _tensors_in(loaded: object) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors in what was loaded, without a trainer's wrappers, and the rest's kinds."""
     import torch
 
-    left_out: Counter[str] = Counter()
+    left_out: dict[str, str] = {}
     for _ in range(_MAX_WRAPPERS):
         if not isinstance(loaded, Mapping):
             break
         wrapper = next((key for key in _WRAPPERS if _holds_tensors(loaded.get(key))), None)
         if wrapper is None:
             break
-        left_out += _kinds(value for key, value in loaded.items() if key != wrapper)
+        left_out |= _kinds((key, value) for key, value in loaded.items() if key != wrapper)
         loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping):
         raise UnreadablePickleError("it holds no weights by name")
     vectors = loaded.get(_EMBEDDING)
     if isinstance(vectors, Mapping) and len(vectors) == 1:
-        left_out += _kinds(value for key, value in loaded.items() if key != _EMBEDDING)
+        left_out |= _kinds((key, value) for key, value in loaded.items() if key != _EMBEDDING)
         loaded = {_EMBEDDING_TENSOR: next(iter(vectors.values()))}
     tensors: dict[str, Any] = {}
     others = []
@@ -114,10 +113,10 @@ def _tensors_in(loaded: object) -> tuple[dict[str, Any], Counter[str]]:
         if isinstance(name, str) and isinstance(value, torch.Tensor) and _is_plain(value):
             tensors[name] = value.detach()
         else:
-            others.append(value)
+            others.append((name, value))
     if not tensors:
         raise UnreadablePickleError("it holds no weights by name")
-    return tensors, left_out + _kinds(others)
+    return tensors, left_out | _kinds(others)
 
 
 def _holds_tensors(value: object) -> bool:
@@ -136,8 +135,12 @@ def _is_plain(tensor: Any) -> bool:  # noqa: ANN401 - a tensor of torch
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
-def _kinds(values: Any) -> Counter[str]:  # noqa: ANN401 - anything that a pickle holds
-    return Counter(type(value).__name__[:60] for value in values)
+def _kinds(entries: Iterable[tuple[object, object]]) -> dict[str, str]:
+    """The names of types by the entries' names, which may be of any type themselves."""
+    return {
+        key[:200] if isinstance(key, str) else f"a {type(key).__name__}": type(value).__name__
+        for key, value in entries
+    }
 
 
 def write_tensors(tensors: Mapping[str, Any], target: Path, metadata: Mapping[str, str]) -> None:
@@ -167,7 +170,7 @@ def main(source: Path, target: Path, metadata: Mapping[str, str]) -> dict[str, o
         return {"error": error.strerror or str(error), "storage": True}
     except Exception as error:  # noqa: BLE001 - safetensors raises its own, and ValueError
         return {"error": f"safetensors cannot hold it ({type(error).__name__})"}
-    return {"tensors": len(tensors), "left_out": dict(left_out)}
+    return {"tensors": len(tensors), "left_out": left_out}
 
 
 if __name__ == "__main__":

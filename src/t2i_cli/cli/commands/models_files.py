@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from t2i_cli.models.checkpoint_file import CheckpointFile
     from t2i_cli.models.checkpoint_metadata import MakerWords
 
+_MAX_NAMES = 8
+"""Of what was left out of a converted file, as many names are told."""
+
 
 def convert(
     file: Annotated[Path, typer.Argument(help="A pickle: .ckpt, .pt, .pth or .bin.")],
@@ -35,13 +38,13 @@ def convert(
     found = converted.file
     if json:
         record = {"path": str(found.path), "kind": found.kind, "family": found.family}
-        counts = {"tensors": len(found.tensors), "left_out": dict(converted.left_out)}
-        console.result_json(record | counts)
+        contents = {"tensors": len(found.tensors), "left_out": dict(converted.left_out)}
+        console.result_json(record | contents)
         return
     console.result(str(found.path))
-    if converted.left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in converted.left_out.items())
-        console.note(f"Left out, since they are no tensors: {kinds}.")
+    if names := list(converted.left_out):
+        more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
+        console.note(f"Left out, since it is no tensor: {', '.join(names[:_MAX_NAMES])}{more}.")
 
 
 def show_file(path: Path, *, json: bool) -> None:
