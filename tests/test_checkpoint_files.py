@@ -416,5 +416,5 @@ def test_every_family_has_a_signature_and_encodings_are_the_packages() -> None:
         int(kind): (kind.name, elements, size)
         for kind, (elements, size) in gguf.GGML_QUANT_SIZES.items()
     }
-    ours = {number: tuple(encoding) for number, encoding in gguf_header.ENCODINGS.items()}
+    ours = {number: tuple(encoding) for number, encoding in gguf_header.TENSOR_ENCODINGS.items()}
     assert ours == {number: sizes[number] for number in ours}

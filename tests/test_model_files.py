@@ -159,7 +159,7 @@ def test_tensors_of_one_memory_become_two(tmp_path: Path) -> None:
     shared = torch.arange(4.0)
     torch.save({"a": shared, "b": shared, "c": shared[1:], "d": shared.reshape(2, 2).T}, "x.pt")
     source = Path("x.pt")
-    report = pickle_reader.main(source, tmp_path / "x.safetensors", {"format": "pt"})
+    report = pickle_reader.convert_file(source, tmp_path / "x.safetensors", {"format": "pt"})
     source.unlink()
     assert report == {"tensors": 4, "left_out": {}}
     loaded = load_file(tmp_path / "x.safetensors")

@@ -6,6 +6,7 @@ pages) is told as what it is.
 
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _checked_format(path: Path) -> Literal["safetensors", "gguf"]:
     if is_pickle(path, beginning):
         raise ModelError(
             f"{path} is a pickle file{_disguise(path)}, which can run code when it is loaded.",
-            hint=f"`t2i models convert {path}` makes a safetensors file of its weights, and runs "
+            hint=f"`t2i models convert {shlex.quote(str(path))}` makes a safetensors file of its weights, and runs "
             "none of its code.",
         )
     for magic, what in _FOREIGN:

@@ -43,7 +43,7 @@ class _Encoding(NamedTuple):
     bytes: int
 
 
-ENCODINGS = {
+TENSOR_ENCODINGS = {
     0: _Encoding("F32", 1, 4),
     1: _Encoding("F16", 1, 2),
     2: _Encoding("Q4_0", 32, 18),
@@ -223,7 +223,7 @@ class _HeaderReader:
         if dimensions > _MAX_DIMENSIONS:
             raise ValueError("a tensor has too many dimensions")
         sizes = tuple(self.number("Q") for _ in range(dimensions))
-        encoding = ENCODINGS.get(self.number("I"))
+        encoding = TENSOR_ENCODINGS.get(self.number("I"))
         if encoding is None:
             raise ValueError("a tensor is of an unknown type")
         return _TensorPlace(name, sizes, encoding, self.number("Q"))

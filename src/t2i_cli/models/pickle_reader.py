@@ -158,7 +158,7 @@ def write_tensors(tensors: Mapping[str, Any], target: Path, metadata: Mapping[st
     save_file(plain, target, metadata=dict(metadata))
 
 
-def main(source: Path, target: Path, metadata: Mapping[str, str]) -> dict[str, object]:
+def convert_file(source: Path, target: Path, metadata: Mapping[str, str]) -> dict[str, object]:
     """Convert a file, and return the report, which has `error` if nothing was written."""
     try:
         tensors, left_out = read_tensors(source)
@@ -175,5 +175,5 @@ def main(source: Path, target: Path, metadata: Mapping[str, str]) -> dict[str, o
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    report = main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    report = convert_file(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
     sys.stdout.write(json.dumps(report) + "\n")
