@@ -135,8 +135,8 @@ def _checked_format(path: Path) -> Literal["safetensors", "gguf"]:
     if is_pickle(path, beginning):
         raise ModelError(
             f"{path} is a pickle file{_disguise(path)}, which can run code when it is loaded.",
-            hint=f"`t2i models convert {shlex.quote(str(path))}` makes a safetensors file of its weights, and runs "
-            "none of its code.",
+            hint=f"`t2i models convert {shlex.quote(str(path))}` makes a safetensors file of its "
+            "weights, and runs none of its code.",
         )
     for magic, what in _FOREIGN:
         if beginning.lstrip().lower().startswith(magic.lower()):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_cli.cli.options import JsonOpt, QuietOpt
+from t2i_cli.cli.options import JsonOpt, QuietOpt, VerboseOpt
 from t2i_cli.errors import ModelError
 from t2i_cli.files.user_paths import expand_home
 from t2i_cli.terminal.console import console, escape_controls, format_bytes
@@ -26,7 +26,7 @@ def convert(
     ] = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show what went on.")] = False,
+    verbose: VerboseOpt = False,
 ) -> None:
     """Write a pickle's weights to a safetensors file; nothing that the pickle names is run."""
     console.configure(json=json, quiet=quiet, verbose=verbose)
