@@ -2,9 +2,40 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from t2i_cli.part_source import PartSource
 
 GuidanceArgument = Literal["guidance_scale", "true_cfg_scale"]
+
+
+class PartOverride(NamedTuple):
+    """A part of a model that is read from elsewhere: a file, or a folder with config and weights.
+
+    `repo` is the repository on the Hub that the folder is a snapshot of, which may still lack the
+    weights. `whole` is whether a file holds other parts of a pipeline as well.
+    """
+
+    part: str
+    path: Path
+    repo: str | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """What a model is put together from: a base, and the parts that are read from elsewhere.
+
+    The base is a folder, or a repository with its revision. `left_out` are parts of the base that
+    the model does without; `scheduler` are values laid over the scheduler's config.
+    """
+
+    overrides: tuple[PartOverride, ...]
+    folder: Path | None = None
+    repo: str | None = None
+    revision: str | None = None
+    left_out: tuple[str, ...] = ()
+    scheduler: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +50,9 @@ class ModelSpec:
     set, they have about so many pixels, to which the pipeline scales other sizes. `flow` is whether
     the model is a flow-matching one, which decides its schedulers. `quantize` is the quantisation
     of its weights where a request names none. `refuses` has pairs of a request's field that the
-    backend cannot honour, and a sentence that says so.
+    backend cannot honour, and a sentence that says so. `base`, `vae`, `text_encoder` and
+    `transformer` are the parts that are read from elsewhere, and `composition` what follows from
+    them.
     """
 
     name: str
@@ -44,3 +77,8 @@ class ModelSpec:
     flow: bool | None = None
     quantize: str | None = None
     refuses: tuple[tuple[str, str], ...] = ()
+    base: PartSource | None = None
+    vae: PartSource | None = None
+    text_encoder: PartSource | None = None
+    transformer: PartSource | None = None
+    composition: Composition | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from t2i_cli.errors import InputError
+from t2i_cli.part_source import PART_FIELDS, parts_key
 from t2i_cli.request_field import check_range
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS, MAX_SEED, ORIGINAL_FIELDS, RequestFields
 
@@ -20,6 +21,10 @@ class GenerateRequest(RequestFields):
     """A request as given by the user; `None` means not set. Raises InputError for bad values."""
 
     prompt: str = field()
+
+    def model_key(self) -> tuple[object, ...]:
+        """What the request names as its model: a name, a revision, and parts from elsewhere."""
+        return (self.model, self.revision, *parts_key(self))
 
     def __post_init__(self) -> None:
         """Validate what does not depend on the model; line ends of prompts become newlines."""
@@ -56,6 +61,15 @@ class ResolvedRequest(RequestFields):
             *_identity_fields(self),
             *((name, FIELDS[name].identity_value(v)) for name, v in later),
         )
+
+    def model_key(self) -> tuple[object, ...]:
+        """The request's model: its name, its revision, and its parts from elsewhere."""
+        return (self.model, self.revision, *parts_key(self))
+
+    def model_request(self) -> GenerateRequest:
+        """A request that names the same model and nothing else."""
+        named = {name: getattr(self, name) for name in ("model", "revision", *PART_FIELDS)}
+        return GenerateRequest(prompt="-", **named)
 
     def batch_key(self) -> tuple[object, ...]:
         """Batch key: requests with equal keys may share a forward pass.

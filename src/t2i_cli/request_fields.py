@@ -17,6 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
+from t2i_cli.part_source import (
+    PartSource,
+    parse_part_source,
+    part_source_identity,
+    part_source_to_json,
+)
 from t2i_cli.request_extras import Extras, extras_to_json, parse_extras
 from t2i_cli.request_field import RequestField
 
@@ -84,6 +90,24 @@ FIELD = "request_field"
 def _declared(known: RequestField) -> Any:  # noqa: ANN401 - of the attribute's own type
     """An attribute that may be left unset, with what is known of it beside it."""
     return field(default=None, metadata={FIELD: known})
+
+
+def _part_field(flags: tuple[str, ...], label: str, help: str) -> RequestField:
+    """The declaration of a field that names a part of the model."""
+    return RequestField(
+        flags=flags,
+        help=help,
+        default="the model's",
+        label=label,
+        summary=f"{label} {{}}",
+        dialects=_named(flags[0].removeprefix("--").replace("-", "_"), "t2i"),
+        servings=frozenset({"t2i"}),
+        echoed=False,  # a server may call it otherwise
+        parse=parse_part_source,
+        to_json=part_source_to_json,
+        digest=part_source_identity,
+        on_page=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +296,30 @@ class RequestFields:
             parse=parse_extras,
             to_json=extras_to_json,
             on_page=False,
+        )
+    )
+    base: PartSource | None = _declared(
+        _part_field(
+            ("--base",),
+            "Base model",
+            "Model whose configs, and parts that it lacks, a single file is used with.",
+        )
+    )
+    vae: PartSource | None = _declared(
+        _part_field(("--vae",), "VAE", "VAE in place of the model's: file, folder or repository.")
+    )
+    text_encoder: PartSource | None = _declared(
+        _part_field(
+            ("--text-encoder",),
+            "Text encoder",
+            "Text encoder in place of the model's: file, folder or repository.",
+        )
+    )
+    transformer: PartSource | None = _declared(
+        _part_field(
+            ("--transformer", "--unet"),
+            "Transformer",
+            "Transformer or UNet in place of the model's: file, folder or repository.",
         )
     )
 

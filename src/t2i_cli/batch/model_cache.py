@@ -19,7 +19,8 @@ ROW_ERRORS = (InputError, ModelError, OutOfMemoryError, InternalError)
 
 OnBug = Callable[[T2IError], None]
 
-ModelName = tuple[object, object]
+ModelKey = tuple[object, ...]
+"""What a request names as its model, by `model_key()`."""
 
 
 class ModelCache:
@@ -28,17 +29,15 @@ class ModelCache:
     def __init__(self, backend: Backend, on_bug: OnBug = lambda _: None) -> None:
         self._backend = backend
         self._on_bug = on_bug
-        self._specs: dict[ModelName, ModelSpec | T2IError] = {}
+        self._specs: dict[ModelKey, ModelSpec | T2IError] = {}
         self._checked: dict[tuple[object, ...], T2IError | None] = {}
 
-    def describe(self, model: object, revision: object) -> ModelSpec:
-        """The specification of a model, named as in a request. Raises T2IError."""
-        key = (model, revision)
+    def describe(self, request: GenerateRequest) -> ModelSpec:
+        """The specification of the model that a request names. Raises T2IError."""
+        key = request.model_key()
         if key not in self._specs:
             try:
-                self._specs[key] = self._backend.describe(
-                    GenerateRequest(prompt="-", model=model, revision=revision)  # type: ignore[arg-type]
-                )
+                self._specs[key] = self._backend.describe(request)
             except Exception as raised:  # noqa: BLE001 - becomes the problem of its rows
                 self._specs[key] = row_error(raised, self._on_bug)
         found = self._specs[key]
@@ -46,9 +45,9 @@ class ModelCache:
             raise found
         return found
 
-    def cached_spec(self, model: object, revision: object) -> ModelSpec | None:
+    def cached_spec(self, request: GenerateRequest) -> ModelSpec | None:
         """The specification if `describe` has returned it before, else `None`."""
-        found = self._specs.get((model, revision))
+        found = self._specs.get(request.model_key())
         return found if isinstance(found, ModelSpec) else None
 
     def check(self, request: ResolvedRequest) -> None:

@@ -204,9 +204,7 @@ def build_plan(
         for group in groups
         for row in group
     ]
-    first_requests = {
-        (g[0].request.model, g[0].request.revision): g[0].request for g in reversed(groups)
-    }
+    first_requests = {g[0].request.model_key(): g[0].request for g in reversed(groups)}
     estimates = [
         {"model": request.model, **estimate(request)} for request in first_requests.values()
     ]

@@ -18,6 +18,7 @@ from t2i_cli.image_costs import ImageCosts, check_cost_limit
 from t2i_cli.prompts import PromptsError, PromptsFile
 from t2i_cli.prompts.entries import PromptProblem
 from t2i_cli.prompts.literal_syntax import literal_syntax_notes
+from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.cost_consent import confirm_costs
 from t2i_cli.terminal.download_consent import confirm_download
@@ -91,9 +92,7 @@ def make_planner(
             pinned, found = [row for row in pinned if row.line in lines], [*found, *more]
         while True:
             planned = _ModelErrors(on_bug)
-            estimate = planned.guard(
-                backend.estimate, lambda request: (request.model, request.revision), {}
-            )
+            estimate = planned.guard(backend.estimate, ResolvedRequest.model_key, {})
             batch_plan = plan.build_plan(
                 *(pinned, found, config.folder, state, config.selection, estimate),
                 backend.image_price,
@@ -117,16 +116,18 @@ def make_planner(
 
 
 def _usable_rows(
-    all_rows: Sequence[BatchRow], errors: Mapping[ModelRevision, T2IError]
+    all_rows: Sequence[BatchRow], errors: Mapping[tuple[object, ...], T2IError]
 ) -> tuple[list[BatchRow], list[PromptProblem]]:
     """The rows of lines without a model that has an error, and a problem for each other line.
 
+    The keys of errors are a model and its revision, with its parts from elsewhere or without.
     Raises the error itself where it is the one of every row.
     """
     found = (
         PromptProblem(row.line, "model", rows.error_text(errors[key]))
         for row in all_rows
-        if (key := (row.request.model, row.request.revision)) in errors
+        for key in (row.request.model_key(), row.request.model_key()[:2])
+        if key in errors
     )
     problems = list(dict.fromkeys(found))
     invalid_lines = {problem.line for problem in problems}
@@ -140,11 +141,14 @@ class _ModelErrors:
     """What a backend raised about models while a batch is planned: each fails the model's rows."""
 
     def __init__(self, on_bug: OnBug) -> None:
-        self.errors: dict[ModelRevision, T2IError] = {}
+        self.errors: dict[tuple[object, ...], T2IError] = {}
         self._on_bug = on_bug
 
     def guard(
-        self, ask: Callable[Asked, Answer], key: Callable[Asked, ModelRevision], default: Answer
+        self,
+        ask: Callable[Asked, Answer],
+        key: Callable[Asked, tuple[object, ...]],
+        default: Answer,
     ) -> Callable[Asked, Answer]:
         """`ask`, but `default` where it raises; an error that no row causes is raised all the same.
 

@@ -94,12 +94,12 @@ class _RowExpander:
     def run(self, entries: Sequence[PromptEntry]) -> tuple[list[BatchRow], list[PromptProblem]]:
         # An error of the command line would repeat for every row: raise it once.
         defaults = self._options.defaults
-        build_request({"prompt": "-", **defaults, "seed": self._options.seed})
+        default_request = build_request({"prompt": "-", **defaults, "seed": self._options.seed})
         set_fields = {field for entry in entries for field in entry.values}
         if "model" in defaults or "model" not in set_fields.union(
             name for name, _ in self._options.vary
         ):
-            self._models.describe(defaults.get("model"), defaults.get("revision"))
+            self._models.describe(default_request)
         if set_fields <= _PER_ROW_FIELDS:
             self._check_command_line()
         problems: list[PromptProblem] = []
@@ -155,7 +155,7 @@ class _RowExpander:
         """Resolve a request for its model and check it; returns it with notes. Raises T2IError."""
         notes: list[str] = []
         size_notes: list[str] = []
-        spec = self._models.describe(request.model, request.revision)
+        spec = self._models.describe(request)
         resolved = resolve_request(
             request,
             spec,
@@ -255,7 +255,7 @@ class _RowExpander:
         """Raise T2IError for further invalid fields, unless the row's model itself is invalid."""
         if "model" in invalid or "revision" in invalid:
             return
-        if spec := self._models.cached_spec(request.model, request.revision):
+        if spec := self._models.cached_spec(request):
             resolve_request(request, spec, lenient=self._options.lenient)
 
     def _seeded(self, request: ResolvedRequest, seed: int) -> ResolvedRequest:
@@ -310,7 +310,7 @@ def group_rows(rows: Sequence[BatchRow]) -> Iterator[list[BatchRow]]:
     """Group rows by batch key, one model after the other, each in the order of the rows."""
     models: dict[tuple[object, ...], dict[tuple[object, ...], list[BatchRow]]] = {}
     for row in rows:
-        batches = models.setdefault((row.request.model, row.request.revision), {})
+        batches = models.setdefault(row.request.model_key(), {})
         batches.setdefault(row.request.batch_key(), []).append(row)
     for batches in models.values():
         yield from batches.values()

@@ -85,6 +85,11 @@ def has_pickles(names: Iterable[str]) -> bool:
     return any(PurePosixPath(name).suffix in PICKLES for name in names)
 
 
+def is_weights(name: str) -> bool:
+    """Whether the file holds weights, or is an index of such files."""
+    return PurePosixPath(name).suffix in {".safetensors", *PICKLES} or is_index(name)
+
+
 def is_index(name: str) -> bool:
     """Whether the file says which shard has what."""
     return _INDEX.fullmatch(name) is not None

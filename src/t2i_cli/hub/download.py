@@ -5,6 +5,7 @@ import re
 import shutil
 import stat
 import time
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,43 +58,62 @@ def needs_token(repo: str) -> bool:
 
 
 def download_model(
-    repo: str, *, revision: str | None, offline: bool, dtype: str, on_event: OnEvent
+    repo: str,
+    *,
+    revision: str | None,
+    offline: bool,
+    dtype: str,
+    on_event: OnEvent,
+    skip: Container[str] = (),
 ) -> Path:
     """Download every file that the pipeline needs; the snapshot folder. `dtype` chooses variants.
 
+    `skip` are parts whose weights are not needed.
     Raises T2IError: ModelError, AccessError, QuotaError, RemoteError, TimedOutError, StorageError.
     """
     with translate_hub_errors(repo):
         snapshot = snapshots.find_snapshot(repo, revision, offline, on_event)
-        needed = snapshot.needed(dtype)
-        if missing := snapshot.missing(needed):
-            _raise_if_unavailable(snapshot, missing)
-            _remove_stale(snapshot.folder.parent.parent)
-            total = sum(snapshot.sizes[path] for path in needed)
-            missing_bytes = _bytes_to_download(snapshot, missing)
-            _announce_download(snapshot, total, missing_bytes, on_event)
-            FileDownload(snapshot, missing).run(total - missing_bytes, total, on_event)
+        download_files(snapshot, snapshot.needed(dtype, skip), on_event)
         if snapshot.obstacle is None and revision != snapshot.commit:
-            _write_ref(snapshot, revision or constants.DEFAULT_REVISION)
+            write_ref(snapshot, revision or constants.DEFAULT_REVISION)
         return snapshot.folder
 
 
-def download_size(repo: str, *, revision: str | None, offline: bool, dtype: str) -> DownloadSize:
+def download_files(snapshot: Snapshot, needed: list[str], on_event: OnEvent) -> None:
+    """Download those of the needed files that are missing, after a notice. Raises T2IError."""
+    missing = snapshot.missing(needed)
+    if not missing:
+        return
+    _raise_if_unavailable(snapshot, missing)
+    _remove_stale(snapshot.folder.parent.parent)
+    total = sum(snapshot.sizes[path] for path in needed)
+    missing_bytes = _bytes_to_download(snapshot, missing)
+    _announce_download(snapshot, total, missing_bytes, on_event)
+    FileDownload(snapshot, missing).run(total - missing_bytes, total, on_event)
+
+
+def download_size(
+    repo: str, *, revision: str | None, offline: bool, dtype: str, skip: Container[str] = ()
+) -> DownloadSize:
     """The total size of `download_model`, and how much of it would be downloaded now.
 
     With nothing to download, all files are in the snapshot's folder afterwards. Raises T2IError.
     """
     with translate_hub_errors(repo):
         snapshot = snapshots.find_snapshot(repo, revision, offline)
-        needed = snapshot.needed(dtype)
-        missing = snapshot.missing(needed)
-        _raise_if_unavailable(snapshot, missing)
-        missing_bytes = _bytes_to_download(snapshot, missing)
-        if not missing_bytes:
-            # Link files that an older commit's download left in the cache into this snapshot.
-            FileDownload(snapshot, missing).run()
-        total = sum(snapshot.sizes[path] for path in needed)
-        return DownloadSize(total_bytes=total, missing_bytes=missing_bytes)
+        return size_of_files(snapshot, snapshot.needed(dtype, skip))
+
+
+def size_of_files(snapshot: Snapshot, needed: list[str]) -> DownloadSize:
+    """The total size of files, and how much of it would be downloaded now. Raises T2IError."""
+    missing = snapshot.missing(needed)
+    _raise_if_unavailable(snapshot, missing)
+    missing_bytes = _bytes_to_download(snapshot, missing)
+    if not missing_bytes:
+        # Link files that an older commit's download left in the cache into this snapshot.
+        FileDownload(snapshot, missing).run()
+    total = sum(snapshot.sizes[path] for path in needed)
+    return DownloadSize(total_bytes=total, missing_bytes=missing_bytes)
 
 
 def _raise_if_unavailable(snapshot: Snapshot, missing: list[str]) -> None:
@@ -147,7 +167,7 @@ def _announce_download(
         )
 
 
-def _write_ref(snapshot: Snapshot, revision: str) -> None:
+def write_ref(snapshot: Snapshot, revision: str) -> None:
     """Write the revision's commit into the cache after a complete download, for offline use.
 
     `refs/` in the repository's cache folder is a documented location.

@@ -4,7 +4,7 @@ The rules are those of diffusers' own loader: a folder for each component that m
 names, with its configuration and its weights.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from t2i_cli.errors import ModelError
 from t2i_cli.files import model_parts, weight_files
@@ -21,21 +21,27 @@ def config_files(index: Mapping[str, object], files: Iterable[str]) -> list[str]
 
 
 def needed_files(
-    repo: str, index: Mapping[str, object], files: Iterable[str], dtype: str
+    repo: str,
+    index: Mapping[str, object],
+    files: Iterable[str],
+    dtype: str,
+    skip: Container[str] = (),
 ) -> list[str]:
     """Every file that the pipeline needs; each component's weights are chosen for the dtype.
 
+    `skip` are components whose weights are not needed.
     Raises ModelError if a component has weights that are not safetensors only, or lacks shards.
     """
     files = list(files)
     chosen = config_files(index, files)
     for part, names in _part_files(index, files).items():
-        chosen += (f"{part}/{name}" for name in _weight_names(repo, part, names, dtype))
+        if part not in skip:
+            chosen += (f"{part}/{name}" for name in weight_names(repo, part, names, dtype))
     return chosen
 
 
-def _weight_names(repo: str, part: str, names: list[str], dtype: str) -> list[str]:
-    """The names of one component's weights."""
+def weight_names(repo: str, part: str, names: list[str], dtype: str) -> list[str]:
+    """The names of one component's weights. Raises ModelError."""
     found = weight_files.choose_weights(names, dtype)
     if found is None or not (found.whole or found.shards):
         if weight_files.has_pickles(names):

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +75,16 @@ class Snapshot:
         """The paths that are not in the cache."""
         return [path for path in paths if not (self.folder / path).exists()]
 
-    def needed(self, dtype: str) -> list[str]:
-        """The files to load; those of another dtype win if all of them are in the cache."""
+    def needed(self, dtype: str, skip: Container[str] = ()) -> list[str]:
+        """The files to load; those of another dtype win if all of them are in the cache.
+
+        `skip` are parts whose weights are not needed.
+        """
         index = self.index()
-        wanted = files.needed_files(self.repo, index, self.sizes, dtype)
+        wanted = files.needed_files(self.repo, index, self.sizes, dtype, skip)
         if self.missing(wanted):
             for other in ("float32", *weight_files.VARIANTS):
-                found = files.needed_files(self.repo, index, self.sizes, other)
+                found = files.needed_files(self.repo, index, self.sizes, other, skip)
                 if not self.missing(found):
                     return found
         return wanted
@@ -99,7 +102,7 @@ def find_snapshot(
     if revision and _COMMIT.fullmatch(revision):
         if snapshot := _cached_snapshot(repo, revision, not_downloaded(repo) if offline else None):
             return snapshot
-    commit, obstacle = _resolve_commit(repo, revision, offline, on_event)
+    commit, obstacle = resolve_commit(repo, revision, offline, on_event)
     if snapshot := _cached_snapshot(repo, commit, obstacle):
         return snapshot
     if obstacle is None:
@@ -160,7 +163,7 @@ def _cached_snapshot(repo: str, commit: str, obstacle: T2IError | None) -> Snaps
     )
 
 
-def _resolve_commit(
+def resolve_commit(
     repo: str, revision: str | None, offline: bool, on_event: OnEvent
 ) -> tuple[str, T2IError | None]:
     """The commit of a revision, and the error that prevents downloads, if any. Raises T2IError."""

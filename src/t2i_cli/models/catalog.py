@@ -269,6 +269,11 @@ def parse_address(name: str, revision: str | None = None) -> tuple[str, str | No
     return match["repo"], revision or found
 
 
+def is_in_repository(name: str) -> bool:
+    """Whether the name has the form of a file in a repository: owner/name/file."""
+    return bool(_FILE_IN_REPOSITORY.fullmatch(name)) and not name.startswith(".")
+
+
 def is_repository(name: str) -> bool:
     """Whether the name has the form of a Hub repository: owner/name."""
     return bool(_REPOSITORY.fullmatch(name)) and not name.startswith(".")

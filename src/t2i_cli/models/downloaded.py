@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from t2i_cli.models import catalog
+from t2i_cli.models import catalog, model_file
 
 _PREFIX = "models--"
 """Beginning of a model's folder; "--" stands for the "/" of its name."""
@@ -18,8 +18,10 @@ def downloaded_repositories() -> list[str]:
 
 
 def is_local(model: str) -> bool:
-    """Whether a resolved request's model is inside t2i or a folder: no repository of a Hub."""
-    return "/" not in model or catalog.folder_named(model) is not None
+    """Whether a resolved request's model is inside t2i, a folder or a file: not on a Hub."""
+    if "/" not in model or catalog.folder_named(model) is not None:
+        return True
+    return model_file.is_model_file(model)
 
 
 def has_weights(repo: str) -> bool:

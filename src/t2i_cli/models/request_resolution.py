@@ -16,6 +16,7 @@ from t2i_cli.models.extras_support import (
 )
 from t2i_cli.models.size_rules import scaled_size
 from t2i_cli.models.step_cache_support import step_cache_complaint
+from t2i_cli.part_source import PART_FIELDS
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS
 
@@ -68,6 +69,9 @@ def resolve_request(
     for name in MODEL_DEFAULTS:
         if values[name] is None:
             values[name] = getattr(spec, name)
+    for name in PART_FIELDS:
+        # A backend that loads them has found their content.
+        values[name] = getattr(spec, name) or values[name]
     _check_multiple("width", values["width"], spec)
     _check_multiple("height", values["height"], spec)
     _check_kept_size(values["width"], values["height"], spec)

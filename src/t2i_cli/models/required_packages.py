@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from t2i_cli.errors import ModelError
-from t2i_cli.models import class_facts, diffusers_folder, library_source, sources
+from t2i_cli.models import class_facts, library_source, saved_quantization, sources
 from t2i_cli.models.library_source import SourceClass
 from t2i_cli.models.sources import Part
 
@@ -50,7 +50,6 @@ _IN_EXTRA = {
     "beautifulsoup4",
     "bitsandbytes",
     "ftfy",
-    "gguf",
     "optimum-quanto",
     "protobuf",
     "sentencepiece",
@@ -84,6 +83,8 @@ def install_hint(package: str) -> str:
         build = _BUILD.search(importlib.metadata.version("torch"))
         index = f" --index-url {_INDEX}{build[1]}" if build else ""
         return f"`pip install torchvision{index}` brings the one that matches torch."
+    if package == "gguf":
+        return "`pip install 't2i-cli[gguf]'` brings it."
     if package in _IN_EXTRA:
         return "`pip install 't2i-cli[families]'` brings it."
     return f"`pip install {package}` brings it."
@@ -133,10 +134,8 @@ def missing_for_class(library: str, name: str) -> tuple[str, ...]:
 def _part_packages(part: Part) -> Iterator[str]:
     if isinstance(part.library, str) and isinstance(part.cls, str):
         yield from missing_for_class(part.library, part.cls)
-    config = diffusers_folder.component_config(part.folder.parent, part.name)
-    settings = config.get("quantization_config")
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if isinstance(method, str) and method in _QUANTIZERS:
+    method = saved_quantization.saved_method(part)
+    if method in _QUANTIZERS:
         yield _QUANTIZERS[method]
     names = part.file_names()
     if "tokenizer.json" not in names and any(name.endswith(".model") for name in names):

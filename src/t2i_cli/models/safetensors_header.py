@@ -83,7 +83,7 @@ def read_tensor_sizes(file: Path) -> TensorSizes:
     rows: Counter[tuple[str, TensorKind]] = Counter()
     largest = 0
     for name, (shape, dtype) in header.tensors.items():
-        kind = _tensor_kind(name, len(shape))
+        kind = tensor_kind(name, len(shape))
         count = math.prod(shape)
         elements[dtype, kind] += count
         rows[dtype, kind] += shape[0] if shape else 1
@@ -149,7 +149,7 @@ def _check_tensors(header: object) -> tuple[dict[str, TensorHeader], dict[str, s
     return tensors, metadata, end
 
 
-def _tensor_kind(name: str, dimensions: int) -> TensorKind:
+def tensor_kind(name: str, dimensions: int) -> TensorKind:
     """The kind of a tensor with that name and number of dimensions."""
     if not name.endswith(".weight") or _KEPT.search(name):
         return "other"

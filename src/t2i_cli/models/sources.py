@@ -12,16 +12,27 @@ from t2i_cli.errors import ModelError
 from t2i_cli.files import model_parts, weight_files
 from t2i_cli.files.state_files import is_count
 from t2i_cli.files.weight_files import WeightFiles
-from t2i_cli.models import class_facts, diffusers_folder
+from t2i_cli.models import class_facts, composed_root, diffusers_folder
+
+
+class SingleFile(NamedTuple):
+    """A file that a part is read from; `whole` is whether it holds other parts as well."""
+
+    path: Path
+    whole: bool
 
 
 class Part(NamedTuple):
-    """One part of a pipeline: its name, its class, that class's library, and where it lies."""
+    """One part of a pipeline: its name, its class, that class's library, and where it lies.
+
+    Its folder holds its configs only where its weights are in a `file`.
+    """
 
     name: str
     library: str
     cls: str
     folder: Path
+    file: SingleFile | None = None
 
     @property
     def has_weights(self) -> bool:
@@ -39,6 +50,8 @@ class Part(NamedTuple):
 
     def weights(self, dtype: str) -> WeightFiles | None:
         """The names of its weights for a dtype, `None` if there are none. Raises ModelError."""
+        if self.file:
+            return None
         return weight_files.choose_weights(self.file_names(), dtype)
 
     def weight_paths(self, dtype: str) -> list[Path]:
@@ -46,6 +59,8 @@ class Part(NamedTuple):
 
         Raises ModelError if there are none.
         """
+        if self.file:
+            return [self.file.path]
         folder, found = self.folder, self.weights(dtype)
         if found and found.whole:
             return [folder / found.whole[0]]
@@ -65,9 +80,26 @@ class Part(NamedTuple):
 def list_parts(folder: Path) -> list[Part]:
     """The parts that the model contains. Raises ModelError."""
     index = diffusers_folder.read_model_index(folder)
+    files = _single_files(folder)
     return [
-        Part(*entry, folder=folder / entry.name) for entry in model_parts.present_entries(index)
+        Part(*entry, folder=folder / entry.name, file=files.get(entry.name))
+        for entry in model_parts.present_entries(index)
     ]
+
+
+def single_file_parts(folder: Path) -> list[Part]:
+    """The parts that are read from single files. Raises ModelError."""
+    return [part for part in list_parts(folder) if part.file]
+
+
+def _single_files(folder: Path) -> dict[str, SingleFile]:
+    """The single files of a folder that t2i has put together, by the parts in them."""
+    if not composed_root.is_composed(folder):
+        return {}
+    found = diffusers_folder.read_json_object(folder / composed_root.SINGLE_FILES)
+    return {
+        name: SingleFile(Path(entry["file"]), bool(entry["whole"])) for name, entry in found.items()
+    }
 
 
 def absent_parts(folder: Path) -> list[str]:

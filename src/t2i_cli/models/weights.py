@@ -5,13 +5,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from t2i_cli.models import safetensors_header, sources
+from t2i_cli.models import (
+    safetensors_header,
+    saved_quantization,
+    single_file_parts,
+    sources,
+)
 from t2i_cli.models.safetensors_header import TensorKind
+from t2i_cli.models.sources import Part
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a number in each dtype that a model is computed in."""
 _STORED_BYTES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
 _FLOATS = {"F32", "F16", "BF16"}
+_FP8 = {"F8_E4M3", "F8_E5M2"}
+"""Floats that a model is computed in only where its config says how; else they are cast."""
+_PACKED = "U8"
+"""The dtype that GGUF's blocks have in memory, where they stay as they are in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +54,39 @@ def read_weight_headers(
     truncated, or pickle files only.
     """
     return {
-        part.name: _component_weights(part.weight_paths(dtype))
+        part.name: _single_file_weights(part)
+        if part.file
+        else _component_weights(
+            part.weight_paths(dtype), cast=saved_quantization.saved_method(part) is None
+        )
         for part in sources.networks(folder, skip)
     }
 
 
-def _component_weights(files: Iterable[Path]) -> ComponentWeights:
+def _single_file_weights(part: Part) -> ComponentWeights:
+    """The weights that diffusers makes of a single file's tensors. Raises ModelError."""
+    elements, floats, rows = single_file_parts.count_elements(part)
+    largest = single_file_parts.largest_tensor(part)
+    if saved_quantization.saved_method(part):
+        return ComponentWeights(elements={_PACKED: _file_bytes(part)}, largest=largest)
+    return ComponentWeights(
+        elements=_cast_fp8(elements), floats=dict(floats), rows=dict(rows), largest=largest
+    )
+
+
+def _file_bytes(part: Part) -> int:
+    return part.file.path.stat().st_size if part.file else 0
+
+
+def _cast_fp8(elements: Mapping[str, int]) -> dict[str, int]:
+    """The elements by dtype, with those in fp8 as ones that are cast when they are loaded."""
+    found: Counter[str] = Counter()
+    for dtype, count in elements.items():
+        found["F16" if dtype in _FP8 else dtype] += count
+    return dict(found)
+
+
+def _component_weights(files: Iterable[Path], *, cast: bool) -> ComponentWeights:
     elements: Counter[str] = Counter()
     floats: Counter[TensorKind] = Counter()
     rows: Counter[TensorKind] = Counter()
@@ -59,9 +96,12 @@ def _component_weights(files: Iterable[Path]) -> ComponentWeights:
         largest = max(largest, found.largest)
         for (dtype, kind), count in found.elements.items():
             elements[dtype] += count
-            if dtype in _FLOATS:
+            if dtype in _FLOATS or (cast and dtype in _FP8):
                 floats[kind] += count
                 rows[kind] += found.rows[dtype, kind]
     return ComponentWeights(
-        elements=dict(elements), floats=dict(floats), rows=dict(rows), largest=largest
+        elements=_cast_fp8(elements) if cast else dict(elements),
+        floats=dict(floats),
+        rows=dict(rows),
+        largest=largest,
     )

@@ -1,7 +1,7 @@
 """The server's core: one model of one backend, its readiness, request resolution and jobs."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -19,6 +19,7 @@ from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.part_source import PART_FIELDS, PartSource
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.batcher import Batcher
 from t2i_cli.server.jobs import ImageJob
@@ -45,8 +46,8 @@ class Engine:
     set once `start()` has described the model; `ready` once it is loaded. Between the two, jobs are
     accepted and get the loading events. `failure` is the error that kept it from starting. Without
     `load` the first job loads the model, as its own request needs it; with it, the weights are
-    quantised as `quantize` says. Without `jobs_share` images share a pass only with those of their
-    job.
+    quantised as `quantize` says. `parts` are those that the model has from elsewhere. Without
+    `jobs_share` images share a pass only with those of their job.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Engine:
         *,
         revision: str | None = None,
         quantize: str | None = None,
+        parts: Mapping[str, PartSource] | None = None,
         load: bool = True,
         jobs_share: bool = True,
     ) -> None:
@@ -69,6 +71,7 @@ class Engine:
         self._model = model
         self._revision = revision
         self._quantize = quantize
+        self._parts = parts or {}
         self._load_first = load
         self._names: set[str | None] = {None}
         self._checked: set[tuple[object, ...]] = set()
@@ -203,7 +206,9 @@ class Engine:
         for number, request in enumerate(requests):
             self.check_model(request.model, request.revision)
             self._check_quantization(request.quantize)
-            plain = replace(request, model=None, revision=None)
+            self._check_parts(request)
+            own = {name: None for name in ("model", "revision", *PART_FIELDS)}
+            plain = replace(request, **own)  # type: ignore[arg-type]
             messages: list[str] = []
             try:
                 resolved.append(
@@ -267,7 +272,12 @@ class Engine:
         """Describe the model, and check that this machine can run it, memory aside."""
         model = self._model(self._on_load_event) if callable(self._model) else self._model
         self._names.add(model)
-        request = GenerateRequest(prompt="-", model=model, revision=self._revision)
+        request = GenerateRequest(
+            prompt="-",
+            model=model,
+            revision=self._revision,
+            **self._parts,  # type: ignore[arg-type]
+        )
         spec = self._backend.describe(request)
         if self._quantize:
             spec = replace(spec, quantize=self._quantize)
@@ -299,6 +309,18 @@ class Engine:
                 hint="Leave quantize away for what it serves.",
                 field="quantize",
             )
+
+    def _check_parts(self, request: GenerateRequest) -> None:
+        """Raise NotServedError for a part other than the model's own. Names are only compared."""
+        for name in PART_FIELDS:
+            asked, own = getattr(request, name), getattr(self.spec, name)
+            if asked is not None and (own is None or not own.is_named_by(asked)):
+                raise NotServedError(
+                    f"This server does not serve {asked.source!r} as {name}; it has "
+                    f"{f'{own.name!r}' if own else 'the one of its model'}.",
+                    hint=f"Leave {name} away for what it serves.",
+                    field=name,
+                )
 
     def _check_limits(self, request: ResolvedRequest) -> None:
         if (request.width or 0) * (request.height or 0) > self.limits.pixels:

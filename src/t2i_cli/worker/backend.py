@@ -10,7 +10,8 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Event, Notice, OnEvent, move_event
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, downloaded
+from t2i_cli.models import catalog, composed_model, downloaded, model_file
+from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import answers, client
 from t2i_cli.worker.client import WorkerExchange
@@ -54,6 +55,8 @@ class WorkerBackend:
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """The model's spec; from the worker where finding it needs torch and diffusers."""
         name = request.model or catalog.DEFAULT_MODEL
+        if composed_model.parts_of(request) or model_file.is_model_file(name):
+            return self._fallback.describe(request)  # which takes headers and configs only
         known = catalog.find_known(name, request.revision)
         # `--memory low` may settle a quantisation, for which the device must be known.
         low = self._options.memory == "low"
@@ -77,6 +80,10 @@ class WorkerBackend:
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """What the image takes here, if its model is still to be downloaded; needs no worker."""
+        if composed_model.parts_of(request) or model_file.is_model_file(request.model):
+            spec = self._fallback.describe(request.model_request())
+            _, missing = ModelFiles(spec, offline=self._options.offline).size("float32")
+            return self._fallback.estimate(request) if missing else {}
         if downloaded.is_local(request.model) or downloaded.has_weights(request.model):
             return {}  # all else takes torch to say, which the worker's client does not load
         return self._fallback.estimate(request)
@@ -95,7 +102,7 @@ class WorkerBackend:
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
         """Start a worker if there is none."""
         try:
-            self._get_worker(request.model, request.revision)
+            self._get_worker(request)
         except WorkerUnavailableError:
             self._fallback.load(request, on_event)
 
@@ -146,7 +153,8 @@ class WorkerBackend:
 
     def _ask_worker(self, model: str, revision: str | None) -> ModelSpec:
         """The model's spec, from a worker."""
-        runtime_dir, state = self._get_worker(model, revision)
+        spec = WorkerSpec(model=model, revision=revision, options=self._options)
+        runtime_dir, state = get_or_spawn(spec, self._keep_alive)
         with WorkerExchange(runtime_dir, state, MODEL_PATH) as exchange:
             return answers.worker_model(exchange)
 
@@ -155,7 +163,7 @@ class WorkerBackend:
     ) -> Iterator[GeneratedImage | Failure]:
         """Yield a worker's outcomes of the next requests; removes these from `pending`."""
         members = list(islice(pending.items(), MAX_REQUESTS_PER_CALL))
-        runtime_dir, state = self._get_worker(members[0][1].model, members[0][1].revision)
+        runtime_dir, state = self._get_worker(members[0][1])
         body = answers.build_body(members, self._format)
         headers = {client.KEEP_ALIVE_HEADER: f"{self._keep_alive:g}"}
         with WorkerExchange(runtime_dir, state, client.GENERATE_PATH, body, headers) as exchange:
@@ -165,8 +173,13 @@ class WorkerBackend:
                 if cancel.is_set():
                     return
 
-    def _get_worker(self, model: str, revision: str | None) -> tuple[RuntimeDir, WorkerState]:
-        spec = WorkerSpec(model=model, revision=revision, options=self._options)
+    def _get_worker(self, request: ResolvedRequest) -> tuple[RuntimeDir, WorkerState]:
+        spec = WorkerSpec(
+            model=request.model,
+            revision=request.revision,
+            options=self._options,
+            parts=composed_model.parts_of(request),
+        )
         return get_or_spawn(spec, self._keep_alive)
 
     def _run_fallback(

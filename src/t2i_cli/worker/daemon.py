@@ -23,6 +23,7 @@ from t2i_cli.backend import Backend
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import T2IError
 from t2i_cli.files.state_files import open_regular, remove_socket
+from t2i_cli.part_source import PART_FIELDS, PartSource
 from t2i_cli.request_fields import MAX_IMAGE_SIDE, MAX_STEPS
 from t2i_cli.worker import process_proof
 from t2i_cli.worker.backend import MAX_REQUESTS_PER_CALL
@@ -83,7 +84,10 @@ def _serve(
         steps=MAX_STEPS,
     )
     model, revision = config["model"], config["revision"]
-    engine = Engine(backend, model, limits, revision=revision, load=False, jobs_share=False)
+    parts = {name: PartSource(*source) for name, source in config["parts"].items()}
+    engine = Engine(
+        backend, model, limits, revision=revision, parts=parts, load=False, jobs_share=False
+    )
     listener, state = _listen(runtime_dir, state)
     app = create_app(engine, ServerOptions(api_key=state.secret))
     monitor = _WorkerMonitor(runtime_dir, state, engine, app, config["keep_alive"])
@@ -141,7 +145,9 @@ class _WorkerMonitor:
     async def model(self) -> dict[str, object]:
         """The model's spec, once it is known."""
         spec = await self._engine.wait_described()
-        return asdict(spec) | {"folder": spec.folder and str(spec.folder)}
+        # Models with parts from elsewhere, or in single files, are described by the client.
+        own = {name: None for name in ("composition", *PART_FIELDS)}
+        return asdict(spec) | {"folder": spec.folder and str(spec.folder)} | own
 
     def expired(self) -> bool:
         """Heartbeat, truncate the log, return whether to exit. The server calls it every 0.1 s."""

@@ -4,14 +4,16 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from t2i_cli import __version__
 from t2i_cli.backends.local.options import LocalOptions
+from t2i_cli.files.user_paths import expand_home
 from t2i_cli.library_environment import environment_of_children
 from t2i_cli.models import catalog
+from t2i_cli.part_source import PartSource
 from t2i_cli.settings import store
 
 _PREFIXES = (
@@ -30,11 +32,15 @@ _NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """The worker that a run needs; `model` is a name as `--model` or a request has it."""
+    """The worker that a run needs; `model` is a name as `--model` or a request has it.
+
+    `parts` are those that the model has from elsewhere, by the request's fields.
+    """
 
     model: str
     revision: str | None
     options: LocalOptions
+    parts: Mapping[str, PartSource] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path | None:
@@ -42,6 +48,13 @@ class WorkerSpec:
         if known := catalog.find_known(self.model):
             return known.folder
         return catalog.folder_named(self.model)
+
+    @property
+    def has_relative_paths(self) -> bool:
+        """Whether the working directory decides what the model is."""
+        names = [self.model, *(source.source for source in self.parts.values())]
+        found = [name for name in names if os.path.exists(expand_home(name))]
+        return any(not os.path.isabs(expand_home(name)) for name in found)
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of everything that a worker's images can depend on.
@@ -58,6 +71,11 @@ class WorkerSpec:
             "model": known.name if known else self.model,
             "revision": self.revision,
             "files": [str(folder.absolute()), *_files(folder)] if folder else None,
+            "file": _state_of_file(self.model),
+            "parts": [
+                (name, *source, _state_of_file(source.source))
+                for name, source in sorted(self.parts.items())
+            ],
             "options": asdict(self.options),
             "environment": sorted(_environment()),
         }
@@ -78,6 +96,16 @@ def _packages() -> Iterator[tuple[str, int]]:
     for path in sys.path:
         if path.endswith(("site-packages", "dist-packages")) and os.path.isdir(path):
             yield path, os.stat(path).st_mtime_ns
+
+
+def _state_of_file(name: str) -> tuple[str, int, int] | None:
+    """Path, size and mtime in ns of the file that a name may be the path of."""
+    path = os.path.abspath(expand_home(name))
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return path, info.st_size, info.st_mtime_ns
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:

@@ -121,11 +121,12 @@ def _spawn(
         "identity": identity,
         "model": spec.model,
         "revision": spec.revision,
+        "parts": spec.parts,
         "options": asdict(spec.options),
         "keep_alive": keep_alive,
         "proof": process_proof.token_digest(token),
     }
-    needs_cwd = spec.folder is not None and not spec.folder.is_absolute()
+    needs_cwd = spec.has_relative_paths
     detached = getattr(subprocess, "DETACHED_PROCESS", 0)
     try:
         log = open_regular(runtime_dir.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)

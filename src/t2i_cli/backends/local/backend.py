@@ -37,7 +37,8 @@ from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Loaded, Loading, OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, downloaded, resolution
+from t2i_cli.models import catalog, composed_model, downloaded
+from t2i_cli.part_source import parts_key
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import console
@@ -52,8 +53,8 @@ class LocalBackend:
         """`free_memory` asks other processes to give back memory; returns whether any did."""
         self._options = options
         self._free_memory = free_memory
-        self._specs: dict[tuple[str, str | None], ModelSpec] = {}
-        self._targets: dict[tuple[str | None, ...], LoadTarget] = {}
+        self._specs: dict[tuple[object, ...], ModelSpec] = {}
+        self._targets: dict[tuple[object, ...], LoadTarget] = {}
         self._folders: dict[str, Path] = {}
         self._loaded: LoadedPipeline | None = None
         self._tuners: dict[tuple[object, ...], BatchSizeTuner] = {}
@@ -68,15 +69,16 @@ class LocalBackend:
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """Describe the model that the request names; raises T2IError."""
         name = request.model or catalog.DEFAULT_MODEL
-        spec = resolution.resolve_model(
+        spec = composed_model.resolve_with_parts(
             name,
             request.revision,
+            composed_model.parts_of(request),
             offline=self._options.offline,
             trust_remote_code=self._options.trust_remote_code,
             folder=self._folders.get(name),
         )
         spec = lossy_plan.settle_quantization(spec, self._options)
-        self._specs[spec.repo or spec.name, spec.revision] = spec
+        self._specs[spec.repo or spec.name, spec.revision, *parts_key(spec)] = spec
         return spec
 
     def check(self, request: ResolvedRequest) -> None:
@@ -161,10 +163,8 @@ class LocalBackend:
         device.clear_cache(used)
 
     def _spec(self, request: ResolvedRequest) -> ModelSpec:
-        known = self._specs.get((request.model, request.revision))
-        return known or self.describe(
-            GenerateRequest(prompt=request.prompt, model=request.model, revision=request.revision)
-        )
+        known = self._specs.get(request.model_key())
+        return known or self.describe(request.model_request())
 
     def check_fields(self, request: ResolvedRequest) -> None:
         """Raise InputError for a field that cannot be honoured here; reads configs only."""
@@ -196,7 +196,7 @@ class LocalBackend:
 
     def _target(self, request: ResolvedRequest) -> LoadTarget:
         """How to load the model; resolved once, so that a run keeps one revision of a Hub model."""
-        key = (request.model, request.revision, request.quantize)
+        key = (*request.model_key(), request.quantize)
         if key not in self._targets:
             self._targets[key] = load_target.resolve_target(
                 self._spec(request), self._options, request.quantize
@@ -220,7 +220,7 @@ class LocalBackend:
             placement.place_as_planned(self._loaded, plan, self._options)
         else:
             target = load_target.fetch_files(target, self._options, on_event)
-            self._targets[request.model, request.revision, request.quantize] = target
+            self._targets[*request.model_key(), request.quantize] = target
             plan = self._plan_memory(target, request)
             console.trace(plan.text())
             model, device_name, started = target.spec.name, target.device.name, time.monotonic()

@@ -17,9 +17,11 @@ from t2i_cli.models import (
     component_check,
     diffusers_folder,
     resolution,
+    saved_quantization,
     sources,
     weights,
 )
+from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.models.weights import DTYPE_BYTES, ComponentWeights
 
 
@@ -50,13 +52,11 @@ def resolve_target(
 ) -> LoadTarget:
     """Find the device, dtype and files of a model; raises T2IError if one is not usable."""
     found_device = device.find_device(options.device)
-    folder, total, missing = spec.folder, 0, 0
-    if folder is None:
-        from t2i_cli import hub
-
-        repo = spec.repo or spec.name
-        folder = hub.fetch_configs(repo, revision=spec.revision, offline=options.offline)
-    if spec.name not in catalog.MODELS:
+    model_files = ModelFiles(spec, offline=options.offline)
+    folder = model_files.config_folder()
+    if quantize:
+        _check_not_quantized(folder, quantize, spec)
+    if spec.name not in catalog.MODELS or spec.composition:
         facts = resolution.pipeline_facts(folder, trust_remote_code=options.trust_remote_code)
         component_check.check_complete(folder, facts)
     transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
@@ -65,9 +65,7 @@ def resolve_target(
     slicing = bool(options.attention_slicing) and _supports_slicing(folder, options)
     if (options.batch_size or 1) > 1:
         _check_batch_size(folder, options)
-    if spec.folder is None:
-        size = hub.download_size(repo, revision=spec.revision, offline=options.offline, dtype=dtype)
-        total, missing = size.total_bytes, size.missing_bytes
+    total, missing = model_files.size(dtype)
     if missing:
         # Full-precision files may be halved at loading; assume so, to refuse only what cannot fit.
         estimate = total // 2 if dtype != "float32" else total
@@ -96,18 +94,23 @@ def resolve_target(
 @hinting_at_embedded_model()
 def fetch_files(target: LoadTarget, options: LocalOptions, on_event: OnEvent) -> LoadTarget:
     """Download missing files and return the target with its complete folder. Raises T2IError."""
-    if target.spec.folder is not None:
+    model_files = ModelFiles(target.spec, offline=options.offline)
+    folder = model_files.download(target.dtype, on_event)
+    if folder is None:
         return target
-    from t2i_cli import hub
-
-    folder = hub.download_model(
-        target.spec.repo or target.spec.name,
-        revision=target.spec.revision,
-        offline=options.offline,
-        dtype=target.dtype,
-        on_event=on_event,
-    )
     return _with_weight_sizes(replace(target, folder=folder, missing_bytes=0), options)
+
+
+def _check_not_quantized(folder: Path, quantize: str, spec: ModelSpec) -> None:
+    """Raise InputError for weights that are saved quantised, and would be quantised anew."""
+    for part in sources.list_parts(folder):
+        if method := saved_quantization.saved_method(part):
+            raise InputError(
+                f"The {part.name} of {spec.name} is quantised already ({method}); --quantize "
+                f"{quantize} cannot come on top.",
+                hint="Leave --quantize away.",
+                field="quantize",
+            )
 
 
 def _supports_slicing(folder: Path, options: LocalOptions) -> bool:

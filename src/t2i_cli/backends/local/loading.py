@@ -11,6 +11,7 @@ from t2i_cli.backends.local import (
     load_ahead,
     memory,
     quantization,
+    single_file_loading,
     vae_tiling,
     weight_offload,
     working_memory,
@@ -18,7 +19,7 @@ from t2i_cli.backends.local import (
 from t2i_cli.backends.local.denoiser_engine import DenoiserEngine
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.backends.local.memory_plan import MemoryPlan
-from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, error_reason
+from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, error_reason
 from t2i_cli.events import MemoryMeasure, Notice, OnEvent
 from t2i_cli.models import (
     component_check,
@@ -259,6 +260,7 @@ def load_pipeline(
                 folder, parameters, trust_remote_code=trust_remote_code
             )
             with quantized as arguments, libraries.component_variants(variants):
+                extra |= single_file_loading.load_parts(target, dtype, on_event)
                 pipe = cls.from_pretrained(
                     str(folder),
                     dtype=dtype,
@@ -268,6 +270,8 @@ def load_pipeline(
                     **extra,
                     **arguments,
                 )
+        except T2IError:
+            raise
         except Exception as error:  # libraries may raise anything for a damaged model
             if is_out_of_memory(error):
                 raise OutOfMemoryError(

@@ -21,10 +21,11 @@ from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Step
 from t2i_cli.models import extras_support, libraries
 from t2i_cli.models.libraries import LibraryObject
+from t2i_cli.part_source import PART_FIELDS
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
 
-_HONOURED_ELSEWHERE = {"extras", "quantize", "step_cache"}
+_HONOURED_ELSEWHERE = {"extras", "quantize", "step_cache", *PART_FIELDS}
 """Added fields that act otherwise than by an argument of the pipeline."""
 
 

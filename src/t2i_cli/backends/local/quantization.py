@@ -17,6 +17,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.models import libraries, sources
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.safetensors_header import TensorKind
+from t2i_cli.models.sources import Part
 from t2i_cli.models.weights import DTYPE_BYTES, ComponentWeights
 
 _FIRST_FP8 = (8, 9)
@@ -196,6 +197,14 @@ def quantized_loading(
             yield arguments
     else:
         yield arguments
+
+
+def part_config(name: str | None, folder: Path, part: Part, dtype: str) -> LibraryObject:
+    """The config with which one part is quantised while it is loaded by itself, or `None`."""
+    if name is None or _METHODS[name].package is None:
+        return None
+    library = quantized_components(folder).get(part.name)
+    return library and _config(name, library, dtype)
 
 
 def _config(name: str, library: str, dtype: str) -> LibraryObject:

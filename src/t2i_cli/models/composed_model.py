@@ -1,0 +1,239 @@
+"""Finds what a request names as its model: one that is whole, a single file, or one with parts.
+
+A single file is used with the configs of its family's base, which the Hub's cache holds or which
+are fetched once; parts that it lacks are the base's own.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from t2i_cli.errors import InputError, ModelError
+from t2i_cli.files.user_paths import expand_home
+from t2i_cli.model_spec import Composition, ModelSpec, PartOverride
+from t2i_cli.models import (
+    catalog,
+    composition,
+    family_bases,
+    model_file,
+    part_check,
+    part_source_files,
+    resolution,
+    single_file_parts,
+    sources,
+)
+from t2i_cli.models.checkpoint_families import FAMILIES
+from t2i_cli.models.checkpoint_file import CheckpointFile, read_checkpoint
+from t2i_cli.models.diffusers_folder import DENOISERS
+from t2i_cli.models.sources import Part
+from t2i_cli.part_source import PART_FIELDS, PartSource
+
+PartSources = Mapping[str, PartSource]
+"""The sources that a request names, by its fields."""
+
+
+def parts_of(request: object) -> dict[str, PartSource]:
+    """The parts from elsewhere that a request or a model's spec names, by field."""
+    named = ((name, getattr(request, name)) for name in PART_FIELDS)
+    return {name: source for name, source in named if source is not None}
+
+
+def resolve_with_parts(
+    name: str,
+    revision: str | None,
+    parts: PartSources,
+    *,
+    offline: bool,
+    trust_remote_code: bool,
+    folder: Path | None = None,
+) -> ModelSpec:
+    """Resolve a model name, also of a single file, with parts from elsewhere. Raises T2IError."""
+    file = None if folder or catalog.find_known(name) else model_file.file_named(name)
+    if file is None:
+        if _is_missing_file(name) and not folder:
+            raise ModelError(
+                f"There is no file {name}.",
+                hint="A model is a file, a folder, a short name (`t2i models list`), or owner/name "
+                "on the Hub.",
+            )
+        if "base" in parts:
+            raise InputError(
+                f"--base goes with a single file, and {name} is none.",
+                hint="Leave --base away.",
+                field="base",
+            )
+        spec = resolution.resolve_model(
+            name, revision, offline=offline, trust_remote_code=trust_remote_code, folder=folder
+        )
+        return _with_parts(spec, parts, offline=offline) if parts else spec
+    if revision:
+        raise InputError(f"{name} is a file, which has no revisions.", field="revision")
+    checkpoint = read_checkpoint(file)
+    check_text_to_image(checkpoint)
+    if how := checkpoint.quantization:
+        part_check.check_loadable(checkpoint, how)
+    base, configs = _find_base(checkpoint, parts.get("base"), offline, trust_remote_code)
+    composed = _file_composition(checkpoint, base, configs)
+    made = composition.compose_folder(composed, configs)
+    if base.name in catalog.MODELS:
+        spec = replace(base, name=name, folder=made)
+    else:
+        spec = resolution.describe_folder(made, name, trust_remote_code=trust_remote_code)
+    spec = replace(
+        spec,
+        repo=None,
+        revision=None,
+        summary=None,
+        download_bytes=None,
+        gated=False,
+        base=parts.get("base") and part_source_files.with_digest(parts["base"]),
+        composition=composed,
+    )
+    others = {field: source for field, source in parts.items() if field != "base"}
+    return _with_parts(spec, others, offline=offline) if others else spec
+
+
+def check_text_to_image(checkpoint: CheckpointFile) -> None:
+    """Raise ModelError for a file that is no denoiser, or of one that makes no images of texts."""
+    family = FAMILIES.get(checkpoint.family or "")
+    if checkpoint.kind not in {"checkpoint", "transformer", "unet"}:
+        what = checkpoint.kind.replace("_", " ")
+        raise ModelError(
+            f"{checkpoint.path} is no model: it is a file of the kind {what!r}.",
+            hint="Name the model that it belongs to with -m.",
+        )
+    if family and (family.task != "text-to-image" or family.refusal):
+        reason = family.refusal or f"it is for {family.task}"
+        raise ModelError(f"{checkpoint.path} is of {family.title}: {reason}.")
+
+
+def config_folder(spec: ModelSpec, *, offline: bool) -> Path:
+    """The folder with a plain model's configs, which are fetched if needed. Raises T2IError."""
+    if spec.folder:
+        return spec.folder
+    from t2i_cli import hub
+
+    return hub.fetch_configs(spec.repo or spec.name, revision=spec.revision, offline=offline)
+
+
+def _find_base(
+    checkpoint: CheckpointFile, given: PartSource | None, offline: bool, trust_remote_code: bool
+) -> tuple[ModelSpec, Path]:
+    """The model whose configs a file is used with, and their folder.
+
+    Raises T2IError, with how to get the configs.
+    """
+    name = family_bases.find_base(checkpoint.family, checkpoint.path) if not given else given.source
+    try:
+        spec = resolution.resolve_model(
+            name, None, offline=offline, trust_remote_code=trust_remote_code
+        )
+        return spec, config_folder(spec, offline=offline)
+    except ModelError as error:
+        if catalog.is_repository(name) or catalog.find_known(name):
+            hint = f"`t2i models pull {checkpoint.path}` fetches them once, without the weights."
+        else:
+            hint = error.hint
+        message = f"{checkpoint.path} needs the configs of {name}: {error.message}"
+        raise type(error)(message, hint=hint) from error
+
+
+def _file_composition(checkpoint: CheckpointFile, base: ModelSpec, configs: Path) -> Composition:
+    """What a single file is put together from. Raises ModelError if the base has no such part."""
+    parts = sources.list_parts(configs)
+    family_bases.check_family(checkpoint, configs, "base")
+    whole = single_file_parts.is_whole(checkpoint.tensors)
+    if whole:
+        inside = single_file_parts.parts_inside(checkpoint, parts)
+    else:
+        inside = [part for part in parts if part.name in DENOISERS]
+    if not any(part.name in DENOISERS for part in inside):
+        raise ModelError(f"{checkpoint.path} holds no network that {base.name} makes images with.")
+    for part in inside:
+        if part.name == "vae":
+            part_check.check_latents(checkpoint, part)
+    return Composition(
+        overrides=tuple(PartOverride(part.name, checkpoint.path, whole=whole) for part in inside),
+        folder=base.folder,
+        repo=None if base.folder else base.repo or base.name,
+        revision=base.revision,
+        left_out=tuple(part.name for part in parts if part.name == "safety_checker"),
+        scheduler=_scheduler_changes(checkpoint),
+    )
+
+
+def _scheduler_changes(checkpoint: CheckpointFile) -> tuple[tuple[str, str], ...]:
+    """What a file says of its noise: keys of trainers, or the metadata of modelspec.
+
+    `v_pred` and `ztsnr` are empty tensors that trainers of SDXL write for ComfyUI and A1111.
+    """
+    told = checkpoint.metadata.get("modelspec.prediction_type", "").lower()
+    kinds = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
+    kind = "v_prediction" if "v_pred" in checkpoint.tensors else kinds.get(told)
+    changes: dict[str, object] = {"prediction_type": kind} if kind else {}
+    if "ztsnr" in checkpoint.tensors:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return tuple((key, json.dumps(value)) for key, value in changes.items())
+
+
+def _with_parts(spec: ModelSpec, parts: PartSources, *, offline: bool) -> ModelSpec:
+    """The spec of a model with parts in place of its own. Raises T2IError."""
+    known = spec.composition or Composition(
+        overrides=(),
+        folder=spec.folder,
+        repo=None if spec.folder else spec.repo or spec.name,
+        revision=spec.revision,
+    )
+    folder = config_folder(spec, offline=offline)
+    listed = sources.list_parts(folder)
+    overrides = {each.part: each for each in known.overrides}
+    settled = {}
+    for field, source in parts.items():
+        override, digest = _find_override(field, source, listed, folder, offline=offline)
+        overrides[override.part] = override
+        settled[field] = source._replace(sha256=digest)
+    composed = replace(known, overrides=tuple(overrides.values()))
+    return replace(spec, composition=composed, **settled)  # type: ignore[arg-type]
+
+
+def _find_override(
+    field: str, source: PartSource, parts: list[Part], base: Path, *, offline: bool
+) -> tuple[PartOverride, str | None]:
+    """What takes a part's place, and its content's SHA-256. Raises T2IError."""
+    own = _parts_of_field(field, parts)
+    if not own:
+        raise InputError(f"The model has no {part_check.NOUNS[field]}.", field=field)
+    path = Path(os.path.abspath(expand_home(source.source)))
+    if file := model_file.file_named(source.source):
+        checkpoint = read_checkpoint(file)
+        part_check.check_file(field, checkpoint, base)
+        part = part_check.encoder_in_file(checkpoint, own) if field == "text_encoder" else own[0]
+        if field == "vae":
+            part_check.check_latents(checkpoint, part)
+        whole = single_file_parts.is_whole(checkpoint.tensors)
+        if whole and not single_file_parts.parts_inside(checkpoint, [part]):
+            raise InputError(f"{file} holds no {part_check.NOUNS[field]}.", field=field)
+        return PartOverride(part.name, path, whole=whole), part_source_files.digest_of(path)
+    found = part_source_files.find_folder(field, source, own, offline=offline)
+    digest = None if found.repo else part_source_files.digest_of(found.folder)
+    return PartOverride(found.part.name, found.folder, repo=found.repo), digest
+
+
+def _parts_of_field(field: str, parts: list[Part]) -> list[Part]:
+    """The parts of a pipeline that a field can take the place of."""
+    if field == "vae":
+        return [part for part in parts if part.name == "vae"]
+    if field == "transformer":
+        return [part for part in parts if part.name in DENOISERS]
+    return [part for part in parts if part.name.startswith("text_encoder")]
+
+
+def _is_missing_file(name: str) -> bool:
+    """Whether a name can only be the path of a file of weights, which is not there."""
+    return (
+        model_file.names_weights(name)
+        and not catalog.is_in_repository(name)
+        and catalog.folder_named(name) is None
+    )

@@ -1,0 +1,70 @@
+"""Tiny models whose decisive sizes are those of their families, so that their files are recognised.
+
+Widths of texts are real (768, 1280, 2048); there are few channels and few layers.
+"""
+
+from t2i_cli.models.libraries import LibraryObject
+from tests.tiny_models import clip_tokenizer, vae
+from tests.tiny_unets import small_unet, stable_diffusion
+
+
+def _encoder(cls: str, width: int) -> LibraryObject:
+    import transformers
+
+    tokenizer = clip_tokenizer()
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=tokenizer.model_max_length,
+        hidden_size=width,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        projection_dim=width,
+    )
+    return getattr(transformers, cls)(config)
+
+
+def sd15() -> LibraryObject:
+    """Stable Diffusion 1.5 as its files are recognised: the UNet reads 768 features."""
+    return stable_diffusion(
+        "StableDiffusionPipeline",
+        text_encoder=_encoder("CLIPTextModel", 768),
+        unet=small_unet(
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=768,
+        ),
+    )
+
+
+def sdxl() -> LibraryObject:
+    """Stable Diffusion XL as its files are recognised."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    unet = small_unet(
+        sample_size=16,
+        block_out_channels=(8, 8, 16),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        transformer_layers_per_block=(1, 2, 10),
+        projection_class_embeddings_input_dim=6 * 256 + 1280,
+        cross_attention_dim=2048,
+    )
+    return StableDiffusionXLPipeline(
+        vae=vae(4),
+        text_encoder=_encoder("CLIPTextModel", 768),
+        text_encoder_2=_encoder("CLIPTextModelWithProjection", 1280),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    )
