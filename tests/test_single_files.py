@@ -233,8 +233,10 @@ def test_numbers_that_no_layer_takes_are_told(models: Models, tmp_path: Path) ->
     file = single_files.save_checkpoint(
         models / "sd15",
         tmp_path / "more.safetensors",
-        **{"model.diffusion_model.input_blocks.9.0.in_layers.0.weight": _zeros(7)},
-        **{"model_ema.decay": _zeros(1)},
+        more={
+            "model.diffusion_model.input_blocks.9.0.in_layers.0.weight": _zeros(7),
+            "model_ema.decay": _zeros(1),
+        },
     )
     loaded = run(file, base=models / "sd15")
     loaded.image()
@@ -294,7 +296,7 @@ def test_a_file_that_predicts_velocities_gets_such_a_scheduler(
     models: Models, tmp_path: Path
 ) -> None:
     file = single_files.save_checkpoint(
-        models / "sdxl", tmp_path / "v.safetensors", v_pred=_zeros(0), ztsnr=_zeros(0)
+        models / "sdxl", tmp_path / "v.safetensors", more={"v_pred": _zeros(0), "ztsnr": _zeros(0)}
     )
     found = run(file, base=models / "sdxl")
     config = found.backend._target(found.request).folder / "scheduler/scheduler_config.json"

@@ -69,6 +69,29 @@ def part_source_identity(value: PartSource) -> str:
     return value.sha256 or value.source
 
 
-def parts_key(named: object) -> tuple[PartSource | None, ...]:
-    """The parts from elsewhere of a request or a model's spec, in the order of PART_FIELDS."""
-    return tuple(getattr(named, name) for name in PART_FIELDS)
+def parts_key(named: object) -> tuple[str | None, ...]:
+    """What a request or a model's spec has as its parts, by content, in the order of PART_FIELDS.
+
+    Of a source that is not found yet, and of one on the Hub, it is the name.
+    """
+    values = (getattr(named, name) for name in PART_FIELDS)
+    return tuple(None if value is None else part_source_identity(value) for value in values)
+
+
+def parts_without_paths(spec: object) -> dict[str, PartSource]:
+    """The parts of a model's spec, those on this machine by the names of their files, by field."""
+    found = ((name, getattr(spec, name)) for name in PART_FIELDS)
+    return {
+        name: own._replace(source=own.name) if own.sha256 else own
+        for name, own in found
+        if own is not None
+    }
+
+
+def find_other_part(spec: object, asked: object) -> tuple[str, str] | None:
+    """A field in which a request names another part than a model has, and what it names."""
+    for name in PART_FIELDS:
+        wanted, own = getattr(asked, name), getattr(spec, name)
+        if wanted is not None and (own is None or not own.is_named_by(wanted)):
+            return name, wanted.source
+    return None

@@ -44,7 +44,9 @@ _OPEN_CLIP = {
 }
 
 
-def save_checkpoint(folder: Path, file: Path, dtype: str = "float32", **more: object) -> Path:
+def save_checkpoint(
+    folder: Path, file: Path, dtype: str = "float32", more: Mapping[str, object] | None = None
+) -> Path:
     """Write a Stable Diffusion folder, of SD 1.5's or SDXL's kind, as one file of ldm's layout.
 
     `more` are further tensors, by name.
@@ -61,7 +63,7 @@ def save_checkpoint(folder: Path, file: Path, dtype: str = "float32", **more: ob
     found |= {prefix + text_model(name): tensor for name, tensor in text.items()}
     if xl:
         found |= _open_clip(load_part(folder, "text_encoder_2"), "conditioner.embedders.1.model.")
-    return save(found | more, file, dtype)
+    return save(found | dict(more or {}), file, dtype)
 
 
 def save(tensors: Mapping[str, object], file: Path, dtype: str | None = None) -> Path:

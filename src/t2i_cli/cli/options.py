@@ -6,7 +6,9 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
+from t2i_cli.cli.option_groups import field_help
 from t2i_cli.errors import InputError
+from t2i_cli.part_source import PART_FIELDS, PartSource, parse_part_source
 from t2i_cli.request import parse_seeds, resolve_size
 from t2i_cli.request_fields import DEFAULT_MODEL, FIELDS, MAX_SEED, RequestFields
 from t2i_cli.settings.schema import SETTINGS
@@ -150,6 +152,28 @@ class RequestOptions(RequestFields):
             for name, value in values.items()
             if not FIELDS[name].is_unset(value)
         }
+
+
+def _part_option(name: str) -> Any:  # noqa: ANN401 - Typer's option
+    return typer.Option(*FIELDS[name].flags, help=field_help(FIELDS[name]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions:
+    """The parts that a server's model has from elsewhere."""
+
+    PANEL: ClassVar = "Parts"
+
+    base: Annotated[str | None, _part_option("base")] = None
+    vae: Annotated[str | None, _part_option("vae")] = None
+    text_encoder: Annotated[str | None, _part_option("text_encoder")] = None
+    transformer: Annotated[str | None, _part_option("transformer")] = None
+
+    def given(self) -> dict[str, PartSource]:
+        """The parts that are named, by field. Raises InputError."""
+        values = ((name, getattr(self, name)) for name in PART_FIELDS)
+        found = ((name, value and parse_part_source(value)) for name, value in values)
+        return {name: source for name, source in found if source}
 
 
 @dataclass(frozen=True, kw_only=True)

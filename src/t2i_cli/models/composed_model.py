@@ -132,10 +132,9 @@ def _find_base(
         )
         return spec, config_folder(spec, offline=offline)
     except ModelError as error:
+        hint = error.hint
         if catalog.is_repository(name) or catalog.find_known(name):
             hint = f"`t2i models pull {checkpoint.path}` fetches them once, without the weights."
-        else:
-            hint = error.hint
         message = f"{checkpoint.path} needs the configs of {name}: {error.message}"
         raise type(error)(message, hint=hint) from error
 

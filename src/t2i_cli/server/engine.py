@@ -19,7 +19,12 @@ from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.models.request_resolution import resolve_request
-from t2i_cli.part_source import PART_FIELDS, PartSource
+from t2i_cli.part_source import (
+    PART_FIELDS,
+    PartSource,
+    find_other_part,
+    parts_without_paths,
+)
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.batcher import Batcher
 from t2i_cli.server.jobs import ImageJob
@@ -272,13 +277,11 @@ class Engine:
         """Describe the model, and check that this machine can run it, memory aside."""
         model = self._model(self._on_load_event) if callable(self._model) else self._model
         self._names.add(model)
-        request = GenerateRequest(
-            prompt="-",
-            model=model,
-            revision=self._revision,
-            **self._parts,  # type: ignore[arg-type]
-        )
+        named = {"model": model, "revision": self._revision, **self._parts}
+        request = GenerateRequest(prompt="-", **named)  # type: ignore[arg-type]
         spec = self._backend.describe(request)
+        # Clients learn names of this machine's files, and no paths.
+        spec = replace(spec, **parts_without_paths(spec))  # type: ignore[arg-type]
         if self._quantize:
             spec = replace(spec, quantize=self._quantize)
         with suppress(OutOfMemoryError):
@@ -312,15 +315,12 @@ class Engine:
 
     def _check_parts(self, request: GenerateRequest) -> None:
         """Raise NotServedError for a part other than the model's own. Names are only compared."""
-        for name in PART_FIELDS:
-            asked, own = getattr(request, name), getattr(self.spec, name)
-            if asked is not None and (own is None or not own.is_named_by(asked)):
-                raise NotServedError(
-                    f"This server does not serve {asked.source!r} as {name}; it has "
-                    f"{f'{own.name!r}' if own else 'the one of its model'}.",
-                    hint=f"Leave {name} away for what it serves.",
-                    field=name,
-                )
+        if other := find_other_part(self.spec, request):
+            raise NotServedError(
+                f"This server does not serve its model with the {other[0]} {other[1]!r}.",
+                hint=f"Leave {other[0]} away for what it serves.",
+                field=other[0],
+            )
 
     def _check_limits(self, request: ResolvedRequest) -> None:
         if (request.width or 0) * (request.height or 0) > self.limits.pixels:

@@ -90,10 +90,11 @@ def _load_text_encoder(
     """A text encoder from a checkpoint of a whole pipeline."""
     from diffusers.loaders import single_file_utils
 
-    if single_file_utils.is_clip_model_in_single_file(cls, tensors):
-        create = single_file_utils.create_diffusers_clip_model_from_ldm
+    functions: LibraryObject = single_file_utils
+    if functions.is_clip_model_in_single_file(cls, tensors):
+        create = functions.create_diffusers_clip_model_from_ldm
     else:
-        create = single_file_utils.create_diffusers_t5_model_from_checkpoint
+        create = functions.create_diffusers_t5_model_from_checkpoint
     network = create(
         cls,
         checkpoint=tensors,
@@ -145,14 +146,15 @@ def _missing_names(
         return []
     import diffusers
     from accelerate import init_empty_weights
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+    from diffusers.loaders import single_file_model
 
+    classes: LibraryObject = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
     config = cls.load_config(str(folder), subfolder=part.name, local_files_only=True)
     with init_empty_weights():
         wanted = cls.from_config(config).state_dict()
     convert = next(
         functions["checkpoint_mapping_fn"]
-        for name, functions in SINGLE_FILE_LOADABLE_CLASSES.items()
+        for name, functions in classes.items()
         if issubclass(cls, getattr(diffusers, name))
     )
     try:

@@ -14,11 +14,13 @@ from t2i_cli.cli.options import (
     ConsoleOptions,
     DownloadOptions,
     ModelOpt,
+    PartOptions,
     QuantizeOpt,
     RevisionOpt,
 )
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.request import GenerateRequest
+from t2i_cli.request_fields import FIELDS
 from t2i_cli.server.options import API_KEY_VARIABLE, ServerLimits, ServerOptions
 from t2i_cli.settings import store
 from t2i_cli.settings.options import BackendOptions
@@ -101,6 +103,7 @@ def serve(
     backend: BackendOptions,
     consent: DownloadOptions,
     console_options: ConsoleOptions,
+    part_options: PartOptions,
     model: ModelOpt = None,
     revision: RevisionOpt = None,
     quantize: QuantizeOpt = None,
@@ -145,10 +148,13 @@ def serve(
         model_name = model or default_model(name)
         if quantize and not loads_models(name):
             raise InputError("--quantize is for a model that t2i loads.", field="quantize")
+        parts = part_options.given()
+        if parts and not loads_models(name):
+            flag = FIELDS[next(iter(parts))].flags[0]
+            raise InputError(f"{flag} is for a model that t2i loads.", field=next(iter(parts)))
         if local and not container:
-            asked = GenerateRequest(
-                prompt="-", model=model_name, revision=revision, quantize=quantize
-            )
+            named = {"model": model_name, "revision": revision, "quantize": quantize, **parts}
+            asked = GenerateRequest(prompt="-", **named)  # type: ignore[arg-type]
             _confirm_download(image_backend, asked, yes=consent.yes)
         storage_uri = container.storage_uri if container and local and not model_name else None
         cleanup.enter_context(console.redirect_stdout())
@@ -163,7 +169,12 @@ def serve(
             if storage_uri
             else model_name
         )
-        engine = Engine(image_backend, model_source, limits, revision=revision, quantize=quantize)
+        engine = Engine(
+            *(image_backend, model_source, limits),
+            revision=revision,
+            quantize=quantize,
+            parts=parts,
+        )
         engine.batcher.observers.append(log)
         app = create_app(engine, options)
         failures: list[T2IError | BrokenPipeError] = []
