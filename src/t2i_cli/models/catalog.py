@@ -217,6 +217,11 @@ def file_named(name: str) -> Path | None:
     return None if stat.S_ISDIR(mode) else path
 
 
+def is_file(name: str) -> bool:
+    """Whether a model name means a file of weights, which may be missing."""
+    return file_named(name) is not None
+
+
 def _snapshot_in(folder: Path) -> Path:
     """The snapshot in a repository's folder of the Hub's cache, or the folder itself.
 
@@ -267,11 +272,6 @@ def parse_address(name: str, revision: str | None = None) -> tuple[str, str | No
             f"The address names the revision {found}, and --revision {revision}.", field="revision"
         )
     return match["repo"], revision or found
-
-
-def is_in_repository(name: str) -> bool:
-    """Whether the name has the form of a file in a repository: owner/name/file."""
-    return bool(_FILE_IN_REPOSITORY.fullmatch(name)) and not name.startswith(".")
 
 
 def is_repository(name: str) -> bool:

@@ -68,7 +68,7 @@ def check_imported_components(folder: Path, *, trust_remote_code: bool) -> None:
     with libraries.suppress_warnings(), libraries.pause_gc(), defer_imports():
         for component in components:
             if not _is_custom_code(folder, component):
-                component_class(folder, component)
+                import_component_class(folder, component)
 
 
 def check_complete(folder: Path, facts: PipelineFacts) -> None:
@@ -109,7 +109,7 @@ def load_tokenizers(
             or _is_custom_code(folder, component)
         ):
             continue
-        if issubclass(cls := component_class(folder, component), classes):
+        if issubclass(cls := import_component_class(folder, component), classes):
             yield (
                 component.name,
                 cls.from_pretrained(
@@ -179,7 +179,7 @@ def _is_custom_code(folder: Path, component: Part) -> bool:
     return os.path.isfile(file) and _pipeline_package(component) is None
 
 
-def component_class(folder: Path, component: Part) -> LibraryObject:
+def import_component_class(folder: Path, component: Part) -> LibraryObject:
     """Import a component's class from diffusers or transformers. Raises ModelError."""
     from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
 

@@ -17,15 +17,14 @@ from t2i_cli.models import (
     catalog,
     composition,
     family_bases,
-    model_file,
     part_check,
     part_source_files,
     resolution,
     single_file_parts,
     sources,
 )
-from t2i_cli.models.checkpoint_families import FAMILIES
 from t2i_cli.models.checkpoint_file import CheckpointFile, read_checkpoint
+from t2i_cli.models.checkpoint_task import check_text_to_image
 from t2i_cli.models.diffusers_folder import DENOISERS
 from t2i_cli.models.sources import Part
 from t2i_cli.part_source import PART_FIELDS, PartSource
@@ -50,14 +49,8 @@ def resolve_with_parts(
     folder: Path | None = None,
 ) -> ModelSpec:
     """Resolve a model name, also of a single file, with parts from elsewhere. Raises T2IError."""
-    file = None if folder or catalog.find_known(name) else model_file.file_named(name)
+    file = None if folder or catalog.find_known(name) else catalog.file_named(name)
     if file is None:
-        if _is_missing_file(name) and not folder:
-            raise ModelError(
-                f"There is no file {name}.",
-                hint="A model is a file, a folder, a short name (`t2i models list`), or owner/name "
-                "on the Hub.",
-            )
         if "base" in parts:
             raise InputError(
                 f"--base goes with a single file, and {name} is none.",
@@ -71,7 +64,7 @@ def resolve_with_parts(
     if revision:
         raise InputError(f"{name} is a file, which has no revisions.", field="revision")
     checkpoint = read_checkpoint(file)
-    check_text_to_image(checkpoint)
+    check_text_to_image(checkpoint, with_base="base" in parts)
     if how := checkpoint.quantization:
         part_check.check_loadable(checkpoint, how)
     base, configs = _find_base(checkpoint, parts.get("base"), offline, trust_remote_code)
@@ -93,20 +86,6 @@ def resolve_with_parts(
     )
     others = {field: source for field, source in parts.items() if field != "base"}
     return _with_parts(spec, others, offline=offline) if others else spec
-
-
-def check_text_to_image(checkpoint: CheckpointFile) -> None:
-    """Raise ModelError for a file that is no denoiser, or of one that makes no images of texts."""
-    family = FAMILIES.get(checkpoint.family or "")
-    if checkpoint.kind not in {"checkpoint", "transformer", "unet"}:
-        what = checkpoint.kind.replace("_", " ")
-        raise ModelError(
-            f"{checkpoint.path} is no model: it is a file of the kind {what!r}.",
-            hint="Name the model that it belongs to with -m.",
-        )
-    if family and (family.task != "text-to-image" or family.refusal):
-        reason = family.refusal or f"it is for {family.task}"
-        raise ModelError(f"{checkpoint.path} is of {family.title}: {reason}.")
 
 
 def config_folder(spec: ModelSpec, *, offline: bool) -> Path:
@@ -205,7 +184,7 @@ def _find_override(
     if not own:
         raise InputError(f"The model has no {part_check.NOUNS[field]}.", field=field)
     path = Path(os.path.abspath(expand_home(source.source)))
-    if file := model_file.file_named(source.source):
+    if file := catalog.file_named(source.source):
         checkpoint = read_checkpoint(file)
         part_check.check_file(field, checkpoint, base)
         part = part_check.encoder_in_file(checkpoint, own) if field == "text_encoder" else own[0]
@@ -227,12 +206,3 @@ def _parts_of_field(field: str, parts: list[Part]) -> list[Part]:
     if field == "transformer":
         return [part for part in parts if part.name in DENOISERS]
     return [part for part in parts if part.name.startswith("text_encoder")]
-
-
-def _is_missing_file(name: str) -> bool:
-    """Whether a name can only be the path of a file of weights, which is not there."""
-    return (
-        model_file.names_weights(name)
-        and not catalog.is_in_repository(name)
-        and catalog.folder_named(name) is None
-    )

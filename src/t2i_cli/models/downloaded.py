@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from t2i_cli.models import catalog, model_file
+from t2i_cli.models import catalog
 
 _PREFIX = "models--"
 """Beginning of a model's folder; "--" stands for the "/" of its name."""
@@ -21,7 +21,7 @@ def is_local(model: str) -> bool:
     """Whether a resolved request's model is inside t2i, a folder or a file: not on a Hub."""
     if "/" not in model or catalog.folder_named(model) is not None:
         return True
-    return model_file.is_model_file(model)
+    return catalog.is_file(model)
 
 
 def has_weights(repo: str) -> bool:

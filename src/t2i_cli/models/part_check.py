@@ -90,7 +90,7 @@ def _width(part: Part) -> object:
     return next((config[key] for key in _WIDTHS if key in config), None)
 
 
-def check_folder(field: str, folder: Path, source: str, part: Part) -> None:
+def check_part_folder(field: str, folder: Path, source: str, part: Part) -> None:
     """Raise InputError for a part in a folder whose config does not fit the model's own."""
     found = diffusers_folder.component_config(folder.parent, folder.name)
     own = diffusers_folder.component_config(part.folder.parent, part.name)

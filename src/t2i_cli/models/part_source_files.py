@@ -51,7 +51,7 @@ def find_folder(field: str, source: PartSource, own: list[Part], *, offline: boo
     errors = []
     for folder, part in found:
         try:
-            part_check.check_folder(field, folder, source.source, part)
+            part_check.check_part_folder(field, folder, source.source, part)
         except InputError as error:
             errors.append(error)
         else:

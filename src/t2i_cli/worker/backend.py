@@ -10,7 +10,7 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Event, Notice, OnEvent, move_event
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, composed_model, downloaded, model_file
+from t2i_cli.models import catalog, composed_model, downloaded
 from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import answers, client
@@ -55,7 +55,7 @@ class WorkerBackend:
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """The model's spec; from the worker where finding it needs torch and diffusers."""
         name = request.model or catalog.DEFAULT_MODEL
-        if composed_model.parts_of(request) or model_file.is_model_file(name):
+        if composed_model.parts_of(request) or catalog.is_file(name):
             return self._fallback.describe(request)  # which takes headers and configs only
         known = catalog.find_known(name, request.revision)
         # `--memory low` may settle a quantisation, for which the device must be known.
@@ -80,7 +80,7 @@ class WorkerBackend:
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """What the image takes here, if its model is still to be downloaded; needs no worker."""
-        if composed_model.parts_of(request) or model_file.is_model_file(request.model):
+        if composed_model.parts_of(request) or catalog.is_file(request.model):
             spec = self._fallback.describe(request.model_request())
             _, missing = ModelFiles(spec, offline=self._options.offline).size("float32")
             return self._fallback.estimate(request) if missing else {}

@@ -61,7 +61,7 @@ def _read_tensors(path: Path) -> dict[str, LibraryObject]:
 def _load_part(
     part: Part, tensors: dict[str, LibraryObject], target: "LoadTarget", dtype: LibraryObject
 ) -> LibraryObject:
-    cls = component_check.component_class(target.folder, part)
+    cls = component_check.import_component_class(target.folder, part)
     try:
         if part.library != "diffusers":
             return _load_text_encoder(cls, part, tensors, target.folder, dtype)

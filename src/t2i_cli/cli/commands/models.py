@@ -101,12 +101,18 @@ def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -
         console.result(str(folder))
 
 
-@command(app, "t2i models pull sdxl", "t2i models pull segmind/tiny-sd --revision main")
+@command(app, "t2i models pull sdxl", "t2i models pull FILE.safetensors")
 def pull(
     model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False, quiet: QuietOpt = False
 ) -> None:
-    """Download a model, and print its folder; a broken download keeps its finished files."""
+    """Download a model, and print its folder; a broken download keeps its finished files.
+
+    Of a single file, the configs that it is used with, and the parts that it lacks.
+    """
     console.configure(json=json, quiet=quiet)
+    if catalog.is_file(model):
+        models_files.pull_base(model, json=json)
+        return
     spec = _find_usable(model, revision)
     if spec.folder:
         console.note(f"{spec.name} is on this machine already.")

@@ -118,3 +118,25 @@ def _text(label: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def pull_base(name: str, *, json: bool) -> None:
+    """Download the configs and parts that a single file is used with. Raises T2IError."""
+    from t2i_cli.backends.local import device
+    from t2i_cli.models import composed_model, diffusers_folder
+    from t2i_cli.models.model_files import ModelFiles
+    from t2i_cli.terminal.progress import Progress
+
+    with Progress(console, 1) as progress:
+        spec = composed_model.resolve_with_parts(
+            name, None, {}, offline=False, trust_remote_code=False
+        )
+        files = ModelFiles(spec, offline=False)
+        folder = files.config_folder()
+        transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
+        dtype = device.choose_dtype(device.list_devices()[0], None, transformer=transformer)
+        folder = files.download(dtype, progress) or folder
+    if json:
+        console.result_json({"model": name, "path": str(folder)})
+    else:
+        console.result(str(folder))
