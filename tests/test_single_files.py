@@ -315,7 +315,9 @@ def test_a_folder_is_composed_once_and_only_ours_is_believed(
         run(models / "sd15.safetensors", base=models / "sd15")
     assert len(list((tmp_path / "cache/t2i/composed").iterdir())) == 1
     planted = shutil.copytree(models / "sd15", tmp_path / "planted")
-    (planted / "single_files.json").write_text('{"unet": {"file": "/etc/passwd", "whole": true}}')
+    (planted / "composition.json").write_text(
+        '{"base": "/", "files": {"unet": {"file": "/etc/passwd", "whole": true}}}'
+    )
     found = run(planted)
     assert np.array_equal(found.image(), run(models / "sd15").image())
 

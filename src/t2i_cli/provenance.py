@@ -12,7 +12,8 @@ class GenerationInfo:
     number of torch's threads, of images from this machine's CPU only. `engine` is how the denoiser
     was computed ("eager", "cuda-graph", "compiled"), `attention` with which attention ("sdpa",
     "flash-attention-3", "sliced"). `vae_tile` is the side in pixels of the tiles that the image was
-    decoded in, `None` where it was decoded whole. `model_version` and `response_id` are what
+    decoded in, `None` where it was decoded whole. `sha256` is that of the single file that the
+    model was loaded from. `model_version` and `response_id` are what
     Google says made the image and which answer it was, `tokens` its counts of them, which are what
     it bills.
     """
@@ -33,6 +34,7 @@ class GenerationInfo:
     engine: str | None = None
     attention: str | None = None
     vae_tile: int | None = None
+    sha256: str | None = None
     model_version: str | None = None
     response_id: str | None = None
     tokens: dict[str, int] | None = None
@@ -50,6 +52,15 @@ class GenerationInfo:
 
 
 _ADDED_FIELDS = frozenset(
-    {"threads", "engine", "attention", "vae_tile", "model_version", "response_id", "tokens"}
+    {
+        "threads",
+        "engine",
+        "attention",
+        "vae_tile",
+        "sha256",
+        "model_version",
+        "response_id",
+        "tokens",
+    }
 )
 """Fields that earlier versions did not write: absent from records where they say nothing."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from t2i_cli.files.user_folders import NoHomeError, user_folder
 
-SINGLE_FILES = "single_files.json"
-"""The file of such a folder that says which parts are read from single files."""
+COMPOSITION = "composition.json"
+"""The file of such a folder that says what its base is, and which parts are in single files."""
 
 
 def composed_root() -> Path:

@@ -17,7 +17,7 @@ from t2i_cli.errors import StorageError, os_reason
 from t2i_cli.files import weight_files
 from t2i_cli.model_spec import Composition, PartOverride
 from t2i_cli.models import class_facts, diffusers_folder, sources
-from t2i_cli.models.composed_root import SINGLE_FILES, composed_root
+from t2i_cli.models.composed_root import COMPOSITION, composed_root
 from t2i_cli.models.sources import Part
 
 _TRANSFORMERS_WEIGHTS = "model.safetensors"
@@ -34,7 +34,7 @@ def compose_folder(composition: Composition, base: Path) -> Path:
     key = hashlib.sha256(json.dumps(sorted(contents.items())).encode()).hexdigest()[:16]
     root = composed_root()
     folder = root / key
-    if os.path.isfile(folder / SINGLE_FILES):
+    if os.path.isfile(folder / COMPOSITION):
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,8 @@ def _contents(composition: Composition, base: Path) -> dict[str, str]:
         if path.suffix == ".py":
             found[path.name] = f">{path}"
     found["model_index.json"] = f"={json.dumps(index, indent=2)}"
-    found[SINGLE_FILES] = f"={json.dumps(files, indent=2)}"
+    content = {"base": str(base), "files": files}
+    found[COMPOSITION] = f"={json.dumps(content, indent=2)}"
     return found
 
 

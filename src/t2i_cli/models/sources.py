@@ -92,14 +92,24 @@ def single_file_parts(folder: Path) -> list[Part]:
     return [part for part in list_parts(folder) if part.file]
 
 
+def base_folder(folder: Path) -> Path:
+    """The folder that a model was put together from; another one as it is. Raises ModelError."""
+    return Path(str(_composition(folder).get("base", folder)))
+
+
 def _single_files(folder: Path) -> dict[str, SingleFile]:
     """The single files of a folder that t2i has put together, by the parts in them."""
+    return {
+        name: SingleFile(Path(entry["file"]), bool(entry["whole"]))
+        for name, entry in _composition(folder).get("files", {}).items()
+    }
+
+
+def _composition(folder: Path) -> diffusers_folder.JsonConfig:
+    """What is noted of a folder that t2i has put together; empty of others' folders."""
     if not composed_root.is_composed(folder):
         return {}
-    found = diffusers_folder.read_json_object(folder / composed_root.SINGLE_FILES)
-    return {
-        name: SingleFile(Path(entry["file"]), bool(entry["whole"])) for name, entry in found.items()
-    }
+    return diffusers_folder.read_json_object(folder / composed_root.COMPOSITION)
 
 
 def absent_parts(folder: Path) -> list[str]:

@@ -37,6 +37,8 @@ _INFOTEXT_FIELDS = {field.infotext: field for field in FIELDS.values() if field.
 _FIRST_SETTINGS = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model")
 """Settings that come first, in AUTOMATIC1111's order, which readers expect."""
 _FIRST_LABELS = tuple(f"{key}: " for key in _FIRST_SETTINGS)
+_HASH_DIGITS = 10
+"""Of a SHA-256, as AUTOMATIC1111 and Civitai (AutoV2) write it."""
 _MIN_SETTINGS = 3
 """As in AUTOMATIC1111, a last line with fewer settings belongs to the prompt."""
 
@@ -58,7 +60,9 @@ def format_infotext(request: ResolvedRequest, info: GenerationInfo, size: tuple[
     settings = {
         "Sampler": _sampler(request, info),
         "Size": f"{size[0]}x{size[1]}",
-        "Model hash": info.revision and info.revision[:10],
+        "Model hash": (info.sha256 or info.revision or "")[:_HASH_DIGITS] or None,
+        "VAE hash": request.vae and request.vae.sha256 and request.vae.sha256[:_HASH_DIGITS],
+        "VAE": request.vae and request.vae.name,
     }
     settings |= {key: _field_text(field, request) for key, field in _INFOTEXT_FIELDS.items()}
     ordered = {key: settings.pop(key) for key in _FIRST_SETTINGS} | settings

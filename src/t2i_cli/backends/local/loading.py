@@ -21,9 +21,12 @@ from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.backends.local.memory_plan import MemoryPlan
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, error_reason
 from t2i_cli.events import MemoryMeasure, Notice, OnEvent
+from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import (
+    catalog,
     component_check,
     diffusers_folder,
+    file_digests,
     libraries,
     resolution,
     schedulers,
@@ -56,6 +59,7 @@ class LoadedPipeline:
         self.device = target.device
         self.dtype = target.dtype
         self.quantize = target.quantize
+        self.sha256 = _file_digest(target.spec)
         self.pipe = pipe
         self.on_event = on_event
         self.previews: Sequence[int] = ()
@@ -89,7 +93,8 @@ class LoadedPipeline:
     @property
     def revision(self) -> str | None:
         """The commit of a Hub model, after which its snapshot folder is named, else `None`."""
-        return self.folder.name if _COMMIT.fullmatch(self.folder.name) else None
+        name = sources.base_folder(self.folder).name
+        return name if _COMMIT.fullmatch(name) and not self.sha256 else None
 
     @property
     def libraries(self) -> dict[str, str]:
@@ -213,6 +218,13 @@ class LoadedPipeline:
         if measure == memory.MODEL_OFFLOAD and self.pipe.model_cpu_offload_seq is None:
             measure = memory.GROUP_OFFLOAD
         return measure
+
+
+def _file_digest(spec: ModelSpec) -> str | None:
+    """The SHA-256 of the single file that a model is named by. Raises ModelError."""
+    file = catalog.file_named(spec.name) if spec.composition and not spec.repo else None
+    # After it was read: its pages are in memory.
+    return file and file_digests.sha256_of(file)
 
 
 def _use_channels_last(pipe: LibraryObject) -> None:

@@ -84,6 +84,7 @@ def generation_info_for(
         engine=loaded.engine.used,
         attention=loaded.engine.attention,
         vae_tile=loaded.vae_tile,
+        sha256=loaded.sha256,
         libraries=loaded.libraries,
     )
 
