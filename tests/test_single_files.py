@@ -247,7 +247,10 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "no file": ({"model": "none.safetensors"}, "There is no file "),
     "no vae": ({"model": "sd15", "vae": "none"}, "There is no VAE "),
     "base of a folder": ({"model": "sd15", "base": "sd15"}, "--base goes with a single file, and "),
-    "vae as model": ({"model": "vae.safetensors"}, "vae.safetensors is no model: "),
+    "vae as model": (
+        {"model": "vae.safetensors"},
+        "vae.safetensors is a VAE, one part of a model.",
+    ),
     "other base": (
         {"model": "sd15.safetensors", "base": "sdxl"},
         "sd15.safetensors is of Stable Diffusion 1, and ",
@@ -350,3 +353,31 @@ def _has(package: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(package) is not None
+
+
+def test_weights_in_fp8_with_a_factor_beside_them_are_multiplied(
+    models: Models, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = {}
+    for name, tensor in load_file(models / "sd15.safetensors").items():
+        if name.startswith("model.diffusion_model.") and tensor.dim() == 2:
+            factor = tensor.abs().max() / 100
+            tensors[name] = (tensor / factor).to(torch.float8_e4m3fn)
+            tensors[name.replace(".weight", ".scale_weight")] = factor
+            tensors[name.replace(".weight", ".scale_input")] = torch.ones(())
+        else:
+            tensors[name] = tensor
+    file = single_files.save(tensors, tmp_path / "scaled.safetensors")
+    loaded = run(file, base=models / "sd15")
+    whole = run(models / "sd15").image()
+    assert np.abs(whole - loaded.image()).mean() < 10
+    assert not loaded.notices
+    folder = shutil.copytree(models / "sd15/text_encoder", tmp_path / "encoder")
+    encoder = single_files.load_part(models / "sd15", "text_encoder")
+    marked = encoder | {"text_model.encoder.layers.0.mlp.fc1.scale_weight": torch.ones(())}
+    single_files.save(marked, folder / "model.safetensors")
+    error = refusal(lambda: run(models / "sd15", text_encoder=folder / "model.safetensors"))
+    assert "are quantised (scaled)" in error.message

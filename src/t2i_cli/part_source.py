@@ -32,6 +32,9 @@ class PartSource(NamedTuple):
         """The last part of the source, as programs show it."""
         return re.split(r"[/\\]", self.source.rstrip("/\\"))[-1]
 
+    def __str__(self) -> str:
+        return self.name
+
     def is_named_by(self, other: "PartSource") -> bool:
         """Whether another source means this one, by content or by name; no file is looked at."""
         if other.sha256 and self.sha256:

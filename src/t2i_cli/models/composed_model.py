@@ -193,7 +193,10 @@ def _find_override(
         whole = single_file_parts.is_whole(checkpoint.tensors)
         if whole and not single_file_parts.parts_inside(checkpoint, [part]):
             raise InputError(f"{file} holds no {part_check.NOUNS[field]}.", field=field)
-        return PartOverride(part.name, path, whole=whole), part_source_files.digest_of(path)
+        override = PartOverride(part.name, path, whole=whole)
+        if not composition.loads_single_file(part, override):
+            part_check.check_plain_file(checkpoint, part)
+        return override, part_source_files.digest_of(path)
     found = part_source_files.find_folder(field, source, own, offline=offline)
     digest = None if found.repo else part_source_files.digest_of(found.folder)
     return PartOverride(found.part.name, found.folder, repo=found.repo), digest

@@ -11,6 +11,8 @@ from t2i_cli.models.sources import Part
 
 NOUNS = {"vae": "VAE", "text_encoder": "text encoder", "transformer": "transformer or UNet"}
 """What the fields of parts are called in sentences."""
+_READ_QUANTIZED = {"gguf", "scaled"}
+"""How weights may be quantised in files that are read by diffusers' conversions."""
 _KINDS = {
     "vae": {"vae"},
     "text_encoder": {"text_encoder"},
@@ -48,11 +50,21 @@ def check_file(field: str, checkpoint: CheckpointFile, base: Path) -> None:
 
 def check_loadable(checkpoint: CheckpointFile, how: str) -> None:
     """Raise ModelError for a file whose weights are quantised as diffusers does not read it."""
-    if how != "gguf":
+    if how not in _READ_QUANTIZED:
         raise ModelError(
             f"The weights in {checkpoint.path} are quantised ({how}), with other tensors beside "
             "them; diffusers reads no such file.",
             hint="Look for a copy in fp16, bf16, plain fp8 or GGUF.",
+        )
+
+
+def check_plain_file(checkpoint: CheckpointFile, part: Part) -> None:
+    """Raise ModelError for a quantised file of a part that the libraries read as it is."""
+    if how := checkpoint.quantization:
+        raise ModelError(
+            f"The weights in {checkpoint.path} are quantised ({how}), which is not read for a "
+            f"{part.cls}.",
+            hint="Look for a copy in fp16, bf16 or plain fp8.",
         )
 
 

@@ -1,5 +1,6 @@
 """Which tensors of a single file belong to which part of a pipeline, by their names."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import prod
@@ -21,6 +22,10 @@ _PREFIXES = {
 
 Other tensors (moving averages, a sampler's tables) are not used.
 """
+FACTOR = re.compile(r"(.+)\.(scale_weight|weight_scale)")
+"""The factor of a layer's weights in fp8, as ComfyUI writes it."""
+_BESIDE_WEIGHTS = re.compile(r"(.+\.)?(scale_input|input_scale|scaled_fp8|comfy_quant)")
+"""Factors of activations, which are computed in the model's dtype here, and marks of the format."""
 _ALL_PREFIXES = tuple(each for prefixes in _PREFIXES.values() for each in prefixes)
 
 
@@ -47,8 +52,13 @@ def part_tensors(part: Part) -> Iterator[tuple[str, tuple[int, ...], str]]:
         return
     prefixes = _part_prefixes(part) if part.file.whole else ("",)
     for name, (shape, dtype) in read_checkpoint(part.file.path).tensors.items():
-        if name.startswith(prefixes):
+        if name.startswith(prefixes) and not is_beside_weights(name):
             yield name, shape, dtype
+
+
+def is_beside_weights(name: str) -> bool:
+    """Whether a tensor says how others are scaled, and is none of a network's own."""
+    return bool(FACTOR.fullmatch(name) or _BESIDE_WEIGHTS.fullmatch(name))
 
 
 def _part_prefixes(part: Part) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Each file is opened once for all its parts; its tensors are mapped, not read, un
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i_cli.backends.local import quantization
+from t2i_cli.backends.local import quantization, scaled_weights
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.errors import ModelError, error_reason
 from t2i_cli.events import Notice, OnEvent
@@ -33,6 +33,8 @@ def load_parts(
 
     Raises ModelError for tensors that are missing, or of other shapes than the configs say.
     """
+    import torch
+
     files: dict[Path, dict[str, LibraryObject]] = {}
     loaded = {}
     for part in sources.single_file_parts(target.folder):
@@ -40,7 +42,7 @@ def load_parts(
             continue
         path = part.file.path
         if path not in files:
-            files = {path: _read_tensors(path)}
+            files = {path: _read_tensors(path, getattr(torch, target.dtype))}
         chosen = dtype.get(part.name, dtype["default"]) if isinstance(dtype, dict) else dtype
         network = _load_part(part, files[path], target, chosen)
         _check_missing(part, network)
@@ -49,13 +51,13 @@ def load_parts(
     return loaded
 
 
-def _read_tensors(path: Path) -> dict[str, LibraryObject]:
+def _read_tensors(path: Path, dtype: LibraryObject) -> dict[str, LibraryObject]:
     from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 
     tensors: dict[str, LibraryObject] = load_single_file_checkpoint(
         str(path), local_files_only=True
     )
-    return tensors
+    return scaled_weights.multiply_scales(tensors, dtype, path)
 
 
 def _load_part(
