@@ -86,11 +86,11 @@ def other_content(names: Iterable[str], config: Mapping[str, object]) -> tuple[s
     if ".gguf" in ends and not ends & {".safetensors", ".ckpt"}:
         return (
             f"holds weights in GGUF files only ({single})",
-            "t2i loads safetensors in diffusers folders; look for such a copy of the model.",
+            "`-m FILE` takes one of them, once it is on this machine.",
         )
     if single:
         return (
             f"holds single files of weights ({single}), and no folder for each part",
-            "Single-file checkpoints and LoRAs are not taken; look for a diffusers copy.",
+            "`-m FILE` takes one of them, once it is on this machine.",
         )
     return None

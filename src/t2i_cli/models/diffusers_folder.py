@@ -66,8 +66,7 @@ def read_model_index(folder: Path) -> JsonConfig:
             raise ModelError(f"The folder {folder} {found[0]}.", hint=found[1]) from None
         raise ModelError(
             f"The folder {folder} has no model_index.json, so it is not a diffusers model.",
-            hint="Name the folder that holds model_index.json; single-file checkpoints and LoRAs "
-            "are not taken.",
+            hint="Name the folder that holds model_index.json, or a single file of weights.",
         ) from None
 
 

@@ -14,7 +14,7 @@ _BASES = {
     "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
     "sd35-medium": "sd35-medium",
     "sd35-large": "stabilityai/stable-diffusion-3.5-large",
-    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-dev": "flux-dev",
     "flux-schnell": "flux-schnell",
     "flux2-klein": "flux2-klein",
     "flux2-dev": "black-forest-labs/FLUX.2-dev",

@@ -1,4 +1,4 @@
-"""Weights in fp8 with a factor beside each, as ComfyUI writes them: multiplied once, when loaded."""
+"""Weights in fp8 with a factor beside each, as ComfyUI writes them: multiplied at loading."""
 
 from pathlib import Path
 
