@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from t2i_cli.part_source import PartSource
 
 GuidanceArgument = Literal["guidance_scale", "true_cfg_scale"]
+AdapterPlace = Literal["files", "names", "remote"]
 
 
 class PartOverride(NamedTuple):
@@ -52,7 +53,9 @@ class ModelSpec:
     of its weights where a request names none. `refuses` has pairs of a request's field that the
     backend cannot honour, and a sentence that says so. `base`, `vae`, `text_encoder` and
     `transformer` are the parts that are read from elsewhere, and `composition` what follows from
-    them.
+    them. `adapters` says what a request's LoRAs and embeddings are: files on this machine or the
+    Hub and names in `adapter_folder`, only those names (as for clients of a server), or what a
+    server knows; with `adapters_offline` the Hub is not asked.
     """
 
     name: str
@@ -82,3 +85,6 @@ class ModelSpec:
     text_encoder: PartSource | None = None
     transformer: PartSource | None = None
     composition: Composition | None = None
+    adapters: AdapterPlace = "remote"
+    adapter_folder: str | None = None
+    adapters_offline: bool = False

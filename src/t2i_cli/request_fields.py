@@ -22,6 +22,12 @@ from t2i_cli.part_source import (
     parse_part_source,
     part_source_identity,
     part_source_to_json,
+from t2i_cli.request_adapters import (
+    Adapters,
+    adapters_identity,
+    adapters_to_json,
+    parse_embeddings,
+    parse_loras,
 )
 from t2i_cli.request_extras import Extras, extras_to_json, parse_extras
 from t2i_cli.request_field import RequestField
@@ -320,6 +326,37 @@ class RequestFields:
             ("--transformer", "--unet"),
             "Transformer",
             "Transformer or UNet in place of the model's: file, folder or repository.",
+        )
+    )
+    loras: Adapters | None = _declared(
+        RequestField(
+            flags=("--lora",),
+            repeated=True,
+            help="A LoRA, as FILE:0.8, owner/name or a name in --lora-dir; may be repeated.",
+            label="LoRAs",
+            placeholder="name:0.8; another:0.5",
+            dialects=_named("loras", "t2i"),
+            servings=frozenset({"t2i"}),
+            echoed=False,  # a server knows the digests
+            parse=parse_loras,
+            to_json=adapters_to_json,
+            digest=adapters_identity,
+            needs="loras",
+        )
+    )
+    embeddings: Adapters | None = _declared(
+        RequestField(
+            flags=("--embedding",),
+            repeated=True,
+            help="A textual inversion, as FILE:token, for that word in prompts; may be repeated.",
+            label="Embeddings",
+            dialects=_named("embeddings", "t2i"),
+            servings=frozenset({"t2i"}),
+            echoed=False,
+            parse=parse_embeddings,
+            to_json=adapters_to_json,
+            digest=adapters_identity,
+            on_page=False,
         )
     )
 

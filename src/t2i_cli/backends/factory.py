@@ -3,11 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2i_cli import durations
 from t2i_cli.backend import Backend
 from t2i_cli.errors import InputError
+from t2i_cli.files.user_paths import expand_home
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.net.retry import RetryPolicy
 from t2i_cli.settings import defaults, store
@@ -194,7 +196,13 @@ def _local_options(
         batch_size=batch_size,
         strict=strict,
         compile=compile_mode,  # type: ignore[arg-type]
+        lora_dir=_folder(store.resolve_setting("lora_dir", options.lora_dir)),
     )
+
+
+def _folder(name: str | None) -> str | None:
+    """A folder by its whole path: workers have working folders of their own."""
+    return None if name is None else str(Path(expand_home(name)).absolute())
 
 
 def create_local_backend(options: "LocalOptions") -> Backend:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, schedulers
+from t2i_cli.models import adapter_resolution, catalog, schedulers
 from t2i_cli.models.extras_support import (
     TRUE_GUIDANCE,
     acts_by_true_guidance,
@@ -72,6 +72,8 @@ def resolve_request(
     for name in PART_FIELDS:
         # A backend that loads them has found their content.
         values[name] = getattr(spec, name) or values[name]
+    if values["loras"] or values["embeddings"] or "<" in request.prompt:
+        adapter_resolution.settle_values(values, spec, user_set, on_size_note)
     _check_multiple("width", values["width"], spec)
     _check_multiple("height", values["height"], spec)
     _check_kept_size(values["width"], values["height"], spec)

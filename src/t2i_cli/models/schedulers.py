@@ -51,6 +51,7 @@ _PLAIN: dict[str, object] = {
     "use_lu_lambdas": False,
 }
 _KARRAS: dict[str, object] = {**_PLAIN, "use_karras_sigmas": True}
+_TRAILING: dict[str, object] = {**_PLAIN, "timestep_spacing": "trailing"}
 _SOLVER: dict[str, object] = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 _SDE: dict[str, object] = {**_SOLVER, "algorithm_type": "sde-dpmsolver++"}
 _FLOW: dict[str, object] = {
@@ -65,6 +66,10 @@ NOISE_SCHEDULERS: dict[str, SchedulerSpec] = {
     "euler": SchedulerSpec(cls="EulerDiscreteScheduler", label="Euler", settings=_PLAIN),
     "euler-karras": SchedulerSpec(
         cls="EulerDiscreteScheduler", label="Euler Karras", settings=_KARRAS
+    ),
+    # Steps that end at the last timestep, as few-step LoRAs are trained for (SDXL-Lightning).
+    "euler-trailing": SchedulerSpec(
+        cls="EulerDiscreteScheduler", label="Euler SGM Uniform", settings=_TRAILING
     ),
     "euler-a": SchedulerSpec(cls="EulerAncestralDiscreteScheduler", label="Euler a"),
     "heun": SchedulerSpec(
@@ -85,6 +90,9 @@ NOISE_SCHEDULERS: dict[str, SchedulerSpec] = {
         lacks=_ZERO_SNR,
     ),
     "ddim": SchedulerSpec(cls="DDIMScheduler", label="DDIM"),
+    "ddim-trailing": SchedulerSpec(
+        cls="DDIMScheduler", label="DDIM SGM Uniform", settings={"timestep_spacing": "trailing"}
+    ),
     "ddpm": SchedulerSpec(cls="DDPMScheduler", label="DDPM"),
     # PLMS is PNDM without the initial Runge-Kutta steps.
     "pndm": SchedulerSpec(

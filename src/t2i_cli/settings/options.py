@@ -231,6 +231,13 @@ class DeviceOptions:
             " [default: where memory is short]",
         ),
     ] = None
+    lora_dir: Annotated[
+        str | None,
+        flag(
+            "--lora-dir",
+            help=f"{_takes('lora_dir')}. {_default('lora_dir')}",
+        ),
+    ] = None
     clear_cache: Annotated[
         bool, flag("--clear-cache", help="Empty the device's cache after every pass.")
     ] = False

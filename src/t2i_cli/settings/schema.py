@@ -140,6 +140,13 @@ _TABLE = (
         choices=COMPILE,
     ),
     Setting(
+        key="lora_dir",
+        variable="T2I_LORA_DIR",
+        takes="Folder whose LoRAs and embeddings requests, prompts and a server's clients may name",
+        accepts=_is_text,
+        default="none",
+    ),
+    Setting(
         key="keep_alive",
         variable="T2I_KEEP_ALIVE",
         takes="a duration as 90s, 10m or 1h30m, or 0 for off",

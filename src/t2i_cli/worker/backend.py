@@ -10,7 +10,7 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Event, Notice, OnEvent, move_event
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, composed_model, downloaded
+from t2i_cli.models import adapter_sources, catalog, composed_model, downloaded
 from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import answers, client
@@ -54,6 +54,11 @@ class WorkerBackend:
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """The model's spec; from the worker where finding it needs torch and diffusers."""
+        spec = self._describe(request)
+        options = self._options
+        return adapter_sources.with_adapter_place(spec, options.lora_dir, offline=options.offline)
+
+    def _describe(self, request: GenerateRequest) -> ModelSpec:
         name = request.model or catalog.DEFAULT_MODEL
         if composed_model.parts_of(request) or catalog.is_file(name):
             return self._fallback.describe(request)  # which takes headers and configs only

@@ -9,6 +9,7 @@ from threading import Event as Flag
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import (
+    adapter_checks,
     arithmetic,
     batch_size,
     device,
@@ -37,7 +38,7 @@ from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Loaded, Loading, OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, composed_model, downloaded
+from t2i_cli.models import adapter_sources, catalog, composed_model, downloaded
 from t2i_cli.part_source import parts_key
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings import store
@@ -78,13 +79,16 @@ class LocalBackend:
             folder=self._folders.get(name),
         )
         spec = lossy_plan.settle_quantization(spec, self._options)
+        spec = adapter_sources.with_adapter_place(
+            spec, self._options.lora_dir, offline=self._options.offline
+        )
         self._specs[spec.repo or spec.name, spec.revision, *parts_key(spec)] = spec
         return spec
 
     def check(self, request: ResolvedRequest) -> None:
         """Raise T2IError if this machine cannot generate the image; loads no weights."""
         self.check_fields(request)
-        target, loaded = self._target(request), self._loaded
+        target, loaded = self._planned_target(request), self._loaded
         resident = loaded.resident_bytes if loaded and loaded.is_for(target) else 0
         self._plan_memory(target, request, resident)
 
@@ -111,7 +115,7 @@ class LocalBackend:
     def plan(self, request: ResolvedRequest) -> MemoryPlan:
         """The memory that the image needs, and the measures that make it fit. Raises T2IError."""
         self.check_fields(request)
-        return planning.plan_memory(self._target(request), request, self._options)
+        return planning.plan_memory(self._planned_target(request), request, self._options)
 
     def load(self, request: ResolvedRequest, on_event: OnEvent) -> None:
         """Load the request's model to its device. Raises T2IError."""
@@ -178,6 +182,8 @@ class LocalBackend:
                 self._target(request).folder,
                 trust_remote_code=self._options.trust_remote_code,
             )
+        if request.loras or request.embeddings:
+            adapter_checks.check_adapters(request, self._target(request), self._options)
 
     def _plan_memory(
         self, target: LoadTarget, request: ResolvedRequest, resident: int = 0
@@ -203,25 +209,32 @@ class LocalBackend:
             )
         return self._targets[key]
 
+    def _planned_target(self, request: ResolvedRequest) -> LoadTarget:
+        """How to load the model, with the bytes of the request's adapters."""
+        return adapter_checks.with_adapters(self._target(request), request, self._options)
+
     def _prepare(self, request: ResolvedRequest, on_event: OnEvent) -> LoadedPipeline:
         """Load the request's model, with measures that fit it into memory. Raises T2IError."""
         self.check_fields(request)
         arithmetic.settle_arithmetic(strict=self._options.strict)
         target = self._target(request)
+        read = adapter_checks.fetch_adapters(request, target, self._options, on_event)
         device.select_device(target.device)
         if self._loaded and not self._loaded.is_for(target):
             self.close()
         if self._loaded:
             self._loaded.on_event = on_event
             if self._loaded.recently_fitted(request):
+                self._loaded.adapters.activate(read)
                 return self._loaded
-            plan = self._plan_memory(target, request, self._loaded.resident_bytes)
+            planned = self._planned_target(request)
+            plan = self._plan_memory(planned, request, self._loaded.resident_bytes)
             console.trace(plan.text())
             placement.place_as_planned(self._loaded, plan, self._options)
         else:
             target = load_target.fetch_files(target, self._options, on_event)
             self._targets[*request.model_key(), request.quantize] = target
-            plan = self._plan_memory(target, request)
+            plan = self._plan_memory(self._planned_target(request), request)
             console.trace(plan.text())
             model, device_name, started = target.spec.name, target.device.name, time.monotonic()
             on_event(Loading(model=model, device=device_name))
@@ -230,6 +243,7 @@ class LocalBackend:
             seconds = time.monotonic() - started
             on_event(Loaded(model=model, device=device_name, seconds=seconds))
             console.trace(f"loaded from {target.folder} in {seconds:.2f} s")
+        self._loaded.adapters.activate(read)
         return self._loaded
 
     def _run_group(
@@ -281,7 +295,7 @@ class LocalBackend:
         """The batch size tuner of the request's batch key."""
         key = request.batch_key()
         if key not in self._tuners:
-            target, measures = self._target(request), tuple(loaded.measures)
+            target, measures = self._planned_target(request), tuple(loaded.measures)
             self._tuners[key] = batch_size.make_tuner(
                 1 if request.step_cache else self._options.batch_size,
                 type(loaded.pipe),

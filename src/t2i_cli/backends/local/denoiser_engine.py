@@ -104,6 +104,13 @@ class DenoiserEngine:
                 if replaced is not None:
                     network.forward = replaced
 
+    def forget_network(self) -> None:
+        """Record and compile anew: the network's layers, or what scales them, have changed."""
+        if self._graphs is not None:
+            self._graphs.release()
+        self._graph_verdicts.clear()
+        self._network = self._choice = self._gain = None
+
     def release_memory(self) -> bool:
         """Give back the memory of CUDA graphs, for good, if they hold any; returns whether."""
         if self._graphs is None or not self._graphs.release():

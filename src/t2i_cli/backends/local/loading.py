@@ -3,7 +3,8 @@
 import inspect
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from t2i_cli import __version__
@@ -16,6 +17,7 @@ from t2i_cli.backends.local import (
     weight_offload,
     working_memory,
 )
+from t2i_cli.backends.local.adapters import AdapterSwitch
 from t2i_cli.backends.local.denoiser_engine import DenoiserEngine
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.backends.local.memory_plan import MemoryPlan
@@ -66,6 +68,7 @@ class LoadedPipeline:
         self.measures: list[str] = []
         self.batch_limit: int | None = None
         self.engine = DenoiserEngine(self)
+        self.adapters = AdapterSwitch(self)
         self.vae_tile: int | None = None
         self._tile_limit: int | None = None
         self.plan: MemoryPlan | None = None
@@ -109,6 +112,7 @@ class LoadedPipeline:
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
             **quantization.package_version(self.quantize),
+            **self.adapters.package_version(),
         }
 
     @property
@@ -117,8 +121,8 @@ class LoadedPipeline:
         if {memory.MODEL_OFFLOAD, memory.GROUP_OFFLOAD} & set(self.measures):
             return 0
         if memory.TEXT_ENCODER_OFFLOAD in self.measures:
-            return self._weight_bytes - self._text_bytes
-        return self._weight_bytes
+            return self._weight_bytes - self._text_bytes + self.adapters.bytes
+        return self._weight_bytes + self.adapters.bytes
 
     def record_measure(self, measure: str, reason: str) -> None:
         """Record a measure and emit its event."""
@@ -188,6 +192,27 @@ class LoadedPipeline:
                         field="scheduler",
                     ) from error
         return type(self.pipe.scheduler).__name__ if self.pipe.scheduler is not None else None
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, for errors."""
+        return self.spec.name
+
+    @contextmanager
+    def layers_changing(self, *, structure: bool) -> Iterator[None]:
+        """Change layers without the hooks of offloading, which are made anew afterwards.
+
+        Without `structure` only what scales layers changes, which recorded calls must follow, too.
+        """
+        offload = self._offload if structure else None
+        if offload:
+            weight_offload.remove_hooks(self.pipe)
+        try:
+            yield
+        finally:
+            self.engine.forget_network()
+            if offload:
+                self._apply_offload(offload)
 
     def _apply_offload(self, offload: str) -> None:
         """Move the weights: remove offload hooks, move, then install the hooks of `offload`.

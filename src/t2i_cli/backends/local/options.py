@@ -16,6 +16,7 @@ class LocalOptions:
     `lenient` drops what a model does not support; `None` is for a command without that option.
     `batch_size` is the maximum number of images per batch; `None` measures which size is fastest.
     `strict` computes so that the same seed gives the same bits on each machine of a kind.
+    `lora_dir` is the folder whose LoRAs and embeddings have names.
     `compile` is "auto" (compile the denoiser where the work left repays it), "off" or "on".
     """
 
@@ -31,3 +32,4 @@ class LocalOptions:
     batch_size: int | None = 1
     strict: bool = False
     compile: CompileMode = "auto"
+    lora_dir: str | None = None

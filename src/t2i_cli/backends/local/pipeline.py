@@ -25,7 +25,7 @@ from t2i_cli.part_source import PART_FIELDS
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
 
-_HONOURED_ELSEWHERE = {"extras", "quantize", "step_cache", *PART_FIELDS}
+_HONOURED_ELSEWHERE = {"embeddings", "extras", "loras", "quantize", "step_cache", *PART_FIELDS}
 """Added fields that act otherwise than by an argument of the pipeline."""
 
 

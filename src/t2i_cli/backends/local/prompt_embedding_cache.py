@@ -6,7 +6,7 @@ bit-identical in a batch of any size.
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -58,6 +58,17 @@ def cache_text_embeddings(pipe: LibraryObject) -> None:
 
 
 _CACHE_ATTRIBUTE = "_t2i_cached_forward"
+_STATE_ATTRIBUTE = "_t2i_encoder_state"
+
+
+def set_encoder_state(pipe: LibraryObject, state: Hashable) -> None:
+    """Say by what the text encoders differ from those that were loaded, `None` for not at all.
+
+    Texts that were encoded in one state are not taken in another: LoRAs and embeddings change them.
+    """
+    for module in pipe.components.values():
+        if hasattr(module, "forward"):
+            setattr(module, _STATE_ATTRIBUTE, state)
 
 
 def cached_encoders(pipe: LibraryObject) -> list[LibraryObject]:
@@ -165,7 +176,9 @@ class _CachedForward:
         return output
 
     def _encode(self, ids: LibraryObject, kwargs: dict[str, LibraryObject]) -> _Row:
-        key = (ids.cpu().numpy().tobytes(), *((n, _key_part(v)) for n, v in sorted(kwargs.items())))
+        state = getattr(self._module, _STATE_ATTRIBUTE, None)
+        arguments = ((name, _key_part(value)) for name, value in sorted(kwargs.items()))
+        key = (state, ids.cpu().numpy().tobytes(), *arguments)
         if key in self._cache:
             self._cache.move_to_end(key)
             return _Row(ids, kwargs, self._cache[key], None)

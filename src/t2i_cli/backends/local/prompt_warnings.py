@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from t2i_cli import postcard
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.events import Notice
+from t2i_cli.models import adapter_resolution
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.postcard import wording
 from t2i_cli.request import ResolvedRequest
@@ -38,7 +39,7 @@ def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[Notice]:
         )
     if loaded.spec.folder != postcard.FOLDER:
         return
-    read = wording.reword(prompt)
+    read = wording.reword(adapter_resolution.without_tags(prompt, loaded.spec))
     if read.changes:
         yield Notice(message=f"postcard reads {_listed(list(read.changes), ', ')}.")
     if unknown := _unknown_words(read.prompt):
@@ -50,7 +51,8 @@ def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[Notice]:
 
 def text_read(loaded: LoadedPipeline, prompt: str) -> str:
     """The prompt as the model's tokenizer gets it: for postcard, in the words that it knows."""
-    return wording.reword(prompt).prompt if loaded.spec.folder == postcard.FOLDER else prompt
+    text = adapter_resolution.without_tags(prompt, loaded.spec)
+    return wording.reword(text).prompt if loaded.spec.folder == postcard.FOLDER else text
 
 
 def _reads_nothing(loaded: LoadedPipeline, prompt: str) -> bool:

@@ -1,0 +1,229 @@
+"""What the source of a LoRA or an embedding means: a file, a name in a folder, or the Hub's.
+
+A source is looked up in this order: a file by its path, a name in the folder of adapters, an entry
+of the catalogue, `owner/name` or `owner/name/file.safetensors` on the Hub.
+"""
+
+import errno
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from t2i_cli.errors import InputError, ModelError, os_reason
+from t2i_cli.events import OnEvent
+from t2i_cli.files.user_paths import expand_home
+from t2i_cli.known_names import name_choices
+from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import adapter_catalog, file_digests
+from t2i_cli.request_adapters import Adapter, AdapterKind, Adapters
+
+_ENDING = ".safetensors"
+_MAX_FILES = 10_000
+_REPOSITORY = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+?)(?P<file>/(?:[^/]+/)*[^/]+\.safetensors)?(?:@(?P<revision>[\w./-]+))?"
+)
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+
+
+@dataclass(frozen=True)
+class HubAdapter:
+    """An adapter in a repository of the Hub: its file there, if it is named, and the revision."""
+
+    repo: str
+    file: str | None
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class FoundAdapter:
+    """A file of an adapter: where it lies, or `None` where it is to be downloaded.
+
+    `download_bytes` is what that takes; `licence` is what its repository says.
+    """
+
+    path: Path | None
+    digest: str | None
+    download_bytes: int = 0
+
+
+def with_adapter_place(spec: ModelSpec, folder: str | None, *, offline: bool) -> ModelSpec:
+    """The spec of a model that is loaded here: its LoRAs are files, or names in the folder."""
+    return replace(spec, adapters="files", adapter_folder=folder, adapters_offline=offline)
+
+
+def settle_adapters(
+    adapters: Adapters, folder: str | None, *, offline: bool, named_only: bool
+) -> Adapters:
+    """The adapters with the digests of their files; those that are known are compared.
+
+    With `named_only`, they are names of files in the folder, and nothing else, as clients of a
+    server write them. Raises T2IError for one that there is not.
+    """
+    found = []
+    for each in adapters:
+        if named_only:
+            check_name(each, folder)
+        digest = find_adapter(each, folder, offline=offline).digest
+        if each.digest and digest and each.digest != digest:
+            raise InputError(
+                f"{each.source} is another file than the one that was used: its SHA-256 is "
+                f"{digest[:12]}…, not {each.digest[:12]}….",
+                field=_field(each.kind),
+            )
+        found.append(replace(each, digest=digest or each.digest))
+    return tuple(found)
+
+
+def find_adapter(adapter: Adapter, folder: str | None, *, offline: bool) -> FoundAdapter:
+    """Where an adapter's file is, and its digest. Raises T2IError if there is none."""
+    if path := local_file(adapter, folder):
+        return FoundAdapter(path, file_digests.sha256_of(path))
+    hub_adapter = _on_the_hub(adapter)
+    if hub_adapter is None:
+        raise _unknown(adapter, folder)
+    from t2i_cli.hub import adapter_files
+
+    path, digest, missing = adapter_files.find_file(
+        hub_adapter.repo, hub_adapter.file, revision=hub_adapter.revision, offline=offline
+    )
+    return FoundAdapter(path, digest or (path and file_digests.sha256_of(path)), missing)
+
+
+def fetch_adapter(
+    adapter: Adapter, folder: str | None, *, offline: bool, on_event: OnEvent
+) -> Path:
+    """The file of an adapter, downloaded if it is not here. Raises T2IError."""
+    if path := local_file(adapter, folder):
+        return path
+    hub_adapter = _on_the_hub(adapter)
+    if hub_adapter is None:
+        raise _unknown(adapter, folder)
+    from t2i_cli.hub import adapter_files
+
+    return adapter_files.fetch_file(
+        hub_adapter.repo,
+        hub_adapter.file,
+        revision=hub_adapter.revision,
+        offline=offline,
+        on_event=on_event,
+    )
+
+
+def local_file(adapter: Adapter, folder: str | None) -> Path | None:
+    """The file of an adapter on this machine, `None` if the source names none. Raises T2IError."""
+    source = adapter.source
+    if file := files_in_folder(folder).get(source.removesuffix(_ENDING)):
+        return file
+    path = Path(expand_home(source))
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            return _only_file(path, adapter)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not _is_name_error(error):
+            raise ModelError(f"Cannot read {source}: {os_reason(error)}.") from error
+    return None
+
+
+def files_in_folder(folder: str | None) -> dict[str, Path]:
+    """The safetensors files in a folder and below it, by their names without the ending.
+
+    A file in a subfolder has its name alone, and with the subfolder where two have one name.
+    """
+    if not folder:
+        return {}
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"There is no folder {folder}.", field="lora_dir")
+    found: dict[str, Path] = {}
+    count = 0
+    for directory, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            count += 1
+            if count > _MAX_FILES:
+                raise InputError(f"{folder} has more than {_MAX_FILES:,} files.", field="lora_dir")
+            if name.endswith(_ENDING) and not name.startswith("."):
+                path = Path(directory, name)
+                key = name.removesuffix(_ENDING)
+                if key in found:
+                    key = path.relative_to(root).as_posix().removesuffix(_ENDING)
+                found[key] = path
+    return found
+
+
+def check_name(adapter: Adapter, folder: str | None) -> None:
+    """Raise InputError if the source is no name of a file in a server's folder of adapters."""
+    names = files_in_folder(folder)
+    if adapter.source.removesuffix(_ENDING) in names:
+        return
+    what = "LoRA" if adapter.kind == "lora" else "embedding"
+    if not folder:
+        raise InputError(
+            f"This server has no {what}s: it was started without --lora-dir.",
+            field=_field(adapter.kind),
+        )
+    raise InputError(
+        f"This server has no {what} {adapter.name!r}; {name_choices(adapter.name, names)}",
+        field=_field(adapter.kind),
+    )
+
+
+def _only_file(path: Path, adapter: Adapter) -> Path:
+    """The one file of weights in a folder, as PEFT and diffusers save them. Raises ModelError."""
+    files = sorted(path.glob(f"*{_ENDING}"))
+    for name in ("pytorch_lora_weights", "adapter_model", "learned_embeds"):
+        if (file := path / f"{name}{_ENDING}") in files:
+            return file
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise ModelError(f"The folder {adapter.source} has no safetensors file.")
+    names = ", ".join(file.name for file in files[:3])
+    raise ModelError(
+        f"The folder {adapter.source} has {len(files)} safetensors files ({names}).",
+        hint="Name one of them.",
+    )
+
+
+def _on_the_hub(adapter: Adapter) -> HubAdapter | None:
+    """The file on the Hub that the source names, `None` if it names none."""
+    source = adapter.source
+    if adapter.kind == "lora" and (entry := adapter_catalog.find_entry(source)):
+        return HubAdapter(entry.repo, entry.file, None)
+    match = _REPOSITORY.fullmatch(source)
+    if match is None or source.startswith((".", "~", "/")) or source.endswith(_PICKLES):
+        return None
+    if source.endswith(_ENDING) and match["file"] is None:
+        return None  # folder/name.safetensors, a path
+    file = match["file"]
+    return HubAdapter(match["repo"], file and file[1:], match["revision"])
+
+
+def _unknown(adapter: Adapter, folder: str | None) -> InputError | ModelError:
+    what = "LoRA" if adapter.kind == "lora" else "embedding"
+    source = adapter.source
+    if source.endswith(_PICKLES) and os.path.exists(expand_home(source)):
+        return ModelError(
+            f"{source} is a pickle, which can run code when it is loaded.",
+            hint=f"Look for the {what} as safetensors, or convert it: `t2i models convert FILE`.",
+        )
+    names = files_in_folder(folder)
+    if "/" in source or source.endswith(_ENDING) or not (names or adapter.kind == "lora"):
+        return InputError(f"There is no file {source}.", field=_field(adapter.kind))
+    known = [*names, *(adapter_catalog.ENTRIES if adapter.kind == "lora" else ())]
+    return InputError(
+        f"There is no {what} {source!r}; {name_choices(source, known)}",
+        hint="A file, owner/name on the Hub, or a name in --lora-dir does as well.",
+        field=_field(adapter.kind),
+    )
+
+
+def _is_name_error(error: OSError) -> bool:
+    return error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}
+
+
+def _field(kind: AdapterKind) -> str:
+    return "loras" if kind == "lora" else "embeddings"
