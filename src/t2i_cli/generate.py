@@ -14,6 +14,7 @@ from t2i_cli.errors import InputError, InternalError, PartialError, T2IError
 from t2i_cli.files.user_paths import expand_option
 from t2i_cli.image_costs import ImageCosts, check_cost_limit, exact_usd, format_usd, is_billed
 from t2i_cli.image_price import ImagePrice
+from t2i_cli.models.adapter_resolution import settle_prompt
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
@@ -76,9 +77,10 @@ def prepare_requests(
     request = replace(job.request, seed=job.seeds[0]) if job.seeds else job.request
     notes: list[str] = []
     size_notes: list[str] = []
+    spec = backend.describe(request)
     resolved = resolve_request(
         request,
-        backend.describe(request),
+        spec,
         lenient=lenient,
         on_note=notes.append,
         on_size_note=size_notes.append,
@@ -89,7 +91,8 @@ def prepare_requests(
         console.note(note)
     requests = expand_seeds(resolved, job.seeds, job.count)
     if job.wildcards:
-        requests = [job.wildcards.fill_request(request) for request in requests]
+        filled = (job.wildcards.fill_request(request) for request in requests)
+        requests = [settle_prompt(request, spec) for request in filled]
     for note in literal_syntax_notes(requests):
         console.note(note)
     template = output.template

@@ -22,6 +22,7 @@ from t2i_cli.part_source import (
     parse_part_source,
     part_source_identity,
     part_source_to_json,
+)
 from t2i_cli.request_adapters import (
     Adapters,
     adapters_identity,

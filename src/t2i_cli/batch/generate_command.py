@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from t2i_cli.errors import InputError
 from t2i_cli.models.request_resolution import build_request
+from t2i_cli.request_adapters import adapter_options
 from t2i_cli.request_extras import extra_options
 from t2i_cli.request_fields import FIELDS
 
@@ -28,7 +29,10 @@ def generate_command(record: Mapping[str, object]) -> list[str] | None:
     for name, known in FIELDS.items():
         if (value := request.get(name)) is None or name == "prompt":
             continue
-        texts = extra_options(value) if name == "extras" else [str(value)]
+        if name == "extras":
+            texts = extra_options(value)
+        else:
+            texts = adapter_options(value) if name in _ADAPTERS else [str(value)]
         for text in texts:
             words += ["--seed", text] if name == "seed" else _option(known.flags[0], text)
     words += _backend_options(record.get("lock"))
@@ -46,8 +50,10 @@ def _is_request(request: Mapping[str, object]) -> bool:
             continue
         if known is None or isinstance(value, bool) or not (known.flags or name in _BY_HAND):
             return False
-        if name == "extras":
-            kind: type | tuple[type, ...] = dict
+        if name in _ADAPTERS:
+            kind: type | tuple[type, ...] = list
+        elif name == "extras":
+            kind = dict
         else:
             kind = (int, float) if known.kind is float else known.kind
         if not isinstance(value, kind):
@@ -68,6 +74,7 @@ def _is_request(request: Mapping[str, object]) -> bool:
     return True
 
 
+_ADAPTERS = {"loras", "embeddings"}
 _BY_HAND = {"prompt", "seed"}
 """Fields whose options `t2i generate` declares itself."""
 

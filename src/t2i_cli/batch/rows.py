@@ -12,6 +12,8 @@ from t2i_cli.batch.note_groups import NoteGroups
 from t2i_cli.batch.options import MAX_ROWS, BatchOptions
 from t2i_cli.batch.similar_requests import SimilarRequests
 from t2i_cli.errors import InputError, ModelError, T2IError
+from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models.adapter_resolution import settle_prompt
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -86,6 +88,8 @@ class _RowExpander:
         self._next_seed = options.seed
         # Wildcards are checked for each prompt.
         self._similar = SimilarRequests(enabled=options.wildcards is None)
+        # Of the request that was resolved last.
+        self._spec: ModelSpec | None = None
         self._combinations = [
             dict(zip([name for name, _ in options.vary], values, strict=True))
             for values in itertools.product(*(values for _, values in options.vary))
@@ -155,7 +159,7 @@ class _RowExpander:
         """Resolve a request for its model and check it; returns it with notes. Raises T2IError."""
         notes: list[str] = []
         size_notes: list[str] = []
-        spec = self._models.describe(request)
+        self._spec = spec = self._models.describe(request)
         resolved = resolve_request(
             request,
             spec,
@@ -262,7 +266,9 @@ class _RowExpander:
         """The request with a seed, and the wildcards' values that follow from it."""
         request = replace(request, seed=seed)
         wildcards = self._options.wildcards
-        return wildcards.fill_request(request) if wildcards else request
+        if wildcards is None or self._spec is None:
+            return request
+        return settle_prompt(wildcards.fill_request(request), self._spec)
 
     def _seeds(
         self, request: ResolvedRequest, values: Mapping[str, Value], entry: PromptEntry, count: int

@@ -72,9 +72,10 @@ def check_lora_fit(found: AdapterFile, folder: Path, model: str) -> None:
         raise ModelError(f"{model} takes no LoRA: diffusers' {cls} cannot load one.")
     _check_roles(found)
     theirs, own = found.family, model_family(folder)
-    if theirs and own and not theirs.startswith(own):
+    fits = theirs == own or (own == "flux2" and str(theirs).startswith("flux2"))
+    if theirs and own and not fits:
         raise ModelError(
-            f"{found.path} is a LoRA for {theirs}, and {model} is of the family {own}.",
+            f"{found.path} is a LoRA for {theirs}, and {model} is of another family ({own}).",
             hint="A LoRA works with the models of its own family.",
         )
     layers = _model_layers(str(folder))
@@ -89,11 +90,10 @@ def check_lora_fit(found: AdapterFile, folder: Path, model: str) -> None:
         )
     renamed = all(_RENAMED.search(_plain(name)) for name in compared.missing)
     if compared.missing and not renamed:
-        whole = "none of its" if not compared.fitting else f"{len(compared.missing):,} of its"
         raise ModelError(
             f"{found.path} does not fit {model}: it has {keys_text(_keys(found, compared.missing))}"
-            f" for layers that {model} does not have; {whole} {len(found.layers):,} layers "
-            f"{'are there' if not compared.fitting else 'are not there'}."
+            f" for layers that {model} does not have, {len(compared.missing):,} of "
+            f"{len(found.layers):,}."
         )
 
 
@@ -102,7 +102,7 @@ def model_family(folder: Path) -> str | None:
     name, config = diffusers_folder.denoiser_config(folder)
     cls = next((part.cls for part in sources.list_parts(folder) if part.name == name), "")
     if cls == "UNet2DConditionModel":
-        return _TEXT_WIDTHS.get(config.get("cross_attention_dim", 0), "another UNet")
+        return _TEXT_WIDTHS.get(config.get("cross_attention_dim", 0), "a UNet of its own")
     return next((family for start, family in _TRANSFORMERS if cls.startswith(start)), None)
 
 

@@ -16,6 +16,7 @@ from t2i_cli.files.user_paths import expand_home
 from t2i_cli.known_names import name_choices
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import adapter_catalog, file_digests
+from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_adapters import Adapter, AdapterKind, Adapters
 
 _ENDING = ".safetensors"
@@ -73,6 +74,21 @@ def settle_adapters(
             )
         found.append(replace(each, digest=digest or each.digest))
     return tuple(found)
+
+
+def with_whole_paths(request: ResolvedRequest) -> ResolvedRequest:
+    """The request for a process with another working folder: its files by their whole paths."""
+
+    def whole(adapters: Adapters | None) -> Adapters | None:
+        return adapters and tuple(
+            replace(each, source=os.path.abspath(path)) if os.path.exists(path) else each
+            for each in adapters
+            for path in [expand_home(each.source)]
+        )
+
+    if not (request.loras or request.embeddings):
+        return request
+    return replace(request, loras=whole(request.loras), embeddings=whole(request.embeddings))
 
 
 def find_adapter(adapter: Adapter, folder: str | None, *, offline: bool) -> FoundAdapter:

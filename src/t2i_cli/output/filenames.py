@@ -14,6 +14,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.image_formats import EXTENSIONS, IMAGE_FORMATS, MAX_WEBP_SIDE, ImageFormat
 from t2i_cli.known_names import name_choices, suggest_name
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_adapters import adapter_options
 from t2i_cli.request_extras import extras_text
 from t2i_cli.request_fields import FIELDS
 
@@ -39,6 +40,8 @@ class TemplateContext:
 def _field_value(name: str, image: TemplateContext) -> object:
     """A field of the request as text; `none` if it is not set."""
     value = FIELDS[name].json_value(getattr(image.request, name))
+    if isinstance(value, list):
+        return "-".join(adapter_options(value))
     return "none" if value is None else extras_text(value) if isinstance(value, dict) else value
 
 

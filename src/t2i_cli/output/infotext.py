@@ -14,6 +14,7 @@ from itertools import islice
 from t2i_cli import __version__
 from t2i_cli.errors import InputError
 from t2i_cli.models import schedulers
+from t2i_cli.models.file_digests import autov2
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_extras import extras_text
@@ -53,7 +54,7 @@ class Infotext:
 
 def format_infotext(request: ResolvedRequest, info: GenerationInfo, size: tuple[int, int]) -> str:
     """Format the text for an image of this size (width, height in pixels)."""
-    lines = [request.prompt]
+    lines = [_tagged_prompt(request)]
     # Also needed if the prompt itself contains such a line: the parser takes the last one.
     if request.negative_prompt or _negative_line(request.prompt.split("\n")) is not None:
         lines.append(f"{_NEGATIVE} {request.negative_prompt or ''}")
@@ -68,9 +69,30 @@ def format_infotext(request: ResolvedRequest, info: GenerationInfo, size: tuple[
     ordered = {key: settings.pop(key) for key in _FIRST_SETTINGS} | settings
     if request.extras and isinstance(skip := dict(request.extras).get("clip_skip"), int):
         ordered["Clip skip"] = str(skip + 1)  # AUTOMATIC1111 counts the last layer, too
+    ordered |= _adapter_hashes(request)
     ordered["Version"] = f"t2i {__version__}"
     lines.append(", ".join(f"{key}: {_quote(v)}" for key, v in ordered.items() if v is not None))
     return "\n".join(lines)
+
+
+def _tagged_prompt(request: ResolvedRequest) -> str:
+    """The prompt with a tag for each LoRA, as AUTOMATIC1111 has it; it may have some already."""
+    tags = [
+        f"<lora:{each.name}:{each.weight:g}>"
+        for each in request.loras or ()
+        if not re.search(f"<lora:{re.escape(each.name)}[:>]", request.prompt)
+    ]
+    return " ".join([request.prompt, *tags])
+
+
+def _adapter_hashes(request: ResolvedRequest) -> dict[str, str]:
+    """`Lora hashes` and `TI hashes`: names with the beginnings of their SHA-256."""
+    groups = {"Lora hashes": request.loras, "TI hashes": request.embeddings}
+    return {
+        key: ", ".join(f"{each.token or each.name}: {autov2(each.digest)}" for each in adapters)
+        for key, given in groups.items()
+        if (adapters := [each for each in given or () if each.digest])
+    }
 
 
 def parse_infotext(text: str) -> Infotext | None:

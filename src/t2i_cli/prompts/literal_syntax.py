@@ -1,7 +1,7 @@
 """Tells of syntax of other programs that stands in a prompt as words, as `(word:1.3)`."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from t2i_cli.prompts.wildcards import WILDCARD
@@ -26,8 +26,12 @@ _ALTERNATIVES = _Syntax(
 _SYNTAXES = (
     _Syntax(WILDCARD, "is read as words; with --wildcards DIR it is a value of a file there"),
     _Syntax(
-        re.compile(r"<(?:lora|lyco|hypernet|embedding):[^<>]*>", re.IGNORECASE),
-        "is read as words: t2i loads no networks that prompts name",
+        re.compile(r"<(?:lora|lyco):[^<>]*>", re.IGNORECASE),
+        "is read as words; with --lora-dir DIR it is a LoRA of that folder",
+    ),
+    _Syntax(
+        re.compile(r"<(?:hypernet|embedding):[^<>]*>", re.IGNORECASE),
+        "is read as words; --lora and --embedding name networks",
     ),
     _Syntax(
         # Not (at 10:30), which is a time.
@@ -48,12 +52,14 @@ _SYNTAXES = (
 
 
 def literal_syntax_notes(
-    requests: Iterable[ResolvedRequest], *, expanded: bool = False
+    requests: Collection[ResolvedRequest], *, expanded: bool = False
 ) -> list[str]:
     """A note on each kind of syntax in the requests' prompts: the first, and how many more.
 
     `expanded` says that their alternatives were expanded, so that what is left is meant.
     """
+    # What was read as LoRAs is no longer told.
+    loras = {each.name for request in requests for each in request.loras or ()}
     # A negative prompt's alternatives never are.
     texts = {
         (text, expanded and text is request.prompt): None
@@ -64,12 +70,18 @@ def literal_syntax_notes(
     found: dict[_Syntax, list[str]] = {}
     for text, meant in texts:
         for syntax in _SYNTAXES if meant else (_ALTERNATIVES, *_SYNTAXES):
-            if match := syntax.pattern.search(text):
+            match = syntax.pattern.search(text)
+            if match and not (match[0][1:5] in {"lora", "lyco"} and _tag_name(match[0]) in loras):
                 found.setdefault(syntax, []).append(match[0])
     return [
         f"{_shortened(matches[0])}{_others(len(matches) - 1)} {syntax.meaning}."
         for syntax, matches in found.items()
     ]
+
+
+def _tag_name(tag: str) -> str:
+    """The name in `<lora:name:0.8>`, without its folder."""
+    return tag[1:-1].split(":")[1].strip().rpartition("/")[2]
 
 
 def _shortened(text: str) -> str:

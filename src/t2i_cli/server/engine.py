@@ -52,7 +52,8 @@ class Engine:
     accepted and get the loading events. `failure` is the error that kept it from starting. Without
     `load` the first job loads the model, as its own request needs it; with it, the weights are
     quantised as `quantize` says. `parts` are those that the model has from elsewhere. Without
-    `jobs_share` images share a pass only with those of their job.
+    `jobs_share` images share a pass only with those of their job. With `named_adapters` clients
+    name LoRAs of the operator's folder, and no other file.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Engine:
         parts: Mapping[str, PartSource] | None = None,
         load: bool = True,
         jobs_share: bool = True,
+        named_adapters: bool = True,
     ) -> None:
         self.limits = limits or ServerLimits()
         self.ready = self.stopping = False
@@ -78,6 +80,7 @@ class Engine:
         self._quantize = quantize
         self._parts = parts or {}
         self._load_first = load
+        self._named_adapters = named_adapters
         self._names: set[str | None] = {None}
         self._checked: set[tuple[object, ...]] = set()
         self._described = asyncio.Event()
@@ -284,6 +287,8 @@ class Engine:
         spec = replace(spec, **parts_without_paths(spec))  # type: ignore[arg-type]
         if self._quantize:
             spec = replace(spec, quantize=self._quantize)
+        if self._named_adapters and spec.adapters == "files":
+            spec = replace(spec, adapters="names")
         with suppress(OutOfMemoryError):
             self._backend.check(resolve_request(request, spec))
         return spec

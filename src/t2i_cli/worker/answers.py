@@ -14,6 +14,7 @@ from t2i_cli.events import EVENT_NAMES, Event, OnEvent
 from t2i_cli.files.state_files import is_amount, is_count, is_text, parse_json
 from t2i_cli.image_formats import EXTENSIONS, ImageFormat
 from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import adapter_sources
 from t2i_cli.models.described_spec import check_spec_values
 from t2i_cli.net.generation_record import sound_info
 from t2i_cli.net.lazy_image import LazyImage
@@ -87,9 +88,10 @@ def worker_model(exchange: WorkerExchange) -> ModelSpec:
 def build_body(members: Sequence[WorkerRequest], format: ImageFormat) -> dict[str, object]:
     """The body of a generate request for these images."""
     omitted = ("model", "revision")
+    whole = [adapter_sources.with_whole_paths(request) for _, request in members]
     requests = [
         {k: v for k, v in request.to_json().items() if v is not None and k not in omitted}
-        for _, request in members
+        for request in whole
     ]
     return {"requests": requests, "format": format}
 

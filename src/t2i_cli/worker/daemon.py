@@ -86,7 +86,14 @@ def _serve(
     model, revision = config["model"], config["revision"]
     parts = {name: PartSource(*source) for name, source in config["parts"].items()}
     engine = Engine(
-        backend, model, limits, revision=revision, parts=parts, load=False, jobs_share=False
+        backend,
+        model,
+        limits,
+        revision=revision,
+        parts=parts,
+        load=False,
+        jobs_share=False,
+        named_adapters=False,
     )
     listener, state = _listen(runtime_dir, state)
     app = create_app(engine, ServerOptions(api_key=state.secret))

@@ -139,12 +139,18 @@ async function generate() {
 function reuseSettings({ request }) {
   for (const field of settings) field.value = "";
   for (const [name, value] of Object.entries(request)) {
-    if (fields[name] && value !== model?.[name]) fields[name].value = value ?? "";
+    if (fields[name] && value !== model?.[name]) fields[name].value = text(value ?? "");
   }
   $("settings").open = true;
   onEdited();
   fields.prompt.focus();
   announce("Its prompt, seed and settings are in the form.");
+}
+
+/** A value as a field has it: LoRAs as NAME:WEIGHT, one after the other. */
+function text(value) {
+  if (!Array.isArray(value)) return value;
+  return value.map(({ source, weight }) => `${source}:${weight}`).join("; ");
 }
 
 /** Show the set fields beside the summary, and store the form for a reload. */

@@ -52,11 +52,11 @@ export class Viewer {
     image.style.maxWidth = `${picture.width * 4}px`;
     image.style.maxHeight = `${picture.height * 4}px`;
     $("shown-prompt").textContent = request.prompt;
-    const facts = Object.entries(FACTS).map(([name, label]) => [label, request[name]]);
+    const facts = Object.entries(FACTS).map(([name, label]) => [label, shown(request[name])]);
     facts.push(["Size", `${picture.width} × ${picture.height}`]);
     facts.push(["Time", `${picture.seconds.toFixed(1)} s`]);
     $("facts").replaceChildren(
-      ...facts.filter(([, value]) => value !== null && value !== "").flatMap(row),
+      ...facts.filter(([, value]) => value !== null && value !== undefined && value !== "").flatMap(row),
     );
     $("download").href = url;
     $("download").download = fileName(picture);
@@ -128,4 +128,10 @@ async function copyText(text) {
   textarea.remove();
   before.focus();
   return done;
+}
+
+/** A value as text: LoRAs with their weights. */
+function shown(value) {
+  if (!Array.isArray(value)) return value;
+  return value.map(({ source, weight }) => `${source} ${weight}`).join(", ");
 }

@@ -1,0 +1,317 @@
+"""LoRAs and embeddings before a model is loaded: options, files, fit, names, tags, ids."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t2i_cli import postcard
+from t2i_cli.errors import T2IError
+from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import adapter_catalog, adapter_file, adapter_fit, adapter_sources, catalog
+from t2i_cli.models.adapter_resolution import prompt_loras, without_tags
+from t2i_cli.models.file_digests import sha256_of
+from t2i_cli.models.request_resolution import build_request, resolve_request
+from t2i_cli.output import infotext
+from t2i_cli.request_adapters import (
+    Adapter,
+    adapter_options,
+    adapters_to_json,
+    parse_embeddings,
+    parse_loras,
+)
+from tests import factories
+from tests.fakes import lora_files
+
+
+def here(folder: Path | None = None, **changes: Any) -> ModelSpec:  # noqa: ANN401
+    """postcard as the local backend describes it, with a folder of adapters."""
+    spec = replace(catalog.MODELS["postcard"], **changes)
+    return adapter_sources.with_adapter_place(spec, folder and str(folder), offline=True)
+
+
+def told(call: Any, *arguments: Any, **named: Any) -> str:  # noqa: ANN401
+    """The error's sentence and its field."""
+    with pytest.raises(T2IError) as raised:
+        call(*arguments, **named)
+    field = getattr(raised.value, "field", None)
+    return f"{field}: {raised.value.message}" if field else raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a/style.safetensors:0.8"], [("a/style.safetensors", 0.8)]),
+        (["owner/name", "x:-1"], [("owner/name", 1.0), ("x", -1.0)]),
+        ("one:0; two:.5", [("one", 0.0), ("two", 0.5)]),
+        ('[{"source": "a:b/c", "weight": 2}, "d"]', [("a:b/c", 2.0), ("d", 1.0)]),
+        ([{"source": "a", "weight": None}], [("a", 1.0)]),
+    ],
+)
+def test_loras_are_read_from_options_rows_and_bodies(
+    given: object, expected: list[tuple[str, float]]
+) -> None:
+    found = parse_loras(given) or ()
+    assert [(each.source, each.weight) for each in found] == expected
+    assert parse_loras(adapters_to_json(found)) == found
+    again = parse_loras(json.dumps(adapters_to_json(found)))
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a:strong"], "'a:strong' is not of the form FILE:WEIGHT: 'strong' is no number."),
+        (["a:11"], "A weight in loras must be from -10 to 10, not 11.0."),
+        ([{"source": "a", "weight": True}], "A weight in loras must be from -10 to 10, not True."),
+        ([{"source": "a", "scale": 1}], "An entry of loras must be text, or an object with"),
+        ([{"source": "a", "sha256": "x"}], "A sha256 in loras is not 64 hex digits."),
+        (["a", "a:0.5"], "'a' is in loras twice."),
+        ([""], "An entry of loras names no file."),
+        (["a\x1b[31m"], "A name in loras must be printable"),
+        (7, "loras must be a list of files or names."),
+        ("[" * 2000, "loras is no JSON that can be read."),
+        ([f"a{n}" for n in range(17)], "There are 17 loras; at most 16 are taken."),
+    ],
+)
+def test_bad_loras_are_refused(given: object, expected: str) -> None:
+    assert told(parse_loras, given).removeprefix("loras: ").startswith(expected)
+
+
+def test_embeddings_have_a_token() -> None:
+    found = parse_embeddings(["a.safetensors:<frost>", "dir/b.safetensors"]) or ()
+    assert [(each.source, each.token) for each in found] == [
+        ("a.safetensors", "<frost>"),
+        ("dir/b.safetensors", None),
+    ]
+    assert adapter_options(adapters_to_json(found)) == [
+        "a.safetensors:<frost>",
+        "dir/b.safetensors",
+    ]
+
+
+def test_each_layout_is_read_whole(tmp_path: Path) -> None:
+    layouts = {
+        "diffusers": lora_files.diffusers_tensors(encoder=True),
+        "old": lora_files.diffusers_tensors(old=True),
+        "kohya": lora_files.kohya_tensors(encoder=True),
+    }
+    for name, tensors in layouts.items():
+        found = adapter_file.read_adapter(lora_files.save(tmp_path / name, tensors), "lora")
+        assert sum(len(layer.keys) for layer in found.layers.values()) == len(tensors)
+        adapter_fit.check_lora_fit(found, postcard.FOLDER, "postcard")
+    folder = lora_files.peft_folder(tmp_path / "peft")
+    found = adapter_file.read_adapter(folder / "adapter_model.safetensors", "lora")
+    adapter_fit.check_lora_fit(found, postcard.FOLDER, "postcard")
+
+
+def read(path: Path) -> None:
+    """Read a LoRA, and compare it with postcard."""
+    found = adapter_file.read_adapter(path, "lora")
+    adapter_fit.check_lora_fit(found, postcard.FOLDER, "postcard")
+
+
+def test_what_is_no_lora_or_does_not_fit_is_told(tmp_path: Path) -> None:
+    kohya = lora_files.kohya_tensors()
+    start = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+
+    def changed(name: str, **tensors: Any) -> Path:  # noqa: ANN401
+        return lora_files.save(tmp_path / name, kohya | tensors)
+
+    down = f"{start}.lora_down.weight"
+    cases = {
+        changed("keys", **{"bundle_emb.x": kohya[down], "y": kohya[down]}): (
+            "has 2 keys (bundle_emb.x, y) that belong to no LoRA"
+        ),
+        changed(
+            "layer", **{key.replace(start, "lora_unet_nowhere"): kohya[key] for key in kohya}
+        ): ("it has 3 keys (lora_unet_nowhere."),
+        changed("shape", **{down: kohya[down][:, :64].copy()}): (
+            f"1 of its 24 layers have another shape ({start})."
+        ),
+        changed("rank", **{down: kohya[down][:1].copy()}): "is damaged: the ranks of 1 key (",
+        lora_files.save(tmp_path / "sdxl", lora_files.sdxl_tensors()): (
+            "is a LoRA for sdxl, and postcard is of another family"
+        ),
+        lora_files.save(tmp_path / "flux", lora_files.flux_tensors()): "is a LoRA for flux, and",
+        lora_files.save(tmp_path / "embedding", lora_files.embedding_tensors()): (
+            "is no LoRA, but an embedding"
+        ),
+        lora_files.save_pickle(tmp_path / "pickle.safetensors"): (
+            "is a pickle file under another name, which can run code"
+        ),
+        postcard.FOLDER / "vae/diffusion_pytorch_model.safetensors": "is no LoRA: it is a VAE",
+    }
+    lone = {key: tensor for key, tensor in kohya.items() if key != f"{start}.lora_up.weight"}
+    cases[lora_files.save(tmp_path / "lone", lone)] = f"is incomplete: 1 key ({start}."
+    short = tmp_path / "short"
+    short.write_bytes(lora_files.save(tmp_path / "whole", kohya).read_bytes()[:-100])
+    cases[short] = "is truncated"
+    hada = {f"lora_unet_x.hada_{end}": kohya[down] for end in ("w1_a", "w1_b", "w2_a", "w2_b")}
+    cases[lora_files.save(tmp_path / "loha", hada)] = "is a LoHa of LyCORIS"
+    for path, expected in cases.items():
+        assert expected in told(read, path), path.name
+
+
+def test_embeddings_fit_by_their_width(tmp_path: Path) -> None:
+    def check(width: int, **names: str) -> None:
+        path = lora_files.save(tmp_path / "e", lora_files.embedding_tensors(2, width, **names))
+        found = adapter_file.read_adapter(path, "embedding")
+        adapter_fit.check_embedding_fit(found, postcard.FOLDER, "postcard")
+
+    check(128)
+    check(128, name="<frost>")
+    assert "its vectors have 768 numbers, and the text encoders of postcard take 128." in told(
+        check, 768
+    )
+    lora = lora_files.save(tmp_path / "lora", lora_files.kohya_tensors())
+    assert "is no embedding: it is a LoRA, which --lora takes" in told(
+        adapter_file.read_adapter, lora, "embedding"
+    )
+
+
+def test_ids_depend_on_content_and_not_on_paths(tmp_path: Path) -> None:
+    one = lora_files.save(tmp_path / "one.safetensors", lora_files.kohya_tensors(1))
+    (tmp_path / "elsewhere").mkdir()
+    two = tmp_path / "elsewhere/two.safetensors"
+    two.write_bytes(one.read_bytes())
+
+    def identity(**values: Any) -> str:  # noqa: ANN401
+        asked = build_request({"prompt": "x", "seed": 1} | values)
+        return resolve_request(asked, here()).identity()
+
+    plain, first = identity(), identity(loras=parse_loras([str(one)]))
+    assert first == identity(loras=parse_loras([str(two)]))
+    assert first not in {plain, identity(loras=parse_loras([f"{one}:0.5"]))}
+    lora_files.save(two, lora_files.kohya_tensors(2))
+    assert first != identity(loras=parse_loras([str(two)]))
+
+
+def test_a_recorded_lora_must_be_the_same_file(tmp_path: Path) -> None:
+    path = lora_files.save(tmp_path / "a.safetensors", lora_files.kohya_tensors())
+    given = parse_loras([{"source": str(path), "sha256": "0" * 64}])
+    request = build_request({"prompt": "x", "loras": given})
+    assert "is another file than the one that was used" in told(resolve_request, request, here())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the LoRAs `snow` and `sub/ink`."""
+    found = tmp_path / "loras"
+    (found / "sub").mkdir(parents=True)
+    (found / "snow.safetensors").write_bytes(lora_files.SNOW.read_bytes())
+    lora_files.save(found / "sub/ink.safetensors", lora_files.kohya_tensors())
+    return found
+
+
+def test_tags_in_prompts_are_loras_of_the_folder(folder: Path) -> None:
+    prompt = "a house <lora:snow:0.8>, by day <LORA:ink>"
+    request = resolve_request(build_request({"prompt": prompt}), here(folder))
+    assert request.prompt == prompt
+    assert [(each.source, each.weight) for each in request.loras or ()] == [
+        ("snow", 0.8),
+        ("ink", 1.0),
+    ]
+    assert (request.loras or ())[0].digest == sha256_of(lora_files.SNOW)
+    assert without_tags(prompt, here(folder)) == "a house , by day"
+    # What a record has is not added to it once more.
+    again = resolve_request(build_request({"prompt": prompt, "loras": request.loras}), here(folder))
+    assert again.loras == request.loras
+
+
+def test_tags_without_a_folder_are_text(tmp_path: Path) -> None:
+    request = resolve_request(build_request({"prompt": "a <lora:snow:0.8> b"}), here())
+    assert request.loras is None
+    assert without_tags(request.prompt, here()) == request.prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("<lora:sno:1>", "loras: This server has no LoRA 'sno'"),
+        ("<lora:snow:much>", "prompt: <lora:snow:much> has no number as its weight."),
+        ("<lora:snow:1:0.5>", "prompt: <lora:snow:1:0.5> has different weights"),
+        ("<lora:snow:1> <lora:snow:2>", "prompt: The prompt names the LoRA snow with two weights."),
+        ("<lora:snow:99>", "loras: A weight in loras must be from -10 to 10"),
+    ],
+)
+def test_bad_tags_are_errors(folder: Path, prompt: str, expected: str) -> None:
+    request = build_request({"prompt": prompt})
+    message = told(resolve_request, request, here(folder))
+    assert message.startswith(expected) or "There is no LoRA 'sno'" in message
+
+
+def test_tags_of_long_prompts_take_no_long_time() -> None:
+    assert prompt_loras("<lora:" * 800) == ()
+
+
+def test_clients_of_a_server_name_what_its_operator_lists(folder: Path) -> None:
+    spec = replace(here(folder), adapters="names")
+    for source in ("snow", "ink", "snow.safetensors"):
+        request = build_request({"prompt": "x", "loras": parse_loras([source])})
+        assert (resolve_request(request, spec).loras or ())[0].digest
+    for source in (str(lora_files.SNOW), "../loras/snow", "latent-consistency/lcm-lora-sdxl"):
+        request = build_request({"prompt": "x", "loras": parse_loras([source])})
+        assert "This server has no LoRA" in told(resolve_request, request, spec)
+    request = build_request({"prompt": "x", "loras": parse_loras(["snow"])})
+    without = replace(spec, adapter_folder=None)
+    assert "it was started without --lora-dir" in told(resolve_request, request, without)
+
+
+def test_a_server_is_sent_names_and_no_files() -> None:
+    spec = ModelSpec(name="m", multiple=1)
+    request = build_request({"prompt": "x", "loras": parse_loras(["snow:0.5"])})
+    assert (resolve_request(request, spec).loras or ())[0].source == "snow"
+    request = build_request({"prompt": "x", "loras": parse_loras([str(lora_files.SNOW)])})
+    assert "is a file here; a server takes the names" in told(resolve_request, request, spec)
+
+
+def test_a_misspelt_name_is_told_the_nearest(folder: Path) -> None:
+    request = build_request({"prompt": "x", "loras": parse_loras(["snoww"])})
+    assert "There is no LoRA 'snoww'; did you mean snow" in told(
+        resolve_request, request, here(folder)
+    ).replace("Did", "did")
+    request = build_request({"prompt": "x", "loras": parse_loras(["./none.safetensors"])})
+    assert told(resolve_request, request, here()) == "loras: There is no file ./none.safetensors."
+
+
+def test_a_lora_for_few_steps_brings_its_settings(tmp_path: Path) -> None:
+    notes: list[str] = []
+    file = tmp_path / "lcm-lora-sdv1-5.safetensors"
+    lora_files.save(file, lora_files.kohya_tensors())
+    values = {"prompt": "x", "loras": parse_loras([str(file)])}
+    request = resolve_request(build_request(values), here(), on_size_note=notes.append)
+    assert (request.steps, request.scheduler, request.guidance_scale) == (4, "lcm", 1.0)
+    assert notes == [
+        "lcm-lora-sdv1-5 is a LoRA for few steps (lcm-sd15): steps 4, scheduler lcm, "
+        "guidance scale 1.0."
+    ]
+    own = {"steps": 9, "scheduler": "ddim", "guidance_scale": 3.0}
+    request = resolve_request(build_request(values | own), here())
+    assert (request.steps, request.scheduler, request.guidance_scale) == (9, "ddim", 3.0)
+    off = values | {"loras": parse_loras([f"{file}:0"])}
+    assert resolve_request(build_request(off), here()).steps == 20
+
+
+@pytest.mark.parametrize("entry", adapter_catalog.ENTRIES.values(), ids=lambda each: each.name)
+def test_every_few_step_lora_is_known_by_its_file(entry: adapter_catalog.FewStepLora) -> None:
+    named = [entry.name, f"{entry.repo}/{entry.file}"]
+    if entry.file != "pytorch_lora_weights.safetensors":
+        named.append(f"downloads/{entry.file}")
+    for source in named:
+        assert adapter_catalog.recognize_lora(Adapter(kind="lora", source=source)) is entry
+
+
+def test_the_infotext_has_tags_and_hashes() -> None:
+    loras = (
+        Adapter(kind="lora", source="dir/snow.safetensors", weight=0.5, digest="ab" * 32),
+        Adapter(kind="lora", source="ink", digest="cd" * 32),
+    )
+    embedding = Adapter(kind="embedding", source="frost.st", digest="ef" * 32)
+    request = factories.request(prompt="a house <lora:ink:1>", loras=loras, embeddings=(embedding,))
+    text = infotext.format_infotext(request, factories.LOCK, (64, 48))
+    assert text.startswith("a house <lora:ink:1> <lora:snow:0.5>\n")
+    assert 'Lora hashes: "snow: ababababab, ink: cdcdcdcdcd"' in text
+    assert "TI hashes: frost.st: efefefefef" in text or 'TI hashes: "frost.st: efefefefef"' in text
