@@ -103,9 +103,9 @@ def train(options: argparse.Namespace) -> Any:  # noqa: ANN401 - of diffusers, u
             wanted = unet(torch.cat(noisy), times.repeat(2), captions).sample.chunk(2)
         weight = 1.0 if rng.random() < FULL else rng.random()
         unet.set_adapters(["default"], [weight])
-        between = torch.lerp(*noisy, weight)
+        between = torch.lerp(noisy[0], noisy[1], weight)
         predicted = unet(between, times, captions[: len(plain)]).sample
-        loss = (predicted - torch.lerp(*wanted, weight)).square().mean()
+        loss = (predicted - torch.lerp(wanted[0], wanted[1], weight)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

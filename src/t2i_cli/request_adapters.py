@@ -127,8 +127,8 @@ def _one(kind: AdapterKind, entry: object) -> Adapter:
     if isinstance(entry, Adapter):
         return entry
     if isinstance(entry, str):
-        source, weight, token = _split(kind, entry.strip())
-        return Adapter(kind=kind, source=_source(source, field), weight=weight, token=token)
+        name, number, word = _split(kind, entry.strip())
+        return Adapter(kind=kind, source=_source(name, field), weight=number, token=word)
     if not isinstance(entry, Mapping) or not entry.keys() <= _KEYS[kind] or "source" not in entry:
         keys = ", ".join(sorted(_KEYS[kind] - {"source"}))
         raise InputError(

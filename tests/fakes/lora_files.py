@@ -30,7 +30,7 @@ DENOISER_LAYERS = tuple(
 ENCODER_LAYERS = tuple(
     f"encoder.layers.{number}.{layer}"
     for number in range(2)
-    for layer in ("self_attn.q_proj", "self_attn.v_proj", "mlp.fc1")
+    for layer in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1")
 )
 
 

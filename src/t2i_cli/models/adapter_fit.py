@@ -102,7 +102,8 @@ def model_family(folder: Path) -> str | None:
     name, config = diffusers_folder.denoiser_config(folder)
     cls = next((part.cls for part in sources.list_parts(folder) if part.name == name), "")
     if cls == "UNet2DConditionModel":
-        return _TEXT_WIDTHS.get(config.get("cross_attention_dim", 0), "a UNet of its own")
+        width = config.get("cross_attention_dim")
+        return _TEXT_WIDTHS.get(width if isinstance(width, int) else 0, "a UNet of its own")
     return next((family for start, family in _TRANSFORMERS if cls.startswith(start)), None)
 
 

@@ -103,7 +103,9 @@ def find_adapter(adapter: Adapter, folder: str | None, *, offline: bool) -> Foun
     path, digest, missing = adapter_files.find_file(
         hub_adapter.repo, hub_adapter.file, revision=hub_adapter.revision, offline=offline
     )
-    return FoundAdapter(path, digest or (path and file_digests.sha256_of(path)), missing)
+    if digest is None and path is not None:
+        digest = file_digests.sha256_of(path)
+    return FoundAdapter(path, digest, missing)
 
 
 def fetch_adapter(

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from t2i_cli.backends.local import lora_loading, prompt_embedding_cache
 from t2i_cli.backends.local.token_embeddings import TokenEmbeddings
+from t2i_cli.models import libraries
 from t2i_cli.models.adapter_file import AdapterFile
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.weights import DTYPE_BYTES
@@ -93,19 +94,19 @@ class AdapterSwitch:
         unused = [digest for digest in self._loras if digest not in loras]
         surplus = unused[: max(0, len(unused) + len(loras) - max(MAX_LOADED, len(loras)))]
         changes = bool(missing or surplus or not wanted)
-        with self._loaded.layers_changing(structure=changes):
+        with self._loaded.layers_changing(structure=changes), libraries.suppress_warnings():
             # After an error it is not known what is in use.
             self._active = None
             if not wanted:
                 lora_loading.unload_loras(self._loaded.pipe)
                 self._loras.clear()
-            for digest in surplus if wanted else ():
-                self._loaded.pipe.delete_adapters(self._loras.pop(digest).name)
             for digest in missing:
                 self._load(digest, loras[digest].file)
             if wanted:
                 names = [self._loras[digest].name for digest, _ in wanted]
                 self._loaded.pipe.set_adapters(names, [weight for _, weight in wanted])
+            for digest in surplus if wanted else ():
+                self._loaded.pipe.delete_adapters(self._loras.pop(digest).name)
         for digest in loras:
             self._loras.move_to_end(digest)
         self._active = wanted

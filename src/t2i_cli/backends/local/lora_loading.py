@@ -198,7 +198,7 @@ def _check_loaded(
 
 def _peft_names(pipe: LibraryObject, converted: Tensors) -> list[str]:
     """The names that tensors have in the networks, after that of their part."""
-    from diffusers.utils import (
+    from diffusers.utils.state_dict_utils import (
         convert_state_dict_to_diffusers,
         convert_state_dict_to_peft,
         convert_unet_state_dict_to_peft,
@@ -261,6 +261,6 @@ def _convert(pipe: LibraryObject, tensors: Tensors) -> Tensors:
 
     arguments = {}
     if isinstance(pipe, StableDiffusionXLLoraLoaderMixin):
-        arguments["unet_config"] = pipe.unet.config
+        arguments["unet_config"] = getattr(pipe, "unet").config  # noqa: B009 - of the mixin
     found = pipe.lora_state_dict(dict(tensors), **arguments)
     return dict(found[0] if isinstance(found, tuple) else found)

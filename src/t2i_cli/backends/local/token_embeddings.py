@@ -61,7 +61,9 @@ class TokenEmbeddings:
         table = encoder.get_input_embeddings()
         self._own[part] = tokenizer, table
         known = tokenizer.get_vocab()
-        if taken := next((token for token in vectors if token in known), None):
+        # CLIP's tokenizers mark the end of a word, SentencePiece its beginning.
+        words = {token: {token, f"{token.lower()}</w>", f"\u2581{token}"} for token in vectors}
+        if taken := next((token for token, forms in words.items() if forms & known.keys()), None):
             raise InputError(
                 f"The token {taken!r} is a word that the model knows already.",
                 hint="--embedding FILE:<other> names another one.",

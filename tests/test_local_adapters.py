@@ -1,0 +1,217 @@
+"""LoRAs and embeddings on the embedded model: what images show, and what is left of them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Event as Flag
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i_cli import postcard
+from t2i_cli.backend import Failure, GeneratedImage
+from t2i_cli.backends.local import LocalBackend, LocalOptions, adapters, lora_loading
+from t2i_cli.errors import ModelError, T2IError
+from t2i_cli.models import adapter_file
+from t2i_cli.models.request_resolution import build_request, resolve_request
+from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_adapters import parse_embeddings, parse_loras
+from tests.fakes import lora_files
+from training.grade import grade_image
+
+PROMPT = "a red house on green hills by day"
+
+
+class Machine:
+    """A local backend with a folder of LoRAs."""
+
+    def __init__(self, folder: Path) -> None:
+        options = LocalOptions(device="cpu", offline=True, lora_dir=str(folder))
+        self.backend = LocalBackend(options)
+        self.loads = 0
+
+    def request(self, prompt: str = PROMPT, **values: Any) -> ResolvedRequest:  # noqa: ANN401
+        """A settled request of few steps."""
+        for name, parse in (("loras", parse_loras), ("embeddings", parse_embeddings)):
+            if name in values:
+                values[name] = parse([values[name]])
+        given = {"prompt": prompt, "model": "postcard", "seed": 3, "steps": 4} | values
+        asked = build_request(given)
+        return resolve_request(asked, self.backend.describe(asked))
+
+    def run(self, requests: Sequence[ResolvedRequest]) -> list[GeneratedImage | Failure]:
+        """The outcomes, in the order of the requests."""
+
+        def count(event: object) -> None:
+            self.loads += type(event).__name__ == "Loaded"
+
+        found = list(self.backend.run(requests, count, Flag()))
+        return sorted(found, key=lambda outcome: outcome.index)
+
+    def pixels(self, prompt: str = PROMPT, **values: Any) -> bytes:  # noqa: ANN401
+        """The image's pixels. Raises the failure."""
+        return self.image(prompt, **values).tobytes()
+
+    def image(self, prompt: str = PROMPT, **values: Any) -> Image.Image:  # noqa: ANN401
+        """The image. Raises the failure."""
+        [outcome] = self.run([self.request(prompt, **values)])
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        return outcome.image
+
+    @property
+    def pipe(self) -> Any:  # noqa: ANN401 - of diffusers
+        """The loaded pipeline."""
+        loaded = self.backend._loaded  # noqa: SLF001
+        assert loaded is not None
+        return loaded.pipe
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """postcard, loaded once, and LoRAs in each layout."""
+    folder = tmp_path_factory.mktemp("loras")
+    layouts = {
+        "new": lora_files.diffusers_tensors(),
+        "old": lora_files.diffusers_tensors(old=True),
+        "kohya": lora_files.kohya_tensors(),
+        "texts": lora_files.kohya_tensors(encoder=True),
+        "texts-new": lora_files.diffusers_tensors(encoder=True),
+        **{f"other{n}": lora_files.kohya_tensors(n) for n in range(1, 7)},
+    }
+    for name, tensors in layouts.items():
+        lora_files.save(folder / f"{name}.safetensors", tensors)
+    lora_files.peft_folder(folder / "peft")
+    (folder / "snow.safetensors").write_bytes(lora_files.SNOW.read_bytes())
+    lora_files.save(folder / "frost.safetensors", lora_files.embedding_tensors(2))
+    found = Machine(folder)
+    yield found
+    found.backend.close()
+
+
+def close_to(one: bytes, other: bytes) -> bool:
+    """Whether two images are alike but for rounding."""
+    arrays = [np.frombuffer(each, np.uint8).astype(int) for each in (one, other)]
+    return int(np.abs(arrays[0] - arrays[1]).max()) <= 2
+
+
+def test_each_layout_makes_the_same_image(machine: Machine) -> None:
+    plain, expected = machine.pixels(), machine.pixels(loras="new")
+    assert not close_to(plain, expected)
+    for layout in ("old", "kohya", "peft"):
+        source = "adapter_model" if layout == "peft" else layout
+        assert close_to(machine.pixels(loras=source), expected), layout
+    # The text encoder's layers count, in both layouts alike, and no embedding of a prompt is kept.
+    texts = machine.pixels(loras="texts")
+    assert not close_to(texts, expected)
+    assert close_to(machine.pixels(loras="texts-new"), texts)
+    assert machine.pixels() == plain
+    assert machine.loads == 1
+
+
+def test_weights_act_and_none_is_left(machine: Machine) -> None:
+    plain = machine.pixels()
+    whole, half = machine.pixels(loras="kohya"), machine.pixels(loras="kohya:0.5")
+    assert len({plain, whole, half, machine.pixels(loras="kohya:-1")}) == 4
+    assert machine.pixels(loras="kohya:0") == plain
+    weights = {name: value.clone() for name, value in machine.pipe.unet.state_dict().items()}
+    machine.pixels(loras="kohya")
+    assert len(machine.pipe.unet.state_dict()) > len(weights)
+    assert machine.pixels() == plain
+    left = machine.pipe.unet.state_dict()
+    assert left.keys() == weights.keys()
+    assert all(value.equal(left[name]) for name, value in weights.items())
+    assert machine.backend._loaded.adapters.bytes == 0  # type: ignore[union-attr]  # noqa: SLF001
+
+
+def test_a_switch_reads_each_file_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.pixels()
+    read: list[str] = []
+    load = lora_loading.load_lora
+
+    def counted(pipe: object, found: adapter_file.AdapterFile, *rest: str) -> None:
+        read.append(found.path.stem)
+        load(pipe, found, *rest)
+
+    monkeypatch.setattr(lora_loading, "load_lora", counted)
+    first = machine.pixels(loras="other1")
+    machine.pixels(loras="other2")
+    assert machine.pixels(loras="other1") == first
+    assert read == ["other1", "other2"]
+    for number in range(3, 7):
+        machine.pixels(loras=f"other{number}")
+    loaded = machine.backend._loaded  # noqa: SLF001
+    assert loaded is not None
+    assert len(loaded.adapters._loras) == adapters.MAX_LOADED  # noqa: SLF001
+    assert machine.pixels(loras="other1") == first
+    assert read.count("other1") == 2
+
+
+def test_tags_are_not_encoded_and_make_the_same_image(machine: Machine) -> None:
+    expected = machine.pixels(loras="kohya:0.5")
+    [made] = machine.run([machine.request(f"{PROMPT} <lora:kohya:0.5>")])
+    assert isinstance(made, GeneratedImage)
+    assert made.image.tobytes() == expected
+    assert made.request.prompt.endswith("<lora:kohya:0.5>")
+    assert made.info.libraries["peft"]
+
+
+def test_an_embedding_is_a_word_and_goes_again(machine: Machine) -> None:
+    prompt = f"{PROMPT} frost"
+    plain = machine.pixels(prompt)
+    [made] = machine.run([machine.request(prompt, embeddings="frost")])
+    assert isinstance(made, GeneratedImage)
+    assert made.image.tobytes() != plain
+    assert machine.pixels(prompt) == plain
+    assert machine.pixels(PROMPT, embeddings="frost") == machine.pixels(PROMPT)
+    with pytest.raises(T2IError, match="The token 'house' is a word that the model knows"):
+        machine.pixels(prompt, embeddings="frost:house")
+    assert machine.pixels(prompt) == plain
+
+
+def test_a_key_that_diffusers_leaves_out_is_an_error(machine: Machine, tmp_path: Path) -> None:
+    machine.pixels()
+    before = set(machine.pipe.unet.state_dict())
+    kohya = lora_files.kohya_tensors()
+    start = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    dora = kohya | {f"{start}.dora_scale": np.ones((160, 1), np.float32)}
+    path = lora_files.save(tmp_path / "dora.safetensors", dora)
+    with pytest.raises(ModelError, match=rf"leaves out 1 key \({start}.dora_scale\)"):
+        machine.pixels(loras=str(path))
+    assert set(machine.pipe.unet.state_dict()) == before
+    expected = machine.pixels(loras="kohya")
+    assert machine.pixels(loras="new") != machine.pixels()
+    assert machine.pixels(loras="kohya") == expected
+
+
+def test_snow_lies_where_the_weight_says(machine: Machine) -> None:
+    def whiteness(image: Image.Image) -> float:
+        """How far the ground is from green hills (0) to snow (1), by the palette's colours."""
+        pixels = np.asarray(image, float)[112:127].reshape(-1, 3)
+        green, white = np.array((84, 170, 82)), np.array((246, 250, 254))
+        way = white - green
+        return float(np.median((pixels - green) @ way / (way @ way)))
+
+    by_weight: dict[float, list[float]] = {}
+    for weight in (0, 0.5, 1):
+        for seed in (3, 4, 5):
+            image = machine.image(loras=f"snow:{weight}", seed=seed, steps=20)
+            by_weight.setdefault(weight, []).append(whiteness(image))
+            if weight != 0.5:
+                place = "in the snow" if weight else "on green hills"
+                grade = grade_image(image, f"a red house {place} by day")
+                assert grade.passed, grade.seen
+    means = {weight: sum(found) / len(found) for weight, found in by_weight.items()}
+    assert means[0] < 0.15
+    assert 0.25 < means[0.5] < 0.75
+    assert means[1] > 0.85
+
+
+def test_the_plan_counts_what_loras_take(machine: Machine) -> None:
+    def weights(**values: Any) -> int:  # noqa: ANN401
+        return machine.backend._planned_target(machine.request(**values)).sizes["unet"]  # noqa: SLF001
+
+    elements = adapter_file.read_adapter(lora_files.SNOW, "lora").elements
+    assert weights(loras="snow") - weights() == elements * 4
+    assert postcard.FOLDER
