@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from t2i_cli import postcard
+from t2i_cli.batch.options import BatchOptions, parse_vary
+from t2i_cli.batch.rows import expand_rows, group_rows
 from t2i_cli.errors import T2IError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import adapter_catalog, adapter_file, adapter_fit, adapter_sources, catalog
@@ -15,6 +17,8 @@ from t2i_cli.models.adapter_resolution import prompt_loras, without_tags
 from t2i_cli.models.file_digests import sha256_of
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.output import infotext
+from t2i_cli.prompts import readers
+from t2i_cli.prompts.entries import PromptEntry
 from t2i_cli.request_adapters import (
     Adapter,
     adapter_options,
@@ -23,13 +27,16 @@ from t2i_cli.request_adapters import (
     parse_loras,
 )
 from tests import factories
+from tests.conftest import T2I
 from tests.fakes import lora_files
+from tests.fakes.stub_backend import StubBackend
 
 
 def here(folder: Path | None = None, **changes: Any) -> ModelSpec:  # noqa: ANN401
     """postcard as the local backend describes it, with a folder of adapters."""
     spec = replace(catalog.MODELS["postcard"], **changes)
-    return adapter_sources.with_adapter_place(spec, folder and str(folder), offline=True)
+    name = None if folder is None else str(folder)
+    return adapter_sources.with_adapter_place(spec, name, offline=True)
 
 
 def told(call: Any, *arguments: Any, **named: Any) -> str:  # noqa: ANN401
@@ -194,6 +201,33 @@ def test_a_recorded_lora_must_be_the_same_file(tmp_path: Path) -> None:
     given = parse_loras([{"source": str(path), "sha256": "0" * 64}])
     request = build_request({"prompt": "x", "loras": given})
     assert "is another file than the one that was used" in told(resolve_request, request, here())
+
+
+def test_rows_are_grouped_by_their_adapters(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,loras\na,snow:0.5; ink\nb,\nc,snow:0.5; ink\nd,snow\n")
+    read_rows = list(readers.read_csv(file.read_bytes().splitlines(keepends=True)))
+    entries = [entry for entry in read_rows if isinstance(entry, PromptEntry)]
+    assert len(entries) == 4
+    found, problems = expand_rows(entries, BatchOptions(), StubBackend())
+    assert not problems
+    groups = [[row.request.prompt for row in group] for group in group_rows(found)]
+    assert groups == [["a", "c"], ["b"], ["d"]]
+    varied = BatchOptions(vary=parse_vary(["loras=snow:0,snow:1"]))
+    found, _ = expand_rows([PromptEntry(1, {"prompt": "x"})], varied, StubBackend())
+    assert [(row.request.loras or ())[0].weight for row in found] == [0, 1]
+
+
+def test_bad_files_end_a_process_before_a_model_is_loaded(t2i: T2I, tmp_path: Path) -> None:
+    for path, expected in (
+        (lora_files.save_pickle(tmp_path / "p.safetensors"), "is a pickle file under another name"),
+        (lora_files.save(tmp_path / "x.safetensors", lora_files.sdxl_tensors()), "LoRA for sdxl"),
+    ):
+        done = t2i("generate", "a house", "-m", "postcard", "--lora", f"{path}:0.5", "--json")
+        error = json.loads(done.stderr.splitlines()[-1])["error"]
+        assert (done.returncode, error["exit"]) == (9, 9)
+        assert expected in error["message"]
+        assert "the pickle ran" not in done.stdout + done.stderr
 
 
 @pytest.fixture

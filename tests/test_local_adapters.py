@@ -5,11 +5,11 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
 
-from t2i_cli import postcard
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, adapters, lora_loading
 from t2i_cli.errors import ModelError, T2IError
@@ -18,6 +18,7 @@ from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_adapters import parse_embeddings, parse_loras
 from tests.fakes import lora_files
+from tests.fakes.serving import serving
 from training.grade import grade_image
 
 PROMPT = "a red house on green hills by day"
@@ -214,4 +215,25 @@ def test_the_plan_counts_what_loras_take(machine: Machine) -> None:
 
     elements = adapter_file.read_adapter(lora_files.SNOW, "lora").elements
     assert weights(loras="snow") - weights() == elements * 4
-    assert postcard.FOLDER
+
+
+def test_a_server_lists_loras_and_takes_their_names_alone(machine: Machine) -> None:
+    with serving(machine.backend) as server:
+        client = httpx2.Client(base_url=server.url, timeout=120)
+        assert "snow" in client.get("/t2i/v1/model").json()["loras"]
+
+        def asked(**values: object) -> httpx2.Response:
+            body = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 4} | values
+            return client.post("/v1/images/generations", json=body)
+
+        for loras in ("kohya:0.5", [{"source": "kohya", "weight": 0.5}]):
+            answer = asked(loras=loras)
+            assert answer.status_code == 200, answer.text
+            [image] = answer.json()["data"]
+            [recorded] = image["metadata"]["request"]["loras"]
+            assert (recorded["source"], recorded["weight"]) == ("kohya", 0.5)
+        for source in (str(lora_files.SNOW), "../loras/snow", "owner/name"):
+            refused = asked(loras=[source])
+            assert refused.status_code == 400
+            assert "This server has no LoRA" in refused.json()["error"]["message"]
+        client.close()

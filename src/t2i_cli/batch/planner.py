@@ -76,7 +76,7 @@ def make_planner(
     problems = [*prompts_file.problems, *row_problems]
     _refuse_problems(config, prompts_file.name, problems, expanded)
     if with_console:
-        requests = (row.request for row in expanded)
+        requests = [row.request for row in expanded]
         for note in literal_syntax_notes(requests, expanded=prompts_file.format == "txt"):
             console.note(note)
 

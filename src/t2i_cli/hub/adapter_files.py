@@ -75,7 +75,10 @@ def _look_up(
     """The commit, the file in it, and the error that prevents downloads, if any."""
     client.require_cache_folder()
     offline = offline or constants.is_offline_mode()
-    commit, obstacle = snapshot.resolve_commit(repo, revision, offline, lambda _: None)
+    try:
+        commit, obstacle = snapshot.resolve_commit(repo, revision, offline, lambda _: None)
+    except NotDownloadedError as error:
+        raise _unavailable(repo, name or "its file", error) from None
     return commit, _choose(repo, _files(repo, commit, obstacle), name), obstacle
 
 
@@ -172,5 +175,7 @@ def _licence(repo: str, commit: str) -> str | None:
 
 def _unavailable(repo: str, path: str, obstacle: T2IError) -> T2IError:
     if isinstance(obstacle, ModelError):
-        return NotDownloadedError(f"{repo}/{path} is not downloaded.", hint=obstacle.hint)
+        return NotDownloadedError(
+            f"{path} of {repo} is not downloaded.", hint="A run that is online downloads it."
+        )
     return obstacle

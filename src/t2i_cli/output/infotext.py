@@ -89,9 +89,11 @@ def _adapter_hashes(request: ResolvedRequest) -> dict[str, str]:
     """`Lora hashes` and `TI hashes`: names with the beginnings of their SHA-256."""
     groups = {"Lora hashes": request.loras, "TI hashes": request.embeddings}
     return {
-        key: ", ".join(f"{each.token or each.name}: {autov2(each.digest)}" for each in adapters)
+        key: ", ".join(
+            f"{each.token or each.name}: {autov2(each.digest)}" for each in given if each.digest
+        )
         for key, given in groups.items()
-        if (adapters := [each for each in given or () if each.digest])
+        if given and any(each.digest for each in given)
     }
 
 
