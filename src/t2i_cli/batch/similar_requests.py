@@ -1,5 +1,6 @@
 """Requests that differ from the last one in the prompt only: they need not be resolved anew."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -7,6 +8,9 @@ from t2i_cli.errors import InputError
 from t2i_cli.prompts.entries import Value
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS
+
+_PROMPT_SETTLES = re.compile(r"[\r<]")
+"""In a prompt that is settled with its request: line ends, and tags that name LoRAs."""
 
 
 class SimilarRequests:
@@ -24,16 +28,16 @@ class SimilarRequests:
         self, values: Mapping[str, Value], resolved: ResolvedRequest, notes: tuple[str, ...]
     ) -> None:
         """Keep a request that was resolved, and the notes on it."""
-        if self._enabled:
+        if self._enabled and not _PROMPT_SETTLES.search(resolved.prompt):
             self._last = ({**values, "prompt": ""}, resolved, notes)
 
     def find(self, values: Mapping[str, Value]) -> tuple[ResolvedRequest, tuple[str, ...]] | None:
         """The request of the values, with notes, if all but the prompt is the last one's.
 
-        `None` for a prompt that is invalid, or has line ends that are settled with a request.
+        `None` for a prompt that is invalid, or that settles more than itself.
         """
         prompt = values.get("prompt")
-        if self._last is None or not isinstance(prompt, str) or "\r" in prompt:
+        if self._last is None or not isinstance(prompt, str) or _PROMPT_SETTLES.search(prompt):
             return None
         others, resolved, notes = self._last
         if others != {**values, "prompt": ""}:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub import errors as hf
+from huggingface_hub.hf_api import RepoFile
 
 from t2i_cli.errors import ModelError, StorageError, T2IError
 from t2i_cli.events import Notice, OnEvent
@@ -31,17 +33,16 @@ _LICENCE = re.compile(r"^license(?:_name)?:[ \t]*[\"']?([\w.+ -]{1,60})", re.MUL
 
 
 class _HubFile(NamedTuple):
-    """A file of one commit: its size in bytes, and its SHA-256 if the Hub tells it."""
+    """A file of one commit: its path there, and its size in bytes."""
 
     path: str
     size: int
-    sha256: str | None
 
 
 def find_file(
     repo: str, name: str | None, *, revision: str | None, offline: bool
 ) -> tuple[Path | None, str | None, int]:
-    """Where a file is in the cache, its SHA-256, and the bytes to download. Raises T2IError.
+    """Where a file is in the cache, or its SHA-256 and the bytes to download. Raises T2IError.
 
     A file whose SHA-256 the Hub does not tell is in the cache afterwards.
     """
@@ -50,10 +51,12 @@ def find_file(
         path = _cached(repo, commit, file.path)
         if path is None and obstacle is not None:
             raise _unavailable(repo, file.path, obstacle)
-        if file.sha256 is not None:
-            return path, file.sha256, 0 if path else file.size
+        if path is not None:
+            return path, None, 0
+        if digest := _digests(repo, commit).get(file.path):
+            return None, digest, file.size
         # The Hub tells no hash of small files: they are had in a moment.
-        return path or _download(repo, commit, file, lambda _: None), None, 0
+        return _download(repo, commit, file, lambda _: None), None, 0
 
 
 def fetch_file(
@@ -91,7 +94,16 @@ def _files(repo: str, commit: str, obstacle: T2IError | None) -> list[_HubFile]:
             raise obstacle from None
         snapshot_download(repo, revision=commit, allow_patterns=[_CARD], tqdm_class=NullProgressBar)
         tree = get_cached_repo_tree(repo, revision=commit)
-    return [_HubFile(file.path, file.size, file.lfs.sha256 if file.lfs else None) for file in tree]
+    return [_HubFile(file.path, file.size) for file in tree]
+
+
+@lru_cache(maxsize=64)
+def _digests(repo: str, commit: str) -> dict[str, str]:
+    """The SHA-256 of a commit's large files, which the list in the cache lacks."""
+    entries = client.hub_api().list_repo_tree(repo, recursive=True, revision=commit)
+    return {
+        each.path: each.lfs.sha256 for each in entries if isinstance(each, RepoFile) and each.lfs
+    }
 
 
 def _choose(repo: str, files: list[_HubFile], name: str | None) -> _HubFile:

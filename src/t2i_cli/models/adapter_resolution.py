@@ -149,6 +149,8 @@ def _set_few_step_values(
             for name, value in fitting.items()
             if name not in user_set and value != values[name]
         }
+        if entry.weight != 1 and each.weight == 1:
+            on_note(f"{each.name} is made for a weight of {entry.weight:g}, not of 1.")
         if chosen:
             values |= chosen
             words = ", ".join(f"{name.replace('_', ' ')} {v}" for name, v in chosen.items())
