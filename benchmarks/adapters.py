@@ -58,7 +58,8 @@ def measure(model: str, files: Sequence[str], repeats: int) -> dict[str, float]:
     backend.close()
     found = {"load": seconds(lambda: backend.load(plain, lambda _: None))}
     loaded = backend._loaded  # noqa: SLF001
-    assert loaded is not None
+    if loaded is None:
+        raise SystemExit("the model is not loaded")
     found["bytes of the base"] = network_bytes(loaded)
     target = backend._target(plain)  # noqa: SLF001
     read = [adapter_checks.fetch_adapters(one, target, options, lambda _: None) for one in sets]

@@ -106,17 +106,17 @@ def test_each_layout_is_read_whole(tmp_path: Path) -> None:
         "kohya": lora_files.kohya_tensors(encoder=True),
     }
     for name, tensors in layouts.items():
-        found = adapter_file.read_adapter(lora_files.save(tmp_path / name, tensors), "lora")
+        found = adapter_file.read_adapter_file(lora_files.save(tmp_path / name, tensors), "lora")
         assert sum(len(layer.keys) for layer in found.layers.values()) == len(tensors)
         adapter_fit.check_lora_fit(found, postcard.FOLDER, "postcard")
     folder = lora_files.peft_folder(tmp_path / "peft")
-    found = adapter_file.read_adapter(folder / "adapter_model.safetensors", "lora")
+    found = adapter_file.read_adapter_file(folder / "adapter_model.safetensors", "lora")
     adapter_fit.check_lora_fit(found, postcard.FOLDER, "postcard")
 
 
 def read(path: Path) -> None:
     """Read a LoRA, and compare it with postcard."""
-    found = adapter_file.read_adapter(path, "lora")
+    found = adapter_file.read_adapter_file(path, "lora")
     adapter_fit.check_lora_fit(found, postcard.FOLDER, "postcard")
 
 
@@ -165,7 +165,7 @@ def test_what_is_no_lora_or_does_not_fit_is_told(tmp_path: Path) -> None:
 def test_embeddings_fit_by_their_width(tmp_path: Path) -> None:
     def check(width: int, **names: str) -> None:
         path = lora_files.save(tmp_path / "e", lora_files.embedding_tensors(2, width, **names))
-        found = adapter_file.read_adapter(path, "embedding")
+        found = adapter_file.read_adapter_file(path, "embedding")
         adapter_fit.check_embedding_fit(found, postcard.FOLDER, "postcard")
 
     check(128)
@@ -175,7 +175,7 @@ def test_embeddings_fit_by_their_width(tmp_path: Path) -> None:
     )
     lora = lora_files.save(tmp_path / "lora", lora_files.kohya_tensors())
     assert "is no embedding: it is a LoRA, which --lora takes" in told(
-        adapter_file.read_adapter, lora, "embedding"
+        adapter_file.read_adapter_file, lora, "embedding"
     )
 
 

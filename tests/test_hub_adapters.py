@@ -1,5 +1,6 @@
 """LoRAs from the Hub: which file is meant, what its download takes, and offline."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from huggingface_hub import constants
 
 from t2i_cli.errors import ModelError, StorageError
 from t2i_cli.events import Event, Notice
-from t2i_cli.hub import adapter_files, snapshot
+from t2i_cli.hub import snapshot
 from t2i_cli.models import adapter_sources
 from t2i_cli.models.file_digests import sha256_of
 from t2i_cli.request_adapters import Adapter
@@ -80,6 +81,6 @@ def test_a_full_disk_is_told_before(
     class Full:
         free = 1000
 
-    monkeypatch.setattr(adapter_files.shutil, "disk_usage", lambda _: Full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Full)
     with pytest.raises(StorageError, match="needs 59.0 kB, and .* has 1.0 kB free"):
         adapter_sources.fetch_adapter(lora(NAME), None, offline=False, on_event=lambda _: None)

@@ -213,7 +213,7 @@ def test_the_plan_counts_what_loras_take(machine: Machine) -> None:
     def weights(**values: Any) -> int:  # noqa: ANN401
         return machine.backend._planned_target(machine.request(**values)).sizes["unet"]  # noqa: SLF001
 
-    elements = adapter_file.read_adapter(lora_files.SNOW, "lora").elements
+    elements = adapter_file.read_adapter_file(lora_files.SNOW, "lora").elements
     assert weights(loras="snow") - weights() == elements * 4
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 from t2i_cli.errors import ModelError, StorageError, T2IError
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.files.input_files import read_input
-from t2i_cli.hub import client, snapshot
+from t2i_cli.hub import client, download, snapshot
 from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.downloader import FileDownload
 from t2i_cli.hub.errors import NotDownloadedError, translate_hub_errors
@@ -56,7 +56,7 @@ def find_file(
         if digest := _digests(repo, commit).get(file.path):
             return None, digest, file.size
         # The Hub tells no hash of small files: they are had in a moment.
-        return _download(repo, commit, file, lambda _: None), None, 0
+        return _download(repo, commit, file, revision, lambda _: None), None, 0
 
 
 def fetch_file(
@@ -69,7 +69,7 @@ def fetch_file(
             return path
         if obstacle is not None:
             raise _unavailable(repo, file.path, obstacle)
-        return _download(repo, commit, file, on_event)
+        return _download(repo, commit, file, revision, on_event)
 
 
 def _look_up(
@@ -142,7 +142,9 @@ def _cached(repo: str, commit: str, path: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _download(repo: str, commit: str, file: _HubFile, on_event: OnEvent) -> Path:
+def _download(
+    repo: str, commit: str, file: _HubFile, revision: str | None, on_event: OnEvent
+) -> Path:
     """Download a file, after its size, licence and the free disk are told."""
     cache = Path(constants.HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
@@ -166,6 +168,8 @@ def _download(repo: str, commit: str, file: _HubFile, on_event: OnEvent) -> Path
         repo=repo, commit=commit, folder=folder, sizes={file.path: file.size}, obstacle=None
     )
     FileDownload(found, [file.path]).run(0, file.size, on_event)
+    if revision != commit:
+        download.write_ref(found, revision or constants.DEFAULT_REVISION)
     path = _cached(repo, commit, file.path)
     if path is None:
         raise ModelError(f"{repo}/{file.path} could not be downloaded.")

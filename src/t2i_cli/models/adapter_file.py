@@ -95,7 +95,7 @@ class AdapterFile:
         return {role for layer in self.layers.values() for role in layer.shapes}
 
 
-def read_adapter(path: Path, kind: AdapterKind) -> AdapterFile:
+def read_adapter_file(path: Path, kind: AdapterKind) -> AdapterFile:
     """Read a LoRA's or an embedding's header. Raises ModelError for what is none."""
     what = "LoRA" if kind == "lora" else "embedding"
     header = checkpoint_file.read_checkpoint(path)

@@ -106,7 +106,7 @@ def _changed(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _read(kind: AdapterKind, path: Path, changed: tuple[int, int]) -> AdapterFile:
-    return adapter_file.read_adapter(path, kind)
+    return adapter_file.read_adapter_file(path, kind)
 
 
 @lru_cache(maxsize=64)

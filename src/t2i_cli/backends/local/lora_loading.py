@@ -17,7 +17,7 @@ from t2i_cli.models.adapter_file import AdapterFile, keys_text
 from t2i_cli.models.lazy_imports import defer_imports
 from t2i_cli.models.libraries import LibraryObject
 
-Tensors = dict[str, LibraryObject]
+LoraTensors = dict[str, LibraryObject]
 _MAX_CONFIG = 2**20
 _NETWORKS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2")
 _PEFT = "base_model.model."
@@ -94,7 +94,7 @@ def _adapter_names(module: LibraryObject) -> set[str]:
     }
 
 
-def _renamed_tensors(pipe: LibraryObject, found: AdapterFile) -> Tensors:
+def _renamed_tensors(pipe: LibraryObject, found: AdapterFile) -> LoraTensors:
     """The tensors in diffusers' names of the layers.
 
     It does not look for PEFT's prefix, and takes the first key's kind of name for that of all.
@@ -103,13 +103,13 @@ def _renamed_tensors(pipe: LibraryObject, found: AdapterFile) -> Tensors:
 
     if "lora_adapter_metadata" in found.metadata:
         raise ModelError(f"{found.path} names its layers in two ways, and diffusers reads one.")
-    tensors: Tensors = load_file(str(found.path))
+    tensors: LoraTensors = load_file(str(found.path))
     own = {
         part: {adapter_fit.plain_layer_name(name) for name, _ in network.named_modules()}
         for part, network in _networks(pipe).items()
     }
     scale = _peft_scale(found)
-    renamed: Tensors = {}
+    renamed: LoraTensors = {}
     for layer_name, layer in found.layers.items():
         inner = layer_name.removeprefix(_PEFT)
         prefixes = [part for part in own if inner.startswith(f"{part}.")]
@@ -146,8 +146,8 @@ def _peft_scale(found: AdapterFile) -> Callable[[int], float]:
 
 
 def _check_conversion(
-    pipe: LibraryObject, found: AdapterFile, tensors: Tensors | None, model: str
-) -> Tensors:
+    pipe: LibraryObject, found: AdapterFile, tensors: LoraTensors | None, model: str
+) -> LoraTensors:
     """The tensors by the names that diffusers gives them. Raises ModelError if it loses one."""
     import torch
 
@@ -157,7 +157,7 @@ def _check_conversion(
     else:
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     marks: dict[str, float] = {}
-    marked: Tensors = {}
+    marked: LoraTensors = {}
     for number, (key, shape) in enumerate(shapes.items(), 1):
         if key.endswith("alpha"):
             # As great as the rank, so that no tensor is scaled.
@@ -180,7 +180,7 @@ def _check_conversion(
 
 
 def _check_loaded(
-    pipe: LibraryObject, found: AdapterFile, name: str, converted: Tensors, model: str
+    pipe: LibraryObject, found: AdapterFile, name: str, converted: LoraTensors, model: str
 ) -> None:
     """Raise ModelError if a tensor is in no network, or has no values there."""
     loaded: set[str] = set()
@@ -196,7 +196,7 @@ def _check_loaded(
         )
 
 
-def _peft_names(pipe: LibraryObject, converted: Tensors) -> list[str]:
+def _peft_names(pipe: LibraryObject, converted: LoraTensors) -> list[str]:
     """The names that tensors have in the networks, after that of their part."""
     from diffusers.utils.state_dict_utils import (
         convert_state_dict_to_diffusers,
@@ -206,7 +206,7 @@ def _peft_names(pipe: LibraryObject, converted: Tensors) -> list[str]:
 
     names: list[str] = []
     networks = _networks(pipe)
-    by_part: dict[str, Tensors] = {}
+    by_part: dict[str, LoraTensors] = {}
     for key, tensor in converted.items():
         part, _, inner = key.partition(".")
         by_part.setdefault(part, {})[inner] = tensor
@@ -255,7 +255,7 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _convert(pipe: LibraryObject, tensors: Tensors) -> Tensors:
+def _convert(pipe: LibraryObject, tensors: LoraTensors) -> LoraTensors:
     """What diffusers makes of a LoRA's tensors, by its own names of the layers."""
     from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
 
