@@ -230,7 +230,7 @@ def test_a_server_lists_loras_and_takes_their_names_alone(machine: Machine) -> N
             answer = asked(loras=loras)
             assert answer.status_code == 200, answer.text
             [image] = answer.json()["data"]
-            [recorded] = image["metadata"]["request"]["loras"]
+            [recorded] = image["t2i"]["request"]["loras"]
             assert (recorded["source"], recorded["weight"]) == ("kohya", 0.5)
         for source in (str(lora_files.SNOW), "../loras/snow", "owner/name"):
             refused = asked(loras=[source])
