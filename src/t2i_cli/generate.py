@@ -19,6 +19,7 @@ from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.prompts.literal_syntax import literal_syntax_notes
+from t2i_cli.prompts.styles import StyleFile, expand_styles
 from t2i_cli.prompts.wildcards import WildcardFolder
 from t2i_cli.request import GenerateRequest, ResolvedRequest, expand_seeds
 from t2i_cli.terminal.console import Console
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
 class GenerationJob:
     """A request to be made with each of `seeds`, or else `count` times.
 
-    `wildcards` has the values of wildcards in prompts.
+    `wildcards` has the values of wildcards in prompts, `styles` what the request's styles add.
     """
 
     request: GenerateRequest
     seeds: Sequence[int] = ()
     count: int = 1
     wildcards: WildcardFolder | None = None
+    styles: StyleFile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def prepare_requests(
     size_notes: list[str] = []
     spec = backend.describe(request)
     resolved = resolve_request(
-        request,
+        expand_styles(request, job.styles),
         spec,
         lenient=lenient,
         on_note=notes.append,
@@ -93,6 +95,8 @@ def prepare_requests(
     if job.wildcards:
         filled = (job.wildcards.fill_request(request) for request in requests)
         requests = [settle_prompt(request, spec) for request in filled]
+        for settled in requests:
+            check_prompt_texts(settled)
     for note in literal_syntax_notes(requests):
         console.note(note)
     template = output.template

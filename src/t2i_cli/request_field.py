@@ -39,7 +39,9 @@ class RequestField:
     of a model's description (GET /t2i/v1/model) that must be set for it to have an effect, and that
     lists its values if it is a list. Images in one batch may differ in `per_image` fields. `prose`
     is text of any length; `may_be_blank` allows blank text. With `on_page` the server's page
-    generates an input for it. With `identity` it is part of an image's id.
+    generates an input for it. With `identity` it is part of an image's id. An `expanded` field has
+    become part of others when a request is resolved, as a style of the prompt: it is recorded, but
+    no backend is asked for it.
     """
 
     name: str = ""
@@ -71,6 +73,7 @@ class RequestField:
     may_be_blank: bool = False
     on_page: bool = True
     identity: bool = True
+    expanded: bool = False
     parse: Callable[[object], Any] | None = None
     to_json: Callable[[Any], object] | None = None
     digest: Callable[[Any], object] | None = None

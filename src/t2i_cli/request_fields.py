@@ -32,6 +32,7 @@ from t2i_cli.request_adapters import (
 )
 from t2i_cli.request_extras import Extras, extras_to_json, parse_extras
 from t2i_cli.request_field import RequestField
+from t2i_cli.style_names import parse_style_names
 
 FieldValue = str | int | float
 
@@ -44,6 +45,9 @@ MAX_GUIDANCE = 100.0
 DEFAULT_MODEL = "sd15"
 QUANTIZATIONS = ("int8", "fp8", "fp8-storage", "nf4")
 """How weights can be quantised; docs/memory.md says what each is, and what it needs."""
+
+PROMPT_SYNTAXES = ("plain", "a1111", "compel")
+"""How prompts are read; docs/prompts.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +364,67 @@ class RequestFields:
             on_page=False,
         )
     )
+    prompt_syntax: str | None = _declared(
+        RequestField(
+            flags=("--prompt-syntax",),
+            help="How weights in prompts are written: plain has none, a1111 as (word:1.3), "
+            "compel as (word)1.3.",
+            default=PROMPT_SYNTAXES[0],
+            label="Prompt syntax",
+            summary="{} prompts",
+            choices=PROMPT_SYNTAXES,
+            dialects=_named("prompt_syntax", "t2i"),
+            servings=frozenset({"t2i"}),
+            infotext="Prompt syntax",
+            needs="prompt_syntaxes",
+        )
+    )
+    clip_skip: int | None = _declared(
+        RequestField(
+            flags=("--clip-skip",),
+            help="Which layer of CLIP to take, as AUTOMATIC1111 counts: 1 is the model's own, 2 "
+            "the one before.",
+            label="CLIP skip",
+            summary="CLIP skip {}",
+            low=1,
+            high=64,
+            dialects=_named("clip_skip", "t2i"),
+            servings=frozenset({"t2i"}),
+            infotext="Clip skip",
+            needs="clip_skip",
+        )
+    )
+    prompt_2: str | None = _declared(
+        RequestField(
+            flags=("--prompt-2",),
+            help="The prompt for the second text encoder, where a model has several.",
+            default="the prompt",
+            label="Second prompt",
+            placeholder="For the second text encoder",
+            dialects=_named("prompt_2", "t2i"),
+            servings=frozenset({"t2i"}),
+            infotext="Prompt 2",
+            needs="prompt_2",
+            per_image=True,
+            prose=True,
+        )
+    )
+    style: tuple[str, ...] | None = _declared(
+        RequestField(
+            flags=("--style",),
+            repeated=True,
+            help="A style of the file that --styles names; may be repeated.",
+            label="Styles",
+            placeholder="Names, with commas between",
+            dialects=_named("style", "t2i"),
+            parse=parse_style_names,
+            to_json=list,
+            needs="styles",
+            per_image=True,
+            identity=False,  # the prompt has what a style adds
+            expanded=True,
+        )
+    )
 
 
 def _field_table() -> dict[str, RequestField]:
@@ -380,7 +445,9 @@ ORIGINAL_FIELDS = (
 """The fields that ids and records contain by position; this order must not change."""
 ADDED_FIELDS = tuple(sorted(FIELDS.keys() - set(ORIGINAL_FIELDS)))
 """The fields added later, which ids and records contain by name if they are set."""
-OPTIONAL_FIELDS = tuple(name for name in FIELDS if name not in {"prompt", "model"})
+OPTIONAL_FIELDS = tuple(
+    name for name, spec in FIELDS.items() if name not in {"prompt", "model"} and not spec.expanded
+)
 """The fields that a server need not support."""
 MODEL_DEFAULTS = tuple(name for name, spec in FIELDS.items() if spec.model_default)
 """The fields with defaults of the model."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from t2i_cli.errors import InputError
 from t2i_cli.models.request_resolution import build_request
+from t2i_cli.part_source import PART_FIELDS, parse_part_source
 from t2i_cli.request_adapters import adapter_options
 from t2i_cli.request_extras import extra_options
 from t2i_cli.request_fields import FIELDS
@@ -27,10 +28,12 @@ def generate_command(record: Mapping[str, object]) -> list[str] | None:
     else:
         words = ["printf", "%s", "-", "|", *words, "-"]
     for name, known in FIELDS.items():
-        if (value := request.get(name)) is None or name == "prompt":
+        if (value := request.get(name)) is None or name == "prompt" or known.expanded:
             continue
         if name == "extras":
             texts = extra_options(value)
+        elif name in PART_FIELDS:
+            texts = [parsed.source] if (parsed := parse_part_source(value)) else []
         else:
             texts = adapter_options(value) if name in _ADAPTERS else [str(value)]
         for text in texts:
@@ -50,10 +53,8 @@ def _is_request(request: Mapping[str, object]) -> bool:
             continue
         if known is None or isinstance(value, bool) or not (known.flags or name in _BY_HAND):
             return False
-        if name in _ADAPTERS:
-            kind: type | tuple[type, ...] = list
-        elif name == "extras":
-            kind = dict
+        if name in _STRUCTURES:
+            kind: type | tuple[type, ...] = _STRUCTURES[name]
         else:
             kind = (int, float) if known.kind is float else known.kind
         if not isinstance(value, kind):
@@ -75,6 +76,12 @@ def _is_request(request: Mapping[str, object]) -> bool:
 
 
 _ADAPTERS = {"loras", "embeddings"}
+_STRUCTURES: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("loras", "embeddings", "style"), list),
+    "extras": dict,
+    **dict.fromkeys(PART_FIELDS, (dict, str)),
+}
+"""The JSON types of fields that are no plain text or number."""
 _BY_HAND = {"prompt", "seed"}
 """Fields whose options `t2i generate` declares itself."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from t2i_cli.errors import InputError
 from t2i_cli.prompts.entries import Value, parse_value
+from t2i_cli.prompts.styles import StyleFile
 from t2i_cli.prompts.wildcards import WildcardFolder
 
 MAX_ROWS = 1_000_000
@@ -23,6 +24,7 @@ class BatchOptions:
     count: int = 1
     lenient: bool = False
     wildcards: WildcardFolder | None = None
+    styles: StyleFile | None = None
 
 
 def parse_vary(texts: Sequence[str]) -> list[tuple[str, Sequence[Value]]]:

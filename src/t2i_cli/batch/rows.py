@@ -16,6 +16,7 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models.adapter_resolution import settle_prompt
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
+from t2i_cli.prompts.styles import expand_styles
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import MAX_SEED
 
@@ -161,7 +162,7 @@ class _RowExpander:
         size_notes: list[str] = []
         self._spec = spec = self._models.describe(request)
         resolved = resolve_request(
-            request,
+            expand_styles(request, self._options.styles),
             spec,
             lenient=self._options.lenient,
             on_note=notes.append,
@@ -260,7 +261,8 @@ class _RowExpander:
         if "model" in invalid or "revision" in invalid:
             return
         if spec := self._models.cached_spec(request):
-            resolve_request(request, spec, lenient=self._options.lenient)
+            styled = expand_styles(request, self._options.styles)
+            resolve_request(styled, spec, lenient=self._options.lenient)
 
     def _seeded(self, request: ResolvedRequest, seed: int) -> ResolvedRequest:
         """The request with a seed, and the wildcards' values that follow from it."""
@@ -268,7 +270,9 @@ class _RowExpander:
         wildcards = self._options.wildcards
         if wildcards is None or self._spec is None:
             return request
-        return settle_prompt(wildcards.fill_request(request), self._spec)
+        filled = settle_prompt(wildcards.fill_request(request), self._spec)
+        check_prompt_texts(filled)
+        return filled
 
     def _seeds(
         self, request: ResolvedRequest, values: Mapping[str, Value], entry: PromptEntry, count: int

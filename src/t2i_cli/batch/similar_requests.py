@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from t2i_cli.errors import InputError
+from t2i_cli.models.prompt_support import check_prompt_texts
 from t2i_cli.prompts.entries import Value
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS
@@ -28,7 +29,8 @@ class SimilarRequests:
         self, values: Mapping[str, Value], resolved: ResolvedRequest, notes: tuple[str, ...]
     ) -> None:
         """Keep a request that was resolved, and the notes on it."""
-        if self._enabled and not _PROMPT_SETTLES.search(resolved.prompt):
+        # A style is in the prompt that it is resolved to.
+        if self._enabled and not resolved.style and not _PROMPT_SETTLES.search(resolved.prompt):
             self._last = ({**values, "prompt": ""}, resolved, notes)
 
     def find(self, values: Mapping[str, Value]) -> tuple[ResolvedRequest, tuple[str, ...]] | None:
@@ -44,6 +46,8 @@ class SimilarRequests:
             return None
         try:
             FIELDS["prompt"].check(prompt)
+            request = replace(resolved, prompt=prompt)
+            check_prompt_texts(request)
         except InputError:
             return None
-        return replace(resolved, prompt=prompt), notes
+        return request, notes

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from t2i_cli.cli.options import ConsoleOptions, FormatOpt, ShowOpt, WildcardsOpt
+from t2i_cli.cli.options import ConsoleOptions, FormatOpt, ShowOpt, StylesOpt, WildcardsOpt
 from t2i_cli.settings import defaults
 
 
@@ -47,6 +47,7 @@ class RowsOptions:
         typer.Option("--vary", help="Make every row with each value, as steps=10,20; repeatable."),
     ] = None
     wildcards: WildcardsOpt = None
+    styles: StylesOpt = None
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Make the good rows, list the bad ones, exit 8.")
     ] = False

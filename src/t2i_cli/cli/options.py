@@ -51,6 +51,9 @@ WildcardsOpt = Annotated[
         "--wildcards", help="Folder of NAME.txt files, whose lines are the values of __NAME__."
     ),
 ]
+StylesOpt = Annotated[
+    str | None, typer.Option("--styles", help="CSV file of styles: name,prompt,negative_prompt.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,7 @@ class PromptOptions:
         int, typer.Option("--count", "-n", help="Images to make, with seeds counting up.")
     ] = 1
     wildcards: WildcardsOpt = None
+    styles: StylesOpt = None
 
     def given_seeds(self) -> list[int]:
         """The seeds that are given; none if the only one stands for no seed. Raises InputError."""

@@ -14,11 +14,12 @@ from t2i_cli.models.extras_support import (
     acts_by_true_guidance,
     takes_true_guidance,
 )
+from t2i_cli.models.prompt_support import PLAIN, check_prompt_texts, prompt_complaints
 from t2i_cli.models.size_rules import scaled_size
 from t2i_cli.models.step_cache_support import step_cache_complaint
 from t2i_cli.part_source import PART_FIELDS
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS
+from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS, RequestFields
 
 FAR_FROM_NATIVE = 4
 """A size of so many times the pixels of a model's own, or the same fraction, is worth a note."""
@@ -35,6 +36,11 @@ def build_request(values: Mapping[str, object]) -> GenerateRequest:
         short_name = schedulers.scheduler_short_name(request.scheduler)
         request = replace(request, scheduler=short_name)
     _check_scheduler(request)
+    # What is so without being asked for is no part of the request.
+    if request.prompt_syntax == PLAIN:
+        request = replace(request, prompt_syntax=None)
+    if request.clip_skip == 1:
+        request = replace(request, clip_skip=None)
     if request.model:
         model, revision = catalog.parse_address(request.model, request.revision)
         request = replace(request, model=model, revision=revision)
@@ -64,6 +70,7 @@ def resolve_request(
         on_note(f"{complaint} It is left out.")
         values[name] = None
         user_set.discard(name)
+    check_prompt_texts(RequestFields(**values))  # type: ignore[arg-type]
     if values["scheduler"] is not None:
         schedulers.find_scheduler(str(values["scheduler"]), spec.flow)
     for name in MODEL_DEFAULTS:
@@ -121,6 +128,7 @@ def _unsupported(request: GenerateRequest, spec: ModelSpec) -> list[tuple[str, s
         found.append(("guidance_scale", f"{spec.name} takes no guidance scale."))
     if request.step_cache and (complaint := step_cache_complaint(spec.name, spec.pipeline)):
         found.append(("step_cache", complaint))
+    found += prompt_complaints(request, spec)
     if request.negative_prompt:
         guidance = request.guidance_scale
         if guidance is None:

@@ -25,6 +25,7 @@ from t2i_cli.part_source import (
     find_other_part,
     parts_without_paths,
 )
+from t2i_cli.prompts.styles import StyleFile, expand_styles
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.batcher import Batcher
 from t2i_cli.server.jobs import ImageJob
@@ -53,7 +54,8 @@ class Engine:
     `load` the first job loads the model, as its own request needs it; with it, the weights are
     quantised as `quantize` says. `parts` are those that the model has from elsewhere. Without
     `jobs_share` images share a pass only with those of their job. With `named_adapters` clients
-    name LoRAs of the operator's folder, and no other file.
+    name LoRAs of the operator's folder, and no other file. `styles` are those that requests may
+    name.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Engine:
         load: bool = True,
         jobs_share: bool = True,
         named_adapters: bool = True,
+        styles: StyleFile | None = None,
     ) -> None:
         self.limits = limits or ServerLimits()
         self.ready = self.stopping = False
@@ -81,6 +84,7 @@ class Engine:
         self._parts = parts or {}
         self._load_first = load
         self._named_adapters = named_adapters
+        self.styles = styles
         self._names: set[str | None] = {None}
         self._checked: set[tuple[object, ...]] = set()
         self._described = asyncio.Event()
@@ -221,7 +225,7 @@ class Engine:
             try:
                 resolved.append(
                     resolve_request(
-                        plain,
+                        expand_styles(plain, self.styles),
                         spec,
                         lenient=lenient,
                         on_note=messages.append,

@@ -169,6 +169,12 @@ _TABLE = (
         default="{slug}-{seed}.{ext}",
     ),
     Setting(
+        key="styles",
+        variable="T2I_STYLES",
+        takes="a CSV file of styles",
+        accepts=_is_text,
+    ),
+    Setting(
         key="retries",
         variable="T2I_RETRIES",
         takes="how often a call to a server is tried again, as 5",

@@ -87,7 +87,7 @@ def worker_model(exchange: WorkerExchange) -> ModelSpec:
 
 def build_body(members: Sequence[WorkerRequest], format: ImageFormat) -> dict[str, object]:
     """The body of a generate request for these images."""
-    omitted = ("model", "revision")
+    omitted = {"model", "revision", *(name for name, one in FIELDS.items() if one.expanded)}
     whole = [adapter_sources.with_whole_paths(request) for _, request in members]
     requests = [
         {k: v for k, v in request.to_json().items() if v is not None and k not in omitted}

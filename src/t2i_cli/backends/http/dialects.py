@@ -38,7 +38,7 @@ def build_image_request(
         body[SIZE] = f"{request.width}x{request.height}"
     for field, known in FIELDS.items():
         name = known.dialects.get(dialect.name)
-        if name in {None, SIZE} or (value := getattr(request, field)) is None:
+        if known.expanded or name in {None, SIZE} or (value := getattr(request, field)) is None:
             continue
         if dialect.true_cfg and guidance is not None and known.true_cfg == guidance:
             name = guidance

@@ -25,6 +25,8 @@ from t2i_cli.backends.local import (
     pipeline_calls,
     placement,
     planning,
+    prompt_check,
+    weighted_prompts,
 )
 from t2i_cli.backends.local.batch_size import BatchSizeTuner
 from t2i_cli.backends.local.load_target import LoadTarget
@@ -175,6 +177,8 @@ class LocalBackend:
         spec = self._spec(request)
         lossy_plan.check_lossy_fields(request, spec, self._options)
         pipeline_calls.check_guidance(spec, request)
+        if request.prompt_syntax or request.clip_skip:
+            prompt_check.check_prompt_fields(request, spec, self._target(request).folder)
         if request.extras or request.scheduler is not None:
             parameter_check.check_parameters(
                 request,
@@ -254,6 +258,7 @@ class LocalBackend:
         loaded.engine.start_group(len(group))
         while group and not cancel.is_set():
             size = 1 if singles_left else tuner.next_size(len(group), loaded.batch_limit)
+            size = weighted_prompts.count_alike(loaded, (one for _, one in group[:size]))
             batch = group[:size]
             made: Sequence[GeneratedImage | Failure] | None
             try:

@@ -11,6 +11,7 @@ from t2i_cli.backends.local import (
     pipeline_calls,
     prompt_embedding_cache,
     random_state,
+    weighted_prompts,
 )
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.errors import error_reason
@@ -41,7 +42,7 @@ def encode_ahead(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) ->
     it again; here it comes once for all. Elsewhere it stays, and nothing is gained. A failure is
     told once; the texts are then encoded in their passes.
     """
-    texts = {(request.prompt, request.negative_prompt): request for request in requests}
+    texts = {(one.prompt, one.prompt_2, one.negative_prompt): one for one in requests}
     distinct = list(texts.values())[:MAX_TEXTS]
     if memory.MODEL_OFFLOAD not in loaded.measures or len(distinct) < 2:
         return
@@ -68,13 +69,14 @@ def encode_ahead(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) ->
 def _encode(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) -> None:
     """Run the pipeline on the requests until it begins to denoise."""
     arguments: dict[str, LibraryObject] = pipeline.pipeline_arguments(loaded, requests)
-    arguments = pipeline_calls.call_arguments(loaded.pipe, arguments, requests)
     seeded = random_state.seeded_global_generators(requests[0].seed, loaded.device)
     loaded.set_scheduler(requests[0].scheduler)
     loaded.pipe.progress_bar = _StopAtDenoising()
     try:
         skipping = clip_layers.skipping_layers(loaded.pipe, requests[0])
         with seeded, libraries.suppress_warnings(), skipping:
+            arguments = weighted_prompts.embedding_arguments(loaded, arguments, requests)
+            arguments = pipeline_calls.call_arguments(loaded.pipe, arguments, requests)
             loaded.pipe(**arguments)
     except _TextsEncoded:
         return

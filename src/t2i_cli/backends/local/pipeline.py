@@ -13,6 +13,7 @@ from t2i_cli.backends.local import (
     prompt_warnings,
     random_state,
     step_cache,
+    weighted_prompts,
 )
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.backends.local.pipeline_output import PipelineOutput
@@ -25,8 +26,12 @@ from t2i_cli.part_source import PART_FIELDS
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
 
-_HONOURED_ELSEWHERE = {"embeddings", "extras", "loras", "quantize", "step_cache", *PART_FIELDS}
-"""Added fields that act otherwise than by an argument of the pipeline."""
+_HONOURED_ELSEWHERE = {
+    *("clip_skip", "embeddings", "extras", "loras", "prompt_2", "prompt_syntax", "quantize"),
+    *("step_cache", *PART_FIELDS),
+    *(name for name, known in FIELDS.items() if known.expanded),
+}
+"""Added fields that act otherwise than by an argument of the pipeline of their value."""
 
 
 class RunCancelled(Exception):  # noqa: N818 - control flow, not an error
@@ -49,13 +54,14 @@ def run_pipeline(
     preview_hook = PreviewHook(loaded, requests, indices)
     loaded.pipe.progress_bar = _ProgressBar(loaded, indices, cancel, preview_hook)
     arguments = pipeline_arguments(loaded, requests)
-    arguments = pipeline_calls.call_arguments(loaded.pipe, arguments, requests)
     seeded = random_state.seeded_global_generators(requests[0].seed, loaded.device)
     try:
         caching = step_cache.step_caching(loaded.pipe, requests[0].step_cache)
         running = loaded.engine.running(requests[0].steps or 0, len(requests))
         skipping = clip_layers.skipping_layers(loaded.pipe, requests[0])
         with seeded, libraries.suppress_warnings(), preview_hook, caching, running, skipping:
+            arguments = weighted_prompts.embedding_arguments(loaded, arguments, requests)
+            arguments = pipeline_calls.call_arguments(loaded.pipe, arguments, requests)
             output = loaded.pipe(**arguments)
     except Exception:  # any error: it is raised again
         # Offload the networks again, as the pipeline itself does at its end.
@@ -91,6 +97,10 @@ def pipeline_arguments(
     elif argument == "true_cfg_scale" and loaded.spec.negative_prompt:
         # Without a negative prompt, these pipelines silently skip guidance.
         arguments["negative_prompt"] = [" "] * len(requests)
+    if any(request.prompt_2 for request in requests):
+        arguments["prompt_2"] = [request.prompt_2 or request.prompt for request in requests]
+    if first.clip_skip is not None:
+        arguments["clip_skip"] = clip_layers.skipped_layers(first)
     arguments |= _size_arguments(parameters, first)
     arguments |= extras_support.extra_arguments(first, parameters, len(requests))
     if "output_type" in parameters and pipeline_output.returns_arrays(loaded.pipe):

@@ -100,6 +100,7 @@ def _batch_config(
     from t2i_cli.batch.options import BatchOptions, parse_vary
     from t2i_cli.batch.row_filenames import DEFAULT_NAME_TEMPLATE, check_template
     from t2i_cli.batch.session import BatchConfig
+    from t2i_cli.cli.style_option import chosen_styles
     from t2i_cli.prompts.wildcards import WildcardFolder
 
     if rows.file is None:
@@ -129,6 +130,7 @@ def _batch_config(
             count=rows.count,
             lenient=run.lenient,
             wildcards=WildcardFolder(rows.wildcards) if rows.wildcards else None,
+            styles=chosen_styles(rows.styles),
         ),
         selection=_selection_options(template, folder.format, selection),
         skip_invalid=rows.skip_invalid,

@@ -42,6 +42,7 @@ def generate(
     from t2i_cli import generate
     from t2i_cli.backends.factory import backend_name, default_model
     from t2i_cli.backends.local import unavailable
+    from t2i_cli.cli.style_option import chosen_styles
     from t2i_cli.models.request_resolution import build_request
     from t2i_cli.prompts.wildcards import WildcardFolder
 
@@ -51,6 +52,7 @@ def generate(
         seeds=prompt.given_seeds(),
         count=prompt.count,
         wildcards=WildcardFolder(prompt.wildcards) if prompt.wildcards else None,
+        styles=chosen_styles(prompt.styles),
     )
     options = backend, batch_sizes, keep_alive, consent
     try:

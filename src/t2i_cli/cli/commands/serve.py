@@ -17,6 +17,7 @@ from t2i_cli.cli.options import (
     PartOptions,
     QuantizeOpt,
     RevisionOpt,
+    StylesOpt,
 )
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.request import GenerateRequest
@@ -107,6 +108,7 @@ def serve(
     model: ModelOpt = None,
     revision: RevisionOpt = None,
     quantize: QuantizeOpt = None,
+    styles: StylesOpt = None,
 ) -> None:
     """Serve a model over HTTP: OpenAI's images API, a page at /, and more; see /docs."""
     console.configure(**vars(console_options))
@@ -125,6 +127,7 @@ def serve(
         default_model,
         loads_models,
     )
+    from t2i_cli.cli.style_option import chosen_styles
     from t2i_cli.server.app import create_app
     from t2i_cli.server.engine import Engine
     from t2i_cli.server.runner import ServerLog, run_server
@@ -133,6 +136,8 @@ def serve(
         listener = cleanup.enter_context(listening)
         name = backend_name(backend)
         local = name == "local"
+        if style_file := chosen_styles(styles):
+            style_file.names  # noqa: B018 - one that cannot be read is told before a model is loaded
         # Backends that load models choose their batch size; others get one request at a time.
         batch_size = None if loads_models(name) else 1
         image_backend = create_backend(backend, lenient=None, batch_size=batch_size)
@@ -174,6 +179,7 @@ def serve(
             revision=revision,
             quantize=quantize,
             parts=parts,
+            styles=style_file,
         )
         engine.batcher.observers.append(log)
         app = create_app(engine, options)

@@ -19,6 +19,7 @@ from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import adapter_sources
 from t2i_cli.models.example_prompts import example_prompts
+from t2i_cli.models.prompt_support import prompt_facts
 from t2i_cli.models.scheduler_support import schedulers_of
 from t2i_cli.models.step_cache_support import step_cache_complaint
 from t2i_cli.request_fields import MODEL_DEFAULTS
@@ -51,6 +52,7 @@ def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
         return responses.json_response(
             await asyncio.to_thread(_model_object, spec)
             | {"limits": asdict(engine.limits), "auth": options.api_key is not None}
+            | {"styles": engine.styles.names if engine.styles else []}
         )
 
     @api.get("/workers")
@@ -99,6 +101,7 @@ def _model_object(spec: ModelSpec) -> dict[str, object]:
         "schedulers": schedulers_of(spec),
         "loras": sorted(adapter_sources.files_in_folder(spec.adapter_folder)),
         "step_cache": step_cache_complaint(spec.name, spec.pipeline) is None,
+        **prompt_facts(spec),
         "refuses": [field for field, _ in spec.refuses],
         "formats": list(image_formats.EXTENSIONS),
         "examples": example_prompts(spec),

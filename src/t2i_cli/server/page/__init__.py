@@ -75,6 +75,8 @@ def _input(known: RequestField) -> str:
         attributes |= {"min": known.low, "max": known.high, "step": None if integer else "any"}
     if known.model_default:
         attributes["data-default"] = ""
+    if known.expanded:
+        attributes["data-expanded"] = ""
     html = " ".join(f'{name}="{escape(str(v))}"' for name, v in attributes.items() if v is not None)
     css_class = ' class="wide"' if known.prose else ""
     return f"<label{css_class}>{escape(known.label)} <{tag} {html}>{closing}</label>"

@@ -139,6 +139,8 @@ async function generate() {
 function reuseSettings({ request }) {
   for (const field of settings) field.value = "";
   for (const [name, value] of Object.entries(request)) {
+    // The prompt of an image has what its styles add.
+    if (fields[name] && "expanded" in fields[name].dataset) continue;
     if (fields[name] && value !== model?.[name]) fields[name].value = text(value ?? "");
   }
   $("settings").open = true;
