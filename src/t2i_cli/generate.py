@@ -15,6 +15,7 @@ from t2i_cli.files.user_paths import expand_option
 from t2i_cli.image_costs import ImageCosts, check_cost_limit, exact_usd, format_usd, is_billed
 from t2i_cli.image_price import ImagePrice
 from t2i_cli.models.adapter_resolution import settle_prompt
+from t2i_cli.models.prompt_support import check_prompt_texts
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.output import filenames
 from t2i_cli.output.image_writer import ImageWriter, SavedImage

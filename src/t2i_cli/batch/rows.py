@@ -14,6 +14,7 @@ from t2i_cli.batch.similar_requests import SimilarRequests
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models.adapter_resolution import settle_prompt
+from t2i_cli.models.prompt_support import check_prompt_texts
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.prompts.entries import PromptEntry, PromptProblem, Value
 from t2i_cli.prompts.styles import expand_styles

@@ -54,6 +54,11 @@ def prompt_facts(spec: ModelSpec) -> Mapping[str, object]:
     return {"prompt_syntaxes": [A1111, COMPEL] if weighted else [], **taken}
 
 
+def reads_in_parts(spec: ModelSpec) -> bool:
+    """Whether long prompts with weights are read in parts of the text encoder's length."""
+    return spec.pipeline in ONE_CLIP | TWO_CLIPS
+
+
 def check_prompt_texts(request: RequestFields) -> None:
     """Raise InputError for a prompt that its syntax does not allow, or for a field set twice."""
     extras = dict(request.extras or ())
@@ -61,10 +66,12 @@ def check_prompt_texts(request: RequestFields) -> None:
         if getattr(request, name) is not None and name in extras:
             flag = name.replace("_", "-")
             raise InputError(f"Give --{flag} or --set {name}, not both.", field=name)
-    check = {A1111: parse_weights, COMPEL: check_compel_prompt}.get(request.prompt_syntax or PLAIN)
-    for field in PROMPTS if check else ():
-        if text := getattr(request, field):
-            check(text, field)
+    for field in PROMPTS:
+        text = getattr(request, field)
+        if text and request.prompt_syntax == A1111:
+            parse_weights(text, field)
+        elif text and request.prompt_syntax == COMPEL:
+            check_compel_prompt(text, field)
 
 
 def _takes(pipeline: str, argument: str) -> bool:

@@ -213,6 +213,8 @@ def _field_text(field: RequestField, request: ResolvedRequest) -> str | None:
 def _request_fields(parameters: dict[str, str]) -> dict[str, object]:
     width, _, height = parameters.get("Size", "").partition("x")
     texts = {field.name: parameters.get(key) for key, field in _INFOTEXT_FIELDS.items()}
+    if "clip_skip" in (texts["extras"] or ""):
+        texts["clip_skip"] = None  # the extra says it
     label = f"{parameters.get('Sampler')} {parameters.get('Schedule type')}"
     scheduler = schedulers.name_of_label(label)
     scheduler = scheduler or schedulers.name_of_label(parameters.get("Sampler", ""))

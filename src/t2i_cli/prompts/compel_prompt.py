@@ -91,8 +91,8 @@ def _parser_module() -> ModuleType:
     """compel's parser, without its package, which imports torch and diffusers."""
     package = importlib.util.find_spec(_NAME)
     assert package is not None  # noqa: S101 - compel_is_installed()
-    (folder,) = package.submodule_search_locations or ()
-    spec = importlib.util.spec_from_file_location(_MODULE, Path(folder) / "prompt_parser.py")
+    folders = list(package.submodule_search_locations or ())
+    spec = importlib.util.spec_from_file_location(_MODULE, Path(folders[0], "prompt_parser.py"))
     assert spec is not None and spec.loader is not None  # noqa: S101 - a file's name was given
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MODULE] = module  # its dataclasses look themselves up there

@@ -8,7 +8,7 @@ from t2i_cli.prompts.wildcards import WILDCARD
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_field import MAX_PROMPT
 
-_CHARACTERS = re.compile(r"[{(\[<]|__|--")
+_CHARACTERS = re.compile(r"[{(\[<]|__|--|BREAK|AND")
 """What every kind of syntax has: most prompts have none of it, and are not looked at again."""
 
 
@@ -16,6 +16,7 @@ _CHARACTERS = re.compile(r"[{(\[<]|__|--")
 class _Syntax:
     pattern: re.Pattern[str]
     meaning: str
+    is_weight: bool = False
 
 
 # Each pattern takes linear time: no part of it can match in two ways.
@@ -38,10 +39,21 @@ _SYNTAXES = (
         re.compile(
             r"\([^():]*(?:[^():0-9]:\s*[-+]?[0-9.]+|:\s*[-+]?[0-9]*\.[0-9]+)\s*\)|\(\([^()]+\)\)"
         ),
-        "is read as words: t2i knows no weights in prompts",
+        "is read as words; --prompt-syntax a1111 reads weights",
+        is_weight=True,
     ),
     _Syntax(
-        re.compile(r"\[[^\[\]:|]*:[^\[\]:|]*:\s*[0-9.]+\s*\]"),
+        # As whole words between others: not a text in capital letters.
+        re.compile(r"(?<![A-Z] )\b(?:BREAK|AND)\b(?! [A-Z]{2})"),
+        "is read as a word: t2i does not divide prompts",
+    ),
+    _Syntax(
+        re.compile(r"\[[^\[\]|]*\|[^\[\]]*\]"),
+        "is read as words: t2i changes no prompt between steps",
+    ),
+    _Syntax(
+        # Not [at 10:30].
+        re.compile(r"\[[^\[\]|]*:(?:[^\[\]:|]*:\s*[0-9.]+|\s*[0-9]*\.[0-9]+)\s*\]"),
         "is read as words: t2i changes no prompt between steps",
     ),
     _Syntax(
@@ -62,14 +74,16 @@ def literal_syntax_notes(
     loras = {each.name for request in requests for each in request.loras or ()}
     # A negative prompt's alternatives never are.
     texts = {
-        (text, expanded and text is request.prompt): None
+        (text, expanded and text is request.prompt, request.prompt_syntax): None
         for request in requests
-        for text in (request.prompt, request.negative_prompt)
+        for text in (request.prompt, request.prompt_2, request.negative_prompt)
         if text and len(text) <= MAX_PROMPT and _CHARACTERS.search(text)
     }
     found: dict[_Syntax, list[str]] = {}
-    for text, meant in texts:
+    for text, meant, read_as in texts:
         for syntax in _SYNTAXES if meant else (_ALTERNATIVES, *_SYNTAXES):
+            if syntax.is_weight and read_as == "a1111":
+                continue
             match = syntax.pattern.search(text)
             if match and not (match[0][1:5] in {"lora", "lyco"} and _tag_name(match[0]) in loras):
                 found.setdefault(syntax, []).append(match[0])

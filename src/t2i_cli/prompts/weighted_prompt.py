@@ -68,7 +68,8 @@ def parse_weights(text: str, field: str = "prompt") -> list[WeightedText]:
         _multiply(parts, start, _ROUND)
     for start in squares:
         _multiply(parts, start, 1 / _ROUND)
-    found = [WeightedText(str(text), float(weight)) for text, weight in parts]
+    # Rounded: products that are 1 but for their last bits are plain text.
+    found = [WeightedText(str(text), round(float(weight), 9)) for text, weight in parts]
     for part in found:
         check_weight(part.weight, field)
     return _joined(found)

@@ -1,4 +1,4 @@
-"""The text encoders of a pipeline as compel uses them, each giving what the pipeline takes of it."""
+"""The text encoders of a pipeline as compel uses them, each giving what the pipeline takes."""
 
 import inspect
 from collections.abc import Mapping

@@ -18,6 +18,7 @@ from t2i_cli.errors import (
     internal_error,
 )
 from t2i_cli.events import OnEvent
+from t2i_cli.models import prompt_support
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
@@ -31,9 +32,11 @@ def emit_prompt_warnings(
     """Emit notices on the prompts; return failures of requests whose prompt check failed."""
     failures: dict[int, Failure] = {}
     requests = dict(group)
+    # All have one syntax: it is part of the batch key.
+    in_parts = bool(group[0][1].prompt_syntax) and prompt_support.reads_in_parts(loaded.spec)
     for words, indices in prompt_warnings.indices_by_prompt(group).items():
         try:
-            for note in prompt_warnings.prompt_warnings(loaded, words):
+            for note in prompt_warnings.prompt_warnings(loaded, words, in_parts=in_parts):
                 on_event(replace(note, indices=tuple(indices)))
         except MemoryError:
             raise

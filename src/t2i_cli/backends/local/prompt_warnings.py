@@ -10,6 +10,7 @@ from t2i_cli.events import Notice
 from t2i_cli.models import adapter_resolution
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.postcard import wording
+from t2i_cli.prompts.weighted_prompt import parse_weights
 from t2i_cli.request import ResolvedRequest
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -21,19 +22,30 @@ def indices_by_prompt(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[st
     """The prompts and negative prompts, each with the positions of its requests."""
     found: dict[str, list[int]] = {}
     for index, request in members:
-        for prompt in dict.fromkeys((request.prompt, request.negative_prompt)):
+        prompts = (request.prompt, request.prompt_2, request.negative_prompt)
+        for prompt in dict.fromkeys(prompts):
             if prompt:
-                found.setdefault(prompt, []).append(index)
+                found.setdefault(_without_weights(prompt, request), []).append(index)
     return found
 
 
-def prompt_warnings(loaded: LoadedPipeline, prompt: str) -> Iterator[Notice]:
-    """Yield warnings on a prompt."""
+def _without_weights(prompt: str, request: ResolvedRequest) -> str:
+    """The words of a prompt as the text encoders get them."""
+    if request.prompt_syntax != "a1111":
+        return prompt
+    return "".join(part.text for part in parse_weights(prompt))
+
+
+def prompt_warnings(
+    loaded: LoadedPipeline, prompt: str, *, in_parts: bool = False
+) -> Iterator[Notice]:
+    """Yield warnings on a prompt; `in_parts` says that a long one is read in parts."""
     if _reads_nothing(loaded, prompt):
         yield Notice(
             message="The model reads nothing of the prompt: it has no word that the model knows."
         )
-    if truncated := _truncated_text(loaded.pipe, text_read(loaded, prompt)):
+    truncated = "" if in_parts else _truncated_text(loaded.pipe, text_read(loaded, prompt))
+    if truncated:
         yield Notice(
             message="The prompt is too long for the text encoder, which does not read: " + truncated
         )

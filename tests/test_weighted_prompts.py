@@ -1,0 +1,177 @@
+"""Weights in prompts: how AUTOMATIC1111's and compel's are read, and what is refused by name."""
+
+import json
+import time
+
+import pytest
+
+from t2i_cli.errors import InputError
+from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models.request_resolution import build_request, resolve_request
+from t2i_cli.prompts.compel_prompt import check_compel_prompt
+from t2i_cli.prompts.literal_syntax import literal_syntax_notes
+from t2i_cli.prompts.weighted_prompt import parse_weights
+from tests import factories
+from tests.conftest import T2I
+
+POSTCARD = ModelSpec(name="postcard", pipeline="StableDiffusionPipeline")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a red house", [("a red house", 1)]),
+        ("a (red:1.3) house", [("a ", 1), ("red", 1.3), (" house", 1)]),
+        ("((a))", [("a", 1.21)]),
+        ("[a] b", [("a", 1 / 1.1), (" b", 1)]),
+        ("(a (b [c]) d:1.5)", [("a ", 1.5), ("b ", 1.65), ("c d", 1.5)]),
+        (r"\(a\) \[b\] c\\", [("(a) [b] c\\", 1)]),
+        ("(a:1.0) b", [("a b", 1)]),
+        ("(a:1.2) (b:1.2)", [("a", 1.2), ("b", 1.2)]),
+        ("(a, b", [("a, b", 1.1)]),
+        ("a) b] :) 10:30", [("a) b] :) 10:30", 1)]),
+        ("a :1.3) b", [("a :1.3) b", 1)]),
+        ("( : 2 )", [("", 1)]),
+        ("", [("", 1)]),
+        ("[a: 10:30 b]", [("a: 10:30 b", 1 / 1.1)]),
+        ("Break and AN DANDY", [("Break and AN DANDY", 1)]),
+    ],
+)
+def test_weights_are_read_as_automatic1111_does(
+    prompt: str, parts: list[tuple[str, float]]
+) -> None:
+    found = [(part.text, pytest.approx(part.weight)) for part in parse_weights(prompt)]
+    assert found == parts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("a BREAK b", "BREAK"),
+        ("a AND b:1.2", "AND"),
+        ("a [red:blue:0.5] star", "`[red:blue:0.5]`"),
+        ("a [red::8] star", "`[red::8]`"),
+        ("a [(red:1.2):.5]", "`[(red:1.2):.5]`"),
+        ("a [red|blue] star", "`[red|blue]`"),
+        ("a [[red]|blue]", "`[[red]|blue]`"),
+        ("(a:1.2.3)", "1.2.3"),
+        ("(a:-1)", "-1"),
+        ("(" * 30 + "a", "from 0 to 10"),
+    ],
+)
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "prompt_2"])
+def test_what_is_no_weight_is_refused_by_name(prompt: str, named: str, field: str) -> None:
+    values = {"prompt": "a", field: prompt, "prompt_syntax": "a1111"}
+    spec = ModelSpec(name="sdxl", pipeline="StableDiffusionXLPipeline")
+    with pytest.raises(InputError) as refused:
+        resolve_request(build_request(values), spec)
+    assert named in refused.value.message
+    assert refused.value.field == field
+    # In plain text it is made, and told.
+    plain = resolve_request(build_request({"prompt": "a", field: prompt}), spec)
+    told = " ".join(literal_syntax_notes([plain]))
+    assert named in told or named[0] not in "`BA" or "[[" in prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "complaint"),
+    [
+        ("a (red)1.5 star, blue++ sea", None),
+        ('("a", "b").blend(0.7, 0.3)', None),
+        ('("a", "b").and()', None),
+        ("a cat.swap(dog)", ".swap"),
+        ("withLora(x, 0.5) a", "withLora"),
+        ("(a)99", "from 0 to 10"),
+        ('("a", "b").blend(1)', "compel cannot read"),
+        ('("a", "b").blend(1, -1)', "sum up to 0"),
+        ("(" * 11 + "a", "more brackets"),
+        ("(a)" * 60, "more brackets"),
+    ],
+)
+def test_compels_syntax_is_checked_before_a_model_is_loaded(
+    prompt: str, complaint: str | None
+) -> None:
+    if complaint is None:
+        check_compel_prompt(prompt)
+        return
+    with pytest.raises(InputError) as refused:
+        check_compel_prompt(prompt, "negative_prompt")
+    assert complaint in refused.value.message
+    assert refused.value.field == "negative_prompt"
+
+
+def test_hostile_prompts_take_no_time() -> None:
+    begun = time.process_time()
+    for prompt in (
+        "(a" * 2_500,
+        "[" * 5_000,
+        "[a" * 1_250 + "]" * 1_250,
+        ":1" * 2_500,
+        "\\" * 5_000,
+    ):
+        try:
+            parse_weights(prompt)
+        except InputError as error:
+            assert "from 0 to 10" in error.message
+    check_compel_prompt("(((((((((a" + "b)1.1" * 9)
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "values", "field"),
+    [
+        ("StableDiffusion3Pipeline", {"prompt_syntax": "a1111"}, "prompt_syntax"),
+        ("ZImagePipeline", {"prompt_syntax": "compel"}, "prompt_syntax"),
+        ("FluxPipeline", {"clip_skip": 2}, "clip_skip"),
+        ("StableDiffusionPipeline", {"prompt_2": "b"}, "prompt_2"),
+        ("ZImagePipeline", {"prompt_2": "b"}, "prompt_2"),
+    ],
+)
+def test_a_model_that_has_no_such_thing_refuses_it_by_name(
+    pipeline: str, values: dict[str, object], field: str
+) -> None:
+    spec = ModelSpec(name="mine", pipeline=pipeline)
+    request = build_request({"prompt": "a", **values})
+    with pytest.raises(InputError, match=f"mine takes no .* {pipeline}") as refused:
+        resolve_request(request, spec)
+    assert refused.value.field == field
+    notes: list[str] = []
+    lenient = resolve_request(request, spec, lenient=True, on_note=notes.append)
+    assert getattr(lenient, field) is None
+    assert notes[0].endswith("It is left out.")
+
+
+def test_what_is_so_anyway_changes_no_id() -> None:
+    plain = resolve_request(build_request({"prompt": "a", "seed": 1}), POSTCARD)
+    said = build_request({"prompt": "a", "seed": 1, "prompt_syntax": "plain", "clip_skip": 1})
+    assert resolve_request(said, POSTCARD).identity() == plain.identity()
+    weighted = build_request({"prompt": "a", "seed": 1, "prompt_syntax": "a1111"})
+    assert resolve_request(weighted, POSTCARD).identity() != plain.identity()
+
+
+def test_an_option_and_set_do_not_contradict_each_other() -> None:
+    both = build_request({"prompt": "a", "clip_skip": 2, "extras": (("clip_skip", 1),)})
+    with pytest.raises(InputError, match="Give --clip-skip or --set clip_skip, not both"):
+        resolve_request(both, POSTCARD)
+
+
+def test_a_prompt_that_looks_weighted_is_told_unless_it_is_read_so() -> None:
+    request = factories.request(prompt="a (red:1.3) house BREAK a sea")
+    notes = literal_syntax_notes([request])
+    assert [note.partition(" is read")[0] for note in notes] == ["`(red:1.3)`", "`BREAK`"]
+    read = factories.request(prompt="a (red:1.3) house", prompt_syntax="a1111")
+    assert literal_syntax_notes([read]) == []
+    assert literal_syntax_notes([factories.request(prompt="ROCK AND ROLL")]) == []
+
+
+def test_a_process_refuses_before_a_model_is_loaded(t2i: T2I) -> None:
+    command = ("generate", "a [red|blue] star", "-m", "postcard", "--prompt-syntax", "a1111")
+    done = t2i(*command, "--json")
+    assert done.returncode == 2
+    error = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert error["message"] == (
+        "The prompt has words that alternate, which t2i does not make: `[red|blue]`."
+    )
+    done = t2i("generate", "a", "-m", "postcard", "--clip-skip", "40", "--json")
+    assert done.returncode == 2
+    assert "CLIP skip of at most" in json.loads(done.stderr.splitlines()[-1])["error"]["message"]
