@@ -15,7 +15,7 @@ from tests.fakes.vertex import FakeVertex
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-IN_CI = ("README", "batch", "remote", "serve")
+IN_CI = ("README", "batch", "prompts", "remote", "serve")
 """Pages that CI runs; `make full` runs all."""
 ELSEWHERE = {
     r"pip install|-m pytest|-m mutmut": "CI itself runs these",

@@ -13,8 +13,9 @@ from t2i_cli.files.state_files import parse_json
 from t2i_cli.models import schedulers
 from t2i_cli.output import comfyui_graph
 from t2i_cli.output.image_texts.collected import ImageTexts
-from t2i_cli.output.infotext import parse_field_texts, parse_infotext
+from t2i_cli.output.infotext import Infotext, parse_field_texts, parse_infotext
 from t2i_cli.output.parser_results import parsed_values, run_parser
+from t2i_cli.prompts.weighted_prompt import has_weights
 from t2i_cli.request_fields import FIELDS
 
 _MAX_DEPTH = 100
@@ -69,9 +70,7 @@ def _text_record(found: ImageTexts) -> ForeignRecord | None:
                     return record
                 continue
         if name != "t2i" and (infotext := parse_infotext(text)):
-            return ForeignRecord(
-                source="a1111", request=infotext.request, parameters=infotext.parameters
-            )
+            return _a1111(infotext)
     return None
 
 
@@ -91,6 +90,18 @@ def _json_record(value: _JsonRecord, found: ImageTexts) -> ForeignRecord | None:
     if isinstance(graph := value.get("prompt"), dict) and comfyui_graph.is_graph(graph):
         return _comfyui_record(value)
     return None
+
+
+def _a1111(infotext: Infotext) -> ForeignRecord:
+    """The record of AUTOMATIC1111's text; t2i's own says how its prompts are read."""
+    prompts = [str(infotext.request.get(name) or "") for name in ("prompt", "negative_prompt")]
+    is_own = infotext.parameters.get("Version", "").startswith("t2i ")
+    weighted = not is_own and any(map(has_weights, prompts))
+    return ForeignRecord(
+        source="a1111",
+        request=infotext.request | ({"prompt_syntax": "a1111"} if weighted else {}),
+        parameters=infotext.parameters,
+    )
 
 
 def _swarmui(inner: _JsonRecord, outer: _JsonRecord) -> ForeignRecord:

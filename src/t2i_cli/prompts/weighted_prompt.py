@@ -87,7 +87,7 @@ def check_weight(weight: float, field: str) -> None:
 
 
 def has_weights(text: str) -> bool:
-    """Whether AUTOMATIC1111 reads a weight in a text."""
+    """Whether AUTOMATIC1111 reads a weight in a text, and nothing that t2i does not."""
     try:
         return any(part.weight != 1 for part in parse_weights(text))
     except InputError:
