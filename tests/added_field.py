@@ -1,4 +1,4 @@
-"""What a t2i with one more request field, `guidance_rescale`, makes of it: facts in JSON on stdout.
+"""What a t2i with one more request field, `eta`, makes of it: facts in JSON on stdout.
 
 tests/test_request_fields.py runs it with a copy of the program in which the field is declared.
 """
@@ -36,23 +36,23 @@ ROOT = Path(__file__).parent.parent
 def rows() -> dict[str, object]:
     """JSONL, CSV and --vary."""
     read = [
-        *readers.read_jsonl([b'{"prompt": "a", "guidance_rescale": 0.5}']),
-        *readers.read_csv([b"prompt,guidance_rescale\n", b"b,0.7\n"]),
-        *readers.read_jsonl([b'{"prompt": "c", "guidance_rescale": "two"}']),
+        *readers.read_jsonl([b'{"prompt": "a", "eta": 0.5}']),
+        *readers.read_csv([b"prompt,eta\n", b"b,0.7\n"]),
+        *readers.read_jsonl([b'{"prompt": "c", "eta": "two"}']),
     ]
     entries = [entry for entry in read if isinstance(entry, PromptEntry)]
-    varied = BatchOptions(vary=parse_vary(["guidance_rescale=0.1,0.2"]))
+    varied = BatchOptions(vary=parse_vary(["eta=0.1,0.2"]))
     found, _ = expand_rows([PromptEntry(1, {"prompt": "d"})], varied, StubBackend())
-    wrong = PromptEntry(1, {"prompt": "e", "guidance_rescale": 9})
+    wrong = PromptEntry(1, {"prompt": "e", "eta": 9})
     _, problems = expand_rows([wrong], BatchOptions(), StubBackend())
     return {
-        "read": [entry.values["guidance_rescale"] for entry in entries],
+        "read": [entry.values["eta"] for entry in entries],
         "wrong": [entry.message for entry in read if not isinstance(entry, PromptEntry)],
-        "varied": [row.request.to_json()["guidance_rescale"] for row in found],
+        "varied": [row.request.to_json()["eta"] for row in found],
         "ids": len({row.id for row in found}),
         "keys": len({row.request.batch_key() for row in found}),
         "refused": [problem.message for problem in problems],
-        "shown": "guidance_rescale" in DISPLAY_FIELDS,
+        "shown": "eta" in DISPLAY_FIELDS,
     }
 
 
@@ -63,17 +63,15 @@ def server() -> dict[str, object]:
     schemas = document["components"]["schemas"]
     with serving(stub) as there:
         client = backends.chosen("http", url=f"{there.url}/v1")
-        asked = build_request({"prompt": "a red star", "guidance_rescale": 0.5})
+        asked = build_request({"prompt": "a red star", "eta": 0.5})
         settled = resolve_request(asked, client.describe(asked))
         [outcome] = client.run([settled], lambda _: None, Flag())
         client.close()
     return {
-        "schemas": sorted(
-            name for name, one in schemas.items() if "guidance_rescale" in one["properties"]
-        ),
-        "sent": [request.to_json().get("guidance_rescale") for request in stub.made],
-        "recorded": outcome.request.to_json()["guidance_rescale"],
-        "page": 'name="guidance_rescale"' in page._render_fields(page._INPUTS_PLACEHOLDER),
+        "schemas": sorted(name for name, one in schemas.items() if "eta" in one["properties"]),
+        "sent": [request.to_json().get("eta") for request in stub.made],
+        "recorded": outcome.request.to_json()["eta"],
+        "page": 'name="eta"' in page._render_fields(page._INPUTS_PLACEHOLDER),
     }
 
 
@@ -89,32 +87,32 @@ def told(call: Callable[[], object]) -> str:
 def remote() -> dict[str, object]:
     """A dialect that has no such field, and Vertex AI's instances."""
     other = ServerInfo(url="http://x/v1", dialect=DIALECTS["sglang"], models=["m"], facts={})
-    asked = build_request({"prompt": "x", "guidance_rescale": 0.5})
-    request = factories.request(guidance_rescale=0.5)
+    asked = build_request({"prompt": "x", "eta": 0.5})
+    request = factories.request(eta=0.5)
     sent = {s: payload.build_prediction_request(request, s, "png") for s in payload.TAKES}
     return {
         "refused": told(lambda: resolve_request(asked, other.model_spec("m"))),
-        "vertex": [s for s, body in sent.items() if '"guidance_rescale": 0.5' in json.dumps(body)],
+        "vertex": [s for s, body in sent.items() if '"eta": 0.5' in json.dumps(body)],
     }
 
 
 def records() -> dict[str, object]:
     """Names of files, records, ids, and the table in the docs."""
-    request = factories.request(guidance_rescale=0.5)
+    request = factories.request(eta=0.5)
     image = TemplateContext(index=1, id="", request=request, format="png")
     text = infotext.format_infotext(request, factories.LOCK, (64, 48))
     again = infotext.parse_infotext(text)
     return {
-        "name": filenames.render_template("{guidance_rescale}-{seed}.png", image),
-        "infotext": "CFG Rescale: 0.5" in text,
-        "parsed": again and again.request["guidance_rescale"],
+        "name": filenames.render_template("{eta}-{seed}.png", image),
+        "infotext": "Eta: 0.5" in text,
+        "parsed": again and again.request["eta"],
         "ids": [
             factories.REQUEST.identity(),
             factories.REQUEST.identity(3, seed=7),
             request.identity(),
         ],
         "json": list(factories.REQUEST.to_json()),
-        "docs": "`guidance_rescale`" in _docs().fields_table(),
+        "docs": "`eta`" in _docs().fields_table(),
     }
 
 

@@ -86,7 +86,7 @@ def test_a_weight_of_1_changes_no_pixel_and_others_do(
 
 def test_a_weight_moves_the_words_own_embedding(postcard: Model) -> None:
     plain = postcard.embedding("a red star")
-    empty = postcard.embedding("")
+    empty = postcard.embedding("()")
     more = postcard.embedding("a (red:1.5) star")
     # Tokens: begin, a, red, star, end.
     moved = (more - plain).abs().sum(-1) > 0
@@ -136,6 +136,14 @@ def test_texts_are_encoded_once(postcard: Model) -> None:
     (first,) = postcard.pictures(request)
     with mock.patch.object(CLIPTextModel, "forward", side_effect=AssertionError):
         assert equal(first, postcard.pictures(request)[0])
+
+
+def test_guidance_is_rescaled(postcard: Model) -> None:
+    plain, rescaled = (
+        postcard.picture("a red star", guidance_scale=8.0, **fields)
+        for fields in ({}, {"guidance_rescale": 0.7})
+    )
+    assert not equal(plain, rescaled)
 
 
 def test_words_that_have_no_token_are_left_out(postcard: Model) -> None:

@@ -199,7 +199,7 @@ def test_lines_of_options_are_rows(tmp_path: Path) -> None:
     ("line", "field", "message"),
     [
         ("--prompt a --stepz 3", "stepz", "unknown option; did you mean --steps?"),
-        ("--prompt a --styles x", "styles", "t2i has no such option."),
+        ("--prompt a --tiling x", "tiling", "t2i has no such option."),
         ("--prompt a --steps", "steps", "must be a whole number, not ''."),
         ("--prompt a --steps x", "steps", "must be a whole number, not 'x'."),
         ("--prompt a --steps 3 4", None, "'4' belongs to no option."),

@@ -16,17 +16,17 @@ from tests import factories
 SOURCE = Path(t2i_cli.__file__).parent
 ROOT = Path(__file__).parent.parent
 DECLARED = """
-    guidance_rescale: float | None = _declared(
+    eta: float | None = _declared(
         RequestField(
-            flags=("--guidance-rescale",),
+            flags=("--eta",),
             help="How far to take back overexposure.",
             label="Rescale",
             low=0,
             high=1,
-            dialects=_named("guidance_rescale", "t2i"),
+            dialects=_named("eta", "t2i"),
             servings=frozenset({"t2i"}),
-            pipeline="guidance_rescale",
-            infotext="CFG Rescale",
+            pipeline="eta",
+            infotext="Eta",
         )
     )
 """
@@ -68,7 +68,7 @@ def copied(folder: Path, declaration: str) -> Path:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A t2i with `guidance_rescale`."""
+    """A t2i with `eta`."""
     return copied(tmp_path_factory.mktemp("extended"), DECLARED)
 
 
@@ -91,28 +91,26 @@ def test_the_command_line_has_it(extended: Path, t2i_env: dict[str, str], tmp_pa
     def t2i(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
         return run(extended, t2i_env, tmp_path, "-m", "t2i_cli", *arguments, **more)
 
-    assert "--guidance-rescale NUMBER How far to take back" in " ".join(
-        t2i("generate", "--help").stdout.split()
-    )
+    assert "--eta NUMBER How far to take back" in " ".join(t2i("generate", "--help").stdout.split())
     words = {
-        "COMP_WORDS": "t2i batch --guidance-r",
+        "COMP_WORDS": "t2i batch --et",
         "COMP_CWORD": "2",
         "_T2I_COMPLETE": "complete_bash",
     }
-    assert t2i(**words).stdout.split() == ["--guidance-rescale"]
-    wrong = t2i("generate", "x", "-m", "postcard", "--guidance-rescale", "9", "--json")
+    assert t2i(**words).stdout.split() == ["--eta"]
+    wrong = t2i("generate", "x", "-m", "postcard", "--eta", "9", "--json")
     assert wrong.returncode == 2
     error = json.loads(wrong.stderr)["error"]
-    assert error["message"] == "guidance_rescale must be from 0 to 1, not 9.0."
+    assert error["message"] == "eta must be from 0 to 1, not 9.0."
     done = t2i(
         *("generate", "a red star", "-m", "postcard", "-s", "1", "--steps", "1"),
-        *("--guidance-rescale", "0.5", "-o", "{guidance_rescale}-{seed}.png"),
+        *("--eta", "0.5", "-o", "{eta}-{seed}.png"),
     )
     assert (done.returncode, done.stdout) == (0, "0.5-1.png\n"), done.stderr
     told = json.loads(t2i("inspect", "0.5-1.png", "--json").stdout)
-    assert told["request"]["guidance_rescale"] == 0.5
-    assert told["parameters"]["CFG Rescale"] == "0.5"
-    assert re.search(r"guidance rescale +0\.5\n", t2i("inspect", "0.5-1.png").stdout)
+    assert told["request"]["eta"] == 0.5
+    assert told["parameters"]["Eta"] == "0.5"
+    assert re.search(r"eta +0\.5\n", t2i("inspect", "0.5-1.png").stdout)
 
 
 def test_everything_else_has_it(extended: Path, t2i_env: dict[str, str], tmp_path: Path) -> None:
@@ -125,7 +123,7 @@ def test_everything_else_has_it(extended: Path, t2i_env: dict[str, str], tmp_pat
         "varied": [0.1, 0.2],
         "ids": 2,
         "keys": 2,
-        "refused": ["guidance_rescale must be from 0 to 1, not 9."],
+        "refused": ["eta must be from 0 to 1, not 9."],
         "shown": True,
     }
     assert server == {
@@ -136,7 +134,7 @@ def test_everything_else_has_it(extended: Path, t2i_env: dict[str, str], tmp_pat
     }
     where = "The server at http://x/v1 (sglang dialect)"
     assert remote == {
-        "refused": f"guidance_rescale: {where} takes no guidance rescale.",
+        "refused": f"eta: {where} takes no eta.",
         "vertex": ["t2i"],
     }
     assert (records["name"], records["infotext"], records["parsed"]) == ("0.5-42.png", True, 0.5)

@@ -125,6 +125,7 @@ def test_hostile_prompts_take_no_time() -> None:
         ("FluxPipeline", {"clip_skip": 2}, "clip_skip"),
         ("StableDiffusionPipeline", {"prompt_2": "b"}, "prompt_2"),
         ("ZImagePipeline", {"prompt_2": "b"}, "prompt_2"),
+        ("FluxPipeline", {"guidance_rescale": 0.7}, "guidance_rescale"),
     ],
 )
 def test_a_model_that_has_no_such_thing_refuses_it_by_name(
@@ -144,6 +145,8 @@ def test_a_model_that_has_no_such_thing_refuses_it_by_name(
 def test_what_is_so_anyway_changes_no_id() -> None:
     plain = resolve_request(build_request({"prompt": "a", "seed": 1}), POSTCARD)
     said = build_request({"prompt": "a", "seed": 1, "prompt_syntax": "plain", "clip_skip": 1})
+    assert resolve_request(said, POSTCARD).identity() == plain.identity()
+    said = build_request({"prompt": "a", "seed": 1, "guidance_rescale": 0.0})
     assert resolve_request(said, POSTCARD).identity() == plain.identity()
     weighted = build_request({"prompt": "a", "seed": 1, "prompt_syntax": "a1111"})
     assert resolve_request(weighted, POSTCARD).identity() != plain.identity()

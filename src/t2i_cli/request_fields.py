@@ -425,6 +425,22 @@ class RequestFields:
             expanded=True,
         )
     )
+    guidance_rescale: float | None = _declared(
+        RequestField(
+            flags=("--guidance-rescale",),
+            help="How far to take back the contrast that strong guidance adds, as 0.7.",
+            default="0",
+            label="Guidance rescale",
+            summary="guidance rescale {}",
+            low=0,
+            high=1,
+            dialects=_named("guidance_rescale", "t2i"),
+            servings=frozenset({"t2i"}),
+            pipeline="guidance_rescale",
+            infotext="CFG rescale",
+            needs="guidance_rescale",
+        )
+    )
 
 
 def _field_table() -> dict[str, RequestField]:

@@ -24,11 +24,11 @@ SCHEDULES = ("sigmas", "timesteps")
 _OPTIONS = {
     known.pipeline or name: known.flags[0] if known.flags else f"the {name}"
     for name, known in FIELDS.items()
-    if name not in {"extras", "seed", "clip_skip", "prompt_2"}
+    if name not in {"extras", "seed", "clip_skip", "guidance_rescale", "prompt_2"}
 }
 """Arguments that request fields have, with the options that set them.
 
-`--set` gave two of them before they had options: rows that say so are still made.
+`--set` gave some of them before they had options: rows that say so are still made.
 """
 _SET_BY_T2I = {
     *("self", "args", "kwargs", "generator", "num_images_per_prompt", "output_type"),

@@ -27,7 +27,11 @@ CLIP_AND_T5 = frozenset({"FluxPipeline"})
 WEIGHTED = ONE_CLIP | TWO_CLIPS | CLIP_AND_T5
 """Pipelines that t2i encodes weighted prompts for; tests try each against its own encoding."""
 
-_ARGUMENTS = {"clip_skip": "CLIP skip", "prompt_2": "second prompt"}
+_ARGUMENTS = {
+    "clip_skip": "CLIP skip",
+    "prompt_2": "second prompt",
+    "guidance_rescale": "guidance rescale",
+}
 """Fields that are arguments of some pipelines' calls, in words."""
 PROMPTS = ("prompt", "negative_prompt", "prompt_2")
 

@@ -41,6 +41,8 @@ def build_request(values: Mapping[str, object]) -> GenerateRequest:
         request = replace(request, prompt_syntax=None)
     if request.clip_skip == 1:
         request = replace(request, clip_skip=None)
+    if request.guidance_rescale == 0:
+        request = replace(request, guidance_rescale=None)
     if request.model:
         model, revision = catalog.parse_address(request.model, request.revision)
         request = replace(request, model=model, revision=revision)

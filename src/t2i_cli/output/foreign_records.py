@@ -15,7 +15,7 @@ from t2i_cli.output import comfyui_graph
 from t2i_cli.output.image_texts.collected import ImageTexts
 from t2i_cli.output.infotext import Infotext, parse_field_texts, parse_infotext
 from t2i_cli.output.parser_results import parsed_values, run_parser
-from t2i_cli.prompts.weighted_prompt import has_weights
+from t2i_cli.prompts.weighted_prompt import is_weighted
 from t2i_cli.request_fields import FIELDS
 
 _MAX_DEPTH = 100
@@ -96,7 +96,7 @@ def _a1111(infotext: Infotext) -> ForeignRecord:
     """The record of AUTOMATIC1111's text; t2i's own says how its prompts are read."""
     prompts = [str(infotext.request.get(name) or "") for name in ("prompt", "negative_prompt")]
     is_own = infotext.parameters.get("Version", "").startswith("t2i ")
-    weighted = not is_own and any(map(has_weights, prompts))
+    weighted = not is_own and any(map(is_weighted, prompts))
     return ForeignRecord(
         source="a1111",
         request=infotext.request | ({"prompt_syntax": "a1111"} if weighted else {}),

@@ -35,13 +35,13 @@ _OPTIONS: Mapping[str, str] = (
         for flag in field.flags
         if flag.startswith("--")
     }
-    | {"sampler_name": "scheduler", "sd_model": "model"}
+    | {"sampler_name": "scheduler", "sd_model": "model", "styles": "style"}
     | dict.fromkeys(_COUNTS, "count")
 )
 """Names of options, with underscores, to fields of rows."""
 _WITHOUT_COUNTERPART = frozenset(
     {
-        *("outpath_samples", "outpath_grids", "prompt_for_display", "styles", "subseed"),
+        *("outpath_samples", "outpath_grids", "prompt_for_display", "subseed"),
         *("subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "sampler_index"),
         *("restore_faces", "tiling", "do_not_save_samples", "do_not_save_grid"),
     }

@@ -13,7 +13,7 @@ from t2i_cli.known_names import closest_name
 from t2i_cli.prompts.decoding import decode_text
 from t2i_cli.request import GenerateRequest
 
-MAX_FILE_BYTES = 2**24
+_MAX_FILE_BYTES = 2**24
 _PLACEHOLDER = "{prompt}"
 _PROMPT_COLUMNS = ("prompt", "text")
 """The column of the prompt, and what old versions call it."""
@@ -114,7 +114,7 @@ def _merged(prompt: str, style: str) -> str:
 def _read_styles(path: Path) -> list[tuple[str, Style]]:
     """Every style of a file with its name. Raises InputError."""
     try:
-        text = decode_text(read_input(path, MAX_FILE_BYTES))
+        text = decode_text(read_input(path, _MAX_FILE_BYTES))
     except OSError as error:
         raise InputError(
             f"Cannot read the styles in '{path}': {os_reason(error)}.", field="styles"

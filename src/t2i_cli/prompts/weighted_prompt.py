@@ -86,7 +86,7 @@ def check_weight(weight: float, field: str) -> None:
         )
 
 
-def has_weights(text: str) -> bool:
+def is_weighted(text: str) -> bool:
     """Whether AUTOMATIC1111 reads a weight in a text, and nothing that t2i does not."""
     try:
         return any(part.weight != 1 for part in parse_weights(text))
