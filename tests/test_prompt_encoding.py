@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -10,12 +11,17 @@ import pytest
 from numpy.typing import NDArray
 
 from t2i_cli.backend import GeneratedImage
-from t2i_cli.backends.local import LocalBackend, LocalOptions, memory, weighted_prompts
+from t2i_cli.backends.local import (
+    LocalBackend,
+    LocalOptions,
+    memory,
+    prompt_check,
+    weighted_prompts,
+)
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.events import Event, Notice
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.request_resolution import build_request, resolve_request
-from t2i_cli.prompts import compel_prompt
 from t2i_cli.request import ResolvedRequest
 from tests import tiny_models
 
@@ -73,7 +79,7 @@ def equal(one: Pixels, other: Pixels) -> bool:
 
 @pytest.mark.parametrize("fields", [{}, {"negative_prompt": "green"}, {"clip_skip": 2}])
 def test_a_weight_of_1_changes_no_pixel_and_others_do(
-    postcard: Model, fields: dict[str, object]
+    postcard: Model, fields: dict[str, Any]
 ) -> None:
     plain = postcard.picture("a red star", **fields)
     assert equal(plain, postcard.picture("a (red:1.0) star", "a1111", **fields))
@@ -138,10 +144,12 @@ def test_texts_are_encoded_once(postcard: Model) -> None:
         assert equal(first, postcard.pictures(request)[0])
 
 
+_RESCALED: tuple[dict[str, Any], ...] = ({}, {"guidance_rescale": 0.7})
+
+
 def test_guidance_is_rescaled(postcard: Model) -> None:
     plain, rescaled = (
-        postcard.picture("a red star", guidance_scale=8.0, **fields)
-        for fields in ({}, {"guidance_rescale": 0.7})
+        postcard.picture("a red star", guidance_scale=8.0, **fields) for fields in _RESCALED
     )
     assert not equal(plain, rescaled)
 
@@ -161,7 +169,7 @@ def test_clip_skip_is_diffusers_own_less_one_and_bounded(postcard: Model) -> Non
     with pytest.raises(InputError, match="takes a CLIP skip of at most"):
         backend.check(postcard.ask("a", clip_skip=60))
     with (
-        mock.patch.object(compel_prompt.importlib.util, "find_spec", return_value=None),
+        mock.patch.object(prompt_check, "compel_is_installed", return_value=False),
         pytest.raises(ModelError, match="needs compel, which is not installed") as missing,
     ):
         backend.check(postcard.ask("a", "a1111"))
@@ -180,7 +188,7 @@ def test_families_with_several_encoders(family: str, tmp_path: Path) -> None:
     weighted = model.picture("a red star", "a1111", prompt_2="a (blue:1.6) sea")
     assert not equal(second, weighted)
     if family == "sdxl":
-        fields = {"negative_prompt": "green", "clip_skip": 2}
+        fields: dict[str, Any] = {"negative_prompt": "green", "clip_skip": 2}
         plain = model.picture("a red star", **fields)
         assert equal(plain, model.picture("a red star", "a1111", **fields))
         weighted = model.picture("a red star", "a1111", **fields | {"negative_prompt": "(green)"})

@@ -168,3 +168,9 @@ def test_an_image_records_the_whole_prompt_and_the_names(
     assert wrong.returncode == 2
     assert "did you mean snowy?" in wrong.stderr
     assert [path.name for path in tmp_path.glob("*.png")] == ["a.png"]
+
+
+def test_a_server_refuses_styles_that_it_cannot_read(t2i: T2I, file: Path) -> None:
+    done = t2i("serve", "-m", "postcard", "--port", "0", "--styles", str(file) + "x")
+    assert done.returncode == 2
+    assert "Cannot read the styles in" in done.stderr
