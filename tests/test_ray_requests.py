@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from t2i_cli.backend import WorkerStatus
+from t2i_cli.backend import WorkerReport
 from t2i_cli.backends.ray import losses
 from t2i_cli.backends.ray.pending_requests import PendingRequests, pass_rows, request_kind
 from t2i_cli.backends.ray.pool_state import PassInHand, PoolRun, PoolWorker
@@ -146,7 +146,7 @@ def test_a_worker_that_replaces_another_has_its_number_and_its_sums() -> None:
     workers[0].started = workers[0].ready = workers[1].ready = True
     workers[1].started = True
     workers[1].passes[1] = PassInHand(PoolRun([], ()), [])
-    assert [(one.number, one.state, one.node) for one in table.statuses()] == [
+    assert [(one.number, one.state, one.node) for one in table.reports()] == [
         (0, "ready", "n0"),
         (1, "busy", "n1"),
         (2, "starting", None),
@@ -154,7 +154,7 @@ def test_a_worker_that_replaces_another_has_its_number_and_its_sums() -> None:
     table.count(workers[1], images=2, seconds=0.5)
     table.remove(workers[1])
     table.count(workers[1], losses=1, failures=1)
-    assert table.statuses()[1] == WorkerStatus(
+    assert table.reports()[1] == WorkerReport(
         number=1, state="gone", images=2, failures=1, losses=1, seconds=0.5
     )
     for number in (1, 3):
@@ -162,6 +162,6 @@ def test_a_worker_that_replaces_another_has_its_number_and_its_sums() -> None:
         table.add(late)
         assert late.number == number
         table.count(late, images=1)
-    found = table.statuses()
+    found = table.reports()
     assert [one.number for one in found] == [0, 1, 2, 3]
     assert (found[1].images, found[1].losses, found[1].state) == (3, 1, "starting")

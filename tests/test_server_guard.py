@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from t2i_cli.backend import WorkerStatus
+from t2i_cli.backend import WorkerReport
 from t2i_cli.errors import InputError
 from t2i_cli.events import MemoryMeasure
 from t2i_cli.server import request_body, security
@@ -326,11 +326,11 @@ def test_figures_are_told(plain: TestClient) -> None:
 class WithWorkers(StubBackend):
     """A stub of two workers, of which one was lost."""
 
-    def worker_statuses(self) -> list[WorkerStatus]:
+    def worker_reports(self) -> list[WorkerReport]:
         """What is told of them."""
         return [
-            WorkerStatus(number=0, state="busy", node="first", images=3, seconds=1.5),
-            WorkerStatus(number=1, state="gone", failures=2, losses=1),
+            WorkerReport(number=0, state="busy", node="first", images=3, seconds=1.5),
+            WorkerReport(number=1, state="gone", failures=2, losses=1),
         ]
 
 

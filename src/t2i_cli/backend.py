@@ -71,7 +71,7 @@ class CancellationToken(Flag):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerStatus:
+class WorkerReport:
     """A worker by its number, which the one that replaces it keeps, and sums since the start.
 
     `node` is its machine, where that is known; `losses` counts how often the worker with that
@@ -91,7 +91,7 @@ class WorkerStatus:
 class MultiWorkerBackend(Protocol):
     """A backend whose images are made by workers."""
 
-    def worker_statuses(self) -> Sequence[WorkerStatus]:
+    def worker_reports(self) -> Sequence[WorkerReport]:
         """The status of each worker, by number; callable from any thread."""
         ...
 

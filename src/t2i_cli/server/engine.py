@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from t2i_cli.backend import Backend, MultiWorkerBackend, WorkerStatus
+from t2i_cli.backend import Backend, MultiWorkerBackend, WorkerReport
 from t2i_cli.errors import (
     InputError,
     ModelError,
@@ -102,10 +102,10 @@ class Engine:
         """Images of the running batch."""
         return self.batcher.running
 
-    def worker_statuses(self) -> Sequence[WorkerStatus]:
+    def worker_reports(self) -> Sequence[WorkerReport]:
         """The status of each of the backend's workers; none where it has no workers."""
         backend = self._backend
-        return backend.worker_statuses() if isinstance(backend, MultiWorkerBackend) else ()
+        return backend.worker_reports() if isinstance(backend, MultiWorkerBackend) else ()
 
     @property
     def idle_since(self) -> float | None:

@@ -30,7 +30,7 @@ _WORKER_COUNTERS = {
     "failures": "Images that failed with the worker.",
     "losses": "How often the worker was lost.",
 }
-"""Counters by worker: fields of WorkerStatus, and what they are."""
+"""Counters by worker: fields of WorkerReport, and what they are."""
 
 
 def health_router(engine: Engine, connections: ConnectionTable) -> APIRouter:
@@ -50,8 +50,8 @@ def health_router(engine: Engine, connections: ConnectionTable) -> APIRouter:
         """200 while the model can serve."""
         waits = "failed" if engine.failure else "stopping" if engine.stopping else "loading"
         answer: dict[str, object] = {"status": "ready" if engine.ready else waits}
-        if statuses := engine.worker_statuses():
-            answer["workers"] = dict(Counter(status.state for status in statuses))
+        if reports := engine.worker_reports():
+            answer["workers"] = dict(Counter(report.state for report in reports))
         return responses.json_response(answer, 200 if engine.ready else 503)
 
     @api.get("/metrics", response_class=PlainTextResponse)
@@ -91,17 +91,17 @@ class _WorkerFigures(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        statuses = self._engine.worker_statuses()
-        if not statuses:
+        reports = self._engine.worker_reports()
+        if not reports:
             return
         for name, text in _WORKER_COUNTERS.items():
             counter = CounterMetricFamily(f"t2i_worker_{name}", text, labels=["worker"])
-            for status in statuses:
-                counter.add_metric([str(status.number)], getattr(status, name))
+            for report in reports:
+                counter.add_metric([str(report.number)], getattr(report, name))
             yield counter
         up = GaugeMetricFamily("t2i_worker_up", "1 while the worker can work.", labels=["worker"])
-        for status in statuses:
-            up.add_metric([str(status.number)], status.state in {"ready", "busy"})
+        for report in reports:
+            up.add_metric([str(report.number)], report.state in {"ready", "busy"})
         yield up
 
 

@@ -10,7 +10,7 @@ from t2i_cli.backend import (
     CancellationToken,
     Failure,
     GeneratedImage,
-    WorkerStatus,
+    WorkerReport,
 )
 from t2i_cli.backends.local import LocalBackend, device
 from t2i_cli.backends.local.options import LocalOptions
@@ -92,9 +92,9 @@ class RayBackend:
         """As many as there are workers."""
         return max(1, self._pool.size)
 
-    def worker_statuses(self) -> list[WorkerStatus]:
+    def worker_reports(self) -> list[WorkerReport]:
         """The status of each worker that was started, by number."""
-        return self._pool.table.statuses()
+        return self._pool.table.reports()
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """The commit that a model's revision resolves to."""

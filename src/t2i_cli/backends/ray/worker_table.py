@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
-from t2i_cli.backend import WorkerStatus
+from t2i_cli.backend import WorkerReport
 from t2i_cli.backends.ray.pool_state import PoolWorker
 
 
@@ -11,7 +11,7 @@ from t2i_cli.backends.ray.pool_state import PoolWorker
 class _Place:
     """A number, the worker that has it now, and the sums of all that had it."""
 
-    total: WorkerStatus
+    total: WorkerReport
     worker: PoolWorker | None = None
 
 
@@ -27,7 +27,7 @@ class WorkerTable:
         with self._lock:
             free = next((place for place in self._places if place.worker is None), None)
             if free is None:
-                free = _Place(WorkerStatus(number=len(self._places), state="gone"))
+                free = _Place(WorkerReport(number=len(self._places), state="gone"))
                 self._places.append(free)
             free.worker, worker.number = worker, free.total.number
 
@@ -57,13 +57,13 @@ class WorkerTable:
                 seconds=total.seconds + seconds,
             )
 
-    def statuses(self) -> list[WorkerStatus]:
+    def reports(self) -> list[WorkerReport]:
         """The status of each number, in order."""
         with self._lock:
-            return [_status(place) for place in self._places]
+            return [_report(place) for place in self._places]
 
 
-def _status(place: _Place) -> WorkerStatus:
+def _report(place: _Place) -> WorkerReport:
     worker = place.worker
     if worker is None:
         return place.total

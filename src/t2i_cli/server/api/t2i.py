@@ -58,8 +58,8 @@ def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
     @api.get("/workers")
     async def workers() -> Response:
         """The backend's workers: number, state, machine, and what each number has made."""
-        statuses = engine.worker_statuses()
-        return responses.json_response({"workers": [asdict(status) for status in statuses]})
+        reports = engine.worker_reports()
+        return responses.json_response({"workers": [asdict(report) for report in reports]})
 
     @api.post(
         "/generate",
