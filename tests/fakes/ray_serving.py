@@ -4,6 +4,7 @@
 """
 
 import os
+import sys
 
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.ray import RayBackend, RayOptions
@@ -27,3 +28,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # As the command itself ends: without waiting for Ray's threads.
+    sys.stdout.flush()
+    os._exit(0)
