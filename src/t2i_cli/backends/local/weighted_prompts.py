@@ -117,8 +117,7 @@ def _negative_texts(
     None if nothing guides the image away from them.
     """
     given = arguments.get("negative_prompt")
-    first = requests[0]
-    scale = first.guidance_scale
+    scale = arguments.get(loaded.spec.guidance_argument or "")
     guided = (
         type(loaded.pipe).__name__ not in prompt_support.CLIP_AND_T5
         and "negative_prompt_embeds" in call_parameters(loaded.pipe)
