@@ -39,6 +39,7 @@ class Model:
     def ask(self, prompt: str, syntax: str | None = None, **fields: object) -> ResolvedRequest:
         """A request, settled for the model."""
         values = {"prompt": prompt, "prompt_syntax": syntax, "seed": 1, "steps": 2}
+        values |= {"width": 64, "height": 64}
         request = build_request(values | {"model": self.name} | fields)
         return resolve_request(request, self.backend.describe(request))
 
