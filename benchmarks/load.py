@@ -39,7 +39,7 @@ def main() -> None:
         root = Path(name)
         tiny_models.save_pipeline(lambda: _pipeline(options.width), root / "folder")
         file = single_files.save_checkpoint(root / "folder", root / "file.safetensors")
-        sides = {
+        sides: dict[str, dict[str, object]] = {
             "folder": {"model": str(root / "folder")},
             "file": {"model": str(file), "base": PartSource(str(root / "folder"))},
         }
@@ -83,7 +83,7 @@ def _pipeline(width: int) -> LibraryObject:
 
 
 def _weights(width: int) -> int:
-    return sum(p.numel() * 4 for p in _pipeline(width).unet.parameters()) // MIB
+    return int(sum(p.numel() * 4 for p in _pipeline(width).unet.parameters())) // MIB
 
 
 def _load(named: dict[str, object]) -> float:

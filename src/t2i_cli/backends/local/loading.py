@@ -249,7 +249,7 @@ def _file_digest(spec: ModelSpec) -> str | None:
     """The SHA-256 of the single file that a model is named by. Raises ModelError."""
     file = catalog.file_named(spec.name) if spec.composition and not spec.repo else None
     # After it was read: its pages are in memory.
-    return file and file_digests.sha256_of(file)
+    return None if file is None else file_digests.sha256_of(file)
 
 
 def _use_channels_last(pipe: LibraryObject) -> None:
