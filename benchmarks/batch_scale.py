@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event as Flag
 
@@ -28,8 +28,10 @@ from t2i_cli.backend import GeneratedImage
 from t2i_cli.batch import manifest, plan, runner, session
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal
+from t2i_cli.batch.local_folder import LocalFolder, LocalManifest
 from t2i_cli.batch.manifest import Manifest, ManifestState
 from t2i_cli.batch.options import BatchOptions
+from t2i_cli.batch.outcome_recorder import manifest_line
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
 from t2i_cli.batch.rows import expand_rows
 from t2i_cli.batch.runner import BatchWriter
@@ -128,7 +130,7 @@ def resume(folder: Path, rows: int) -> dict[str, float]:
         lines = []
         for job in found.jobs[at : min(at + 1000, rows - 10)]:
             (out / job.file).write_bytes(b"x")
-            line = runner._manifest_line(job, _saved(out, job))  # noqa: SLF001
+            line = manifest_line(job, _saved(out, job))
             lines.append(line)
         book.append(lines)
     book.close()
@@ -159,7 +161,7 @@ def loop(folder: Path, rows: int) -> dict[str, float]:
     found = _planned(folder, rows)
     out = folder / "out"
     out.mkdir()
-    book = Manifest(out / manifest.MAIN_MANIFEST, durable=False)
+    book = LocalManifest(out, manifest.MAIN_MANIFEST, durable=False)
     seconds = _make(found, book, lambda image: _saved(out, found.jobs[image.index]))
     return {"ms_a_row": 1000 * seconds / rows}
 
@@ -169,8 +171,9 @@ def durable(folder: Path, rows: int) -> dict[str, float]:
     found = _planned(folder, rows)
     scratch = folder / "out" / ".t2i"
     scratch.mkdir(parents=True)
-    book = Manifest(folder / "out" / manifest.MAIN_MANIFEST)
-    seconds = _make(found, book, BatchWriter(found, scratch))
+    book = LocalManifest(folder / "out", manifest.MAIN_MANIFEST)
+    found = replace(found, folder=LocalFolder(folder / "out", scratch))
+    seconds = _make(found, book, BatchWriter(found))
     return {"rows_a_second": rows / seconds}
 
 
@@ -214,7 +217,9 @@ STAGES: dict[str, Callable[[Path, int], dict[str, float]]] = {
 }
 
 
-def _make(found: BatchPlan, book: Manifest, save: Callable[[GeneratedImage], SavedImage]) -> float:
+def _make(
+    found: BatchPlan, book: LocalManifest, save: Callable[[GeneratedImage], SavedImage]
+) -> float:
     started = time.perf_counter()
     tally = runner.run_plan(found, LocalExecutor(Constant()), save, book, Silent(), StopSignal())
     assert tally.made == len(found.jobs)  # noqa: S101 - a benchmark of what failed says nothing
@@ -232,7 +237,9 @@ def _planned(folder: Path, rows: int) -> BatchPlan:
     found = read_prompts(str(source), "jsonl")
     asked, problems = expand_rows(found.entries, BatchOptions(), Constant())
     assert not problems  # noqa: S101
-    return plan.build_plan(asked, [], folder / "out", ManifestState(), SelectionOptions())
+    return plan.build_plan(
+        asked, [], LocalFolder(folder / "out"), ManifestState(), SelectionOptions()
+    )
 
 
 def _saved(folder: Path, job: plan.PlannedImage) -> SavedImage:

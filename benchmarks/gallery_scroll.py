@@ -16,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from t2i_cli.batch import gallery, manifest
+from t2i_cli.batch.local_folder import LocalFolder
 from t2i_cli.batch.manifest import Manifest
 
 CHROMIUM = "/usr/bin/chromium"
@@ -83,7 +84,7 @@ def make_folder(folder: Path, rows: int) -> Path:
     book = Manifest(folder / manifest.MAIN_MANIFEST, durable=False)
     book.append(lines)
     book.close()
-    return gallery.write_gallery(folder, folder)
+    return folder / gallery.write_gallery(LocalFolder(folder, folder))
 
 
 def measure(browser: Browser, page: Path, rows: int) -> dict[str, float]:

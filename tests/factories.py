@@ -1,10 +1,14 @@
 """Factories for requests, generation infos and images, with overridable fields."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from PIL import Image
 
 from t2i_cli.backend import GeneratedImage
+from t2i_cli.batch import contact_sheet, gallery
+from t2i_cli.batch.local_folder import LocalFolder
+from t2i_cli.batch.plan import BatchPlan
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 
@@ -51,3 +55,14 @@ def generated(index: int = 0, **changes: object) -> GeneratedImage:
     return GeneratedImage(
         index=index, request=request(**changes), image=picture(), info=LOCK, seconds=1.25
     )
+
+
+def written_gallery(folder: Path, scratch: Path) -> Path:
+    """Write the gallery of a folder on this disk; its path."""
+    return folder / gallery.write_gallery(LocalFolder(folder, scratch))
+
+
+def written_sheet(plan: BatchPlan, scratch: Path) -> Path:
+    """Write the sheet of a plan whose folder is on this disk; its path."""
+    folder = Path(plan.folder.location())
+    return folder / contact_sheet.write_sheet(replace(plan, folder=LocalFolder(folder, scratch)))

@@ -22,7 +22,7 @@ from t2i_cli.backend import Failure
 from t2i_cli.backends.http import HttpBackend, HttpOptions
 from t2i_cli.backends.local import memory
 from t2i_cli.backends.vertex import payload
-from t2i_cli.batch import gallery, manifest, manifest_lines, manifest_merge, timings
+from t2i_cli.batch import manifest, manifest_lines, manifest_merge, timings
 from t2i_cli.errors import T2IError
 from t2i_cli.events import Event
 from t2i_cli.files import state_files, weight_files
@@ -64,6 +64,7 @@ from t2i_cli.worker import answers as worker_answers
 from t2i_cli.worker.control import WorkerStatus
 from t2i_cli.worker.state import RuntimeDir, WorkerState, WorkerUnavailableError
 from tests import factories
+from tests.factories import written_gallery
 from tests.fakes.stub_backend import StubBackend
 from tests.mutation import Mutate, mutate_bytes, mutate_json, mutate_lines, mutate_text
 
@@ -119,7 +120,7 @@ def read_manifest(data: bytes, folder: Path) -> None:
     _written(folder, manifest.shard_manifest_name(1, 2), data)
     for read in (
         lambda: manifest.load_manifests(folder),
-        lambda: gallery.write_gallery(folder, folder),
+        lambda: written_gallery(folder, folder),
         lambda: manifest_merge.merge_manifests(folder, folder),
         lambda: manifest.load_manifests(folder),
     ):

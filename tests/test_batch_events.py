@@ -14,6 +14,7 @@ import pytest
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import session
 from t2i_cli.batch.events import EventWriter
+from t2i_cli.batch.local_folder import LocalFolder
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions, build_plan
 from t2i_cli.batch.rows import expand_rows
@@ -154,7 +155,7 @@ def test_steps_name_rows_by_their_ids(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     from t2i_cli.batch.manifest import ManifestState
 
-    plan = build_plan(rows, [], tmp_path / "none", ManifestState(), SelectionOptions())
+    plan = build_plan(rows, [], LocalFolder(tmp_path / "none"), ManifestState(), SelectionOptions())
     console = Console()
     console.configure(events=True)
     lines = EventWriter(console, plan)

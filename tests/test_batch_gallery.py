@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from t2i_cli.backend import Failure, GeneratedImage
-from t2i_cli.batch import contact_sheet, gallery, manifest, progress
+from t2i_cli.batch import manifest, progress
+from t2i_cli.batch.local_folder import LocalFolder
 from t2i_cli.batch.manifest import Manifest, ManifestState
 from t2i_cli.batch.options import BatchOptions, parse_vary
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions, build_plan
@@ -29,6 +30,7 @@ from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts.entries import PromptEntry
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.throughput import ThroughputMeter
+from tests.factories import written_gallery, written_sheet
 from tests.fakes.stub_backend import StubBackend, painted
 
 NASTY = '</script><script>alert("&amp;\u2028")</script><!-- <img src=x onerror=alert(1)>'
@@ -90,7 +92,7 @@ def test_page_holds_every_image_in_order_and_escapes_every_prompt(
         ]
     )
     book.close()
-    page = gallery.write_gallery(tmp_path, scratch)
+    page = written_gallery(tmp_path, scratch)
     told = entries(page)
     assert [(entry["index"], entry["status"]) for entry in told] == [
         (None, "invalid"),
@@ -114,7 +116,7 @@ def test_page_holds_every_image_in_order_and_escapes_every_prompt(
 
 
 def test_page_of_an_empty_folder_is_a_page(tmp_path: Path, scratch: Path) -> None:
-    assert entries(gallery.write_gallery(tmp_path, scratch)) == []
+    assert entries(written_gallery(tmp_path, scratch)) == []
 
 
 @pytest.mark.parametrize("what", ["page", "sheet"])
@@ -133,9 +135,7 @@ def test_what_a_killed_run_began_is_where_the_next_one_clears(
     # Who is killed clears nothing up.
     monkeypatch.setattr(Path, "unlink", lambda _: None)
     with pytest.raises(KilledError):
-        gallery.write_gallery(tmp_path, scratch) if what == "page" else contact_sheet.write_sheet(
-            plan, scratch
-        )
+        written_gallery(tmp_path, scratch) if what == "page" else written_sheet(plan, scratch)
     assert sorted(tmp_path.iterdir()) == before
     assert len(list(scratch.iterdir())) == 1
 
@@ -150,7 +150,7 @@ def plan_of(
         StubBackend(),
     )
     folder.mkdir(exist_ok=True)
-    plan = build_plan(rows, [], folder, ManifestState(), SelectionOptions())
+    plan = build_plan(rows, [], LocalFolder(folder), ManifestState(), SelectionOptions())
     book = Manifest(folder / manifest.MAIN_MANIFEST)
     for job in plan.jobs:
         shade = 10 * job.row.index % 250
@@ -180,7 +180,7 @@ def test_two_axes_make_a_grid(tmp_path: Path, scratch: Path) -> None:
     assert list(block.across) == ["steps 10", "steps 20", "steps 30"]
     assert list(block.down) == ["guidance_scale 5.0", "guidance_scale 7.5"]
     assert block.title.startswith("a (seed ")
-    assert contact_sheet.write_sheet(plan, scratch) == tmp_path / "sheet.png"
+    assert written_sheet(plan, scratch) == tmp_path / "sheet.png"
     with Image.open(tmp_path / "sheet.png") as drawn:
         corner = greys(drawn)
     # Steps run across, guidance down: 1 3 5 over 2 4 6.
@@ -206,7 +206,7 @@ def test_other_batches_are_captioned_and_missing_images_crossed(
     Manifest(tmp_path / manifest.MAIN_MANIFEST).append(
         [{"id": plan.rows[0].id, "status": "failed"}]
     )
-    contact_sheet.write_sheet(plan, scratch)
+    written_sheet(plan, scratch)
     with Image.open(tmp_path / "sheet.png") as drawn:
         assert sorted(greys(drawn)) == [2, 3, 4, 5]
         # Under each image stands text.
@@ -228,7 +228,7 @@ def painted_sheet(
     for job, size in zip(jobs, sizes, strict=True):
         level = 20 * job.row.index
         Image.new("RGB", size, (level, 255, 255 - level)).save(folder / job.file)
-    with Image.open(contact_sheet.write_sheet(plan, scratch)) as sheet:
+    with Image.open(written_sheet(plan, scratch)) as sheet:
         drawn = sheet.convert("RGB")
     boxes = []
     for job in jobs:
@@ -328,7 +328,7 @@ def test_a_caption_that_is_cut_begins_where_prompts_differ(tmp_path: Path) -> No
 
 def test_a_tall_sheet_has_smaller_pictures(tmp_path: Path, scratch: Path) -> None:
     plan = plan_of(tmp_path, "a", vary=["steps=10,20"], count=300)
-    with Image.open(contact_sheet.write_sheet(plan, scratch)) as sheet:
+    with Image.open(written_sheet(plan, scratch)) as sheet:
         assert sheet.height < 40_000
 
 
@@ -424,22 +424,22 @@ STRANGERS = [
 @pytest.mark.parametrize("page", STRANGERS)
 def test_a_strangers_page_stays(tmp_path: Path, scratch: Path, page: str) -> None:
     (tmp_path / "index.html").write_text(page)
-    assert gallery.write_gallery(tmp_path, scratch) == tmp_path / "gallery.html"
+    assert written_gallery(tmp_path, scratch) == tmp_path / "gallery.html"
     assert (tmp_path / "index.html").read_text() == page
     # Its own one is replaced, there as well.
     Manifest(tmp_path / manifest.MAIN_MANIFEST).append([line(1, "a", status="failed")])
-    assert len(entries(gallery.write_gallery(tmp_path, scratch))) == 1
+    assert len(entries(written_gallery(tmp_path, scratch))) == 1
     (tmp_path / "gallery.html").write_text(page)
     with pytest.raises(InputError, match=r"Neither index\.html nor gallery\.html in .* is t2i's"):
-        gallery.write_gallery(tmp_path, scratch)
+        written_gallery(tmp_path, scratch)
     assert (tmp_path / "gallery.html").read_text() == page
 
 
 def test_a_link_for_a_page_stays_a_link(tmp_path: Path, scratch: Path) -> None:
-    gallery.write_gallery(tmp_path, scratch).rename(tmp_path / "elsewhere.html")
+    written_gallery(tmp_path, scratch).rename(tmp_path / "elsewhere.html")
     (tmp_path / "index.html").symlink_to("elsewhere.html")
     before = (tmp_path / "elsewhere.html").stat()
-    assert gallery.write_gallery(tmp_path, scratch) == tmp_path / "gallery.html"
+    assert written_gallery(tmp_path, scratch) == tmp_path / "gallery.html"
     assert (tmp_path / "index.html").is_symlink()
     assert (tmp_path / "elsewhere.html").stat() == before
 
@@ -461,7 +461,7 @@ const entries = [];
 def test_an_earlier_versions_page_is_replaced(tmp_path: Path, scratch: Path) -> None:
     page = tmp_path / "index.html"
     page.write_text(EARLIER_PAGE)
-    assert gallery.write_gallery(tmp_path, scratch) == page
+    assert written_gallery(tmp_path, scratch) == page
     assert 'content="t2i"' in page.read_text()
 
 
@@ -485,7 +485,7 @@ def earlier_sheet(plan: BatchPlan) -> Image.Image:
     columns = 3 if varied else 2
     for number, job in enumerate(plan.jobs[:6]):
         line, column = divmod(number, columns)
-        with Image.open(plan.folder / job.file) as image:
+        with Image.open(plan.folder.location(job.file)) as image:
             image.thumbnail((192, 192))
             sheet.paste(image, (left + column * 200, top + line * height))
     return sheet
@@ -498,11 +498,11 @@ def test_an_earlier_versions_sheet_is_replaced(
     plan = pictured(tmp_path, "a", "b", "c", vary=vary)
     drawn = tmp_path / "sheet.png"
     earlier_sheet(plan).save(drawn)
-    assert contact_sheet.write_sheet(plan, scratch) == drawn
+    assert written_sheet(plan, scratch) == drawn
     with Image.open(drawn) as picture:
         assert picture.info["Software"] == "t2i"
     # Its own, marked one is known whatever it shows.
-    assert contact_sheet.write_sheet(plan, scratch) == drawn
+    assert written_sheet(plan, scratch) == drawn
 
 
 @pytest.mark.parametrize("what", ["size of a sheet", "another size", "white", "text", "link"])
@@ -515,16 +515,16 @@ def test_a_strangers_picture_stays(tmp_path: Path, scratch: Path, what: str) -> 
     if what == "text":
         target.write_text("precious")
     elif what == "link":
-        contact_sheet.write_sheet(plan, scratch).rename(tmp_path / "elsewhere.png")
+        written_sheet(plan, scratch).rename(tmp_path / "elsewhere.png")
         target.symlink_to("elsewhere.png")
     elif what == "white":
         Image.new("RGB", side, "white").save(target)
     else:
         Image.radial_gradient("L").resize(side).convert("RGB").save(target)
     before = target.read_bytes()
-    assert contact_sheet.write_sheet(plan, scratch) == tmp_path / "t2i-sheet.png"
+    assert written_sheet(plan, scratch) == tmp_path / "t2i-sheet.png"
     assert target.read_bytes() == before
     assert target.is_symlink() == (what == "link")
     (tmp_path / "t2i-sheet.png").write_text("precious")
     with pytest.raises(InputError, match=r"Neither sheet\.png nor t2i-sheet\.png in .* is t2i's"):
-        contact_sheet.write_sheet(plan, scratch)
+        written_sheet(plan, scratch)

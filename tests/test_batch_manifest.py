@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i_cli.batch import gallery, manifest, manifest_lines, manifest_merge
+from t2i_cli.batch import manifest, manifest_lines, manifest_merge
 from t2i_cli.batch.manifest import (
     MAIN_MANIFEST,
     MANIFEST_HEADER,
@@ -21,6 +21,7 @@ from t2i_cli.batch.manifest import (
     ManifestState,
 )
 from t2i_cli.errors import InputError, StorageError, T2IError
+from tests.factories import written_gallery
 
 
 def line(number: int, status: str = "done", **values: object) -> dict[str, object]:
@@ -250,7 +251,7 @@ def readers(folder: Path) -> None:
     scratch.mkdir(exist_ok=True)
     for read in (
         lambda: manifest.load_manifests(folder),
-        lambda: gallery.write_gallery(folder, scratch),
+        lambda: written_gallery(folder, scratch),
         lambda: manifest_merge.merge_manifests(folder, scratch),
     ):
         try:

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from t2i_cli.batch import gallery, manifest
+from t2i_cli.batch import manifest
 from t2i_cli.batch.manifest import Manifest
 from tests.conftest import PATIENCE
+from tests.factories import written_gallery
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" \u2028'
 SIDE = 320
@@ -38,7 +39,7 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     book.append([failed | {"request": {"prompt": "a green house", "seed": 4}}])
     book.append([{"status": "invalid", "line": 7, "field": "steps", "message": "steps is wrong"}])
     book.close()
-    address = gallery.write_gallery(folder, tmp_path).as_uri()
+    address = written_gallery(folder, tmp_path).as_uri()
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     context.set_default_timeout(PATIENCE)
     asked_for: list[str] = []
@@ -212,7 +213,7 @@ def write_page(folder: Path, lines: list[dict[str, object]]) -> str:
     book = Manifest(folder / manifest.MAIN_MANIFEST, durable=False)
     book.append(lines)
     book.close()
-    return gallery.write_gallery(folder, folder).as_uri()
+    return written_gallery(folder, folder).as_uri()
 
 
 def failed_line(number: int, **marks: object) -> dict[str, object]:

@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 
 from t2i_cli.batch import options, revision_pins, rows
+from t2i_cli.batch.local_folder import LocalFolder
 from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.options import BatchOptions, parse_vary
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
@@ -381,7 +382,7 @@ def test_what_a_backend_raises_while_it_plans_is_that_models_rows_problem(
             selection=SelectionOptions(),
             skip_invalid=skip,
         )
-        make_plan = make_planner(config, file, Broken(), console)
+        make_plan = make_planner(config, LocalFolder(tmp_path / "none"), file, Broken(), console)
         return make_plan(ManifestState())[0]
 
     plan = planned(1, 2, 3, skip=True)
@@ -411,7 +412,7 @@ def test_a_network_that_fails_while_it_plans_ends_the_batch(tmp_path: Path) -> N
     )
     file = PromptsFile("p", "txt", entries("a", "b"), [])
     stub = StubBackend(commits=offline)
-    make_plan = make_planner(config, file, stub, Console())
+    make_plan = make_planner(config, LocalFolder(tmp_path / "none"), file, stub, Console())
     with pytest.raises(RemoteError, match="no network"):
         make_plan(ManifestState())
 

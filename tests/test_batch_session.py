@@ -20,7 +20,7 @@ from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.lock import Shard
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
-from t2i_cli.batch.runner import FAILURES_IN_A_ROW
+from t2i_cli.batch.runner import FAILURES_IN_A_ROW, BatchWriter
 from t2i_cli.batch.session import BatchConfig
 from t2i_cli.errors import (
     ContentFilteredError,
@@ -39,7 +39,7 @@ from t2i_cli.events import OnEvent, Step
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.output import metadata
-from t2i_cli.output.image_writer import ImageWriter, SavedImage
+from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import PromptsError
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import Console
@@ -406,14 +406,14 @@ def test_model_is_pinned_at_the_first_run(batch: Batch) -> None:
 
 
 def test_failed_save_is_that_rows_failure(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ImageWriter.save
+    real = BatchWriter.__call__
 
-    def save(self: ImageWriter, generated: GeneratedImage) -> SavedImage:
+    def save(self: BatchWriter, generated: GeneratedImage) -> SavedImage:
         if generated.index == 4:
             raise StorageError("Cannot write: Input/output error.")
         return real(self, generated)
 
-    monkeypatch.setattr(ImageWriter, "save", save)
+    monkeypatch.setattr(BatchWriter, "__call__", save)
     _, ended, summary = batch()
     assert isinstance(ended, PartialError)
     assert (summary["done"], summary["failures"]) == (11, {"storage": 1})

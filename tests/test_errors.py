@@ -43,7 +43,7 @@ from t2i_cli.vertex import containers, deployment_options, inventory, machine_ty
 from t2i_cli.vertex.inventory import Inventory
 from t2i_cli.vertex.model_source import ModelSource
 from t2i_cli.vertex.torchserve import container
-from tests.factories import REQUEST
+from tests.factories import REQUEST, written_gallery
 
 GPU = Device(name="cuda:0", kind="cuda", label="GPU")
 NOTHING = MemoryEstimate(weights={}, denoise=0, attention=0, decode=0, tile=0)
@@ -267,7 +267,7 @@ def test_pages_without_a_place_are_told(tmp_path: Path) -> None:
     for name in gallery.GALLERY_NAMES:
         (tmp_path / name).write_text("of somebody else")
     with pytest.raises(InputError, match="no gallery without a place"):
-        gallery.write_gallery(tmp_path, tmp_path)
+        written_gallery(tmp_path, tmp_path)
 
 
 def test_memory_that_is_used_up_is_no_bug(

@@ -15,6 +15,7 @@ import pytest
 from t2i_cli.backends.local import LocalBackend, LocalOptions, device
 from t2i_cli.backends.ray import RayBackend, RayOptions, connection
 from t2i_cli.batch import manifest, plan
+from t2i_cli.batch.local_folder import LocalFolder
 from t2i_cli.request import ResolvedRequest
 from tests.backends import chosen
 from tests.conftest import T2I
@@ -210,5 +211,7 @@ def test_a_machine_with_several_gpus_is_told_how_to_use_them_all(
 
 def _plan(estimates: list[dict[str, object]]) -> str:
     """The text of an empty batch's plan with these estimates."""
-    planned = plan.build_plan([], [], Path.cwd(), manifest.ManifestState(), plan.SelectionOptions())
+    planned = plan.build_plan(
+        [], [], LocalFolder(Path.cwd()), manifest.ManifestState(), plan.SelectionOptions()
+    )
     return replace(planned, estimates=estimates).text()

@@ -8,12 +8,12 @@ make the images, instead. A prompt with the word "bug" raises RuntimeError.
 
 import os
 import sys
-from pathlib import Path
 
 from t2i_cli.backend import Backend
 from t2i_cli.batch import session
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
+from t2i_cli.buckets.bucket_url import parse_place
 from t2i_cli.errors import T2IError
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import console
@@ -53,7 +53,7 @@ def main() -> int:
     task = session.BatchConfig(
         source=sys.argv[1],
         input_format=None,
-        folder=Path(sys.argv[2]),
+        folder=parse_place(sys.argv[2]),
         options=BatchOptions(),
         selection=SelectionOptions(retry_failed="--retry-failed" in sys.argv),
     )

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from t2i_cli.batch import manifest
+from t2i_cli.batch.batch_folder import BatchFolder
 from t2i_cli.batch.lock import Shard
 from t2i_cli.batch.manifest import ManifestEntry, ManifestState
 from t2i_cli.batch.record_table import RecordKey
@@ -65,7 +65,7 @@ def find_request_change(
     )
 
 
-def change_lines(folder: Path, change: RequestChange) -> list[dict[str, object]]:
+def change_lines(folder: BatchFolder, change: RequestChange) -> list[dict[str, object]]:
     """The manifest lines that mark what the change outdates and restores. Raises T2IError."""
     if not change.outdated and not change.restored:
         return []

@@ -37,9 +37,12 @@ class LocalExecutor:
     `savers` is `None` for as many as suit the backend's workers.
     """
 
-    def __init__(self, backend: Backend, savers: int | None = None) -> None:
+    def __init__(
+        self, backend: Backend, savers: int | None = None, *, idle_groups: bool = False
+    ) -> None:
         self._backend = backend
         self._savers = savers or saver_thread_count(backend.parallelism())
+        self._idle_groups = idle_groups
 
     def run(
         self,
@@ -50,6 +53,7 @@ class LocalExecutor:
     ) -> Iterator[Sequence[Outcome]]:
         """Yield the outcome of each request once it is saved, in groups.
 
+        With `idle_groups`, empty groups come while there are no outcomes, several a second.
         `save` is called once per image, from several threads; a T2IError that it raises becomes
         that image's Failure. At most two images per thread wait to be saved. `on_event` is called
         only from this generator's thread. `stop` ends the run early: after `soon` no request is
@@ -58,7 +62,9 @@ class LocalExecutor:
         run = _Run(self._backend, self._savers, save, stop)
         Thread(target=run.produce, args=(requests,), daemon=True, name="backend").start()
         try:
-            yield from run.outcomes(on_event)
+            for group in run.outcomes(on_event):
+                if group or self._idle_groups:
+                    yield group
         finally:
             run.cancel.set()
 
@@ -123,18 +129,16 @@ class _Run:
                 elif isinstance(item, _BackendEnded):
                     if self._stop.signal is not None and not told:
                         on_event(Finishing(indices=()))
-                    if found:
-                        yield found
+                    yield found
                     if item.error:
                         raise item.error
                     return
                 else:
                     on_event(item)
-            if found:
-                yield found
-                for outcome in found:
-                    if processed := self._unprocessed.pop(outcome.index, None):
-                        processed.set()
+            yield found
+            for outcome in found:
+                if processed := self._unprocessed.pop(outcome.index, None):
+                    processed.set()
 
     def _queued(self, seconds: float | None = None) -> Iterator[Event | Outcome | _BackendEnded]:
         """Items of the queue; with `seconds`, waits up to that long for the first."""

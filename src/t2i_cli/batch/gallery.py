@@ -8,13 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from t2i_cli.batch import manifest
+from t2i_cli.batch.batch_folder import BatchFolder
 from t2i_cli.batch.generate_command import generate_command
 from t2i_cli.errors import InputError
-from t2i_cli.files import atomic
-from t2i_cli.files.state_files import free_or_own_path, read_beginning
-from t2i_cli.output.image_writer import storage_error
 from t2i_cli.request_fields import DISPLAY_FIELDS
 
 GALLERY_NAME = "index.html"
@@ -26,13 +25,12 @@ _HEAD_BYTES = 16_384
 """Bytes at the start of a page that contain the markers."""
 
 
-def write_gallery(folder: Path, scratch: Path) -> Path:
-    """Write the page for all manifests of the folder; returns its path.
+def write_gallery(folder: BatchFolder) -> str:
+    """Write the page for all manifests of the folder; returns its name.
 
-    `scratch` is the folder for the unfinished file. Raises StorageError, and InputError if both
-    names are taken by pages that t2i did not write.
+    Raises T2IError, as InputError if both names are taken by pages that t2i did not write.
     """
-    page = gallery_path(folder)
+    page = gallery_name(folder)
     table, _ = manifest.read_table(folder, dict)
     invalid = {record.get("line"): record for record in table.invalid.values()}
     now = [_gallery_entry(r) for r in (*invalid.values(), *table.current.values())]
@@ -45,19 +43,16 @@ def write_gallery(folder: Path, scratch: Path) -> Path:
     data = data.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     text = template.replace("/*ENTRIES*/[]", data)
     text = text.replace("/*POLICY*/", _content_policy(text), 1)
-    try:
-        atomic.write_text(page, text, scratch=scratch)
-    except OSError as error:
-        raise storage_error(error, "write", page) from error
+    folder.write_page(page, text.encode())
     return page
 
 
-def gallery_path(folder: Path) -> Path:
-    """The path for the page. Raises InputError if both names are taken."""
-    page = free_or_own_path((folder / name for name in GALLERY_NAMES), is_own_gallery)
+def gallery_name(folder: BatchFolder) -> str:
+    """The name for the page. Raises InputError if both are taken."""
+    page = folder.page_name(GALLERY_NAMES, is_own_gallery)
     if page is None:
         raise InputError(
-            f"Neither {' nor '.join(GALLERY_NAMES)} in '{folder}' is t2i's: "
+            f"Neither {' nor '.join(GALLERY_NAMES)} in '{folder.location()}' is t2i's: "
             "no gallery without a place."
         )
     return page
@@ -76,9 +71,9 @@ def _content_policy(page: str) -> str:
     )
 
 
-def is_own_gallery(page: Path) -> bool:
+def is_own_gallery(page: BinaryIO) -> bool:
     """Whether t2i wrote the page. Raises OSError."""
-    head = read_beginning(page, _HEAD_BYTES)
+    head = page.read(_HEAD_BYTES)
     return _MARKER in head or all(marker in head for marker in _LEGACY_MARKERS)
 
 

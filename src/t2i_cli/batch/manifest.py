@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import BinaryIO, Literal, Protocol, TypeVar, cast
 
 from t2i_cli.batch import manifest_lines
 from t2i_cli.batch.appended_file import AppendedFile, read_at
@@ -28,7 +28,7 @@ MANIFEST_SCHEMA = 1
 MANIFEST_HEADER = json.dumps({"t2i_manifest": MANIFEST_SCHEMA}).encode() + b"\n"
 MAIN_MANIFEST = "manifest.jsonl"
 _SHARD = re.compile(r"manifest-\d+-of-(\d+)\.jsonl")
-_MAX_HEADER = 1024
+MAX_HEADER = 1024
 """Largest header in bytes."""
 
 RowStatus = Literal["done", "failed", "withheld"]
@@ -95,7 +95,15 @@ def manifest_files(folder: Path) -> list[Path]:
     return [main] * os.path.lexists(main) + list(itertools.chain(*splits))
 
 
-def load_manifests(folder: Path) -> ManifestState:
+class RecordSource(Protocol):
+    """A folder that has manifests."""
+
+    def manifest_records(self) -> Iterator[Iterator[dict[str, object] | None]]:
+        """The lines of each manifest, the oldest one first; `None` for a damaged line."""
+        ...
+
+
+def load_manifests(folder: Path | RecordSource) -> ManifestState:
     """Read the folder's manifests; raises InputError for a file that is no manifest."""
     table, damaged = read_table(folder, _manifest_entry)
     files = [*table.earlier, *table.files.items()]
@@ -110,7 +118,7 @@ def load_manifests(folder: Path) -> ManifestState:
 
 
 def read_table(
-    folder: Path, convert: Callable[[Record], _Stored]
+    folder: Path | RecordSource, convert: Callable[[Record], _Stored]
 ) -> tuple[RecordTable[_Stored], int]:
     """The records of the folder's manifests that count, and the number of damaged lines.
 
@@ -119,16 +127,21 @@ def read_table(
     table = RecordTable(convert)
     damaged = 0
 
-    def valid_records(path: Path) -> Iterator[Record]:
+    def valid_records(records: Iterable[dict[str, object] | None]) -> Iterator[Record]:
         nonlocal damaged
-        for record in read_records(path):
+        for record in records:
             if record is None:
                 damaged += 1
             else:
                 yield record
 
-    for path in manifest_files(folder):
-        table.read(valid_records(path))
+    manifests = (
+        map(read_records, manifest_files(folder))
+        if isinstance(folder, Path)
+        else folder.manifest_records()
+    )
+    for records in manifests:
+        table.read(valid_records(records))
     table.finish()
     return table, damaged
 
@@ -141,17 +154,22 @@ def read_records(path: Path) -> Iterator[dict[str, object] | None]:
     """
     try:
         with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
-            _check_header(file.readline(_MAX_HEADER), path)
-            while line := file.readline(manifest_lines.MAX_LINE):
-                fits = True
-                while line and not line.endswith(b"\n"):
-                    fits = False
-                    line = file.readline(manifest_lines.MAX_LINE)
-                if not line:
-                    return
-                yield manifest_lines.read_line(line) if fits else None
+            yield from read_open_records(file, str(path))
     except OSError as error:
         raise storage_error(error, "read", path) from error
+
+
+def read_open_records(file: BinaryIO, location: str) -> Iterator[dict[str, object] | None]:
+    """`read_records` of an open manifest. Raises InputError, and OSError."""
+    check_header(file.readline(MAX_HEADER), location)
+    while line := file.readline(manifest_lines.MAX_LINE):
+        fits = True
+        while line and not line.endswith(b"\n"):
+            fits = False
+            line = file.readline(manifest_lines.MAX_LINE)
+        if not line:
+            return
+        yield manifest_lines.read_line(line) if fits else None
 
 
 class Manifest:
@@ -245,7 +263,8 @@ def _int_or_none(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _check_header(line: bytes, path: Path) -> None:
+def check_header(line: bytes, path: Path | str) -> None:
+    """Raise InputError if it is not the first line of a manifest that this version can read."""
     if MANIFEST_HEADER.startswith(line):
         return
     try:
@@ -268,14 +287,14 @@ def _unshare(path: Path) -> None:
             if os.fstat(file.fileno()).st_nlink == 1:
                 return
             data = file.read()
-        _check_header(data[:_MAX_HEADER].partition(b"\n")[0] + b"\n" * (b"\n" in data), path)
+        check_header(data[:MAX_HEADER].partition(b"\n")[0] + b"\n" * (b"\n" in data), path)
         atomic.write_bytes(path, data, sync=True)
 
 
 def _truncate_partial_line(handle: int, path: Path) -> None:
     """Truncate a last line without a newline. Raises InputError if the file is no manifest."""
-    header, newline, _ = read_at(handle, _MAX_HEADER, 0).partition(b"\n")
-    _check_header(header + newline, path)
+    header, newline, _ = read_at(handle, MAX_HEADER, 0).partition(b"\n")
+    check_header(header + newline, path)
     size = complete_size = os.fstat(handle).st_size
     while complete_size:
         # Read backwards in blocks: a line may be longer than one block.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from t2i_cli.batch import manifest
 from t2i_cli.batch.manifest import MAIN_MANIFEST, MANIFEST_HEADER
+from t2i_cli.batch.record_table import Record, RecordTable
 from t2i_cli.files import atomic
 from t2i_cli.output.image_writer import storage_error
 
@@ -19,17 +20,8 @@ def merge_manifests(folder: Path, scratch: Path | None = None) -> int:
     table, _ = manifest.read_table(folder, dict)
     if not shards:
         return 0
-    # Equal lines of several shards are one.
-    others = {json.dumps(record): record for record in table.others}
-    lines = [
-        *table.pins.values(),
-        *others.values(),
-        *table.invalid.values(),
-        *(record | {"earlier": True} for record in table.earlier.values()),
-        *table.current.values(),
-    ]
     try:
-        data = MANIFEST_HEADER + manifest.encode_lines(lines)
+        data = MANIFEST_HEADER + manifest.encode_lines(merged_lines(table))
         atomic.write_bytes(folder / MAIN_MANIFEST, data, scratch=scratch or folder, sync=True)
         manifest.sync_folder(folder)
         for path in shards:
@@ -37,3 +29,16 @@ def merge_manifests(folder: Path, scratch: Path | None = None) -> int:
     except OSError as error:
         raise storage_error(error, "write", folder / MAIN_MANIFEST) from error
     return len(shards)
+
+
+def merged_lines(table: RecordTable[dict[str, object]]) -> list[Record]:
+    """The lines of a manifest with all that counts of the others."""
+    # Equal lines of several shards are one.
+    others = {json.dumps(record): record for record in table.others}
+    return [
+        *table.pins.values(),
+        *others.values(),
+        *table.invalid.values(),
+        *(record | {"earlier": True} for record in table.earlier.values()),
+        *table.current.values(),
+    ]

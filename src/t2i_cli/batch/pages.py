@@ -1,8 +1,7 @@
 """Writes the pages of a batch's folder: gallery and contact sheet."""
 
-from pathlib import Path
-
 from t2i_cli.batch import contact_sheet, gallery
+from t2i_cli.batch.batch_folder import BatchFolder
 from t2i_cli.batch.plan import BatchPlan
 from t2i_cli.errors import T2IError
 from t2i_cli.terminal.console import Console
@@ -10,16 +9,15 @@ from t2i_cli.terminal.console import Console
 _USUAL_NAMES = {"gallery": gallery.GALLERY_NAME, "sheet": contact_sheet.SHEET_NAME}
 
 
-def check_page_paths(folder: Path, *, sheet: bool) -> None:
+def check_page_names(folder: BatchFolder, *, sheet: bool) -> None:
     """Raise InputError, before any image is made, if the pages' names are taken."""
-    gallery.gallery_path(folder)
+    gallery.gallery_name(folder)
     if sheet:
-        contact_sheet.sheet_path(folder)
+        contact_sheet.sheet_name(folder)
 
 
 def write_pages(
     batch_plan: BatchPlan,
-    scratch: Path,
     console: Console,
     error: T2IError | None,
     *,
@@ -34,10 +32,10 @@ def write_pages(
     for kind in ("gallery", "sheet") if sheet else ("gallery",):
         try:
             page = kind == "gallery"
-            path = (
-                gallery.write_gallery(batch_plan.folder, scratch)
+            name = (
+                gallery.write_gallery(batch_plan.folder)
                 if page
-                else _write_sheet(batch_plan, scratch, console)
+                else _write_sheet(batch_plan, console)
             )
         except T2IError as page_error:
             # Not fatal: the images are done, and the next run writes both pages again.
@@ -46,19 +44,20 @@ def write_pages(
             else:
                 error = type(page_error)(page_error.message, hint=hint)
         else:
-            pages[kind] = str(path)
-            note_unusual_name(path, _USUAL_NAMES[kind], console)
+            pages[kind] = batch_plan.folder.location(name)
+            note_unusual_name(batch_plan.folder, name, _USUAL_NAMES[kind], console)
     return pages, error
 
 
-def _write_sheet(batch_plan: BatchPlan, scratch: Path, console: Console) -> Path:
+def _write_sheet(batch_plan: BatchPlan, console: Console) -> str:
     if len(batch_plan.rows) > contact_sheet.MAX_IMAGES:
         shown = f"the first {contact_sheet.MAX_IMAGES:,} of {len(batch_plan.rows):,} images"
         console.warn(f"{contact_sheet.SHEET_NAME} shows {shown}.")
-    return contact_sheet.write_sheet(batch_plan, scratch)
+    return contact_sheet.write_sheet(batch_plan)
 
 
-def note_unusual_name(path: Path, usual: str, console: Console) -> None:
+def note_unusual_name(folder: BatchFolder, name: str, usual: str, console: Console) -> None:
     """Print the path of a gallery or sheet whose usual name was taken."""
-    if path.name != usual:
-        console.note(f"'{path.with_name(usual)}' is not t2i's and stays as it is; see '{path}'.")
+    if name != usual:
+        usual, found = folder.location(usual), folder.location(name)
+        console.note(f"'{usual}' is not t2i's and stays as it is; see '{found}'.")

@@ -1,22 +1,19 @@
 """The plan of a batch: images done, images to make, and their estimated time and size."""
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from t2i_cli import image_formats
 from t2i_cli.batch import row_filenames, timings, unlisted_images
+from t2i_cli.batch.batch_folder import BatchFolder
 from t2i_cli.batch.earlier_requests import RequestChange, find_request_change
-from t2i_cli.batch.lock import Shard, is_batch_folder
+from t2i_cli.batch.lock import Shard
 from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.row_records import RecordFinder, RecordOptions, RowRecord, file_format
 from t2i_cli.batch.rows import BatchRow, group_rows
 from t2i_cli.batch.unlisted_images import UnlistedImage
 from t2i_cli.durations import format_estimate
-from t2i_cli.files.inside_folder import check_parents
 from t2i_cli.image_costs import estimated_cost, estimated_cost_text
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.image_price import ImagePrice
@@ -71,7 +68,7 @@ class BatchPlan:
     `unlisted` are finished images that get their manifest lines now; `max_cost` is --max-cost.
     """
 
-    folder: Path
+    folder: BatchFolder
     rows: Sequence[BatchRow]
     jobs: Sequence[PlannedImage]
     done: int
@@ -80,7 +77,7 @@ class BatchPlan:
     problems: Sequence[PromptProblem]
     estimates: Sequence[Mapping[str, object]]
     disk_bytes: int
-    free_bytes: int
+    free_bytes: int | None
     seconds: float | None
     change: RequestChange
     unlisted: Sequence[UnlistedImage]
@@ -95,7 +92,7 @@ class BatchPlan:
     def to_json(self) -> dict[str, object]:
         """The plan as `--dry-run --json` and the `planned` event print it."""
         return {
-            "folder": str(self.folder),
+            "folder": self.folder.location(),
             "images": len(self.rows),
             "to_make": len(self.jobs),
             "done": self.done,
@@ -112,7 +109,9 @@ class BatchPlan:
 
     def text(self) -> str:
         """The plan as text for people."""
-        parts = [f"{len(self.jobs):,} of {len(self.rows):,} images to make in {self.folder}"]
+        parts = [
+            f"{len(self.jobs):,} of {len(self.rows):,} images to make in {self.folder.location()}"
+        ]
         parts += [f"{self.done:,} done before"] * bool(self.done)
         parts += [f"{sum(self.failed.values()):,} failed before"] * bool(self.failed)
         parts += [f"{self.left:,} left for later"] * bool(self.left)
@@ -147,10 +146,9 @@ class BatchPlan:
                 lines.append(f"  price: {cost}, while the endpoint is up (table: {date})")
         if price := estimated_cost_text(self.prices, self.max_cost):
             lines.append(f"  price: {price}")
-        lines.append(
-            f"  disk: about {format_bytes(self.disk_bytes)}; "
-            f"{format_bytes(self.free_bytes)} are free"
-        )
+        disk = f"  disk: about {format_bytes(self.disk_bytes)}"
+        free = self.free_bytes
+        lines.append(disk if free is None else f"{disk}; {format_bytes(free)} are free")
         if self.seconds is not None:
             lines.append(f"  time: about {format_estimate(self.seconds)}, as in earlier runs")
         return "\n".join(lines)
@@ -159,7 +157,7 @@ class BatchPlan:
 def build_plan(
     rows: Sequence[BatchRow],
     problems: Sequence[PromptProblem],
-    folder: Path,
+    folder: BatchFolder,
     state: ManifestState,
     selection: SelectionOptions,
     estimate: Callable[[ResolvedRequest], Mapping[str, object]] = lambda _: {},
@@ -184,7 +182,7 @@ def build_plan(
     names |= recorded_names
     missing_rows = [row for row in rows if row.id in missing]
     found: dict[str, UnlistedImage] = {}
-    if not selection.force and is_batch_folder(folder):
+    if not selection.force and folder.is_used():
         found = unlisted_images.find_unlisted(missing_rows, names, state.owners, folder)
     records |= {row_id: RowRecord("done", image.file) for row_id, image in found.items()}
     missing_rows = [row for row in missing_rows if row.id not in found]
@@ -223,7 +221,7 @@ def build_plan(
         problems=[*problems, *name_problems],
         estimates=estimates,
         disk_bytes=sum(map(_estimated_bytes, jobs)),
-        free_bytes=_free_bytes(folder),
+        free_bytes=folder.free_bytes(),
         seconds=_estimate_seconds(chosen, devices, estimates),
         groups=[_describe_group(group) for group in groups],
         change=find_request_change(state, records, new_names, selection.shard),
@@ -235,11 +233,11 @@ def _settle_taken_names(
     rows: Iterable[BatchRow],
     names: dict[str, tuple[str, ImageFormat]],
     state: ManifestState,
-    folder: Path,
+    folder: BatchFolder,
 ) -> list[PromptProblem]:
     """Rename images whose path has another picture of t2i; a problem for any other file there."""
     problems: list[PromptProblem] = []
-    if not os.path.isdir(folder):
+    if folder.occupant("") is None:
         return problems
     for row in rows:
         if row.id not in names:
@@ -250,25 +248,26 @@ def _settle_taken_names(
                 file = row_filenames.name_with_id(file, row.id)
                 names[row.id] = (file, format)
             if _is_taken(row, file, state, folder):
-                message = f"'{folder / file}' is there, and not of this batch; "
+                message = f"'{folder.location(file)}' is there, and not of this batch; "
                 message += "move it, or use another -o."
                 problems.append(PromptProblem(row.line, "name", message))
                 continue
         try:
-            check_parents(folder, file)
+            folder.check_parents(file)
         except OSError as error:
-            message = f"'{error.filename}' in the path of '{folder / file}': {error.strerror}."
+            path = folder.location(file)
+            message = f"'{error.filename}' in the path of '{path}': {error.strerror}."
             problems.append(PromptProblem(row.line, "name", message))
     return problems
 
 
-def _is_taken(row: BatchRow, file: str, state: ManifestState, folder: Path) -> bool:
+def _is_taken(row: BatchRow, file: str, state: ManifestState, folder: BatchFolder) -> bool:
     """Whether the path has something that is not this row's image."""
-    path = folder / file
-    if not os.path.lexists(path):
+    occupant = folder.occupant(file)
+    if occupant is None:
         return False
     if state.owners.get(filenames.normalised_name(file)) == row.id:
-        return os.path.isdir(path) and not os.path.islink(path)
+        return occupant == "folder"
     record = unlisted_images.read_own_record(folder, file)
     return record is None or not unlisted_images.is_image_of(record, row)
 
@@ -307,10 +306,6 @@ def _describe_group(group: Sequence[BatchRow]) -> dict[str, object]:
 def _estimated_bytes(job: PlannedImage) -> int:
     pixels = (job.row.request.width or 1024) * (job.row.request.height or 1024)
     return int(pixels * image_formats.BYTES_A_PIXEL[job.format])
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(filenames.existing_parent(folder)).free
 
 
 def _text_or_none(value: object) -> str | None:

@@ -7,12 +7,14 @@ from typing import ParamSpec, TypeVar
 
 from t2i_cli.backend import Backend
 from t2i_cli.batch import plan, rows
+from t2i_cli.batch.batch_folder import BatchFolder
 from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.model_cache import OnBug, row_error
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import BatchPlan, SelectionOptions
 from t2i_cli.batch.revision_pins import ModelRevision, pin_revisions
 from t2i_cli.batch.rows import BatchRow
+from t2i_cli.buckets.bucket_url import BucketUrl
 from t2i_cli.errors import T2IError
 from t2i_cli.image_costs import ImageCosts, check_cost_limit
 from t2i_cli.prompts import PromptsError, PromptsFile
@@ -36,7 +38,7 @@ class BatchConfig:
 
     source: str
     input_format: str | None
-    folder: Path
+    folder: Path | BucketUrl
     options: BatchOptions
     selection: SelectionOptions
     skip_invalid: bool = False
@@ -50,6 +52,7 @@ class BatchConfig:
 
 def make_planner(
     config: BatchConfig,
+    folder: BatchFolder,
     prompts_file: PromptsFile,
     backend: Backend,
     console: Console,
@@ -94,7 +97,7 @@ def make_planner(
             planned = _ModelErrors(on_bug)
             estimate = planned.guard(backend.estimate, ResolvedRequest.model_key, {})
             batch_plan = plan.build_plan(
-                *(pinned, found, config.folder, state, config.selection, estimate),
+                *(pinned, found, folder, state, config.selection, estimate),
                 backend.image_price,
             )
             if not planned.errors:

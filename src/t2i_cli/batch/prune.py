@@ -1,18 +1,16 @@
 """Removes pictures of earlier requests, for --prune."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from t2i_cli.batch.manifest import Manifest, ManifestEntry
+from t2i_cli.batch.batch_folder import BatchFolder, ManifestLog
+from t2i_cli.batch.manifest import ManifestEntry
 from t2i_cli.batch.manifest_lines import PRUNED_STATUS
 from t2i_cli.batch.plan import BatchPlan
 from t2i_cli.batch.plan_listing import listed_images, listed_lines
 from t2i_cli.batch.record_table import RecordKey
-from t2i_cli.errors import StorageError, T2IError, os_reason
-from t2i_cli.files.inside_folder import open_inside, stat_inside
+from t2i_cli.errors import T2IError
 from t2i_cli.terminal.console import Console
 
 
@@ -42,20 +40,20 @@ def show_plan(batch_plan: BatchPlan, console: Console, *, prune: bool) -> None:
     console.result("\n".join([batch_plan.text(), *listed_lines(images)]))
     if pruned:
         for file in pruned.removed:
-            console.result(f"  would remove {batch_plan.folder / file}")
+            console.result(f"  would remove {batch_plan.folder.location(file)}")
         for file in pruned.changed:
-            console.result(f"  would leave {batch_plan.folder / file}: it was changed")
+            console.result(f"  would leave {batch_plan.folder.location(file)}: it was changed")
 
 
 def prune_folder(
     batch_plan: BatchPlan,
-    manifest_file: Manifest,
+    manifest_file: ManifestLog,
     console: Console,
     error: T2IError | None,
 ) -> list[str]:
     """Remove the pictures of earlier requests and return them; none if the run had an `error`.
 
-    Raises StorageError.
+    Raises T2IError.
     """
     pictures = batch_plan.change.pictures
     if pictures and error:
@@ -66,18 +64,20 @@ def prune_folder(
     if pruned.removed:
         console.note(f"{len(pruned.removed):,} pictures of earlier requests are removed.")
     for file in pruned.removed:
-        console.detail(f"removed {batch_plan.folder / file}")
+        console.detail(f"removed {batch_plan.folder.location(file)}")
     for file in pruned.changed:
-        console.warn(f"'{batch_plan.folder / file}' was changed since it was made, and stays.")
+        console.warn(
+            f"'{batch_plan.folder.location(file)}' was changed since it was made, and stays."
+        )
     return pruned.removed
 
 
 def prune_pictures(
-    folder: Path, pictures: Mapping[RecordKey, ManifestEntry], *, dry_run: bool = False
+    folder: BatchFolder, pictures: Mapping[RecordKey, ManifestEntry], *, dry_run: bool = False
 ) -> PruneResult:
     """Remove pictures of earlier requests that are as the manifest says, and no others.
 
-    Links are not followed. Raises StorageError if a file cannot be removed.
+    Links are not followed. Raises T2IError if a file cannot be removed.
     """
     result = PruneResult(removed=[], changed=[], lines=[])
     for (row_id, file), entry in sorted(pictures.items(), key=lambda pair: pair[0][1]):
@@ -88,22 +88,17 @@ def prune_pictures(
         if found:
             result.removed.append(file)
         if found and not dry_run:
-            try:
-                (folder / file).unlink()
-            except OSError as error:
-                raise StorageError(f"Cannot remove '{folder / file}': {os_reason(error)}.") from (
-                    error
-                )
+            folder.remove_file(file)
         result.lines.append({"id": row_id, "status": PRUNED_STATUS, "file": file})
     return result
 
 
-def _is_unchanged(folder: Path, file: str, entry: ManifestEntry) -> bool | None:
+def _is_unchanged(folder: BatchFolder, file: str, entry: ManifestEntry) -> bool | None:
     """Whether the file is the one that the manifest records; `None` if it is gone."""
     try:
-        if stat_inside(folder, file).st_size != entry.bytes:
+        if folder.file_size(file) != entry.bytes:
             return False
-        with os.fdopen(open_inside(folder, file), "rb") as opened:
+        with folder.open_file(file) as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256
     except FileNotFoundError:
         return None

@@ -1,13 +1,12 @@
 """What the manifests say of each row: done, failed, or to be made, and under which name."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from t2i_cli import image_formats
 from t2i_cli.batch import row_filenames
+from t2i_cli.batch.batch_folder import BatchFolder
 from t2i_cli.batch.manifest import ManifestEntry, ManifestState
 from t2i_cli.batch.rows import BatchRow
 from t2i_cli.errors import (
@@ -18,7 +17,6 @@ from t2i_cli.errors import (
     StorageError,
     TimedOutError,
 )
-from t2i_cli.files.inside_folder import open_inside, stat_inside
 from t2i_cli.image_formats import ImageFormat
 
 RETRIED_CODES = {
@@ -56,7 +54,7 @@ class RecordOptions:
 class RecordFinder:
     """Finds the record of each row, among the current ones and those of earlier requests."""
 
-    def __init__(self, state: ManifestState, folder: Path, options: RecordOptions) -> None:
+    def __init__(self, state: ManifestState, folder: BatchFolder, options: RecordOptions) -> None:
         self._state = state
         self._folder = folder
         self._options = options
@@ -108,13 +106,13 @@ def _is_valid_name(file: str) -> bool:
     return file_format(file) is not None
 
 
-def _is_whole(entry: ManifestEntry, file: str, folder: Path, verify: bool) -> bool:
+def _is_whole(entry: ManifestEntry, file: str, folder: BatchFolder, verify: bool) -> bool:
     """Whether the file has the recorded size and, with `verify`, the recorded SHA-256 hash."""
     try:
-        if stat_inside(folder, file).st_size != entry.bytes:
+        if folder.file_size(file) != entry.bytes:
             return False
         if verify:
-            with os.fdopen(open_inside(folder, file), "rb") as opened:
+            with folder.open_file(file) as opened:
                 return hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256
     except OSError:
         return False

@@ -5,33 +5,24 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
 
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.batch import timings
+from t2i_cli.batch.batch_folder import ManifestLog
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal
-from t2i_cli.batch.manifest import Manifest
 from t2i_cli.batch.note_groups import NoteGroups
+from t2i_cli.batch.outcome_recorder import OutcomeRecorder
 from t2i_cli.batch.plan import BatchPlan, PlannedImage
 from t2i_cli.batch.row_records import RETRIED_CODES
 from t2i_cli.driver import with_notes
 from t2i_cli.durations import format_estimate
-from t2i_cli.errors import (
-    ContentFilteredError,
-    InputError,
-    InternalError,
-    PipelineError,
-    StorageError,
-    os_reason,
-)
+from t2i_cli.errors import InternalError, PipelineError
 from t2i_cli.events import Event, Finishing, Notice
-from t2i_cli.files.inside_folder import check_parents
 from t2i_cli.image_costs import ImageCosts, is_billed
-from t2i_cli.image_formats import ImageFormat
-from t2i_cli.output.image_writer import ImageWriter, SavedImage
+from t2i_cli.output import metadata
+from t2i_cli.output.image_writer import SavedImage, saved_image
 from t2i_cli.saver_threads import Outcome, SaveImage
 from t2i_cli.terminal.throughput import ThroughputMeter
 
@@ -88,36 +79,24 @@ class ProgressListener(Protocol):
 class BatchWriter:
     """Saves the image of each planned job to its file; thread-safe."""
 
-    def __init__(self, plan: BatchPlan, scratch: Path) -> None:
-        paths = [plan.folder / job.file for job in plan.jobs]
+    def __init__(self, plan: BatchPlan) -> None:
         self._folder = plan.folder
-        self._files = [job.file for job in plan.jobs]
-        self._notes = [job.row.notes for job in plan.jobs]
-        self._formats = [job.format for job in plan.jobs]
-        self._writers: dict[ImageFormat, ImageWriter] = {
-            format: ImageWriter(paths, format, overwrite=True, scratch=scratch)
-            for format in set(self._formats)
-        }
+        self._jobs = plan.jobs
 
     def __call__(self, generated: GeneratedImage) -> SavedImage:
-        """Save one image. Raises StorageError."""
-        try:
-            check_parents(self._folder, self._files[generated.index])
-        except OSError as error:
-            raise StorageError(f"Cannot write '{error.filename}': {os_reason(error)}.") from error
-        try:
-            noted = with_notes(generated, self._notes[generated.index])
-            return self._writers[self._formats[generated.index]].save(noted)
-        except InputError as error:
-            # The folder was writable when the run began, so the path is not at fault.
-            raise StorageError(error.message) from error
+        """Save one image. Raises T2IError."""
+        job = self._jobs[generated.index]
+        noted = with_notes(generated, job.row.notes)
+        data = metadata.image_file_bytes(noted, job.format)
+        self._folder.save_image(job.file, data)
+        return saved_image(noted, self._folder.location(job.file), job.format, data)
 
 
 def run_plan(
     plan: BatchPlan,
     executor: LocalExecutor,
     save: SaveImage,
-    manifest: Manifest,
+    manifest: ManifestLog,
     listener: ProgressListener,
     stop: StopSignal,
     *,
@@ -136,36 +115,28 @@ def run_plan(
             event = Notice(message=_finishing_message(event, stats.throughput, stop))
         listener.event(event)
 
+    recorder = OutcomeRecorder(plan, manifest)
+
+    def record(outcomes: Sequence[Outcome], *, last: bool = False) -> None:
+        """Record outcomes, and report those that are stored by now."""
+        nonlocal in_a_row
+        for outcome in outcomes:
+            stats.throughput.outcome(outcome.index)
+        stored, write_error = recorder.record(outcomes, last=last)
+        stats.stop_reason = stats.stop_reason or write_error
+        for outcome in stored:
+            stats.seconds = time.monotonic() - started
+            in_a_row = _count(outcome, plan.jobs[outcome.index], stats, in_a_row)
+            _measure(outcome, measured)
+            _report(outcome, plan.jobs[outcome.index], stats, listener)
+        stats.stop_reason = stats.stop_reason or _stop_reason(stats, in_a_row, max_failures)
+        if stats.stop_reason:
+            stop.soon.set()
+
     try:
         for outcomes in executor.run(requests, save, on_event, stop):
-            outcomes, write_error = _record_outcomes(outcomes, plan, manifest)
-            stats.stop_reason = stats.stop_reason or write_error
-            for outcome in outcomes:
-                stats.seconds = time.monotonic() - started
-                stats.throughput.outcome(outcome.index)
-                job = plan.jobs[outcome.index]
-                if is_billed(outcome.error if isinstance(outcome, Failure) else None):
-                    stats.costs.add(job.price)
-                if len(stats.first_outcomes) < FAILURES_AT_THE_START:
-                    stats.first_outcomes.append(_unexpected_error(outcome))
-                if isinstance(outcome, SavedImage):
-                    in_a_row = 0
-                    stats.made += 1
-                    for note in outcome.notes:
-                        stats.notes.add(note, job.row.id, job.row.line)
-                    if outcome.info.endpoint is None:
-                        key = (outcome.request.model, outcome.info.device)
-                        measured[key] = outcome.seconds / timings.relative_cost(outcome.request)
-                    listener.image(job, outcome, stats)
-                else:
-                    code = outcome.error.code
-                    in_a_row = in_a_row + 1 if code in RETRIED_CODES else 0
-                    stats.failed[code] += 1
-                    stats.first_messages.setdefault(code, outcome.error.message)
-                    listener.failed(job, outcome, stats)
-            stats.stop_reason = stats.stop_reason or _stop_reason(stats, in_a_row, max_failures)
-            if stats.stop_reason:
-                stop.soon.set()
+            record(outcomes)
+        record((), last=True)
     except BaseException:
         stop.soon.set()
         stop.now.set()
@@ -174,6 +145,39 @@ def run_plan(
     for (model, device), seconds_per_cost in measured.items():
         timings.record_timing(model, device, seconds_per_cost)
     return stats
+
+
+def _count(outcome: Outcome, job: PlannedImage, stats: RunStats, in_a_row: int) -> int:
+    """Count an outcome; returns the failures in a row that the next image would meet, too."""
+    if is_billed(outcome.error if isinstance(outcome, Failure) else None):
+        stats.costs.add(job.price)
+    if len(stats.first_outcomes) < FAILURES_AT_THE_START:
+        stats.first_outcomes.append(_unexpected_error(outcome))
+    if isinstance(outcome, SavedImage):
+        stats.made += 1
+        for note in outcome.notes:
+            stats.notes.add(note, job.row.id, job.row.line)
+        return 0
+    code = outcome.error.code
+    stats.failed[code] += 1
+    stats.first_messages.setdefault(code, outcome.error.message)
+    return in_a_row + 1 if code in RETRIED_CODES else 0
+
+
+def _measure(outcome: Outcome, measured: dict[tuple[str, str | None], float]) -> None:
+    """Note how long an image took on this machine's device, or a worker's."""
+    if isinstance(outcome, SavedImage) and outcome.info.endpoint is None:
+        key = (outcome.request.model, outcome.info.device)
+        measured[key] = outcome.seconds / timings.relative_cost(outcome.request)
+
+
+def _report(
+    outcome: Outcome, job: PlannedImage, stats: RunStats, listener: ProgressListener
+) -> None:
+    if isinstance(outcome, SavedImage):
+        listener.image(job, outcome, stats)
+    else:
+        listener.failed(job, outcome, stats)
 
 
 def _finishing_message(event: Finishing, throughput: ThroughputMeter, stop: StopSignal) -> str:
@@ -185,29 +189,6 @@ def _finishing_message(event: Finishing, throughput: ThroughputMeter, stop: Stop
     duration = "" if seconds is None else f", about {format_estimate(seconds)}"
     again = "Ctrl-C again" if stop.signal == signal.SIGINT else "the same signal again"
     return f"finishing {images} of this pass{duration}; {again} stops now"
-
-
-def _record_outcomes(
-    outcomes: Sequence[Outcome], plan: BatchPlan, manifest: Manifest
-) -> tuple[Sequence[Outcome], str | None]:
-    """Append the outcomes to the manifest; if that fails, return failures and the reason."""
-    folders = {
-        outcome.path.parent
-        for outcome in outcomes
-        if isinstance(outcome, SavedImage) and outcome.path
-    }
-    try:
-        manifest.append(
-            [_manifest_line(plan.jobs[outcome.index], outcome) for outcome in outcomes], folders
-        )
-    except StorageError as error:
-        # The next run does not find them in the manifest, and makes them again.
-        failures = [
-            Failure(index=outcome.index, request=outcome.request, error=error)
-            for outcome in outcomes
-        ]
-        return failures, "The manifest cannot be written."
-    return outcomes, None
 
 
 def _stop_reason(stats: RunStats, in_a_row: int, max_failures: int | None) -> str | None:
@@ -233,29 +214,3 @@ def _unexpected_error(outcome: Outcome) -> str | None:
     if isinstance(outcome, Failure) and isinstance(outcome.error, InternalError | PipelineError):
         return f"{type(outcome.error.__cause__).__name__}: {outcome.error.message}"
     return None
-
-
-def _manifest_line(job: PlannedImage, outcome: Outcome) -> dict[str, object]:
-    """The manifest line of an outcome."""
-    row = job.row
-    line: dict[str, object] = {"id": row.id, "index": row.index, "line": row.line}
-    if isinstance(outcome, SavedImage):
-        line |= {
-            "status": "done",
-            "file": job.file,
-            "bytes": outcome.size_bytes,
-            "sha256": outcome.sha256,
-            "seconds": round(outcome.seconds, 3),
-            **outcome.timing_record(),
-            "lock": outcome.info.to_json(),
-        } | ({"notes": list(outcome.notes)} if outcome.notes else {})
-    else:
-        withheld = isinstance(outcome.error, ContentFilteredError)
-        line |= {
-            "status": "withheld" if withheld else "failed",
-            "error": outcome.error.to_json(),
-        }
-    if job.price and is_billed(outcome.error if isinstance(outcome, Failure) else None):
-        line["usd"] = job.price.usd
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return line | {"request": outcome.request.to_json(), "time": now}

@@ -1,6 +1,5 @@
 """Runs one `t2i batch`: reads prompts, plans, makes the images, writes the pages, and reports."""
 
-import os
 import shlex
 import signal
 import sys
@@ -12,18 +11,18 @@ from t2i_cli import prompts
 from t2i_cli.backend import Backend, GeneratedImage
 from t2i_cli.batch import (
     gallery,
-    lock,
     manifest,
-    manifest_merge,
     pages,
     prune,
     runner,
     summary,
 )
+from t2i_cli.batch.batch_folder import ManifestLog
 from t2i_cli.batch.events import EventWriter
 from t2i_cli.batch.executor import LocalExecutor
+from t2i_cli.batch.folder_opening import open_batch_folder
 from t2i_cli.batch.interrupt import StopSignal, handle_signals
-from t2i_cli.batch.manifest import Manifest, ManifestState
+from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.opening_lines import opening_lines
 from t2i_cli.batch.options import parse_max_failures
 from t2i_cli.batch.plan import BatchPlan
@@ -31,9 +30,10 @@ from t2i_cli.batch.planner import BatchConfig as BatchConfig
 from t2i_cli.batch.planner import make_planner
 from t2i_cli.batch.progress import BatchProgress, ShowImage
 from t2i_cli.batch.runner import BatchWriter, RunStats
+from t2i_cli.buckets.bucket_url import BucketUrl
 from t2i_cli.cost_limit import limit_costs
 from t2i_cli.errors import InputError, InterruptedRunError, T2IError, TerminatedError
-from t2i_cli.output.image_writer import SavedImage, check_folder
+from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import PromptsFile
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer
@@ -44,7 +44,6 @@ def check_config(config: BatchConfig, console: Console) -> None:
     if config.show and console.events:
         raise InputError("--events has stderr to itself, where --show would draw.", field="show")
     parse_max_failures(config.max_failures, 0)
-    check_folder(config.folder)
 
 
 def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[PromptsFile, bool]:
@@ -53,14 +52,15 @@ def validate(config: BatchConfig, backend: Backend, console: Console) -> tuple[P
     Returns the prompts, as standard input can be read only once, and whether any image is missing.
     """
     check_config(config, console)
+    folder = open_batch_folder(config.folder)
+    folder.check()
     terminal_viewer(config.show, config.options.lenient, console)
-    folder = config.folder
     prompts_file = _read_prompts(config)
-    make_plan = make_planner(config, prompts_file, backend, console, with_console=False)
-    pages.check_page_paths(config.folder, sheet=config.sheet)
+    make_plan = make_planner(config, folder, prompts_file, backend, console, with_console=False)
+    pages.check_page_names(folder, sheet=config.sheet)
     batch_plan, _ = make_plan(manifest.load_manifests(folder))
-    if os.path.lexists(folder / lock.STATE_FOLDER):
-        with lock.lock_folder(folder, config.selection.shard):
+    if folder.has_lock():
+        with folder.lock(config.selection.shard):
             pass  # raises if another run holds the lock
     _warn_of_small_disk(batch_plan, console)
     return prompts_file, bool(batch_plan.jobs)
@@ -74,7 +74,7 @@ def _read_prompts(config: BatchConfig) -> PromptsFile:
 
 
 def _warn_of_small_disk(batch_plan: BatchPlan, console: Console) -> None:
-    if batch_plan.disk_bytes > batch_plan.free_bytes:
+    if batch_plan.free_bytes is not None and batch_plan.disk_bytes > batch_plan.free_bytes:
         console.warn("the disk may be too small for all of them.")
 
 
@@ -89,51 +89,53 @@ def run_batch(
     Raises T2IError if any image is not done.
     """
     check_config(config, console)
+    folder = open_batch_folder(config.folder)
+    folder.check()
     show = terminal_viewer(config.show, config.options.lenient, console)
     prompts_file = prompts_file or _read_prompts(config)
-    make_plan = make_planner(config, prompts_file, backend, console)
-    pages.check_page_paths(config.folder, sheet=config.sheet)
+    make_plan = make_planner(config, folder, prompts_file, backend, console)
+    pages.check_page_names(folder, sheet=config.sheet)
     if config.dry_run:
-        batch_plan, _ = make_plan(manifest.load_manifests(config.folder))
+        batch_plan, _ = make_plan(manifest.load_manifests(folder))
         prune.show_plan(batch_plan, console, prune=config.selection.prune)
         return
     # In a new folder, plan before anything is created: an invalid batch leaves nothing behind.
-    exists = os.path.lexists(config.folder / lock.STATE_FOLDER)
-    early_plan = None if exists else make_plan(manifest.load_manifests(config.folder))
-    with lock.lock_folder(config.folder, config.selection.shard) as scratch:
-        _warn_of_damaged_lines(manifest.load_manifests(config.folder), console)
-        if config.selection.shard is None:
+    early_plan = None if folder.has_lock() else make_plan(manifest.load_manifests(folder))
+    shard = config.selection.shard
+    with folder.lock(shard):
+        _warn_of_damaged_lines(manifest.load_manifests(folder), console)
+        if shard is None:
             # No shard is at work now. From here on the main manifest is the newest.
-            manifest_merge.merge_manifests(config.folder, scratch)
-        state = manifest.load_manifests(config.folder)
+            folder.merge()
+        state = manifest.load_manifests(folder)
         batch_plan, pins = make_plan(state) if early_plan is None or state.rows else early_plan
-        shard = config.selection.shard
-        manifest_file = Manifest(
-            config.folder / (shard.manifest if shard else manifest.MAIN_MANIFEST)
-        )
+        manifest_file = folder.open_manifest(shard)
         try:
             manifest_file.append(opening_lines(prompts_file, batch_plan, state, pins))
-            _make_images(config, batch_plan, backend, manifest_file, scratch, console, show)
+            _make_images(config, batch_plan, backend, manifest_file, console, show)
         finally:
             manifest_file.close()
 
 
-def merge_shards(folder: Path, console: Console) -> None:
+def merge_shards(place: Path | BucketUrl, console: Console) -> None:
     """Merge the manifests of several shards, and write one gallery for them."""
-    if not manifest.manifest_files(folder):
-        raise InputError(f"There is no manifest in '{folder}'.")
-    with lock.lock_folder(folder, None) as scratch:
+    folder = open_batch_folder(place)
+    if next(folder.manifest_records(), None) is None:
+        raise InputError(f"There is no manifest in '{folder.location()}'.")
+    with folder.lock(None):
         _warn_of_damaged_lines(manifest.load_manifests(folder), console)
-        shards = manifest_merge.merge_manifests(folder, scratch)
-        page = gallery.write_gallery(folder, scratch)
-        pages.note_unusual_name(page, gallery.GALLERY_NAME, console)
+        shards = folder.merge()
+        page = gallery.write_gallery(folder)
+        pages.note_unusual_name(folder, page, gallery.GALLERY_NAME, console)
+        folder.finish(merge=True)
     state = manifest.load_manifests(folder)
     counts = Counter(entry.status for entry in state.rows.values())
     if console.json:
-        console.result_json({"folder": str(folder), "shards": shards, "images": dict(counts)})
+        console.result_json({"folder": folder.location(), "shards": shards, "images": dict(counts)})
     else:
-        console.result(str(folder / manifest.MAIN_MANIFEST))
+        console.result(folder.location(manifest.MAIN_MANIFEST))
         counts_text = ", ".join(f"{number:,} {status}" for status, number in sorted(counts.items()))
+        page = folder.location(page)
         console.note(f"{shards} shards merged: {counts_text or 'no image'}; {page}")
 
 
@@ -141,13 +143,14 @@ def _make_images(
     config: BatchConfig,
     batch_plan: BatchPlan,
     backend: Backend,
-    manifest_file: Manifest,
-    scratch: Path,
+    manifest_file: ManifestLog,
     console: Console,
     show: ShowImage | None,
 ) -> None:
     """Make the plan's images and report the result; raises T2IError if any is not done."""
     stop = StopSignal()
+    folder = batch_plan.folder
+    folder.stop_retries_on(stop.now)
     max_failures = parse_max_failures(config.max_failures, len(batch_plan.jobs))
     if console.events:
         console.event("planned", **batch_plan.to_json())
@@ -161,7 +164,7 @@ def _make_images(
         else BatchProgress(console, batch_plan, show)
     )
     limited = limit_costs(backend, batch_plan.prices, batch_plan.max_cost)
-    writer = BatchWriter(batch_plan, scratch)
+    writer = BatchWriter(batch_plan)
 
     def save(generated: GeneratedImage) -> SavedImage:
         saved = writer(generated)
@@ -171,7 +174,7 @@ def _make_images(
 
     try:
         with console.redirect_stderr(), console.redirect_stdout(), handle_signals(stop):
-            executor = LocalExecutor(limited or backend)
+            executor = LocalExecutor(limited or backend, folder.saver_threads, idle_groups=True)
             stats = runner.run_plan(
                 batch_plan, executor, save, manifest_file, listener, stop, max_failures=max_failures
             )
@@ -188,13 +191,16 @@ def _make_images(
         except T2IError as prune_error:
             error = error or prune_error
     error = _finish_manifest(manifest_file, summary.cost_lines(stats), console, error)
-    hint = _resume_hint()
     paths, error = pages.write_pages(
-        batch_plan, scratch, console, error, sheet=config.sheet, hint=hint
+        batch_plan, console, error, sheet=config.sheet, hint=_resume_hint()
     )
+    try:
+        folder.finish(merge=config.selection.shard is None and stop.signal is None)
+    except T2IError as finish_error:
+        error = error or finish_error
     counts = summary.summarise(batch_plan, stats, error) | {
         "pruned": len(pruned),
-        "manifest": str(manifest_file.path),
+        "manifest": manifest_file.location,
         **paths,
     }
     if console.events:
@@ -208,7 +214,7 @@ def _make_images(
 
 
 def _finish_manifest(
-    manifest_file: Manifest,
+    manifest_file: ManifestLog,
     lines: Sequence[Mapping[str, object]],
     console: Console,
     error: T2IError | None,
@@ -222,7 +228,9 @@ def _finish_manifest(
     except T2IError as manifest_error:
         return error or manifest_error
     if manifest_file.restored:
-        console.warn(f"'{manifest_file.path}' was removed during the run, and is written again.")
+        console.warn(
+            f"'{manifest_file.location}' was removed during the run, and is written again."
+        )
     return error
 
 

@@ -19,7 +19,7 @@ def summarise(plan: BatchPlan, stats: RunStats, error: T2IError | None) -> dict[
     withheld = failed.pop(ContentFilteredError.code, 0)
     done = plan.done + stats.made
     return {
-        "folder": str(plan.folder),
+        "folder": plan.folder.location(),
         "images": len(plan.rows),
         "done": done,
         "made": stats.made,

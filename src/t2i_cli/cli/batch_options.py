@@ -1,7 +1,6 @@
 """Option groups of `t2i batch`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
@@ -59,9 +58,15 @@ class FolderOptions:
 
     PANEL: ClassVar = "Output"
 
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the images.")] = (
-        Path("t2i-out")
-    )
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PLACE",
+            help="The folder of the images, or a URL: s3://bucket/folder, gs://…, hf://datasets/….",
+        ),
+    ] = "t2i-out"
     name: Annotated[
         str | None,
         typer.Option("--name", help="File names. [default: {index:05d}-{slug}-{seed}.{ext}]"),
@@ -102,8 +107,12 @@ class ResumeOptions:
         typer.Option("--shard", help="Make part I of N, as 1/4, beside others in one folder."),
     ] = None
     merge: Annotated[
-        Path | None,
-        typer.Option("--merge", help="Join the shards of this folder; makes no image."),
+        str | None,
+        typer.Option(
+            "--merge",
+            metavar="PLACE",
+            help="Join the shards of this folder, or URL; makes no image.",
+        ),
     ] = None
 
 

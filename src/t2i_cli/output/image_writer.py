@@ -35,14 +35,14 @@ _INVALID_PATH_ERRNOS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SavedImage:
-    """A saved image (`path` is `None` for standard output).
+    """A saved image (`path` is `None` for standard output, a text for a URL).
 
     `width` and `height` are in pixels; `seconds` is the generation time, and `round_trip` the
     seconds of the HTTP request, if a server made the image; `memory` is as in GeneratedImage.
     """
 
     index: int
-    path: Path | None
+    path: Path | str | None
     format: ImageFormat
     width: int
     height: int
@@ -127,26 +127,17 @@ class ImageWriter:
         """Write one image; raises InputError if the file exists by now, or StorageError."""
         path = self.paths[generated.index]
         data = metadata.image_file_bytes(generated, self.format)
-        width, height = generated.size
         if path is None:
             _write_stdout(data)
         else:
-            self._write(path, data)
-        return SavedImage(
-            index=generated.index,
-            path=path,
-            format=self.format,
-            width=width,
-            height=height,
-            size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            seconds=generated.seconds,
-            request=generated.request,
-            info=generated.info,
-            round_trip=generated.round_trip,
-            notes=generated.notes,
-            memory=generated.memory,
-        )
+            write_image_file(
+                path,
+                data,
+                overwrite=self.overwrite,
+                scratch=self.scratch,
+                created_folders=self._created_folders,
+            )
+        return saved_image(generated, path, self.format, data)
 
     def close(self) -> None:
         """Remove the folders that this writer created and that are empty."""
@@ -157,37 +148,73 @@ class ImageWriter:
 
     def _probe_folder(self, folder: Path) -> None:
         try:
-            self._make_folder(folder)
+            _make_folder(folder, self._created_folders)
             atomic.probe_folder(folder)
         except OSError as error:
             raise storage_error(error, "write to the folder", folder) from error
 
-    def _make_folder(self, folder: Path) -> None:
-        if folder.is_dir():
-            return
-        missing = [p for p in (folder, *folder.parents) if not p.is_dir()]
-        for part in reversed(missing):
-            with suppress(FileExistsError):
-                part.mkdir()
-                self._created_folders.append(part)
 
-    def _write(self, path: Path, data: bytes) -> None:
-        try:
-            # Another run may have removed the folder since `prepare()`.
-            self._make_folder(path.parent)
-            exclusive = not self.overwrite
-            atomic.write_bytes(path, data, scratch=self.scratch, sync=True, exclusive=exclusive)
-        except FileExistsError as error:
-            raise _exists_error(path) from error
-        except OSError as error:
-            raise storage_error(error, "write", path) from error
+def write_image_file(
+    path: Path,
+    data: bytes,
+    *,
+    overwrite: bool,
+    scratch: Path | None = None,
+    created_folders: list[Path] | None = None,
+) -> None:
+    """Write a file atomically, and synced; folders that are made are added to `created_folders`.
+
+    Raises InputError if the path is at fault, as one that exists without `overwrite`, else
+    StorageError.
+    """
+    try:
+        # Another run may have removed the folder since it was checked.
+        _make_folder(path.parent, created_folders)
+        atomic.write_bytes(path, data, scratch=scratch, sync=True, exclusive=not overwrite)
+    except FileExistsError as error:
+        raise exists_error(str(path)) from error
+    except OSError as error:
+        raise storage_error(error, "write", path) from error
+
+
+def saved_image(
+    generated: GeneratedImage, location: Path | str | None, format: ImageFormat, data: bytes
+) -> SavedImage:
+    """The record of an image that was saved as `data`."""
+    width, height = generated.size
+    return SavedImage(
+        index=generated.index,
+        path=location,
+        format=format,
+        width=width,
+        height=height,
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        seconds=generated.seconds,
+        request=generated.request,
+        info=generated.info,
+        round_trip=generated.round_trip,
+        notes=generated.notes,
+        memory=generated.memory,
+    )
+
+
+def _make_folder(folder: Path, created: list[Path] | None) -> None:
+    if folder.is_dir():
+        return
+    missing = [p for p in (folder, *folder.parents) if not p.is_dir()]
+    for part in reversed(missing):
+        with suppress(FileExistsError):
+            part.mkdir()
+            if created is not None:
+                created.append(part)
 
 
 def _check_path(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise InputError(f"The output '{path}' is a folder.", hint=f"-o '{path}/' writes into it.")
     if os.path.lexists(path) and not overwrite:
-        raise _exists_error(path)
+        raise exists_error(str(path))
     if path.exists() and not path.is_file():
         raise InputError(f"The output '{path}' is a device or pipe, not a file.")
     _check_folder(path.parent, path)
@@ -237,7 +264,8 @@ def _write_stdout(data: bytes) -> None:
         raise StorageError(f"Cannot write to standard output: {os_reason(error)}.") from error
 
 
-def _exists_error(path: Path) -> InputError:
+def exists_error(path: str) -> InputError:
+    """The error for an output that exists, without --overwrite."""
     return InputError(f"The output '{path}' exists.", hint="--overwrite replaces it.")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from t2i_cli.buckets.bucket_url import parse_place
 from t2i_cli.cli.batch_options import (
     BatchConsentOptions,
     BatchConsoleOptions,
@@ -55,7 +56,7 @@ def batch(
 
     if selection.merge is not None:
         _refuse_with_merge(context)
-        session.merge_shards(selection.merge, console)
+        session.merge_shards(parse_place(selection.merge), console)
         return
     config = _batch_config(rows, request, folder, selection, backend, ephemeral.ephemeral, run)
     max_cost = backend.cost.max_cost
@@ -121,7 +122,7 @@ def _batch_config(
     return BatchConfig(
         source=expand_option(rows.file),
         input_format=rows.input_format,
-        folder=folder.output,
+        folder=parse_place(folder.output),
         options=BatchOptions(
             defaults=row_defaults,
             vary=varied,

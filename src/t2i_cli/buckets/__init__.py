@@ -1,0 +1,1 @@
+"""Buckets and other places of fsspec's: their URLs, objects and errors."""
