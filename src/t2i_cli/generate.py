@@ -4,9 +4,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
+from t2i_cli.buckets.bucket_url import is_bucket_url, without_file_scheme
 from t2i_cli.cost_limit import limit_costs
 from t2i_cli.driver import generate_and_save, with_notes
 from t2i_cli.durations import format_estimate
@@ -32,6 +34,8 @@ from t2i_cli.terminal.streams import stdout_is_closed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from t2i_cli.output.bucket_writer import BucketImageWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,15 @@ class OutputDestination:
     @property
     def template(self) -> filenames.OutputTemplate:
         """The path template and format of the files; raises InputError."""
-        target = None if self.target is None else expand_option(self.target)
+        target = self.target
+        if target is not None and is_bucket_url(target):
+            if not target.endswith("/") and not PurePath(target).suffix:
+                from t2i_cli.output.bucket_writer import is_bucket_folder
+
+                if is_bucket_folder(target):
+                    target = target.replace("{", "{{").replace("}", "}}") + "/"
+            return filenames.parse_output(target, self.format)
+        target = None if target is None else expand_option(without_file_scheme(target))
         folder = target is not None and os.path.isdir(target)
         return filenames.parse_output(target, self.format, is_folder=folder)
 
@@ -72,7 +84,7 @@ def prepare_requests(
     console: Console,
     *,
     lenient: bool,
-) -> tuple[list[ResolvedRequest], ImageWriter, list[str]]:
+) -> tuple[list[ResolvedRequest], "ImageWriter | BucketImageWriter", list[str]]:
     """Resolve and check requests and output paths before anything is made. Raises T2IError.
 
     Returns the requests, the writer of their images, and notes on them all.
@@ -105,12 +117,23 @@ def prepare_requests(
         raise InputError("Standard output is closed.", hint="-o FILE takes a file.", field="output")
     if template.template is None and console.json:
         raise InputError("Standard output holds the image or the JSON, not both.", field="output")
-    writer = ImageWriter(
-        filenames.output_paths(template, requests), template.format, overwrite=output.overwrite
-    )
+    writer = _make_writer(template, requests, overwrite=output.overwrite)
     writer.check()
     backend.check(requests[0])
     return requests, writer, [*notes, *size_notes]
+
+
+def _make_writer(
+    template: filenames.OutputTemplate, requests: Sequence[ResolvedRequest], *, overwrite: bool
+) -> "ImageWriter | BucketImageWriter":
+    """The writer of the images, to files or to URLs. Raises InputError."""
+    if template.template is None or not is_bucket_url(template.template):
+        paths = filenames.output_paths(template, requests)
+        return ImageWriter(paths, template.format, overwrite=overwrite)
+    from t2i_cli.output.bucket_writer import BucketImageWriter
+
+    urls = filenames.output_names(template, requests)
+    return BucketImageWriter(urls, template.format, overwrite=overwrite)
 
 
 def generate_images(

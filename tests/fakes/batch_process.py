@@ -3,7 +3,8 @@
 Usage: `python -m tests.fakes.batch_process FILE FOLDER`. Its options: `--events`, `--json`,
 `-v`, `-q`, `--retry-failed`; the variable PAUSE gives the seconds per pass, PASS the images of one,
 and LOAD the seconds of loading the model. CLUSTER is the address of a Ray cluster whose workers
-make the images, instead. A prompt with the word "bug" raises RuntimeError.
+make the images, instead. RETRY_SECONDS shortens the retries of a bucket's calls. A prompt with the
+word "bug" raises RuntimeError.
 """
 
 import os
@@ -13,8 +14,10 @@ from t2i_cli.backend import Backend
 from t2i_cli.batch import session
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
+from t2i_cli.buckets import object_store
 from t2i_cli.buckets.bucket_url import parse_place
 from t2i_cli.errors import T2IError
+from t2i_cli.net.retry import RetryPolicy
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import console
 from tests.fakes.stub_backend import StubBackend
@@ -43,6 +46,10 @@ def main() -> int:
         side=64,
         fails=bug,
     )
+    if seconds := os.environ.get("RETRY_SECONDS"):
+        # Of every call to a bucket: a cut network is to be noticed soon.
+        quick = RetryPolicy(retries=5, timeout=float(seconds) * 10, first_pause=float(seconds) / 8)
+        object_store.RETRY_POLICY = quick
     if address := os.environ.get("CLUSTER"):
         from t2i_cli.backends.local.options import LocalOptions
         from t2i_cli.backends.ray import RayBackend, RayOptions

@@ -63,9 +63,7 @@ def bucket_error(error: BaseException, action: str, url: BucketUrl, name: str = 
         return InputError(f"{message}: its store does not offer that ({reason}).")
     if isinstance(error, ValueError) or _is_one_of(error, {"ParamValidationError"}):
         return InputError(f"{message}: {reason}.")
-    return RemoteError(
-        f"{message}: {reason}.", hint="Run the same command again: what is stored stays done."
-    )
+    return RemoteError(f"{message}: {reason}.", hint="Check the network and try again.")
 
 
 def missing_package_error(error: ImportError, url: BucketUrl) -> InputError:

@@ -39,11 +39,16 @@ def is_bucket_url(text: str) -> bool:
     return found is not None and found[1].lower() not in _LOCAL_PROTOCOLS
 
 
+def without_file_scheme(text: str) -> str:
+    """The path of a `file://` URL; any other text as it is."""
+    return text if is_bucket_url(text) else _SCHEME.sub("", text, count=1)
+
+
 def parse_place(text: str) -> Path | BucketUrl:
     """The folder that an option names: a path, or a URL. Raises InputError."""
     if is_bucket_url(text):
         return parse_bucket_url(text)
-    return Path(expand_option(_SCHEME.sub("", text, count=1)))
+    return Path(expand_option(without_file_scheme(text)))
 
 
 def parse_bucket_url(text: str) -> BucketUrl:

@@ -87,6 +87,34 @@ class ObjectStore:
 
         return self._call("read", name, cat)
 
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of that name."""
+
+        def ask() -> bool:
+            self._fs.invalidate_cache()
+            try:
+                return bool(self._fs.info(self._path(name))["type"] == "file")
+            except FileNotFoundError as error:
+                if is_missing_place(error):
+                    raise
+                return False
+
+        return self._call("read", name, ask)
+
+    def is_folder(self) -> bool:
+        """Whether the URL is that of a folder in which something is."""
+
+        def ask() -> bool:
+            self._fs.invalidate_cache()
+            try:
+                return bool(self._fs.info(self._root)["type"] == "directory")
+            except FileNotFoundError as error:
+                if is_missing_place(error):
+                    raise
+                return False
+
+        return self._call("read", "", ask)
+
     def read_all(self, names: Sequence[str]) -> list[bytes | None]:
         """The contents of several objects, in their order."""
         with ThreadPoolExecutor(PARALLEL_CALLS, thread_name_prefix="bucket") as pool:

@@ -126,27 +126,28 @@ def output_paths(target: OutputTemplate, requests: Sequence[ResolvedRequest]) ->
                 hint="Name a folder: -o images/",
             )
         return [None] * len(requests)
-    paths = [
-        Path(
-            render_template(
-                target.template,
-                TemplateContext(
-                    index=index, id=request.identity(), request=request, format=target.format
-                ),
-            )
+    return [Path(name) for name in output_names(target, requests)]
+
+
+def output_names(target: OutputTemplate, requests: Sequence[ResolvedRequest]) -> list[str]:
+    """One name for each request, of a file or an object. Raises InputError if two are the same."""
+    template = target.template or DEFAULT_OUTPUT_TEMPLATE
+    format, names = target.format, list[str]()
+    for index, request in enumerate(requests, 1):
+        context = TemplateContext(
+            index=index, id=request.identity(), request=request, format=format
         )
-        for index, request in enumerate(requests, 1)
-    ]
+        names.append(render_template(template, context))
     taken: set[str] = set()
-    for path in paths:
-        key = normalised_name(str(path))
+    for name in names:
+        key = normalised_name(os.path.normpath(name))
         if key in taken:
             raise InputError(
-                f"Several images would be written to {str(path)!r}.",
-                hint=f"Number them with a template: -o '{_numbered_template(target.template)}'",
+                f"Several images would be written to {name!r}.",
+                hint=f"Number them with a template: -o '{_numbered_template(template)}'",
             )
         taken.add(key)
-    return list(paths)
+    return names
 
 
 def slugify(prompt: str) -> str:
