@@ -1,5 +1,6 @@
 """A server of S3's protocol on loopback (moto's), with failures on demand."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -83,7 +84,7 @@ class S3Server:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.asked.append((method, path))
         if self.cut:
-            environ["werkzeug.socket"].close()
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionError("the network was cut")
         if (status := self.answer(method, path)) is not None:
             code = {403: "AccessDenied", 503: "SlowDown"}.get(status, "InternalError")

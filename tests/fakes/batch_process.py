@@ -2,22 +2,23 @@
 
 Usage: `python -m tests.fakes.batch_process FILE FOLDER`. Its options: `--events`, `--json`,
 `-v`, `-q`, `--retry-failed`; the variable PAUSE gives the seconds per pass, PASS the images of one,
-and LOAD the seconds of loading the model. CLUSTER is the address of a Ray cluster whose workers
-make the images, instead. RETRY_SECONDS shortens the retries of a bucket's calls. A prompt with the
-word "bug" raises RuntimeError.
+LOAD the seconds of loading the model, SHARD the part to make. CLUSTER is the address of a Ray
+cluster whose workers make the images, instead. RETRY_PAUSE is the first pause of a bucket's calls.
+A prompt with the word "bug" raises RuntimeError.
 """
 
 import os
 import sys
+from dataclasses import replace
 
 from t2i_cli.backend import Backend
 from t2i_cli.batch import session
+from t2i_cli.batch.lock import parse_shard
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
 from t2i_cli.buckets import object_store
 from t2i_cli.buckets.bucket_url import parse_place
 from t2i_cli.errors import T2IError
-from t2i_cli.net.retry import RetryPolicy
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.terminal.console import console
 from tests.fakes.stub_backend import StubBackend
@@ -46,10 +47,9 @@ def main() -> int:
         side=64,
         fails=bug,
     )
-    if seconds := os.environ.get("RETRY_SECONDS"):
+    if pause := os.environ.get("RETRY_PAUSE"):
         # Of every call to a bucket: a cut network is to be noticed soon.
-        quick = RetryPolicy(retries=5, timeout=float(seconds) * 10, first_pause=float(seconds) / 8)
-        object_store.RETRY_POLICY = quick
+        object_store.RETRY_POLICY = replace(object_store.RETRY_POLICY, first_pause=float(pause))
     if address := os.environ.get("CLUSTER"):
         from t2i_cli.backends.local.options import LocalOptions
         from t2i_cli.backends.ray import RayBackend, RayOptions
@@ -62,7 +62,10 @@ def main() -> int:
         input_format=None,
         folder=parse_place(sys.argv[2]),
         options=BatchOptions(),
-        selection=SelectionOptions(retry_failed="--retry-failed" in sys.argv),
+        selection=SelectionOptions(
+            retry_failed="--retry-failed" in sys.argv,
+            shard=parse_shard(os.environ["SHARD"]) if "SHARD" in os.environ else None,
+        ),
     )
     try:
         session.run_batch(task, backend, console)
