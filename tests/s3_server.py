@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import boto3
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 Environ = dict[str, Any]
@@ -92,6 +92,6 @@ class S3Server:
             headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response(f"{status} as told", headers)
-            return [body]
+            return [body] if method != "HEAD" else []
         found: Iterator[bytes] = self._app(environ, start_response)
         return found

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,6 +121,16 @@ class _AnsweredError(Exception):
         super().__init__(f"status {status}")
         self.status = status
 
+    @property
+    def code(self) -> int:
+        """Deprecated, as in aiohttp's errors."""
+        warnings.warn("use status", DeprecationWarning, stacklevel=2)
+        return self.status
+
+
+class HTTPClientError(_AnsweredError):
+    """Named as botocore's: an answer that could not be read."""
+
 
 class NoCredentialsError(Exception):
     """Named as botocore's."""
@@ -144,6 +155,7 @@ class ReadTimeoutError(Exception):
         (NoCredentialsError("none"), AccessError, False),
         (ReadTimeoutError("slow"), TimedOutError, True),
         (ConnectionResetError("cut"), RemoteError, True),
+        (HTTPClientError(400), RemoteError, True),
         (ValueError("odd name"), InputError, False),
         (OSError(errno.EIO, "other"), RemoteError, False),
     ],
@@ -155,7 +167,9 @@ def test_what_a_store_answers_is_told_in_one_sentence(
     found = bucket_errors.bucket_error(raised, "write", url, "a.png")
     assert type(found) is kind
     assert found.message.startswith("Cannot write 's3://box/x/a.png': ")
-    assert bucket_errors.is_temporary(raised) is tried_again
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bucket_errors.is_temporary(raised) is tried_again
     # Also where a package's own error hides it.
     wrapped = RuntimeError("wrapped")
     wrapped.__cause__ = raised
@@ -259,7 +273,7 @@ def test_lines_wait_for_others_and_a_part_is_never_changed(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(bucket_manifest.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("t2i_cli.batch.bucket_manifest.time.monotonic", lambda: now[0])
     book = BucketFolder(store).open_manifest(None)
     assert not book.append([line(1)], last=False)
     assert parts(store) == []

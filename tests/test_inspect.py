@@ -30,7 +30,7 @@ def test_table_shows_the_request_and_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = image(tmp_path / "a.png", prompt="first line\nsecond line", negative_prompt=None)
-    inspect([path])
+    inspect([str(path)])
     assert (
         capsys.readouterr().out
         == f"""{path}
@@ -60,7 +60,7 @@ def test_table_shows_the_request_and_the_run(
 def test_table_of_a_stranger_has_all_its_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inspect([from_a1111(tmp_path / "a.png")])
+    inspect([str(from_a1111(tmp_path / "a.png"))])
     out = capsys.readouterr().out
     for line in (
         "made by             AUTOMATIC1111 or a relative",
@@ -75,7 +75,7 @@ def test_table_of_a_stranger_has_all_its_settings(
 
 def test_json_has_the_records_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own, stranger = image(tmp_path / "a.png"), from_a1111(tmp_path / "b.png")
-    inspect([own, stranger], json=True)
+    inspect([str(own), str(stranger)], json=True)
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["path"], first["source"], first["format"]) == (str(own), "t2i", "png")
     assert first["request"] == request().to_json()
@@ -90,7 +90,7 @@ def test_a_stranger_cannot_steer_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hostile = FROM_A1111.replace("masterpiece", "\x1b]0;owned\x07\x9b31m\u202e")
-    inspect([from_a1111(tmp_path / "a.png", hostile)])
+    inspect([str(from_a1111(tmp_path / "a.png", hostile))])
     out = capsys.readouterr().out
     assert "\\u001b]0;owned\\u0007\\u009b31m\\u202e" in out
     assert not set(out) & set("\x1b\x07\x9b\u202e")
@@ -102,7 +102,7 @@ def test_one_bad_image_does_not_hide_the_others(
     good = image(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"hello")
     with pytest.raises(InputError, match="2 of 3 images could not be read"):
-        inspect([tmp_path / "missing.png", good, tmp_path / "bad.png"])
+        inspect([str(tmp_path / "missing.png"), str(good), str(tmp_path / "bad.png")])
     captured = capsys.readouterr()
     assert captured.out.startswith(str(good))
     assert captured.err.count("error: ") == 2
@@ -120,3 +120,9 @@ def test_process_prints_json_or_one_error(t2i: T2I, tmp_path: Path) -> None:
     done = t2i("inspect", "missing.png")
     assert done.returncode == 2
     assert done.stderr == "error: Cannot read 'missing.png': No such file or directory.\n"
+
+
+def test_a_url_is_refused_as_one(t2i: T2I) -> None:
+    refused = t2i("inspect", "s3://bucket/a.png")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "'s3://bucket/a.png' is a URL; inspect reads files of this machine." in refused.stderr

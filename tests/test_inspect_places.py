@@ -221,13 +221,13 @@ def test_a_folder_without_records_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="There is no image in the folder"):
-        inspect([tmp_path])
+        inspect([str(tmp_path)])
     picture().save(tmp_path / "a.png")
     with pytest.raises(InputError, match="None of 1 images says how it was made"):
-        inspect([tmp_path])
+        inspect([str(tmp_path)])
     (tmp_path / "b.jpg").write_bytes(b"hello")
     with pytest.raises(InputError, match="1 of 2 images could not be read"):
-        inspect([tmp_path])
+        inspect([str(tmp_path)])
     assert "a.png' does not say how it was made." in capsys.readouterr().err
 
 

@@ -81,8 +81,9 @@ class BucketFolder:
         """Try nothing again that fails once `stop` is set."""
         self._store.stop = stop
 
-    def free_bytes(self) -> None:
+    def free_bytes(self) -> int | None:
         """Not known: a bucket has no end."""
+        return None
 
     def occupant(self, file: str) -> Literal["file", "folder"] | None:
         """Whether there is an object of that name; the folder itself is always there."""

@@ -1,6 +1,7 @@
 """What an error of fsspec's packages means: each raises its own library's exceptions."""
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from t2i_cli.buckets.bucket_url import BucketUrl
 from t2i_cli.errors import (
@@ -26,10 +27,18 @@ _MISSING_ERRORS = {
     *("NoSuchBucket", "RepositoryNotFoundError", "RevisionNotFoundError", "BucketNotFoundError"),
 }
 _CONNECTION_ERRORS = {
-    *("ConnectionError", "HTTPClientError", "ClientConnectionError", "ClientPayloadError"),
-    *("TransportError", "IncompleteReadError", "ResponseStreamingError", "ServiceRequestError"),
+    *(
+        "ConnectionError",
+        "TransportError",
+        "IncompleteReadError",
+        "ResponseStreamingError",
+        "ServiceRequestError",
+    ),
     *("ServiceResponseError", "HTTPError"),
 }
+_BROKEN_ANSWERS = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError"}
+"""Raised for an answer that broke off or is none, whichever status the library makes of it."""
+_STATUS_NAMES = ("status", "status_code", "code")
 _HINTS = {
     "s3": "The AWS command line's sign-in is used: AWS_PROFILE, AWS_ACCESS_KEY_ID, or a role.",
     "gs": "Google's is used: gcloud auth application-default login",
@@ -90,6 +99,8 @@ def is_temporary(error: BaseException) -> bool:
     """Whether the same call may succeed in a while."""
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
+    if _is_one_of(error, _BROKEN_ANSWERS):
+        return True
     status = _status(error)
     if status is not None:
         return status in (408, 429) or status >= 500 and status != 501
@@ -126,10 +137,14 @@ def _status(error: BaseException) -> int | None:
             found = response.get("HTTPStatusCode")
         else:
             found = getattr(response, "status_code", None)
-        for value in (found, *(getattr(cause, name, None) for name in _STATUS_NAMES)):
-            if type(value) is int and 100 <= value < 600:
+        if _is_status(found):
+            return found
+        # One after the other: asking aiohttp's errors for the last one warns.
+        for name in _STATUS_NAMES:
+            if _is_status(value := getattr(cause, name, None)):
                 return value
     return None
 
 
-_STATUS_NAMES = ("status", "status_code", "code")
+def _is_status(value: object) -> TypeGuard[int]:
+    return type(value) is int and 100 <= value < 600

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from t2i_cli.buckets.bucket_url import is_bucket_url
 from t2i_cli.cli.options import JsonOpt
 from t2i_cli.errors import InputError, os_reason
+from t2i_cli.files.user_paths import expand_option
 from t2i_cli.terminal.console import console, escape_controls
 
 if TYPE_CHECKING:
     from t2i_cli.output.metadata import ImageMetadata
 
 ImagesArg = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
         metavar="IMAGE",
         help="PNG, JPEG, WebP, AVIF or JPEG XL files; folders, with those in them; "
@@ -52,7 +54,13 @@ def inspect(images: ImagesArg, json: JsonOpt = False) -> None:
     console.configure(json=json)
     from t2i_cli.output.metadata import NoRecordError
 
-    sources = [source for image in images for source in _find_sources(image)]
+    if url := next(filter(is_bucket_url, images), None):
+        raise InputError(
+            f"'{url}' is a URL; inspect reads files of this machine.",
+            hint="Copy the image first, or pipe it: … | t2i inspect -",
+        )
+    paths = [Path(expand_option(image)) for image in images]
+    sources = [source for path in paths for source in _find_sources(path)]
     failed = shown = 0
     for path, folder in sources:
         try:
