@@ -14,6 +14,7 @@ from t2i_cli.buckets.bucket_errors import (
     missing_package_error,
 )
 from t2i_cli.buckets.bucket_url import BucketUrl
+from t2i_cli.errors import RemoteError
 from t2i_cli.net.retry import RetryableError, RetryPolicy, call_with_retry
 
 if TYPE_CHECKING:
@@ -66,12 +67,13 @@ class ObjectStore:
                 return {}  # a folder in which nothing is yet
             return found
 
-        prefix = self._root + "/"
-        return {
-            path.removeprefix(prefix): int(info.get("size") or 0)
-            for path, info in self._call("list", folder, find).items()
-            if path.startswith(prefix)
-        }
+        prefix, sizes = self._root + "/", dict[str, int]()
+        for path, info in self._call("list", folder, find).items():
+            if path.startswith(prefix):
+                sizes[path.removeprefix(prefix)] = int(info.get("size") or 0)
+            elif path != self._root:  # an object may have the folder's own name
+                raise RemoteError(f"'{self.url}' lists '{path}', which is not in it.")
+        return sizes
 
     def read(self, name: str, size: int | None = None) -> bytes | None:
         """The content of an object, or its beginning; `None` if there is none of that name."""

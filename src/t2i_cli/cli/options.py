@@ -191,8 +191,8 @@ class OutputOptions:
         typer.Option(
             "--output",
             "-o",
-            help="File, folder/, template with {index} {seed} {slug} {model} {ext}, or - for "
-            "stdout. [default: {slug}-{seed}.{ext}]",
+            help="File, folder/, template with {index} {seed} {slug} {model} {ext}, a URL of one "
+            "(s3://bucket/folder/), or - for stdout. [default: {slug}-{seed}.{ext}]",
         ),
     ] = None
     format: FormatOpt = None

@@ -164,7 +164,7 @@ _TABLE = (
     Setting(
         key="output",
         variable="T2I_OUTPUT",
-        takes="a file, a folder/ or a template",
+        takes="a file, a folder/, a template or a URL",
         accepts=_is_text,
         default="{slug}-{seed}.{ext}",
     ),
