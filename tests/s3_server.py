@@ -5,19 +5,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import boto3
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
-
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
-
-
-class QuietHandler(WSGIRequestHandler):
-    """Logs nothing."""
-
-    def log(self, type: str, message: str, *args: object) -> None:
-        """Log nothing."""
 
 
 class S3Server:
@@ -30,6 +19,16 @@ class S3Server:
     bucket = "images"
 
     def __init__(self) -> None:
+        import boto3
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class QuietHandler(WSGIRequestHandler):
+            """Logs nothing."""
+
+            def log(self, type: str, message: str, *args: object) -> None:
+                """Log nothing."""
+
         self.answer: Callable[[str, str], int | None] = lambda method, path: None
         self.asked: list[tuple[str, str]] = []
         self.cut = False

@@ -169,7 +169,7 @@ def test_what_a_store_answers_is_told_in_one_sentence(
     assert found.message.startswith("Cannot write 's3://box/x/a.png': ")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert bucket_errors.is_temporary(raised) is tried_again
+        assert bucket_errors.is_passing_failure(raised) is tried_again
     # Also where a package's own error hides it.
     wrapped = RuntimeError("wrapped")
     wrapped.__cause__ = raised

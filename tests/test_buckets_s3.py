@@ -21,6 +21,8 @@ KILLS = pytest.mark.parametrize("kills", [3, full(50)])
 
 @pytest.fixture(scope="module")
 def _server() -> Iterator[S3Server]:
+    for package in ("moto", "flask", "flask_cors", "s3fs"):
+        pytest.importorskip(package)
     server = S3Server()
     yield server
     server.close()

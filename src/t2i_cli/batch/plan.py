@@ -146,9 +146,12 @@ class BatchPlan:
                 lines.append(f"  price: {cost}, while the endpoint is up (table: {date})")
         if price := estimated_cost_text(self.prices, self.max_cost):
             lines.append(f"  price: {price}")
-        disk = f"  disk: about {format_bytes(self.disk_bytes)}"
-        free = self.free_bytes
-        lines.append(disk if free is None else f"{disk}; {format_bytes(free)} are free")
+        needed, free = format_bytes(self.disk_bytes), self.free_bytes
+        lines.append(
+            f"  size: about {needed}"
+            if free is None
+            else f"  disk: about {needed}; {format_bytes(free)} are free"
+        )
         if self.seconds is not None:
             lines.append(f"  time: about {format_estimate(self.seconds)}, as in earlier runs")
         return "\n".join(lines)

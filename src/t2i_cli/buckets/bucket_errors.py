@@ -95,7 +95,7 @@ def is_conflict(error: BaseException) -> bool:
     return _status(error) in (409, 412)
 
 
-def is_temporary(error: BaseException) -> bool:
+def is_passing_failure(error: BaseException) -> bool:
     """Whether the same call may succeed in a while."""
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False

@@ -10,7 +10,7 @@ from t2i_cli.buckets.bucket_errors import (
     BUG_TYPES,
     bucket_error,
     is_missing_place,
-    is_temporary,
+    is_passing_failure,
     missing_package_error,
 )
 from t2i_cli.buckets.bucket_url import BucketUrl
@@ -35,7 +35,7 @@ _S3_OPTIONS = {
 _FOLDER_PROTOCOLS = {"ftp", "sftp", "ssh", "smb", "hdfs", "arrow_hdfs"}
 """Servers of files, whose folders must be made."""
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 class ObjectStore:
@@ -187,15 +187,15 @@ class ObjectStore:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _call(self, action: str, name: str, function: Callable[[], Result]) -> Result:
-        def attempt(seconds_left: float) -> Result:
+    def _call(self, action: str, name: str, function: Callable[[], _Result]) -> _Result:
+        def attempt(seconds_left: float) -> _Result:
             try:
                 return function()
             except BUG_TYPES:
                 raise
             except Exception as error:  # noqa: BLE001 - the border of fsspec's many packages
                 failure = bucket_error(error, action, self.url, name)
-                if is_temporary(error) and not self.stop.is_set():
+                if is_passing_failure(error) and not self.stop.is_set():
                     raise RetryableError(failure) from error
                 raise failure from error
 

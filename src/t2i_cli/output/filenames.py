@@ -132,11 +132,10 @@ def output_paths(target: OutputTemplate, requests: Sequence[ResolvedRequest]) ->
 def output_names(target: OutputTemplate, requests: Sequence[ResolvedRequest]) -> list[str]:
     """One name for each request, of a file or an object. Raises InputError if two are the same."""
     template = target.template or DEFAULT_OUTPUT_TEMPLATE
-    format, names = target.format, list[str]()
-    for index, request in enumerate(requests, 1):
-        context = TemplateContext(
-            index=index, id=request.identity(), request=request, format=format
-        )
+    names: list[str] = []
+    for index, image in enumerate(requests, 1):
+        identity, format = image.identity(), target.format
+        context = TemplateContext(index=index, id=identity, request=image, format=format)
         names.append(render_template(template, context))
     taken: set[str] = set()
     for name in names:
