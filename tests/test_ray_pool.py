@@ -377,6 +377,6 @@ def test_attempts_end(attempt: Callable[[_Attempts], None]) -> None:
     connect = _Attempts(*[PROXY_FAILED] * 100)
     with pytest.raises(ConnectionAbortedError):
         attempt(connect)
-    assert connect.made == connection_attempts.MAX_ATTEMPTS
+    assert connect.made == connection_attempts.MAX_CONNECTION_ATTEMPTS
     options = RayOptions(local=LocalOptions(), address="ray://h:1")
     assert "--address auto" in (connection.ray_error(options, PROXY_FAILED).hint or "")

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from t2i_cli import __version__
 from t2i_cli.backends.ray.connection_attempts import (
     connect_within_limit,
-    is_temporary,
+    may_succeed_later,
     proxy_error,
 )
 from t2i_cli.backends.ray.options import RayOptions
@@ -129,13 +129,17 @@ def ray_error(options: RayOptions, error: Exception) -> T2IError:
     last = str(error).strip().splitlines()[-1:] if "Traceback" in str(error) else []
     reason = error_reason(Exception(*last) if last else error).rstrip(".")
     if options.starts_ray:
-        return RemoteError(f"Ray did not start on this machine: {reason}.")
+        hint = "Run it again: on a busy machine Ray takes longer than the 30 s that it waits for."
+        return RemoteError(
+            f"Ray did not start on this machine: {reason}.",
+            hint=hint if "timed out" in reason else None,
+        )
     if isinstance(error, ConnectionError) and options.address == "auto":
         return RemoteError(
             "No Ray runs on this machine.",
             hint="Leave --address away to have one started, or start it with: ray start --head",
         )
-    if options.address.startswith(_SCHEME) and is_temporary(error):
+    if options.address.startswith(_SCHEME) and may_succeed_later(error):
         return proxy_error(options.address, reason)
     return RemoteError(f"The Ray cluster at {options.address} lets nobody in: {reason}.")
 

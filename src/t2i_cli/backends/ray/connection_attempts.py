@@ -10,7 +10,7 @@ from t2i_cli.errors import RemoteError
 
 CONNECT_SECONDS = 180.0
 """Seconds within which a connection through Ray's proxy is tried again."""
-MAX_ATTEMPTS = 6
+MAX_CONNECTION_ATTEMPTS = 6
 """Attempts, for what fails at once each time."""
 _PAUSE = 2.0
 """Seconds between two attempts."""
@@ -24,19 +24,19 @@ def connect_within_limit(ray: Any, connect: Callable[[], object], closing: Flag)
     what the last attempt raised.
     """
     end = time.monotonic() + CONNECT_SECONDS
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    for attempt in range(1, MAX_CONNECTION_ATTEMPTS + 1):
         try:
             connect()
             return
         except Exception as error:
             with suppress(Exception):
                 ray.shutdown()
-            over = attempt == MAX_ATTEMPTS or time.monotonic() + _PAUSE >= end
-            if over or not is_temporary(error) or closing.wait(_PAUSE):
+            over = attempt == MAX_CONNECTION_ATTEMPTS or time.monotonic() + _PAUSE >= end
+            if over or not may_succeed_later(error) or closing.wait(_PAUSE):
                 raise
 
 
-def is_temporary(error: Exception) -> bool:
+def may_succeed_later(error: Exception) -> bool:
     """Whether another attempt may succeed after what Ray's client raised."""
     import grpc
 

@@ -43,7 +43,7 @@ def is_connection_loss(error: BaseException) -> bool:
     return isinstance(error, ConnectionError | grpc.RpcError | LostConnectionError)
 
 
-def connection_error(reason: str) -> LostConnectionError:
+def lost_connection_error(reason: str) -> LostConnectionError:
     """The error of a connection that broke."""
     return LostConnectionError(f"The connection to Ray was lost: {reason.rstrip('.')}.")
 

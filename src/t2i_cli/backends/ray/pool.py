@@ -76,7 +76,7 @@ class WorkerPool:
     def check_progress(self) -> None:
         """Raise LostConnectionError if Ray has not answered a call for too long."""
         if self.is_open and time.monotonic() - self._last_turn > STALL_SECONDS:
-            raise losses.connection_error(f"it did not answer for {STALL_SECONDS:g} s")
+            raise losses.lost_connection_error(f"it did not answer for {STALL_SECONDS:g} s")
 
     def open(self, is_cancelled: Callable[[], bool] = lambda: False) -> None:
         """Start Ray or connect to it, unless that is done, or cancelled. Raises T2IError."""
@@ -171,7 +171,7 @@ class WorkerPool:
             self._dispatch.fail_runs(error)
         except Exception as raised:  # noqa: BLE001 - told by the runs
             if losses.is_connection_loss(raised):
-                self._disconnect(losses.connection_error(error_reason(raised)))
+                self._disconnect(losses.lost_connection_error(error_reason(raised)))
             elif type(raised).__module__.partition(".")[0] == "ray":
                 self._dispatch.fail_runs(RemoteError(f"Ray failed: {error_reason(raised)}"))
             else:
