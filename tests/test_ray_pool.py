@@ -285,6 +285,16 @@ def test_a_node_with_other_versions_is_left_out_also_when_others_fail(
     assert made.parallelism() == 1
 
 
+def test_a_cluster_of_which_no_node_has_the_versions_says_so_each_time(
+    make: Callable[..., RayBackend], ray: ThreadRay
+) -> None:
+    ray.torch["node-1"] = "1.0"
+    made = make()
+    for _ in range(2):
+        with pytest.raises(RemoteError, match="node-1 has torch 1.0"):
+            list(made.run(requests(["plain"]), lambda _: None, Flag()))
+
+
 def test_closing_waits_for_no_connection(
     make: Callable[..., RayBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:

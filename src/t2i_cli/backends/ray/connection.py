@@ -70,7 +70,7 @@ def import_ray() -> Any:  # noqa: ANN401 - ray's module
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its own handler prints addresses at SIGTERM and aborts the process, which is to end by itself.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
-    # Whose raylet is gone is ended by Ray, if it is a child of process 1 or this one is not alive.
+    # Without it Ray takes a child of process 1 for one whose raylet has ended, and exits with 1.
     os.environ.setdefault("RAY_RAYLET_PID", str(os.getpid()))
     os.environ.setdefault("RAY_max_direct_call_object_size", str(DIRECT_RESULT_BYTES))
     import ray

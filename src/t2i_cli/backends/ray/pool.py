@@ -26,7 +26,7 @@ _WAIT_TOLD_AFTER = 15.0
 """Seconds without any worker after which it is told that they wait for room."""
 STALL_SECONDS = 45.0
 """Seconds that a call of Ray's may take; without its head Ray ends the process after 60."""
-_CLOSE_SECONDS = 10.0
+_CLOSE_SECONDS = 20.0
 """Seconds that closing waits for what Ray is asked for at the moment."""
 
 

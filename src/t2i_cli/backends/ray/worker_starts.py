@@ -50,7 +50,7 @@ class ClusterWorkers:
         self._make_handle = make_handle or self._start_actor
         self._nodes: Sequence[ClusterNode] = ()
         self._own_node = ""
-        self._unfit: set[str] = set()
+        self._unfit: dict[str, T2IError] = {}
         self._failed_starts = 0
         self._actor_class: Any = None
         self._cpus = 0.0
@@ -79,7 +79,8 @@ class ClusterWorkers:
     def scale(self) -> None:
         """Start the workers that are missing, no more than there is work for."""
         if not self.size:
-            raise connection.no_gpu_error(self._options)
+            unfit = [self._unfit[node.id] for node in self._nodes if node.id in self._unfit]
+            raise unfit[-1] if unfit else connection.no_gpu_error(self._options)
         left = sum(len(run.pending) for run in self._dispatch.runs)
         in_hand = sum(bool(worker.passes) for worker in self._dispatch.workers)
         work = self.size if self._dispatch.load_run else left + in_hand
@@ -151,7 +152,7 @@ class ClusterWorkers:
         except T2IError as differs:
             self._drop(worker)
             # Another node of the same id does not come: it is left out for good.
-            self._unfit.add(answer["node_id"])
+            self._unfit[answer["node_id"]] = differs
             if not self._dispatch.workers and not self._room():
                 raise
             self._dispatch.tell(
