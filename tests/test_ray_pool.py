@@ -367,13 +367,19 @@ def attempt(ray: ThreadRay, monkeypatch: pytest.MonkeyPatch) -> Callable[[_Attem
     return lambda connect: connection_attempts.connect_within_limit(ray, connect, Flag())
 
 
-def test_a_proxy_that_was_too_slow_is_asked_again(attempt: Callable[[_Attempts], None]) -> None:
-    connect = _Attempts(PROXY_FAILED, ConnectionError("ray client connection timeout"))
+def test_what_was_too_slow_is_tried_again(attempt: Callable[[_Attempts], None]) -> None:
+    connect = _Attempts(
+        PROXY_FAILED,
+        ConnectionError("ray client connection timeout"),
+        Exception("The current node timed out during startup."),
+    )
     attempt(connect)
-    assert connect.made == 3
+    assert connect.made == 4
 
 
-@pytest.mark.parametrize("error", [RuntimeError("Version mismatch"), ValueError("?")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Version mismatch"), ConnectionError("No Ray runs")]
+)
 def test_what_would_fail_again_is_not_tried_again(
     attempt: Callable[[_Attempts], None], error: Exception
 ) -> None:

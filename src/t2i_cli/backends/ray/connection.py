@@ -96,19 +96,15 @@ def connect_ray(options: RayOptions, closing: Flag) -> bool:
     if ray.is_initialized():
         compare_nodes(ray, cluster_nodes(ray))
         return False
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "configure_logging": False,
+    }
+    if options.starts_ray:
+        quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        if options.starts_ray:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        elif options.address.startswith(_SCHEME):
-            connect_within_limit(ray, lambda: ray.init(address=options.address, **quiet), closing)
-        else:
-            ray.init(address=options.address, **quiet)
+        connect_within_limit(ray, lambda: ray.init(address=options.address, **quiet), closing)
     except Exception as error:  # noqa: BLE001 - Ray raises what it met
         with suppress(Exception):
             ray.shutdown()
@@ -129,11 +125,7 @@ def ray_error(options: RayOptions, error: Exception) -> T2IError:
     last = str(error).strip().splitlines()[-1:] if "Traceback" in str(error) else []
     reason = error_reason(Exception(*last) if last else error).rstrip(".")
     if options.starts_ray:
-        hint = "Run it again: on a busy machine Ray takes longer than the 30 s that it waits for."
-        return RemoteError(
-            f"Ray did not start on this machine: {reason}.",
-            hint=hint if "timed out" in reason else None,
-        )
+        return RemoteError(f"Ray did not start on this machine: {reason}.")
     if isinstance(error, ConnectionError) and options.address == "auto":
         return RemoteError(
             "No Ray runs on this machine.",

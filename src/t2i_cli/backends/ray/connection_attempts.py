@@ -1,5 +1,6 @@
-"""Connects to a Ray cluster, again where its proxy was too slow or stumbled, within a limit."""
+"""Starts Ray or connects to it, again where that was too slow or stumbled, within a limit."""
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,9 +10,11 @@ from typing import Any
 from t2i_cli.errors import RemoteError
 
 CONNECT_SECONDS = 180.0
-"""Seconds within which a connection through Ray's proxy is tried again."""
+"""Seconds within which it is tried again."""
 MAX_CONNECTION_ATTEMPTS = 6
 """Attempts, for what fails at once each time."""
+_TOO_SLOW = re.compile("timed out during startup|client connection timeout")
+"""What Ray says of a start or a proxy that took too long, in exceptions of any class."""
 _PAUSE = 2.0
 """Seconds between two attempts."""
 
@@ -20,8 +23,8 @@ def connect_within_limit(ray: Any, connect: Callable[[], object], closing: Flag)
     """Call `connect` until it succeeds, `closing` is set, or the limits are reached.
 
     For each client Ray's proxy starts a process, which may end at once (it forks beside running
-    threads of gRPC), and which it waits 30 seconds for; another attempt is the way out. Raises
-    what the last attempt raised.
+    threads of gRPC), and which it waits 30 seconds for, as Ray does for its own start on this
+    machine; another attempt is the way out. Raises what the last attempt raised.
     """
     end = time.monotonic() + CONNECT_SECONDS
     for attempt in range(1, MAX_CONNECTION_ATTEMPTS + 1):
@@ -37,13 +40,13 @@ def connect_within_limit(ray: Any, connect: Callable[[], object], closing: Flag)
 
 
 def may_succeed_later(error: Exception) -> bool:
-    """Whether another attempt may succeed after what Ray's client raised."""
+    """Whether another attempt may succeed after what Ray raised."""
     import grpc
 
     if isinstance(error, grpc.RpcError):
         code = error.code() if isinstance(error, grpc.Call) else None
         return code not in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
-    return isinstance(error, ConnectionError)
+    return isinstance(error, ConnectionAbortedError) or _TOO_SLOW.search(str(error)) is not None
 
 
 def proxy_error(address: str, reason: str) -> RemoteError:
