@@ -204,8 +204,9 @@ def test_snow_lies_where_the_weight_says(machine: Machine) -> None:
                 grade = grade_image(image, f"a red house {place} by day")
                 assert grade.passed, grade.seen
     means = {weight: sum(found) / len(found) for weight, found in by_weight.items()}
-    assert means[0] < 0.15
-    assert 0.25 < means[0.5] < 0.75
+    # Denoising decides for one ground or the other: in the middle only a part of it is seen.
+    assert means[0] < 0.05
+    assert means[0] + 0.05 < means[0.5] < means[1] - 0.05
     assert means[1] > 0.85
 
 

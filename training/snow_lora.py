@@ -131,8 +131,8 @@ def save(pipe: Untyped, file: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Train, and write the file."""
     parser = argparse.ArgumentParser(prog="python -m training.snow_lora", description=__doc__)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--rate", type=float, default=4e-3, help="learning rate at the start")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=FILE)
