@@ -12,6 +12,7 @@ from t2i_cli.backends.local import LocalBackend
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.ray import RayBackend, RayOptions, connection
 from t2i_cli.batch import plan, timings
+from t2i_cli.batch.local_folder import LocalFolder
 from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
@@ -67,7 +68,7 @@ def _plan_text(rows: list[BatchRow], workers: int) -> str:
 
     options = RayOptions(local=LocalOptions(), address="ray://head:10001")
     backend = RayBackend(options, LocalBackend, make_pool)
-    folder = Path("out")
+    folder = LocalFolder(Path("out"))
     planned = plan.build_plan(
         rows, [], folder, ManifestState(), SelectionOptions(), backend.estimate
     )
