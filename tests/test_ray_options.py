@@ -15,6 +15,7 @@ from t2i_cli.backends.local import LocalBackend, device
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.ray import RayOptions, connection
 from t2i_cli.batch import plan, timings
+from t2i_cli.batch.local_folder import LocalFolder
 from t2i_cli.batch.manifest import ManifestState
 from t2i_cli.batch.options import BatchOptions
 from t2i_cli.batch.plan import SelectionOptions
@@ -164,7 +165,12 @@ def test_a_cluster_is_planned_by_earlier_runs_on_its_kind_of_device(
         options = RayOptions(local=LocalOptions(**local), address="ray://head:10001")  # type: ignore[arg-type]
         backend = ray_backend.RayBackend(options, LocalBackend, lambda *_: made)
         return plan.build_plan(
-            rows, [], eight_gpus / "out", ManifestState(), SelectionOptions(), backend.estimate
+            rows,
+            [],
+            LocalFolder(eight_gpus / "out"),
+            ManifestState(),
+            SelectionOptions(),
+            backend.estimate,
         )
 
     seconds = {workers: planned(workers).seconds for workers in (1, 8, 256)}

@@ -45,8 +45,9 @@ class ManifestLog(Protocol):
 class BatchFolder(RecordSource, Protocol):
     """Reads and writes the folder; thread-safe where images are saved."""
 
-    saver_threads: int | None
-    """Threads that save images at a time; `None` for as many as suit the workers."""
+    @property
+    def saver_threads(self) -> int | None:
+        """Threads that save images at a time; `None` for as many as suit the workers."""
 
     def location(self, file: str = "") -> str:
         """The folder, or a file in it, as users are told."""
