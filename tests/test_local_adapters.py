@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from t2i_cli.backend import Failure, GeneratedImage
@@ -184,6 +185,18 @@ def test_a_key_that_diffusers_leaves_out_is_an_error(machine: Machine, tmp_path:
     expected = machine.pixels(loras="kohya")
     assert machine.pixels(loras="new") != machine.pixels()
     assert machine.pixels(loras="kohya") == expected
+
+
+def test_half_the_weight_is_half_the_change_of_a_layer(machine: Machine) -> None:
+    changes = {}
+    for weight in (0.5, 1):
+        machine.pixels(loras=f"snow:{weight}")
+        layer = next(one for one in machine.pipe.unet.modules() if len(getattr(one, "lora_A", ())))
+        weights = layer.get_base_layer().weight
+        given = torch.ones(1, *weights.shape[1:])
+        changes[weight] = layer(given) - layer.get_base_layer()(given)
+    assert changes[1].abs().max() > 0
+    assert torch.allclose(changes[0.5], changes[1] / 2, atol=1e-6)
 
 
 def test_snow_lies_where_the_weight_says(machine: Machine) -> None:
