@@ -13,7 +13,7 @@ from typing import Literal
 from t2i_cli.errors import InputError
 
 AdapterKind = Literal["lora", "embedding"]
-MAX_WEIGHT = 10.0
+MAX_ADAPTER_WEIGHT = 10.0
 """Weights lie from minus this to this; beyond a few, images are noise."""
 MAX_ADAPTERS = 16
 """Adapters of one kind in one request."""
@@ -174,11 +174,11 @@ def checked_weight(weight: object, field: str) -> float:
         isinstance(weight, bool)
         or not isinstance(weight, int | float)
         or not math.isfinite(weight)
-        or not abs(weight) <= MAX_WEIGHT
+        or not abs(weight) <= MAX_ADAPTER_WEIGHT
     ):
         shown = weight if isinstance(weight, int | float) else type(weight).__name__
         raise InputError(
-            f"A weight in {field} must be from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}, not {shown}.",
+            f"A weight in {field} must be from {-MAX_ADAPTER_WEIGHT:g} to {MAX_ADAPTER_WEIGHT:g}, not {shown}.",
             field=field,
         )
     return float(weight)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from t2i_cli.errors import InputError
 
-MAX_WEIGHT = 10.0
+MAX_WORD_WEIGHT = 10.0
 """Far more than any model stands; images turn to noise at 2 or so."""
 
 _ROUND = 1.1
@@ -77,10 +77,10 @@ def parse_weights(text: str, field: str = "prompt") -> list[WeightedText]:
 
 def check_weight(weight: float, field: str) -> None:
     """Raise InputError for a weight that no text encoder can be given."""
-    if not 0 <= weight <= MAX_WEIGHT:
+    if not 0 <= weight <= MAX_WORD_WEIGHT:
         raise InputError(
             f"A weight in the {field.replace('_', ' ')} is {weight:.4g}; weights are from 0 to "
-            f"{MAX_WEIGHT:g}.",
+            f"{MAX_WORD_WEIGHT:g}.",
             hint="Brackets that are no weights are written \\( and \\).",
             field=field,
         )
