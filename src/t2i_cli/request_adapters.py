@@ -178,7 +178,8 @@ def checked_weight(weight: object, field: str) -> float:
     ):
         shown = weight if isinstance(weight, int | float) else type(weight).__name__
         raise InputError(
-            f"A weight in {field} must be from {-MAX_ADAPTER_WEIGHT:g} to {MAX_ADAPTER_WEIGHT:g}, not {shown}.",
+            f"A weight in {field} must be from {-MAX_ADAPTER_WEIGHT:g} to {MAX_ADAPTER_WEIGHT:g}, "
+            f"not {shown}.",
             field=field,
         )
     return float(weight)
