@@ -35,7 +35,7 @@ from t2i_cli.net import retry
 from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest, ResolvedRequest, parse_size
 from t2i_cli.request_extras import parse_extras
-from t2i_cli.request_fields import OPTIONAL_FIELDS
+from t2i_cli.request_fields import FIELDS, OPTIONAL_FIELDS
 from t2i_cli.settings import defaults
 from t2i_cli.vertex.location import Location
 from tests import backends
@@ -235,7 +235,10 @@ def test_fields_of_other_models_are_refused(server: FakeGemini) -> None:
         "quantize": "int8",
         "step_cache": 0.1,
     }
-    assert values.keys() == set(OPTIONAL_FIELDS) - {"width", "height", "extras"}
+    other_types = {name for name in OPTIONAL_FIELDS if FIELDS[name].parse}
+    values |= {"guidance_rescale": 0.5, "clip_skip": 2, "prompt_2": "grey"}
+    values |= {"prompt_syntax": "a1111"}
+    assert values.keys() == set(OPTIONAL_FIELDS) - {"width", "height"} - other_types
     for name, value in values.items():
         with pytest.raises(InputError) as caught:
             resolved(backend(), **{name: value})

@@ -52,7 +52,7 @@ def test_an_empty_negative_prompt_is_one(t2i: T2I) -> None:
     [
         ("t2i mod", {"models"}),
         ("t2i models pu", {"pull"}),
-        ("t2i generate --gui", {"--guidance", "--guidance-scale"}),
+        ("t2i generate --gui", {"--guidance", "--guidance-scale", "--guidance-rescale"}),
         ('t2i generate --model "" --neg', {"--negative-prompt"}),
     ],
 )

@@ -411,8 +411,8 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
     place, name, concerns = broken[where]
     real = getattr(place, name)
 
-    def replaced(*args: LibraryObject) -> LibraryObject:
-        return bug() if concerns(*args) else real(*args)
+    def replaced(*args: LibraryObject, **options: LibraryObject) -> LibraryObject:
+        return bug() if concerns(*args) else real(*args, **options)
 
     monkeypatch.setattr(place, name, replaced)
     if where == "prepare":
@@ -432,7 +432,7 @@ def test_memory_that_runs_out_where_nothing_can_be_done_comes_out(
     backend = LocalBackend(LocalOptions())
     request = ask(backend)
 
-    def full(*_: object) -> LibraryObject:
+    def full(*_: object, **__: object) -> LibraryObject:
         raise MemoryError
 
     monkeypatch.setattr(prompt_warnings, "prompt_warnings", full)

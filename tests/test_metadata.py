@@ -205,7 +205,9 @@ def test_reads_a_user_comment_in_any_dress(
     exif[0x8769] = {0x9286: comment}
     picture().save(tmp_path / "a.jpg", exif=exif)
     parsed = infotext.parse_infotext(FROM_A1111)
-    assert parsed and metadata.read_metadata(tmp_path / "a.jpg").request == parsed.request
+    read_as = {"prompt_syntax": "a1111"}  # for it has weights
+    assert parsed
+    assert metadata.read_metadata(tmp_path / "a.jpg").request == parsed.request | read_as
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -476,7 +476,7 @@ def test_the_model_is_asked_for_again_where_the_worker_leaves_meanwhile(
     monkeypatch.setattr(catalog, "is_repository", lambda _: True)
     with leaving(refused("terminated")):
         asked = GenerateRequest(prompt=PROMPT, model="postcard")
-        assert asks.describe(asked) == catalog.MODELS["postcard"]
+        assert asks.describe(asked) == replace(catalog.MODELS["postcard"], adapters="files")
 
 
 @pytest.mark.usefixtures("runtime")

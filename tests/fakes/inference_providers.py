@@ -38,7 +38,7 @@ FILE_HOSTS = {
 }
 """Where the providers that answer with links keep their images."""
 HOSTS = (ROUTER, *FILE_HOSTS.values())
-REPO = "black-forest-labs/FLUX.1-dev"
+REPO = "black-forest-labs/FLUX.1-Krea-dev"
 MODEL_IDS = {
     "hf-inference": REPO,
     "fal-ai": "fal-ai/flux/dev",

@@ -142,7 +142,7 @@ _TABLE = (
     Setting(
         key="lora_dir",
         variable="T2I_LORA_DIR",
-        takes="Folder whose LoRAs and embeddings requests, prompts and a server's clients may name",
+        takes="a folder whose LoRAs and embeddings requests, prompts and a server's clients may name",
         accepts=_is_text,
         default="none",
     ),
