@@ -18,7 +18,7 @@ from typing import Literal
 from t2i_cli import __version__, library_environment, postcard
 from t2i_cli.errors import AccessError, InputError, ModelError, T2IError
 from t2i_cli.files.user_folders import NoHomeError
-from t2i_cli.models import catalog
+from t2i_cli.models import catalog, own_models
 from t2i_cli.output import filenames
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import format_bytes
@@ -277,12 +277,16 @@ def _model() -> Diagnostic:
     from t2i_cli.hub import cache
 
     name = store.get_setting("model") or catalog.DEFAULT_MODEL
+    if own := own_models.find_own_model(name):
+        own_models.check_source(own)
+        name = own.model
     spec = catalog.find_known(name)
-    if spec is None and not (catalog.folder_named(name) or catalog.is_repository(name)):
+    here = catalog.folder_named(name) or catalog.file_named(name)
+    if spec is None and not (here or catalog.is_repository(name)):
         raise catalog.unknown_model(name)
     repo = spec.repo if spec else name
     cached = cache.cached_repos().get(repo or "")
-    if (spec and spec.folder) or catalog.folder_named(name) or (cached and cached.complete):
+    if (spec and spec.folder) or (here and here.exists()) or (cached and cached.complete):
         return Diagnostic(
             name="model", status="ok", detail=f"{name}, the default, is on this machine"
         )

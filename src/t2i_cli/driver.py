@@ -10,6 +10,7 @@ from typing import Protocol, cast
 from t2i_cli.backend import Backend, Failure, GeneratedImage
 from t2i_cli.errors import T2IError, internal_error
 from t2i_cli.events import Event, Notice, OnEvent, RequestSent, Step, move_event
+from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.saver_threads import Outcome, SaveImage, SaverThreads
 
@@ -120,7 +121,7 @@ def _run_once(
             found = replace(outcome, index=index)
             if isinstance(found, GeneratedImage) and index in notes:
                 found = replace(found, notes=_merged(found.notes, notes[index]))
-            yield found
+            yield _with_own_name(found) if isinstance(found, GeneratedImage) else found
 
 
 def with_notes(generated: GeneratedImage, notes: Sequence[str]) -> GeneratedImage:
@@ -131,17 +132,35 @@ def with_notes(generated: GeneratedImage, notes: Sequence[str]) -> GeneratedImag
     merged = _merged(notes, generated.notes)
     if merged == generated.notes:
         return generated
+    return _with_record(generated, generated.info, merged)
+
+
+def _with_own_name(generated: GeneratedImage) -> GeneratedImage:
+    """The image with the name of the user's own that stood for its model, which no backend knows.
+
+    Its request is known here alone: workers are told the model that the name stands for.
+    """
+    name = generated.request.own_name
+    if name is None or generated.info.own_name == name:
+        return generated
+    return _with_record(generated, replace(generated.info, own_name=name), generated.notes)
+
+
+def _with_record(
+    generated: GeneratedImage, info: GenerationInfo, notes: tuple[str, ...]
+) -> GeneratedImage:
+    """The image with another record; its file, if it is a PNG that has one, is made anew."""
     file = generated.file
     if file is None or file.format != "png" or not file.has_record:
-        return replace(generated, notes=merged)
+        return replace(generated, info=info, notes=notes)
     return GeneratedImage(
         index=generated.index,
         request=generated.request,
         image=generated.image,
-        info=generated.info,
+        info=info,
         seconds=generated.seconds,
         round_trip=generated.round_trip,
-        notes=merged,
+        notes=notes,
         memory=generated.memory,
     )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from t2i_cli.part_source import PartSource
 
@@ -55,7 +55,8 @@ class ModelSpec:
     `transformer` are the parts that are read from elsewhere, and `composition` what follows from
     them. `adapters` says what a request's LoRAs and embeddings are: files on this machine or the
     Hub and names in `adapter_folder`, only those names (as for clients of a server), or what a
-    server knows; with `adapters_offline` the Hub is not asked.
+    server knows; with `adapters_offline` the Hub is not asked. `own_name` is the user's own name
+    for the model, and `defaults` the values of a request's fields that it brings.
     """
 
     name: str
@@ -88,3 +89,10 @@ class ModelSpec:
     adapters: AdapterPlace = "remote"
     adapter_folder: str | None = None
     adapters_offline: bool = False
+    own_name: str | None = None
+    defaults: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def shown_name(self) -> str:
+        """The name by which it was asked for, where that is an alias or the user's own name."""
+        return self.own_name or self.name

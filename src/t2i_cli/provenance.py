@@ -13,7 +13,8 @@ class GenerationInfo:
     was computed ("eager", "cuda-graph", "compiled"), `attention` with which attention ("sdpa",
     "flash-attention-3", "sliced"). `vae_tile` is the side in pixels of the tiles that the image was
     decoded in, `None` where it was decoded whole. `sha256` is that of the single file that the
-    model was loaded from. `model_version` and `response_id` are what
+    model was loaded from. `own_name` is the name of the user's own that stood for the
+    model. `model_version` and `response_id` are what
     Google says made the image and which answer it was, `tokens` its counts of them, which are what
     it bills.
     """
@@ -35,6 +36,7 @@ class GenerationInfo:
     attention: str | None = None
     vae_tile: int | None = None
     sha256: str | None = None
+    own_name: str | None = None
     model_version: str | None = None
     response_id: str | None = None
     tokens: dict[str, int] | None = None
@@ -58,6 +60,7 @@ _ADDED_FIELDS = frozenset(
         "attention",
         "vae_tile",
         "sha256",
+        "own_name",
         "model_version",
         "response_id",
         "tokens",

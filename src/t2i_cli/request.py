@@ -41,13 +41,14 @@ class ResolvedRequest(RequestFields):
     """A request with every default filled in; `None` only where a remote model's is unknown.
 
     `user_set` has the fields that the user gave. `model` is the repository, or a local model's
-    name.
+    name; `own_name` the name of the user's own that stood for it, which identifies nothing.
     """
 
     prompt: str = field()
     model: str = field()
     seed: int = field()
     user_set: frozenset[str] = field(default=frozenset(), compare=False)
+    own_name: str | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, object]:
         """The fields in a fixed order; fields added later only if they are set."""

@@ -288,7 +288,6 @@ class RequestFields:
             summary="step cache {}",
             low=0,
             high=1,
-            unset=0,
             dialects=_named("step_cache", "t2i"),
             servings=frozenset({"t2i"}),
             infotext="Step cache",

@@ -2,8 +2,8 @@
 
 A command declares a group as a parameter whose type is a frozen dataclass. A field of the dataclass
 becomes an option of the command if it has a Flag, a Typer option, or an entry in the table of
-request fields; its heading is the dataclass's PANEL. A field that is a dataclass is a nested group.
-The command is called with instances of the dataclasses.
+request fields, and is not in the dataclass's OMITTED; its heading is the dataclass's PANEL. A field
+that is a dataclass is a nested group. The command is called with instances of the dataclasses.
 """
 
 import inspect
@@ -73,8 +73,11 @@ class _Group:
     def of(cls, group_type: type) -> "_Group":
         hints = get_type_hints(group_type, include_extras=True)
         panel = getattr(group_type, "PANEL", None)
+        omitted = getattr(group_type, "OMITTED", ())
         options, groups = {}, {}
         for field in fields(group_type):
+            if field.name in omitted:
+                continue
             hint = hints[field.name]
             if _is_group(hint):
                 groups[field.name] = cls.of(hint)

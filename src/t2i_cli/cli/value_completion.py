@@ -35,8 +35,11 @@ def _choices(key: str) -> Completer:
 
 
 def _models(context: typer.Context) -> list[str]:
-    """Aliases of the catalogue, and what is downloaded; for `models remove` only that."""
-    from t2i_cli.models import catalog, downloaded
+    """Aliases of the catalogue, the user's own, and what is downloaded.
+
+    For `models remove` those alone that can be removed.
+    """
+    from t2i_cli.models import catalog, downloaded, user_catalog
 
     alias_of = {spec.repo: spec.name for spec in catalog.MODELS.values() if spec.repo}
     try:
@@ -44,7 +47,8 @@ def _models(context: typer.Context) -> list[str]:
     except (OSError, ValueError):  # no cache that can be read, or none that its settings name
         here = []
     removable_only = context.command.name in {"remove", "rm"}
-    return here if removable_only else list(dict.fromkeys([*catalog.MODELS, *here]))
+    known = [] if removable_only else list(catalog.MODELS)
+    return list(dict.fromkeys([*known, *user_catalog.known_names(), *here]))
 
 
 def _schedulers(_: typer.Context) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ The form is that of AUTOMATIC1111 (`modules/extra_networks.py`).
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import Any
 
@@ -24,14 +24,20 @@ Values = dict[str, Any]
 
 
 def settle_values(
-    values: Values, spec: ModelSpec, user_set: set[str], on_note: Callable[[str], None]
+    values: Values,
+    spec: ModelSpec,
+    user_set: set[str],
+    on_note: Callable[[str], None],
+    own: Container[str] = (),
 ) -> None:
     """Settle the adapters among a request's values; what few-step LoRAs need is set and told.
 
-    Raises T2IError.
+    `own` are the fields whose values are the model's own defaults, which may be any file. Raises
+    T2IError.
     """
-    values["loras"] = _settled(values["loras"], spec, str(values["prompt"]))
-    values["embeddings"] = _settled(values["embeddings"], spec)
+    prompt = str(values["prompt"])
+    values["loras"] = _settled(values["loras"], spec, prompt, own="loras" in own)
+    values["embeddings"] = _settled(values["embeddings"], spec, own="embeddings" in own)
     if values["loras"]:
         _set_few_step_values(values, spec, user_set, on_note)
 
@@ -82,7 +88,9 @@ def _reads_tags(spec: ModelSpec) -> bool:
     return spec.adapters != "remote" and spec.adapter_folder is not None
 
 
-def _settled(given: Adapters | None, spec: ModelSpec, prompt: str = "") -> Adapters | None:
+def _settled(
+    given: Adapters | None, spec: ModelSpec, prompt: str = "", *, own: bool = False
+) -> Adapters | None:
     """Adapters with their digests, and those of the prompt's tags that are not among them."""
     named = prompt_loras(prompt) if _reads_tags(spec) and "<" in prompt else ()
     if not given and not named:
@@ -99,7 +107,7 @@ def _settled(given: Adapters | None, spec: ModelSpec, prompt: str = "") -> Adapt
             named_only=named_only,
         )
 
-    found = list(settle(given or (), named_only=spec.adapters == "names"))
+    found = list(settle(given or (), named_only=spec.adapters == "names" and not own))
     for each in settle(named, named_only=True):
         if not any((one.digest, one.weight) == (each.digest, each.weight) for one in found):
             found.append(each)

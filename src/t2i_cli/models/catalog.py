@@ -19,6 +19,7 @@ from t2i_cli.files.user_paths import expand_home
 from t2i_cli.files.weight_files import PICKLES
 from t2i_cli.known_names import closest_name
 from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import user_catalog
 from t2i_cli.request_fields import DEFAULT_MODEL as DEFAULT_MODEL
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -169,14 +170,14 @@ _MODELS = (
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _MODELS}
 
 
-def _letters_and_digits(name: str) -> str:
+def letters_and_digits(name: str) -> str:
     """What is left of a name if case, spaces and punctuation do not count."""
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
 _BY_LETTERS: dict[str, ModelSpec] = {
-    _letters_and_digits(spec.repo.rpartition("/")[2]): spec for spec in _MODELS if spec.repo
-} | {_letters_and_digits(spec.name): spec for spec in _MODELS}
+    letters_and_digits(spec.repo.rpartition("/")[2]): spec for spec in _MODELS if spec.repo
+} | {letters_and_digits(spec.name): spec for spec in _MODELS}
 """Entries by alias, and by the repository's own name, as letters and digits only."""
 
 
@@ -191,7 +192,7 @@ def find_spelled(name: str) -> ModelSpec | None:
 
     Only the name is looked at; one that looks like a path is none.
     """
-    return None if _is_path(name) else _BY_LETTERS.get(_letters_and_digits(name))
+    return None if _is_path(name) else _BY_LETTERS.get(letters_and_digits(name))
 
 
 def find_known(name: str, revision: str | None = None) -> ModelSpec | None:
@@ -231,6 +232,11 @@ def file_named(name: str) -> Path | None:
         found = path.suffix.lower() in _FILE_SUFFIXES and not _FILE_IN_REPOSITORY.fullmatch(name)
         return path if found and "\0" not in name and "://" not in name else None
     return None if stat.S_ISDIR(mode) else path
+
+
+def has_file_ending(name: str) -> bool:
+    """Whether a name ends as a file of weights does."""
+    return os.path.splitext(name)[1].lower() in _FILE_SUFFIXES
 
 
 def is_file(name: str) -> bool:
@@ -312,8 +318,15 @@ def unknown_model(
             f"{name} is no folder." if there else f"There is no model folder {name}.",
             hint=f"`t2i models list` shows the short names; {others}.",
         )
-    near = closest_name(_letters_and_digits(name), _BY_LETTERS)
-    meant = f"Did you mean {_BY_LETTERS[near].name}? " if near else ""
+    own = {letters_and_digits(each): each for each in user_catalog.known_names()}
+    if found := own.get(letters_and_digits(name)):
+        return ModelError(
+            f"{found} is a name of yours, which means a model on this machine only.",
+            hint=f"`t2i models show {found}` shows what it stands for.",
+        )
+    names = own | {letters: spec.name for letters, spec in _BY_LETTERS.items()}
+    near = closest_name(letters_and_digits(name), names)
+    meant = f"Did you mean {names[near]}? " if near else ""
     return ModelError(
         f"The model {name!r} is unknown.",
         hint=f"{meant}`t2i models list` shows the short names; {others}.",

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import adapter_resolution, catalog, schedulers
+from t2i_cli.models import adapter_resolution, catalog, schedulers, user_catalog
 from t2i_cli.models.extras_support import (
     TRUE_GUIDANCE,
     acts_by_true_guidance,
@@ -36,13 +36,6 @@ def build_request(values: Mapping[str, object]) -> GenerateRequest:
         short_name = schedulers.scheduler_short_name(request.scheduler)
         request = replace(request, scheduler=short_name)
     _check_scheduler(request)
-    # What is so without being asked for is no part of the request.
-    if request.prompt_syntax == PLAIN:
-        request = replace(request, prompt_syntax=None)
-    if request.clip_skip == 1:
-        request = replace(request, clip_skip=None)
-    if request.guidance_rescale == 0:
-        request = replace(request, guidance_rescale=None)
     if request.model:
         model, revision = catalog.parse_address(request.model, request.revision)
         request = replace(request, model=model, revision=revision)
@@ -64,10 +57,11 @@ def resolve_request(
     from the model's own.
     """
     _check_scheduler(request)
+    request, own = _with_own_defaults(request, spec)
     values: dict[str, object] = dict(vars(request))
     user_set = {name for name, value in values.items() if value is not None}
     for name, complaint in _unsupported(request, spec):
-        if not lenient:
+        if not lenient and name not in own:
             raise InputError(complaint, hint=_way_out(name, spec), field=name)
         on_note(f"{complaint} It is left out.")
         values[name] = None
@@ -82,7 +76,7 @@ def resolve_request(
         # A backend that loads them has found their content.
         values[name] = getattr(spec, name) or values[name]
     if values["loras"] or values["embeddings"] or "<" in request.prompt:
-        adapter_resolution.settle_values(values, spec, user_set, on_size_note)
+        adapter_resolution.settle_values(values, spec, user_set, on_size_note, own)
     _check_multiple("width", values["width"], spec)
     _check_multiple("height", values["height"], spec)
     _check_kept_size(values["width"], values["height"], spec)
@@ -91,7 +85,38 @@ def resolve_request(
     if values["seed"] is None:
         values["seed"] = secrets.randbelow(MAX_SEED + 1)
     values |= {"model": spec.repo or spec.name, "revision": spec.revision}
-    return ResolvedRequest(**values, user_set=_shared_set(frozenset(user_set)))  # type: ignore[arg-type]
+    return ResolvedRequest(
+        **values,  # type: ignore[arg-type]
+        user_set=_shared_set(frozenset(user_set)),
+        own_name=spec.own_name,
+    )
+
+
+_NEUTRAL: Mapping[str, object] = {
+    "prompt_syntax": PLAIN,
+    "clip_skip": 1,
+    "guidance_rescale": 0,
+    "step_cache": 0,
+}
+"""Values that are so without being asked for; they are no part of a request, or of its id."""
+
+
+def _with_own_defaults(
+    request: GenerateRequest, spec: ModelSpec
+) -> tuple[GenerateRequest, frozenset[str]]:
+    """The request with the defaults of the user's own model, and the fields that have one.
+
+    A neutral value keeps a default away, and is left out itself. Raises InputError for a default
+    whose file is gone.
+    """
+    filled = {name: value for name, value in spec.defaults if getattr(request, name) is None}
+    if filled:
+        user_catalog.check_own_files(spec.shown_name, filled)
+        request = replace(request, **filled)
+    neutral = [name for name, value in _NEUTRAL.items() if getattr(request, name) == value]
+    if neutral:
+        request = replace(request, **dict.fromkeys(neutral))  # type: ignore[arg-type]
+    return request, frozenset(filled)
 
 
 @lru_cache(maxsize=1024)

@@ -120,7 +120,7 @@ class Engine:
         """Describe and load the model. Raises T2IError, which is also the waiting jobs' error."""
         try:
             self.spec = await self.batcher.run_in_thread(self._describe)
-            self._names |= {self.spec.name, self.spec.repo}
+            self._names |= {self.spec.name, self.spec.shown_name, self.spec.repo}
             self._described.set()
             if self._load_first and not self.stopping:
                 await self.batcher.run_in_thread(self._load)
@@ -182,7 +182,7 @@ class Engine:
         """Raise NotServedError for another model or revision. Names are compared, never opened."""
         known = None if model is None else catalog.find_spelled(model)
         if model not in self._names and (known is None or known.name not in self._names):
-            names = [name for name in (self.spec.name, self.spec.repo) if name]
+            names = [name for name in (self.spec.shown_name, self.spec.repo) if name]
             raise NotServedError(
                 f"This server does not serve {model!r}.",
                 hint=f"{suggest_name(str(model), names)}"

@@ -6,27 +6,26 @@ Precedence: a command's option, the environment variable, the file, the default.
 import os
 import re
 import sys
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from t2i_cli.errors import InputError, StorageError, os_reason
-from t2i_cli.files.input_files import read_input
-from t2i_cli.files.state_files import MAX_STATE_BYTES, replace_text
+from t2i_cli.errors import InputError
 from t2i_cli.files.user_folders import NoHomeError, user_folder
 from t2i_cli.files.user_paths import expand_option
 from t2i_cli.known_names import suggest_name
 from t2i_cli.known_secrets import register_secret
 from t2i_cli.settings.schema import SETTINGS as SETTINGS
 from t2i_cli.settings.schema import Setting
-from t2i_cli.terminal.console import console
+from t2i_cli.settings.toml_documents import (
+    CONFIG_VARIABLE as CONFIG_VARIABLE,
+)
+from t2i_cli.settings.toml_documents import (
+    load_document,
+    parse_document,
+    read_document_text,
+    write_document,
+)
 
-if TYPE_CHECKING:
-    from tomlkit import TOMLDocument
-
-CONFIG_VARIABLE = "T2I_CONFIG"
 MASK = "********"
 
 _SECRET_NAME = re.compile(r"token|passw|secret|credential|api.?key|^hf_", re.IGNORECASE)
@@ -104,7 +103,7 @@ def read_settings() -> dict[str, str]:
     except NoHomeError:
         return {}
     values: dict[str, str] = {}
-    for key, value in _parse(_read_text(file), file).items():
+    for key, value in parse_document(read_document_text(file), file).items():
         try:
             values[key] = _check(setting_named(key), value, str(file))
         except InputError as error:
@@ -120,20 +119,20 @@ def set_setting(key: str, value: str) -> str:
     Raises InputError or StorageError.
     """
     usual = _check(setting_named(key), value, key)
-    document = _load_document()
+    document = load_document(settings_path())
     document[key] = usual
-    _write(document)
+    write_document(settings_path(), document)
     return usual
 
 
 def unset_setting(key: str) -> bool:
     """Remove a setting from the file, also an invalid one; returns whether it was set."""
-    document = _load_document()
+    document = load_document(settings_path())
     if key not in document:
         setting_named(key)
         return False
     del document[key]
-    _write(document)
+    write_document(settings_path(), document)
     return True
 
 
@@ -160,57 +159,3 @@ def _check(setting: Setting, value: object, source: str) -> str:
     raise InputError(
         f"{where} must be {setting.takes}, not {given}.", hint=meant or None, field=setting.key
     )
-
-
-def _read_text(file: Path) -> str:
-    try:
-        if os.path.exists(file) and os.path.samefile(file, os.devnull):
-            return ""
-        # Nothing else but a regular file: a pipe could be read once only, or never ends.
-        text = read_input(file, MAX_STATE_BYTES).decode().replace("\r\n", "\n")
-    except FileNotFoundError:
-        return ""
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8.") from error
-    except ValueError as error:
-        raise InputError(f"Cannot read {file}: {error}.") from error
-    except OSError as error:
-        if isinstance(error, NotADirectoryError) and not os.environ.get(CONFIG_VARIABLE):
-            return ""  # the home may be /dev/null
-        raise StorageError(f"Cannot read {file}: {os_reason(error)}.") from error
-    console.trace(f"settings read from {file}", once=True)
-    return text
-
-
-def _parse(text: str, file: Path) -> Mapping[str, object]:
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise InputError(f"{file} is not valid TOML: it is nested too deeply.") from error
-    except ValueError as error:  # also numbers of too many digits
-        raise InputError(f"{file} is not valid TOML: {error}.") from error
-
-
-def _load_document() -> "TOMLDocument":
-    import tomlkit
-    from tomlkit.exceptions import TOMLKitError
-
-    file = settings_path()
-    text = _read_text(file)
-    _parse(text, file)
-    try:
-        return tomlkit.parse(text)
-    except TOMLKitError as error:  # it takes less depth than tomllib
-        raise InputError(f"{file} cannot be edited: {error}.") from error
-
-
-def _write(document: "TOMLDocument") -> None:
-    """Replace the file atomically, readable by its owner only. Raises StorageError."""
-    file = settings_path()
-    try:
-        # If the path is a symbolic link, replace its target.
-        file = file.resolve()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(file, document.as_string(), sync=True)
-    except OSError as error:
-        raise StorageError(f"Cannot write {file}: {os_reason(error)}.") from error

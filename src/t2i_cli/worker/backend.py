@@ -10,7 +10,7 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Event, Notice, OnEvent, move_event
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import adapter_sources, catalog, composed_model, downloaded
+from t2i_cli.models import adapter_sources, catalog, composed_model, downloaded, own_models
 from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import answers, client
@@ -54,7 +54,8 @@ class WorkerBackend:
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """The model's spec; from the worker where finding it needs torch and diffusers."""
-        spec = self._describe(request)
+        request, entry = own_models.settle_own_model(request)
+        spec = own_models.with_own_defaults(self._describe(request), entry)
         options = self._options
         return adapter_sources.with_adapter_place(spec, options.lora_dir, offline=options.offline)
 
@@ -169,7 +170,9 @@ class WorkerBackend:
         """Yield a worker's outcomes of the next requests; removes these from `pending`."""
         members = list(islice(pending.items(), MAX_REQUESTS_PER_CALL))
         runtime_dir, state = self._get_worker(members[0][1])
-        body = answers.build_body(members, self._format)
+        # Such a record is completed here, which loses nothing of a PNG.
+        named = any(request.own_name for _, request in members)
+        body = answers.build_body(members, "png" if named else self._format)
         headers = {client.KEEP_ALIVE_HEADER: f"{self._keep_alive:g}"}
         with WorkerExchange(runtime_dir, state, client.GENERATE_PATH, body, headers) as exchange:
             for outcome in answers.read_outcomes(exchange, members, on_event):

@@ -152,9 +152,12 @@ class _WorkerMonitor:
     async def model(self) -> dict[str, object]:
         """The model's spec, once it is known."""
         spec = await self._engine.wait_described()
-        # Models with parts from elsewhere, or in single files, are described by the client.
+        # Models with parts from elsewhere, or in single files, are described by the client; only it
+        # knows the user's own names.
         own = {name: None for name in ("composition", *PART_FIELDS)}
-        return asdict(spec) | {"folder": spec.folder and str(spec.folder)} | own
+        found = asdict(spec) | {"folder": spec.folder and str(spec.folder)} | own
+        del found["own_name"], found["defaults"]
+        return found
 
     def expired(self) -> bool:
         """Heartbeat, truncate the log, return whether to exit. The server calls it every 0.1 s."""

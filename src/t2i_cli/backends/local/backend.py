@@ -40,7 +40,7 @@ from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Loaded, Loading, OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import adapter_sources, catalog, composed_model, downloaded
+from t2i_cli.models import adapter_sources, catalog, composed_model, downloaded, own_models
 from t2i_cli.part_source import parts_key
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings import store
@@ -71,6 +71,7 @@ class LocalBackend:
     @hinting_at_embedded_model()
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """Describe the model that the request names; raises T2IError."""
+        request, entry = own_models.settle_own_model(request)
         name = request.model or catalog.DEFAULT_MODEL
         spec = composed_model.resolve_with_parts(
             name,
@@ -80,6 +81,7 @@ class LocalBackend:
             trust_remote_code=self._options.trust_remote_code,
             folder=self._folders.get(name),
         )
+        spec = own_models.with_own_defaults(spec, entry)
         spec = lossy_plan.settle_quantization(spec, self._options)
         spec = adapter_sources.with_adapter_place(
             spec, self._options.lora_dir, offline=self._options.offline

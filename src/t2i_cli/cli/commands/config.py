@@ -145,11 +145,13 @@ def _record(key: str, found: store.SettingValue | None) -> dict[str, object]:
 
 
 def _check_model(value: str) -> None:
-    from t2i_cli.models import catalog
+    from t2i_cli.models import catalog, own_models
 
     if not (
         catalog.find_in_catalog(value)
+        or own_models.find_own_model(value)
         or catalog.folder_named(value)
+        or catalog.is_file(value)
         or catalog.is_repository(value)
     ):
         raise catalog.unknown_model(value)

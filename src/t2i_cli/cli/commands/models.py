@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_cli.cli.commands import models_files
+from t2i_cli.cli.commands import models_files, models_own
 from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.errors import InputError, ModelError, StorageError
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_JSON_ONLY_FIELDS = {"refuses", "guidance_off", "words", "examples"}
+_JSON_ONLY_FIELDS = {"own", "refuses", "guidance_off", "words", "examples"}
 """Fields of a model's record that the text output leaves out or prints separately."""
 
 ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, or folder.")]
@@ -33,17 +33,21 @@ ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, or 
 
 @command(app, "t2i models list", "t2i models list --json", name="list", alias="ls")
 def list_(json: JsonOpt = False) -> None:
-    """List the catalogue and what else is downloaded."""
+    """List the catalogue, your own models, and what else is downloaded."""
     console.configure(json=json)
     cached = _cached()
     catalog_repos = {spec.repo for spec in catalog.MODELS.values()}
     other_specs = [ModelSpec(name=repo, repo=repo) for repo in cached if repo not in catalog_repos]
     specs = [*catalog.MODELS.values(), *other_specs]
+    entries = models_own.own_models()
     if json:
+        for entry in entries:
+            console.result_json(models_own.own_record(entry))
         for spec in specs:
             console.result_json(_record(spec, cached))
         return
     rows = [("NAME", "SIZE", "HERE", "LICENCE", "")]
+    rows += [models_own.table_row(entry) for entry in entries]
     console.table(rows + [_table_row(spec, cached) for spec in specs])
 
 
@@ -56,12 +60,17 @@ def show(
 ) -> None:
     """Show all that is known of a model or a file; of postcard, all the words it knows, too."""
     console.configure(json=json)
+    entry, model = models_own.meant_model(model)
+    if entry and not json:
+        models_own.show_entry(entry)
+        console.result("")
+    own = models_own.existing_record(entry)
     if (file := catalog.file_named(model)) is not None:
-        models_files.show_file(file, json=json)
+        models_files.show_file(file, json=json, own=own)
         return
     spec = _find_usable(model)
     cached = _cached()
-    if spec.repo and spec.repo not in cached and spec.name not in catalog.MODELS:
+    if not own and spec.repo and spec.repo not in cached and spec.name not in catalog.MODELS:
         raise ModelError(
             f"{spec.repo} is neither in the catalogue nor downloaded.",
             hint=f"`t2i models pull {spec.repo}` downloads it.",
@@ -72,7 +81,7 @@ def show(
 
         record |= {"words": vocabulary.vocabulary(), "examples": vocabulary.EXAMPLES}
     if json:
-        console.result_json(record)
+        console.result_json(record | own)
         return
     for key, value in record.items():
         if value is not None and key not in _JSON_ONLY_FIELDS:
@@ -93,10 +102,17 @@ def show(
 def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -> None:
     """Print the folder where a model lies on this machine."""
     console.configure(json=json)
-    spec = _find_usable(model, revision)
-    folder = spec.folder or _fetch(spec, spec.revision or revision, offline=True)
+    entry, model = models_own.meant_model(model)
+    models_own.existing_record(entry)
+    if entry and (file := catalog.file_named(model)):
+        name, folder = entry.name, file
+    else:
+        revision = revision or (entry.revision if entry else None)
+        spec = _find_usable(model, revision)
+        name = entry.name if entry else spec.name
+        folder = spec.folder or _fetch(spec, spec.revision or revision, offline=True)
     if json:
-        console.result_json({"model": spec.name, "path": str(folder)})
+        console.result_json({"model": name, "path": str(folder)})
     else:
         console.result(str(folder))
 
@@ -110,9 +126,12 @@ def pull(
     Of a single file, the configs that it is used with, and the parts that it lacks.
     """
     console.configure(json=json, quiet=quiet)
+    entry, model = models_own.meant_model(model)
+    models_own.existing_record(entry)
     if catalog.is_file(model):
-        models_files.pull_base(model, json=json)
+        models_files.pull_base(model, entry.parts if entry else {}, json=json)
         return
+    revision = revision or (entry.revision if entry else None)
     spec = _find_usable(model, revision)
     if spec.folder:
         console.note(f"{spec.name} is on this machine already.")
@@ -123,12 +142,25 @@ def pull(
         console.result(str(folder))
 
 
+command(
+    app,
+    "t2i models add dreamy ~/models/dreamy.safetensors --steps 25 --lora snow.safetensors:0.8",
+    "t2i models add quick-sdxl sdxl --lora lcm-sdxl",
+)(models_own.add)
+
+
 @command(app, "t2i models remove sdxl", "t2i models remove sd15 --yes", alias="rm")
 def remove(
     model: ModelArg, yes: YesOpt = False, json: JsonOpt = False, quiet: QuietOpt = False
 ) -> None:
-    """Remove a downloaded model from this machine."""
+    """Remove a downloaded model from this machine, or a name of yours, whose files stay."""
     console.configure(json=json, quiet=quiet)
+    if (own := models_own.remove_entry(model)) is not None:
+        if json:
+            console.result_json({"model": own, "own": True, "freed_bytes": 0})
+        else:
+            console.note(f"{own} is no name of yours any more; the files are untouched.")
+        return
     spec = _find_spec(model)
     if spec.repo is None:
         what = "part of t2i" if spec.name in catalog.MODELS else "a folder of yours"
@@ -231,7 +263,10 @@ def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, objec
     else:
         whole = bool(found and found.complete)
     state = "whole" if whole else "partly" if folder else "no"
-    return asdict(spec) | {
+    known = asdict(spec)
+    del known["own_name"], known["defaults"]
+    return known | {
+        "own": False,
         "folder": str(folder) if folder else None,
         "revision": found.commit if found else None,
         "downloaded": state,

@@ -11,8 +11,11 @@ from t2i_cli.files.user_paths import expand_home
 from t2i_cli.terminal.console import console, escape_controls, format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from t2i_cli.models.checkpoint_file import CheckpointFile
     from t2i_cli.models.checkpoint_metadata import MakerWords
+    from t2i_cli.models.composed_model import PartSources
 
 _MAX_NAMES = 8
 """Of what was left out of a converted file, as many names are told."""
@@ -47,8 +50,11 @@ def convert(
         console.note(f"Left out, since it is no tensor: {', '.join(names[:_MAX_NAMES])}{more}.")
 
 
-def show_file(path: Path, *, json: bool) -> None:
-    """Print what a file of weights is, by its header, and its hashes. Raises T2IError."""
+def show_file(path: Path, *, json: bool, own: "Mapping[str, object]") -> None:
+    """Print what a file of weights is, by its header, and its hashes. Raises T2IError.
+
+    `own` is the record of the user's own name for it, empty without one.
+    """
     from t2i_cli.models import checkpoint_metadata, file_digests
     from t2i_cli.models.checkpoint_file import read_checkpoint
 
@@ -57,7 +63,8 @@ def show_file(path: Path, *, json: bool) -> None:
     digest = file_digests.sha256_of(path)
     record = _record(file, words) | {"autov2": file_digests.autov2(digest), "sha256": digest}
     if json:
-        console.result_json(record)
+        # What the name stands for takes the place of the family's title.
+        console.result_json(record | dict(own))
         return
     for label, value in record.items():
         if text := _text(label, value):
@@ -120,7 +127,7 @@ def _text(label: str, value: object) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def pull_base(name: str, *, json: bool) -> None:
+def pull_base(name: str, parts: "PartSources", *, json: bool) -> None:
     """Download the configs and parts that a single file is used with. Raises T2IError."""
     from t2i_cli.backends.local import device
     from t2i_cli.models import composed_model, diffusers_folder
@@ -129,7 +136,7 @@ def pull_base(name: str, *, json: bool) -> None:
 
     with Progress(console, 1) as progress:
         spec = composed_model.resolve_with_parts(
-            name, None, {}, offline=False, trust_remote_code=False
+            name, None, parts, offline=False, trust_remote_code=False
         )
         files = ModelFiles(spec, offline=False)
         folder = files.config_folder()

@@ -188,7 +188,7 @@ def serve(
 
         def announce() -> None:
             try:
-                _announce(listener, engine.spec.name)
+                _announce(listener, engine.spec.shown_name)
             except (T2IError, BrokenPipeError) as error:  # standard output cannot be written to
                 failures.append(error)
                 signal.raise_signal(signal.SIGTERM)

@@ -200,7 +200,7 @@ def openai_router(engine: Engine, options: ServerOptions) -> APIRouter:
         return responses.json_response(model_object(spec))
 
     def model_object(spec: ModelSpec) -> dict[str, object]:
-        return {"id": spec.name, "object": "model", "created": created, "owned_by": "t2i"}
+        return {"id": spec.shown_name, "object": "model", "created": created, "owned_by": "t2i"}
 
     return api
 

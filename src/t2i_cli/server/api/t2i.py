@@ -91,7 +91,7 @@ def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
 
 def _model_object(spec: ModelSpec) -> dict[str, object]:
     return {
-        "name": spec.name,
+        "name": spec.shown_name,
         "repo": spec.repo,
         "revision": spec.revision,
         **{name: getattr(spec, name) for name in MODEL_DEFAULTS},
