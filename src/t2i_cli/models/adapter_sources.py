@@ -91,6 +91,20 @@ def with_whole_paths(request: ResolvedRequest) -> ResolvedRequest:
     return replace(request, loras=whole(request.loras), embeddings=whole(request.embeddings))
 
 
+def without_paths(request: ResolvedRequest) -> ResolvedRequest:
+    """The request as clients of a server see it: files of the server by their names."""
+
+    def named(adapters: Adapters | None) -> Adapters | None:
+        return adapters and tuple(
+            replace(each, source=each.name) if os.path.isabs(each.source) else each
+            for each in adapters
+        )
+
+    if not (request.loras or request.embeddings):
+        return request
+    return replace(request, loras=named(request.loras), embeddings=named(request.embeddings))
+
+
 def find_adapter(adapter: Adapter, folder: str | None, *, offline: bool) -> FoundAdapter:
     """Where an adapter's file is, and its digest. Raises T2IError if there is none."""
     if path := local_file(adapter, folder):

@@ -29,6 +29,7 @@ DEFAULT_FIELDS = tuple(
 A style is none: it becomes part of the prompt before the model is known.
 """
 _MODEL = "model"
+_RENAME = "Give the table another name."
 _ADDRESS_FIELDS = ("revision", *PART_FIELDS)
 """Defaults that say which model it is."""
 
@@ -161,9 +162,7 @@ def _check_name(name: str) -> None:
     """Raise InputError for a name that means something else."""
     reason = None
     if not user_catalog.NAME_FORM.fullmatch(name):
-        reason = (
-            "has up to 64 letters, digits, '.', '-' and '_', and begins with no '.' or '-'"
-        )
+        reason = "has up to 64 letters, digits, '.', '-' and '_', and begins with no '.' or '-'"
     elif catalog.has_file_ending(name):
         reason = "does not end as a file of weights does"
     if reason:
@@ -185,13 +184,13 @@ def _check_name(name: str) -> None:
 def _read_table(name: str, table: object) -> OwnModel:
     """The own model that a table of the file is. Raises InputError that names its line."""
 
-    def error(key: str | None, message: str) -> InputError:
-        return user_catalog.table_error(name, key, message)
+    def error(key: str | None, message: str, hint: str | None = None) -> InputError:
+        return user_catalog.table_error(name, key, message, hint)
 
     if not user_catalog.NAME_FORM.fullmatch(name) or catalog.has_file_ending(name):
-        raise error(None, "this cannot be the name of a model.")
+        raise error(None, "this cannot be the name of a model.", _RENAME)
     if known := catalog.find_in_catalog(name):
-        raise error(None, f"t2i has a model {known.name} of its own.")
+        raise error(None, f"t2i has a model {known.name} of its own.", _RENAME)
     if not isinstance(table, dict):
         raise error(None, "this is no table with a model and its defaults.")
     model = table.get(_MODEL)

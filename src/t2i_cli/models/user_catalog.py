@@ -103,12 +103,12 @@ def check_own_files(name: str, values: Mapping[str, object]) -> None:
                 )
 
 
-def table_error(name: str, key: str | None, message: str) -> InputError:
+def table_error(name: str, key: str | None, message: str, hint: str | None = None) -> InputError:
     """The error about a table, or a key in it, with its line in the file."""
     file = user_catalog_path()
     line = _line_of(toml_documents.read_document_text(file), name, key)
     where = f"{file}, line {line}" if line else str(file)
-    hint = f"`t2i models remove {name}` takes the entry out."
+    hint = hint or f"`t2i models remove {name}` takes the entry out."
     return InputError(f"{where}: {name}: {message}", hint=hint, field="model")
 
 

@@ -264,7 +264,11 @@ class Engine:
         is full, TerminatedError when the server is stopping.
         """
         self._raise_if_unavailable()
-        job = ImageJob(requests, previews, self.batcher.remove, steps=steps)
+        job = ImageJob(
+            *(requests, previews, self.batcher.remove),
+            steps=steps,
+            hide_paths=self._named_adapters,
+        )
         self.batcher.add(job)
         for note in notes:
             job.publish(note)

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,7 @@ from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.driver import with_notes
 from t2i_cli.errors import InterruptedRunError, T2IError, TimedOutError
 from t2i_cli.events import Event, Notice, Step
+from t2i_cli.models import adapter_sources
 from t2i_cli.request import ResolvedRequest
 
 Message = Event | GeneratedImage | Failure
@@ -22,6 +24,7 @@ class ImageJob:
 
     Indices are positions in `requests`; `pending` are those that have not started. `outcomes`
     counts the outcomes: "made", or an error's code. Step events are published with `steps` only.
+    With `hide_paths`, `shown_requests` and images name the model's own adapters without paths.
     Leaving the job's context cancels the unfinished requests.
     """
 
@@ -32,9 +35,13 @@ class ImageJob:
         on_end: Callable[["ImageJob"], None],
         *,
         steps: bool = True,
+        hide_paths: bool = False,
     ) -> None:
         self.id = secrets.token_urlsafe(12)
         self.requests = tuple(requests)
+        self.shown_requests = self.requests
+        if hide_paths:
+            self.shown_requests = tuple(map(adapter_sources.without_paths, self.requests))
         self.previews = previews
         self.steps = steps
         self.accepted = time.monotonic()
@@ -124,6 +131,11 @@ class ImageJob:
         self._unresolved.discard(outcome.index)
         if isinstance(outcome, GeneratedImage):
             about = [note.message for note in self._notes if outcome.index in note.indices]
+            request = self.shown_requests[outcome.index]
+            if request is not self.requests[outcome.index]:
+                loras, embeddings = request.loras, request.embeddings
+                shown = replace(outcome.request, loras=loras, embeddings=embeddings)
+                outcome = replace(outcome, request=shown)
             outcome = with_notes(outcome, about)
         self._messages.put_nowait(outcome)
         self.outcomes[outcome.error.code if isinstance(outcome, Failure) else "made"] += 1

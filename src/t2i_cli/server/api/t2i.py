@@ -111,7 +111,7 @@ def _model_object(spec: ModelSpec) -> dict[str, object]:
 
 async def _events(engine: Engine, job: ImageJob, format: ImageFormat) -> AsyncIterator[bytes]:
     """The job's messages as server-sent events."""
-    requests = [request.to_json() for request in job.requests]
+    requests = [request.to_json() for request in job.shown_requests]
     yield responses.format_sse(
         "accepted", {"job": job.id, "requests": requests, "waiting": engine.waiting}
     )
