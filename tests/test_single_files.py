@@ -16,6 +16,7 @@ from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.events import Event, Notice
+from t2i_cli.models import own_models, user_catalog
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.part_source import PART_FIELDS, parse_part_source
 from t2i_cli.request import ResolvedRequest
@@ -381,3 +382,25 @@ def test_weights_in_fp8_with_a_factor_beside_them_are_multiplied(
     single_files.save(marked, folder / "model.safetensors")
     error = refusal(lambda: run(models / "sd15", text_encoder=folder / "model.safetensors"))
     assert "are quantised (scaled)" in error.message
+
+
+def test_an_own_name_stands_for_a_file_with_its_base_and_parts(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T2I_CONFIG", str(tmp_path / "config.toml"))
+    parts: dict[str, Any] = {"base": models / "sd15", "vae": models / "vae.safetensors"}
+    given = {name: parse_part_source(str(path)) for name, path in parts.items()}
+    entry = own_models.new_own_model("tiny", str(models / "sd15.safetensors"), given, lora_dir=None)
+    user_catalog.write_table("tiny", entry.to_table())
+    named, plain = run("tiny"), run(models / "sd15.safetensors", **parts)
+    assert named.request == plain.request
+    assert named.request.identity() == plain.request.identity()
+    assert np.array_equal(named.image(), plain.image())
+    assert run("tiny", vae=models / "sd15").request.vae != named.request.vae
+    (models / "vae.safetensors").rename(models / "moved.safetensors")
+    try:
+        gone = f"Your model tiny has {models / 'vae.safetensors'} as its vae, which is not there."
+        assert refusal(lambda: run("tiny")).message == gone
+        assert run("tiny", vae=models / "moved.safetensors").request.steps == 2
+    finally:
+        (models / "moved.safetensors").rename(models / "vae.safetensors")

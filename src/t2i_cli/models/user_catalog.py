@@ -116,7 +116,7 @@ def _line_of(text: str, name: str, key: str | None) -> int | None:
     """The line, from 1, of a key in the table of that name, or of the table itself."""
     spelled = rf"(?:{re.escape(name)}|\"{re.escape(name)}\"|'{re.escape(name)}')"
     heading = re.compile(rf"\s*(?:\[\[?\s*{spelled}\s*[\].]|{spelled}\s*[.=])")
-    key_form = re.compile(rf"\s*(?:\[\[?\s*{spelled}\s*\.)?\s*[\"']?{re.escape(key or '')}\b")
+    key_form = re.compile(rf"\s*(?:(?:\[\[?\s*)?{spelled}\s*\.)?\s*[\"']?{re.escape(key or '')}\b")
     found = None
     inside = False
     for number, line in enumerate(text.splitlines(), 1):
