@@ -466,3 +466,36 @@ def test_the_setting_and_the_shell_know_own_names(command: Command, t2i: T2I) ->
         words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
         done = t2i(env={"_T2I_COMPLETE": "complete_bash"} | words)
         assert done.stdout.split() == offered
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("./crad", "There is no model folder ./crad. Did you mean ./card?"),
+        ("./models/crad", "Did you mean ./models/card?"),
+        ("./nowhere/card", "There is no model folder ./nowhere/card. `t2i models list`"),
+        ("./link", "./link is a link to moved, which is not there."),
+        ("card/model_index.json", "card/model_index.json describes a model, and is none. Name its"),
+        ("./models", "so it is not a diffusers model. Name the model in it: models/card."),
+        ("./pickles", "holds pickles only (old.ckpt), which can run code when they are loaded."),
+        (
+            "./snow",
+            "holds a LoRA, which changes a model and is none. Name the model it was made for,",
+        ),
+        ("./card/unet", "and no whole model. Name the model it belongs to, and this by --vae,"),
+        ("./hub", "is a cache of the Hub, which holds 1 model. Name one of them, such as a/b."),
+    ],
+)
+def test_a_folder_that_is_no_model_is_told_with_what_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("card", "models/card"):
+        Path(folder).parent.mkdir(exist_ok=True)
+        tiny_models.copy_postcard(Path(folder))
+    Path("link").symlink_to("moved")
+    for folder, file in (("pickles", "old.ckpt"), ("snow", "pytorch_lora_weights.safetensors")):
+        Path(folder).mkdir()
+        Path(folder, file).write_bytes(b"")
+    Path("hub/models--a--b").mkdir(parents=True)
+    assert sentence in told(lambda: resolved(name))

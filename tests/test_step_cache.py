@@ -16,8 +16,9 @@ from t2i_cli.cli.options import RequestOptions
 from t2i_cli.errors import InputError
 from t2i_cli.events import Event, Step
 from t2i_cli.models import libraries
+from t2i_cli.models.catalog import MODELS
 from t2i_cli.models.libraries import LibraryObject
-from t2i_cli.models.request_resolution import resolve_request
+from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.models.step_cache_support import STEP_CACHE_PIPELINES
 from t2i_cli.prompts.entries import check_value
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -192,9 +193,16 @@ def test_the_option_is_refused_in_one_sentence(t2i: T2I) -> None:
 
 
 def test_zero_is_off_and_no_part_of_an_id() -> None:
-    assert RequestOptions(step_cache=0.0).given() == {}
-    assert check_value("step_cache", 0) is None
-    assert RequestOptions(step_cache=0.1).given() == {"step_cache": 0.1}
+    # It is given all the same, as it keeps the default of a user's own model away.
+    assert RequestOptions(step_cache=0.0).given() == {"step_cache": 0.0}
+    assert check_value("step_cache", 0) == 0
+    ids = set()
+    for values in ({}, {"step_cache": 0.0}):
+        request = build_request({"prompt": "a", "seed": 1, "model": "postcard", **values})
+        settled = resolve_request(request, MODELS["postcard"])
+        assert settled.step_cache is None
+        ids.add(settled.identity())
+    assert len(ids) == 1
 
 
 @pytest.mark.full

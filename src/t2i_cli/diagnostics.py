@@ -278,7 +278,7 @@ def _model() -> Diagnostic:
 
     name = store.get_setting("model") or catalog.DEFAULT_MODEL
     if own := own_models.find_own_model(name):
-        own_models.check_source(own)
+        own_models.check_own_source(own)
         name = own.model
     spec = catalog.find_known(name)
     here = catalog.folder_named(name) or catalog.file_named(name)

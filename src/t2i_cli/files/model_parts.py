@@ -58,6 +58,9 @@ def config_names(names: Iterable[str]) -> list[str]:
     ]
 
 
+_NAME_WHOLE = "Name the model it belongs to."
+
+
 def other_content(names: Iterable[str], config: Mapping[str, object]) -> tuple[str, str] | None:
     """What a folder or repository without model_index.json has, and a hint; `None` if unknown.
 
@@ -73,10 +76,15 @@ def other_content(names: Iterable[str], config: Mapping[str, object]) -> tuple[s
             "Look for a copy of the model with a model_index.json.",
         )
     if "adapter_config.json" in names or any("lora" in name.lower() for name in names):
-        return "holds a LoRA, which changes a model and is none", "Name the model it was made for."
+        return (
+            "holds a LoRA, which changes a model and is none",
+            "Name the model it was made for, and this by --lora.",
+        )
     if isinstance(cls, str):
-        what = "a ControlNet" if "ControlNet" in cls else "one part of a model"
-        return f"holds {what} ({cls:.80}) and no whole model", "Name the model it belongs to."
+        if "ControlNet" in cls:
+            return f"holds a ControlNet ({cls:.80}) and no whole model", _NAME_WHOLE
+        hint = f"{_NAME_WHOLE[:-1]}, and this by --vae, --text-encoder or --transformer."
+        return f"holds one part of a model ({cls:.80}) and no whole model", hint
     if isinstance(kinds, list) and kinds or "model_type" in config:
         kind = kinds[0] if isinstance(kinds, list) and kinds else config["model_type"]
         return (
@@ -87,6 +95,11 @@ def other_content(names: Iterable[str], config: Mapping[str, object]) -> tuple[s
         return (
             f"holds weights in GGUF files only ({single})",
             "`-m FILE` takes one of them, once it is on this machine.",
+        )
+    if single and not ends & {".safetensors", ".gguf"}:
+        return (
+            f"holds pickles only ({single}), which can run code when they are loaded",
+            "`t2i models convert FILE` makes a safetensors file of one, which -m takes.",
         )
     if single:
         return (

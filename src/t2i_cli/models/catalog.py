@@ -260,7 +260,8 @@ def _snapshot_in(folder: Path) -> Path:
     if cached:
         names = [name.removeprefix("models--").replace("--", "/", 1) for name in cached]
         raise ModelError(
-            f"{folder} is a cache of the Hub, which holds {len(names)} models.",
+            f"{folder} is a cache of the Hub, which holds {len(names)} "
+            f"{'model' if len(names) == 1 else 'models'}.",
             hint=f"Name one of them, such as {names[0]}.",
         )
     files = [each for each in snapshots if each.parent.name == main] or snapshots
@@ -314,9 +315,14 @@ def unknown_model(
                 f"{name} is a file in a repository, or there is none; one file is not taken yet.",
                 hint=f"Name the whole model: {match[1]}.",
             )
+        if os.path.islink(expand_home(name)) and not there:
+            target = os.readlink(expand_home(name))
+            return ModelError(
+                f"{name} is a link to {target}, which is not there.", hint="Name where it lies now."
+            )
         return ModelError(
             f"{name} is no folder." if there else f"There is no model folder {name}.",
-            hint=f"`t2i models list` shows the short names; {others}.",
+            hint=f"{_near_path(name)}`t2i models list` shows the short names; {others}.",
         )
     own = {letters_and_digits(each): each for each in user_catalog.known_names()}
     if found := own.get(letters_and_digits(name)):
@@ -331,6 +337,17 @@ def unknown_model(
         f"The model {name!r} is unknown.",
         hint=f"{meant}`t2i models list` shows the short names; {others}.",
     )
+
+
+def _near_path(name: str) -> str:
+    """The beginning of a hint that names the file or folder beside which is nearly called so."""
+    folder, _, last = name.rstrip("/").rpartition("/")
+    try:
+        entries = os.listdir(expand_home(folder or ("/" if name.startswith("/") else ".")))
+    except (OSError, ValueError):
+        return ""
+    near = closest_name(last, [each for each in entries if each.isprintable()])
+    return f"Did you mean {folder + '/' if folder else ''}{near}? " if near else ""
 
 
 def _is_path(name: str) -> bool:

@@ -141,6 +141,10 @@ def _checked_format(path: Path) -> Literal["safetensors", "gguf"]:
     for magic, what in _FOREIGN:
         if beginning.lstrip().lower().startswith(magic.lower()):
             raise ModelError(f"{path} is no model: it is {what}.", hint="Download the file itself.")
+    if path.name in {"model_index.json", "config.json"}:
+        raise ModelError(
+            f"{path} describes a model, and is none.", hint=f"Name its folder: {path.parent}."
+        )
     raise ModelError(
         f"{path} is no file of weights, or damaged: it begins neither as safetensors nor as GGUF.",
         hint="Copy or download it again.",

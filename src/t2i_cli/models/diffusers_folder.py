@@ -66,8 +66,18 @@ def read_model_index(folder: Path) -> JsonConfig:
             raise ModelError(f"The folder {folder} {found[0]}.", hint=found[1]) from None
         raise ModelError(
             f"The folder {folder} has no model_index.json, so it is not a diffusers model.",
-            hint="Name the folder that holds model_index.json, or a single file of weights.",
+            hint=_model_inside(folder)
+            or "Name the folder that holds model_index.json, or a single file of weights.",
         ) from None
+
+
+def _model_inside(folder: Path) -> str | None:
+    """A hint at the models in a folder's own folders, `None` if there are none."""
+    inside = [each for each in folder_entries(folder) if os.path.isfile(each / "model_index.json")]
+    if not inside:
+        return None
+    more = f"; there are {len(inside)} in it" if len(inside) > 1 else ""
+    return f"Name the model in it: {sorted(inside)[0]}{more}."
 
 
 def _root_names(folder: Path) -> list[str]:

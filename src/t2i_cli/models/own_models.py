@@ -134,12 +134,12 @@ def settle_own_model(request: GenerateRequest) -> tuple[GenerateRequest, OwnMode
         return request, None
     unset = [name for name in _ADDRESS_FIELDS if getattr(request, name) is None]
     named = {name: entry.values[name] for name in unset if name in entry.values}
-    check_source(entry)
+    check_own_source(entry)
     user_catalog.check_own_files(entry.name, named)
     return replace(request, model=entry.model, **named), entry
 
 
-def check_source(entry: OwnModel) -> None:
+def check_own_source(entry: OwnModel) -> None:
     """Raise ModelError if the file or folder that an own name stands for is gone."""
     if os.path.isabs(entry.model) and not _exists(entry.model):
         raise ModelError(

@@ -11,7 +11,7 @@ from t2i_cli.errors import AccessError, InputError, QuotaError, RemoteError, T2I
 from t2i_cli.models.own_models import (
     DEFAULT_FIELDS,
     OwnModel,
-    check_source,
+    check_own_source,
     find_own_model,
     list_own_models,
     new_own_model,
@@ -121,7 +121,7 @@ def existing_record(entry: OwnModel | None) -> dict[str, object]:
     """The record of an own model; empty for another. Raises ModelError if its model is gone."""
     if entry is None:
         return {}
-    check_source(entry)
+    check_own_source(entry)
     return own_record(entry)
 
 
