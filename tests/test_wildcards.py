@@ -174,7 +174,7 @@ def test_a_row_with_a_wrong_wildcard_is_named_and_an_option_once(folder: Path) -
         ("a __color__ star", ["`__color__` is read as words; with --wildcards DIR"]),
         (
             "<lora:detail:0.8> star",
-            ["`<lora:detail:0.8>` is read as words; with --lora-dir DIR it is"],
+            ["`<lora:detail:0.8>` is read as words; with --lora-dir"],
         ),
         ("a (big:1.3) star", ["`(big:1.3)` is read as words; --prompt-syntax a1111 reads"]),
         ("a (big 7:.9) star", ["`(big 7:.9)` is read as words; --prompt-syntax a1111 reads"]),

@@ -142,7 +142,7 @@ _TABLE = (
     Setting(
         key="lora_dir",
         variable="T2I_LORA_DIR",
-        takes="a folder whose LoRAs and embeddings requests, prompts and a server's clients may name",
+        takes="a folder of LoRAs and embeddings that requests, prompts and clients may name",
         accepts=_is_text,
         default="none",
     ),
