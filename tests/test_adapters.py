@@ -26,6 +26,7 @@ from t2i_cli.request_adapters import (
     parse_embeddings,
     parse_loras,
 )
+from t2i_cli.request_fields import FIELDS
 from tests import factories
 from tests.conftest import T2I
 from tests.fakes import lora_files
@@ -264,7 +265,7 @@ def test_tags_without_a_folder_are_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
-        ("<lora:sno:1>", "loras: This server has no LoRA 'sno'"),
+        ("<lora:sno:1>", "loras: There is no LoRA 'sno' in "),
         ("<lora:snow:much>", "prompt: <lora:snow:much> has no number as its weight."),
         ("<lora:snow:1:0.5>", "prompt: <lora:snow:1:0.5> has different weights"),
         ("<lora:snow:1> <lora:snow:2>", "prompt: The prompt names the LoRA snow with two weights."),
@@ -274,7 +275,22 @@ def test_tags_without_a_folder_are_text(tmp_path: Path) -> None:
 def test_bad_tags_are_errors(folder: Path, prompt: str, expected: str) -> None:
     request = build_request({"prompt": prompt})
     message = told(resolve_request, request, here(folder))
-    assert message.startswith(expected) or "There is no LoRA 'sno'" in message
+    assert message.startswith(expected)
+
+
+def test_plans_tell_adapters_and_extras() -> None:
+    given = {
+        "loras": ["styles/ink.safetensors:0.5", "snow"],
+        "embeddings": ["ann.safetensors:<ann>"],
+        "extras": {"true_cfg_scale": 4},
+    }
+    request = build_request({"prompt": "x", **{k: FIELDS[k].parse(v) for k, v in given.items()}})
+    record = {name: FIELDS[name].json_value(getattr(request, name)) for name in given}
+    assert [FIELDS[name].summary_text(value) for name, value in record.items()] == [
+        "LoRAs ink:0.5; snow",
+        "embeddings ann:<ann>",
+        'extras {"true_cfg_scale":4}',
+    ]
 
 
 def test_tags_of_long_prompts_take_no_long_time() -> None:
@@ -289,6 +305,8 @@ def test_clients_of_a_server_name_what_its_operator_lists(folder: Path) -> None:
     for source in (str(lora_files.SNOW), "../loras/snow", "latent-consistency/lcm-lora-sdxl"):
         request = build_request({"prompt": "x", "loras": parse_loras([source])})
         assert "This server has no LoRA" in told(resolve_request, request, spec)
+    request = build_request({"prompt": "<lora:sno:1>"})
+    assert "This server has no LoRA" in told(resolve_request, request, spec)
     request = build_request({"prompt": "x", "loras": parse_loras(["snow"])})
     without = replace(spec, adapter_folder=None)
     assert "it was started without --lora-dir" in told(resolve_request, request, without)

@@ -98,10 +98,13 @@ def test_help_tells_options_by_groups_with_examples() -> None:
         assert all("t2i" in example and len(example) <= 80 for example in examples), path
     panels = re.findall(r"^(\w[\w ]*):$", told["generate"], re.MULTILINE)
     assert panels == [
-        *("Arguments", "Request", "Output", "Backend", "HTTP server"),
+        *("Arguments", "Request", "How prompts are read", "Parts and LoRAs"),
+        *("Output", "Backend", "HTTP server"),
         *("Hugging Face Inference Providers", "Vertex AI"),
         *("Calls of servers", "This machine", "Ray", "Options"),
     ]
+    for option in ("Parts and LoRAs:.*^  --lora ", "How prompts are read:\n  --styles "):
+        assert re.search(rf"^{option}", told["generate"], re.MULTILINE | re.DOTALL)
     assert re.search(r"^Limits:\n  --queue", told["serve"], re.MULTILINE)
 
 

@@ -970,9 +970,13 @@ def test_the_files_and_their_headers(easel: Easel) -> None:
 
 def test_postcard_itself(t2i_env: dict[str, str], tab: Tab, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "t2i_cli", "serve", "-m", "postcard", "--port", "0"]
+    command += ["--lora-dir", str(Path(__file__).parent / "adapters")]
     with subprocess.Popen(command, env=t2i_env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         with tab(process.stdout.readline().strip()) as page:
+            expect(page.locator("#loras-names option")).to_have_text(["snow"])
+            syntaxes = page.locator("[name=prompt_syntax] option")
+            expect(syntaxes).to_have_text(["plain", "a1111", "compel"])
             fill(page, Steps="40", Seed="2")
             submit(page, "a large red circle on a white background")
             preview = page.locator(".pending.begun img")

@@ -76,6 +76,16 @@ def adapters_to_json(adapters: Adapters) -> list[dict[str, object]]:
     return found
 
 
+def adapters_summary(adapters: Adapters) -> str:
+    """What plans call them: names, with a weight that is not 1, or the token."""
+    return "; ".join(
+        f"{each.name}:{each.token}"
+        if each.token is not None
+        else each.name + (f":{each.weight:g}" if each.weight != 1 else "")
+        for each in adapters
+    )
+
+
 def adapters_identity(adapters: Adapters) -> list[list[object]]:
     """What identifies them in ids: the content by its digest, with weight or token, no path."""
     return [

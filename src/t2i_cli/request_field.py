@@ -23,11 +23,12 @@ class RequestField:
     """Declaration of a field; `name` and `kind` (the type) come from the attribute.
 
     For people: `help` describes it, `default` describes its value when not set, `label` is its
-    short name on pages, `placeholder` that of its input, `summary` its format in plans. `flags` are
-    its option's names, empty if each command declares its own; with `repeated` the option may be
-    given several times, and `parse` takes a list. `unit` is the value's unit, `low` and `high` are
-    its inclusive range; text with `choices` is one of them. `unset` is a number that stands for
-    "not set", as other programs write it.
+    short name on pages, `placeholder` that of its input, `summary` its format in plans, of what
+    `to_text` makes of the value. `flags` are its option's names, empty if each command declares its
+    own, and `panel` is the heading of it in help, if not that of its group; with `repeated` the
+    option may be given several times, and `parse` takes a list. `unit` is the value's unit, `low`
+    and `high` are its inclusive range; text with `choices` is one of them. `unset` is a number that
+    stands for "not set", as other programs write it.
 
     For servers: `dialects` maps each dialect that takes it to its name there, `true_cfg` is another
     name (see Dialect); `aliases` are names that clients of other servers use, which t2i's takes as
@@ -52,6 +53,7 @@ class RequestField:
     placeholder: str | None = None
     summary: str | None = None
     flags: tuple[str, ...] = ()
+    panel: str | None = None
     repeated: bool = False
     unit: str | None = None
     low: int | None = None
@@ -76,6 +78,7 @@ class RequestField:
     expanded: bool = False
     parse: Callable[[object], Any] | None = None
     to_json: Callable[[Any], object] | None = None
+    to_text: Callable[[Any], str] | None = None
     digest: Callable[[Any], object] | None = None
 
     def is_unset(self, value: object) -> bool:
@@ -108,6 +111,11 @@ class RequestField:
     def json_value(self, value: Any) -> object:  # noqa: ANN401 - of the field's own type
         """The value encoded for JSON."""
         return value if self.to_json is None or value is None else self.to_json(value)
+
+    def summary_text(self, value: object) -> str:
+        """The value of a record as plans tell it."""
+        parsed = self.parse(value) if self.parse else value
+        return (self.summary or "{}").format(self.to_text(parsed) if self.to_text else parsed)
 
     def identity_value(self, value: Any) -> object:  # noqa: ANN401 - of the field's own type
         """The value's representation in ids."""

@@ -26,11 +26,12 @@ from t2i_cli.part_source import (
 from t2i_cli.request_adapters import (
     Adapters,
     adapters_identity,
+    adapters_summary,
     adapters_to_json,
     parse_embeddings,
     parse_loras,
 )
-from t2i_cli.request_extras import Extras, extras_to_json, parse_extras
+from t2i_cli.request_extras import Extras, extras_text, extras_to_json, parse_extras
 from t2i_cli.request_field import RequestField
 from t2i_cli.style_names import parse_style_names
 
@@ -94,6 +95,10 @@ _DIFFUSERS_DIALECTS = ("t2i", "sglang", "vllm")
 _ALL_SERVINGS = frozenset(SERVINGS)
 
 
+PARTS_PANEL = "Parts and LoRAs"
+PROMPT_PANEL = "How prompts are read"
+"""Headings of options in help."""
+
 FIELD = "request_field"
 """Key of the RequestField in an attribute's metadata."""
 
@@ -103,12 +108,15 @@ def _declared(known: RequestField) -> Any:  # noqa: ANN401 - of the attribute's 
     return field(default=None, metadata={FIELD: known})
 
 
-def _part_field(flags: tuple[str, ...], label: str, help: str) -> RequestField:
+def _part_field(
+    flags: tuple[str, ...], label: str, help: str, default: str | None = None
+) -> RequestField:
     """The declaration of a field that names a part of the model."""
     return RequestField(
         flags=flags,
+        panel=PARTS_PANEL,
         help=help,
-        default="the model's",
+        default=default,
         label=label,
         summary=f"{label} {{}}",
         dialects=_named(flags[0].removeprefix("--").replace("-", "_"), "t2i"),
@@ -151,7 +159,7 @@ class RequestFields:
     model: str | None = _declared(
         RequestField(
             flags=("--model", "-m"),
-            help="Alias, repository on the Hub, or folder.",
+            help="Short name, repository on the Hub, folder, or file of weights.",
             default=DEFAULT_MODEL,
             label="Model",
             echoed=False,  # a server may call it otherwise
@@ -220,6 +228,23 @@ class RequestFields:
             infotext="CFG scale",
             model_default=True,
             needs="guidance",
+        )
+    )
+    guidance_rescale: float | None = _declared(
+        RequestField(
+            flags=("--guidance-rescale",),
+            help="How far to take back the contrast that strong guidance adds, as 0.7.",
+            default="0",
+            label="Guidance rescale",
+            placeholder="0",
+            summary="guidance rescale {}",
+            low=0,
+            high=1,
+            dialects=_named("guidance_rescale", "t2i"),
+            servings=frozenset({"t2i"}),
+            pipeline="guidance_rescale",
+            infotext="CFG rescale",
+            needs="guidance_rescale",
         )
     )
     width: int | None = _declared(
@@ -298,8 +323,10 @@ class RequestFields:
         RequestField(
             flags=("--set",),
             repeated=True,
-            help="An argument of the model's pipeline, as clip_skip=1; may be repeated.",
+            help="An argument of the model's pipeline, as true_cfg_scale=4; may be repeated.",
             label="Extras",
+            summary="extras {}",
+            to_text=lambda extras: extras_text(extras_to_json(extras)),
             dialects=_named("extras", "t2i"),
             servings=frozenset({"t2i"}),
             infotext="Extras",
@@ -312,7 +339,8 @@ class RequestFields:
         _part_field(
             ("--base",),
             "Base model",
-            "Model whose configs, and parts that it lacks, a single file is used with.",
+            "Model from which a single file gets its configs, and the parts that it lacks.",
+            "the family's",
         )
     )
     vae: PartSource | None = _declared(
@@ -335,9 +363,12 @@ class RequestFields:
     loras: Adapters | None = _declared(
         RequestField(
             flags=("--lora",),
+            panel=PARTS_PANEL,
             repeated=True,
             help="A LoRA, as FILE:0.8, owner/name or a name in --lora-dir; may be repeated.",
             label="LoRAs",
+            summary="LoRAs {}",
+            to_text=adapters_summary,
             placeholder="name:0.8; another:0.5",
             dialects=_named("loras", "t2i"),
             servings=frozenset({"t2i"}),
@@ -351,9 +382,12 @@ class RequestFields:
     embeddings: Adapters | None = _declared(
         RequestField(
             flags=("--embedding",),
+            panel=PARTS_PANEL,
             repeated=True,
             help="A textual inversion, as FILE:token, for that word in prompts; may be repeated.",
             label="Embeddings",
+            summary="embeddings {}",
+            to_text=adapters_summary,
             dialects=_named("embeddings", "t2i"),
             servings=frozenset({"t2i"}),
             echoed=False,
@@ -366,6 +400,7 @@ class RequestFields:
     prompt_syntax: str | None = _declared(
         RequestField(
             flags=("--prompt-syntax",),
+            panel=PROMPT_PANEL,
             help="How weights in prompts are written: plain has none, a1111 as (word:1.3), "
             "compel as (word)1.3.",
             default=PROMPT_SYNTAXES[0],
@@ -381,9 +416,11 @@ class RequestFields:
     clip_skip: int | None = _declared(
         RequestField(
             flags=("--clip-skip",),
+            panel=PROMPT_PANEL,
             help="Which layer of CLIP to take, as AUTOMATIC1111 counts: 1 is the model's own, 2 "
             "the one before.",
             label="CLIP skip",
+            placeholder="1",
             summary="CLIP skip {}",
             low=1,
             high=64,
@@ -396,6 +433,7 @@ class RequestFields:
     prompt_2: str | None = _declared(
         RequestField(
             flags=("--prompt-2",),
+            panel=PROMPT_PANEL,
             help="The prompt for the second text encoder, where a model has several.",
             default="the prompt",
             label="Second prompt",
@@ -411,10 +449,11 @@ class RequestFields:
     style: tuple[str, ...] | None = _declared(
         RequestField(
             flags=("--style",),
+            panel=PROMPT_PANEL,
             repeated=True,
             help="A style of the file that --styles names; may be repeated.",
             label="Styles",
-            placeholder="Names, with commas between",
+            placeholder="name, another",
             dialects=_named("style", "t2i"),
             parse=parse_style_names,
             to_json=list,
@@ -422,22 +461,6 @@ class RequestFields:
             per_image=True,
             identity=False,  # the prompt has what a style adds
             expanded=True,
-        )
-    )
-    guidance_rescale: float | None = _declared(
-        RequestField(
-            flags=("--guidance-rescale",),
-            help="How far to take back the contrast that strong guidance adds, as 0.7.",
-            default="0",
-            label="Guidance rescale",
-            summary="guidance rescale {}",
-            low=0,
-            high=1,
-            dialects=_named("guidance_rescale", "t2i"),
-            servings=frozenset({"t2i"}),
-            pipeline="guidance_rescale",
-            infotext="CFG rescale",
-            needs="guidance_rescale",
         )
     )
 

@@ -121,7 +121,7 @@ class BatchPlan:
         for group in self.groups:
             size = f"{group['width']}x{group['height']}" if group["width"] else "its own size"
             settings = [
-                known.summary.format(known.parse(group[name]) if known.parse else group[name])
+                known.summary_text(group[name])
                 for name, known in FIELDS.items()
                 if known.summary and group.get(name) is not None
             ]

@@ -2,8 +2,9 @@
 
 A command declares a group as a parameter whose type is a frozen dataclass. A field of the dataclass
 becomes an option of the command if it has a Flag, a Typer option, or an entry in the table of
-request fields, and is not in the dataclass's OMITTED; its heading is the dataclass's PANEL. A field
-that is a dataclass is a nested group. The command is called with instances of the dataclasses.
+request fields, and is not in the dataclass's OMITTED; its heading is the dataclass's PANEL if it has
+none of its own. A field that is a dataclass is a nested group. The command is called with instances
+of the dataclasses.
 """
 
 import inspect
@@ -171,6 +172,7 @@ def _field_option(field: "Field[Any]", hint: object, panel: str | None) -> inspe
     name, kind, info = field.name, hint, None
     if FIELD in field.metadata:
         known = FIELDS[field.name]
+        panel = known.panel or panel
         if known.flags:
             name, kind = _parameter_name(known.flags), _option_kind(known)
             info = typer.Option(*known.flags, help=field_help(known))
@@ -190,7 +192,7 @@ def _field_option(field: "Field[Any]", hint: object, panel: str | None) -> inspe
                 info = copy(mark)
     if info is None:
         return None
-    info.rich_help_panel = panel
+    info.rich_help_panel = info.rich_help_panel or panel
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -10,7 +10,14 @@ from t2i_cli.cli.option_groups import field_help
 from t2i_cli.errors import InputError
 from t2i_cli.part_source import PART_FIELDS, PartSource, parse_part_source
 from t2i_cli.request import parse_seeds, resolve_size
-from t2i_cli.request_fields import DEFAULT_MODEL, FIELDS, MAX_SEED, RequestFields
+from t2i_cli.request_fields import (
+    DEFAULT_MODEL,
+    FIELDS,
+    MAX_SEED,
+    PARTS_PANEL,
+    PROMPT_PANEL,
+    RequestFields,
+)
 from t2i_cli.settings.schema import SETTINGS
 
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON Lines, errors included.")]
@@ -52,7 +59,12 @@ WildcardsOpt = Annotated[
     ),
 ]
 StylesOpt = Annotated[
-    str | None, typer.Option("--styles", help="CSV file of styles: name,prompt,negative_prompt.")
+    str | None,
+    typer.Option(
+        "--styles",
+        help="CSV file of styles: name,prompt,negative_prompt.",
+        rich_help_panel=PROMPT_PANEL,
+    ),
 ]
 
 
@@ -166,7 +178,7 @@ def _part_option(name: str) -> Any:  # noqa: ANN401 - Typer's option
 class PartOptions:
     """The parts that a server's model has from elsewhere."""
 
-    PANEL: ClassVar = "Parts"
+    PANEL: ClassVar = PARTS_PANEL
 
     base: Annotated[str | None, _part_option("base")] = None
     vae: Annotated[str | None, _part_option("vae")] = None

@@ -99,15 +99,18 @@ def _settled(
         _check_names(given or ())
         return given
 
+    served = spec.adapters == "names"
+
     def settle(adapters: Adapters, *, named_only: bool) -> Adapters:
         return adapter_sources.settle_adapters(
             adapters,
             spec.adapter_folder,
             offline=spec.adapters_offline,
             named_only=named_only,
+            served=served,
         )
 
-    found = list(settle(given or (), named_only=spec.adapters == "names" and not own))
+    found = list(settle(given or (), named_only=served and not own))
     for each in settle(named, named_only=True):
         if not any((one.digest, one.weight) == (each.digest, each.weight) for one in found):
             found.append(each)

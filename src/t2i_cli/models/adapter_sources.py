@@ -54,7 +54,12 @@ def with_adapter_place(spec: ModelSpec, folder: str | None, *, offline: bool) ->
 
 
 def settle_adapters(
-    adapters: Adapters, folder: str | None, *, offline: bool, named_only: bool
+    adapters: Adapters,
+    folder: str | None,
+    *,
+    offline: bool,
+    named_only: bool = False,
+    served: bool = False,
 ) -> Adapters:
     """The adapters with the digests of their files; those that are known are compared.
 
@@ -64,7 +69,7 @@ def settle_adapters(
     found = []
     for each in adapters:
         if named_only:
-            check_name(each, folder)
+            check_name(each, folder, served=served)
         digest = find_adapter(each, folder, offline=offline).digest
         if each.digest and digest and each.digest != digest:
             raise InputError(
@@ -186,8 +191,8 @@ def files_in_folder(folder: str | None) -> dict[str, Path]:
     return found
 
 
-def check_name(adapter: Adapter, folder: str | None) -> None:
-    """Raise InputError if the source is no name of a file in a server's folder of adapters."""
+def check_name(adapter: Adapter, folder: str | None, *, served: bool) -> None:
+    """Raise InputError if the source is no name of a file in the folder, a server's if `served`."""
     names = files_in_folder(folder)
     if adapter.source.removesuffix(_ENDING) in names:
         return
@@ -197,8 +202,11 @@ def check_name(adapter: Adapter, folder: str | None) -> None:
             f"This server has no {what}s: it was started without --lora-dir.",
             field=_field(adapter.kind),
         )
+    unknown = f"{what} {adapter.name!r}"
     raise InputError(
-        f"This server has no {what} {adapter.name!r}; {name_choices(adapter.name, names)}",
+        f"This server has no {unknown}; {name_choices(adapter.name, names)}"
+        if served
+        else f"There is no {unknown} in {folder}; {name_choices(adapter.name, names)}",
         field=_field(adapter.kind),
     )
 

@@ -43,7 +43,7 @@ def fetch_adapters(
             adapter, options.lora_dir, offline=options.offline, on_event=on_event
         )
         [settled] = adapter_sources.settle_adapters(
-            (adapter,), options.lora_dir, offline=options.offline, named_only=False
+            (adapter,), options.lora_dir, offline=options.offline
         )
         file = _checked(adapter.kind, path, _changed(path), target.folder, target.spec.name)
         found.append(ReadAdapter(settled, file))

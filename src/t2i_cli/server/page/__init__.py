@@ -66,7 +66,8 @@ def _input(known: RequestField) -> str:
     attributes: dict[str, object] = {"name": known.name, "placeholder": known.placeholder}
     attributes["data-needs"] = known.needs
     if known.kind is str and known.needs and not known.prose:
-        tag, closing = "select", '<option value="">Model’s own</option></select>'
+        unset = known.default if known.default in known.choices else "Model’s own"
+        tag, closing = "select", f'<option value="">{unset}</option></select>'
     else:
         tag, closing = "input", ""
     if known.kind in (int, float):

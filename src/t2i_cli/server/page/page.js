@@ -64,11 +64,22 @@ function applyModel() {
     if (!choices.length) refused.add(field.name);
     if (field.type === "select-one" && needs) {
       for (const name of choices) field.add(new Option(name));
+    } else if (Array.isArray(model[needs])) {
+      suggest(field, choices);
     }
     field.disabled = field.closest("label").hidden = refused.has(field.name);
   }
   $("settings").hidden = false;
   $("examples").replaceChildren(...model.examples.map(exampleButton));
+}
+
+/** Have the browser offer names for a field of text, as those of the LoRAs that there are. */
+function suggest(field, names) {
+  const list = document.createElement("datalist");
+  list.id = `${field.name}-names`;
+  list.append(...names.map((name) => new Option(name)));
+  field.after(list);
+  field.setAttribute("list", list.id);
 }
 
 /** A button that puts an example prompt into the form, and does not submit it. */
