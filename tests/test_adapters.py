@@ -284,7 +284,10 @@ def test_plans_tell_adapters_and_extras() -> None:
         "embeddings": ["ann.safetensors:<ann>"],
         "extras": {"true_cfg_scale": 4},
     }
-    request = build_request({"prompt": "x", **{k: FIELDS[k].parse(v) for k, v in given.items()}})
+    parsers = {name: parse for name in given if (parse := FIELDS[name].parse)}
+    request = build_request(
+        {"prompt": "x", **{name: parse(given[name]) for name, parse in parsers.items()}}
+    )
     record = {name: FIELDS[name].json_value(getattr(request, name)) for name in given}
     assert [FIELDS[name].summary_text(value) for name, value in record.items()] == [
         "LoRAs ink:0.5; snow",

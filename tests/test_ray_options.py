@@ -164,13 +164,9 @@ def test_a_cluster_is_planned_by_earlier_runs_on_its_kind_of_device(
         made: Any = SimpleNamespace(size=workers, open=lambda: None)
         options = RayOptions(local=LocalOptions(**local), address="ray://head:10001")  # type: ignore[arg-type]
         backend = ray_backend.RayBackend(options, LocalBackend, lambda *_: made)
+        folder = LocalFolder(eight_gpus / "out")
         return plan.build_plan(
-            rows,
-            [],
-            LocalFolder(eight_gpus / "out"),
-            ManifestState(),
-            SelectionOptions(),
-            backend.estimate,
+            rows, [], folder, ManifestState(), SelectionOptions(), backend.estimate
         )
 
     seconds = {workers: planned(workers).seconds for workers in (1, 8, 256)}

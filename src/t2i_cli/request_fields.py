@@ -159,7 +159,7 @@ class RequestFields:
     model: str | None = _declared(
         RequestField(
             flags=("--model", "-m"),
-            help="Short name, repository on the Hub, folder, or file of weights.",
+            help="Alias, repository on the Hub, folder, or file of weights.",
             default=DEFAULT_MODEL,
             label="Model",
             echoed=False,  # a server may call it otherwise

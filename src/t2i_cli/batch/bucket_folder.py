@@ -24,7 +24,7 @@ _OWN_OBJECTS = (MAIN_MANIFEST, f"{bucket_manifest.PARTS_FOLDER}/", LOCK_PREFIX)
 class BucketFolder:
     """The objects below a URL. What is there is listed once, and again when it is locked."""
 
-    saver_threads = PARALLEL_CALLS
+    saver_threads: int | None = PARALLEL_CALLS
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store

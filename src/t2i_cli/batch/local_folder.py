@@ -48,7 +48,7 @@ class LocalManifest:
 class LocalFolder:
     """A folder on a disk; unfinished files are written to `scratch`, which `lock` gives."""
 
-    saver_threads = None
+    saver_threads: int | None = None
 
     def __init__(self, path: Path, scratch: Path | None = None) -> None:
         self.path = path

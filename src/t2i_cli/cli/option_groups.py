@@ -2,9 +2,9 @@
 
 A command declares a group as a parameter whose type is a frozen dataclass. A field of the dataclass
 becomes an option of the command if it has a Flag, a Typer option, or an entry in the table of
-request fields, and is not in the dataclass's OMITTED; its heading is the dataclass's PANEL if it has
-none of its own. A field that is a dataclass is a nested group. The command is called with instances
-of the dataclasses.
+request fields, and is not in the dataclass's OMITTED; its heading is the dataclass's PANEL if it
+has none of its own. A field that is a dataclass is a nested group. The command is called with
+instances of the dataclasses.
 """
 
 import inspect
