@@ -219,6 +219,14 @@ def test_rows_are_grouped_by_their_adapters(tmp_path: Path) -> None:
     assert [(row.request.loras or ())[0].weight for row in found] == [0, 1]
 
 
+def test_a_folder_of_loras_that_is_not_there_is_told_at_once(t2i: T2I) -> None:
+    for command in (("generate", "x", "--dry-run"), ("serve", "--port", "0")):
+        done = t2i(*command, "-m", "postcard", "--lora-dir", "nowhere")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: There is no folder ")
+        assert "nowhere.\nhint: --lora-dir, or the setting lora_dir, names" in done.stderr
+
+
 def test_bad_files_end_a_process_before_a_model_is_loaded(t2i: T2I, tmp_path: Path) -> None:
     for path, expected in (
         (lora_files.save_pickle(tmp_path / "p.safetensors"), "is a pickle file under another name"),

@@ -49,7 +49,12 @@ class FoundAdapter:
 
 
 def with_adapter_place(spec: ModelSpec, folder: str | None, *, offline: bool) -> ModelSpec:
-    """The spec of a model that is loaded here: its LoRAs are files, or names in the folder."""
+    """The spec of a model that is loaded here: its LoRAs are files, or names in the folder.
+
+    Raises InputError if there is no such folder, also where no LoRA is asked for yet.
+    """
+    if folder:
+        _check_folder(folder)
     return replace(spec, adapters="files", adapter_folder=folder, adapters_offline=offline)
 
 
@@ -171,9 +176,7 @@ def files_in_folder(folder: str | None) -> dict[str, Path]:
     """
     if not folder:
         return {}
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"There is no folder {folder}.", field="lora_dir")
+    root = _check_folder(folder)
     found: dict[str, Path] = {}
     count = 0
     for directory, folders, names in os.walk(root):
@@ -189,6 +192,17 @@ def files_in_folder(folder: str | None) -> dict[str, Path]:
                     key = path.relative_to(root).as_posix().removesuffix(_ENDING)
                 found[key] = path
     return found
+
+
+def _check_folder(folder: str) -> Path:
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(
+            f"There is no folder {folder}.",
+            hint="--lora-dir, or the setting lora_dir, names the folder of LoRAs.",
+            field="lora_dir",
+        )
+    return root
 
 
 def check_name(adapter: Adapter, folder: str | None, *, served: bool) -> None:
