@@ -1,10 +1,13 @@
 """`t2i models show FILE` and `t2i models convert` as processes, and the reader of pickles."""
 
+import errno
 import hashlib
 import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from t2i_cli import __version__
-from t2i_cli.errors import InputError, ModelError
+from t2i_cli.errors import InputError, ModelError, StorageError
 from t2i_cli.models import pickle_conversion, pickle_reader
 from t2i_cli.models.checkpoint_file import read_checkpoint
 from tests.conftest import T2I
@@ -127,6 +130,45 @@ def test_convert_overwrites_nothing_and_needs_a_pickle(tmp_path: Path) -> None:
         pickle_conversion.convert_pickle(safe, tmp_path / "y.safetensors")
     with pytest.raises(InputError, match="There is no file"):
         pickle_conversion.convert_pickle(tmp_path / "none.ckpt", None)
+
+
+def test_a_failed_conversion_leaves_no_folder_and_tells_why(tmp_path: Path) -> None:
+    source = tmp_path / "model.ckpt"
+    torch.save({"a": _Malicious(tmp_path / "created")}, source)
+    with pytest.raises(ModelError, match="would call"):
+        pickle_conversion.convert_pickle(source, tmp_path / "new/deep/x.safetensors")
+    with pytest.raises(StorageError, match="Not a directory"):
+        pickle_conversion.convert_pickle(source, source / "x.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
+
+
+def test_a_file_that_the_disk_does_not_take_is_told_as_that(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    source = tmp_path / "model.ckpt"
+    torch.save({"a": torch.ones(100_000)}, source)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        report = pickle_reader.convert_file(source, tmp_path / "x.safetensors", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert report == {"error": os.strerror(errno.EFBIG), "storage": True}
+
+
+def test_the_reader_of_a_killed_command_removes_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / ".t2i-folder"
+    folder.mkdir()
+    os.mkfifo(folder / "weights.pt")
+    files = [str(folder / "weights.pt"), str(folder / "x.safetensors")]
+    # It waits for the other end of the pipe when its standard input, the parent's, ends.
+    done = subprocess.run(
+        [sys.executable, "-m", "t2i_cli.models.pickle_reader", *files, "{}"],
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Converts a pickle of weights to safetensors, in a process that loads weights and nothing else."""
 
+import errno
 import json
 import os
 import re
@@ -8,7 +9,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +59,10 @@ def convert_pickle(source: Path, target: Path | None) -> ConvertedFile:
     try:
         if os.path.lexists(target):
             raise FileExistsError
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".t2i-", dir=target.parent) as folder:
+        with (
+            _folder_made(target.parent),
+            tempfile.TemporaryDirectory(prefix=".t2i-", dir=target.parent) as folder,
+        ):
             # torch.load goes by the name, and reads what is called .safetensors as that.
             pickle = Path(folder, "weights.pt")
             pickle.symlink_to(source.resolve())
@@ -96,6 +100,24 @@ def _beside(source: Path) -> Path:
     return source.with_stem(f"{source.stem}-converted") if target == source else target
 
 
+@contextmanager
+def _folder_made(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents; those that are new go again when the block raises."""
+    new = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        if not folder.is_dir():
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+        yield
+    except BaseException:
+        for each in new:
+            with suppress(OSError):
+                each.rmdir()
+        raise
+
+
 def _new_file_mode(folder: Path) -> int:
     """The mode of a new file, which the library that writes safetensors does not keep to."""
     example = folder / "mode"
@@ -109,10 +131,16 @@ def _run_reader(
     """Have the process write the tensors; what it left out. Raises ModelError, StorageError."""
     command = [sys.executable, "-P", "-m", _MODULE, str(pickle), str(target), json.dumps(metadata)]
     environment = {name: v for name, v in os.environ.items() if _PASSED_ON.fullmatch(name)}
-    # Leaving the block by an exception, as Ctrl-C raises one, kills the process.
-    done = subprocess.run(  # noqa: S603 - this package's own module
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    # The process cleans up when its standard input ends, as it does when this one is killed.
+    read_end, write_end = os.pipe()
+    try:
+        # Leaving it by an exception, as Ctrl-C raises one, kills the process.
+        done = subprocess.run(  # noqa: S603 - this package's own module
+            command, env=environment, stdin=read_end, capture_output=True, check=False
+        )
+    finally:
+        os.close(read_end)
+        os.close(write_end)
     if said := done.stderr.decode(errors="replace").strip():
         console.detail(said)
     try:

@@ -6,12 +6,15 @@ nothing that a pickle names.
 """
 
 import json
+import os
 import re
+import shutil
 import sys
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 _WRAPPERS = ("state_dict", "model_state_dict", "params_ema", "params", "module", "model", "ema")
@@ -20,6 +23,8 @@ _MAX_WRAPPERS = 3
 _EMBEDDING, _EMBEDDING_TENSOR = "string_to_param", "emb_params"
 """AUTOMATIC1111's textual inversions, as pickles and as safetensors."""
 _BLOCKED = re.compile(r"GLOBAL\s+([\w.]+)")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How safetensors' own error ends where the system's is behind it."""
 _TRAINERS_CLASSES = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
@@ -169,11 +174,24 @@ def convert_file(source: Path, target: Path, metadata: Mapping[str, str]) -> dic
     except OSError as error:
         return {"error": error.strerror or str(error), "storage": True}
     except Exception as error:  # noqa: BLE001 - safetensors raises its own, and ValueError
+        if number := _OS_ERROR.search(str(error)):
+            return {"error": os.strerror(int(number[1])), "storage": True}
         return {"error": f"safetensors cannot hold it ({type(error).__name__})"}
     return {"tensors": len(tensors), "left_out": left_out}
 
 
+def _leave_with_parent(folder: Path) -> None:
+    """Wait for the end of standard input, which the parent holds open; then remove the folder.
+
+    So nothing is left of a parent that was killed, and could not do it.
+    """
+    sys.stdin.buffer.read()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    Thread(target=_leave_with_parent, args=(Path(sys.argv[2]).parent,), daemon=True).start()
     warnings.simplefilter("ignore")
     report = convert_file(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
     sys.stdout.write(json.dumps(report) + "\n")
