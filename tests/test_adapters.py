@@ -1,6 +1,7 @@
 """LoRAs and embeddings before a model is loaded: options, files, fit, names, tags, ids."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from t2i_cli.prompts.entries import PromptEntry
 from t2i_cli.request_adapters import (
     Adapter,
     adapter_options,
+    adapters_identity,
     adapters_to_json,
     parse_embeddings,
     parse_loras,
@@ -56,6 +58,11 @@ def told(call: Any, *arguments: Any, **named: Any) -> str:  # noqa: ANN401
         ("one:0; two:.5", [("one", 0.0), ("two", 0.5)]),
         ('[{"source": "a:b/c", "weight": 2}, "d"]', [("a:b/c", 2.0), ("d", 1.0)]),
         ([{"source": "a", "weight": None}], [("a", 1.0)]),
+        (
+            ["a:b.safetensors", "c:0.5.safetensors:2"],
+            [("a:b.safetensors", 1.0), ("c:0.5.safetensors", 2.0)],
+        ),
+        (["a:1e-05", "b:0.30000000000000004"], [("a", 0.00001), ("b", 0.1 + 0.2)]),
     ],
 )
 def test_loras_are_read_from_options_rows_and_bodies(
@@ -66,6 +73,7 @@ def test_loras_are_read_from_options_rows_and_bodies(
     assert parse_loras(adapters_to_json(found)) == found
     again = parse_loras(json.dumps(adapters_to_json(found)))
     assert again == found
+    assert parse_loras(adapter_options(adapters_to_json(found))) == found
 
 
 @pytest.mark.parametrize(
@@ -86,6 +94,13 @@ def test_loras_are_read_from_options_rows_and_bodies(
 )
 def test_bad_loras_are_refused(given: object, expected: str) -> None:
     assert told(parse_loras, given).removeprefix("loras: ").startswith(expected)
+
+
+def test_a_weight_of_minus_zero_is_zero() -> None:
+    ids = {
+        json.dumps(adapters_identity(parse_loras([f"a:{weight}"]) or ())) for weight in ("-0", "0")
+    }
+    assert len(ids) == 1
 
 
 def test_embeddings_have_a_token() -> None:
@@ -227,6 +242,17 @@ def test_a_folder_of_loras_that_is_not_there_is_told_at_once(t2i: T2I) -> None:
         assert "nowhere.\nhint: --lora-dir, or the setting lora_dir, names" in done.stderr
 
 
+def test_what_is_no_regular_file_is_told_as_that(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    for name, expected in (("pipe", "it is no regular file"), ("loop", "symbolic links")):
+        source = str(tmp_path / f"{name}.safetensors")
+        request = build_request({"prompt": "x", "loras": parse_loras([source])})
+        sentence = told(resolve_request, request, here())
+        assert sentence.startswith(f"Cannot read {source}: ")
+        assert expected in sentence
+
+
 def test_bad_files_end_a_process_before_a_model_is_loaded(t2i: T2I, tmp_path: Path) -> None:
     for path, expected in (
         (lora_files.save_pickle(tmp_path / "p.safetensors"), "is a pickle file under another name"),
@@ -315,7 +341,7 @@ def test_clients_of_a_server_name_what_its_operator_lists(folder: Path) -> None:
         assert (resolve_request(request, spec).loras or ())[0].digest
     for source in (str(lora_files.SNOW), "../loras/snow", "latent-consistency/lcm-lora-sdxl"):
         request = build_request({"prompt": "x", "loras": parse_loras([source])})
-        assert "This server has no LoRA" in told(resolve_request, request, spec)
+        assert f"This server has no LoRA {source[:60]!r};" in told(resolve_request, request, spec)
     request = build_request({"prompt": "<lora:sno:1>"})
     assert "This server has no LoRA" in told(resolve_request, request, spec)
     request = build_request({"prompt": "x", "loras": parse_loras(["snow"])})

@@ -87,6 +87,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     lora_files.peft_folder(folder / "peft")
     (folder / "snow.safetensors").write_bytes(lora_files.SNOW.read_bytes())
     lora_files.save(folder / "frost.safetensors", lora_files.embedding_tensors(2))
+    lora_files.save(folder / "for-sdxl.safetensors", lora_files.sdxl_tensors())
     found = Machine(folder)
     yield found
     found.backend.close()
@@ -199,6 +200,19 @@ def test_half_the_weight_is_half_the_change_of_a_layer(machine: Machine) -> None
     assert torch.allclose(changes[0.5], changes[1] / 2, atol=1e-6)
 
 
+def test_numbers_that_are_none_are_told_of_their_file(machine: Machine, tmp_path: Path) -> None:
+    plain = machine.pixels()
+    tensors = lora_files.diffusers_tensors()
+    key = next(iter(tensors))
+    lora = lora_files.save(tmp_path / "x.safetensors", tensors | {key: tensors[key] * np.nan})
+    vectors = {"emb_params": np.full((1, 128), np.inf, np.float32)}
+    word = lora_files.save(tmp_path / "y.safetensors", vectors)
+    for values in ({"loras": str(lora)}, {"embeddings": f"{word}:frosty"}):
+        with pytest.raises(ModelError, match="with values that are no numbers"):
+            machine.pixels(**values)
+        assert machine.pixels() == plain
+
+
 def test_snow_lies_where_the_weight_says(machine: Machine) -> None:
     def whiteness(image: Image.Image) -> float:
         """How far the ground is from green hills (0) to snow (1), by the palette's colours."""
@@ -250,4 +264,9 @@ def test_a_server_lists_loras_and_takes_their_names_alone(machine: Machine) -> N
             refused = asked(loras=[source])
             assert refused.status_code == 400
             assert "This server has no LoRA" in refused.json()["error"]["message"]
+        # The operator's file does not fit: the client learns so, and not where it lies.
+        refused = asked(loras=["for-sdxl"])
+        assert refused.status_code == 400
+        error = refused.json()["error"]["message"]
+        assert error.startswith("for-sdxl is a LoRA for sdxl")
         client.close()

@@ -326,6 +326,13 @@ def test_a_folder_is_composed_once_and_only_ours_is_believed(
     assert np.array_equal(found.image(), run(models / "sd15").image())
 
 
+def test_a_single_file_is_no_base(models: Models) -> None:
+    file = models / "sd15.safetensors"
+    error = refusal(lambda: run(file, base=file))
+    assert (error.exit_code, getattr(error, "field", None)) == (2, "base")
+    assert error.message == f"--base takes a model with configs, and {file} is a single file."
+
+
 def test_the_base_of_a_file_with_everything_needs_no_weights(
     models: Models, tmp_path: Path
 ) -> None:

@@ -20,7 +20,8 @@ MAX_ADAPTERS = 16
 _MAX_SOURCE = 1_000
 _MAX_SHOWN = 60
 _FIELDS: Mapping[AdapterKind, str] = {"lora": "loras", "embedding": "embeddings"}
-_WEIGHT = re.compile(r"[-+]?(?:\d{1,6}(?:\.\d{0,12})?|\.\d{1,12})")
+_WEIGHT = re.compile(r"[-+]?(?:\d{1,6}(?:\.\d{0,20})?|\.\d{1,20})(?:e[-+]?\d{1,3})?")
+_ENDING = ".safetensors"
 _TOKEN = re.compile(r"[^\s:/\\,;()\[\]{}\x00-\x1f]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEYS: Mapping[AdapterKind, frozenset[str]] = {
@@ -47,7 +48,7 @@ class Adapter:
     def name(self) -> str:
         """The last part of the source, without the ending of a weights file."""
         last = re.split(r"[/\\]", self.source.rstrip("/\\"))[-1]
-        return last.removesuffix(".safetensors")
+        return last.removesuffix(_ENDING)
 
 
 Adapters = tuple[Adapter, ...]
@@ -99,9 +100,16 @@ def adapter_options(entries: Iterable[Mapping[str, object]]) -> list[str]:
     found = []
     for entry in entries:
         source, weight, token = (entry.get(key) for key in ("source", "weight", "token"))
-        end = f":{weight:g}" if isinstance(weight, int | float) else f":{token}" if token else ""
+        is_number = isinstance(weight, int | float)
+        end = f":{weight_text(weight)}" if is_number else f":{token}" if token else ""
         found.append(f"{source}{end}")
     return found
+
+
+def weight_text(weight: float) -> str:
+    """A weight in a text, from which the same number is read: as `0.8`, and `1` for 1.0."""
+    short = f"{weight:g}"
+    return short if float(short) == weight else repr(weight)
 
 
 def _parse(kind: AdapterKind, given: object) -> Adapters | None:
@@ -163,8 +171,8 @@ def _one(kind: AdapterKind, entry: object) -> Adapter:
 def _split(kind: AdapterKind, text: str) -> tuple[str, float, str | None]:
     """Source, weight and token of `SOURCE[:WEIGHT]` or `SOURCE[:TOKEN]`."""
     source, colon, end = text.rpartition(":")
-    if not colon or not source:
-        return text, 1.0, None
+    if not colon or not source or end.endswith(_ENDING):
+        return text, 1.0, None  # a file whose name may have a colon
     if kind == "embedding":
         return (source, 1.0, end) if _TOKEN.fullmatch(end) else (text, 1.0, None)
     if _WEIGHT.fullmatch(end):
@@ -192,7 +200,7 @@ def checked_weight(weight: object, field: str) -> float:
             f"not {shown}.",
             field=field,
         )
-    return float(weight)
+    return float(weight) + 0.0  # -0 is 0, also in ids
 
 
 def _source(source: object, field: str) -> str:

@@ -1,12 +1,13 @@
 """What the source of a LoRA or an embedding means: a file, a name in a folder, or the Hub's.
 
-A source is looked up in this order: a file by its path, a name in the folder of adapters, an entry
+A source is looked up in this order: a name in the folder of adapters, a file by its path, an entry
 of the catalogue, `owner/name` or `owner/name/file.safetensors` on the Hub.
 """
 
 import errno
 import os
 import re
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from t2i_cli.request_adapters import Adapter, AdapterKind, Adapters
 
 _ENDING = ".safetensors"
 _MAX_FILES = 10_000
+_MAX_SHOWN = 60
 _REPOSITORY = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+?)(?P<file>/(?:[^/]+/)*[^/]+\.safetensors)?(?:@(?P<revision>[\w./-]+))?"
 )
@@ -159,14 +161,16 @@ def local_file(adapter: Adapter, folder: str | None) -> Path | None:
         return file
     path = Path(expand_home(source))
     try:
-        if path.is_file():
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
             return path
-        if path.is_dir():
+        if stat.S_ISDIR(mode):
             return _only_file(path, adapter)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None and not _is_name_error(error):
             raise ModelError(f"Cannot read {source}: {os_reason(error)}.") from error
-    return None
+        return None
+    raise ModelError(f"Cannot read {source}: it is no regular file.")
 
 
 def files_in_folder(folder: str | None) -> dict[str, Path]:
@@ -218,7 +222,8 @@ def check_name(adapter: Adapter, folder: str | None, *, served: bool) -> None:
         )
     unknown = f"{what} {adapter.name!r}"
     raise InputError(
-        f"This server has no {unknown}; {name_choices(adapter.name, names)}"
+        f"This server has no {what} {adapter.source[:_MAX_SHOWN]!r}; "
+        f"{name_choices(adapter.name, names)}"
         if served
         else f"There is no {unknown} in {folder}; {name_choices(adapter.name, names)}",
         field=_field(adapter.kind),

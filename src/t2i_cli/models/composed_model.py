@@ -104,6 +104,12 @@ def _find_base(
 
     Raises T2IError, with how to get the configs.
     """
+    if given and catalog.file_named(given.source):
+        raise InputError(
+            f"--base takes a model with configs, and {given.source} is a single file.",
+            hint="A short name, a repository or a folder of diffusers is one.",
+            field="base",
+        )
     name = family_bases.find_base(checkpoint.family, checkpoint.path) if not given else given.source
     try:
         spec = resolution.resolve_model(

@@ -17,6 +17,7 @@ from t2i_cli.models import schedulers
 from t2i_cli.models.file_digests import autov2
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.request_adapters import weight_text
 from t2i_cli.request_extras import extras_text
 from t2i_cli.request_field import RequestField
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
@@ -78,7 +79,7 @@ def format_infotext(request: ResolvedRequest, info: GenerationInfo, size: tuple[
 def _tagged_prompt(request: ResolvedRequest) -> str:
     """The prompt with a tag for each LoRA, as AUTOMATIC1111 has it; it may have some already."""
     tags = [
-        f"<lora:{each.name}:{each.weight:g}>"
+        f"<lora:{each.name}:{weight_text(each.weight)}>"
         for each in request.loras or ()
         if not re.search(f"<lora:{re.escape(each.name)}[:>]", request.prompt)
     ]

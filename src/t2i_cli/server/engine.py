@@ -241,14 +241,28 @@ class Engine:
         for key, example in {request.batch_key(): request for request in resolved}.items():
             if key not in self._checked:
                 # Memory is checked when the batch starts and has the device to itself.
-                with suppress(OutOfMemoryError):
-                    await asyncio.to_thread(self._backend.check, example)
+                await self._check(example)
                 self._checked.add(key)
         while len(self._checked) > _MAX_CHECKED:
             self._checked.pop()
         for message, indices in ignored.items():
             on_note(Notice(message=message, indices=tuple(indices)))
         return resolved
+
+    async def _check(self, request: ResolvedRequest) -> None:
+        """Raise T2IError for a request that the backend cannot do.
+
+        The model alone was checked at the start, so what LoRAs and embeddings lack is bad input.
+        """
+        try:
+            # Memory is checked when the batch starts and has the device to itself.
+            with suppress(OutOfMemoryError):
+                await asyncio.to_thread(self._backend.check, request)
+        except ModelError as error:
+            if not (request.loras or request.embeddings):
+                raise
+            field = "loras" if request.loras else "embeddings"
+            raise InputError(error.message, field=field) from error
 
     def submit(
         self,

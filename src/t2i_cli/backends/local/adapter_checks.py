@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from t2i_cli.backends.local.adapters import ReadAdapter
+from t2i_cli.backends.local.adapters import ReadAdapter, named_by_source
 from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.errors import InputError, ModelError
@@ -30,7 +30,8 @@ def check_adapters(request: ResolvedRequest, target: LoadTarget, options: LocalO
         _check_possible(request)
     for adapter in _adapters(request):
         if path := _path(adapter, options):
-            _checked(adapter.kind, path, _changed(path), target.folder, target.spec.name)
+            with named_by_source(adapter, path):
+                _checked(adapter.kind, path, _changed(path), target.folder, target.spec.name)
 
 
 def fetch_adapters(
@@ -45,7 +46,8 @@ def fetch_adapters(
         [settled] = adapter_sources.settle_adapters(
             (adapter,), options.lora_dir, offline=options.offline
         )
-        file = _checked(adapter.kind, path, _changed(path), target.folder, target.spec.name)
+        with named_by_source(adapter, path):
+            file = _checked(adapter.kind, path, _changed(path), target.folder, target.spec.name)
         found.append(ReadAdapter(settled, file))
     return found
 
@@ -59,7 +61,8 @@ def with_adapters(
         found = adapter_sources.find_adapter(adapter, options.lora_dir, offline=options.offline)
         missing += found.download_bytes
         if found.path:
-            elements += _read(adapter.kind, found.path, _changed(found.path)).elements
+            with named_by_source(adapter, found.path):
+                elements += _read(adapter.kind, found.path, _changed(found.path)).elements
         else:
             elements += found.download_bytes // 2
     if not elements:

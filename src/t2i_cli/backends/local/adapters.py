@@ -5,15 +5,18 @@ without any gives the networks back as they were loaded, bit by bit, with their 
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from t2i_cli.backends.local import lora_loading, prompt_embedding_cache
 from t2i_cli.backends.local.token_embeddings import TokenEmbeddings
+from t2i_cli.errors import ModelError, T2IError
+from t2i_cli.files.user_paths import expand_home
 from t2i_cli.models import libraries
-from t2i_cli.models.adapter_file import AdapterFile
+from t2i_cli.models.adapter_file import AdapterFile, keys_text
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.models.weights import DTYPE_BYTES
 from t2i_cli.request_adapters import Adapter
@@ -27,6 +30,19 @@ class ReadAdapter(NamedTuple):
 
     adapter: Adapter
     file: AdapterFile
+
+
+@contextmanager
+def named_by_source(adapter: Adapter, path: Path) -> Iterator[None]:
+    """Name an adapter in errors as the request does: a server's clients learn none of its paths."""
+    try:
+        yield
+    except T2IError as error:
+        if path != Path(expand_home(adapter.source)):
+            error.message = error.message.replace(str(path), adapter.source)
+            error.hint = error.hint and error.hint.replace(str(path), adapter.source)
+            error.args = (error.message,)
+        raise
 
 
 class AdapterPipeline(Protocol):
@@ -81,6 +97,9 @@ class AdapterSwitch:
             self._activate_loras(loras, wanted)
         if self._embeddings.differ([(each.adapter, each.file) for each in embeddings]):
             with self._loaded.layers_changing(structure=True):
+                for each in embeddings:
+                    with named_by_source(each.adapter, each.file.path):
+                        _check_numbers(each.file)
                 self._embeddings.use([(each.adapter, each.file) for each in embeddings])
         reading = [one for one in wanted if self._loras[one[0]].in_text_encoder]
         state = (tuple(reading), self._embeddings.state) if reading or embeddings else None
@@ -101,7 +120,8 @@ class AdapterSwitch:
                 lora_loading.unload_loras(self._loaded.pipe)
                 self._loras.clear()
             for digest in missing:
-                self._load(digest, loras[digest].file)
+                with named_by_source(loras[digest].adapter, loras[digest].file.path):
+                    self._load(digest, loras[digest].file)
             if wanted:
                 names = [self._loras[digest].name for digest, _ in wanted]
                 self._loaded.pipe.set_adapters(names, [weight for _, weight in wanted])
@@ -112,6 +132,7 @@ class AdapterSwitch:
         self._active = wanted
 
     def _load(self, digest: str, file: AdapterFile) -> None:
+        _check_numbers(file)
         pipe, self._count = self._loaded.pipe, self._count + 1
         # No dot, and no name of a layer: networks have it inside the names of their weights.
         name = f"t2i_{self._count}_{digest[:8]}"
@@ -126,4 +147,23 @@ class AdapterSwitch:
             name,
             file.elements * DTYPE_BYTES[self._loaded.dtype],
             any(part.startswith("text_encoder") for part in parts),
+        )
+
+
+def _check_numbers(file: AdapterFile) -> None:
+    """Raise ModelError for a file with values that are no numbers, of which no picture comes."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(str(file.path), framework="pt") as tensors:
+        bad = [
+            key
+            for key in tensors.keys()
+            if not bool(torch.isfinite(tensors.get_tensor(key).float()).all())
+        ]
+    if bad:
+        raise ModelError(
+            f"{file.path} is damaged: {keys_text(bad)} with values that are no numbers (NaN) or "
+            "infinite.",
+            hint="Copy or download it again.",
         )
