@@ -326,6 +326,21 @@ def test_a_folder_is_composed_once_and_only_ours_is_believed(
     assert np.array_equal(found.image(), run(models / "sd15").image())
 
 
+def test_ids_depend_on_the_files_content_and_not_on_its_path(
+    models: Models, tmp_path: Path
+) -> None:
+    def row_id(file: Path) -> str:
+        return run(file, base=models / "sd15").request.identity()
+
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    for file in (one, other):
+        shutil.copy(models / "sd15.safetensors", file)
+    assert row_id(one) == row_id(other)
+    before = row_id(one)
+    shutil.copy(models / "half.safetensors", one)
+    assert row_id(one) != before
+
+
 def test_a_single_file_is_no_base(models: Models) -> None:
     file = models / "sd15.safetensors"
     error = refusal(lambda: run(file, base=file))

@@ -53,10 +53,11 @@ class ModelSpec:
     of its weights where a request names none. `refuses` has pairs of a request's field that the
     backend cannot honour, and a sentence that says so. `base`, `vae`, `text_encoder` and
     `transformer` are the parts that are read from elsewhere, and `composition` what follows from
-    them. `adapters` says what a request's LoRAs and embeddings are: files on this machine or the
-    Hub and names in `adapter_folder`, only those names (as for clients of a server), or what a
-    server knows; with `adapters_offline` the Hub is not asked. `own_name` is the user's own name
-    for the model, and `defaults` the values of a request's fields that it brings.
+    them; `file_digest` is the SHA-256 of a model that is a single file. `adapters` says what a
+    request's LoRAs and embeddings are: files on this machine or the Hub and names in
+    `adapter_folder`, only those names (as for clients of a server), or what a server knows; with
+    `adapters_offline` the Hub is not asked. `own_name` is the user's own name for the model, and
+    `defaults` the values of a request's fields that it brings.
     """
 
     name: str
@@ -85,6 +86,7 @@ class ModelSpec:
     vae: PartSource | None = None
     text_encoder: PartSource | None = None
     transformer: PartSource | None = None
+    file_digest: str | None = None
     composition: Composition | None = None
     adapters: AdapterPlace = "remote"
     adapter_folder: str | None = None

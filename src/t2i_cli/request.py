@@ -41,7 +41,8 @@ class ResolvedRequest(RequestFields):
     """A request with every default filled in; `None` only where a remote model's is unknown.
 
     `user_set` has the fields that the user gave. `model` is the repository, or a local model's
-    name; `own_name` the name of the user's own that stood for it, which identifies nothing.
+    name; of one that is a single file, `model_digest` is the SHA-256, which stands for it in ids.
+    `own_name` is the name of the user's own that stood for it, which identifies nothing.
     """
 
     prompt: str = field()
@@ -49,6 +50,7 @@ class ResolvedRequest(RequestFields):
     seed: int = field()
     user_set: frozenset[str] = field(default=frozenset(), compare=False)
     own_name: str | None = field(default=None, compare=False)
+    model_digest: str | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, object]:
         """The fields in a fixed order; fields added later only if they are set."""
@@ -58,8 +60,10 @@ class ResolvedRequest(RequestFields):
     def identity_values(self) -> tuple[object, ...]:
         """The values that identify the image, without the seed."""
         later = ((name, value) for name, value in self._added() if FIELDS[name].identity)
+        digest = self.model_digest
+        named = self if digest is None else replace(self, model=digest, model_digest=None)
         return (
-            *_identity_fields(self),
+            *_identity_fields(named),
             *((name, FIELDS[name].identity_value(v)) for name, v in later),
         )
 

@@ -100,8 +100,10 @@ def adapter_options(entries: Iterable[Mapping[str, object]]) -> list[str]:
     found = []
     for entry in entries:
         source, weight, token = (entry.get(key) for key in ("source", "weight", "token"))
-        is_number = isinstance(weight, int | float)
-        end = f":{weight_text(weight)}" if is_number else f":{token}" if token else ""
+        if isinstance(weight, int | float):
+            end = f":{weight_text(weight)}"
+        else:
+            end = f":{token}" if token else ""
         found.append(f"{source}{end}")
     return found
 

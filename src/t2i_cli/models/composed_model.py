@@ -17,6 +17,7 @@ from t2i_cli.models import (
     catalog,
     composition,
     family_bases,
+    file_digests,
     part_check,
     part_source_files,
     resolution,
@@ -82,6 +83,7 @@ def resolve_with_parts(
         download_bytes=None,
         gated=False,
         base=parts.get("base") and part_source_files.with_digest(parts["base"]),
+        file_digest=file_digests.sha256_of(checkpoint.path),
         composition=composed,
     )
     others = {field: source for field, source in parts.items() if field != "base"}

@@ -88,6 +88,7 @@ def resolve_request(
     return ResolvedRequest(
         **values,  # type: ignore[arg-type]
         user_set=_shared_set(frozenset(user_set)),
+        model_digest=spec.file_digest,
         own_name=spec.own_name,
     )
 
