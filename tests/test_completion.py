@@ -47,7 +47,7 @@ def cached(home: Path) -> Path:
         ("t2i generate x --memory l", {"low"}),
         ("t2i generate x --format=", {"png", "jpeg", "webp"}),
         ("t2i batch p.txt --input-format js", {"jsonl", "json"}),
-        ("t2i batch p.txt --vary st", {"steps=", "step_cache="}),
+        ("t2i batch p.txt --vary st", {"steps=", "step_cache=", "style="}),
         ("t2i generate x --backend ", set(BACKENDS)),
         ("t2i generate x --device c", {"cuda", "cpu"}),
         ("t2i generate x --dialect ", set(DIALECTS)),
@@ -64,7 +64,7 @@ def test_values_are_completed(t2i: T2I, line: str, offered: set[str]) -> None:
 
 def test_schedulers_are_completed(t2i: T2I) -> None:
     assert set(_completed(t2i, "t2i generate x --scheduler euler")) == {
-        *("euler", "euler-karras", "euler-a")
+        *("euler", "euler-karras", "euler-a", "euler-trailing")
     }
 
 

@@ -23,7 +23,7 @@ class Loaded:
             pass
 
         self.pipe = SimpleNamespace(components=components, __call__=call)
-        self.spec = SimpleNamespace(folder=folder)
+        self.spec = SimpleNamespace(folder=folder, adapters="files", adapter_folder=None)
 
 
 def notes(

@@ -794,7 +794,8 @@ def test_by_keyboard_alone(server: Running, easel: Easel, tab: Tab) -> None:
         press("Tab")
         expect(page.locator("summary")).to_be_focused()
         press("Enter")
-        for label in ("Negative prompt", "Steps", "Guidance", "Width", "Height"):
+        fields = ("Negative prompt", "Steps", "Guidance", "Guidance rescale", "Width", "Height")
+        for label in fields:
             press("Tab")
             expect(page.get_by_label(label, exact=True)).to_be_focused()
         press("Shift+Tab")

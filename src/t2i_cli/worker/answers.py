@@ -18,6 +18,7 @@ from t2i_cli.models import adapter_sources
 from t2i_cli.models.described_spec import check_spec_values
 from t2i_cli.net.generation_record import sound_info
 from t2i_cli.net.lazy_image import LazyImage
+from t2i_cli.part_source import PART_FIELDS
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_fields import FIELDS, MAX_IMAGE_SIDE
@@ -70,6 +71,13 @@ def worker_activity(exchange: WorkerExchange) -> WorkerActivity:
     return found
 
 
+_SETTLED_HERE = (
+    *(*PART_FIELDS, "composition", "file_digest", "own_name", "defaults"),
+    *("adapters", "adapter_folder", "adapters_offline"),
+)
+"""What of a model's spec this process finds by itself: no worker is asked for such a model."""
+
+
 def worker_model(exchange: WorkerExchange) -> ModelSpec:
     """The spec of the worker's model. Raises T2IError if there is no such model."""
     response = exchange.json()
@@ -77,6 +85,8 @@ def worker_model(exchange: WorkerExchange) -> ModelSpec:
         raise _parse_error(exchange, response)
     with _checking_answer():
         check_spec_values(response)
+        for name in _SETTLED_HERE:
+            response.pop(name, None)
         folder = response.pop("folder")
         refuses = tuple((name, why) for name, why in response.pop("refuses"))
         if not all(name in FIELDS and is_text(why) for name, why in refuses):

@@ -144,7 +144,7 @@ def pull(
 
 command(
     app,
-    "t2i models add dreamy ~/models/dreamy.safetensors --steps 25 --lora snow.safetensors:0.8",
+    "t2i models add dreamy ~/dreamy.safetensors --steps 25 --lora snow:0.8",
     "t2i models add quick-sdxl sdxl --lora lcm-sdxl",
 )(models_own.add)
 
