@@ -10,6 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -81,11 +82,21 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: Path) -> CheckpointFile:
-    """Describe a file of weights from its header.
+    """Describe a file of weights from its header, which is read once while the file stays.
 
     Raises ModelError for what is no such file, or damaged, InputError if there is none.
     """
     form = _checked_format(path)
+    state = os.stat(path)
+    return _read_header(path, form, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _read_header(
+    path: Path,
+    form: Literal["safetensors", "gguf"],
+    state: tuple[int, ...],  # noqa: ARG001 - another one is another file
+) -> CheckpointFile:
     if form == "gguf":
         header = gguf_header.read_gguf_header(path)
     else:
