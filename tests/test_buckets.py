@@ -32,6 +32,7 @@ from t2i_cli.errors import (
     T2IError,
     TimedOutError,
 )
+from t2i_cli.generate import OutputDestination
 from t2i_cli.net.retry import RetryPolicy
 from t2i_cli.output.bucket_writer import is_bucket_folder
 
@@ -78,11 +79,17 @@ def test_a_place_is_a_path_or_a_url(text: str, said: object) -> None:
         ("s3://[x/y", "is no URL"),
     ],
 )
-def test_a_wrong_url_is_refused(text: str, said: str) -> None:
-    with pytest.raises(InputError) as refused:
-        parse_bucket_url(text)
-    assert said in refused.value.message
-    assert "secret" not in refused.value.message
+def test_a_wrong_url_is_refused_as_it_was_given(text: str, said: str) -> None:
+    for parse in (parse_bucket_url, lambda target: OutputDestination(target=target).template):
+        with pytest.raises(InputError) as refused:
+            parse(text)
+        assert said in refused.value.message
+        assert "secret" not in refused.value.message
+        if said == "names no bucket":
+            assert (refused.value.message, refused.value.hint) == (
+                f"'{text}' names no bucket.",
+                "As s3://bucket/folder",
+            )
 
 
 @pytest.mark.parametrize(

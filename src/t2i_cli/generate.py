@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from t2i_cli.backend import Backend, Failure, GeneratedImage
-from t2i_cli.buckets.bucket_url import is_bucket_url, without_file_scheme
+from t2i_cli.buckets.bucket_url import is_bucket_url, parse_bucket_url, without_file_scheme
 from t2i_cli.cost_limit import limit_costs
 from t2i_cli.driver import generate_and_save, with_notes
 from t2i_cli.durations import format_estimate
@@ -66,6 +66,7 @@ class OutputDestination:
         """The path template and format of the files; raises InputError."""
         target = self.target
         if target is not None and is_bucket_url(target):
+            parse_bucket_url(target)
             if not target.endswith("/") and not PurePath(target).suffix:
                 from t2i_cli.output.bucket_writer import is_bucket_folder
 

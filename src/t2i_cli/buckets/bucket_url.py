@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from t2i_cli.errors import InputError
 from t2i_cli.files.user_paths import expand_option
 
-# Two letters at least: `C://` is a drive of Windows.
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+# Two letters at least: `C://` is a drive of Windows. With `::` before it, it is fsspec's chain.
+_SCHEME = re.compile(r"((?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+)://")
 _LOCAL_PROTOCOLS = {"file", "local"}
 
 
@@ -41,7 +41,8 @@ def is_bucket_url(text: str) -> bool:
 
 def without_file_scheme(text: str) -> str:
     """The path of a `file://` URL; any other text as it is."""
-    return text if is_bucket_url(text) else _SCHEME.sub("", text, count=1)
+    found = _SCHEME.match(text)
+    return text if found is None or is_bucket_url(text) else text[found.end() :]
 
 
 def parse_place(text: str) -> Path | BucketUrl:
