@@ -40,6 +40,7 @@ class CheckpointContents(NamedTuple):
 
 
 _DENOISER = "denoiser"
+_T5 = "t5"
 _PART_PREFIXES = (
     ("model.diffusion_model.", _DENOISER),
     ("diffusion_model.", _DENOISER),
@@ -52,11 +53,18 @@ _PART_PREFIXES = (
     ("conditioner.embedders.1.", "text_encoder_2"),
     ("text_encoders.clip_l.", "text_encoder"),
     ("text_encoders.clip_g.", "text_encoder_2"),
-    ("text_encoders.t5xxl.", "t5"),
+    ("text_encoders.t5xxl.", _T5),
     ("text_encoders.", "text_encoder"),
     ("control_model.", "controlnet"),
 )
-"""By the prefixes of ldm's and ComfyUI's files."""
+"""By the prefixes of ldm's and ComfyUI's files; a T5 is the first, second or third encoder."""
+_T5_PARTS = {"sd3": 3, "sd35-medium": 3, "sd35-large": 3, "hidream": 3, "chroma": 1}
+"""Which encoder of a family's is its T5, where it is not the second."""
+_AURA_FLOW = re.compile(
+    r"model\.(?=(double_layers|single_layers|register_tokens|positional_encoding|init_x_linear"
+    r"|t_embedder|cond_seq_linear|modF|final_linear)\b)"
+)
+"""The prefix of AuraFlow's denoiser, which the names of language models have, too."""
 
 _MARKS: tuple[tuple[re.Pattern[str], CheckpointKind], ...] = (
     (
@@ -170,6 +178,16 @@ def latent_channels(tensors: Tensors) -> int | None:
     return None
 
 
+def split_prefix(name: str) -> tuple[str, str]:
+    """The prefix by which a tensor is a part's, and that part: `denoiser`, `t5`, or its own name.
+
+    Both are empty for a tensor without one.
+    """
+    if _AURA_FLOW.match(name):
+        return "model.", _DENOISER
+    return next((one for one in _PART_PREFIXES if name.startswith(one[0])), ("", ""))
+
+
 def denoiser_tensors(tensors: Tensors) -> Tensors:
     """The tensors of a checkpoint's denoiser, without their prefix; all if none has one."""
     return _grouped(tensors).get(_DENOISER) or tensors
@@ -186,7 +204,7 @@ def _grouped(tensors: Tensors) -> dict[str, dict[str, TensorHeader]]:
     """The tensors by part, without its prefix; under "" those without any."""
     groups: dict[str, dict[str, TensorHeader]] = {}
     for name, header in tensors.items():
-        prefix, part = next((one for one in _PART_PREFIXES if name.startswith(one[0])), ("", ""))
+        prefix, part = split_prefix(name)
         groups.setdefault(part, {})[name[len(prefix) :]] = header
     return groups
 
@@ -199,9 +217,10 @@ def _with_denoiser(
     if family == "sdxl" and "edm_mean" in tensors:
         family = "playground-v2.5"
     kind = FAMILIES[family].denoiser if family else _denoiser_kind(denoiser)
-    parts = [kind, *(part for part in groups if part != "t5")]
-    if "t5" in groups:
-        parts.append("text_encoder_3" if (family or "").startswith("sd3") else "text_encoder_2")
+    parts = [kind, *(part for part in groups if part and part != _T5)]
+    if _T5 in groups:
+        place = _T5_PARTS.get(family or "", 2)
+        parts.append("text_encoder" if place == 1 else f"text_encoder_{place}")
     if len(parts) == 1:
         return CheckpointContents(kind, family, (kind,))
     return CheckpointContents("checkpoint", family, tuple(sorted(set(parts))))
