@@ -4,7 +4,7 @@ Widths of texts are real (768, 1280, 2048); there are few channels and few layer
 """
 
 from t2i_cli.models.libraries import LibraryObject
-from tests.tiny_models import clip_tokenizer, vae
+from tests.tiny_models import clip_tokenizer, stable_diffusion_3, t5_tokenizer, vae
 from tests.tiny_unets import small_unet, stable_diffusion
 
 
@@ -68,3 +68,34 @@ def sdxl() -> LibraryObject:
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
         add_watermarker=False,
     )
+
+
+def sd2() -> LibraryObject:
+    """Stable Diffusion 2 as its files are recognised: the UNet reads 1024 features."""
+    return stable_diffusion(
+        "StableDiffusionPipeline",
+        text_encoder=_encoder("CLIPTextModel", 1024),
+        unet=small_unet(
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=1024,
+            use_linear_projection=True,
+        ),
+    )
+
+
+def sd3() -> LibraryObject:
+    """Stable Diffusion 3 with all three encoders."""
+    import transformers
+
+    pipe = stable_diffusion_3(layers=2)
+    pipe.register_modules(
+        # As wide as the two others beside each other.
+        text_encoder_3=transformers.T5EncoderModel(
+            transformers.T5Config(
+                vocab_size=64, d_model=64, d_kv=8, d_ff=64, num_layers=1, num_heads=4
+            )
+        ),
+        tokenizer_3=t5_tokenizer(),
+    )
+    return pipe

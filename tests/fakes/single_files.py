@@ -35,6 +35,8 @@ _VAE_ATTENTION = {
     "to_v": "v",
     "to_out.0": "proj_out",
 }
+_OPEN_CLIP_WIDTH = 1024
+"""Of Stable Diffusion 2's encoder, which its files have by OpenCLIP's names."""
 _OPEN_CLIP = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -47,7 +49,7 @@ _OPEN_CLIP = {
 def save_checkpoint(
     folder: Path, file: Path, dtype: str = "float32", more: Mapping[str, object] | None = None
 ) -> Path:
-    """Write a Stable Diffusion folder, of SD 1.5's or SDXL's kind, as one file of ldm's layout.
+    """Write a Stable Diffusion folder, of SD 1.5's, 2's or SDXL's kind, as one file of ldm's layout.
 
     `more` are further tensors, by name.
     """
@@ -60,7 +62,10 @@ def save_checkpoint(
     text = load_part(folder, "text_encoder")
     xl = (folder / "text_encoder_2").is_dir()
     prefix = "conditioner.embedders.0.transformer." if xl else "cond_stage_model.transformer."
-    found |= {prefix + text_model(name): tensor for name, tensor in text.items()}
+    if config["cross_attention_dim"] == _OPEN_CLIP_WIDTH:
+        found |= _open_clip(text, "cond_stage_model.model.")
+    else:
+        found |= {prefix + text_model(name): tensor for name, tensor in text.items()}
     if xl:
         found |= _open_clip(load_part(folder, "text_encoder_2"), "conditioner.embedders.1.model.")
     return save(found | dict(more or {}), file, dtype)
@@ -173,8 +178,9 @@ def _open_clip(tensors: Tensors, prefix: str) -> Tensors:
         "positional_embedding": names["text_model.embeddings.position_embedding.weight"],
         "ln_final.weight": names["text_model.final_layer_norm.weight"],
         "ln_final.bias": names["text_model.final_layer_norm.bias"],
-        "text_projection": names["text_projection.weight"].T,
     }
+    width = found["positional_embedding"].shape[1]
+    found["text_projection"] = names.get("text_projection.weight", torch.eye(width)).T
     for name, tensor in names.items():
         match = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
         if match is None:
@@ -255,11 +261,16 @@ def flux_transformer(folder: Path) -> Tensors:
     return found
 
 
-def save_gguf(tensors: Tensors, file: Path, is_quantized: Callable[[str], bool]) -> Path:
+def save_gguf(
+    tensors: Tensors,
+    file: Path,
+    is_quantized: Callable[[str], bool],
+    architecture: str = "flux",
+) -> Path:
     """Write tensors as GGUF, those of some names as Q8_0, whose rows are blocks of 32 numbers."""
     import gguf
 
-    writer = gguf.GGUFWriter(file, "flux")
+    writer = gguf.GGUFWriter(file, architecture)
     for name, tensor in tensors.items():
         array = tensor.float().numpy()
         if is_quantized(name) and array.ndim == 2 and array.shape[1] % 32 == 0:

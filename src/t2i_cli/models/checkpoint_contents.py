@@ -58,8 +58,8 @@ _PART_PREFIXES = (
     ("control_model.", "controlnet"),
 )
 """By the prefixes of ldm's and ComfyUI's files; a T5 is the first, second or third encoder."""
-_T5_PARTS = {"sd3": 3, "sd35-medium": 3, "sd35-large": 3, "hidream": 3, "chroma": 1}
-"""Which encoder of a family's is its T5, where it is not the second."""
+_T5_PLACES = {"flux-dev": 2, "flux-schnell": 2, "sd3": 3, "sd35-medium": 3, "sd35-large": 3}
+"""Which encoder of a family's is its T5; of others it comes after those that a file has."""
 _AURA_FLOW = re.compile(
     r"model\.(?=(double_layers|single_layers|register_tokens|positional_encoding|init_x_linear"
     r"|t_embedder|cond_seq_linear|modF|final_linear)\b)"
@@ -219,7 +219,7 @@ def _with_denoiser(
     kind = FAMILIES[family].denoiser if family else _denoiser_kind(denoiser)
     parts = [kind, *(part for part in groups if part and part != _T5)]
     if _T5 in groups:
-        place = _T5_PARTS.get(family or "", 2)
+        place = _T5_PLACES.get(family or "", 1 + sum(part.startswith("text") for part in groups))
         parts.append("text_encoder" if place == 1 else f"text_encoder_{place}")
     if len(parts) == 1:
         return CheckpointContents(kind, family, (kind,))

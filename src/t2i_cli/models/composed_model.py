@@ -21,6 +21,7 @@ from t2i_cli.models import (
     part_check,
     part_source_files,
     resolution,
+    single_file_classes,
     single_file_parts,
     sources,
 )
@@ -132,11 +133,16 @@ def _file_composition(checkpoint: CheckpointFile, base: ModelSpec, configs: Path
     family_bases.check_family(checkpoint, configs, "base")
     whole = single_file_parts.is_whole(checkpoint.tensors)
     if whole:
-        inside = single_file_parts.parts_inside(checkpoint, parts)
+        held = single_file_parts.parts_inside(checkpoint, parts)
+        inside = [part for part in held if single_file_classes.is_converted(part)]
     else:
         inside = [part for part in parts if part.name in DENOISERS]
     if not any(part.name in DENOISERS for part in inside):
-        raise ModelError(f"{checkpoint.path} holds no network that {base.name} makes images with.")
+        raise ModelError(
+            f"{checkpoint.path} holds no network that {base.name} makes images with, or one that "
+            "diffusers does not read from single files.",
+            hint="--base names another model; `-m` takes a model's folder or repository, too.",
+        )
     for part in inside:
         if part.name == "vae":
             part_check.check_latents(checkpoint, part)
@@ -202,8 +208,12 @@ def _find_override(
         if whole and not single_file_parts.parts_inside(checkpoint, [part]):
             raise InputError(f"{file} holds no {part_check.NOUNS[field]}.", field=field)
         override = PartOverride(part.name, path, whole=whole)
-        if not composition.loads_single_file(part, override):
+        if field == "text_encoder":
+            part_check.check_encoder_file(checkpoint, part)
+        elif not composition.loads_single_file(part, override):
             part_check.check_plain_file(checkpoint, part)
+        elif not single_file_classes.is_converted(part):
+            raise part_check.unread_layout(checkpoint, part)
         return override, part_source_files.digest_of(path)
     found = part_source_files.find_folder(field, source, own, offline=offline)
     digest = None if found.repo else part_source_files.digest_of(found.folder)

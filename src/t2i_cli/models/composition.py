@@ -16,7 +16,7 @@ from pathlib import Path
 from t2i_cli.errors import StorageError, os_reason
 from t2i_cli.files import weight_files
 from t2i_cli.model_spec import Composition, PartOverride
-from t2i_cli.models import class_facts, diffusers_folder, sources
+from t2i_cli.models import checkpoint_file, diffusers_folder, single_file_classes, sources
 from t2i_cli.models.composed_root import COMPOSITION, composed_root
 from t2i_cli.models.sources import Part
 
@@ -96,13 +96,13 @@ def _contents(composition: Composition, base: Path) -> dict[str, str]:
 
 
 def loads_single_file(part: Part, override: PartOverride) -> bool:
-    """Whether the part is made from a file by diffusers' single-file loading.
+    """Whether the part is made from a file by conversions of names and formats.
 
     Of other files the tensors are named as the libraries name them.
     """
-    return override.whole or (
-        part.library == "diffusers" and class_facts.has_method(part.cls, "from_single_file")
-    )
+    if override.whole or part.library == "diffusers":
+        return override.whole or single_file_classes.is_converted(part)
+    return checkpoint_file.read_checkpoint(override.path).quantization is not None
 
 
 def _class_of(override: PartOverride, part: Part) -> str:

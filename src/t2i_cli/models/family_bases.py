@@ -44,11 +44,11 @@ _FAMILIES = {
     "AuraFlowPipeline": "auraflow",
     "Lumina2Pipeline": "lumina2",
     "SanaPipeline": "sana",
-    "Flux2Pipeline": "flux2-dev",
-    "Flux2KleinPipeline": "flux2-klein",
 }
 """Families by their pipeline, where there is one only."""
 _SD35_LARGE_LAYERS = 38
+_FLUX2_HEADS = {"24": "flux2-klein", "32": "flux2-klein-9b", "48": "flux2-dev"}
+"""FLUX.2's models by their heads, of 128 numbers each."""
 _SD_WIDTHS = {768: "sd15", 1024: "sd2"}
 """Families of StableDiffusionPipeline by the width of the text that the UNet takes."""
 
@@ -76,6 +76,10 @@ def family_of_folder(folder: Path) -> str | None:
     if pipeline == "StableDiffusionPipeline":
         width = config.get("cross_attention_dim")
         return _SD_WIDTHS.get(width) if isinstance(width, int) else None
+    if pipeline == "StableDiffusionXLPipeline" and _is_edm(folder):
+        return "playground-v2.5"
+    if pipeline in {"Flux2Pipeline", "Flux2KleinPipeline"}:
+        return _FLUX2_HEADS.get(str(config.get("num_attention_heads")))
     if pipeline == "FluxPipeline":
         return "flux-dev" if config.get("guidance_embeds") else "flux-schnell"
     if pipeline == "StableDiffusion3Pipeline":
@@ -83,6 +87,12 @@ def family_of_folder(folder: Path) -> str | None:
             return "sd35-medium"
         return "sd35-large" if config.get("num_layers") == _SD35_LARGE_LAYERS else "sd3"
     return _FAMILIES.get(pipeline)
+
+
+def _is_edm(folder: Path) -> bool:
+    """Whether a model of SDXL's shapes has Playground's scheduler, whose noise is another."""
+    scheduler = diffusers_folder.read_model_index(folder).get("scheduler")
+    return isinstance(scheduler, list) and str(scheduler[-1]).startswith("EDM")
 
 
 def check_family(checkpoint: CheckpointFile, folder: Path, field: str) -> None:

@@ -1,10 +1,11 @@
 """Whether a part from elsewhere fits a model, told by configs and headers before any weight."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from t2i_cli.errors import InputError, ModelError
-from t2i_cli.models import diffusers_folder, family_bases
+from t2i_cli.models import diffusers_folder, family_bases, single_file_classes
 from t2i_cli.models.checkpoint_contents import latent_channels
 from t2i_cli.models.checkpoint_file import CheckpointFile
 from t2i_cli.models.sources import Part
@@ -31,7 +32,12 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 """Keys of configs by which a part fits the others of its pipeline."""
 _SCALES = ("scaling_factor", "shift_factor")
 """Keys of a VAE's config by which the latents of a family differ from another's."""
-_TOKEN_TABLES = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
+_DIFFUSERS_BLOCK = re.compile(r"(^|\.)(down|up|mid|transformer)_blocks?\.")
+"""In names of parts that are in diffusers' own layout."""
+_TOKEN_TABLES = (
+    *("token_embedding.weight", "shared.weight", "embed_tokens.weight"),
+    "token_embd.weight",
+)
 _WIDTHS = ("hidden_size", "d_model")
 
 
@@ -59,12 +65,35 @@ def check_loadable(checkpoint: CheckpointFile, how: str) -> None:
 
 
 def check_plain_file(checkpoint: CheckpointFile, part: Part) -> None:
-    """Raise ModelError for a quantised file of a part that the libraries read as it is."""
+    """Raise ModelError for a file of one of diffusers' parts that is not read as it is."""
     if how := checkpoint.quantization:
         raise ModelError(
             f"The weights in {checkpoint.path} are quantised ({how}), which is not read for a "
             f"{part.cls}.",
             hint="Look for a copy in fp16, bf16 or plain fp8.",
+        )
+    if not any(_DIFFUSERS_BLOCK.search(name) for name in checkpoint.tensors):
+        raise unread_layout(checkpoint, part)
+
+
+def unread_layout(checkpoint: CheckpointFile, part: Part) -> ModelError:
+    """The error for a file of a class that diffusers reads in its own layout only."""
+    return ModelError(
+        f"{checkpoint.path} is in a layout of which diffusers makes no {part.cls}.",
+        hint="Name the folder or the repository of that part in diffusers' layout instead.",
+    )
+
+
+def check_encoder_file(checkpoint: CheckpointFile, part: Part) -> None:
+    """Raise ModelError for a GGUF file of a text encoder that transformers does not read."""
+    known = single_file_classes.gguf_architectures(part)
+    told = checkpoint.metadata.get("general.architecture", "none")
+    if checkpoint.format == "gguf" and told not in known:
+        read = f"only of {' and '.join(known)}" if known else "of none"
+        raise ModelError(
+            f"{checkpoint.path} is a GGUF file of the architecture {told:.40}; t2i makes a "
+            f"{part.cls} {read}.",
+            hint="Look for a copy in safetensors.",
         )
 
 
@@ -79,12 +108,13 @@ def check_latents(checkpoint: CheckpointFile, part: Part) -> None:
 def encoder_in_file(checkpoint: CheckpointFile, encoders: list[Part]) -> Part:
     """The text encoder that a file takes the place of, by its class and width. Raises InputError.
 
-    The tensors of T5 are in blocks, those of CLIP below `text_model` or in `resblocks`.
+    The tensors of T5 are in blocks (`enc.blk` in GGUF), those of CLIP below `text_model` or in
+    `resblocks`.
     """
     names = checkpoint.tensors
     table = next((s for n, (s, _) in names.items() if n.endswith(_TOKEN_TABLES)), None)
     width = table[1] if table and len(table) == 2 else None
-    is_t5 = any("encoder.block." in name for name in names)
+    is_t5 = any("encoder.block." in name or "enc.blk." in name for name in names)
     alike = [part for part in encoders if ("T5" in part.cls) == is_t5]
     fitting = [part for part in alike if _width(part) in (None, width)]
     if fitting:

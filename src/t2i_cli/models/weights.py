@@ -68,6 +68,8 @@ def _single_file_weights(part: Part) -> ComponentWeights:
     elements, floats, rows = single_file_parts.count_elements(part)
     largest = single_file_parts.largest_tensor(part)
     if saved_quantization.saved_method(part):
+        if part.library != "diffusers":  # its blocks are computed to numbers of the run's dtype
+            return ComponentWeights(elements={"F16": sum(elements.values())}, largest=largest)
         return ComponentWeights(elements={_PACKED: _file_bytes(part)}, largest=largest)
     return ComponentWeights(
         elements=_cast_fp8(elements), floats=dict(floats), rows=dict(rows), largest=largest

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i_cli.backends.local import quantization, scaled_weights, text_encoder_files
+from t2i_cli.backends.local import part_origins, quantization, scaled_weights, text_encoder_files
 from t2i_cli.backends.local.device import is_out_of_memory
 from t2i_cli.errors import ModelError, error_reason
 from t2i_cli.events import Notice, OnEvent
@@ -45,6 +45,8 @@ def load_parts(
     """
     import torch
 
+    if origins := part_origins.describe_origins(target):
+        on_event(Notice(message=origins))
     files: dict[Path, dict[str, LibraryObject]] = {}
     loaded = {}
     for part in sources.single_file_parts(target.folder):
