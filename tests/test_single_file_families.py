@@ -1,4 +1,4 @@
-"""Single files of each family that diffusers reads: the pictures of the folders they were made from.
+"""Single files of each family that diffusers reads make the pictures of their folders.
 
 The tensors are tiny and named as in the families' own files or ComfyUI's. `full` has FLUX.1, Chroma
 and Lumina 2 in their own layouts, which diffusers reads at their real widths only.
@@ -42,7 +42,11 @@ FAMILIES: dict[str, tuple[Callable[[], LibraryObject], Layout, str | None]] = {
     "qwen-image": (tiny_language.qwen_image, layouts.as_diffusers, "qwen-image"),
     "flux2": (tiny_language.flux2_klein, layouts.flux_2, None),
     "krea2": (tiny_vision_language.builders()["Krea2Pipeline"], layouts.krea_2, "krea2"),
-    "ernie-image": (tiny_transformers.builders()["ErnieImagePipeline"], layouts.as_diffusers, "ernie-image"),
+    "ernie-image": (
+        tiny_transformers.builders()["ErnieImagePipeline"],
+        layouts.as_diffusers,
+        "ernie-image",
+    ),
     "flux": (tiny_models.families()["flux"], layouts.as_diffusers, "flux-dev"),
     "chroma": (tiny_encoders.chroma, layouts.as_diffusers, "chroma"),
     "lumina2": (tiny_language.lumina2, layouts.as_diffusers, "lumina2"),
@@ -78,8 +82,8 @@ def test_the_prefix_of_other_programs_makes_no_difference(name: str, tmp_path: P
     other = single_files.save(
         layouts.prefixed(dict, layouts.COMFY)(own), tmp_path / "other.safetensors"
     )
-    pictures = [run(file, base=folder).image() for file in (plain, other)]
-    assert np.array_equal(*pictures)
+    first, second = (run(file, base=folder).image() for file in (plain, other))
+    assert np.array_equal(first, second)
 
 
 def _ldm_only(folder: Path, file: Path) -> Path:
@@ -228,7 +232,9 @@ def test_a_gguf_transformer_of_other_families_is_near_its_folder(tmp_path: Path)
         folder = tiny_models.save_pipeline(FAMILIES[name][0], tmp_path / name)
         own = layout(single_files.load_part(folder, "transformer"))
         file = single_files.save_gguf(
-            own, tmp_path / f"{name}.gguf", lambda name: "layers" in name or "block" in name,
+            own,
+            tmp_path / f"{name}.gguf",
+            lambda name: "layers" in name or "block" in name,
             architecture,
         )
         loaded = run(file, base=folder)
@@ -323,9 +329,7 @@ def test_a_t5_in_fp8_with_factors_takes_the_models_place(tmp_path: Path) -> None
 def test_a_vae_that_diffusers_does_not_read_is_told_and_the_bases_is_used(tmp_path: Path) -> None:
     build, layout, _ = FAMILIES["qwen-image"]
     folder = tiny_models.save_pipeline(build, tmp_path / "folder")
-    tensors = layouts.prefixed(layout, layouts.COMFY)(
-        single_files.load_part(folder, "transformer")
-    )
+    tensors = layouts.prefixed(layout, layouts.COMFY)(single_files.load_part(folder, "transformer"))
     wan = {"decoder.middle.0.residual.0.gamma": next(iter(tensors.values()))}
     tensors |= layouts.prefixed(dict, "vae.")(wan)
     loaded = run(single_files.save(tensors, tmp_path / "qwen.safetensors"), base=folder)
@@ -333,7 +337,9 @@ def test_a_vae_that_diffusers_does_not_read_is_told_and_the_bases_is_used(tmp_pa
     assert loaded.notices.endswith(" diffusers does not read the file's vae.")
     alone = single_files.save(wan, tmp_path / "vae.safetensors")
     error = refusal(lambda: run(folder, vae=alone))
-    assert error.message.endswith("is in a layout of which diffusers makes no AutoencoderKLQwenImage.")
+    assert error.message.endswith(
+        "is in a layout of which diffusers makes no AutoencoderKLQwenImage."
+    )
 
 
 def test_relatives_with_the_same_pipeline_are_told_by_their_configs(tmp_path: Path) -> None:
@@ -344,3 +350,55 @@ def test_relatives_with_the_same_pipeline_are_told_by_their_configs(tmp_path: Pa
         scheduler=["diffusers", "EDMDPMSolverMultistepScheduler"],
     )
     assert family_bases.family_of_folder(folder) == "playground-v2.5"
+
+
+def _all_of_flux(folder: Path, file: Path, *, fp8: bool = False) -> Path:
+    """Everything of a FLUX folder in one file, the transformer by Black Forest Labs' names."""
+    import torch
+
+    tensors = _all_in_one(
+        folder, single_files.flux_1(single_files.load_part(folder, "transformer")), FLUX_ENCODERS
+    )
+    if fp8:
+        for name in [name for name in tensors if name.startswith(layouts.COMFY)]:
+            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    return single_files.save(tensors, file)
+
+
+@pytest.mark.full
+def test_flux_in_its_own_layout_at_its_own_width(tmp_path: Path) -> None:
+    folder = tiny_models.save("flux-3072", tmp_path / "flux")
+    whole = run(folder).image()
+    file = _all_of_flux(folder, tmp_path / "flux.safetensors")
+    assert read_checkpoint(file).family == "flux-dev"
+    configs = _without_weights(folder, tmp_path / "bare", *FLUX_ENCODERS, "transformer", "vae")
+    loaded = run(file, base=configs)
+    assert np.array_equal(whole, loaded.image())
+    assert not loaded.notices
+    file = _all_of_flux(folder, file, fp8=True)
+    assert np.abs(whole - run(file, base=configs).image()).mean() < 15
+    own = single_files.flux_1(single_files.load_part(folder, "transformer"))
+    alone = single_files.save(own, tmp_path / "alone.safetensors")
+    assert np.array_equal(whole, run(alone, base=folder).image())
+    alone = single_files.save_gguf(own, tmp_path / "alone.gguf", lambda name: "blocks" in name)
+    assert np.abs(whole - run(alone, base=folder).image()).mean() < 8
+
+
+WIDE: dict[str, tuple[Callable[[], LibraryObject], Layout]] = {
+    "chroma": (tiny_checkpoints.chroma, layouts.chroma),
+    "lumina2": (tiny_checkpoints.lumina2, layouts.lumina_2),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", WIDE)
+def test_families_of_fixed_width_are_read_in_their_own_layout(name: str, tmp_path: Path) -> None:
+    build, layout = WIDE[name]
+    folder = tiny_models.save_pipeline(build, tmp_path / "folder")
+    whole = run(folder).image()
+    own = layout(single_files.load_part(folder, "transformer"))
+    for prefix in ("", layouts.COMFY):
+        tensors = layouts.prefixed(dict, prefix)(own)
+        file = single_files.save(tensors, tmp_path / f"{name}.safetensors")
+        assert read_checkpoint(file).family == name
+        assert np.array_equal(whole, run(file, base=folder).image())

@@ -4,6 +4,7 @@ Widths of texts are real (768, 1280, 2048); there are few channels and few layer
 """
 
 from t2i_cli.models.libraries import LibraryObject
+from tests import tiny_encoders, tiny_language
 from tests.tiny_models import clip_tokenizer, stable_diffusion_3, t5_tokenizer, vae
 from tests.tiny_unets import small_unet, stable_diffusion
 
@@ -97,5 +98,57 @@ def sd3() -> LibraryObject:
             )
         ),
         tokenizer_3=t5_tokenizer(),
+    )
+    return pipe
+
+
+def chroma() -> LibraryObject:
+    """Chroma at its own width, which diffusers fixes where it reads single files."""
+    import torch
+    from diffusers import ChromaTransformer2DModel
+
+    pipe = tiny_encoders.chroma()
+    transformer: LibraryObject = ChromaTransformer2DModel
+    pipe.register_modules(
+        vae=vae(16),
+        transformer=transformer(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=128,
+            num_attention_heads=24,
+            joint_attention_dim=32,
+            axes_dims_rope=(16, 56, 56),
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+            approximator_num_channels=16,
+        ).to(torch.bfloat16),
+    )
+    return pipe
+
+
+def lumina2() -> LibraryObject:
+    """Lumina Image 2 at its own width, which diffusers fixes where it reads single files."""
+    import torch
+    from diffusers import Lumina2Transformer2DModel
+
+    pipe = tiny_language.lumina2()
+    transformer: LibraryObject = Lumina2Transformer2DModel
+    pipe.register_modules(
+        transformer=transformer(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=2304,
+            num_layers=1,
+            num_refiner_layers=2,
+            num_attention_heads=24,
+            num_kv_heads=8,
+            multiple_of=16,
+            ffn_dim_multiplier=0.01,
+            axes_dim_rope=(32, 32, 32),
+            axes_lens=(512, 128, 128),
+            cap_feat_dim=16,
+        ).to(torch.bfloat16),
     )
     return pipe

@@ -49,7 +49,7 @@ _OPEN_CLIP = {
 def save_checkpoint(
     folder: Path, file: Path, dtype: str = "float32", more: Mapping[str, object] | None = None
 ) -> Path:
-    """Write a Stable Diffusion folder, of SD 1.5's, 2's or SDXL's kind, as one file of ldm's layout.
+    """Write a folder of SD 1.5's, SD 2's or SDXL's kind as one file of ldm's layout.
 
     `more` are further tensors, by name.
     """
@@ -223,11 +223,10 @@ _FLUX_NORMS = {
 }
 
 
-def flux_transformer(folder: Path) -> Tensors:
-    """The transformer of a FLUX folder by the names of Black Forest Labs' files."""
+def flux_1(own: Tensors) -> Tensors:
+    """A transformer of FLUX.1's kind by the names of Black Forest Labs' files."""
     import torch
 
-    own = load_part(folder, "transformer")
     found: Tensors = {}
     for name, tensor in own.items():
         stem, _, kind = name.rpartition(".")

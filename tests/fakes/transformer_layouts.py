@@ -6,7 +6,7 @@ By what diffusers/loaders/single_file_utils.py reads; FLUX's is in single_files.
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from tests.fakes.single_files import Tensors
+from tests.fakes.single_files import Tensors, flux_1
 
 COMFY = "model.diffusion_model."
 """What ComfyUI's files put before the names of a denoiser."""
@@ -242,9 +242,7 @@ def flux_2(own: Tensors) -> Tensors:
 def z_image(own: Tensors) -> Tensors:
     """ComfyUI's names of Z-Image, with query, key and value in one."""
     return _renamed(
-        _fused(
-            own, {r"(.+)\.attention\.to_(?P<part>[qkv])\.weight": r"\1.attention.qkv.weight"}
-        ),
+        _fused(own, {r"(.+)\.attention\.to_(?P<part>[qkv])\.weight": r"\1.attention.qkv.weight"}),
         (
             (r"\.attention\.to_out\.0", ".attention.out"),
             (r"\.attention\.norm_(q|k)", r".attention.\1_norm"),
@@ -312,6 +310,17 @@ def krea_2(own: Tensors) -> Tensors:
             (r"^final_layer\.scale_shift_table", "last.modulation.lin"),
         ),
     )
+
+
+def chroma(own: Tensors) -> Tensors:
+    """Lodestone's names of Chroma: FLUX.1's, and a layer in place of the modulations."""
+    return flux_1(own) | {
+        re.sub(
+            r"norms\.(\d+)\.weight", r"norms.\1.scale", re.sub(r"linear_1", "in_layer", name)
+        ).replace("linear_2", "out_layer"): tensor
+        for name, tensor in own.items()
+        if name.startswith("distilled_guidance_layer.")
+    }
 
 
 def as_diffusers(own: Tensors) -> Tensors:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from t2i_cli.models import adapter_header
@@ -178,6 +179,7 @@ def latent_channels(tensors: Tensors) -> int | None:
     return None
 
 
+@lru_cache(maxsize=16_384)
 def split_prefix(name: str) -> tuple[str, str]:
     """The prefix by which a tensor is a part's, and that part: `denoiser`, `t5`, or its own name.
 

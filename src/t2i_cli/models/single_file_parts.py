@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 from t2i_cli.models import checkpoint_contents
 from t2i_cli.models.checkpoint_file import CheckpointFile, read_checkpoint
@@ -68,22 +69,28 @@ def _group(part: Part) -> str:
     return "t5" if part.cls == "T5EncoderModel" else part.name
 
 
-def count_elements(part: Part) -> tuple[Counter[str], Counter[TensorKind], Counter[TensorKind]]:
-    """The part's elements by dtype, its floats and their rows by kind. Raises ModelError."""
+class ElementCounts(NamedTuple):
+    """A part's elements by dtype, its floats and their rows by kind, its largest tensor's."""
+
+    elements: Counter[str]
+    floats: Counter[TensorKind]
+    rows: Counter[TensorKind]
+    largest: int
+
+
+def count_elements(part: Part) -> ElementCounts:
+    """The numbers of a part's elements in its file. Raises ModelError."""
     elements: Counter[str] = Counter()
     floats: Counter[TensorKind] = Counter()
     rows: Counter[TensorKind] = Counter()
+    largest = 0
     for name, shape, dtype in part_tensors(part):
         kind, count = tensor_kind(name, len(shape)), prod(shape)
         elements[dtype] += count
         floats[kind] += count
         rows[kind] += shape[0] if shape else 1
-    return elements, floats, rows
-
-
-def largest_tensor(part: Part) -> int:
-    """The elements of the part's largest tensor. Raises ModelError."""
-    return max((prod(shape) for _, shape, _ in part_tensors(part)), default=0)
+        largest = max(largest, count)
+    return ElementCounts(elements, floats, rows, largest)
 
 
 def is_gguf(path: Path) -> bool:

@@ -65,8 +65,7 @@ def read_weight_headers(
 
 def _single_file_weights(part: Part) -> ComponentWeights:
     """The weights that diffusers makes of a single file's tensors. Raises ModelError."""
-    elements, floats, rows = single_file_parts.count_elements(part)
-    largest = single_file_parts.largest_tensor(part)
+    elements, floats, rows, largest = single_file_parts.count_elements(part)
     if saved_quantization.saved_method(part):
         if part.library != "diffusers":  # its blocks are computed to numbers of the run's dtype
             return ComponentWeights(elements={"F16": sum(elements.values())}, largest=largest)
