@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from t2i_cli.models import family_bases
 from t2i_cli.models.checkpoint_file import read_checkpoint
@@ -21,6 +22,7 @@ from tests import (
     tiny_transformers,
     tiny_vision_language,
 )
+from tests.conftest import T2I
 from tests.fakes import single_files
 from tests.fakes import transformer_layouts as layouts
 from tests.fakes.single_files import Tensors
@@ -352,36 +354,29 @@ def test_relatives_with_the_same_pipeline_are_told_by_their_configs(tmp_path: Pa
     assert family_bases.family_of_folder(folder) == "playground-v2.5"
 
 
-def _all_of_flux(folder: Path, file: Path, *, fp8: bool = False) -> Path:
-    """Everything of a FLUX folder in one file, the transformer by Black Forest Labs' names."""
-    import torch
-
-    tensors = _all_in_one(
-        folder, single_files.flux_1(single_files.load_part(folder, "transformer")), FLUX_ENCODERS
-    )
-    if fp8:
-        for name in [name for name in tensors if name.startswith(layouts.COMFY)]:
-            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
-    return single_files.save(tensors, file)
+def _closed_picture(model: Path, base: Path | None = None) -> NDArray[np.int64]:
+    """The picture of a model whose gigabytes are given back."""
+    asked = run(model, base=base) if base else run(model)
+    try:
+        return asked.image()
+    finally:
+        asked.backend.close()
 
 
 @pytest.mark.full
 def test_flux_in_its_own_layout_at_its_own_width(tmp_path: Path) -> None:
     folder = tiny_models.save("flux-3072", tmp_path / "flux")
-    whole = run(folder).image()
-    file = _all_of_flux(folder, tmp_path / "flux.safetensors")
+    whole = _closed_picture(folder)
+    own = single_files.flux_1(single_files.load_part(folder, "transformer"))
+    tensors = _all_in_one(folder, own, FLUX_ENCODERS)
+    file = single_files.save(tensors, tmp_path / "flux.safetensors")
+    del tensors
     assert read_checkpoint(file).family == "flux-dev"
     configs = _without_weights(folder, tmp_path / "bare", *FLUX_ENCODERS, "transformer", "vae")
-    loaded = run(file, base=configs)
-    assert np.array_equal(whole, loaded.image())
-    assert not loaded.notices
-    file = _all_of_flux(folder, file, fp8=True)
-    assert np.abs(whole - run(file, base=configs).image()).mean() < 15
-    own = single_files.flux_1(single_files.load_part(folder, "transformer"))
-    alone = single_files.save(own, tmp_path / "alone.safetensors")
-    assert np.array_equal(whole, run(alone, base=folder).image())
-    alone = single_files.save_gguf(own, tmp_path / "alone.gguf", lambda name: "blocks" in name)
-    assert np.abs(whole - run(alone, base=folder).image()).mean() < 8
+    assert np.array_equal(whole, _closed_picture(file, configs))
+    file = single_files.save_gguf(own, tmp_path / "alone.gguf", lambda name: "blocks" in name)
+    del own
+    assert np.abs(whole - _closed_picture(file, folder)).mean() < 8
 
 
 WIDE: dict[str, tuple[Callable[[], LibraryObject], Layout]] = {
@@ -395,10 +390,30 @@ WIDE: dict[str, tuple[Callable[[], LibraryObject], Layout]] = {
 def test_families_of_fixed_width_are_read_in_their_own_layout(name: str, tmp_path: Path) -> None:
     build, layout = WIDE[name]
     folder = tiny_models.save_pipeline(build, tmp_path / "folder")
-    whole = run(folder).image()
+    whole = _closed_picture(folder)
     own = layout(single_files.load_part(folder, "transformer"))
     for prefix in ("", layouts.COMFY):
         tensors = layouts.prefixed(dict, prefix)(own)
         file = single_files.save(tensors, tmp_path / f"{name}.safetensors")
         assert read_checkpoint(file).family == name
-        assert np.array_equal(whole, run(file, base=folder).image())
+        assert np.array_equal(whole, _closed_picture(file, folder))
+
+
+def test_the_command_makes_the_same_picture_and_tells_what_the_base_brings(
+    t2i: T2I, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    build, layout, _ = FAMILIES["z-image"]
+    folder = tiny_models.save_pipeline(build, tmp_path / "folder")
+    tensors = layouts.prefixed(layout, layouts.COMFY)(single_files.load_part(folder, "transformer"))
+    file = single_files.save(tensors, tmp_path / "z.safetensors")
+    picture = tmp_path / "picture.png"
+    options = ("--size", "64", "--steps", "2", "-s", "1", "--device", "cpu")
+    done = t2i(
+        *("generate", "a red star", "-m", str(file), "--base", str(folder)),
+        *(*options, "-o", str(picture)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Read from z.safetensors: transformer; from folder: " in done.stderr
+    assert np.array_equal(run(folder).image(), np.array(Image.open(picture)))

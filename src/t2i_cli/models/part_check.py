@@ -49,7 +49,8 @@ def check_file(field: str, checkpoint: CheckpointFile, base: Path) -> None:
             f"{checkpoint.path} holds no {NOUNS[field]}: it is a file of the kind {what!r}.",
             field=field,
         )
-    family_bases.check_family(checkpoint, base, field)
+    if (checkpoint.kind, checkpoint.family) != ("vae", "wan"):  # Qwen-Image's has its layout
+        family_bases.check_family(checkpoint, base, field)
     if how := checkpoint.quantization:
         check_loadable(checkpoint, how)
 
