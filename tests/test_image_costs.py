@@ -22,7 +22,14 @@ from t2i_cli.errors import (
     TimedOutError,
 )
 from t2i_cli.events import Event, Notice, OnEvent, RequestSent, Step
-from t2i_cli.image_costs import ImageCosts, check_cost_limit, estimated_cost_text, images_within
+from t2i_cli.image_costs import (
+    ImageCosts,
+    check_cost_limit,
+    estimated_cost_text,
+    exact_usd,
+    format_usd,
+    images_within,
+)
 from t2i_cli.image_price import ImagePrice
 from t2i_cli.net.concurrency import InFlightCall, run_concurrently
 from t2i_cli.net.throttle import Throttle
@@ -70,6 +77,26 @@ def test_sums_are_exact_so_that_three_times_10_cents_fit_30() -> None:
     cents = [ImagePrice(usd=0.1, source="s")] * 4
     assert images_within(cents, 0.3) == 3
     assert ImageCosts(cents[:3]).known_usd == Decimal("0.3")
+
+
+@pytest.mark.parametrize(
+    ("usd", "text"),
+    [
+        (0.0669999, "0.0669999"),
+        (0.00000004, "0.00000004"),
+        (0.1, "0.10"),
+        (1234.5, "1,234.50"),
+        (5.0, "5.00"),
+        (1e21, "1,000,000,000,000,000,000,000.00"),
+    ],
+)
+def test_an_amount_is_told_as_it_was_given(usd: float, text: str) -> None:
+    assert format_usd(exact_usd(usd)) == text
+
+
+def test_a_limit_just_below_what_it_is_too_small_for_reads_as_below() -> None:
+    with pytest.raises(InputError, match=r"--max-cost 0\.0669999 is less .* 0\.067 USD"):
+        check_cost_limit([ImagePrice(usd=0.067, source="s")], 0.0669999)
 
 
 def test_a_limit_that_cannot_be_kept_is_refused() -> None:

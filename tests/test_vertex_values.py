@@ -118,6 +118,8 @@ def test_a_wrong_value_needs_no_credentials(options: tuple[str, ...], sentence: 
         (("deploy", "-m", "sd15", "--ttl", "2x"), "--ttl 2x is no duration"),
         (("deploy", "-m", "BAD", "--dry-run"), "The model 'BAD' is unknown"),
         (("deploy", "--max-cost", "1", "--ttl", "9h", "--dry-run"), "would cost up to 7.29 USD"),
+        (("deploy", "--max-cost", "3.2399", "--dry-run"), "3.24 USD by the estimate, more than "),
+        (("deploy", "--max-cost", "0.0669999", "--dry-run"), "than --max-cost 0.0669999."),
         (("run", "--accelerator", "foo", "--", "true"), "an accelerator foo"),
         (("run", "-m", "sd15", "--", "no-such-command"), "Cannot run no-such-command"),
         (("generate", "a star", "--endpoint", "1", "--serving", "bad"), "--serving must be"),

@@ -148,8 +148,8 @@ def exact_usd(usd: float) -> Decimal:
 
 
 def format_usd(usd: Decimal) -> str:
-    """An amount with two digits after the point, or as many as it has, up to six."""
-    whole, _, digits = f"{usd:,.6f}".partition(".")
+    """An amount with two digits after the point, or as many as it has: none is rounded."""
+    whole, _, digits = f"{usd:,f}".partition(".")
     return f"{whole}.{digits.rstrip('0').ljust(2, '0')}"
 
 

@@ -10,6 +10,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.files.state_files import is_amount, is_text
 from t2i_cli.files.toml_files import read_toml_file
 from t2i_cli.image_price import ImagePrice
+from t2i_cli.price_dates import with_age
 from t2i_cli.settings import store
 
 TABLE_FILE = "image_prices.toml"
@@ -40,7 +41,7 @@ def built_in_table(backend: str) -> ImagePriceTable:
     text = resources.files(__package__).joinpath(TABLE_FILE).read_text(encoding="utf-8")
     record = tomllib.loads(text)[backend]
     return ImagePriceTable(
-        source=f"table: {record['date']}, {record['source']}", images=record["images"]
+        source=f"table: {with_age(record['date'])}, {record['source']}", images=record["images"]
     )
 
 
@@ -60,7 +61,7 @@ def read_image_prices(named: str) -> ImagePriceTable:
         )
     date = str(record.get("date", "no date"))
     shown = date[:100] if is_text(date[:100]) else "no date"
-    return ImagePriceTable(source=f"table: {shown}, {file}", images=images)
+    return ImagePriceTable(source=f"table: {with_age(shown)}, {file}", images=images)
 
 
 def find_image_price(

@@ -312,7 +312,8 @@ _TABLE = (
     Setting(
         key="vertex_prices",
         variable="T2I_VERTEX_PRICES",
-        takes="a TOML file with a date and USD an hour under [machines] and [accelerators]",
+        takes="a TOML file with a date and USD an hour under [machines], [accelerators], [spot] "
+        "and [flex-start]",
         accepts=_is_text,
     ),
     Setting(

@@ -1,11 +1,13 @@
 """Makes the plan of a deployment out of its options; creates nothing."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from t2i_cli.durations import format_duration
 from t2i_cli.errors import InputError
+from t2i_cli.image_costs import exact_usd, format_usd
 from t2i_cli.settings import store
 from t2i_cli.settings.options import DeploymentSpec
 from t2i_cli.vertex import (
@@ -144,9 +146,10 @@ def check_cost(plan: DeploymentPlan, limit: float) -> None:
     cost = hourly * plan.ttl / 3600
     if cost > limit:
         fits = int(limit / hourly * 3600) // 60 * 60
+        most = math.ceil(cost * 100) / 100  # rounded down it could be the limit itself
         raise InputError(
-            f"Until its TTL of {format_duration(plan.ttl)} this would cost up to {cost:.2f} USD "
-            f"by the estimate, more than --max-cost {limit:.2f}.",
+            f"Until its TTL of {format_duration(plan.ttl)} this would cost up to {most:.2f} USD "
+            f"by the estimate, more than --max-cost {format_usd(exact_usd(limit))}.",
             hint=f"--ttl {format_duration(fits)} would fit."
             if fits
             else "A cheaper --machine-type may fit.",

@@ -8,6 +8,7 @@ from t2i_cli.errors import InputError
 from t2i_cli.files.state_files import is_amount
 from t2i_cli.files.toml_files import read_toml_file
 from t2i_cli.model_spec import ModelSpec
+from t2i_cli.price_dates import with_age
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import format_bytes
 from t2i_cli.vertex import hardware_table, machine_search, model_memory
@@ -29,10 +30,11 @@ class PriceTable:
     flex_start: Mapping[str, float] = field(default_factory=dict)
 
 
-def _built_in() -> PriceTable:
+def built_in_prices() -> PriceTable:
+    """The prices of the table that t2i brings."""
     table = hardware_table.hardware_table()
     return PriceTable(
-        date=table.date,
+        date=with_age(table.date),
         machines=_known_prices(table.machines),
         accelerators=_known_prices(table.accelerators),
     )
@@ -44,7 +46,7 @@ def _known_prices(
     return {name: row.usd_per_hour for name, row in rows.items() if row.usd_per_hour is not None}
 
 
-BUILT_IN = _built_in()
+BUILT_IN = built_in_prices()
 """Vertex AI's online prediction prices, derived from Compute Engine's."""
 
 _UNKNOWN_ACCELERATOR = "NVIDIA_L4"
@@ -251,7 +253,7 @@ def read_prices(named: str) -> PriceTable:
     """The built-in prices, overridden by a TOML file. Raises InputError or StorageError."""
     file, record = read_toml_file(named)
     return PriceTable(
-        date=f"{record.get('date', 'no date')!s:.100}, {file}",
+        date=f"{with_age(format(str(record.get('date', 'no date')), '.100'))}, {file}",
         machines={**BUILT_IN.machines, **_prices(record, "machines", file)},
         accelerators={**BUILT_IN.accelerators, **_prices(record, "accelerators", file)},
         spot={**BUILT_IN.spot, **_prices(record, "spot", file)},
