@@ -88,7 +88,7 @@ def test_prices_of_more_than_a_year_ago_are_told(
     date: str, old: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.struct_time((2027, 11, 15, 12, 0, 0, 0, 1, 0))
-    monkeypatch.setattr(price_dates.time, "gmtime", lambda: now)
+    monkeypatch.setattr("time.gmtime", lambda: now)
     assert price_dates.with_age(date) == date + "; more than a year old" * old
 
 
@@ -99,7 +99,7 @@ def test_each_table_says_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert find_image_price("gemini", "old").source.startswith("table: May 2020; more than a year")
     assert machine_types.read_prices(str(file)).date.startswith("May 2020; more than a year old")
     later = time.struct_time((2031, 1, 1, 0, 0, 0, 0, 1, 0))
-    monkeypatch.setattr(price_dates.time, "gmtime", lambda: later)
+    monkeypatch.setattr("time.gmtime", lambda: later)
     monkeypatch.setattr(image_prices, "built_in_table", image_prices.built_in_table.__wrapped__)
     assert "November 2026; more than a year old" in image_prices.built_in_table("gemini").source
     assert "more than a year old" in machine_types.built_in_prices().date

@@ -57,14 +57,16 @@ def create_backend(
     format: ImageFormat = "png",
     lenient: bool | None = False,
     worker: bool = False,
+    plan_only: bool = False,
 ) -> Backend:
     """Create the backend of the options, else of the settings, else the local one.
 
     `batch_size` is the number of images per batch; `None` measures which size is fastest. `strict`
     is for the same bits on each machine of a kind. `format` is the image files' format, which
     remote backends may transfer images in. `lenient` is `None` for a command without that option.
-    With `worker`, the local backend uses the warm worker if `keep_alive` is not zero. Raises
-    InputError if an option does not apply to the backend.
+    With `worker`, the local backend uses the warm worker if `keep_alive` is not zero. A backend
+    for a plan alone (`plan_only`) does without the account and the server that an image needs.
+    Raises InputError if an option does not apply to the backend.
     """
     options = options or BackendOptions()
     options = _settle_all_devices(options)
@@ -79,13 +81,13 @@ def create_backend(
     _check_options(name, options, other_values, lenient)
     match name:
         case "http":
-            return _http_backend(options)
+            return _http_backend(options, plan_only)
         case "vertex":
-            return _vertex_backend(options, format)
+            return _vertex_backend(options, format, plan_only)
         case "gemini":
-            return _gemini_backend(options, format)
+            return _gemini_backend(options, format, plan_only)
         case "hf":
-            return _hf_backend(options)
+            return _hf_backend(options, plan_only)
     local_options = _local_options(options.device, lenient, batch_size, strict=strict)
     if name == "ray":
         return _ray_backend(options, local_options, format)
@@ -239,7 +241,7 @@ def _ray_backend(
     )
 
 
-def _http_backend(options: BackendOptions) -> Backend:
+def _http_backend(options: BackendOptions, plan_only: bool) -> Backend:
     from t2i_cli.backends.http import HttpBackend, HttpOptions
     from t2i_cli.backends.http import options as http
 
@@ -252,27 +254,29 @@ def _http_backend(options: BackendOptions) -> Backend:
             url=url,
             key=key,
             dialect=store.resolve_setting("http_dialect", options.http.dialect),
-            retry_policy=_retry_policy(options.calls),
+            retry_policy=_retry_policy(options.calls, plan_only),
             concurrency=_concurrency(options.calls),
+            plan_only=plan_only,
             on_note=console.note,
         )
     )
 
 
-def _hf_backend(options: BackendOptions) -> Backend:
+def _hf_backend(options: BackendOptions, plan_only: bool) -> Backend:
     from t2i_cli.backends.hf import HfBackend, HfOptions
 
     return HfBackend(
         HfOptions(
             provider=store.resolve_setting("hf_provider", options.hf.provider) or "auto",
             bill_to=store.resolve_setting("hf_bill_to", options.hf.bill_to),
-            retry_policy=_retry_policy(options.calls),
+            retry_policy=_retry_policy(options.calls, plan_only),
             concurrency=_concurrency(options.calls),
+            plan_only=plan_only,
         )
     )
 
 
-def _vertex_backend(options: BackendOptions, format: ImageFormat) -> Backend:
+def _vertex_backend(options: BackendOptions, format: ImageFormat, plan_only: bool) -> Backend:
     from t2i_cli.backends.vertex import VertexBackend, VertexOptions
 
     endpoint = store.resolve_setting("vertex_endpoint", options.endpoint.endpoint)
@@ -280,13 +284,14 @@ def _vertex_backend(options: BackendOptions, format: ImageFormat) -> Backend:
         VertexOptions(
             endpoint=replace(options.endpoint, endpoint=endpoint),
             format=format,
-            retry_policy=_retry_policy(options.calls),
+            retry_policy=_retry_policy(options.calls, plan_only),
             concurrency=_concurrency(options.calls),
+            plan_only=plan_only,
         )
     )
 
 
-def _gemini_backend(options: BackendOptions, format: ImageFormat) -> Backend:
+def _gemini_backend(options: BackendOptions, format: ImageFormat, plan_only: bool) -> Backend:
     from t2i_cli.backends.gemini import GeminiBackend, GeminiOptions
 
     region = store.resolve_setting("gemini_region", options.endpoint.region)
@@ -295,18 +300,21 @@ def _gemini_backend(options: BackendOptions, format: ImageFormat) -> Backend:
             place=replace(options.endpoint, region=region or defaults.GEMINI_REGION),
             model=store.get_setting("gemini_model"),
             format=format,
-            retry_policy=_retry_policy(options.calls),
+            retry_policy=_retry_policy(options.calls, plan_only),
             concurrency=_concurrency(options.calls),
+            plan_only=plan_only,
         )
     )
 
 
-def _retry_policy(calls: CallOptions) -> RetryPolicy:
+def _retry_policy(calls: CallOptions, plan_only: bool) -> RetryPolicy:
     retries = calls.retries
     if retries is None:
         retries = int(store.get_setting("retries") or defaults.RETRIES)
     timeout = calls.timeout or float(store.get_setting("timeout") or defaults.TIMEOUT)
-    return RetryPolicy(retries=retries, timeout=timeout, from_options=True)
+    return RetryPolicy(
+        retries=retries, timeout=timeout, from_options=True, retry_unreachable=not plan_only
+    )
 
 
 def _concurrency(calls: CallOptions) -> int | None:

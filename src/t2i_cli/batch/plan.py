@@ -133,6 +133,8 @@ class BatchPlan:
                 lines.append(f"  to download: {estimate['model']}, {download:,} MiB")
             if url := estimate.get("url"):
                 lines.append(f"  on {url}: {estimate['concurrency']} calls at a time")
+            if unknown := estimate.get("not_known"):
+                lines.append(f"  not known: {unknown}")
             if workers := estimate.get("workers"):
                 lines.append(_describe_workers(estimate, str(workers)))
             if gpus := estimate.get("unused_gpus"):

@@ -18,6 +18,7 @@ from t2i_cli.errors import (
     TimedOutError,
     os_reason,
 )
+from t2i_cli.net.unreachable import UnreachableError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _MODELS_HINT = "`t2i models list` shows the models t2i knows."
@@ -65,9 +66,9 @@ def _translate(error: BaseException, repo: str) -> T2IError:
             case httpx2.TimeoutException():
                 return TimedOutError("The Hub did not answer in time.")
             case httpx2.HTTPError():
-                return RemoteError("The Hub cannot be reached.")
+                return UnreachableError("The Hub cannot be reached.")
             case hf.OfflineModeIsEnabled():
-                return RemoteError("HF_HUB_OFFLINE is set.", hint="Unset it to ask the Hub.")
+                return UnreachableError("HF_HUB_OFFLINE is set.", hint="Unset it to ask the Hub.")
             case hf.HFValidationError():
                 return ModelError(f"{repo} is not the name of a repository.", hint=_MODELS_HINT)
             case OSError(errno=int() as number):

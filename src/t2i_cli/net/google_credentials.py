@@ -26,6 +26,7 @@ from t2i_cli.errors import (
 )
 from t2i_cli.files.state_files import check_regular, is_count, is_text, parse_json
 from t2i_cli.known_secrets import register_secret
+from t2i_cli.net.unreachable import UnreachableError
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -38,6 +39,7 @@ LOGIN_HINT = (
     "Run `gcloud auth application-default login`, or set "
     f"{CREDENTIALS_VARIABLE} to a service account's key file."
 )
+_NETWORK = "Check the network and try again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +172,8 @@ def _request_without_retry(
     finally:
         client.close()
     if response.status in {408, 429} or response.status >= 500:
-        raise RemoteError(
-            f"Google issues no token now: its server answers with status {response.status}.",
-            hint="Try again.",
-        )
+        failed = f"its server answers with status {response.status}"
+        raise RemoteError(f"Google issues no token now: {failed}.", hint="Try again.")
     _check_token_answer(str(response.status), response.headers, response.body)
     return SimpleNamespace(status=response.status, headers=response.headers, data=response.body)
 
@@ -183,7 +183,7 @@ def _error_from_failed_call(failed: "FailedCall") -> T2IError:
 
     if isinstance(failed.error, httpx2.TimeoutException):
         return _timeout_error()
-    return RemoteError("Google cannot be reached.", hint="Check the network and try again.")
+    return UnreachableError("Google cannot be reached.", hint=_NETWORK)
 
 
 def _check_token_answer(status: str, headers: Mapping[str, str], body: bytes) -> None:
@@ -308,10 +308,10 @@ def _error_from_google_auth(error: Exception) -> T2IError:
     from google.auth import exceptions
 
     if isinstance(error, exceptions.TransportError) or getattr(error, "retryable", False):
-        return RemoteError("Google cannot be reached.", hint="Check the network and try again.")
+        return UnreachableError("Google cannot be reached.", hint=_NETWORK)
     response = error.args[1] if len(error.args) > 1 else None
     code = response.get("error") if isinstance(response, dict) else None
-    reason = f" ({code})" if isinstance(code, str) else ""
+    reason = f" ({code})" * isinstance(code, str)
     return AccessError(f"Google refuses these credentials{reason}.", hint=LOGIN_HINT)
 
 

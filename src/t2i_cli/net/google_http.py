@@ -40,6 +40,7 @@ from t2i_cli.net.retry import (
     parse_retry_after,
     retryable,
 )
+from t2i_cli.net.unreachable import UnreachableError
 
 MAX_ATTEMPTS = 5
 """Attempts of one call, the first included."""
@@ -239,7 +240,7 @@ def connection_error(error: Exception) -> T2IError:
         return InputError("That is no address of Google Cloud's interfaces.", field="api_endpoint")
     if isinstance(error, httpx2.TimeoutException):
         return TimedOutError("Google Cloud did not answer in time.", hint="Check the network.")
-    return RemoteError(
+    return UnreachableError(
         "Google Cloud cannot be reached, or the connection broke.",
         hint="Check the network and try again.",
     )

@@ -19,6 +19,7 @@ from t2i_cli import __version__, library_environment
 from t2i_cli.errors import InputError, RemoteError, T2IError, TimedOutError, os_reason
 from t2i_cli.files.state_files import check_regular, parse_json
 from t2i_cli.net.retry import RetryableError, parse_retry_after
+from t2i_cli.net.unreachable import UnreachableError
 from t2i_cli.terminal.console import console
 
 CONNECT_TIMEOUT = 10.0
@@ -271,7 +272,7 @@ def translate_error(failed: FailedCall) -> RetryableError | T2IError:
         case httpx2.InvalidURL() | httpx2.UnsupportedProtocol() | UnicodeError():
             return InputError(f"The address of {host} is no address of a server.", field="url")
         case httpx2.ConnectTimeout():
-            return RetryableError(RemoteError(f"{host} cannot be reached.", hint=_NETWORK))
+            return RetryableError(UnreachableError(f"{host} cannot be reached.", hint=_NETWORK))
         case httpx2.TimeoutException():
             return TimedOutError(
                 f"{host} did not answer within {failed.timeout:.3g} s.",
@@ -280,14 +281,15 @@ def translate_error(failed: FailedCall) -> RetryableError | T2IError:
         case httpx2.ConnectError() if is_certificate_error(failed.error):
             return certificate_error(host)
         case httpx2.ConnectError():
-            return RetryableError(RemoteError(f"{host} cannot be reached.", hint=_NETWORK))
+            return RetryableError(UnreachableError(f"{host} cannot be reached.", hint=_NETWORK))
         case httpx2.ProxyError():
             return RemoteError(
                 f"The proxy on the way to {host} refuses.", hint="HTTPS_PROXY and NO_PROXY set it."
             )
-    return RetryableError(
-        RemoteError(f"The connection to {host} broke.", hint="Look into the server's log.")
+    broken = UnreachableError(
+        f"The connection to {host} broke.", hint="Look into the server's log."
     )
+    return RetryableError(broken)
 
 
 def trusted_certificates(ca_file: str) -> ssl.SSLContext:

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from t2i_cli.errors import QuotaError, RemoteError, T2IError, TimedOutError
 from t2i_cli.net.throttle import Throttle
+from t2i_cli.net.unreachable import UnreachableError
 
 MAX_PAUSE = 60.0
 """Longest backoff in seconds; a server that wants a longer one sends Retry-After."""
@@ -34,7 +35,8 @@ class RetryPolicy:
     Exponential backoff with jitter: the first pause is `first_pause` seconds, each next one
     `growth` times as long, up to `longest_pause`; each is shortened at random by up to half, so
     that callers do not retry at the same time. `from_options`: --retries and --timeout set the
-    policy, and the final error names them.
+    policy, and the final error names them. Without `retry_unreachable` a server that cannot be
+    reached, or does not answer, is asked once.
     """
 
     retries: int
@@ -43,6 +45,7 @@ class RetryPolicy:
     growth: float = 2.0
     longest_pause: float = MAX_PAUSE
     from_options: bool = False
+    retry_unreachable: bool = True
 
 
 class RetryableError(Exception):
@@ -122,6 +125,9 @@ def call_with_retry(
         try:
             result = attempt(max(0.001, deadline - time.monotonic()))
         except RetryableError as failure:
+            unreachable = isinstance(failure.error, UnreachableError | TimedOutError)
+            if unreachable and not policy.retry_unreachable:
+                raise failure.error from failure
             if failure.cold_start:
                 cold_starts += 1
             else:

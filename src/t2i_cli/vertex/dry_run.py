@@ -2,7 +2,8 @@
 
 from contextlib import ExitStack
 
-from t2i_cli.errors import AccessError, InputError
+from t2i_cli.errors import InputError
+from t2i_cli.net.unreachable import ACCOUNT_OR_NETWORK_ERRORS
 from t2i_cli.settings.options import DeploymentSpec, LocationOptions
 from t2i_cli.vertex import cloud_session, location, region_fallback
 from t2i_cli.vertex.deployment_planning import plan_without_account
@@ -14,11 +15,11 @@ from t2i_cli.vertex.region_fallback import RegionPlans
 def plan_dry_run(
     spec: DeploymentSpec, options: LocationOptions, report: ReportProgress
 ) -> DeploymentPlan | RegionPlans:
-    """The plan; without usable credentials, as far as it can be told. Raises T2IError."""
+    """The plan; without credentials or network, as far as it can be told. Raises T2IError."""
     with ExitStack() as stack:
         try:
             session = stack.enter_context(cloud_session.connect_to_deploy(spec, options))
-        except AccessError as error:
+        except ACCOUNT_OR_NETWORK_ERRORS as error:
             return _plan_without_account(spec, options, error.message)
         return region_fallback.plan_regions(spec, session.clients, session.account, report)
 

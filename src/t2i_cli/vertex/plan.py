@@ -1,6 +1,6 @@
 """Plan of a deployment: resources, cost and permissions, shown before anything is created."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from t2i_cli.durations import format_duration
 from t2i_cli.terminal.console import format_bytes
@@ -149,6 +149,10 @@ class DeploymentPlan:
             "TTL": f"{format_duration(self.ttl)}, until {format_time(self.labels.expires)}",
             "enforced by": self.enforcement(),
         }
+
+    def as_ephemeral(self) -> "DeploymentPlan":
+        """The plan of a deployment that the command itself removes."""
+        return replace(self, ephemeral=True)
 
     def question(self) -> str:
         """The confirmation prompt."""

@@ -61,7 +61,7 @@ class RegionPlans:
 
     def as_ephemeral(self) -> "RegionPlans":
         """The plans of a deployment that the command itself removes."""
-        plans = [replace(one, plan=replace(one.plan, ephemeral=True)) for one in self.plans]
+        plans = [replace(one, plan=one.plan.as_ephemeral()) for one in self.plans]
         return replace(self, plans=plans)
 
     def text(self) -> str:

@@ -27,10 +27,11 @@ from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.response_metadata import note_further_images
 from t2i_cli.net.retry import call_with_retry, retryable
 from t2i_cli.net.throttle import Throttle
+from t2i_cli.net.unreachable import ACCOUNT_OR_NETWORK_ERRORS, unknown_facts
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings.defaults import CONCURRENCY, GEMINI_MODEL, GEMINI_REGION
-from t2i_cli.vertex.location import find_location
+from t2i_cli.vertex.location import UNKNOWN_PROJECT, Location, find_location
 
 NAME = "gemini"
 """The backend's name, also in the table of prices."""
@@ -58,9 +59,11 @@ class GeminiBackend:
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """The model, its URL, and what would be asked of the image."""
         model = find_image_model(request.model)
-        return {
+        location, unknown = self._planned_location()
+        what = "the project, and " * (location.project == UNKNOWN_PROJECT)
+        return unknown_facts(f"{what}whether it may be called", unknown) | {
             "backend": NAME,
-            "url": model_url(self._connect().location, model.name),
+            "url": model_url(location, model.name),
             "sends": {"prompt": request.prompt} | request_body.image_config(request, model),
             "concurrency": self._concurrency,
         }
@@ -104,6 +107,15 @@ class GeminiBackend:
             self._connection = self._connection or _Connection(self._options, self._concurrency)
             return self._connection
 
+    def _planned_location(self) -> tuple[Location, str | None]:
+        """The location, and why there is no account, where only a plan is wanted."""
+        try:
+            return self._connect().location, None
+        except ACCOUNT_OR_NETWORK_ERRORS as error:
+            if not self._options.plan_only:
+                raise
+            return _find_model_location(self._options, UNKNOWN_PROJECT), error.message
+
     def _request_body(self, request: ResolvedRequest) -> dict[str, object]:
         model = find_image_model(request.model)
         return request_body.build_content_request(request, model, self._options.format)
@@ -140,6 +152,12 @@ class GeminiBackend:
         )
 
 
+def _find_model_location(options: GeminiOptions, login_project: str | None) -> Location:
+    """The project and the location of the models. Raises InputError."""
+    found = find_location(replace(options.place, region=None), login_project=login_project)
+    return replace(found, region=options.place.region or GEMINI_REGION)
+
+
 class _Connection:
     """The location, with its credentials and HTTP client; thread-safe."""
 
@@ -147,8 +165,7 @@ class _Connection:
         credentials, login = google_credentials.find_credentials()
         self._authorization = google_credentials.TokenProvider(credentials)
         self._policy = options.retry_policy
-        found = find_location(replace(options.place, region=None), login_project=login.project)
-        self.location = replace(found, region=options.place.region or GEMINI_REGION)
+        self.location = _find_model_location(options, login.project)
         self.clients = ClientPool(
             lambda: HttpClient(
                 api_url(self.location),

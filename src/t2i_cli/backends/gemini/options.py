@@ -18,7 +18,8 @@ class GeminiOptions:
     What `place` leaves unset comes from the settings and the credentials, but for its region, which
     is that of the models. `model` is for requests that name none. `format` is the image files'
     format, in which images are asked for if Google has it. `retry_policy` applies to each image,
-    `concurrency` is the maximum number of calls in flight.
+    `concurrency` is the maximum number of calls in flight. With `plan_only` no image is made, and
+    credentials are done without.
     """
 
     retry_policy: RetryPolicy
@@ -26,6 +27,7 @@ class GeminiOptions:
     model: str | None = None
     format: ImageFormat = "png"
     concurrency: int | None = None
+    plan_only: bool = False
 
 
 def api_url(location: Location) -> str:

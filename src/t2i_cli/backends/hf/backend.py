@@ -16,7 +16,7 @@ from t2i_cli.backends.hf.errors import (
     translate_failed_call,
     unreadable_answer,
 )
-from t2i_cli.backends.hf.options import HfOptions
+from t2i_cli.backends.hf.options import AUTO, HfOptions
 from t2i_cli.backends.hf.providers import (
     ARGUMENTS,
     ServedModel,
@@ -40,12 +40,14 @@ from t2i_cli.net.image_decoding import decode_image
 from t2i_cli.net.response_metadata import ResponseMetadata
 from t2i_cli.net.retry import CallCancelledError, RetryableError, call_with_retry
 from t2i_cli.net.throttle import Throttle
+from t2i_cli.net.unreachable import ACCOUNT_OR_NETWORK_ERRORS, unknown_facts
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_extras import extras_to_json
 from t2i_cli.request_fields import MODEL_DEFAULTS
 from t2i_cli.settings.defaults import CONCURRENCY
 
 if TYPE_CHECKING:
+    import httpx2
     from PIL.Image import Image
 
 _NO_EXTRAS = {
@@ -100,9 +102,9 @@ class HfBackend:
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """The provider, its name of the model, the fields that would be sent, and who pays."""
         served = self._served_model(_known_spec(request.model))
-        return {
+        return unknown_facts("which providers serve it", served.unknown) | {
             "backend": "hf",
-            "url": str(router_url().join(served.provider)),
+            "url": str(router_url() if served.provider == AUTO else _provider_url(served)),
             "provider": served.provider,
             "provider_model": served.model_id,
             "billed_to": self._options.payer,
@@ -113,10 +115,12 @@ class HfBackend:
     def image_price(self, request: ResolvedRequest) -> ImagePrice:
         """The price of an image by the user's table: the Hub and the providers do not tell it."""
         served = self._served_model(_known_spec(request.model))
-        found = find_image_price("hf", served.repo, provider=served.provider)
+        provider = None if served.provider == AUTO else served.provider
+        found = find_image_price("hf", served.repo, provider=provider)
         if found.usd is not None:
             return found
-        return ImagePrice(usd=None, source=f"billed by {served.provider} through Hugging Face")
+        biller = provider or "the provider"
+        return ImagePrice(usd=None, source=f"billed by {biller} through Hugging Face")
 
     def parallelism(self) -> int:
         """As many as calls may be in flight, of all runs together."""
@@ -150,8 +154,17 @@ class HfBackend:
         repo = spec.repo or spec.name
         with self._lock:
             if repo not in self._served_models:
-                self._served_models[repo] = find_served_model(spec, self._options.provider)
+                self._served_models[repo] = self._find_served_model(spec)
             return self._served_models[repo]
+
+    def _find_served_model(self, spec: ModelSpec) -> ServedModel:
+        try:
+            return find_served_model(spec, self._options.provider)
+        except ACCOUNT_OR_NETWORK_ERRORS as error:
+            if not self._options.plan_only:
+                raise
+            repo, provider = spec.repo or spec.name, self._options.provider
+            return ServedModel(repo=repo, provider=provider, model_id=None, unknown=error.message)
 
     def _generate(self, call: InFlightCall, client: HttpClient) -> GeneratedImage:
         request = call.request
@@ -190,7 +203,7 @@ class HfBackend:
         info = ResponseMetadata().generation_info(
             request,
             backend="hf",
-            endpoint=str(router_url().join(served.provider)),
+            endpoint=str(_provider_url(served)),
             deployed_model=served.model_id,
             libraries=_libraries(),
         )
@@ -237,6 +250,11 @@ class HfBackend:
                 ) from error
             raise unreadable_answer(error, context) from error
         return _file_bytes(image)
+
+
+def _provider_url(served: ServedModel) -> "httpx2.URL":
+    """The address under which the router hands calls on to the provider."""
+    return router_url().join(served.provider)
 
 
 def _known_spec(model: str | None) -> ModelSpec:

@@ -14,13 +14,15 @@ class HfOptions:
 
     `provider` is a provider's name on the Hub, or AUTO. `bill_to` is the organisation that pays,
     `None` for the token's own account. `retry_policy` applies to each image. `concurrency` is the
-    maximum number of calls in flight.
+    maximum number of calls in flight. With `plan_only` no image is made, and a Hub that cannot be
+    asked is done without.
     """
 
     retry_policy: RetryPolicy
     provider: str = AUTO
     bill_to: str | None = None
     concurrency: int | None = None
+    plan_only: bool = False
 
     @property
     def payer(self) -> str:

@@ -46,17 +46,23 @@ _WAVESPEED_SIZE = "wavespeed takes no {}: a size is text there, as --set 'size=1
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """A model on the Hub and its provider; `alternatives` are the other providers that serve it."""
+    """A model on the Hub and its provider; `alternatives` are the other providers that serve it.
+
+    Where the Hub could not be asked, `provider` may be AUTO, and `unknown` says why.
+    """
 
     repo: str
     provider: str
-    model_id: str
+    model_id: str | None
     alternatives: tuple[str, ...] = ()
     warning: str | None = None
+    unknown: str | None = None
 
     @property
     def honoured(self) -> frozenset[str]:
         """The request fields that are sent."""
+        if self.provider == AUTO:
+            return frozenset().union(*HONOURED.values(), {"extras"})
         return HONOURED.get(self.provider, frozenset()) | {"extras"}
 
     def refusals(self) -> tuple[tuple[str, str], ...]:

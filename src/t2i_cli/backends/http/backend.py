@@ -22,6 +22,7 @@ from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.retry import RetryableError, call_with_retry
 from t2i_cli.net.throttle import Throttle
+from t2i_cli.net.unreachable import ACCOUNT_OR_NETWORK_ERRORS, unknown_facts
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import DIALECTS
 from t2i_cli.settings.defaults import CONCURRENCY
@@ -61,10 +62,12 @@ class HttpBackend:
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """The server, its dialect, and the names of the fields that would be sent."""
         server = self._server()
-        return {
+        unasked = server.unasked
+        unknown = None if unasked is None else unasked.message
+        return unknown_facts("what the server has", unknown) | {
             "backend": "http",
             "url": server.url,
-            "dialect": server.dialect.name,
+            "dialect": self._options.dialect if unasked else server.dialect.name,
             "sends": [name for name in self._request_body(request) if name != "response_format"],
             "concurrency": self._concurrency,
         }
@@ -101,8 +104,16 @@ class HttpBackend:
     def _server(self) -> ServerInfo:
         """What is known of the server, which is asked once."""
         with self._lock:
-            self._server_info = self._server_info or self._probe()
+            self._server_info = self._server_info or self._find_server()
             return self._server_info
+
+    def _find_server(self) -> ServerInfo:
+        try:
+            return self._probe()
+        except ACCOUNT_OR_NETWORK_ERRORS as error:
+            if not self._options.plan_only:
+                raise
+            return discovery.unasked_server(self._options.url, self._options.dialect, error)
 
     def _probe(self) -> ServerInfo:
         """Look at the server, within the time and the retries that hold for an image."""

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from t2i_cli.errors import InputError, ModelError, RemoteError
+from t2i_cli.errors import InputError, ModelError, RemoteError, T2IError
 from t2i_cli.files.state_files import is_text
 from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.models.described_spec import check_spec_values
-from t2i_cli.request_fields import MODEL_DEFAULTS, OPTIONAL_FIELDS, Dialect
+from t2i_cli.request_fields import DIALECTS, MODEL_DEFAULTS, OPTIONAL_FIELDS, Dialect
 
 _MAX_LISTED = 5
 """Maximum number of models that an error lists."""
@@ -20,16 +20,20 @@ _MAX_LISTED = 5
 class ServerInfo:
     """What a server says of itself; `models` is `None` if it does not list them.
 
-    `facts` is a t2i server's description of its model, empty for other servers.
+    `facts` is a t2i server's description of its model, empty for other servers. `unasked` is why
+    the server could not be asked, where only a plan is wanted.
     """
 
     url: str
     dialect: Dialect
     models: Sequence[str] | None
     facts: Mapping[str, Any]
+    unasked: T2IError | None = None
 
     def model_name(self, wanted: str | None) -> str:
         """The server's name of a model; raises InputError or ModelError."""
+        if wanted is None and self.unasked:
+            raise self.unasked
         if wanted is None:
             if self.models and len(self.models) == 1:
                 return self.models[0]
@@ -78,6 +82,16 @@ class ServerInfo:
         models = list(self.models or ["no model"])
         more = f" and {len(models) - _MAX_LISTED} more" if len(models) > _MAX_LISTED else ""
         return ", ".join(models[:_MAX_LISTED]) + more
+
+
+def unasked_server(url: str, dialect: str | None, why: T2IError) -> ServerInfo:
+    """What is known of a server that could not be asked.
+
+    It may have any dialect: the one with the most fields stands for it.
+    """
+    return ServerInfo(
+        url=url, dialect=DIALECTS[dialect or "t2i"], models=None, facts={}, unasked=why
+    )
 
 
 def check_facts(facts: dict[str, Any]) -> dict[str, Any]:

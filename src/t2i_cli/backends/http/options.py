@@ -19,7 +19,8 @@ class HttpOptions:
 
     `url` is the API's base URL, as http://host:port/v1; `dialect` `None` is detected from the model
     list. `retry_policy` applies to each image. `concurrency` is the maximum number of calls in
-    flight. `on_note` takes sentences for the user on the first look at the server.
+    flight. `on_note` takes sentences for the user on the first look at the server. With `plan_only`
+    no image is made, and a server that cannot be asked is planned for as far as it is known.
     """
 
     url: str
@@ -28,6 +29,7 @@ class HttpOptions:
     dialect: str | None = None
     concurrency: int | None = None
     on_note: Callable[[str], None] = lambda _: None
+    plan_only: bool = False
 
 
 def parse_base_url(url: str | None) -> str:

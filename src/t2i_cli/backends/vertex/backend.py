@@ -18,9 +18,9 @@ from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
 from t2i_cli.net.throttle import Throttle
+from t2i_cli.net.unreachable import ACCOUNT_OR_NETWORK_ERRORS, unknown_facts
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.settings.defaults import CALLS_A_REPLICA
-from t2i_cli.vertex import machine_types
+from t2i_cli.vertex import location, machine_types
 
 
 class VertexBackend:
@@ -30,28 +30,29 @@ class VertexBackend:
         self._options = options
         self._lock = Lock()
         self._connection: _Connection | None = None
+        self._known: tuple[Endpoint, str | None] | None = None
 
     def describe(self, request: GenerateRequest) -> ModelSpec:
         """Describe the model deployed to the endpoint. Raises T2IError."""
         if self._connection is None:
             endpoint.check_before_login(self._options, request.model)
-        return self._connect().target.spec(request.model)
+        return self._planned_target()[0].spec(request.model)
 
     def check(self, request: ResolvedRequest) -> None:
         """Do nothing: a request resolved for the endpoint's model can be sent."""
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """The endpoint, its URL, the fields that would be sent, and its price in USD per hour."""
-        connection = self._connect()
-        target, prices = connection.target, machine_types.load_prices()
+        target, unknown = self._planned_target()
+        prices = machine_types.load_prices()
         instance: dict[str, object] = self._request_body(request, "png")["instances"][0]  # type: ignore[index]
-        return {
+        return unknown_facts("what is deployed there now", unknown) | {
             "backend": "vertex",
             "endpoint": target.record.name,
             "url": target.url,
             "serving": target.serving,
             "sends": [name for name in instance if name not in {"text", "format"}],
-            "concurrency": connection.concurrency,
+            "concurrency": self._options.calls_at_a_time(target.record.replicas),
             "usd_per_hour_at_most": target.price(prices),
             "prices_of": prices.date,
         }
@@ -63,7 +64,7 @@ class VertexBackend:
         """As many as calls may be in flight, of all runs together."""
         if self._connection:
             return self._connection.concurrency
-        return self._options.concurrency or CALLS_A_REPLICA
+        return self._options.calls_at_a_time(None)
 
     def resolve_revision(self, model: str, revision: str | None) -> str | None:
         """Return `None`: the deployment determines the commit."""
@@ -97,8 +98,19 @@ class VertexBackend:
             self._connection = self._connection or _Connection(self._options)
             return self._connection
 
+    def _planned_target(self) -> tuple[Endpoint, str | None]:
+        """The endpoint, and why it could not be looked up, where only a plan is wanted."""
+        try:
+            return self._known or (self._connect().target, None)
+        except ACCOUNT_OR_NETWORK_ERRORS as error:
+            if not self._options.plan_only:
+                raise
+            known = endpoint.known_endpoint(self._options, location.UNKNOWN_PROJECT)
+            self._known = known, error.message
+            return self._known
+
     def _request_body(self, request: ResolvedRequest, format: ImageFormat) -> dict[str, object]:
-        target = self._connect().target
+        target, _ = self._planned_target()
         # A known model has already been compared with the request's.
         unknown = target.record.model is None
         return payload.build_prediction_request(request, target.serving, format, name_model=unknown)
@@ -153,8 +165,7 @@ class _Connection:
         credentials, login = google_credentials.find_credentials()
         self._token = google_credentials.TokenProvider(credentials)
         self.target: Endpoint = endpoint.find_endpoint(options, self._token, login.project)
-        replicas = self.target.record.replicas or 1
-        self.concurrency = options.concurrency or CALLS_A_REPLICA * replicas
+        self.concurrency = options.calls_at_a_time(self.target.record.replicas)
         self.throttle = Throttle(self.concurrency)
         url = self.target.url
         self.clients = ClientPool(

@@ -106,10 +106,10 @@ def check_before_login(options: VertexOptions, model: str | None) -> None:
 
     Raises InputError or ModelError.
     """
-    _known_endpoint(options, location.UNKNOWN_PROJECT).spec(model)
+    known_endpoint(options, location.UNKNOWN_PROJECT).spec(model)
 
 
-def _known_endpoint(options: VertexOptions, login_project: str | None) -> Endpoint:
+def known_endpoint(options: VertexOptions, login_project: str | None) -> Endpoint:
     """The endpoint of the options as far as this machine knows it. Raises InputError."""
     if options.endpoint.serving is not None:
         containers.check_serving(options.endpoint.serving)
@@ -149,7 +149,7 @@ def find_endpoint(
 
     Its host is looked up once if no stored record has it. Raises T2IError.
     """
-    known = _known_endpoint(options, login_project)
+    known = known_endpoint(options, login_project)
     record, looked_up = known.record, True
     if record.dns is None:
         _fetch_token(token, options.retry_policy)

@@ -21,7 +21,12 @@ from t2i_cli.files.user_paths import expand_option
 from t2i_cli.request import parse_seeds
 from t2i_cli.request_fields import FIELDS
 from t2i_cli.settings import defaults, store
-from t2i_cli.settings.options import BackendOptions, CostOptions, DeploymentSpec
+from t2i_cli.settings.options import (
+    BackendOptions,
+    CostOptions,
+    DeploymentSpec,
+    LocationOptions,
+)
 from t2i_cli.terminal.console import console
 
 if TYPE_CHECKING:
@@ -74,6 +79,7 @@ def batch(
             batch_size=batch_size,
             strict=batch_sizes.strict,
             lenient=run.lenient,
+            plan_only=run.dry_run,
             format=parse_name_template(config.selection.template, config.selection.format).format,
         )
 
@@ -82,8 +88,8 @@ def batch(
         with closing(create(None)) as image_backend:
             session.run_batch(config, image_backend, console)
         return
-    if backend.endpoint.endpoint or run.dry_run or backend.backend not in (None, "vertex"):
-        raise InputError("--ephemeral takes no --endpoint, --dry-run or other --backend.")
+    if backend.endpoint.endpoint or backend.backend not in (None, "vertex"):
+        raise InputError("--ephemeral takes no --endpoint or other --backend.")
     _run_on_ephemeral(config, create, request.model, backend, ephemeral, yes=consent.yes)
 
 
@@ -186,6 +192,9 @@ def _run_on_ephemeral(
     deployment_options.check_values(spec)
     if not config.options.lenient:
         create("0").close()  # sends no request; raises for options that vertex does not support
+    if config.dry_run:
+        _show_ephemeral_plan(config, spec, backend.endpoint)
+        return
     planned = PlannedEndpoint(model, backend.endpoint.serving)
     prompts_file, missing = session.validate(config, planned, console)
     deployment: AbstractContextManager[str | None] = nullcontext()
@@ -195,6 +204,22 @@ def _run_on_ephemeral(
         image_backend = planned if endpoint_name is None else create(endpoint_name)
         with closing(image_backend):
             session.run_batch(config, image_backend, console, prompts_file)
+
+
+def _show_ephemeral_plan(
+    config: "BatchConfig", spec: DeploymentSpec, place: LocationOptions
+) -> None:
+    """Print the plans of the deployment and of the batch; both need no account."""
+    from t2i_cli.backends.vertex.planned_endpoint import PlannedEndpoint
+    from t2i_cli.batch import session
+    from t2i_cli.vertex.dry_run import plan_dry_run
+
+    deployment = plan_dry_run(spec, place, console.note).as_ephemeral()
+    if not console.json:
+        console.result(deployment.text())
+    planned = PlannedEndpoint(spec.model, spec.serving, deployment.to_json())
+    with closing(planned):
+        session.run_batch(config, planned, console)
 
 
 def _refuse_with_merge(context: typer.Context) -> None:

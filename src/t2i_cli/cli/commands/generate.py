@@ -98,6 +98,7 @@ def _make_images(
         format=output_options.template.format,
         lenient=run.lenient,
         worker=not run.dry_run,
+        plan_only=run.dry_run,
     )
     with closing(image_backend):
         if run.dry_run:
