@@ -133,7 +133,7 @@ def test_an_endpoint_is_planned_for_as_it_is_remembered() -> None:
 
 
 def test_a_deployment_is_planned_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect(*_: object) -> None:
+    def connect(*_: object, **__: object) -> None:
         raise UnreachableError("Google cannot be reached.")
 
     monkeypatch.setattr(cloud_session, "connect", connect)
