@@ -31,6 +31,7 @@ from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import (
     error_body,
     gcs,
+    google_answers,
     google_credentials,
     google_http,
     http_client,
@@ -625,7 +626,7 @@ def read_retry_after(data: bytes, _folder: Path) -> None:
     """The headers Retry-After and Date."""
     text = data.decode("latin-1")
     assert (retry.parse_retry_after({"retry-after": text}) or 0) >= 0
-    google_http._clock_offset({"date": text}, 0.0)
+    google_answers.clock_offset({"date": text}, 0.0)
 
 
 # The warm worker.

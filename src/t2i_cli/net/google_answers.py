@@ -4,8 +4,10 @@ An address that leads to something else than Google may answer anything with sta
 """
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 from t2i_cli.errors import RemoteError
@@ -48,6 +50,26 @@ def answer_error(reason: str) -> RemoteError:
         f"The answer makes no sense: {reason}.",
         hint="Is --api-endpoint an address of Google Cloud's interfaces?",
     )
+
+
+def error_object(body: bytes) -> dict[str, Any]:
+    """Google's `error` in the body of an error response; {} for anything else."""
+    try:
+        value = parse_json(body)
+    except ValueError:
+        return {}
+    # Some services wrap the error in a list.
+    value = value[0] if isinstance(value, list) and value else value
+    error = value.get("error") if isinstance(value, dict) else None
+    return error if isinstance(error, dict) else {}
+
+
+def clock_offset(headers: Mapping[str, str], previous: float) -> float:
+    """Seconds that Google's clock is ahead of this machine's; `previous` without a Date header."""
+    try:
+        return parsedate_to_datetime(headers.get("date", "")).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return previous
 
 
 def _checked(record: Mapping[str, object]) -> GoogleAnswer:

@@ -2,13 +2,13 @@
 
 import base64
 import logging
+import math
 import os
-import re
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -24,8 +24,9 @@ from t2i_cli.errors import (
     TimedOutError,
     os_reason,
 )
-from t2i_cli.files.state_files import check_regular, is_count, is_text, parse_json
+from t2i_cli.files.state_files import check_regular, is_text, parse_json
 from t2i_cli.known_secrets import register_secret
+from t2i_cli.net.google_token_answers import check_token_answer
 from t2i_cli.net.unreachable import UnreachableError
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ LOGIN_HINT = (
     "Run `gcloud auth application-default login`, or set "
     f"{CREDENTIALS_VARIABLE} to a service account's key file."
 )
+_NEW_SECONDS = 60.0
+"""Seconds for which a token that was refused is not replaced: another would be refused as well."""
 _NETWORK = "Check the network and try again."
 
 
@@ -102,6 +105,8 @@ class TokenProvider:
         self._credentials = credentials
         self._seconds = seconds
         self._lock = Lock()
+        self._renewed = -math.inf
+        self._discarded = False
 
     def __call__(self, seconds: float | None = None) -> dict[str, str]:
         """The headers; waits at most `seconds` for the lock, and for each call to Google.
@@ -112,8 +117,9 @@ class TokenProvider:
         if not self._lock.acquire(timeout=timeout):
             raise _timeout_error()
         try:
-            if not self._credentials.valid:
+            if self._discarded or not self._credentials.valid:
                 refresh_token(self._credentials, timeout)
+                self._renewed, self._discarded = time.monotonic(), False
             headers: dict[str, str] = {}
             # Not before_request(): it starts a thread that asks IAM, on Google's own host, for
             # the account's regions.
@@ -121,6 +127,20 @@ class TokenProvider:
             return headers
         finally:
             self._lock.release()
+
+    def discard(self) -> bool:
+        """Have the next call get a new token: Google may refuse what this clock takes for valid.
+
+        False if the one that was refused is new itself.
+        """
+        self._discarded = time.monotonic() - self._renewed > _NEW_SECONDS
+        return self._discarded
+
+
+def discard_token(authorize: object) -> bool:
+    """Discard the token of what authorises calls, if it has one; whether a new one may help."""
+    provider = authorize.func if isinstance(authorize, partial) else authorize
+    return isinstance(provider, TokenProvider) and provider.discard()
 
 
 def refresh_token(credentials: "Credentials", seconds: float) -> None:
@@ -174,7 +194,7 @@ def _request_without_retry(
     if response.status in {408, 429} or response.status >= 500:
         failed = f"its server answers with status {response.status}"
         raise RemoteError(f"Google issues no token now: {failed}.", hint="Try again.")
-    _check_token_answer(str(response.status), response.headers, response.body)
+    check_token_answer(str(response.status), response.headers, response.body)
     return SimpleNamespace(status=response.status, headers=response.headers, data=response.body)
 
 
@@ -184,53 +204,6 @@ def _error_from_failed_call(failed: "FailedCall") -> T2IError:
     if isinstance(failed.error, httpx2.TimeoutException):
         return _timeout_error()
     return UnreachableError("Google cannot be reached.", hint=_NETWORK)
-
-
-def _check_token_answer(status: str, headers: Mapping[str, str], body: bytes) -> None:
-    """Raise RemoteError for an answer of status 2xx that google-auth could not make sense of.
-
-    Those of the metadata server are plain text, unless their type says JSON.
-    """
-    kind = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
-    is_plain = "json" not in kind and body[:1] not in {b"{", b"["} and b"<" not in body
-    if not status.startswith("2") or (is_plain and body):
-        return
-    try:
-        answer = parse_json(body)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict) or not all(
-        check(answer[name]) for name, check in _TOKEN_FIELDS.items() if name in answer
-    ):
-        raise RemoteError(
-            "Google issues no token now: what answers in its place makes no sense.",
-            hint="Check the network: a proxy or a login page may answer for it.",
-        )
-
-
-def _is_bearer_token(value: object) -> bool:
-    """Whether a header can carry it: visible ASCII, no spaces."""
-    return is_text(value, 2**16) and value.isascii() and " " not in value
-
-
-def _is_lifetime(value: object) -> bool:
-    """Whether it is a number of seconds up to a year, also as text."""
-    digits = str(value) if is_count(value) or isinstance(value, str) else ""
-    return re.fullmatch("[0-9]{1,8}", digits) is not None
-
-
-def _is_expiry(value: object) -> bool:
-    """Whether it is a time as google-auth parses that of an impersonated account's token."""
-    try:
-        return isinstance(value, str) and bool(datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ"))
-    except ValueError:
-        return False
-
-
-_TOKEN_FIELDS: Mapping[str, Callable[[object], bool]] = dict.fromkeys(
-    ("access_token", "accessToken", "refresh_token", "id_token", "token"), _is_bearer_token
-) | {"expires_in": _is_lifetime, "expireTime": _is_expiry}
-"""What google-auth takes from answers to requests for a token."""
 
 
 def verify_credentials(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
 import httpx2
@@ -22,10 +21,9 @@ from t2i_cli.errors import (
     T2IError,
     TimedOutError,
 )
-from t2i_cli.files.state_files import parse_json
 from t2i_cli.net import google_credentials, google_errors
 from t2i_cli.net.error_body import parse_error_bytes
-from t2i_cli.net.google_answers import answer_error, parse_answer
+from t2i_cli.net.google_answers import answer_error, clock_offset, error_object, parse_answer
 from t2i_cli.net.http_client import (
     FailedCall,
     HttpClient,
@@ -63,6 +61,13 @@ class ConflictError(RemoteError):
 
 class GoneError(RemoteError):
     """There was such a resource, as the session of an upload; it has expired."""
+
+
+class RefusedTokenError(AccessError):
+    """The token is refused: it has expired, or the credentials are refused as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__("Google refuses these credentials.", hint=google_credentials.LOGIN_HINT)
 
 
 class DisabledError(AccessError):
@@ -149,17 +154,27 @@ class GoogleHttp:
         tries: int | None = None,
         **request: Any,  # noqa: ANN401 - handed on to HttpClient
     ) -> HttpResponse:
-        """A response with status 2xx or 308, with retries; `tries` replaces the policy's number."""
+        """A response with status 2xx, or 308 of an upload, with retries.
+
+        `tries` replaces the policy's number. A token that is refused is renewed once.
+        """
         all_headers = self.auth_headers(tries) | dict(headers or {})
 
         def attempt(_left: float) -> HttpResponse:
             response = self._client.request(
                 method, url, headers=all_headers, timeout=self._seconds, total=False, **request
             )
-            self._offset = _clock_offset(response.headers, self._offset)
             self._check(method, response.status, response.headers, response.body)
+            # After the check: what refuses may be a proxy, with a clock of its own.
+            self._offset = clock_offset(response.headers, self._offset)
             return response
 
+        try:
+            return call_with_retry(attempt, self._policy_for(tries))
+        except RefusedTokenError:
+            if not google_credentials.discard_token(self._authorize):
+                raise
+        all_headers |= self.auth_headers(tries)
         return call_with_retry(attempt, self._policy_for(tries))
 
     def call_url(
@@ -214,7 +229,8 @@ class GoogleHttp:
         return self._policy if tries is None else replace(self._policy, retries=tries - 1)
 
     def _check(self, method: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        if status // 100 == 2 or status == 308:
+        # 308 asks for the rest of an upload; for anything else it is a redirect.
+        if status // 100 == 2 or (status == 308 and method == "PUT"):
             return
         error, after = self._make_error(status, body), parse_retry_after(headers)
         # A quota that existing resources use up will not be free in a few seconds.
@@ -248,7 +264,7 @@ def connection_error(error: Exception) -> T2IError:
 
 def error_from_google(status: int, body: bytes) -> T2IError:
     """The error for an error response."""
-    error = _error_object(body)
+    error = error_object(body)
     text = error.get("message") or parse_error_bytes(body).message
     message = str(text or f"HTTP status {status}").strip()
     return error_from_status(status, str(error.get("status") or ""), message)
@@ -259,7 +275,7 @@ def error_from_status(status: int, name: str, message: str) -> T2IError:
     message = " ".join(message.split()).rstrip(".") or f"nothing, but status {status or name}"
     text = f"Google says: {message}."
     if status == 401 or name == "UNAUTHENTICATED":
-        return AccessError("Google refuses these credentials.", hint=google_credentials.LOGIN_HINT)
+        return RefusedTokenError()
     if status == 403 or name == "PERMISSION_DENIED":
         return _permission_error(message)
     if google_errors.is_without_machines(message):
@@ -297,22 +313,3 @@ def _permission_error(message: str) -> AccessError:
         )
     text, hint = google_errors.refused_text(message)
     return AccessError(text, hint=hint)
-
-
-def _error_object(body: bytes) -> dict[str, Any]:
-    try:
-        value = parse_json(body)
-    except ValueError:
-        return {}
-    # Some services wrap the error in a list.
-    value = value[0] if isinstance(value, list) and value else value
-    error = value.get("error") if isinstance(value, dict) else None
-    return error if isinstance(error, dict) else {}
-
-
-def _clock_offset(headers: Mapping[str, str], previous: float) -> float:
-    """Seconds that Google's clock is ahead of this machine's; `previous` without a Date header."""
-    try:
-        return parsedate_to_datetime(headers.get("date", "")).timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return previous

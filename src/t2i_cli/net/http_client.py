@@ -125,19 +125,14 @@ class HttpClient:
         """The server's response, whatever its status.
 
         `timeout` is in seconds: for the whole response, or without `total` for each network
-        operation. Raises the error that `translate` returns for a failed call, and RemoteError for
-        a body of more than MAX_RESPONSE_BYTES.
+        operation, and for the body. Raises the error that `translate` returns for a failed call,
+        and RemoteError for a body of more than MAX_RESPONSE_BYTES.
         """
         started = time.monotonic()
         with self.stream(
-            method,
-            url,
-            headers=headers,
-            params=params,
-            json=json,
-            content=content,
-            timeout=timeout,
+            method, url, headers=headers, params=params, json=json, content=content, timeout=timeout
         ) as response:
+            begun = started if total else time.monotonic()
             body = bytearray()
             for piece in response.iter_bytes():
                 body += piece
@@ -146,7 +141,7 @@ class HttpClient:
                         f"The answer of {host_and_port(url)} has more than "
                         f"{MAX_RESPONSE_BYTES:,} bytes."
                     )
-                if total and time.monotonic() - started > timeout:
+                if time.monotonic() - begun > timeout:
                     raise httpx2.ReadTimeout("")
         return HttpResponse(
             status=response.status_code,

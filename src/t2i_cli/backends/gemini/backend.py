@@ -19,13 +19,13 @@ from t2i_cli.events import OnEvent
 from t2i_cli.image_price import ImagePrice
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models.image_prices import find_image_price
-from t2i_cli.net import google_credentials
+from t2i_cli.net import google_credentials, google_http
 from t2i_cli.net.billed_calls import with_billed_size
 from t2i_cli.net.client_pool import ClientPool
 from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.net.http_client import HttpClient, HttpResponse
 from t2i_cli.net.response_metadata import note_further_images
-from t2i_cli.net.retry import call_with_retry, retryable
+from t2i_cli.net.retry import RetryableError, call_with_retry, retryable
 from t2i_cli.net.throttle import Throttle
 from t2i_cli.net.unreachable import ACCOUNT_OR_NETWORK_ERRORS, unknown_facts
 from t2i_cli.provenance import GenerationInfo
@@ -192,6 +192,8 @@ class _Connection:
             json=body,
             timeout=max(0.001, deadline - time.monotonic()),
         )
+        if response.status == 401 and self._authorization.discard():
+            raise RetryableError(google_http.RefusedTokenError(), pause=0.0)
         if response.status != 200:
             raise errors.error_from_answer(response, model.name, self.location)
         return response

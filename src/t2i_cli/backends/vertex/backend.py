@@ -12,7 +12,13 @@ from t2i_cli.backends.vertex.options import VertexOptions
 from t2i_cli.events import OnEvent
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.net import error_body, google_credentials, image_decoding, response_metadata
+from t2i_cli.net import (
+    error_body,
+    google_credentials,
+    google_http,
+    image_decoding,
+    response_metadata,
+)
 from t2i_cli.net.client_pool import ClientPool
 from t2i_cli.net.concurrency import InFlightCall
 from t2i_cli.net.http_client import HttpClient, HttpResponse
@@ -206,6 +212,8 @@ class _Connection:
             raise
         if response.status == 200:
             return response
+        if response.status == 401 and self._token.discard():
+            raise RetryableError(google_http.RefusedTokenError(), pause=0.0)
         if response.status == 404 and error_body.parse_error_body(response).t2i_error is None:
             raise endpoint.not_found_error(self.target, self._token)
         if response.status == 400 and errors.says_undeployed(response):
