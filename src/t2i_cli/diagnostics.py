@@ -18,7 +18,7 @@ from typing import Literal
 from t2i_cli import __version__, library_environment, postcard
 from t2i_cli.errors import AccessError, InputError, ModelError, T2IError
 from t2i_cli.files.user_folders import NoHomeError
-from t2i_cli.models import catalog, own_models
+from t2i_cli.models import bucket_models, catalog, own_models
 from t2i_cli.output import filenames
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import format_bytes
@@ -280,6 +280,8 @@ def _model() -> Diagnostic:
     if own := own_models.find_own_model(name):
         own_models.check_own_source(own)
         name = own.model
+    if bucket_models.is_bucket_model(name):
+        return _bucket_model(name)
     spec = catalog.find_known(name)
     here = catalog.folder_named(name) or catalog.file_named(name)
     if spec is None and not (here or catalog.is_repository(name)):
@@ -295,6 +297,20 @@ def _model() -> Diagnostic:
         name="model",
         status="note",
         detail=f"{name}, the default, is not downloaded{size}",
+        fix=f"`t2i models pull {name}`, or use -m postcard, which needs no download.",
+    )
+
+
+def _bucket_model(name: str) -> Diagnostic:
+    """Whether the default model, which is in a bucket, was fetched."""
+    if bucket_models.is_downloaded(name):
+        return Diagnostic(
+            name="model", status="ok", detail=f"{name}, the default, has a copy on this machine"
+        )
+    return Diagnostic(
+        name="model",
+        status="note",
+        detail=f"{name}, the default, is not downloaded",
         fix=f"`t2i models pull {name}`, or use -m postcard, which needs no download.",
     )
 

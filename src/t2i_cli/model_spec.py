@@ -53,7 +53,8 @@ class ModelSpec:
     of its weights where a request names none. `refuses` has pairs of a request's field that the
     backend cannot honour, and a sentence that says so. `base`, `vae`, `text_encoder` and
     `transformer` are the parts that are read from elsewhere, and `composition` what follows from
-    them; `file_digest` is the SHA-256 of a model that is a single file. `adapters` says what a
+    them; `file_digest` is the SHA-256 of a model that is a single file. `copy_folder` is this
+    machine's copy of a model in a bucket, which may lack weights. `adapters` says what a
     request's LoRAs and embeddings are: files on this machine or the Hub and names in
     `adapter_folder`, only those names (as for clients of a server), or what a server knows; with
     `adapters_offline` the Hub is not asked. `own_name` is the user's own name for the model, and
@@ -87,6 +88,7 @@ class ModelSpec:
     text_encoder: PartSource | None = None
     transformer: PartSource | None = None
     file_digest: str | None = None
+    copy_folder: Path | None = None
     composition: Composition | None = None
     adapters: AdapterPlace = "remote"
     adapter_folder: str | None = None

@@ -1,10 +1,10 @@
 """Objects in a folder of a bucket, through fsspec: listed, read and written whole."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from threading import Event as Flag
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from t2i_cli.buckets.bucket_errors import (
     BUG_TYPES,
@@ -35,7 +35,20 @@ _S3_OPTIONS = {
 _FOLDER_PROTOCOLS = {"ftp", "sftp", "ssh", "smb", "hdfs", "arrow_hdfs"}
 """Servers of files, whose folders must be made."""
 
+_VERSION_KEYS = (
+    *("ETag", "etag", "generation", "blob_id", "md5Hash", "content_md5", "checksum"),
+    *("LastModified", "last_modified", "updated", "mtime", "modified", "created"),
+)
+"""Of what fsspec's packages tell of an object: what another content has another of, best first."""
+
 _Result = TypeVar("_Result")
+
+
+class ObjectVersion(NamedTuple):
+    """An object's size in bytes, and a text that another content of it has another of."""
+
+    size: int
+    version: str
 
 
 class ObjectStore:
@@ -74,6 +87,54 @@ class ObjectStore:
             elif path != self._root:  # an object may have the folder's own name
                 raise RemoteError(f"'{self.url}' lists '{path}', which is not in it.")
         return sizes
+
+    def versions(self, depth: int) -> dict[str, ObjectVersion]:
+        """The version of each object, in the folder and in those below it down to a depth."""
+
+        def find() -> dict[str, dict[str, Any]]:
+            self._fs.invalidate_cache()
+            try:
+                return dict(self._fs.find(self._root, maxdepth=depth, detail=True))
+            except FileNotFoundError as error:
+                if is_missing_place(error):
+                    raise
+                return {}
+
+        prefix = self._root + "/"
+        return {
+            path.removeprefix(prefix): _version(info)
+            for path, info in self._call("list", "", find).items()
+            if path.startswith(prefix)
+        }
+
+    def version(self, name: str) -> ObjectVersion | None:
+        """The version of an object; `None` if there is none of that name."""
+
+        def ask() -> dict[str, Any] | None:
+            self._fs.invalidate_cache()
+            try:
+                return dict(self._fs.info(self._path(name)))
+            except FileNotFoundError as error:
+                if is_missing_place(error):
+                    raise
+                return None
+
+        info = self._call("read", name, ask)
+        return _version(info) if info and info["type"] == "file" else None
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """The bytes of an object from one place to another; fewer where it is shorter, or gone."""
+
+        def cat() -> bytes:
+            try:
+                data: bytes = self._fs.cat_file(self._path(name), start=start, end=end)
+            except FileNotFoundError as error:
+                if is_missing_place(error):
+                    raise
+                return b""
+            return data
+
+        return self._call("read", name, cat)
 
     def read(self, name: str, size: int | None = None) -> bytes | None:
         """The content of an object, or its beginning; `None` if there is none of that name."""
@@ -200,6 +261,12 @@ class ObjectStore:
                 raise failure from error
 
         return call_with_retry(attempt, RETRY_POLICY)
+
+
+def _version(info: Mapping[str, Any]) -> ObjectVersion:
+    """What a store tells of an object, of which each package has its own names."""
+    told = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+    return ObjectVersion(int(info.get("size") or 0), told.strip('"'))
 
 
 def _open_file_system(url: BucketUrl) -> "tuple[AbstractFileSystem, str]":

@@ -28,6 +28,11 @@ _ADDRESS = re.compile(
     r"(?:/(?P<kind>datasets|spaces|api)(?:/.*)?|/(?P<repo>[\w.-]+/[\w.-]+)"
     r"(?:/(?P<view>tree|blob|resolve)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?)?"
 )
+_HUB_URL = re.compile(
+    r"hf://(?:models/)?(?P<repo>(?!(?:models|datasets|spaces|buckets)/)[\w.-]+/[\w.-]+)"
+    r"(?:@(?P<at>[^/]+))?/?"
+)
+"""A whole repository as fsspec names it; what lies in one is read as from any bucket."""
 _FILE_IN_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)/.*\.(?:safetensors|ckpt|gguf|bin|json|pt)")
 _NAME_IT = "Name a model as owner/name."
 _GB = 10**9
@@ -277,6 +282,8 @@ def parse_address(name: str, revision: str | None = None) -> tuple[str, str | No
     own_hub = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     if own_hub and address.startswith(f"{own_hub}/"):
         address = f"huggingface.co{address.removeprefix(own_hub)}"
+    if match := _HUB_URL.fullmatch(name):
+        address = f"hf.co/{match['repo']}" + (f"/tree/{match['at']}" if match["at"] else "")
     match = _ADDRESS.fullmatch(address)
     if match is None:
         return name, revision

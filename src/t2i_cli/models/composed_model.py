@@ -14,6 +14,7 @@ from t2i_cli.errors import InputError, ModelError
 from t2i_cli.files.user_paths import expand_home
 from t2i_cli.model_spec import Composition, ModelSpec, PartOverride
 from t2i_cli.models import (
+    bucket_models,
     catalog,
     composition,
     family_bases,
@@ -41,6 +42,7 @@ def parts_of(request: object) -> dict[str, PartSource]:
     return {name: source for name, source in named if source is not None}
 
 
+@bucket_models.naming_urls()
 def resolve_with_parts(
     name: str,
     revision: str | None,
@@ -51,7 +53,12 @@ def resolve_with_parts(
     folder: Path | None = None,
 ) -> ModelSpec:
     """Resolve a model name, also of a single file, with parts from elsewhere. Raises T2IError."""
-    file = None if folder or catalog.find_known(name) else catalog.file_named(name)
+    bucket = None if folder else bucket_models.find_if_url(name, offline=offline)
+    if bucket:
+        folder = None if bucket.file else bucket.fetch_configs()
+        file = bucket.file_path
+    else:
+        file = None if folder or catalog.find_known(name) else catalog.file_named(name)
     if file is None:
         if "base" in parts:
             raise InputError(
@@ -62,10 +69,11 @@ def resolve_with_parts(
         spec = resolution.resolve_model(
             name, revision, offline=offline, trust_remote_code=trust_remote_code, folder=folder
         )
+        spec = replace(spec, copy_folder=bucket.copy.folder) if bucket else spec
         return _with_parts(spec, parts, offline=offline) if parts else spec
     if revision:
         raise InputError(f"{name} is a file, which has no revisions.", field="revision")
-    checkpoint = read_checkpoint(file)
+    checkpoint = bucket.read_checkpoint() if bucket else read_checkpoint(file)
     check_text_to_image(checkpoint, with_base="base" in parts)
     if how := checkpoint.quantization:
         part_check.check_loadable(checkpoint, how)
@@ -84,7 +92,9 @@ def resolve_with_parts(
         download_bytes=None,
         gated=False,
         base=parts.get("base") and part_source_files.with_digest(parts["base"]),
-        file_digest=file_digests.sha256_of(checkpoint.path),
+        # One in a bucket is known by its URL, as it may not be fetched yet.
+        file_digest=None if bucket else file_digests.sha256_of(checkpoint.path),
+        copy_folder=bucket.copy.folder if bucket else None,
         composition=composed,
     )
     others = {field: source for field, source in parts.items() if field != "base"}

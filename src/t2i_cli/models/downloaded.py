@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from t2i_cli.models import catalog
+from t2i_cli.models.bucket_models import is_bucket_model
 
 _PREFIX = "models--"
 """Beginning of a model's folder; "--" stands for the "/" of its name."""
@@ -18,7 +19,9 @@ def downloaded_repositories() -> list[str]:
 
 
 def is_local(model: str) -> bool:
-    """Whether a resolved request's model is inside t2i, a folder or a file: not on a Hub."""
+    """Whether a resolved request's model is inside t2i, a folder, a file or a URL: on no Hub."""
+    if is_bucket_model(model):
+        return True
     if "/" not in model or catalog.folder_named(model) is not None:
         return True
     return catalog.is_file(model)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from t2i_cli.events import OnEvent
 from t2i_cli.model_spec import Composition, ModelSpec
-from t2i_cli.models import composition
+from t2i_cli.models import bucket_models, composition
 
 
 class ModelFiles:
@@ -35,8 +35,11 @@ class ModelFiles:
         return self._compose(base)
 
     def size(self, dtype: str) -> tuple[int, int]:
-        """Bytes of the files on the Hub, and of those still to be downloaded. Raises T2IError."""
+        """Bytes of the files from elsewhere, and of those still to be fetched. Raises T2IError."""
         total = missing = 0
+        if self._spec.copy_folder:
+            bucket = bucket_models.model_of_copy(self._spec.copy_folder)
+            total, missing = bucket.download_size(dtype, self._skip)
         if self._composed.repo is not None:
             from t2i_cli import hub
 
@@ -72,6 +75,9 @@ class ModelFiles:
                 on_event=on_event,
                 skip=self._skip,
             )
+        if self._spec.copy_folder:
+            bucket = bucket_models.model_of_copy(self._spec.copy_folder)
+            bucket.download(dtype, on_event, self._skip)
         remote = [each for each in self._composed.overrides if each.repo]
         for override in remote:
             from t2i_cli.hub import part_download
@@ -83,7 +89,8 @@ class ModelFiles:
                 dtype=dtype,
                 on_event=on_event,
             )
-        if base is None or (self._composed.repo is None and not remote):
+        fetched = self._composed.repo or remote or self._spec.copy_folder
+        if base is None or not fetched:
             return None
         return self._compose(base)
 

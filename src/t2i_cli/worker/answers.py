@@ -72,7 +72,8 @@ def worker_activity(exchange: WorkerExchange) -> WorkerActivity:
 
 
 _SETTLED_HERE = (
-    *(*PART_FIELDS, "composition", "file_digest", "own_name", "defaults"),
+    *(*PART_FIELDS, "composition", "file_digest", "copy_folder"),
+    *("own_name", "defaults"),
     *("adapters", "adapter_folder", "adapters_offline"),
 )
 """What of a model's spec this process finds by itself: no worker is asked for such a model."""

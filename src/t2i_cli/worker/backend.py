@@ -11,6 +11,7 @@ from t2i_cli.events import Event, Notice, OnEvent, move_event
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import adapter_sources, catalog, composed_model, downloaded, own_models
+from t2i_cli.models.bucket_models import is_bucket_model
 from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.worker import answers, client
@@ -61,7 +62,7 @@ class WorkerBackend:
 
     def _describe(self, request: GenerateRequest) -> ModelSpec:
         name = request.model or catalog.DEFAULT_MODEL
-        if composed_model.parts_of(request) or catalog.is_file(name):
+        if composed_model.parts_of(request) or catalog.is_file(name) or is_bucket_model(name):
             return self._fallback.describe(request)  # which takes headers and configs only
         known = catalog.find_known(name, request.revision)
         # `--memory low` may settle a quantisation, for which the device must be known.
@@ -86,11 +87,12 @@ class WorkerBackend:
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """What the image takes here, if its model is still to be downloaded; needs no worker."""
-        if composed_model.parts_of(request) or catalog.is_file(request.model):
+        model = request.model
+        if composed_model.parts_of(request) or catalog.is_file(model) or is_bucket_model(model):
             spec = self._fallback.describe(request.model_request())
             _, missing = ModelFiles(spec, offline=self._options.offline).size("float32")
             return self._fallback.estimate(request) if missing else {}
-        if downloaded.is_local(request.model) or downloaded.has_weights(request.model):
+        if downloaded.is_local(model) or downloaded.has_weights(model):
             return {}  # all else takes torch to say, which the worker's client does not load
         return self._fallback.estimate(request)
 

@@ -12,7 +12,7 @@ from t2i_cli import __version__
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.files.user_paths import expand_home
 from t2i_cli.library_environment import environment_of_children
-from t2i_cli.models import catalog
+from t2i_cli.models import bucket_models, catalog
 from t2i_cli.part_source import PartSource
 from t2i_cli.settings import store
 
@@ -72,6 +72,7 @@ class WorkerSpec:
             "revision": self.revision,
             "files": [str(folder.absolute()), *_files(folder)] if folder else None,
             "file": _state_of_file(self.model),
+            "copy": bucket_models.known_version(self.model),
             "parts": [
                 (name, *source, _state_of_file(source.source))
                 for name, source in sorted(self.parts.items())

@@ -34,6 +34,7 @@ from t2i_cli.models import (
     schedulers,
     sources,
 )
+from t2i_cli.models.bucket_models import model_of_copy
 from t2i_cli.models.lazy_imports import defer_imports
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.request import ResolvedRequest
@@ -247,7 +248,10 @@ class LoadedPipeline:
 
 def _file_digest(spec: ModelSpec) -> str | None:
     """The SHA-256 of the single file that a model is named by. Raises ModelError."""
-    file = catalog.file_named(spec.name) if spec.composition and not spec.repo else None
+    if spec.copy_folder:
+        file = model_of_copy(spec.copy_folder).file_path
+    else:
+        file = catalog.file_named(spec.name) if spec.composition and not spec.repo else None
     # After it was read: its pages are in memory.
     return None if file is None else file_digests.sha256_of(file)
 

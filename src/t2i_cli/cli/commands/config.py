@@ -145,7 +145,7 @@ def _record(key: str, found: store.SettingValue | None) -> dict[str, object]:
 
 
 def _check_model(value: str) -> None:
-    from t2i_cli.models import catalog, own_models
+    from t2i_cli.models import bucket_models, catalog, own_models
 
     if not (
         catalog.find_in_catalog(value)
@@ -153,6 +153,7 @@ def _check_model(value: str) -> None:
         or catalog.folder_named(value)
         or catalog.is_file(value)
         or catalog.is_repository(value)
+        or bucket_models.is_bucket_model(value)
     ):
         raise catalog.unknown_model(value)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i_cli.cli.commands import models_files, models_own
+from t2i_cli.cli.commands import models_buckets, models_files, models_own
 from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.errors import InputError, ModelError, StorageError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, diffusers_folder, weights
+from t2i_cli.models import bucket_models, catalog, diffusers_folder, weights
 from t2i_cli.terminal.console import console, format_bytes
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ app = typer.Typer(
 _JSON_ONLY_FIELDS = {"own", "refuses", "guidance_off", "words", "examples"}
 """Fields of a model's record that the text output leaves out or prints separately."""
 
-ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, or folder.")]
+ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, folder, or URL.")]
 
 
 @command(app, "t2i models list", "t2i models list --json", name="list", alias="ls")
@@ -38,7 +38,7 @@ def list_(json: JsonOpt = False) -> None:
     cached = _cached()
     catalog_repos = {spec.repo for spec in catalog.MODELS.values()}
     other_specs = [ModelSpec(name=repo, repo=repo) for repo in cached if repo not in catalog_repos]
-    specs = [*catalog.MODELS.values(), *other_specs]
+    specs = [*catalog.MODELS.values(), *other_specs, *models_buckets.copied_models()]
     entries = models_own.own_models()
     if json:
         for entry in entries:
@@ -54,7 +54,7 @@ def list_(json: JsonOpt = False) -> None:
 @command(app, "t2i models show sdxl", "t2i models show FILE.safetensors --json")
 def show(
     model: Annotated[
-        str, typer.Argument(help="Alias, repository on the Hub, folder, or file of weights.")
+        str, typer.Argument(help="Alias, repository on the Hub, folder, file of weights, or URL.")
     ],
     json: JsonOpt = False,
 ) -> None:
@@ -65,8 +65,8 @@ def show(
         models_own.show_entry(entry)
         console.result("")
     own = models_own.existing_record(entry)
-    if (file := catalog.file_named(model)) is not None:
-        models_files.show_file(file, json=json, own=own)
+    if checkpoint := models_buckets.described_file(model):
+        models_files.show_file(checkpoint, json=json, own=own)
         return
     spec = _find_usable(model)
     cached = _cached()
@@ -104,7 +104,9 @@ def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -
     console.configure(json=json)
     entry, model = models_own.meant_model(model)
     models_own.existing_record(entry)
-    if entry and (file := catalog.file_named(model)):
+    if bucket_models.is_bucket_model(model):
+        name, folder = entry.name if entry else model, models_buckets.downloaded_path(model)
+    elif entry and (file := catalog.file_named(model)):
         name, folder = entry.name, file
     else:
         revision = revision or (entry.revision if entry else None)
@@ -128,7 +130,7 @@ def pull(
     console.configure(json=json, quiet=quiet)
     entry, model = models_own.meant_model(model)
     models_own.existing_record(entry)
-    if catalog.is_file(model):
+    if catalog.is_file(model) or bucket_models.is_bucket_model(model):
         models_files.pull_base(model, entry.parts if entry else {}, json=json)
         return
     revision = revision or (entry.revision if entry else None)
@@ -160,6 +162,9 @@ def remove(
             console.result_json({"model": own, "own": True, "freed_bytes": 0})
         else:
             console.note(f"{own} is no name of yours any more; the files are untouched.")
+        return
+    if bucket_models.is_bucket_model(model):
+        models_buckets.remove_copy(model, yes=yes, json=json)
         return
     spec = _find_spec(model)
     if spec.repo is None:
@@ -197,8 +202,10 @@ def _find_usable(name: str, revision: str | None = None) -> ModelSpec:
 
 
 def _find_spec(name: str, revision: str | None = None) -> ModelSpec:
-    """The model of that name: in the catalogue, a folder, or a repository. Raises T2IError."""
+    """The model of that name: in the catalogue, a folder, repository or URL. Raises T2IError."""
     name, revision = catalog.parse_address(name, revision)
+    if bucket_models.is_bucket_model(name):
+        return models_buckets.described_spec(name, revision)
     spec = catalog.find_known(name)
     if spec is None and (folder := catalog.folder_named(name)):
         spec = ModelSpec(name=name, folder=folder.resolve())
@@ -258,13 +265,15 @@ def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, objec
     """All known fields of a model, as `--json` prints them."""
     found = cached.get(spec.repo or "")
     folder = spec.folder or (found.folder if found else None)
-    if spec.folder:
+    if spec.copy_folder:
+        whole = bucket_models.is_whole(bucket_models.model_of_copy(spec.copy_folder))
+    elif spec.folder:
         whole = _has_all_weights(spec.folder)
     else:
         whole = bool(found and found.complete)
     state = "whole" if whole else "partly" if folder else "no"
     known = asdict(spec)
-    del known["own_name"], known["defaults"]
+    del known["own_name"], known["defaults"], known["copy_folder"]
     return known | {
         "own": False,
         "folder": str(folder) if folder else None,

@@ -50,18 +50,19 @@ def convert(
         console.note(f"Left out, since it is no tensor: {', '.join(names[:_MAX_NAMES])}{more}.")
 
 
-def show_file(path: Path, *, json: bool, own: "Mapping[str, object]") -> None:
+def show_file(file: "CheckpointFile", *, json: bool, own: "Mapping[str, object]") -> None:
     """Print what a file of weights is, by its header, and its hashes. Raises T2IError.
 
-    `own` is the record of the user's own name for it, empty without one.
+    The hashes are left out of one in a bucket that is not fetched yet. `own` is the record of the
+    user's own name for it, empty without one.
     """
     from t2i_cli.models import checkpoint_metadata, file_digests
-    from t2i_cli.models.checkpoint_file import read_checkpoint
 
-    file = read_checkpoint(path)
     words = checkpoint_metadata.read_maker_words(file.metadata)
-    digest = file_digests.sha256_of(path)
-    record = _record(file, words) | {"autov2": file_digests.autov2(digest), "sha256": digest}
+    record = _record(file, words)
+    if file.path.is_file():
+        digest = file_digests.sha256_of(file.path)
+        record |= {"autov2": file_digests.autov2(digest), "sha256": digest}
     if json:
         # What the name stands for takes the place of the family's title.
         console.result_json(record | dict(own))
