@@ -82,9 +82,38 @@ def env(t2i_env: dict[str, str]) -> dict[str, str]:
     return t2i_env | {"PYTHONPATH": str(SOURCE)}
 
 
-def paint(source: Path, folder: Path, *args: str) -> list[str]:
-    """The command of a painting process."""
+def paint(source: Path, folder: Path | str, *args: str) -> list[str]:
+    """The command of a painting process; the folder may be a URL."""
     return [sys.executable, "-m", "tests.fakes.batch_process", str(source), str(folder), *args]
+
+
+def kill_at_random(
+    command: list[str],
+    env: Mapping[str, str],
+    cwd: Path,
+    kills: int,
+    chance: random.Random,
+    longest: float,
+) -> None:
+    """Start a painting process again and again, and kill each within `longest` s of a step.
+
+    Counted from the first step: imports are not what is to be hit. Of half at least the work must
+    not be over before.
+    """
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command, env=dict(env), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd
+        )
+        assert process.stderr is not None
+        while (line := process.stderr.readline()) and json.loads(line)["event"] != "step":
+            pass
+        time.sleep(chance.uniform(0, longest))
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= kills // 2
 
 
 @KILLS
@@ -99,26 +128,8 @@ def test_killed_at_random_moments_ends_as_undisturbed(
     expected = images(tmp_path / "calm")
     assert len(expected) == count
     out = tmp_path / "out"
-    chance = random.Random(1)  # noqa: S311
-    killed = 0
-    for _ in range(kills):
-        process = subprocess.Popen(
-            paint(source, out, "--events"),
-            env=slow,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            cwd=tmp_path,
-        )
-        assert process.stderr is not None
-        # Counted from the first step: imports are not what is to be hit.
-        while (line := process.stderr.readline()) and json.loads(line)["event"] != "step":
-            pass
-        time.sleep(chance.uniform(0, 0.08))
-        process.kill()
-        process.wait()
-        process.stderr.close()
-        killed += process.returncode == -signal.SIGKILL
-    assert killed >= kills // 2
+    command = paint(source, out, "--events")
+    kill_at_random(command, slow, tmp_path, kills, random.Random(1), 0.08)  # noqa: S311
     done = subprocess.run(
         paint(source, out, "--json"), env=quick, check=True, capture_output=True, cwd=tmp_path
     )

@@ -4,17 +4,17 @@ import json
 import random
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from t2i_cli import postcard
 from t2i_cli.batch import manifest
 from tests.amounts import full
 from tests.conftest import T2I
 from tests.s3_server import S3Server
-from tests.test_batch_crash import SOURCE, images, paint, prompts
+from tests.test_batch_crash import SOURCE, images, kill_at_random, paint, prompts
 
 KILLS = pytest.mark.parametrize("kills", [3, full(50)])
 
@@ -52,8 +52,7 @@ def run(
     env: Mapping[str, str], where: Path, source: Path, place: str, *args: str
 ) -> "subprocess.CompletedProcess[str]":
     """A painting process, to its end."""
-    command = paint(source, Path("x"), *args)
-    command[command.index("x")] = place
+    command = paint(source, place, *args)
     return subprocess.run(command, env=dict(env), capture_output=True, text=True, cwd=where)
 
 
@@ -84,27 +83,9 @@ def test_killed_at_random_moments_ends_as_undisturbed(
     place = f"s3://{s3.bucket}/{folder}-{kills}"
     expected = calm_images(env | {"PAUSE": "0"}, tmp_path, source)
     assert len(expected) == count
-    chance = random.Random(3)  # noqa: S311
-    killed = 0
-    for _ in range(kills):
-        command = [*paint(source, Path("x"), "--events")]
-        command[command.index("x")] = place
-        process = subprocess.Popen(
-            command,
-            env=env | {"PAUSE": "0.05"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            cwd=tmp_path,
-        )
-        assert process.stderr is not None
-        while (line := process.stderr.readline()) and json.loads(line)["event"] != "step":
-            pass
-        time.sleep(chance.uniform(0, 0.6))
-        process.kill()
-        process.wait()
-        process.stderr.close()
-        killed += process.returncode == -signal.SIGKILL
-    assert killed >= kills // 2
+    command = paint(source, place, "--events")
+    slow = env | {"PAUSE": "0.05"}
+    kill_at_random(command, slow, tmp_path, kills, random.Random(3), 0.6)  # noqa: S311
     # From another machine: nothing of the folder is on this one, and no lock outlives its run.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -158,8 +139,7 @@ def test_one_run_at_a_time_and_ctrl_c_leaves_no_lock(
     env: dict[str, str], s3: S3Server, folder: str, tmp_path: Path
 ) -> None:
     source, place = prompts(tmp_path, 60), f"s3://{s3.bucket}/{folder}"
-    command = paint(source, Path("x"), "--events")
-    command[command.index("x")] = place
+    command = paint(source, place, "--events")
     first = subprocess.Popen(
         command,
         env=env | {"PAUSE": "0.1"},
@@ -251,6 +231,36 @@ def test_shards_work_beside_each_other_and_are_merged(
     assert merged.stdout == f"{place}/manifest.jsonl\n"
     assert "2 shards merged: 12 done" in merged.stderr
     assert_whole(s3.objects(folder), expected)
+
+
+def test_a_model_in_a_bucket_is_used_by_its_url(
+    t2i: T2I, t2i_env: dict[str, str], s3: S3Server, folder: str, tmp_path: Path
+) -> None:
+    url = f"s3://{s3.bucket}/{folder}"
+    for path in postcard.FOLDER.rglob("*"):
+        if path.is_file():
+            s3.put(f"{folder}/{path.relative_to(postcard.FOLDER).as_posix()}", path.read_bytes())
+    command = ["generate", "a red star", "-m", url, "--steps", "1", "-s", "7", "-o", "a.png"]
+    planned = t2i(*command, "--dry-run", "--json", env=s3.env)
+    assert json.loads(planned.stdout)["plan"]["download_mib"] == 15, planned.stdout
+    made = t2i(*command, "--json", env=s3.env)
+    assert json.loads(made.stdout)["model"] == url, made.stderr
+    assert f"{url} takes 16.0 MB; downloading." in made.stderr
+    whole = t2i("models", "pull", url, "-q", env=s3.env).stdout.strip()
+    assert Path(whole).is_relative_to(t2i_env["XDG_CACHE_HOME"])
+    assert (Path(whole) / "model_index.json").is_file()
+    assert t2i("models", "path", url).stdout.strip() == whole
+    shown = json.loads(t2i("models", "show", url, "--json", env=s3.env).stdout)
+    assert (shown["name"], shown["downloaded"]) == (url, "whole")
+    listed = [json.loads(line) for line in t2i("models", "list", "--json").stdout.splitlines()]
+    assert [(one["downloaded"], one["folder"]) for one in listed if one["name"] == url] == [
+        ("whole", whole)
+    ]
+    assert "are free again" in t2i("models", "remove", url, "--yes").stderr
+    assert not Path(whole).exists()
+    again = t2i(*command, "--overwrite", "--offline")
+    assert again.returncode == 9
+    assert f"{url} is not downloaded to this machine." in again.stderr
 
 
 def test_generate_writes_to_a_url_and_replaces_nothing_unasked(

@@ -25,6 +25,7 @@ from t2i_cli.events import Event, MemoryMeasure
 from t2i_cli.request import ResolvedRequest
 from tests.fakes.hub import LARGE, FakeHub, Repo
 from tests.fakes.ray_workers import make_short_of_memory
+from tests.s3_server import S3Server
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore")]
@@ -132,6 +133,29 @@ def test_a_model_is_downloaded_once_a_node(
     assert large
     for data in large:
         assert any(hashlib.sha256(data).hexdigest() in name for name in fetched)
+
+
+def test_a_model_in_a_bucket_is_fetched_once_a_node(
+    start_batch: StartBatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    server = S3Server()
+    for path in postcard.FOLDER.rglob("*"):
+        if path.is_file():
+            server.put(f"card/{path.relative_to(postcard.FOLDER).as_posix()}", path.read_bytes())
+    try:
+        url = f"s3://{server.bucket}/card"
+        process = start_batch("-m", url, "--workers", "2", env=server.env)
+        _, told = process.communicate(timeout=300)
+    finally:
+        server.close()
+    assert process.returncode == 0, told
+    assert len(made(tmp_path)) == ROWS
+    asked = Counter(path for method, path in server.asked if method == "GET")
+    weights = {path: count for path, count in asked.items() if path.endswith(".safetensors")}
+    assert weights
+    assert set(weights.values()) == {1}, weights
 
 
 def test_out_of_memory_takes_a_measure_on_that_worker_alone(

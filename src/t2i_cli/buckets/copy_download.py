@@ -3,14 +3,14 @@
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from filelock import FileLock, Timeout
 
 from t2i_cli.buckets.local_copy import LocalCopy, fetched_bytes, remove_older, storage_errors
-from t2i_cli.buckets.object_store import ObjectStore
+from t2i_cli.buckets.object_store import ObjectStore, ObjectVersion
 from t2i_cli.errors import RemoteError, StorageError
 from t2i_cli.events import Downloading, Notice, OnEvent
 from t2i_cli.terminal.console import format_bytes
@@ -22,11 +22,20 @@ PARALLEL_CHUNKS = 8
 
 
 class CopyDownload:
-    """A download into a copy; `store` is that of its URL, or of the folder of an object's URL."""
+    """A download into a copy; `store` is that of its URL, or of the folder of an object's URL.
 
-    def __init__(self, copy: LocalCopy, store: ObjectStore) -> None:
+    `list_files` asks the bucket for the versions of all files.
+    """
+
+    def __init__(
+        self,
+        copy: LocalCopy,
+        store: ObjectStore,
+        list_files: Callable[[], Mapping[str, ObjectVersion]],
+    ) -> None:
         self._copy = copy
         self._store = store
+        self._list_files = list_files
 
     def run(self, names: Sequence[str], on_event: OnEvent, *, announced: bool) -> None:
         """Fetch those of the files that are missing, after a notice if `announced`.
@@ -48,9 +57,8 @@ class CopyDownload:
 
     def _check_unchanged(self, names: Sequence[str]) -> None:
         """Raise RemoteError, without the files, if the bucket has others of these names now."""
-        with ThreadPoolExecutor(PARALLEL_CHUNKS, thread_name_prefix="bucket") as pool:
-            now = dict(zip(names, pool.map(self._store.version, names), strict=True))
-        if now == {name: self._copy.files[name] for name in names}:
+        now = self._list_files() if names else {}
+        if all(now.get(name) == self._copy.files[name] for name in names):
             return
         for name in names:
             self._copy.path(name).unlink(missing_ok=True)

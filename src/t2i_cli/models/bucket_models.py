@@ -29,7 +29,7 @@ from t2i_cli.models.checkpoint_file import CheckpointFile, read_checkpoint
 
 if TYPE_CHECKING:
     from t2i_cli.buckets.local_copy import LocalCopy
-    from t2i_cli.buckets.object_store import ObjectStore
+    from t2i_cli.buckets.object_store import ObjectStore, ObjectVersion
 
 HEADER_FOLDER = ".header"
 """In a copy's folder: the header of a single file that is not fetched yet."""
@@ -107,7 +107,8 @@ class BucketModel:
     def download(self, dtype: str, on_event: OnEvent, skip: Container[str] = ()) -> None:
         """Fetch the needed files. Raises T2IError."""
         self._fetch(self.needed(dtype, skip), on_event, announced=True)
-        if failure := self.obstacle:
+        failure = self.obstacle
+        if failure and not isinstance(failure, ModelError):
             message = f"{failure.message} The copy of {self.copy.url} on this machine is used."
             on_event(Notice(message=message))
 
@@ -116,7 +117,9 @@ class BucketModel:
         if self.copy.missing(names):
             from t2i_cli.buckets.copy_download import CopyDownload
 
-            CopyDownload(self.copy, self._store()).run(names, on_event, announced=announced)
+            url, file = self.copy.url, self.file
+            download = CopyDownload(self.copy, self._store(), lambda: _list_files(url, file))
+            download.run(names, on_event, announced=announced)
 
     def _check_available(self, names: list[str]) -> None:
         """Raise what keeps the bucket from being asked if files are missing."""
@@ -192,13 +195,9 @@ def find_bucket_model(name: str, *, offline: bool) -> BucketModel:
 
     if offline:
         known = local_copy.newest_copy(url)
-        missing = ModelError(
-            f"{url} is not downloaded to this machine.",
-            hint=f"`t2i models pull {url}` downloads it.",
-        )
         if known is None:
-            raise missing
-        return BucketModel(copy=known, file=file, obstacle=missing)
+            raise _not_downloaded(url)
+        return BucketModel(copy=known, file=file, obstacle=_not_downloaded(url))
     at, copy, obstacle = _listings.get(url.text, (0.0, None, None))
     if copy is None or time.monotonic() - at > _LISTING_SECONDS or not copy.folder.is_dir():
         copy, obstacle = _look(url, file)
@@ -232,7 +231,7 @@ def known_version(name: str) -> str | None:
     return str(known.folder) if known else None
 
 
-def model_of_copy(folder: Path) -> BucketModel:
+def model_of_copy(folder: Path, *, offline: bool = False) -> BucketModel:
     """The model whose copy is in a folder, as it was found. Raises ModelError if it is gone."""
     from t2i_cli.buckets import local_copy
 
@@ -241,7 +240,8 @@ def model_of_copy(folder: Path) -> BucketModel:
         raise ModelError(f"The copy of the model in {folder} was removed.")
     file = copy.url.text.rpartition("/")[2] if catalog.has_file_ending(copy.url.text) else None
     known = _listings.get(copy.url.text)
-    return BucketModel(copy=copy, file=file, obstacle=known[2] if known else None)
+    obstacle = _not_downloaded(copy.url) if offline else known[2] if known else None
+    return BucketModel(copy=copy, file=file, obstacle=obstacle)
 
 
 def _look(url: BucketUrl, file: str | None) -> "tuple[LocalCopy, T2IError | None]":
@@ -249,11 +249,7 @@ def _look(url: BucketUrl, file: str | None) -> "tuple[LocalCopy, T2IError | None
     from t2i_cli.buckets import local_copy
 
     try:
-        if file is None:
-            found = _open_store(url).versions(_DEPTH)
-        else:
-            version = _open_store(_folder_of(url)).version(file)
-            found = {file: version} if version else {}
+        found = _list_files(url, file)
     except (RemoteError, TimedOutError, QuotaError) as error:
         if known := local_copy.newest_copy(url):
             return known, error
@@ -268,6 +264,14 @@ def _look(url: BucketUrl, file: str | None) -> "tuple[LocalCopy, T2IError | None
             hint="Name the model's own folder in it.",
         )
     return local_copy.known_copy(url, found), None
+
+
+def _list_files(url: BucketUrl, file: str | None) -> "dict[str, ObjectVersion]":
+    """The versions of a folder's files, or of the object that a URL names. Raises T2IError."""
+    if file is None:
+        return _open_store(url).versions(_DEPTH)
+    version = _open_store(_folder_of(url)).version(file)
+    return {file: version} if version else {}
 
 
 def _open_store(url: BucketUrl) -> "ObjectStore":
@@ -285,6 +289,12 @@ def _parse_url(name: str) -> BucketUrl:
 
 def _folder_of(url: BucketUrl) -> BucketUrl:
     return BucketUrl(url.text.rpartition("/")[0])
+
+
+def _not_downloaded(url: BucketUrl) -> ModelError:
+    return ModelError(
+        f"{url} is not downloaded to this machine.", hint=f"`t2i models pull {url}` downloads it."
+    )
 
 
 def _no_model(copy: "LocalCopy") -> ModelError:

@@ -38,7 +38,7 @@ class ModelFiles:
         """Bytes of the files from elsewhere, and of those still to be fetched. Raises T2IError."""
         total = missing = 0
         if self._spec.copy_folder:
-            bucket = bucket_models.model_of_copy(self._spec.copy_folder)
+            bucket = bucket_models.model_of_copy(self._spec.copy_folder, offline=self._offline)
             total, missing = bucket.download_size(dtype, self._skip)
         if self._composed.repo is not None:
             from t2i_cli import hub
@@ -76,7 +76,7 @@ class ModelFiles:
                 skip=self._skip,
             )
         if self._spec.copy_folder:
-            bucket = bucket_models.model_of_copy(self._spec.copy_folder)
+            bucket = bucket_models.model_of_copy(self._spec.copy_folder, offline=self._offline)
             bucket.download(dtype, on_event, self._skip)
         remote = [each for each in self._composed.overrides if each.repo]
         for override in remote:
