@@ -54,7 +54,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(object_store, "RETRY_POLICY", RetryPolicy(retries=1, first_pause=0.001))
     monkeypatch.setattr(bucket_models, "_listings", {})
-    monkeypatch.setattr(copy_download, "CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(copy_download, "COPY_CHUNK_BYTES", 2**20)
     found = Bucket(f"memory://{tmp_path.name}/card")
     read, find = ObjectStore.read_range, MemoryFileSystem.find
 

@@ -16,7 +16,7 @@ MAX_SEED_RANGE = 1_000_000
 """Seeds of one range on the command line, all of which are kept in memory."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateRequest(RequestFields):
     """A request as given by the user; `None` means not set. Raises InputError for bad values."""
 
@@ -36,7 +36,7 @@ class GenerateRequest(RequestFields):
                 spec.check(value)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedRequest(RequestFields):
     """A request with every default filled in; `None` only where a remote model's is unknown.
 

@@ -129,7 +129,7 @@ def _part_field(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RequestFields:
     """Every field of a request for one image; `None` means not set."""
 

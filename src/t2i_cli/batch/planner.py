@@ -65,8 +65,9 @@ def make_planner(
     --verbose the cause of an unexpected exception goes there in any case.
     Both raise PromptsError, and T2IError for what no row causes.
     """
+    name = prompts_file.name  # what follows keeps no entries in memory
     if not prompts_file.entries:
-        raise PromptsError(prompts_file.name, prompts_file.problems, skipped=config.skip_invalid)
+        raise PromptsError(name, prompts_file.problems, skipped=config.skip_invalid)
     on_bug = console.cause
     expanded, row_problems = rows.expand_rows(
         prompts_file.entries,
@@ -77,7 +78,7 @@ def make_planner(
         on_size_note=console.note if with_console else lambda _: None,
     )
     problems = [*prompts_file.problems, *row_problems]
-    _refuse_problems(config, prompts_file.name, problems, expanded)
+    _refuse_problems(config, name, problems, expanded)
     if with_console:
         requests = [row.request for row in expanded]
         for note in literal_syntax_notes(requests, expanded=prompts_file.format == "txt"):
@@ -105,7 +106,7 @@ def make_planner(
             pinned, more = _usable_rows(pinned, planned.errors)
             found += more
         if len(batch_plan.problems) > len(problems):
-            _refuse_problems(config, prompts_file.name, batch_plan.problems, pinned)
+            _refuse_problems(config, name, batch_plan.problems, pinned)
         if config.max_cost is not None:
             check_cost_limit(batch_plan.prices, config.max_cost)
             batch_plan = replace(batch_plan, max_cost=config.max_cost)

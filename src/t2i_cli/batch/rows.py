@@ -86,7 +86,7 @@ class _RowExpander:
         self._size_notes: set[str] = set()
         self._rows: list[BatchRow] = []
         self._id_counts: Counter[str] = Counter()
-        self._derived_seed_counts: Counter[str] = Counter()
+        self._derived_seed_counts: Counter[int] = Counter()
         self._next_seed = options.seed
         # Wildcards are checked for each prompt.
         self._similar = SimilarRequests(enabled=options.wildcards is None)
@@ -304,7 +304,7 @@ class _RowExpander:
         --vary sets do not enter it: the cells of a grid start from the same noise, and can be
         compared.
         """
-        key = request.identity(seed=0)
+        key = int(request.identity(seed=0), 16)  # which takes half the memory of the text
         occurrence = self._derived_seed_counts[key]
         self._derived_seed_counts[key] += 1
         text = f"{occurrence} {request.prompt}"

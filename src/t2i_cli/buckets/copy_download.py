@@ -15,7 +15,7 @@ from t2i_cli.errors import RemoteError, StorageError
 from t2i_cli.events import Downloading, Notice, OnEvent
 from t2i_cli.terminal.console import format_bytes
 
-CHUNK_BYTES = 2**23
+COPY_CHUNK_BYTES = 2**23
 """Bytes of one call: large enough that its latency counts little."""
 PARALLEL_CHUNKS = 8
 """Calls in flight at a time, whose answers wait in memory: one connection fills no fast network."""
@@ -142,8 +142,8 @@ class CopyDownload:
     def _chunks(self, name: str) -> list[tuple[str, int, int]]:
         """What is to be fetched of a file: its name, and the places from and to which."""
         size, begun = self._copy.files[name].size, fetched_bytes(self._copy.incomplete(name))
-        places = range(begun, size, CHUNK_BYTES) if begun < size else [size]
-        return [(name, start, min(start + CHUNK_BYTES, size)) for start in places]
+        places = range(begun, size, COPY_CHUNK_BYTES) if begun < size else [size]
+        return [(name, start, min(start + COPY_CHUNK_BYTES, size)) for start in places]
 
     def _read(self, name: str, start: int, end: int) -> bytes:
         return self._store.read_range(name, start, end) if start < end else b""

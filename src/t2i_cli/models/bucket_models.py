@@ -205,7 +205,7 @@ def find_bucket_model(name: str, *, offline: bool) -> BucketModel:
     return BucketModel(copy=copy, file=file, obstacle=obstacle)
 
 
-def is_whole(model: BucketModel) -> bool:
+def has_all_files(model: BucketModel) -> bool:
     """Whether all files that the model needs are fetched."""
     try:
         return not model.copy.missing(model.needed("float32"))
@@ -218,7 +218,7 @@ def is_downloaded(name: str) -> bool:
     from t2i_cli.buckets import local_copy
 
     known = local_copy.newest_copy(_parse_url(name))
-    return known is not None and is_whole(model_of_copy(known.folder))
+    return known is not None and has_all_files(model_of_copy(known.folder))
 
 
 def known_version(name: str) -> str | None:

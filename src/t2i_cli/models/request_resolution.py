@@ -19,7 +19,7 @@ from t2i_cli.models.size_rules import scaled_size
 from t2i_cli.models.step_cache_support import step_cache_complaint
 from t2i_cli.part_source import PART_FIELDS
 from t2i_cli.request import GenerateRequest, ResolvedRequest
-from t2i_cli.request_fields import MAX_SEED, MODEL_DEFAULTS, RequestFields
+from t2i_cli.request_fields import FIELDS, MAX_SEED, MODEL_DEFAULTS, RequestFields
 
 FAR_FROM_NATIVE = 4
 """A size of so many times the pixels of a model's own, or the same fraction, is worth a note."""
@@ -58,7 +58,7 @@ def resolve_request(
     """
     _check_scheduler(request)
     request, own = _with_own_defaults(request, spec)
-    values: dict[str, object] = dict(vars(request))
+    values: dict[str, object] = {name: getattr(request, name) for name in FIELDS}
     user_set = {name for name, value in values.items() if value is not None}
     for name, complaint in _unsupported(request, spec):
         if not lenient and name not in own:

@@ -266,7 +266,7 @@ def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, objec
     found = cached.get(spec.repo or "")
     folder = spec.folder or (found.folder if found else None)
     if spec.copy_folder:
-        whole = bucket_models.is_whole(bucket_models.model_of_copy(spec.copy_folder))
+        whole = bucket_models.has_all_files(bucket_models.model_of_copy(spec.copy_folder))
     elif spec.folder:
         whole = _has_all_weights(spec.folder)
     else:

@@ -50,7 +50,7 @@ def downloaded_path(url: str) -> Path:
     The bucket is not asked.
     """
     model = bucket_models.find_bucket_model(url, offline=True)
-    if model.obstacle and not bucket_models.is_whole(model):
+    if model.obstacle and not bucket_models.has_all_files(model):
         raise model.obstacle
     return model.file_path or model.copy.folder
 
