@@ -322,12 +322,12 @@ def _many(bucket: Bucket) -> str:
     ],
 )
 def test_what_is_no_model_is_one_sentence(
-    bucket: Bucket, place: Callable[[Bucket], str], said: str
+    bucket: Bucket, tmp_path: Path, place: Callable[[Bucket], str], said: str
 ) -> None:
     with pytest.raises((ModelError, InputError)) as refused:
         files_of(place(bucket))
     assert said in refused.value.message
-    assert str(local_copy.user_folder("cache")) not in refused.value.message
+    assert str(tmp_path / "cache") not in refused.value.message
 
 
 def test_names_that_lead_out_of_the_copy_are_not_taken(card: Bucket, tmp_path: Path) -> None:

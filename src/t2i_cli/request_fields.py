@@ -159,7 +159,7 @@ class RequestFields:
     model: str | None = _declared(
         RequestField(
             flags=("--model", "-m"),
-            help="Alias, repository on the Hub, folder, or file of weights.",
+            help="Alias, repository on the Hub, folder, file of weights, or URL of one.",
             default=DEFAULT_MODEL,
             label="Model",
             echoed=False,  # a server may call it otherwise
