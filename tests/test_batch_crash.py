@@ -304,12 +304,14 @@ def test_signals_end_the_process_with_nothing_torn(
     assert process.stderr is not None
     while (line := process.stderr.readline()) and json.loads(line)["event"] != "step":
         pass
+    began = time.monotonic()
     for _ in range(signals):
         process.send_signal(number)
         time.sleep(0.2)
     events = [json.loads(line) for line in process.stderr.read().splitlines()]
     process.stderr.close()
     assert process.wait() == code
+    assert time.monotonic() - began < 25
     assert events[-1]["error"]["exit"] == code
     assert events[-1]["error"]["hint"].startswith("Run the same command again")
     made = images(out)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from t2i_cli import saver_threads
 from t2i_cli.backend import Failure, GeneratedImage
-from t2i_cli.batch import contact_sheet, manifest, runner, session
+from t2i_cli.batch import contact_sheet, interrupt, manifest, runner, session
 from t2i_cli.batch.executor import LocalExecutor
 from t2i_cli.batch.interrupt import StopSignal
 from t2i_cli.batch.lock import Shard
@@ -698,6 +699,43 @@ def test_signal_twice_leaves_the_image_in_hand(batch: Batch) -> None:
     assert len(stub.made) == 1, "it begins no other"
     assert batch.files() == {}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class _SlowlyHandled(StopSignal):
+    """Its handler returns when the wait that the signal interrupted is over."""
+
+    def request(self, number: int, _frame: object = None) -> None:
+        """Handle a signal, longer than the executor waits for an outcome."""
+        super().request(number)
+        time.sleep(0.3)
+
+
+def test_a_signal_at_the_end_of_a_wait_is_not_the_last_that_is_noticed() -> None:
+    stop, begun, release = _SlowlyHandled(), threading.Event(), threading.Event()
+
+    class Holding(StubBackend):
+        def _denoise(self, members: Sequence[int], on_event: OnEvent) -> None:
+            super()._denoise(members, on_event)
+            release.wait(20)
+
+    def send_both() -> None:
+        assert begun.wait(20)
+        for _ in range(2):
+            time.sleep(0.5)  # the executor waits again
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    began = time.monotonic()
+    with interrupt.handle_signals(stop):
+        sender = threading.Thread(target=send_both)
+        made = LocalExecutor(Holding(steps=True), savers=2).run(
+            [_request(0)], lambda _: pytest.fail("nothing is saved"), lambda _: begun.set(), stop
+        )
+        sender.start()
+        assert [outcome for group in made for outcome in group] == []
+        took = time.monotonic() - began
+        release.set()
+        sender.join()
+    assert took < 15
 
 
 def test_device_does_not_wait_for_files_until_the_queue_is_full(batch: Batch) -> None:

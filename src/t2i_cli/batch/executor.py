@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from threading import Event as Flag
 from threading import Thread
 
@@ -76,7 +76,8 @@ class _Run:
         self.cancel = CancellationToken(stop.soon)
         self._backend = backend
         self._stop = stop
-        self._queue: SimpleQueue[Event | Outcome | _BackendEnded] = SimpleQueue()
+        # A SimpleQueue's `get` never ends where a signal's handler returns after its timeout.
+        self._queue: Queue[Event | Outcome | _BackendEnded] = Queue()
         self._savers = SaverThreads(
             save, self._queue.put, lambda error: self._queue.put(_BackendEnded(error)), savers
         )
