@@ -11,7 +11,8 @@ test:
 	$(PYTHON) -m pytest
 
 full:
-	$(PYTHON) -m pytest -m 'not gpu and not network' --hypothesis-profile=full --durations=30
+	T2I_TEST_FRESH=1 $(PYTHON) -m pytest -m 'not gpu and not network' --hypothesis-profile=full \
+		--durations=30
 	# The classes that need torchvision, in an environment of their own: docs/testing.md.
 	test ! -x .venv-families/bin/python || \
 		.venv-families/bin/python -m pytest -m 'not gpu and not network' tests/test_family_promises.py

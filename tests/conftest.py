@@ -3,10 +3,12 @@
 import fcntl
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import termios
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -37,9 +39,37 @@ PASSED_ON = (
 )
 """What of the developer's environment a test's process may see: nothing that steers t2i."""
 
+FORKED = Path(__file__).parent / "fakes/forked_t2i.py"
+READ_LATE = re.compile(
+    r"(T2I|HF|XDG|GOOGLE|CLOUDSDK|AWS)_|(HOME|USERPROFILE|PATH|NO_GCE_CHECK|GCE_METADATA_\w+)$"
+)
+"""Variables that are read by a command, not when Python starts or torch is imported."""
+
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 60_000
 """Milliseconds that a browser has, on a machine that is busy with other things."""
+
+
+LONG_FILES = (
+    *("test_docs_commands.py", "test_page.py", "test_vertex_life.py", "test_vertex_run.py"),
+    *("test_examples.py", "test_generate.py", "test_models.py", "test_batch.py"),
+    *("test_serve_process.py", "test_golden.py", "test_batch_crash.py", "test_buckets_s3.py"),
+)
+"""Files of few tests that take minutes: one that begins last has the other processes wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, the long files come first, and the others by their number of tests."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    tests = Counter(item.path.name for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int, str]:
+        name = item.path.name
+        first = LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+        return first, -tests[name], name
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +108,8 @@ def home(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def t2i_env(home: Path) -> dict[str, str]:
-    """An environment where nothing of the developer's own settings, caches or tokens is seen.
-
-    The Hub's address refuses every connection: a test that needs a hub starts a fake one.
-    """
+def isolated_environment(home: Path) -> dict[str, str]:
+    """The environment of processes whose home is that folder."""
     return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {
         "HOME": str(home),
         "USERPROFILE": str(home),
@@ -104,7 +130,66 @@ def t2i_env(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def t2i(t2i_env: dict[str, str], tmp_path: Path) -> T2I:
+def t2i_env(home: Path) -> dict[str, str]:
+    """An environment where nothing of the developer's own settings, caches or tokens is seen.
+
+    The Hub's address refuses every connection: a test that needs a hub starts a fake one.
+    """
+    return isolated_environment(home)
+
+
+class Starter:
+    """Starts `t2i` by forks of one process, which is started at the first of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._address = folder / "t2i.sock"
+        self._env = isolated_environment(folder)
+        self._process: subprocess.Popen[str] | None = None
+
+    def command(self, env: Mapping[str, str]) -> list[str]:
+        """What starts `t2i` with that environment, but for its arguments.
+
+        A process of its own where a variable may steer Python, torch, or what `t2i` does before
+        its command; with T2I_TEST_FRESH, always.
+        """
+        fresh = {"T2I_TEST_FRESH", "COVERAGE_PROCESS_CONFIG"} & os.environ.keys()
+        other = {n for n in env.keys() | self._env.keys() if env.get(n) != self._env.get(n)}
+        if fresh or not hasattr(os, "pidfd_open") or not all(map(READ_LATE.match, other)):
+            return [sys.executable, "-m", "t2i_cli"]
+        self._start()
+        return [sys.executable, "-I", "-S", str(FORKED), str(self._address)]
+
+    def _start(self) -> None:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fakes.forked_t2i", str(self._address)],
+                cwd=FORKED.parent.parent.parent,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            assert self._process.stdout is not None
+            assert self._process.stdout.readline() == "ready\n"
+
+    def close(self) -> None:
+        """End the process that forks."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def t2i_starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """The process that the fixture `t2i` forks, one for all tests of this one."""
+    starter = Starter(tmp_path_factory.mktemp("starter"))
+    yield starter
+    starter.close()
+
+
+@pytest.fixture
+def t2i(t2i_env: dict[str, str], tmp_path: Path, t2i_starter: "Starter") -> T2I:
     """Run `t2i` as a real process: `t2i("config", "list", env={...}, input="...")`.
 
     What it opens it must close: Python's warnings of what it does not are shown (PYTHONWARNINGS).
@@ -117,9 +202,10 @@ def t2i(t2i_env: dict[str, str], tmp_path: Path) -> T2I:
         cwd: Path | None = None,
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
+        whole = t2i_env | dict(env or {})
         done = subprocess.run(
-            [sys.executable, "-m", "t2i_cli", *map(str, args)],
-            env=t2i_env | dict(env or {}),
+            [*t2i_starter.command(whole), *map(str, args)],
+            env=whole,
             input=input,
             cwd=cwd or tmp_path,
             timeout=timeout,

@@ -2,15 +2,16 @@
 
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Starter
 from tests.fakes.vertex import FakeVertex
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +98,7 @@ def program(page: Path, ports: Mapping[str, int]) -> str:
     ids=lambda page: page.stem,
 )
 def test_the_page_s_commands_run(
-    page: Path, t2i_env: dict[str, str], vertex: FakeVertex, tmp_path: Path
+    page: Path, t2i_env: dict[str, str], vertex: FakeVertex, tmp_path: Path, t2i_starter: Starter
 ) -> None:
     if not any(line.strip() for line in blocks(page)):
         pytest.skip("The page has no commands.")
@@ -106,7 +107,7 @@ def test_the_page_s_commands_run(
     ports = {"7860": free_port(), "8080": free_port()}
     command = tmp_path / "bin" / "t2i"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m t2i_cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(t2i_starter.command(t2i_env))} "$@"\n')
     command.chmod(0o755)
     work = tmp_path / "work"
     work.mkdir()

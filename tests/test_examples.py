@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.conftest import Starter
 from tests.fakes.hub import FakeHub
 from tests.fakes.vertex import FakeVertex, counted
 
@@ -41,11 +43,13 @@ def notebook(folder: Path, env: Mapping[str, str]) -> subprocess.CompletedProces
 
 
 @pytest.fixture
-def on_path(t2i_env: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
+def on_path(
+    t2i_env: dict[str, str], tmp_path: Path, t2i_starter: Starter
+) -> Iterator[dict[str, str]]:
     """An environment in which `t2i` is the one under test."""
     command = tmp_path / "bin" / "t2i"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m t2i_cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(t2i_starter.command(t2i_env))} "$@"\n')
     command.chmod(0o755)
     yield t2i_env | {"PATH": f"{command.parent}{os.pathsep}{t2i_env['PATH']}"}
 
