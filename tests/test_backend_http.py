@@ -744,6 +744,13 @@ def test_a_server_that_is_gone_stops_the_batch_and_the_next_run_goes_on(
     assert sum(line["status"] == "done" for line in lines) == 40
 
 
+def until_in_flight(server: FakeImages, calls: int) -> None:
+    """Wait until so many calls are with the server."""
+    end = time.monotonic() + 60
+    while server.in_flight < calls and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def test_a_stop_keeps_what_was_sent(server: FakeImages, tmp_path: Path) -> None:
     chosen, stop = backend(server, concurrency=3), StopSignal()
     server.pause = 0.3
@@ -752,7 +759,9 @@ def test_a_stop_keeps_what_was_sent(server: FakeImages, tmp_path: Path) -> None:
         resolve_request(GenerateRequest(prompt=f"star {n}"), spec) for n in range(30)
     ]
     sink = ImageWriter([tmp_path / f"{n}.png" for n in range(30)], "png")
-    threading.Timer(0.15, lambda: stop.request(2)).start()
+    threading.Thread(
+        target=lambda: (until_in_flight(server, 3), stop.request(2)),  # type: ignore[func-returns-value]
+    ).start()
     made = [
         outcome
         for group in LocalExecutor(chosen).run(requests, sink.save, lambda event: None, stop)
@@ -861,11 +870,15 @@ def test_calls_run_beside_each_other_and_cancel_frees_the_server(server: FakeIma
     server.pause = 60
     spec = chosen.describe(GenerateRequest(prompt="x"))
     requests = [resolve_request(GenerateRequest(prompt=f"star {n}"), spec) for n in range(9)]
-    threading.Timer(0.5, cancel.set).start()
+    threading.Thread(
+        target=lambda: (until_in_flight(server, 4), cancel.set()),  # type: ignore[func-returns-value]
+    ).start()
     assert list(chosen.run(requests, lambda event: None, cancel)) == []
     assert server.most_in_flight == 4
-    time.sleep(0.1)
-    assert not [t for t in threading.enumerate() if t.name == "call" and t.is_alive()]
+    for thread in threading.enumerate():
+        if thread.name == "call":
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -646,21 +646,34 @@ def test_manifest_that_cannot_be_written_ends_the_run(
     assert (ended, summary["done"]) == (None, 12)
 
 
+class Telling(StubBackend):
+    """Tells when a pass has begun."""
+
+    def __init__(self, pause: float) -> None:
+        super().__init__(pause=pause, steps=True)
+        self.begun = threading.Event()
+
+    def _denoise(self, members: Sequence[int], on_event: OnEvent) -> None:
+        self.begun.set()
+        super()._denoise(members, on_event)
+
+
 @contextmanager
-def asked_to_stop(number: int, times: int, after: float) -> Iterator[None]:
-    """Sends this process a signal, as often, while the body runs."""
+def asked_to_stop(number: int, times: int, stub: Telling) -> Iterator[None]:
+    """Sends this process a signal, as often, once the first image is made."""
 
     def send() -> None:
+        assert stub.begun.wait(60)
         for _ in range(times):
+            time.sleep(0.3)  # its step has come, or what is done about the signal before
             os.kill(os.getpid(), number)
-            threading.Event().wait(0.3)
 
-    timer = threading.Timer(after, send)
-    timer.start()
+    sender = threading.Thread(target=send)
+    sender.start()
     try:
         yield
     finally:
-        timer.join()
+        sender.join()
 
 
 @pytest.mark.parametrize(
@@ -670,8 +683,8 @@ def asked_to_stop(number: int, times: int, after: float) -> Iterator[None]:
 def test_signal_once_finishes_the_image_in_hand_and_says_how_to_go_on(
     batch: Batch, number: int, kind: type[T2IError], code: int
 ) -> None:
-    stub = StubBackend(pause=0.2, steps=True)
-    with asked_to_stop(number, 1, 0.5):
+    stub = Telling(pause=0.4)
+    with asked_to_stop(number, 1, stub):
         _, ended, summary = batch(stub)
     assert isinstance(ended, kind)
     assert ended.exit_code == code
@@ -688,8 +701,8 @@ def test_signal_once_finishes_the_image_in_hand_and_says_how_to_go_on(
 
 
 def test_signal_twice_leaves_the_image_in_hand(batch: Batch) -> None:
-    stub = StubBackend(pause=3.0, steps=True)
-    with asked_to_stop(signal.SIGINT, 2, 0.3):
+    stub = Telling(pause=4.0)
+    with asked_to_stop(signal.SIGINT, 2, stub):
         _, ended, summary = batch(stub)
     assert isinstance(ended, InterruptedRunError)
     assert (stub.made, summary["done"]) == ([], 0)

@@ -75,12 +75,12 @@ def test_no_network(t2i: T2I, home: Path) -> None:
 
 
 def test_a_slow_hub(t2i: T2I, hub: FakeHub, env: dict[str, str]) -> None:
-    hub.delay = 4
+    hub.delay = 30
     start = time.monotonic()
     done = t2i("login", "--token-stdin", input=TOKEN, env=env | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"})
     assert done.returncode == 5
     assert "did not answer in time" in done.stderr
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 20
 
 
 def test_a_busy_hub(t2i: T2I, hub: FakeHub, env: dict[str, str]) -> None:

@@ -120,16 +120,18 @@ def test_a_failed_save_is_that_images_failure_and_memory_is_the_runs(tmp_path: P
 
 
 def test_saves_given_up_keep_no_other_from_being_told(tmp_path: Path) -> None:
-    report, go = Report(tmp_path, 4), threading.Event()
+    report, go, both = Report(tmp_path, 4), threading.Event(), threading.Barrier(3)
 
     def save(generated: GeneratedImage) -> SavedImage:
+        both.wait(PATIENCE)
         until(go)
         return report.writer.save(generated)
 
     savers = report.savers(save, threads=2)
     for index, request in enumerate(requests(4)):
         savers.submit(painted(index, request))
-    threading.Timer(0.2, go.set).start()
+    both.wait(PATIENCE)
+    threading.Timer(0.5, go.set).start()
     savers.close(cancel=True)
     assert report.told == [0, 1], "those that had begun"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png"]
