@@ -165,7 +165,7 @@ class Starter:
                 [sys.executable, "-m", "tests.fakes.forked_t2i", str(self._address)],
                 cwd=FORKED.parent.parent.parent,
                 env=self._env,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 start_new_session=True,

@@ -51,7 +51,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 
 def _serve(address: str) -> None:
-    """Fork a process a connection, for ever."""
+    """Fork a process a connection, until standard input ends."""
     # Imported here: the caller's side starts in milliseconds.
     import gc
 
@@ -72,7 +72,9 @@ def _serve(address: str) -> None:
         listener.bind(address)
         listener.listen(16)
         os.write(1, b"ready\n")
-        while True:
+        # Its input ends with the process that started it, however that ends.
+        awaited = [listener.fileno(), sys.stdin.fileno()]
+        while sys.stdin.fileno() not in select.select(awaited, [], [])[0]:
             connection, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
