@@ -33,6 +33,7 @@ from t2i_cli.request_adapters import (
 )
 from t2i_cli.request_extras import Extras, extras_text, extras_to_json, parse_extras
 from t2i_cli.request_field import RequestField
+from t2i_cli.schedule_names import AUTO_SCHEDULE, SCHEDULE_LABELS, parse_schedule_name
 from t2i_cli.style_names import parse_style_names
 
 FieldValue = str | int | float
@@ -461,6 +462,22 @@ class RequestFields:
             per_image=True,
             identity=False,  # the prompt has what a style adds
             expanded=True,
+        )
+    )
+    schedule: str | None = _declared(
+        RequestField(
+            flags=("--schedule",),
+            help=f"Noise levels of the scheduler's steps: {', '.join(SCHEDULE_LABELS)}.",
+            default=AUTO_SCHEDULE,
+            label="Schedule",
+            summary="{} schedule",
+            choices=tuple(SCHEDULE_LABELS),
+            dialects=_named("schedule", "t2i"),
+            aliases=("schedule_type", "noise_schedule"),
+            servings=frozenset({"t2i"}),
+            infotext="Schedule type",
+            parse=parse_schedule_name,
+            needs="schedules",
         )
     )
 

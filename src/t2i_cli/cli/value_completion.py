@@ -9,6 +9,7 @@ from typing import get_args
 import typer
 
 from t2i_cli.request_fields import FIELDS, QUANTIZATIONS, SERVINGS
+from t2i_cli.schedule_names import SCHEDULE_LABELS
 from t2i_cli.settings.schema import SETTINGS
 
 Completer = Callable[[typer.Context], Iterable[str | tuple[str, str]]]
@@ -112,6 +113,7 @@ _COMPLETERS: Mapping[str, Completer] = {
     "model": _models,
     "scheduler": _schedulers,
     "quantize": lambda _: QUANTIZATIONS,
+    "schedule": lambda _: tuple(SCHEDULE_LABELS),
     "endpoint": _endpoints,
     "dialect": _choices("http_dialect"),
     **{key: _choices(key) for key in ("backend", "device", "dtype", "memory", "compile", "format")},

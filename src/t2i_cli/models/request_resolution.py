@@ -20,6 +20,7 @@ from t2i_cli.models.step_cache_support import step_cache_complaint
 from t2i_cli.part_source import PART_FIELDS
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.request_fields import FIELDS, MAX_SEED, MODEL_DEFAULTS, RequestFields
+from t2i_cli.schedule_names import AUTO_SCHEDULE
 
 FAR_FROM_NATIVE = 4
 """A size of so many times the pixels of a model's own, or the same fraction, is worth a note."""
@@ -97,6 +98,7 @@ _NEUTRAL: Mapping[str, object] = {
     "prompt_syntax": PLAIN,
     "clip_skip": 1,
     "guidance_rescale": 0,
+    "schedule": AUTO_SCHEDULE,
     "step_cache": 0,
 }
 """Values that are so without being asked for; they are no part of a request, or of its id."""

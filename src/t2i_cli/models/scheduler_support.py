@@ -8,7 +8,13 @@ from types import MappingProxyType
 
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import class_facts, diffusers_folder, library_source, schedulers
+from t2i_cli.models import (
+    class_facts,
+    diffusers_folder,
+    library_source,
+    noise_schedules,
+    schedulers,
+)
 from t2i_cli.models.extras_support import SCHEDULES
 from t2i_cli.models.schedulers import SchedulerSpec
 from t2i_cli.models.source_evaluation import SourceFrame
@@ -47,14 +53,29 @@ def check_scheduler_support(
 
 
 def check_schedule(request: ResolvedRequest, spec: ModelSpec, own: Mapping[str, object]) -> None:
-    """Raise InputError if the scheduler does not take the steps that the request's extras set."""
+    """Raise InputError if the scheduler does not take the steps that the request's extras set, or
+    the schedule that it names.
+    """
     given = {name: PRESENT for name, _ in request.extras or () if name in SCHEDULES}
     own_class = str(own.get("_class_name"))
     cls, config = own_class, _with_defaults(own_class, own)
-    if not given or spec.pipeline is None or not own:
+    chosen = None
+    if request.scheduler or request.schedule:
+        chosen = noise_schedules.scheduled_spec(
+            (request.scheduler, request.schedule), spec.flow, own, spec.name
+        )
+    if spec.pipeline is None or not own:
         return
-    if request.scheduler:
-        chosen = schedulers.find_scheduler(request.scheduler, spec.flow)
+    if request.schedule and chosen:  # without one, check_scheduler_support() says it
+        if reason := _scheduled_misfit(chosen, spec.pipeline, own):
+            raise InputError(
+                f"{spec.name} takes no schedule {request.schedule!r} with its scheduler: {reason}.",
+                hint="Leave --schedule away for the scheduler's own.",
+                field="schedule",
+            )
+    if not given:
+        return
+    if chosen:
         cls, config = chosen.cls, _changed_config(chosen, own_class, own)
     if reason := _unfit_reason(spec.pipeline, cls, config, given):
         name = request.scheduler or cls
@@ -106,6 +127,16 @@ def _misfit(
     if _unfit_reason(pipeline, own_class, _with_defaults(own_class, own)):
         return None  # The model's own surely serves: this source is not understood.
     return _unfit_reason(pipeline, spec.cls, _changed_config(spec, own_class, own))
+
+
+def _scheduled_misfit(
+    chosen: SchedulerSpec, pipeline: str, own: Mapping[str, object]
+) -> str | None:
+    """Why a pipeline does not take its scheduler with a schedule; `None` if it does."""
+    own_class = str(own.get("_class_name"))
+    if _unfit_reason(pipeline, own_class, _with_defaults(own_class, own)):
+        return None  # The model's own surely serves: this source is not understood.
+    return _unfit_reason(pipeline, chosen.cls, _changed_config(chosen, own_class, own))
 
 
 def _changed_config(

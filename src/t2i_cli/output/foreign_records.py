@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from json import JSONDecodeError
 
 from t2i_cli.files.state_files import parse_json
-from t2i_cli.models import schedulers
+from t2i_cli.models import noise_schedules
 from t2i_cli.output import comfyui_graph
 from t2i_cli.output.image_texts.collected import ImageTexts
 from t2i_cli.output.infotext import Infotext, parse_field_texts, parse_infotext
@@ -113,7 +113,7 @@ def _swarmui(inner: _JsonRecord, outer: _JsonRecord) -> ForeignRecord:
             negative_prompt="negativeprompt",
             model="model",
             guidance="cfgscale",
-            scheduler=_scheduler(inner.get("sampler"), inner.get("scheduler")),
+            sampling=_sampling(inner.get("sampler"), inner.get("scheduler")),
         ),
         parameters=inner | {key: value for key, value in outer.items() if value is not inner},
     )
@@ -130,7 +130,7 @@ def _draw_things(value: _JsonRecord) -> ForeignRecord:
             negative_prompt="uc",
             model="model",
             guidance="scale",
-            scheduler=schedulers.name_of_label(label.replace("Euler A", "Euler a")),
+            sampling=noise_schedules.read_sampler_labels(label.replace("Euler A", "Euler a"), ""),
         ),
         parameters=value,
     )
@@ -146,7 +146,7 @@ def _fooocus(value: _JsonRecord) -> ForeignRecord:
         source="fooocus",
         request=_request(
             named | {"width": width.strip(), "height": height.strip()},
-            scheduler=_scheduler(value.get("sampler"), value.get("scheduler")),
+            sampling=_sampling(value.get("sampler"), value.get("scheduler")),
         ),
         parameters=value,
     )
@@ -182,7 +182,7 @@ def _comfyui_record(records: Mapping[str, object]) -> ForeignRecord:
         request=_request(
             values | {"seed": written.get("seed", written.get("noise_seed"))},
             guidance="guidance" if sampling.guided else "cfg",
-            scheduler=_scheduler(written.get("sampler_name"), written.get("scheduler")),
+            sampling=_sampling(written.get("sampler_name"), written.get("scheduler")),
         ),
         parameters={**written, **records},
     )
@@ -222,7 +222,7 @@ def _invokeai(found: ImageTexts) -> ForeignRecord | None:
         request=_request(
             values,
             guidance="cfg_scale" if values.get("cfg_scale") is not None else "guidance",
-            scheduler=_scheduler(values.get("sampler_name"), None),
+            sampling=_sampling(values.get("sampler_name"), None),
         ),
         parameters=written,
     )
@@ -248,7 +248,7 @@ def _novelai(found: ImageTexts) -> ForeignRecord | None:
             | {"model": source}
             | parsed_values(info),
             guidance="scale",
-            scheduler=_scheduler(comment.get("sampler"), comment.get("noise_schedule")),
+            sampling=_sampling(comment.get("sampler"), comment.get("noise_schedule")),
         ),
         parameters=comment | labels,
     )
@@ -273,7 +273,7 @@ def _dump(value: object) -> str:
 def _request(
     values: Mapping[str, object],
     *,
-    scheduler: str | None,
+    sampling: tuple[str | None, str | None],
     guidance: str | None = None,
     **names: str,
 ) -> _JsonRecord:
@@ -286,7 +286,8 @@ def _request(
         name: _text(values.get(names.get(name, name))) or None
         for name in ("prompt", "negative_prompt")
     }
-    return prompts | parse_field_texts(texts | {"scheduler": scheduler})
+    scheduler, schedule = sampling
+    return prompts | parse_field_texts(texts | {"scheduler": scheduler, "schedule": schedule})
 
 
 def _text(value: object) -> str | None:
@@ -296,8 +297,9 @@ def _text(value: object) -> str | None:
     return str(value)
 
 
-def _scheduler(sampler: object, spacing: object) -> str | None:
-    return schedulers.name_of_sampler(_text(sampler) or "", _text(spacing) or "")
+def _sampling(sampler: object, spacing: object) -> tuple[str | None, str | None]:
+    """The scheduler and the schedule."""
+    return noise_schedules.read_sampler_names(_text(sampler) or "", _text(spacing) or "")
 
 
 _INVOKEAI_PROMPTS = (("prompt", "positive_prompt"), ("negative_prompt", "negative_prompt"))

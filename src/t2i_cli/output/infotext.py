@@ -13,7 +13,7 @@ from itertools import islice
 
 from t2i_cli import __version__
 from t2i_cli.errors import InputError
-from t2i_cli.models import schedulers
+from t2i_cli.models import noise_schedules, schedulers
 from t2i_cli.models.file_digests import autov2
 from t2i_cli.provenance import GenerationInfo
 from t2i_cli.request import ResolvedRequest
@@ -21,6 +21,7 @@ from t2i_cli.request_adapters import weight_text
 from t2i_cli.request_extras import extras_text
 from t2i_cli.request_field import RequestField
 from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
+from t2i_cli.schedule_names import SCHEDULE_LABELS
 
 _NEGATIVE = "Negative prompt:"
 _KEY = re.compile(r'\s*(\w[\w \-/]{1,100}(?=:)|\w[^:,"\n]{0,100}(?=: )):\s*')
@@ -36,7 +37,10 @@ _STEPS = re.compile(r"(?<=\s)Steps: \d+,")
 _MAX_BEGINNINGS = 4
 _INFOTEXT_FIELDS = {field.infotext: field for field in FIELDS.values() if field.infotext}
 """Request fields by the names of their settings in the text."""
-_FIRST_SETTINGS = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model")
+_SCHEDULE = "Schedule type"
+_FIRST_SETTINGS = (
+    *("Steps", "Sampler", _SCHEDULE, "CFG scale", "Seed", "Size", "Model hash", "Model"),
+)
 """Settings that come first, in AUTOMATIC1111's order, which readers expect."""
 _FIRST_LABELS = tuple(f"{key}: " for key in _FIRST_SETTINGS)
 _HASH_DIGITS = 10
@@ -67,6 +71,7 @@ def format_infotext(request: ResolvedRequest, info: GenerationInfo, size: tuple[
         "VAE": request.vae and request.vae.name,
     }
     settings |= {key: _field_text(field, request) for key, field in _INFOTEXT_FIELDS.items()}
+    settings[_SCHEDULE] = SCHEDULE_LABELS[request.schedule] if request.schedule else None
     ordered = {key: settings.pop(key) for key in _FIRST_SETTINGS} | settings
     if request.extras and isinstance(skip := dict(request.extras).get("clip_skip"), int):
         ordered["Clip skip"] = str(skip + 1)  # AUTOMATIC1111 counts the last layer, too
@@ -216,10 +221,11 @@ def _request_fields(parameters: dict[str, str]) -> dict[str, object]:
     texts = {field.name: parameters.get(key) for key, field in _INFOTEXT_FIELDS.items()}
     if "clip_skip" in (texts["extras"] or ""):
         texts["clip_skip"] = None  # the extra says it
-    label = f"{parameters.get('Sampler')} {parameters.get('Schedule type')}"
-    scheduler = schedulers.name_of_label(label)
-    scheduler = scheduler or schedulers.name_of_label(parameters.get("Sampler", ""))
-    return parse_field_texts(texts | {"width": width, "height": height, "scheduler": scheduler})
+    texts |= {"width": width, "height": height}
+    texts["scheduler"], texts["schedule"] = noise_schedules.read_sampler_labels(
+        parameters.get("Sampler", ""), parameters.get(_SCHEDULE, "")
+    )
+    return parse_field_texts(texts)
 
 
 def parse_field_texts(texts: Mapping[str, str | None]) -> dict[str, object]:

@@ -181,7 +181,7 @@ class LocalBackend:
         pipeline_calls.check_guidance(spec, request)
         if request.prompt_syntax or request.clip_skip:
             prompt_check.check_prompt_fields(request, spec, self._target(request).folder)
-        if request.extras or request.scheduler is not None:
+        if request.extras or request.schedule or request.scheduler is not None:
             parameter_check.check_parameters(
                 request,
                 spec,
@@ -327,7 +327,7 @@ class LocalBackend:
         indices = tuple(index for index, _ in batch)
         requests = [request for _, request in batch]
         try:
-            scheduler = loaded.set_scheduler(requests[0].scheduler)
+            scheduler = loaded.set_scheduler(requests[0].scheduler, requests[0].schedule)
             return scheduler, pipeline.run_pipeline(loaded, requests, indices, cancel)
         except (T2IError, RunCancelled):
             raise

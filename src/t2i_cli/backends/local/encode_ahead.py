@@ -70,7 +70,7 @@ def _encode(loaded: LoadedPipeline, requests: Sequence[ResolvedRequest]) -> None
     """Run the pipeline on the requests until it begins to denoise."""
     arguments: dict[str, LibraryObject] = pipeline.pipeline_arguments(loaded, requests)
     seeded = random_state.seeded_global_generators(requests[0].seed, loaded.device)
-    loaded.set_scheduler(requests[0].scheduler)
+    loaded.set_scheduler(requests[0].scheduler, requests[0].schedule)
     loaded.pipe.progress_bar = _StopAtDenoising()
     try:
         skipping = clip_layers.skipping_layers(loaded.pipe, requests[0])

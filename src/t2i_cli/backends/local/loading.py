@@ -30,6 +30,7 @@ from t2i_cli.models import (
     diffusers_folder,
     file_digests,
     libraries,
+    noise_schedules,
     resolution,
     schedulers,
     sources,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from t2i_cli.backends.local.load_target import LoadTarget
 
 _COMMIT = re.compile("[0-9a-f]{40}")
+_DECODERS = {"vae", "movq", "vqvae", "vqgan"}
 _RECENT_SECONDS = 5.0
 """Seconds after a successful batch within which free memory is not checked again."""
 
@@ -168,26 +170,33 @@ class LoadedPipeline:
         self.vae_tile = min(side, self._tile_limit or side)
         vae_tiling.decode_in_tiles(latent_decoder(self.pipe), self.vae_tile)
 
-    def set_scheduler(self, name: str | None) -> str | None:
+    def set_scheduler(self, name: str | None, schedule: str | None = None) -> str | None:
         """Set the scheduler of a short name, or the model's own if `None`; returns its class name.
 
-        Raises InputError if it does not fit the model.
+        It gets the noise levels of a schedule. Raises InputError if it does not fit the model.
         """
-        if name is None:
+        if name is None and schedule is None:
             if getattr(self.pipe, "scheduler", None) is not self._model_scheduler:
                 self.pipe.scheduler = self._model_scheduler
         else:
             import diffusers
 
-            spec = schedulers.find_scheduler(name, self.spec.flow)
-            latent = not {"vae", "movq", "vqvae", "vqgan"}.isdisjoint(self.pipe.components)
-            config = schedulers.scheduler_config(spec, self._model_scheduler.config, latent=latent)
+            own = self._model_scheduler
+            spec = noise_schedules.scheduled_spec(
+                (name, schedule),
+                self.spec.flow,
+                {**own.config, "_class_name": type(own).__name__} if own else {},
+                self.spec.name,
+            )
+            # The model's own says by itself whether it clips.
+            latent = bool(name) and not _DECODERS.isdisjoint(self.pipe.components)
+            config = schedulers.scheduler_config(spec, own.config, latent=latent)
             with libraries.suppress_warnings(), defer_imports():
                 try:
                     self.pipe.scheduler = getattr(diffusers, spec.cls).from_config(config)
                 except (ValueError, NotImplementedError, ImportError, AssertionError) as error:
                     raise InputError(
-                        f"The scheduler {name!r} does not fit {self.spec.name}: "
+                        f"The scheduler {name or spec.cls!r} does not fit {self.spec.name}: "
                         f"{error_reason(error)}",
                         hint="Leave --scheduler away for the model's own.",
                         field="scheduler",

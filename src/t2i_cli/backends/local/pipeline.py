@@ -28,7 +28,7 @@ from t2i_cli.request_fields import ADDED_FIELDS, FIELDS
 
 _HONOURED_ELSEWHERE = {
     *("clip_skip", "embeddings", "extras", "loras", "prompt_2", "prompt_syntax", "quantize"),
-    *("step_cache", *PART_FIELDS),
+    *("schedule", "step_cache", *PART_FIELDS),
     *(name for name, known in FIELDS.items() if known.expanded),
 }
 """Added fields that act otherwise than by an argument of the pipeline of their value."""

@@ -19,6 +19,7 @@ from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import adapter_sources
 from t2i_cli.models.example_prompts import example_prompts
+from t2i_cli.models.noise_schedules import usable_schedules
 from t2i_cli.models.prompt_support import prompt_facts
 from t2i_cli.models.scheduler_support import schedulers_of
 from t2i_cli.models.step_cache_support import step_cache_complaint
@@ -99,6 +100,7 @@ def _model_object(spec: ModelSpec) -> dict[str, object]:
         "negative_prompt": spec.negative_prompt,
         "guidance": spec.guidance_argument is not None,
         "schedulers": schedulers_of(spec),
+        "schedules": usable_schedules(spec.flow),
         "loras": sorted(adapter_sources.files_in_folder(spec.adapter_folder)),
         "step_cache": step_cache_complaint(spec.name, spec.pipeline) is None,
         **prompt_facts(spec),
