@@ -8,6 +8,7 @@ import pytest
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models.request_resolution import build_request, resolve_request
+from t2i_cli.prompts import compel_prompt
 from t2i_cli.prompts.compel_prompt import check_compel_prompt
 from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.prompts.weighted_prompt import parse_weights
@@ -116,6 +117,42 @@ def test_hostile_prompts_take_no_time() -> None:
             assert "from 0 to 10" in error.message
     check_compel_prompt("(((((((((a" + "b)1.1" * 9)
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a quiet harbour at night, oil on canvas, by nobody at all. the end = here",
+        "a b c d e f (red fish, of many kinds. and so on)1.3 and five more words here, too",
+        "one two three four five+ six seven eight nine ten-- eleven",
+        'the first of many (a b c d e f g)++ "in quotation marks, all of it so"1.2 behind it',
+        '("a b c d e f g", "h i j k l m n").blend(0.7, 0.3)',
+        '("a b c d e f g", "h i, j k l m n+").and(1, 0.5)',
+        "a well-known x-ray of a b-c d e f -g h- i--j k+l",
+        "one two three four five .attend(1.5) six seven",
+        "never closed ( one two three four five, six",
+        'a "quotation of two\nlines that is none here"++ a b c d e',
+        "escaped \\(one two three four five\\) six seven eight nine",
+        "a,b,c,d,e,f,g h i j k",
+    ],
+)
+def test_words_without_syntax_need_not_pass_compels_parser(text: str) -> None:
+    parser = compel_prompt._parser_module()
+    whole = compel_prompt._prompt_parser(parser).parse_conjunction(text)
+    assert repr(compel_prompt.parse_compel_prompt(text, "prompt", parser)) == repr(whole)
+
+
+def test_a_long_prompt_is_a_few_words_to_compels_parser() -> None:
+    for word in ("word ", "word, ", "x-ray. ", "1 ", "wört "):
+        text = word * (5_000 // len(word))
+        shortened, runs = compel_prompt._shorten_runs(text)
+        assert len(shortened) < 100
+        assert compel_prompt._restored(shortened, runs).strip() == text.strip()
+    inside, _ = compel_prompt._shorten_runs(f"({'word ' * 900})1.3")
+    assert len(inside) < 100
+    for text in ("- " * 2_500, "word+ " * 833):
+        with pytest.raises(InputError, match="words with signs of compel's syntax"):
+            check_compel_prompt(text)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,7 @@ def prompt_complaints(request: RequestFields, spec: ModelSpec) -> Iterator[tuple
     if request.prompt_syntax is not None and spec.pipeline not in WEIGHTED:
         yield (
             "prompt_syntax",
-            f"{spec.name} takes no weights in prompts: compel does not know the text encoders of a "
-            f"{spec.pipeline}.",
+            f"{spec.name} takes no weights in prompts: t2i encodes none for a {spec.pipeline}.",
         )
     for name, words in _ARGUMENTS.items():
         if getattr(request, name) is not None and not _takes(spec.pipeline, name):
