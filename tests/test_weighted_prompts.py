@@ -1,12 +1,15 @@
 """Weights in prompts: how AUTOMATIC1111's and compel's are read, and what is refused by name."""
 
 import json
+import re
 import time
+from pathlib import Path
 
 import pytest
 
 from t2i_cli.errors import InputError
 from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import catalog
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.prompts import compel_prompt
 from t2i_cli.prompts.compel_prompt import check_compel_prompt
@@ -216,3 +219,43 @@ def test_a_process_refuses_before_a_model_is_loaded(t2i: T2I) -> None:
     done = t2i("generate", "a", "-m", "postcard", "--clip-skip", "40", "--json")
     assert done.returncode == 2
     assert "CLIP skip of at most" in json.loads(done.stderr.splitlines()[-1])["error"]["message"]
+
+
+_WITH_CLIP_SKIP = {
+    *("LatentConsistencyModelPipeline", "StableDiffusion3PAGPipeline", "StableDiffusion3Pipeline"),
+    *("StableDiffusionModelEditingPipeline", "StableDiffusionPAGPipeline"),
+    *("StableDiffusionPanoramaPipeline", "StableDiffusionParadigmsPipeline"),
+    *("StableDiffusionPipeline", "StableDiffusionSAGPipeline", "StableDiffusionXLPAGPipeline"),
+    *("StableDiffusionXLPipeline", "StableUnCLIPPipeline"),
+}
+_WITH_PROMPT_2 = {
+    *("FluxKontextPipeline", "FluxPipeline", "HiDreamImagePipeline"),
+    *("StableDiffusion3PAGPipeline", "StableDiffusion3Pipeline"),
+    *("StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline"),
+}
+
+
+def test_every_family_takes_these_fields_or_refuses_them_by_name() -> None:
+    """Over all classes of docs/models.md and the catalogue; nothing is loaded."""
+    table = (Path(__file__).parent.parent / "docs/models.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"^\| (\w+Pipeline) \|", table, re.MULTILINE))
+    assert len(names) > 50
+    assert {spec.pipeline for spec in catalog.MODELS.values()} <= names
+    weighted = {"LatentConsistencyModelPipeline", "FluxPipeline", "StableDiffusionPAGPipeline"}
+    weighted |= {"StableDiffusionPipeline", "StableDiffusionSAGPipeline"}
+    weighted |= {"StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline"}
+    for field, value, takers in (
+        ("prompt_syntax", "a1111", weighted),
+        ("prompt_syntax", "compel", weighted),
+        ("clip_skip", 2, _WITH_CLIP_SKIP),
+        ("prompt_2", "b", _WITH_PROMPT_2),
+    ):
+        for name in names:
+            spec = ModelSpec(name="mine", pipeline=name)
+            request = build_request({"prompt": "a (b:1.2)", field: value})
+            if name in takers:
+                assert getattr(resolve_request(request, spec), field) == value, (field, name)
+                continue
+            with pytest.raises(InputError, match=f"^mine takes no .*{name}") as refused:
+                resolve_request(request, spec)
+            assert refused.value.field == field
