@@ -52,6 +52,9 @@ def test_the_words_that_clip_cuts_are_named(clip: LibraryObject) -> None:
     prompt = "red " * (clip.model_max_length - 2)
     assert notes(clip, prompt=prompt) == ""
     said = notes(clip, prompt=f"{prompt} and two small stars")
+    most = clip.model_max_length - 2
+    more = len(clip("and two small stars", add_special_tokens=False)["input_ids"])
+    assert f"which reads {most} of its {most + more} tokens, and does not read: and two" in said
     assert said.endswith("does not read: and two small stars")
 
 

@@ -2,7 +2,10 @@
 
 import inspect
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,11 +45,11 @@ def chosen(
     schedule: str,
     *,
     flow: bool = False,
-    own: dict[str, object] | None = None,
+    own: Mapping[str, object] | None = None,
 ) -> schedulers.SchedulerSpec:
     """The scheduler with the schedule's settings."""
-    own = own or (FLOW if flow else DPM)
-    return noise_schedules.scheduled_spec((name, schedule), flow, own, "the model")
+    config: Mapping[str, object] = own or (FLOW if flow else DPM)
+    return noise_schedules.scheduled_spec((name, schedule), flow, config, "the model")
 
 
 def test_the_table_of_what_takes_what() -> None:
@@ -226,7 +229,7 @@ def test_samplers_of_comfyui(
 
 
 def test_a_schedule_is_that_of_the_schedulers_own_name(backend: LocalBackend) -> None:
-    def picture(**values: object) -> np.ndarray:
+    def picture(**values: Any) -> np.ndarray:
         (image,) = images(make(backend, ask(backend, steps=6, seed=1, **values)))
         return pixels(image)
 
@@ -280,6 +283,8 @@ def test_a_flow_matching_model_is_as_plain_diffusers_makes_it(tmp_path: Path) ->
             generator=torch.Generator().manual_seed(asked.seed),
         ).images[0]
     assert np.abs(pixels(image) - np.asarray(plain, dtype=np.float64)).max() <= 2
+    (own,) = images(make(backend, replace(asked, schedule=None)))
+    assert not np.array_equal(pixels(own), pixels(image))
 
 
 def test_in_a_process_it_is_bad_input_before_loading(t2i: T2I) -> None:

@@ -46,9 +46,7 @@ def prompt_warnings(
         )
     truncated = "" if in_parts else _truncated_text(loaded.pipe, text_read(loaded, prompt))
     if truncated:
-        yield Notice(
-            message="The prompt is too long for the text encoder, which does not read: " + truncated
-        )
+        yield Notice(message=f"The prompt is too long for the text encoder, {truncated}")
     if loaded.spec.folder != postcard.FOLDER:
         return
     read = wording.reword(adapter_resolution.without_tags(prompt, loaded.spec))
@@ -99,24 +97,33 @@ def _unknown_words(prompt: str) -> str:
 
 
 def _truncated_text(pipe: LibraryObject, prompt: str) -> str:
-    """The end of the prompt that all of the pipeline's text encoders truncate."""
+    """How much of the prompt is read, and its end, which all of the text encoders truncate.
+
+    Empty if one of them reads it whole.
+    """
     limit = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
-    offsets = [
-        _truncation_offset(component, prompt, limit.default if limit else None)
+    ends = [
+        _truncation(component, prompt, limit.default if limit else None)
         for component in pipe.components.values()
         if hasattr(component, "model_max_length")
     ]
-    if not offsets:
+    if not ends or None in ends:
         return ""
-    read = prompt[: max(offsets)]
-    if read != prompt:
-        # A partly read word counts as truncated.
-        read = read[: max(read.rfind(" "), 0)]
-    return _listed(prompt[len(read) :].split())
+    end, tokens, most = max(end for end in ends if end)
+    # A partly read word counts as truncated.
+    read = prompt[: max(prompt.rfind(" ", 0, end), 0)]
+    unread = _listed(prompt[len(read) :].split())
+    if not unread:
+        return ""
+    return f"which reads {most} of its {tokens} tokens, and does not read: {unread}"
 
 
-def _truncation_offset(tokenizer: LibraryObject, prompt: str, limit: int | None) -> int:
-    """The character offset at which the tokenizer truncates the prompt; its length if it does not.
+def _truncation(
+    tokenizer: LibraryObject, prompt: str, limit: int | None
+) -> tuple[int, int, int] | None:
+    """The character offset at which the tokenizer truncates the prompt, its tokens, and the most.
+
+    `None` if it reads it whole; the marks of beginning and end are no tokens of the prompt.
 
     For CLIP, the limit is the tokenizer's (77 tokens); for other encoders (T5, language models) it
     is also the pipeline's `max_sequence_length` (`limit`).
@@ -127,12 +134,14 @@ def _truncation_offset(tokenizer: LibraryObject, prompt: str, limit: int | None)
     max_text_tokens = max_tokens - tokenizer.num_special_tokens_to_add()
     if prompt.isascii() and len(prompt) < max_text_tokens:
         # A token has at least one character: skip the tokenizer, which takes 0.5 ms.
-        return len(prompt)
+        return None
     encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
     if len(encoded["input_ids"]) <= max_tokens:
-        return len(prompt)
+        return None
     spans = [span for span in encoded["offset_mapping"] if span[1] > span[0]]
-    return int(spans[max_text_tokens][0]) if len(spans) > max_text_tokens else len(prompt)
+    if len(spans) <= max_text_tokens:
+        return None
+    return int(spans[max_text_tokens][0]), len(spans), max_text_tokens
 
 
 def _listed(words: list[str], separator: str = " ") -> str:
