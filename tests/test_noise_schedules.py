@@ -229,7 +229,7 @@ def test_samplers_of_comfyui(
 
 
 def test_a_schedule_is_that_of_the_schedulers_own_name(backend: LocalBackend) -> None:
-    def picture(**values: Any) -> np.ndarray:
+    def picture(**values: Any) -> np.ndarray:  # noqa: ANN401 - of many fields
         (image,) = images(make(backend, ask(backend, steps=6, seed=1, **values)))
         return pixels(image)
 
