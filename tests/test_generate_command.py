@@ -55,8 +55,12 @@ def test_the_gallerys_commands_make_the_same_pixels(
     rows = [{"prompt": prompt, "seed": n, "steps": 2} for n, prompt in enumerate(STRANGE)]
     rows[0] |= {"negative_prompt": "it's a circle", "width": 64, "guidance_scale": 3.5}
     rows[1] |= {"negative_prompt": "", "scheduler": "euler"}
+    rows[2] |= {"loras": "snow:0.5"}
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = t2i("batch", "p.jsonl", "-m", "postcard", "-o", "out", "--strict")
+    loras = Path(__file__).parent / "adapters"
+    made = t2i(
+        *("batch", "p.jsonl", "-m", "postcard", "-o", "out", "--strict", "--lora-dir", loras)
+    )
     assert made.returncode == 0, made.stderr
     found = re.search(r"^const entries = (.*);$", (tmp_path / "out/index.html").read_text(), re.M)
     assert found is not None

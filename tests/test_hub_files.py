@@ -1,99 +1,275 @@
-"""Which files of a repository are needed."""
+"""Single files of weights in repositories of the Hub: models, parts, revisions, refusals."""
 
 import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from t2i_cli.errors import ModelError
-from t2i_cli.hub import files
-from tests.fakes.models import CONFIGS, FULL, HALF, TEXT, repository
+from t2i_cli.errors import AccessError, InputError, ModelError, StorageError, T2IError
+from t2i_cli.events import Event, Notice
+from t2i_cli.hub import repository_file, snapshot
+from t2i_cli.model_spec import ModelSpec
+from t2i_cli.models import composed_model, composed_root, weight_sources
+from t2i_cli.models.file_digests import sha256_of
+from t2i_cli.models.hub_sources import HubSource, parse_hub_source
+from t2i_cli.models.model_files import ModelFiles
+from t2i_cli.part_source import PartSource
+from t2i_cli.request import ResolvedRequest
+from tests import factories, tiny_checkpoints, tiny_models
+from tests.conftest import T2I
+from tests.fakes import single_files
+from tests.fakes.hub import FakeHub, Repo
 
-INDEX = json.loads(repository()["model_index.json"])
-
-
-def needed(paths: list[str], dtype: str = "float32") -> set[str]:
-    found = files.needed_files("a/b", {"unet": ["diffusers", "UNet"]}, paths, dtype)
-    return set(found) - {files.MODEL_INDEX}
-
-
-def test_configs_are_small_files_of_components() -> None:
-    assert set(files.config_files(INDEX, repository())) == CONFIGS
-
-
-@pytest.mark.parametrize(("dtype", "unet"), [("float32", FULL), ("float16", HALF)])
-def test_needs_one_variant_and_no_other_format(dtype: str, unet: str) -> None:
-    found = files.needed_files("a/b", INDEX, repository(), dtype)
-    assert len(found) == len(set(found))
-    assert set(found) == CONFIGS | {unet, TEXT}
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+CARD = b"---\nlicense: other\nlicense_name: dreamy-1.0\n---\n# Dreamy\n\nlicense: mit\n"
+DREAMY = "ann/dreamy/v1/dreamy.safetensors"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_takes_the_variant_that_there_is(dtype: str) -> None:
-    assert needed([HALF], dtype) == {HALF}
-    assert needed([FULL], dtype) == {FULL}
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `sd15`, a file of it, and its VAE as a file."""
+    root = tmp_path_factory.mktemp("models")
+    tiny_models.save_pipeline(tiny_checkpoints.sd15, root / "sd15")
+    single_files.save_checkpoint(root / "sd15", root / "sd15.safetensors")
+    single_files.save(single_files.ldm_vae(root / "sd15"), root / "vae.safetensors")
+    return root
 
 
-def test_takes_shards_with_the_index_of_their_variant() -> None:
-    full = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    half = [f"unet/diffusion_pytorch_model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    index = "unet/diffusion_pytorch_model.safetensors.index.json"
-    half_index = "unet/diffusion_pytorch_model.safetensors.index.fp16.json"
-    paths = [*full, *half, index, half_index]
-    assert needed(paths) == {*full, index}
-    assert needed(paths, dtype="float16") == {*half, half_index}
-
-
-def test_takes_shards_named_the_old_way() -> None:
-    half = [f"unet/model-0000{n}-of-00002.fp16.safetensors" for n in (1, 2)]
-    index = "unet/model.safetensors.fp16.index.json"
-    assert needed([*half, index, FULL], dtype="float16") == {*half, index}
-
-
-def test_takes_one_of_two_ways_to_name_the_same_shards() -> None:
-    new = [f"unet/model.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    old = [f"unet/model-0000{n}-of-00002.fp16.safetensors" for n in (1, 2)]
-    assert needed([*old, *new], dtype="float16") == set(new)
-
-
-def test_takes_whole_files_for_both_libraries_and_no_shards_beside_them() -> None:
-    both = ["unet/model.safetensors", FULL]
-    shards = [f"unet/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    assert needed([*both, *shards, "unet/model.safetensors.index.json"]) == set(both)
-
-
-def test_an_index_without_its_shards_is_no_weights() -> None:
-    with pytest.raises(ModelError, match="pickle"):
-        needed(["unet/model.safetensors.index.json", "unet/pytorch_model.bin"])
-
-
-def test_leaves_other_variants() -> None:
-    assert needed([FULL, "unet/diffusion_pytorch_model.non_ema.safetensors"]) == {FULL}
-
-
-def test_each_component_has_the_variant_that_there_is() -> None:
-    index = {"unet": ["diffusers", "UNet"], "vae": ["diffusers", "AutoencoderKL"]}
-    half = "unet/diffusion_pytorch_model.bf16.safetensors"
-    vae = "vae/diffusion_pytorch_model.safetensors"
-    paths = [FULL, HALF, half, vae]
-    for dtype, unet in (("float32", FULL), ("float16", HALF), ("bfloat16", half)):
-        found = files.needed_files("a/b", index, paths, dtype)
-        assert set(found) == {files.MODEL_INDEX, unet, vae}
-
-
-def test_refuses_missing_shards() -> None:
-    with pytest.raises(ModelError, match="lacks 1 of 2"):
-        needed(["unet/model-00001-of-00002.safetensors"])
-
-
-def test_refuses_pickles_only() -> None:
-    with pytest.raises(ModelError, match="unet as pickle files only"):
-        needed(["unet/config.json", "unet/diffusion_pytorch_model.bin"])
-
-
-def test_takes_code_only_where_the_pipeline_has_its_own() -> None:
-    paths = ["pipeline.py", "setup.py", "unet/my_unet.py", "tools/run.py"]
-    assert needed(paths) == {"unet/my_unet.py"}
-    own = {"_class_name": ["pipeline", "MyPipeline"], "unet": ["my_unet", "MyUnet"]}
-    assert {"pipeline.py", "unet/my_unet.py"} <= set(
-        files.needed_files("a/b", own, paths, "float32")
+@pytest.fixture
+def files(hub: FakeHub, models: Path) -> FakeHub:
+    """The hub with the base, and a repository of single files."""
+    hub.repos[SD15] = Repo.from_folder(models / "sd15")
+    hub.repos["ann/dreamy"] = Repo(
+        {
+            "README.md": CARD,
+            "v1/dreamy.safetensors": (models / "sd15.safetensors").read_bytes(),
+            "vae.safetensors": (models / "vae.safetensors").read_bytes(),
+            "old.ckpt": b"\x80\x02}q\x00.",
+        }
     )
+    hub.repos["ann/fine-vae"] = Repo.from_folder(models / "sd15/vae")
+    hub.repos["ann/fine-vae"].files["README.md"] = b"---\nlicense: mit\n---\n"
+    return hub
+
+
+@pytest.fixture
+def cache(files: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and this process's huggingface_hub pointed at the fake hub."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setattr(constants, "ENDPOINT", files.url)
+    template = files.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(snapshot, "_COMMIT_TTL", -1)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(composed_root, "user_folder", lambda _: tmp_path / "t2i")
+    return folder
+
+
+def resolve(name: str, revision: str | None = None, **parts: str) -> ModelSpec:
+    """The spec of a model with parts."""
+    return composed_model.resolve_with_parts(
+        name,
+        revision,
+        {field: PartSource(source) for field, source in parts.items()},
+        offline=False,
+        trust_remote_code=False,
+    )
+
+
+def whole_files(hub: FakeHub) -> list[str]:
+    """The files of weights that were fetched whole."""
+    return [s.path for s in hub.requests if s.path.startswith("/cdn/") and not s.range]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("ann/pic", ("ann/pic", None, None)),
+        ("ann/pic@v1.0", ("ann/pic", "v1.0", None)),
+        ("ann/pic@refs/pr/3", ("ann/pic", "refs/pr/3", None)),
+        ("ann/pic/a/b.safetensors", ("ann/pic", None, "a/b.safetensors")),
+        ("ann/pic/b.Q8_0.gguf@v1", ("ann/pic", "v1", "b.Q8_0.gguf")),
+        ("ann/pic/a@2x.safetensors", ("ann/pic", None, "a@2x.safetensors")),
+        ("https://huggingface.co/ann/pic/blob/v1/a/b%20c.gguf", ("ann/pic", "v1", "a/b c.gguf")),
+        ("hf.co/ann/pic/resolve/main/b.sft?download=true", ("ann/pic", "main", "b.sft")),
+        ("loras/snow.safetensors", None),
+        ("./ann/pic/b.safetensors", None),
+        ("ann/../b.safetensors", None),
+        ("/ann/pic/b.safetensors", None),
+        ("snow", None),
+        ("ann/pic/unet", None),
+    ],
+)
+def test_one_spelling_names_repository_revision_and_file(
+    text: str, named: tuple[str, str | None, str | None] | None
+) -> None:
+    assert parse_hub_source(text) == (named and HubSource(*named))
+
+
+def test_a_file_is_known_by_its_header_and_then_downloaded_alone(
+    files: FakeHub, models: Path, cache: Path
+) -> None:
+    spec = resolve(DREAMY, "v1")
+    digest = sha256_of(models / "sd15.safetensors")
+    assert (spec.name, spec.revision, spec.file_digest) == (DREAMY, "v1", digest)
+    size = (models / "sd15.safetensors").stat().st_size
+    model = ModelFiles(spec, offline=False)
+    assert model.size("float32") == (pytest.approx(size, rel=0.2), size)
+    assert whole_files(files) == []
+    events: list[Event] = []
+    folder = model.download("float32", events.append)
+    assert folder is not None
+    [told] = [event for event in events if isinstance(event, Notice)]
+    assert told.message.startswith(f"{DREAMY} takes ")
+    assert "Its licence is dreamy-1.0. It goes to " in str(told.hint)
+    assert len(whole_files(files)) == 1
+    noted = json.loads((folder / "composition.json").read_text())
+    assert {Path(each["file"]).read_bytes() for each in noted["files"].values()} == {
+        (models / "sd15.safetensors").read_bytes()
+    }
+    offline = composed_model.resolve_with_parts(
+        DREAMY, "v1", {}, offline=True, trust_remote_code=False
+    )
+    assert offline.file_digest == digest
+    assert ModelFiles(offline, offline=True).size("float32")[1] == 0
+
+
+def test_parts_have_files_and_revisions_and_tell_their_licence(
+    files: FakeHub, models: Path, cache: Path
+) -> None:
+    base = str(models / "sd15")
+    by_content = resolve(base, vae="ann/dreamy/vae.safetensors@v1").vae
+    assert by_content == PartSource(
+        "ann/dreamy/vae.safetensors@v1", sha256_of(models / "vae.safetensors")
+    )
+    spec = resolve(base, vae="ann/fine-vae@v1")
+    assert spec.vae == PartSource("ann/fine-vae@v1")
+    events: list[Event] = []
+    ModelFiles(spec, offline=False).download("float32", events.append)
+    hints = [str(event.hint) for event in events if isinstance(event, Notice)]
+    assert hints and all(hint.startswith("Its licence is mit. It goes to ") for hint in hints)
+    assert list(cache.glob("models--ann--fine-vae/refs/v1"))
+    with pytest.raises(ModelError, match="ann/fine-vae has no such revision"):
+        resolve(base, vae="ann/fine-vae@v2")
+
+
+def test_an_id_has_the_content_of_a_file_and_not_its_revision() -> None:
+    def identity(**values: object) -> str:
+        made: ResolvedRequest = factories.request(**values)
+        return made.identity()
+
+    digest = "ab" * 32
+    one = identity(model=DREAMY, revision="v1", model_digest=digest)
+    assert one == identity(model="/here/file.safetensors", model_digest=digest)
+    assert one != identity(model=DREAMY, revision="v1", model_digest="cd" * 32)
+    assert identity(vae=PartSource("a/b/c.gguf@v1", digest)) == identity(
+        vae=PartSource("c.gguf", digest)
+    )
+
+
+REFUSALS: list[tuple[str, type[T2IError], str]] = [
+    ("ann/none/x.safetensors", ModelError, "There is no repository ann/none on the Hub, or it is"),
+    ("ann/dreamy/x.safetensors", ModelError, "ann/dreamy has no file x.safetensors"),
+    (f"{DREAMY}@v9", ModelError, "ann/dreamy has no such revision"),
+    ("ann/dreamy/old.ckpt", ModelError, "ann/dreamy/old.ckpt is a pickle file"),
+    ("bob/locked/x.safetensors", AccessError, "bob/locked is gated: its licence must be accepted"),
+]
+
+
+@pytest.mark.parametrize("field", ["model", "vae", "transformer"])
+@pytest.mark.parametrize(("name", "kind", "said"), REFUSALS)
+def test_what_cannot_be_had_is_told_as_of_a_model(
+    field: str,
+    name: str,
+    kind: type[T2IError],
+    said: str,
+    files: FakeHub,
+    models: Path,
+    cache: Path,
+) -> None:
+    locked = Repo({"x.safetensors": (models / "vae.safetensors").read_bytes()})
+    files.repos["bob/locked"] = locked
+    # The list of a gated repository may be read, and its card.
+    repository_file.find_file("bob/locked", "x.safetensors", revision=None, offline=False)
+    repository_file._digest.cache_clear()
+    locked.gated = True
+    with pytest.raises(kind) as caught:
+        if field == "model":
+            resolve(*name.split("@"))
+        else:
+            resolve(str(models / "sd15"), **{field: name})
+    assert caught.value.message.startswith(said)
+    assert caught.value.hint
+    assert str(cache.parent) not in f"{caught.value.message} {caught.value.hint}"
+    assert whole_files(files) == []
+
+
+def test_a_file_of_another_kind_is_refused_by_its_header(
+    files: FakeHub, models: Path, cache: Path
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve("ann/dreamy/vae.safetensors")
+    assert caught.value.message.startswith("ann/dreamy/vae.safetensors ")
+    with pytest.raises(InputError, match="is a single file"):
+        resolve(DREAMY, base="ann/dreamy/vae.safetensors")
+    assert whole_files(files) == []
+
+
+def test_a_disk_too_small_is_told_before(
+    files: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        free = 1000
+
+    spec = resolve(DREAMY)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Full)
+    with pytest.raises(StorageError, match=f"download of {DREAMY} needs .* 1.0 kB free"):
+        ModelFiles(spec, offline=False).download("float32", lambda _: None)
+    assert whole_files(files) == []
+
+
+def test_the_header_of_a_long_file_is_read_in_steps(
+    files: FakeHub, models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_sources, "_BEGINNINGS", (64, 10**6))
+    spec = resolve(DREAMY)
+    assert spec.pipeline == "StableDiffusionPipeline"
+    ranges = [s.range for s in files.requests if s.path.startswith("/cdn/")]
+    assert ranges[0] == "bytes=0-63"
+    assert len(ranges) == 2
+
+
+@pytest.fixture
+def command(t2i: T2I, files: FakeHub) -> Callable[..., str]:
+    """Runs a command with the fake hub; its standard output."""
+
+    def run(*arguments: str) -> str:
+        done = t2i(*arguments, env=files.environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_commands_take_a_file_of_a_repository(
+    command: Callable[..., str], files: FakeHub, models: Path
+) -> None:
+    address = f"{files.url}/ann/dreamy/blob/v1/v1/dreamy.safetensors"
+    shown = json.loads(command("models", "show", address, "--json"))
+    assert (shown["file"], shown["family"]) == (DREAMY, "sd15")
+    assert shown["sha256"] == sha256_of(models / "sd15.safetensors")
+    assert whole_files(files) == []
+    command("models", "add", "dreamy", address, "--steps", "7")
+    planned = json.loads(command("generate", "x", "-m", "dreamy", "--dry-run", "--json"))
+    [request] = planned["requests"]
+    assert (request["model"], request["revision"], request["steps"]) == (DREAMY, "v1", 7)
+    pulled = command("models", "pull", "ann/dreamy/vae.safetensors@v1").strip()
+    assert Path(pulled).read_bytes() == (models / "vae.safetensors").read_bytes()
+    assert command("models", "path", "ann/dreamy/vae.safetensors@v1").strip() == pulled

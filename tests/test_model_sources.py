@@ -154,6 +154,12 @@ def test_an_empty_cache_folder_is_no_model(tmp_path: Path, t2i: T2I) -> None:
         ("http://www.hf.co/ann/pic/tree/v1", ("ann/pic", "v1")),
         ("huggingface.co/ann/pic/tree/refs%2Fpr%2F3", ("ann/pic", "refs/pr/3")),
         ("ann/pic", ("ann/pic", None)),
+        ("ann/pic@v1", ("ann/pic", "v1")),
+        ("sdxl@v1", ("sdxl", "v1")),
+        (
+            "https://huggingface.co/ann/pic/resolve/main/unet/a.safetensors?x=1",
+            ("ann/pic/unet/a.safetensors", "main"),
+        ),
         ("./huggingface.co/ann/pic", ("./huggingface.co/ann/pic", None)),
         ("https://example.org/ann/pic", ("https://example.org/ann/pic", None)),
     ],
@@ -167,8 +173,7 @@ def test_an_address_of_the_hub_names_a_repository(
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("https://huggingface.co/ann/pic/blob/main/a.safetensors", "address of a file in ann/pic"),
-        ("https://huggingface.co/ann/pic/resolve/main/unet/a.safetensors?x=1", "of a file in"),
+        ("https://huggingface.co/ann/pic/blob/main/README.md", "a file that holds no weights in"),
         ("https://huggingface.co/ann/pic/tree/main/unet", "address of a folder in ann/pic"),
         ("https://huggingface.co/datasets/ann/pic", "the address of no model"),
         ("https://huggingface.co", "the address of no model"),
@@ -195,7 +200,7 @@ def test_an_address_is_taken_by_every_command(t2i: T2I, hub: FakeHub, folder: Pa
     done = t2i("models", "pull", address, env=hub.environment)
     assert done.returncode == 0, done.stderr
     for name, said in (
-        ("ann/picture/unet/a.safetensors", "one file is not taken yet"),
+        ("ann/picture/unet/a.safetensors", "ann/picture has no file unet/a.safetensors"),
         ("https://example.org/ann/picture", "is an address, and no model of the Hub"),
     ):
         done = t2i("generate", "x", "-m", name, "--dry-run", env=hub.environment)

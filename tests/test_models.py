@@ -63,7 +63,7 @@ def test_pull_path_show_list_remove(t2i: T2I, hub: FakeHub, env: dict[str, str])
     [folder] = pulled.stdout.splitlines()
     assert (Path(folder) / FULL).read_bytes() == repository()[FULL]
     assert not (Path(folder) / HALF).exists()
-    assert "ann/picture takes 600.4 kB; downloading. It goes to " in pulled.stderr
+    assert "ann/picture takes 600.4 kB; downloading. Its licence is not told." in pulled.stderr
     assert "downloading ann/picture: 1 of 1 MB" in pulled.stderr
     hub.requests.clear()
     offline = env | {"HF_HUB_OFFLINE": "1"}

@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import user_catalog
 from t2i_cli.models.own_models import DEFAULT_FIELDS, new_own_model
 from t2i_cli.models.request_resolution import build_request, resolve_request
+from t2i_cli.prompts.styles import StyleFile, expand_styles
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_adapters import Adapter, parse_loras
 from t2i_cli.request_fields import FIELDS
@@ -59,7 +62,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def add(name: str, model: str, **values: Any) -> None:  # noqa: ANN401
     """Store an own model, unchecked."""
     entry = new_own_model(name, model, values, lora_dir=None)
-    user_catalog.write_table(name, entry.to_table())
+    user_catalog.write_table(name, entry.to_table(), overwrite=True)
 
 
 def resolved(model: str, *, lenient: bool = False, **values: Any) -> ResolvedRequest:  # noqa: ANN401
@@ -194,6 +197,42 @@ def test_the_users_value_comes_before_the_entrys_and_that_before_the_models(file
     assert (request.height, request.negative_prompt) == (128, "night")
     own = resolved("mine", steps=5, negative_prompt="", height=64)
     assert (own.steps, own.negative_prompt, own.height, own.width) == (5, "", 64, 64)
+
+
+def test_styles_are_added_to_the_entrys_negative_prompt(file: Path, tmp_path: Path) -> None:
+    add("dreamy", "postcard", negative_prompt="blurry")
+    csv = "name,prompt,negative_prompt\nsnowy,in snow,rain\nplain,a photo,\n"
+    (tmp_path / "styles.csv").write_text(csv)
+
+    def negative(*style: str, **values: Any) -> str | None:  # noqa: ANN401
+        request = build_request({"prompt": "a", "model": "dreamy", "style": style, **values})
+        spec = LocalBackend(LocalOptions(device="cpu", offline=True)).describe(request)
+        styled = expand_styles(
+            request, StyleFile(tmp_path / "styles.csv"), spec.own_negative_prompt
+        )
+        return resolve_request(styled, spec).negative_prompt
+
+    assert negative("snowy") == "blurry, rain"
+    assert negative("plain") == "blurry"
+    assert negative("snowy", negative_prompt="fog") == "fog, rain"
+    assert negative("snowy", negative_prompt="") == "rain"
+
+
+def test_processes_that_add_at_the_same_time_lose_nothing(
+    file: Path, t2i_env: dict[str, str]
+) -> None:
+    code = (
+        "import sys\n"
+        "from t2i_cli.models.user_catalog import write_table\n"
+        "for n in range(8):\n"
+        "    write_table(f'm{sys.argv[1]}-{n}', {'model': 'postcard'}, overwrite=False)\n"
+    )
+    env = t2i_env | {"T2I_CONFIG": os.environ["T2I_CONFIG"]}
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(number)], env=env) for number in range(3)
+    ]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert len(user_catalog.read_tables()) == 24
 
 
 def test_the_values_make_the_id_and_the_name_does_not(file: Path) -> None:
@@ -384,6 +423,12 @@ def test_other_machines_are_told_that_the_name_is_of_this_one(file: Path) -> Non
     add("mine", "postcard")
     sentence = "mine is a name of yours, which means a model on this machine only."
     assert sentence in told(lambda: containers.find_source("mine", "t2i"))
+
+
+@pytest.mark.parametrize("name", ["dreamy.safetensors", "ann/dreamy/v1.gguf"])
+def test_a_single_file_is_not_deployed(name: str) -> None:
+    sentence = f"{name} is a single file; an endpoint takes a whole model"
+    assert sentence in told(lambda: containers.find_source(name, "t2i"))
 
 
 def test_the_worker_gets_the_model_and_the_values(file: Path) -> None:

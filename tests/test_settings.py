@@ -9,10 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import tomlkit
 
 from t2i_cli.errors import InputError, StorageError
-from t2i_cli.settings import schema, store, toml_documents
+from t2i_cli.settings import schema, store
 
 
 @pytest.fixture
@@ -290,7 +289,7 @@ def test_a_setting_is_on_the_disk_in_a_folder_made_for_it(
 def test_a_place_that_cannot_be_written_is_named_with_the_reason(file: Path) -> None:
     file.parent.write_text("a file")
     with pytest.raises(StorageError) as caught:
-        toml_documents.write_document(store.settings_path(), tomlkit.document())
+        store.set_setting("model", "sd15")
     assert caught.value.message.startswith(f"Cannot write {file}: ")
     assert "exists" in caught.value.message or "directory" in caught.value.message
 

@@ -18,7 +18,7 @@ from typing import Literal
 from t2i_cli import __version__, library_environment, postcard
 from t2i_cli.errors import AccessError, InputError, ModelError, T2IError
 from t2i_cli.files.user_folders import NoHomeError
-from t2i_cli.models import bucket_models, catalog, own_models
+from t2i_cli.models import bucket_models, catalog, hub_sources, own_models
 from t2i_cli.output import filenames
 from t2i_cli.settings import store
 from t2i_cli.terminal.console import format_bytes
@@ -274,7 +274,7 @@ def _compiled() -> Iterator[Diagnostic]:
 
 
 def _model() -> Diagnostic:
-    from t2i_cli.hub import cache
+    from t2i_cli.hub import cache, repository_file
 
     name = store.get_setting("model") or catalog.DEFAULT_MODEL
     if own := own_models.find_own_model(name):
@@ -284,11 +284,16 @@ def _model() -> Diagnostic:
         return _bucket_model(name)
     spec = catalog.find_known(name)
     here = catalog.folder_named(name) or catalog.file_named(name)
-    if spec is None and not (here or catalog.is_repository(name)):
+    named = hub_sources.parse_source(name)
+    if spec is None and not (here or named):
         raise catalog.unknown_model(name)
-    repo = spec.repo if spec else name
-    cached = cache.cached_repos().get(repo or "")
-    if (spec and spec.folder) or (here and here.exists()) or (cached and cached.complete):
+    repo = spec.repo if spec else named and named.repo
+    if named and named.file:
+        found = repository_file.is_downloaded(named.repo, named.file, named.revision)
+    else:
+        cached = cache.cached_repos().get(repo or "")
+        found = bool(cached and cached.complete)
+    if (spec and spec.folder) or (here and here.exists()) or found:
         return Diagnostic(
             name="model", status="ok", detail=f"{name}, the default, is on this machine"
         )

@@ -95,7 +95,7 @@ def prepare_requests(
     size_notes: list[str] = []
     spec = backend.describe(request)
     resolved = resolve_request(
-        expand_styles(request, job.styles),
+        expand_styles(request, job.styles, spec.own_negative_prompt),
         spec,
         lenient=lenient,
         on_note=notes.append,

@@ -13,14 +13,17 @@ AdapterPlace = Literal["files", "names", "remote"]
 class PartOverride(NamedTuple):
     """A part of a model that is read from elsewhere: a file, or a folder with config and weights.
 
-    `repo` is the repository on the Hub that the folder is a snapshot of, which may still lack the
-    weights. `whole` is whether a file holds other parts of a pipeline as well.
+    `repo` is the repository on the Hub that the folder is a snapshot of, of that `revision`, which
+    may still lack the weights; or the one that has the `file`, in whose place `path` may have its
+    header alone. `whole` is whether a file holds other parts of a pipeline as well.
     """
 
     part: str
     path: Path
     repo: str | None = None
     whole: bool = False
+    revision: str | None = None
+    file: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,11 @@ class ModelSpec:
     adapters_offline: bool = False
     own_name: str | None = None
     defaults: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def own_negative_prompt(self) -> str | None:
+        """The negative prompt that the user's own name for the model brings."""
+        return dict(self.defaults).get("negative_prompt")
 
     @property
     def shown_name(self) -> str:

@@ -61,7 +61,9 @@ class ResolvedRequest(RequestFields):
         """The values that identify the image, without the seed."""
         later = ((name, value) for name, value in self._added() if FIELDS[name].identity)
         digest = self.model_digest
-        named = self if digest is None else replace(self, model=digest, model_digest=None)
+        named = self
+        if digest is not None:
+            named = replace(self, model=digest, revision=None, model_digest=None)
         return (
             *_identity_fields(named),
             *((name, FIELDS[name].identity_value(v)) for name, v in later),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".safetensors", ".bin")
+LARGE = (".safetensors", ".bin", ".gguf", ".ckpt")
 """What the real Hub keeps as large files, addressed by SHA-256."""
 
 
@@ -244,10 +244,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, path: str, content: bytes, headers: dict[str, str]) -> None:
         start = 0
         status = HTTPStatus.OK
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
-            start = int(match[1])
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            start, size = int(match[1]), len(content)
             status = HTTPStatus.PARTIAL_CONTENT
-            headers |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+            content = content[: int(match[2]) + 1] if match[2] else content
+            headers |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{size}"}
         if path in self.state.cut and self.command == "GET":
             if f"{path} was cut" in self.state.cut:
                 self._error(500, "", "The fake hub was told to fail.")

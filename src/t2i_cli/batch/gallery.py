@@ -25,16 +25,17 @@ _HEAD_BYTES = 16_384
 """Bytes at the start of a page that contain the markers."""
 
 
-def write_gallery(folder: BatchFolder) -> str:
+def write_gallery(folder: BatchFolder, lora_dir: str | None = None) -> str:
     """Write the page for all manifests of the folder; returns its name.
 
+    `lora_dir` is the folder whose LoRAs have names, which the commands on the page need.
     Raises T2IError, as InputError if both names are taken by pages that t2i did not write.
     """
     page = gallery_name(folder)
     table, _ = manifest.read_table(folder, dict)
     invalid = {record.get("line"): record for record in table.invalid.values()}
-    now = [_gallery_entry(r) for r in (*invalid.values(), *table.current.values())]
-    earlier = [_gallery_entry(r) | {"earlier": True} for r in table.earlier.values()]
+    now = [_gallery_entry(r, lora_dir) for r in (*invalid.values(), *table.current.values())]
+    earlier = [_gallery_entry(r, lora_dir) | {"earlier": True} for r in table.earlier.values()]
     # Stable sorts: rows in the order of the prompts file, those of earlier requests after them.
     entries = [*sorted(now, key=_position), *sorted(earlier, key=_position)]
     template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
@@ -81,7 +82,7 @@ def _position(entry: Mapping[str, object]) -> int:
     return int(str(entry["index"] or 0))
 
 
-def _gallery_entry(record: Mapping[str, object]) -> dict[str, object]:
+def _gallery_entry(record: Mapping[str, object], lora_dir: str | None) -> dict[str, object]:
     """Select the fields of a manifest line that the page shows."""
     request = record.get("request")
     fields = request if isinstance(request, dict) else {}
@@ -97,5 +98,5 @@ def _gallery_entry(record: Mapping[str, object]) -> dict[str, object]:
         },
         "seconds": record.get("seconds"),
         "message": message,
-        "command": generate_command(record),
+        "command": generate_command(record, lora_dir),
     }

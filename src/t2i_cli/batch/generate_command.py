@@ -11,9 +11,10 @@ from t2i_cli.request_extras import extra_options
 from t2i_cli.request_fields import FIELDS
 
 
-def generate_command(record: Mapping[str, object]) -> list[str] | None:
+def generate_command(record: Mapping[str, object], lora_dir: str | None = None) -> list[str] | None:
     """The command for a manifest's line, as words quoted for a POSIX shell; `None` without one.
 
+    `lora_dir` is the folder whose LoRAs and embeddings have names, if the batch had one.
     It has every field that was settled, and the backend, device and precision that were used. A
     record that another program changed gives none, if a request could not be so.
     """
@@ -39,10 +40,19 @@ def generate_command(record: Mapping[str, object]) -> list[str] | None:
         for text in texts:
             words += ["--seed", text] if name == "seed" else _option(known.flags[0], text)
     words += _backend_options(record.get("lock"))
+    if lora_dir and _names_adapters(request, record.get("lock")):
+        words += _option("--lora-dir", lora_dir)
     extension = str(record.get("file") or "").rpartition(".")[2].lower()
     if format := {"jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}.get(extension):
         words += ["--format", format]
     return ["|" if word == "|" else shlex.quote(word) for word in words]
+
+
+def _names_adapters(request: Mapping[str, object], lock: object) -> bool:
+    """Whether a request may have an adapter by its name in a folder of this machine."""
+    if isinstance(lock, dict) and lock.get("backend") in _WITH_NAMES_OF_THEIR_OWN:
+        return False
+    return any(request.get(name) for name in _ADAPTERS) or "<lora:" in str(request["prompt"])
 
 
 def _is_request(request: Mapping[str, object]) -> bool:
@@ -76,6 +86,8 @@ def _is_request(request: Mapping[str, object]) -> bool:
 
 
 _ADAPTERS = {"loras", "embeddings"}
+_WITH_NAMES_OF_THEIR_OWN = {"http", "vertex", "hf", "gemini"}
+"""Backends whose servers know the adapters."""
 _STRUCTURES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("loras", "embeddings", "style"), list),
     "extras": dict,

@@ -22,18 +22,19 @@ def write_pages(
     error: T2IError | None,
     *,
     sheet: bool,
+    lora_dir: str | None,
     hint: str,
 ) -> tuple[dict[str, str | None], T2IError | None]:
     """Write gallery and contact sheet; returns their paths, and `error` or else their own.
 
-    `hint` is that of their own error.
+    `lora_dir` is the folder whose LoRAs have names; `hint` is that of their own error.
     """
     pages: dict[str, str | None] = {"gallery": None, "sheet": None}
     for kind in ("gallery", "sheet") if sheet else ("gallery",):
         try:
             page = kind == "gallery"
             name = (
-                gallery.write_gallery(batch_plan.folder)
+                gallery.write_gallery(batch_plan.folder, lora_dir)
                 if page
                 else _write_sheet(batch_plan, console)
             )

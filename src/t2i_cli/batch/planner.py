@@ -34,6 +34,7 @@ class BatchConfig:
     """Configuration of a batch; `max_failures` is a number or `5%`.
 
     `yes` agrees to downloads and to the price of images; `max_cost` limits the latter, in USD.
+    `lora_dir` is the folder whose LoRAs have names.
     """
 
     source: str
@@ -48,6 +49,7 @@ class BatchConfig:
     max_cost: float | None = None
     sheet: bool = False
     show: bool = False
+    lora_dir: str | None = None
 
 
 def make_planner(

@@ -163,7 +163,7 @@ class _RowExpander:
         size_notes: list[str] = []
         self._spec = spec = self._models.describe(request)
         resolved = resolve_request(
-            expand_styles(request, self._options.styles),
+            expand_styles(request, self._options.styles, spec.own_negative_prompt),
             spec,
             lenient=self._options.lenient,
             on_note=notes.append,
@@ -262,7 +262,7 @@ class _RowExpander:
         if "model" in invalid or "revision" in invalid:
             return
         if spec := self._models.cached_spec(request):
-            styled = expand_styles(request, self._options.styles)
+            styled = expand_styles(request, self._options.styles, spec.own_negative_prompt)
             resolve_request(styled, spec, lenient=self._options.lenient)
 
     def _seeded(self, request: ResolvedRequest, seed: int) -> ResolvedRequest:

@@ -36,6 +36,7 @@ from t2i_cli.cost_limit import limit_costs
 from t2i_cli.errors import InputError, InterruptedRunError, T2IError, TerminatedError
 from t2i_cli.output.image_writer import SavedImage
 from t2i_cli.prompts import PromptsFile
+from t2i_cli.settings import store
 from t2i_cli.terminal.console import Console
 from t2i_cli.terminal.preview import terminal_viewer
 
@@ -128,7 +129,7 @@ def merge_shards(place: Path | BucketUrl, console: Console) -> None:
     with folder.lock(None):
         _warn_of_damaged_lines(manifest.load_manifests(folder), console)
         shards = folder.merge()
-        page = gallery.write_gallery(folder)
+        page = gallery.write_gallery(folder, store.get_setting("lora_dir"))
         pages.note_unusual_name(folder, page, gallery.GALLERY_NAME, console)
         folder.finish(merge=True)
     state = manifest.load_manifests(folder)
@@ -195,7 +196,10 @@ def _make_images(
             error = error or prune_error
     error = _finish_manifest(manifest_file, summary.cost_lines(stats), console, error)
     paths, error = pages.write_pages(
-        batch_plan, console, error, sheet=config.sheet, hint=_resume_hint()
+        *(batch_plan, console, error),
+        sheet=config.sheet,
+        lora_dir=config.lora_dir,
+        hint=_resume_hint(),
     )
     try:
         folder.finish(merge=config.selection.shard is None and stop.signal is None)

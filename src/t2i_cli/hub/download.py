@@ -21,6 +21,7 @@ from t2i_cli.hub import snapshot as snapshots
 from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.downloader import FileDownload
 from t2i_cli.hub.errors import NotDownloadedError, translate_hub_errors
+from t2i_cli.hub.licence import find_licence
 from t2i_cli.hub.snapshot import Snapshot
 from t2i_cli.terminal.console import format_bytes
 
@@ -79,8 +80,13 @@ def download_model(
         return snapshot.folder
 
 
-def download_files(snapshot: Snapshot, needed: list[str], on_event: OnEvent) -> None:
-    """Download those of the needed files that are missing, after a notice. Raises T2IError."""
+def download_files(
+    snapshot: Snapshot, needed: list[str], on_event: OnEvent, shown: str | None = None
+) -> None:
+    """Download those of the needed files that are missing, after a notice. Raises T2IError.
+
+    `shown` is what they are called there, if not by the repository.
+    """
     missing = snapshot.missing(needed)
     if not missing:
         return
@@ -88,7 +94,7 @@ def download_files(snapshot: Snapshot, needed: list[str], on_event: OnEvent) -> 
     _remove_stale(snapshot.folder.parent.parent)
     total = sum(snapshot.sizes[path] for path in needed)
     missing_bytes = _bytes_to_download(snapshot, missing)
-    _announce_download(snapshot, total, missing_bytes, on_event)
+    _announce_download(snapshot, shown or snapshot.repo, (total, missing_bytes), on_event)
     FileDownload(snapshot, missing).run(total - missing_bytes, total, on_event)
 
 
@@ -144,27 +150,32 @@ def _bytes_to_download(snapshot: Snapshot, missing: list[str]) -> int:
 
 
 def _announce_download(
-    snapshot: Snapshot, total: int, missing_bytes: int, on_event: OnEvent
+    snapshot: Snapshot, shown: str, sizes: tuple[int, int], on_event: OnEvent
 ) -> None:
-    """Send a notice of the download; raise StorageError if the disk lacks the space."""
+    """Send a notice of the download. Raises StorageError if the disk lacks the space.
+
+    `sizes` are the bytes of all files, and of those that are missing.
+    """
+    total, missing_bytes = sizes
     cache = snapshot.folder.parents[2]
     free = shutil.disk_usage(cache).free
+    if missing_bytes > free:
+        raise StorageError(
+            f"The download of {shown} needs {format_bytes(missing_bytes)}, and {cache} has "
+            f"{format_bytes(free)} free.",
+            hint="Make room (`t2i models list`, `t2i models remove`), or set HF_HOME to a place "
+            "on another disk.",
+        )
     # Not mentioned below 1 %: configuration files are always present.
     present = total - missing_bytes
     part = f", of which {format_bytes(present)} are here" if present > total // 100 else ""
     on_event(
         Notice(
-            message=f"{snapshot.repo} takes {format_bytes(total)}{part}; downloading.",
-            hint=f"It goes to {cache}, where {format_bytes(free)} are free.",
+            message=f"{shown} takes {format_bytes(total)}{part}; downloading.",
+            hint=f"Its licence is {find_licence(snapshot) or 'not told'}. It goes to {cache}, "
+            f"where {format_bytes(free)} are free.",
         )
     )
-    if missing_bytes > free:
-        raise StorageError(
-            f"The download of {snapshot.repo} needs {format_bytes(missing_bytes)}, and {cache} has "
-            f"{format_bytes(free)} free.",
-            hint="Make room (`t2i models list`, `t2i models remove`), or set HF_HOME to a place "
-            "on another disk.",
-        )
 
 
 def write_ref(snapshot: Snapshot, revision: str) -> None:

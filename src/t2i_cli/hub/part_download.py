@@ -17,13 +17,13 @@ from t2i_cli.hub.snapshot import Snapshot
 _CONFIG = "config.json"
 
 
-def fetch_part_configs(repo: str, names: list[str], *, offline: bool) -> Path:
+def fetch_part_configs(repo: str, names: list[str], *, revision: str | None, offline: bool) -> Path:
     """Download the configs of the parts of these names, or of the root; the snapshot folder.
 
     Raises T2IError.
     """
     with translate_hub_errors(repo):
-        found = _find_snapshot(repo, offline)
+        found = _find_snapshot(repo, revision, offline)
         configs = [
             path
             for folder in ("", *names)
@@ -37,23 +37,33 @@ def fetch_part_configs(repo: str, names: list[str], *, offline: bool) -> Path:
         return found.folder
 
 
-def part_size(folder: Path, repo: str, *, offline: bool, dtype: str) -> DownloadSize:
+def part_size(
+    folder: Path, repo: str, *, revision: str | None, offline: bool, dtype: str
+) -> DownloadSize:
     """The size of a part's files, and how much is still to be downloaded. Raises T2IError.
 
     `folder` is that of its configs, in the snapshot.
     """
     with translate_hub_errors(repo):
-        found = _find_snapshot(repo, offline)
+        found = _find_snapshot(repo, revision, offline)
         return download.size_of_files(found, _needed(found, folder, dtype))
 
 
-def download_part(folder: Path, repo: str, *, offline: bool, dtype: str, on_event: OnEvent) -> None:
+def download_part(
+    folder: Path,
+    repo: str,
+    *,
+    revision: str | None,
+    offline: bool,
+    dtype: str,
+    on_event: OnEvent,
+) -> None:
     """Download the weights of a part whose configs are in `folder`. Raises T2IError."""
     with translate_hub_errors(repo):
-        found = _find_snapshot(repo, offline)
+        found = _find_snapshot(repo, revision, offline)
         download.download_files(found, _needed(found, folder, dtype), on_event)
-        if found.obstacle is None:
-            download.write_ref(found, constants.DEFAULT_REVISION)
+        if found.obstacle is None and revision != found.commit:
+            download.write_ref(found, revision or constants.DEFAULT_REVISION)
 
 
 def _needed(found: Snapshot, folder: Path, dtype: str) -> list[str]:
@@ -79,11 +89,11 @@ def _path(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _find_snapshot(repo: str, offline: bool) -> Snapshot:
-    """The current snapshot of a repository, with its file list in the cache. Raises T2IError."""
+def _find_snapshot(repo: str, revision: str | None, offline: bool) -> Snapshot:
+    """The snapshot of a repository's revision, with its file list in the cache. Raises T2IError."""
     client.require_cache_folder()
     offline = offline or constants.is_offline_mode()
-    commit, obstacle = snapshot.resolve_commit(repo, None, offline, lambda _: None)
+    commit, obstacle = snapshot.resolve_commit(repo, revision, offline, lambda _: None)
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}/snapshots/{commit}"
     try:
         tree = get_cached_repo_tree(repo, revision=commit)

@@ -6,7 +6,6 @@ of the catalogue, `owner/name` or `owner/name/file.safetensors` on the Hub.
 
 import errno
 import os
-import re
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,26 +15,15 @@ from t2i_cli.events import OnEvent
 from t2i_cli.files.user_paths import expand_home
 from t2i_cli.known_names import name_choices
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import adapter_catalog, file_digests
+from t2i_cli.models import adapter_catalog, file_digests, hub_sources
+from t2i_cli.models.hub_sources import HubSource
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_adapters import Adapter, AdapterKind, Adapters
 
 _ENDING = ".safetensors"
 _MAX_FILES = 10_000
 _MAX_SHOWN = 60
-_REPOSITORY = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+?)(?P<file>/(?:[^/]+/)*[^/]+\.safetensors)?(?:@(?P<revision>[\w./-]+))?"
-)
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-
-
-@dataclass(frozen=True)
-class HubAdapter:
-    """An adapter in a repository of the Hub: its file there, if it is named, and the revision."""
-
-    repo: str
-    file: str | None
-    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -126,7 +114,7 @@ def find_adapter(adapter: Adapter, folder: str | None, *, offline: bool) -> Foun
         raise _unknown(adapter, folder)
     from t2i_cli.hub import adapter_files
 
-    path, digest, missing = adapter_files.find_file(
+    path, digest, missing = adapter_files.find_adapter_file(
         hub_adapter.repo, hub_adapter.file, revision=hub_adapter.revision, offline=offline
     )
     if digest is None and path is not None:
@@ -145,7 +133,7 @@ def fetch_adapter(
         raise _unknown(adapter, folder)
     from t2i_cli.hub import adapter_files
 
-    return adapter_files.fetch_file(
+    return adapter_files.fetch_adapter_file(
         hub_adapter.repo,
         hub_adapter.file,
         revision=hub_adapter.revision,
@@ -247,18 +235,14 @@ def _only_file(path: Path, adapter: Adapter) -> Path:
     )
 
 
-def _on_the_hub(adapter: Adapter) -> HubAdapter | None:
-    """The file on the Hub that the source names, `None` if it names none."""
-    source = adapter.source
-    if adapter.kind == "lora" and (entry := adapter_catalog.find_entry(source)):
-        return HubAdapter(entry.repo, entry.file, None)
-    match = _REPOSITORY.fullmatch(source)
-    if match is None or source.startswith((".", "~", "/")) or source.endswith(_PICKLES):
+def _on_the_hub(adapter: Adapter) -> HubSource | None:
+    """The repository, or the file in it, that the source names, `None` if it names none."""
+    if adapter.kind == "lora" and (entry := adapter_catalog.find_entry(adapter.source)):
+        return HubSource(entry.repo, None, entry.file)
+    found = hub_sources.parse_source(adapter.source)
+    if found is None or (found.file and not found.file.endswith(_ENDING)):
         return None
-    if source.endswith(_ENDING) and match["file"] is None:
-        return None  # folder/name.safetensors, a path
-    file = match["file"]
-    return HubAdapter(match["repo"], file and file[1:], match["revision"])
+    return found
 
 
 def _unknown(adapter: Adapter, folder: str | None) -> InputError | ModelError:

@@ -24,7 +24,7 @@ from t2i_cli.errors import (
 )
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.files import model_parts, weight_files
-from t2i_cli.models import catalog, diffusers_folder
+from t2i_cli.models import diffusers_folder, hub_sources
 from t2i_cli.models.checkpoint_file import CheckpointFile, read_checkpoint
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def find_bucket_model(name: str, *, offline: bool) -> BucketModel:
     Raises T2IError.
     """
     url = _parse_url(name)
-    file = url.text.rpartition("/")[2] if catalog.has_file_ending(url.text) else None
+    file = _file_of(url)
     if file and file.lower().endswith(tuple(weight_files.PICKLES)):
         raise ModelError(
             f"{name} is a pickle, which can run code when loaded.",
@@ -238,7 +238,9 @@ def model_of_copy(folder: Path, *, offline: bool = False) -> BucketModel:
     copy = local_copy.copy_in(folder)
     if copy is None:
         raise ModelError(f"The copy of the model in {folder} was removed.")
-    file = copy.url.text.rpartition("/")[2] if catalog.has_file_ending(copy.url.text) else None
+    file = (
+        copy.url.text.rpartition("/")[2] if hub_sources.has_weight_ending(copy.url.text) else None
+    )
     known = _listings.get(copy.url.text)
     obstacle = _not_downloaded(copy.url) if offline else known[2] if known else None
     return BucketModel(copy=copy, file=file, obstacle=obstacle)
@@ -285,6 +287,11 @@ def _parse_url(name: str) -> BucketUrl:
         return parse_bucket_url(name)
     except InputError as error:
         raise InputError(error.message, hint=error.hint, field="model") from error
+
+
+def _file_of(url: BucketUrl) -> str | None:
+    """The name of the single file that a URL is of, if it is of one."""
+    return url.text.rpartition("/")[2] if hub_sources.has_weight_ending(url.text) else None
 
 
 def _folder_of(url: BucketUrl) -> BucketUrl:

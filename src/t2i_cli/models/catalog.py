@@ -11,33 +11,17 @@ import re
 import stat
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote
 
 from t2i_cli import postcard
 from t2i_cli.errors import InputError, ModelError, os_reason
 from t2i_cli.files.user_paths import expand_home
-from t2i_cli.files.weight_files import PICKLES
 from t2i_cli.known_names import closest_name
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import user_catalog
+from t2i_cli.models import hub_sources, user_catalog
 from t2i_cli.request_fields import DEFAULT_MODEL as DEFAULT_MODEL
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_ADDRESS = re.compile(
-    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)"
-    r"(?:/(?P<kind>datasets|spaces|api)(?:/.*)?|/(?P<repo>[\w.-]+/[\w.-]+)"
-    r"(?:/(?P<view>tree|blob|resolve)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?)?"
-)
-_HUB_URL = re.compile(
-    r"hf://(?:models/)?(?P<repo>(?!(?:models|datasets|spaces|buckets)/)[\w.-]+/[\w.-]+)"
-    r"(?:@(?P<at>[^/]+))?/?"
-)
-"""A whole repository as fsspec names it; what lies in one is read as from any bucket."""
-_FILE_IN_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)/.*\.(?:safetensors|ckpt|gguf|bin|json|pt)")
-_NAME_IT = "Name a model as owner/name."
 _GB = 10**9
-_FILE_SUFFIXES = {".safetensors", ".sft", ".gguf", *PICKLES}
-"""Endings of files of weights: whoever names one means no folder and no repository."""
 
 _MODELS = (
     ModelSpec(
@@ -228,20 +212,16 @@ def folder_named(name: str) -> Path | None:
 def file_named(name: str) -> Path | None:
     """The file of weights that a model name is the path of, or `None`; `~` is expanded.
 
-    A name with such a file's ending means one even where there is none, but in a repository.
+    A name with such a file's ending means one even where there is none, but one of a repository.
     """
     path = Path(expand_home(name))
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):  # also a null byte
-        found = path.suffix.lower() in _FILE_SUFFIXES and not _FILE_IN_REPOSITORY.fullmatch(name)
-        return path if found and "\0" not in name and "://" not in name else None
+        if "\0" in name or "://" in name or not hub_sources.has_weight_ending(name):
+            return None
+        return None if hub_sources.parse_source(name) else path
     return None if stat.S_ISDIR(mode) else path
-
-
-def has_file_ending(name: str) -> bool:
-    """Whether a name ends as a file of weights does."""
-    return os.path.splitext(name)[1].lower() in _FILE_SUFFIXES
 
 
 def is_file(name: str) -> bool:
@@ -274,34 +254,23 @@ def _snapshot_in(folder: Path) -> Path:
 
 
 def parse_address(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """The repository and revision that an address of the Hub means; other names as they are.
+    """A name or an address without the revision in it, and that revision; others as they are.
 
     Raises InputError for the address of something else, or one that names another revision.
     """
-    address = name.partition("?")[0].partition("#")[0].rstrip("/")
-    own_hub = os.environ.get("HF_ENDPOINT", "").rstrip("/")
-    if own_hub and address.startswith(f"{own_hub}/"):
-        address = f"huggingface.co{address.removeprefix(own_hub)}"
-    if match := _HUB_URL.fullmatch(name):
-        address = f"hf.co/{match['repo']}" + (f"/tree/{match['at']}" if match["at"] else "")
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        return name, revision
-    if match["kind"] or not match["repo"]:
-        raise InputError(f"{name} is the address of no model.", hint=_NAME_IT, field="model")
-    if match["view"] in {"blob", "resolve"} or match["path"]:
+    source = hub_sources.parse_source(name)
+    if source is None:
+        alias, _, end = name.partition("@")
+        if not end or alias not in MODELS:
+            return name, revision
+        source = hub_sources.HubSource(alias, end)
+    if revision and source.revision and revision != source.revision:
+        what = "address" if "://" in name else "name"
         raise InputError(
-            f"{name} is the address of a {'folder' if match['view'] == 'tree' else 'file'} in "
-            f"{match['repo']}, which is not taken yet.",
-            hint=f"Name the whole model: {match['repo']}.",
-            field="model",
+            f"The {what} names the revision {source.revision}, and --revision {revision}.",
+            field="revision",
         )
-    found = unquote(match["revision"]) if match["revision"] else None
-    if revision and found and revision != found:
-        raise InputError(
-            f"The address names the revision {found}, and --revision {revision}.", field="revision"
-        )
-    return match["repo"], revision or found
+    return source.name, revision or source.revision
 
 
 def is_repository(name: str) -> bool:
@@ -315,13 +284,10 @@ def unknown_model(
     """The error for an unknown model name; `others` says what is accepted beside an alias."""
     if _is_path(name):
         if "://" in name:
-            return ModelError(f"{name} is an address, and no model of the Hub.", hint=_NAME_IT)
-        there = os.path.exists(expand_home(name))
-        if not there and (match := _FILE_IN_REPOSITORY.fullmatch(name)):
             return ModelError(
-                f"{name} is a file in a repository, or there is none; one file is not taken yet.",
-                hint=f"Name the whole model: {match[1]}.",
+                f"{name} is an address, and no model of the Hub.", hint=hub_sources.NAME_IT
             )
+        there = os.path.exists(expand_home(name))
         if os.path.islink(expand_home(name)) and not there:
             target = os.readlink(expand_home(name))
             return ModelError(

@@ -11,25 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2i_cli.errors import InputError, ModelError
-from t2i_cli.files.user_paths import expand_home
 from t2i_cli.model_spec import Composition, ModelSpec, PartOverride
 from t2i_cli.models import (
     bucket_models,
     catalog,
     composition,
     family_bases,
-    file_digests,
     part_check,
     part_source_files,
     resolution,
     single_file_classes,
     single_file_parts,
     sources,
+    weight_sources,
 )
-from t2i_cli.models.checkpoint_file import CheckpointFile, read_checkpoint
+from t2i_cli.models.checkpoint_file import CheckpointFile
 from t2i_cli.models.checkpoint_task import check_text_to_image
 from t2i_cli.models.diffusers_folder import DENOISERS
 from t2i_cli.models.sources import Part
+from t2i_cli.models.weight_sources import WeightSource
 from t2i_cli.part_source import PART_FIELDS, PartSource
 
 PartSources = Mapping[str, PartSource]
@@ -54,11 +54,11 @@ def resolve_with_parts(
 ) -> ModelSpec:
     """Resolve a model name, also of a single file, with parts from elsewhere. Raises T2IError."""
     bucket = None if folder else bucket_models.find_if_url(name, offline=offline)
-    if bucket:
-        folder = None if bucket.file else bucket.fetch_configs()
-        file = bucket.file_path
-    else:
-        file = None if folder or catalog.find_known(name) else catalog.file_named(name)
+    file = None
+    if bucket and bucket.file is None:
+        folder = bucket.fetch_configs()
+    elif not (folder or catalog.find_known(name)):
+        file = weight_sources.find_weight_file(name, revision, offline=offline)
     if file is None:
         if "base" in parts:
             raise InputError(
@@ -71,34 +71,49 @@ def resolve_with_parts(
         )
         spec = replace(spec, copy_folder=bucket.copy.folder) if bucket else spec
         return _with_parts(spec, parts, offline=offline) if parts else spec
-    if revision:
+    if revision and file.hub is None:
         raise InputError(f"{name} is a file, which has no revisions.", field="revision")
-    checkpoint = bucket.read_checkpoint() if bucket else read_checkpoint(file)
-    check_text_to_image(checkpoint, with_base="base" in parts)
+    with file.named():
+        spec = _describe_file(
+            file, name, parts.get("base"), offline=offline, trust_remote_code=trust_remote_code
+        )
+    others = {field: source for field, source in parts.items() if field != "base"}
+    return _with_parts(spec, others, offline=offline) if others else spec
+
+
+def _describe_file(
+    file: WeightSource,
+    name: str,
+    given_base: PartSource | None,
+    *,
+    offline: bool,
+    trust_remote_code: bool,
+) -> ModelSpec:
+    """The spec of a model that is a single file. Raises T2IError."""
+    checkpoint = file.read_checkpoint()
+    check_text_to_image(checkpoint, with_base=given_base is not None)
     if how := checkpoint.quantization:
         part_check.check_loadable(checkpoint, how)
-    base, configs = _find_base(checkpoint, parts.get("base"), offline, trust_remote_code)
-    composed = _file_composition(checkpoint, base, configs)
+    base, configs = _find_base(checkpoint, given_base, offline, trust_remote_code)
+    composed = _file_composition(checkpoint, file, base, configs)
     made = composition.compose_folder(composed, configs)
     if base.name in catalog.MODELS:
         spec = replace(base, name=name, folder=made)
     else:
         spec = resolution.describe_folder(made, name, trust_remote_code=trust_remote_code)
-    spec = replace(
+    return replace(
         spec,
         repo=None,
-        revision=None,
+        revision=file.hub.revision if file.hub else None,
         summary=None,
         download_bytes=None,
         gated=False,
-        base=parts.get("base") and part_source_files.with_digest(parts["base"]),
+        base=given_base and part_source_files.with_digest(given_base),
         # One in a bucket is known by its URL, as it may not be fetched yet.
-        file_digest=None if bucket else file_digests.sha256_of(checkpoint.path),
-        copy_folder=bucket.copy.folder if bucket else None,
+        file_digest=None if file.bucket else file.digest(),
+        copy_folder=file.bucket.copy.folder if file.bucket else None,
         composition=composed,
     )
-    others = {field: source for field, source in parts.items() if field != "base"}
-    return _with_parts(spec, others, offline=offline) if others else spec
 
 
 def config_folder(spec: ModelSpec, *, offline: bool) -> Path:
@@ -117,16 +132,20 @@ def _find_base(
 
     Raises T2IError, with how to get the configs.
     """
-    if given and catalog.file_named(given.source):
+    if given and weight_sources.names_file(given.source):
         raise InputError(
             f"--base takes a model with configs, and {given.source} is a single file.",
             hint="A short name, a repository or a folder of diffusers is one.",
             field="base",
         )
-    name = family_bases.find_base(checkpoint.family, checkpoint.path) if not given else given.source
+    revision = None
+    if given:
+        name, revision = catalog.parse_address(given.source)
+    else:
+        name = family_bases.find_base(checkpoint.family, checkpoint.path)
     try:
         spec = resolution.resolve_model(
-            name, None, offline=offline, trust_remote_code=trust_remote_code
+            name, revision, offline=offline, trust_remote_code=trust_remote_code
         )
         return spec, config_folder(spec, offline=offline)
     except ModelError as error:
@@ -137,7 +156,9 @@ def _find_base(
         raise type(error)(message, hint=hint) from error
 
 
-def _file_composition(checkpoint: CheckpointFile, base: ModelSpec, configs: Path) -> Composition:
+def _file_composition(
+    checkpoint: CheckpointFile, file: WeightSource, base: ModelSpec, configs: Path
+) -> Composition:
     """What a single file is put together from. Raises ModelError if the base has no such part."""
     parts = sources.list_parts(configs)
     family_bases.check_family(checkpoint, configs, "base")
@@ -157,13 +178,22 @@ def _file_composition(checkpoint: CheckpointFile, base: ModelSpec, configs: Path
         if part.name == "vae":
             part_check.check_latents(checkpoint, part)
     return Composition(
-        overrides=tuple(PartOverride(part.name, checkpoint.path, whole=whole) for part in inside),
+        overrides=tuple(_override(part, file, whole=whole) for part in inside),
         folder=base.folder,
         repo=None if base.folder else base.repo or base.name,
         revision=base.revision,
         left_out=tuple(part.name for part in parts if part.name == "safety_checker"),
         scheduler=_scheduler_changes(checkpoint),
     )
+
+
+def _override(part: Part, file: WeightSource, *, whole: bool) -> PartOverride:
+    """A file of weights in place of a part."""
+    path = Path(os.path.abspath(file.path))
+    if file.hub is None:
+        return PartOverride(part.name, path, whole=whole)
+    repo, revision, name = file.hub
+    return PartOverride(part.name, path, repo, whole=whole, revision=revision, file=name)
 
 
 def _scheduler_changes(checkpoint: CheckpointFile) -> tuple[tuple[str, str], ...]:
@@ -207,27 +237,37 @@ def _find_override(
     own = _parts_of_field(field, parts)
     if not own:
         raise InputError(f"The model has no {part_check.NOUNS[field]}.", field=field)
-    path = Path(os.path.abspath(expand_home(source.source)))
-    if file := catalog.file_named(source.source):
-        checkpoint = read_checkpoint(file)
-        part_check.check_file(field, checkpoint, base)
-        part = part_check.encoder_in_file(checkpoint, own) if field == "text_encoder" else own[0]
-        if field == "vae":
-            part_check.check_latents(checkpoint, part)
-        whole = single_file_parts.is_whole(checkpoint.tensors)
-        if whole and not single_file_parts.parts_inside(checkpoint, [part]):
-            raise InputError(f"{file} holds no {part_check.NOUNS[field]}.", field=field)
-        override = PartOverride(part.name, path, whole=whole)
-        if field == "text_encoder":
-            part_check.check_encoder_file(checkpoint, part)
-        elif not composition.loads_single_file(part, override):
-            part_check.check_plain_file(checkpoint, part)
-        elif not single_file_classes.is_converted(part):
-            raise part_check.unread_layout(checkpoint, part)
-        return override, part_source_files.digest_of(path)
+    name, revision = catalog.parse_address(source.source)
+    file = None
+    if not bucket_models.is_bucket_model(name):
+        file = weight_sources.find_weight_file(name, revision, offline=offline)
+    if file:
+        with file.named():
+            return _file_override(field, file, own, base), file.digest()
     found = part_source_files.find_folder(field, source, own, offline=offline)
     digest = None if found.repo else part_source_files.digest_of(found.folder)
-    return PartOverride(found.part.name, found.folder, repo=found.repo), digest
+    override = PartOverride(found.part.name, found.folder, repo=found.repo, revision=found.revision)
+    return override, digest
+
+
+def _file_override(field: str, file: WeightSource, own: list[Part], base: Path) -> PartOverride:
+    """A file in place of one of a model's own parts, if it fits. Raises T2IError."""
+    checkpoint = file.read_checkpoint()
+    part_check.check_file(field, checkpoint, base)
+    part = part_check.encoder_in_file(checkpoint, own) if field == "text_encoder" else own[0]
+    if field == "vae":
+        part_check.check_latents(checkpoint, part)
+    whole = single_file_parts.is_whole(checkpoint.tensors)
+    if whole and not single_file_parts.parts_inside(checkpoint, [part]):
+        raise InputError(f"{file.path} holds no {part_check.NOUNS[field]}.", field=field)
+    override = _override(part, file, whole=whole)
+    if field == "text_encoder":
+        part_check.check_encoder_file(checkpoint, part)
+    elif not composition.loads_single_file(part, override):
+        part_check.check_plain_file(checkpoint, part)
+    elif not single_file_classes.is_converted(part):
+        raise part_check.unread_layout(checkpoint, part)
+    return override
 
 
 def _parts_of_field(field: str, parts: list[Part]) -> list[Part]:

@@ -1,10 +1,14 @@
 """The files of a resolved model: its folder, what of it is still to be downloaded, the download."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from t2i_cli.events import OnEvent
-from t2i_cli.model_spec import Composition, ModelSpec
+from t2i_cli.model_spec import Composition, ModelSpec, PartOverride
 from t2i_cli.models import bucket_models, composition
+
+_Place = tuple[str | None, str | None, str | Path]
 
 
 class ModelFiles:
@@ -51,14 +55,9 @@ class ModelFiles:
                 skip=self._skip,
             )
             total, missing = size.total_bytes, size.missing_bytes
-        for override in self._composed.overrides:
-            if override.repo:
-                from t2i_cli.hub import part_download
-
-                size = part_download.part_size(
-                    override.path, override.repo, offline=self._offline, dtype=dtype
-                )
-                total, missing = total + size.total_bytes, missing + size.missing_bytes
+        for override in self._remote():
+            size_bytes, missing_bytes = self._size_of(override, dtype)
+            total, missing = total + size_bytes, missing + missing_bytes
         return total, missing
 
     def download(self, dtype: str, on_event: OnEvent) -> Path | None:
@@ -78,23 +77,56 @@ class ModelFiles:
         if self._spec.copy_folder:
             bucket = bucket_models.model_of_copy(self._spec.copy_folder, offline=self._offline)
             bucket.download(dtype, on_event, self._skip)
-        remote = [each for each in self._composed.overrides if each.repo]
-        for override in remote:
-            from t2i_cli.hub import part_download
-
-            part_download.download_part(
-                override.path,
-                str(override.repo),
-                offline=self._offline,
-                dtype=dtype,
-                on_event=on_event,
-            )
-        fetched = self._composed.repo or remote or self._spec.copy_folder
+        paths = {_place(each): self._fetch(each, dtype, on_event) for each in self._remote()}
+        fetched = self._composed.repo or paths or self._spec.copy_folder
         if base is None or not fetched:
             return None
-        return self._compose(base)
+        return self._compose(base, paths)
 
-    def _compose(self, base: Path) -> Path:
-        if self._spec.composition is None:
+    def _remote(self) -> list[PartOverride]:
+        """One override of each source on the Hub: a file may hold several parts."""
+        found = {_place(each): each for each in self._composed.overrides if each.repo}
+        return list(found.values())
+
+    def _size_of(self, override: PartOverride, dtype: str) -> tuple[int, int]:
+        """Bytes of a part on the Hub, and those still to be downloaded. Raises T2IError."""
+        from t2i_cli.hub import part_download, repository_file
+
+        repo, revision, offline = str(override.repo), override.revision, self._offline
+        if override.file is None:
+            size = part_download.part_size(
+                override.path, repo, revision=revision, offline=offline, dtype=dtype
+            )
+            return size.total_bytes, size.missing_bytes
+        file = repository_file.find_file(repo, override.file, revision=revision, offline=offline)
+        return (file.path.stat().st_size, 0) if file.path else (file.size, file.size)
+
+    def _fetch(self, override: PartOverride, dtype: str, on_event: OnEvent) -> Path:
+        """The file or folder of a part on the Hub, whole. Raises T2IError."""
+        from t2i_cli.hub import part_download, repository_file
+
+        repo, revision, offline = str(override.repo), override.revision, self._offline
+        if override.file is not None:
+            return repository_file.fetch_file(
+                repo, override.file, revision=revision, offline=offline, on_event=on_event
+            )
+        part_download.download_part(
+            override.path, repo, revision=revision, offline=offline, dtype=dtype, on_event=on_event
+        )
+        return override.path
+
+    def _compose(self, base: Path, paths: Mapping[_Place, Path] | None = None) -> Path:
+        """The folder on that base; `paths` are where parts of the Hub lie."""
+        composed = self._spec.composition
+        if composed is None:
             return base
-        return composition.compose_folder(self._spec.composition, base)
+        overrides = tuple(
+            each._replace(path=(paths or {}).get(_place(each), each.path))
+            for each in composed.overrides
+        )
+        return composition.compose_folder(replace(composed, overrides=overrides), base)
+
+
+def _place(override: PartOverride) -> _Place:
+    """What tells one source from another."""
+    return override.repo, override.revision, override.file or override.path

@@ -13,7 +13,7 @@ from t2i_cli.errors import InputError, ModelError, T2IError
 from t2i_cli.files.user_paths import expand_home
 from t2i_cli.known_names import name_choices
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import adapter_sources, catalog, user_catalog
+from t2i_cli.models import adapter_sources, catalog, hub_sources, user_catalog
 from t2i_cli.models.request_resolution import build_request
 from t2i_cli.part_source import PART_FIELDS, PartSource
 from t2i_cli.prompts.entries import check_value
@@ -163,7 +163,7 @@ def _check_name(name: str) -> None:
     reason = None
     if not user_catalog.NAME_FORM.fullmatch(name):
         reason = "has up to 64 letters, digits, '.', '-' and '_', and begins with no '.' or '-'"
-    elif catalog.has_file_ending(name):
+    elif hub_sources.has_weight_ending(name):
         reason = "does not end as a file of weights does"
     if reason:
         raise InputError(f"{name!r} cannot be the name of a model: one {reason}.", field="name")
@@ -187,7 +187,7 @@ def _read_table(name: str, table: object) -> OwnModel:
     def error(key: str | None, message: str, hint: str | None = None) -> InputError:
         return user_catalog.table_error(name, key, message, hint)
 
-    if not user_catalog.NAME_FORM.fullmatch(name) or catalog.has_file_ending(name):
+    if not user_catalog.NAME_FORM.fullmatch(name) or hub_sources.has_weight_ending(name):
         raise error(None, "this cannot be the name of a model.", _RENAME)
     if known := catalog.find_in_catalog(name):
         raise error(None, f"t2i has a model {known.name} of its own.", _RENAME)

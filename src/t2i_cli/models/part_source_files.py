@@ -17,22 +17,25 @@ _CONFIG = "config.json"
 class PartFolder:
     """A folder with a part's config, and weights; `part` is the one whose place it takes.
 
-    `repo` is the repository of which it is a snapshot, whose weights may still be missing.
+    `repo` is the repository of which it is a snapshot, of a `revision` of it, whose weights may
+    still be missing.
     """
 
     folder: Path
     part: Part
     repo: str | None = None
+    revision: str | None = None
 
 
 def find_folder(field: str, source: PartSource, own: list[Part], *, offline: bool) -> PartFolder:
     """The folder of a part, in a folder or a repository that is named. Raises T2IError."""
     noun = part_check.NOUNS[field]
-    known = catalog.find_known(source.source)
-    root = known.folder if known else catalog.folder_named(source.source)
+    name, revision = catalog.parse_address(source.source)
+    known = catalog.find_known(name)
+    root = known.folder if known else catalog.folder_named(name)
     repo = None
     if root is None:
-        repo = known.repo if known else source.source
+        repo = known.repo if known else name
         if repo is None or not catalog.is_repository(repo):
             raise InputError(
                 f"There is no {noun} {source.source}: no file, and no folder.",
@@ -41,7 +44,11 @@ def find_folder(field: str, source: PartSource, own: list[Part], *, offline: boo
             )
         from t2i_cli.hub import part_download
 
-        root = part_download.fetch_part_configs(repo, [part.name for part in own], offline=offline)
+        root = part_download.fetch_part_configs(
+            repo, [part.name for part in own], revision=revision, offline=offline
+        )
+    elif revision:
+        raise InputError(f"{name} is a folder, which has no revisions.", field=field)
     folders = [(root / part.name, part) for part in own] + [(root, part) for part in own]
     found = [(folder, part) for folder, part in folders if os.path.isfile(folder / _CONFIG)]
     if not found:
@@ -55,7 +62,7 @@ def find_folder(field: str, source: PartSource, own: list[Part], *, offline: boo
         except InputError as error:
             errors.append(error)
         else:
-            return PartFolder(folder=folder, part=part, repo=repo)
+            return PartFolder(folder=folder, part=part, repo=repo, revision=revision)
     raise errors[0]
 
 

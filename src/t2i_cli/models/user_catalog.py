@@ -42,15 +42,20 @@ def known_names() -> list[str]:
     return []
 
 
-def write_table(name: str, table: Mapping[str, object]) -> Path:
-    """Write a table of that name, in place of one that is there; returns the file.
+def write_table(name: str, table: Mapping[str, object], *, overwrite: bool) -> Path:
+    """Write a table of that name, if to `overwrite` in place of one that is there; the file.
 
     Raises InputError or StorageError.
     """
     file = user_catalog_path()
-    document = toml_documents.load_document(file)
-    document[name] = {key: _in_one_line(value) for key, value in table.items()}
-    toml_documents.write_document(file, document)
+    with toml_documents.edited_document(file) as document:
+        if name in document and not overwrite:
+            raise InputError(
+                f"There is a model {name} of yours already.",
+                hint="--overwrite replaces it.",
+                field="name",
+            )
+        document[name] = {key: _in_one_line(value) for key, value in table.items()}
     return file
 
 
@@ -78,12 +83,11 @@ def remove_table(name: str) -> bool:
         file = user_catalog_path()
     except NoHomeError:
         return False
-    document = toml_documents.load_document(file)
-    if name not in document:
-        return False
-    del document[name]
-    toml_documents.write_document(file, document)
-    return True
+    with toml_documents.edited_document(file) as document:
+        if name not in document:
+            return False
+        del document[name]
+        return True
 
 
 def check_own_files(name: str, values: Mapping[str, object]) -> None:

@@ -45,11 +45,13 @@ class StyleFile:
         """The names of the styles. Raises InputError."""
         return list(self._styles)
 
-    def expand(self, request: GenerateRequest) -> GenerateRequest:
+    def expand(self, request: GenerateRequest, own_negative: str | None) -> GenerateRequest:
         """The request with its styles in its prompts. Raises InputError."""
         prompt, negative = request.prompt, request.negative_prompt or ""
-        for name in request.style or ():
-            style = self._find(name)
+        styles = [self._find(name) for name in request.style or ()]
+        if request.negative_prompt is None and any(style.negative_prompt for style in styles):
+            negative = own_negative or ""
+        for style in styles:
             prompt, negative = (
                 _merged(prompt, style.prompt),
                 _merged(negative, style.negative_prompt),
@@ -91,8 +93,14 @@ class StyleFile:
         return found
 
 
-def expand_styles(request: GenerateRequest, styles: StyleFile | None) -> GenerateRequest:
-    """The request with the styles that it names in its prompts. Raises InputError."""
+def expand_styles(
+    request: GenerateRequest, styles: StyleFile | None, own_negative: str | None = None
+) -> GenerateRequest:
+    """The request with the styles that it names in its prompts. Raises InputError.
+
+    `own_negative` is the negative prompt that the model brings: where the request has none, those
+    of its styles are added to it, as AUTOMATIC1111 adds them to what stands in its field.
+    """
     if not request.style:
         return request
     if styles is None:
@@ -101,7 +109,7 @@ def expand_styles(request: GenerateRequest, styles: StyleFile | None) -> Generat
             hint="--styles FILE names one, or the setting styles.",
             field=_FIELD,
         )
-    return styles.expand(request)
+    return styles.expand(request, own_negative)
 
 
 def _merged(prompt: str, style: str) -> str:

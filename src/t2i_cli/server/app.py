@@ -17,6 +17,7 @@ from t2i_cli.server.api import openai, predict, t2i, vertex
 from t2i_cli.server.connections import ConnectionTable, connection_limit
 from t2i_cli.server.engine import Engine
 from t2i_cli.server.options import ServerOptions
+from t2i_cli.server.private_paths import PrivatePaths
 from t2i_cli.server.security import ApiKey, Render, SecurityMiddleware
 
 PROBES = ("/healthz", "/readyz")
@@ -74,7 +75,7 @@ def create_app(engine: Engine, options: ServerOptions) -> FastAPI:
     app.include_router(health.health_router(engine, connections))
     app.include_router(docs.docs_router())
     app.include_router(page.page_router())
-    _handle_errors(app, render)
+    _handle_errors(app, render, engine.hidden)
     return app
 
 
@@ -115,12 +116,12 @@ def _error_renderer(options: ServerOptions) -> Render:
     return render
 
 
-def _handle_errors(app: FastAPI, render: Render) -> None:
+def _handle_errors(app: FastAPI, render: Render, hidden: PrivatePaths) -> None:
     """Turn every exception of a route into an error response, without a traceback."""
 
     @app.exception_handler(T2IError)
     async def failed(request: Request, error: T2IError) -> Response:
-        return render(request.url.path, error, responses.status_code(error))
+        return render(request.url.path, hidden.error(error), responses.status_code(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -30,6 +30,7 @@ from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.server.batcher import Batcher
 from t2i_cli.server.jobs import ImageJob
 from t2i_cli.server.options import ServerLimits
+from t2i_cli.server.private_paths import PrivatePaths
 
 FORCED_STOP_TIMEOUT = 5.0
 """Seconds for a cancelled batch to end when the server stops; usually it takes one step."""
@@ -84,6 +85,12 @@ class Engine:
         self._parts = parts or {}
         self._load_first = load
         self._named_adapters = named_adapters
+        self.hidden = PrivatePaths()
+        """Of a worker nothing is hidden: its client is the user."""
+        if named_adapters:
+            self.hidden.add_parts(self._parts)
+            if isinstance(model, str):
+                self.hidden.add_model(model)
         self.styles = styles
         self._names: set[str | None] = {None}
         self._checked: set[tuple[object, ...]] = set()
@@ -91,6 +98,11 @@ class Engine:
         self._describe_waiters = 0
         self._last_event: Event | None = None
         self._closed = False
+
+    @property
+    def shown_name(self) -> str:
+        """The model's name as clients know it: of a file or folder of this machine no path."""
+        return self.hidden.text(self.spec.shown_name)
 
     @property
     def waiting(self) -> int:
@@ -120,7 +132,7 @@ class Engine:
         """Describe and load the model. Raises T2IError, which is also the waiting jobs' error."""
         try:
             self.spec = await self.batcher.run_in_thread(self._describe)
-            self._names |= {self.spec.name, self.spec.shown_name, self.spec.repo}
+            self._names |= {self.spec.name, self.shown_name, self.spec.repo}
             self._described.set()
             if self._load_first and not self.stopping:
                 await self.batcher.run_in_thread(self._load)
@@ -182,7 +194,7 @@ class Engine:
         """Raise NotServedError for another model or revision. Names are compared, never opened."""
         known = None if model is None else catalog.find_spelled(model)
         if model not in self._names and (known is None or known.name not in self._names):
-            names = [name for name in (self.spec.shown_name, self.spec.repo) if name]
+            names = [name for name in (self.shown_name, self.spec.repo) if name]
             raise NotServedError(
                 f"This server does not serve {model!r}.",
                 hint=f"{suggest_name(str(model), names)}"
@@ -225,7 +237,7 @@ class Engine:
             try:
                 resolved.append(
                     resolve_request(
-                        expand_styles(plain, self.styles),
+                        expand_styles(plain, self.styles, spec.own_negative_prompt),
                         spec,
                         lenient=lenient,
                         on_note=messages.append,
@@ -281,7 +293,7 @@ class Engine:
         job = ImageJob(
             *(requests, previews, self.batcher.remove),
             steps=steps,
-            hide_paths=self._named_adapters,
+            hidden=self.hidden,
         )
         self.batcher.add(job)
         for note in notes:
@@ -305,6 +317,9 @@ class Engine:
         named = {"model": model, "revision": self._revision, **self._parts}
         request = GenerateRequest(prompt="-", **named)  # type: ignore[arg-type]
         spec = self._backend.describe(request)
+        if self._named_adapters:
+            self.hidden.add_model(model or "")
+            self.hidden.add_spec(spec)
         # Clients learn names of this machine's files, and no paths.
         spec = replace(spec, **parts_without_paths(spec))  # type: ignore[arg-type]
         if self._quantize:

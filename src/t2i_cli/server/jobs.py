@@ -5,7 +5,6 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -13,8 +12,8 @@ from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.driver import with_notes
 from t2i_cli.errors import InterruptedRunError, T2IError, TimedOutError
 from t2i_cli.events import Event, Notice, Step
-from t2i_cli.models import adapter_sources
 from t2i_cli.request import ResolvedRequest
+from t2i_cli.server.private_paths import PrivatePaths
 
 Message = Event | GeneratedImage | Failure
 
@@ -24,7 +23,7 @@ class ImageJob:
 
     Indices are positions in `requests`; `pending` are those that have not started. `outcomes`
     counts the outcomes: "made", or an error's code. Step events are published with `steps` only.
-    With `hide_paths`, `shown_requests` and images name the model's own adapters without paths.
+    What it shows has none of the `hidden` paths.
     Leaving the job's context cancels the unfinished requests.
     """
 
@@ -35,13 +34,12 @@ class ImageJob:
         on_end: Callable[["ImageJob"], None],
         *,
         steps: bool = True,
-        hide_paths: bool = False,
+        hidden: PrivatePaths | None = None,
     ) -> None:
         self.id = secrets.token_urlsafe(12)
         self.requests = tuple(requests)
-        self.shown_requests = self.requests
-        if hide_paths:
-            self.shown_requests = tuple(map(adapter_sources.without_paths, self.requests))
+        self._hidden = hidden or PrivatePaths()
+        self.shown_requests = tuple(map(self._hidden.request, self.requests))
         self.previews = previews
         self.steps = steps
         self.accepted = time.monotonic()
@@ -120,6 +118,7 @@ class ImageJob:
         """Queue an event for the reader; dropped once every request has an outcome."""
         if not self._unresolved or (isinstance(event, Step) and not self.steps):
             return
+        event = self._hidden.event(event)
         if isinstance(event, Notice):
             self._notes.append(event)
         self._messages.put_nowait(event)
@@ -129,13 +128,9 @@ class ImageJob:
         if outcome.index not in self._unresolved:
             return
         self._unresolved.discard(outcome.index)
+        outcome = self._hidden.outcome(outcome)
         if isinstance(outcome, GeneratedImage):
             about = [note.message for note in self._notes if outcome.index in note.indices]
-            request = self.shown_requests[outcome.index]
-            if request is not self.requests[outcome.index]:
-                loras, embeddings = request.loras, request.embeddings
-                shown = replace(outcome.request, loras=loras, embeddings=embeddings)
-                outcome = replace(outcome, request=shown)
             outcome = with_notes(outcome, about)
         self._messages.put_nowait(outcome)
         self.outcomes[outcome.error.code if isinstance(outcome, Failure) else "made"] += 1

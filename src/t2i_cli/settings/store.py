@@ -20,10 +20,9 @@ from t2i_cli.settings.toml_documents import (
     CONFIG_VARIABLE as CONFIG_VARIABLE,
 )
 from t2i_cli.settings.toml_documents import (
-    load_document,
+    edited_document,
     parse_document,
     read_document_text,
-    write_document,
 )
 
 MASK = "********"
@@ -119,21 +118,19 @@ def set_setting(key: str, value: str) -> str:
     Raises InputError or StorageError.
     """
     usual = _check(setting_named(key), value, key)
-    document = load_document(settings_path())
-    document[key] = usual
-    write_document(settings_path(), document)
+    with edited_document(settings_path()) as document:
+        document[key] = usual
     return usual
 
 
 def unset_setting(key: str) -> bool:
     """Remove a setting from the file, also an invalid one; returns whether it was set."""
-    document = load_document(settings_path())
-    if key not in document:
-        setting_named(key)
-        return False
-    del document[key]
-    write_document(settings_path(), document)
-    return True
+    with edited_document(settings_path()) as document:
+        if key not in document:
+            setting_named(key)
+            return False
+        del document[key]
+        return True
 
 
 def set_offline() -> None:

@@ -1,7 +1,10 @@
 """Reads the TOML files in the user's settings folder, and writes them, keeping their comments."""
 
 import os
+import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
 CONFIG_VARIABLE = "T2I_CONFIG"
+_LOCK_SECONDS = 10
+_LOCK_POLL_SECONDS = 0.02
 
 
 def read_document_text(file: Path) -> str:
@@ -47,7 +52,55 @@ def parse_document(text: str, file: Path) -> dict[str, object]:
         raise InputError(f"{file} is not valid TOML: {error}.") from error
 
 
-def load_document(file: Path) -> "TOMLDocument":
+@contextmanager
+def edited_document(file: Path) -> Iterator["TOMLDocument"]:
+    """The file to be edited, which is replaced in the end if it changed.
+
+    Other processes that edit it wait, so that no change is lost. Raises T2IError.
+    """
+    with _locked(file):
+        document = _load_document(file)
+        before = document.as_string()
+        yield document
+        if document.as_string() != before:
+            _write_document(file, document)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the lock of the file's folder, which leaves no file behind. Raises StorageError.
+
+    Where folders have no locks, as on Windows, nothing is waited for.
+    """
+    from filelock import lock_descriptor
+
+    try:
+        # If the path is a symbolic link, its target is replaced.
+        folder = file.resolve().parent
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"Cannot write {file}: {os_reason(error)}.") from error
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        with suppress(OSError):  # a file system without locks
+            while not lock_descriptor(descriptor, blocking=False):
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"Cannot write {file}: another process has held its folder for "
+                        f"{_LOCK_SECONDS} s."
+                    )
+                time.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _load_document(file: Path) -> "TOMLDocument":
     """The file as it can be edited; an empty one if there is none. Raises T2IError."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
@@ -60,7 +113,7 @@ def load_document(file: Path) -> "TOMLDocument":
         raise InputError(f"{file} cannot be edited: {error}.") from error
 
 
-def write_document(file: Path, document: "TOMLDocument") -> None:
+def _write_document(file: Path, document: "TOMLDocument") -> None:
     """Replace the file atomically, readable by its owner only. Raises StorageError."""
     try:
         # If the path is a symbolic link, replace its target.

@@ -6,7 +6,7 @@ from pathlib import Path
 from t2i_cli.errors import InputError
 from t2i_cli.known_names import suggest_name
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog, diffusers_folder
+from t2i_cli.models import catalog, diffusers_folder, weight_sources
 from t2i_cli.request_fields import SERVINGS
 from t2i_cli.settings import store
 from t2i_cli.vertex import garden_containers
@@ -26,7 +26,13 @@ def find_source(model: str | None, serving: str) -> ModelSource:
             spec=ModelSpec(name=name.rstrip("/").split("/")[-1]), uri=name.rstrip("/")
         )
     name, revision = catalog.parse_address(name)
-    spec = catalog.find_known(name)
+    spec = catalog.find_known(name, revision)
+    if spec is None and weight_sources.names_file(name):
+        raise InputError(
+            f"{name} is a single file; an endpoint takes a whole model: a folder, or a repository.",
+            hint="`t2i serve` serves a single file, on a machine of yours as well.",
+            field="model",
+        )
     if spec is None and (folder := catalog.folder_named(name)):
         if serving != "torchserve":
             diffusers_folder.read_model_index(folder)

@@ -10,7 +10,14 @@ from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.events import Event, Notice, OnEvent, move_event
 from t2i_cli.image_formats import ImageFormat
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import adapter_sources, catalog, composed_model, downloaded, own_models
+from t2i_cli.models import (
+    adapter_sources,
+    catalog,
+    composed_model,
+    downloaded,
+    own_models,
+    weight_sources,
+)
 from t2i_cli.models.bucket_models import is_bucket_model
 from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -29,6 +36,10 @@ from t2i_cli.worker.state import (
 
 MAX_REQUESTS_PER_CALL = 8
 """Few, so that other runs get their turn; several, so that images can share passes."""
+
+
+def _is_file_or_url(model: str) -> bool:
+    return is_bucket_model(model) or weight_sources.names_file(model)
 
 
 class WorkerBackend:
@@ -62,7 +73,7 @@ class WorkerBackend:
 
     def _describe(self, request: GenerateRequest) -> ModelSpec:
         name = request.model or catalog.DEFAULT_MODEL
-        if composed_model.parts_of(request) or catalog.is_file(name) or is_bucket_model(name):
+        if composed_model.parts_of(request) or _is_file_or_url(name):
             return self._fallback.describe(request)  # which takes headers and configs only
         known = catalog.find_known(name, request.revision)
         # `--memory low` may settle a quantisation, for which the device must be known.
@@ -88,7 +99,7 @@ class WorkerBackend:
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
         """What the image takes here, if its model is still to be downloaded; needs no worker."""
         model = request.model
-        if composed_model.parts_of(request) or catalog.is_file(model) or is_bucket_model(model):
+        if composed_model.parts_of(request) or _is_file_or_url(model):
             spec = self._fallback.describe(request.model_request())
             _, missing = ModelFiles(spec, offline=self._options.offline).size("float32")
             return self._fallback.estimate(request) if missing else {}

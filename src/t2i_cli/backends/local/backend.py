@@ -40,7 +40,14 @@ from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
 from t2i_cli.errors import InputError, ModelError, OutOfMemoryError, T2IError, internal_error
 from t2i_cli.events import Loaded, Loading, OnEvent
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import adapter_sources, catalog, composed_model, downloaded, own_models
+from t2i_cli.models import (
+    adapter_sources,
+    catalog,
+    composed_model,
+    downloaded,
+    own_models,
+    weight_sources,
+)
 from t2i_cli.part_source import parts_key
 from t2i_cli.request import GenerateRequest, ResolvedRequest
 from t2i_cli.settings import store
@@ -112,8 +119,12 @@ class LocalBackend:
         """The current commit of a repository's revision; `None` for a local model."""
         if downloaded.is_local(model):
             return None
-        from t2i_cli.hub import snapshot
+        from t2i_cli.hub import repository_file, snapshot
 
+        if file := weight_sources.file_on_hub(model, revision):
+            return repository_file.find_file(
+                file.repo, str(file.file), revision=revision, offline=self._options.offline
+            ).commit
         return snapshot.find_snapshot(model, revision, self._options.offline).commit
 
     def plan(self, request: ResolvedRequest) -> MemoryPlan:

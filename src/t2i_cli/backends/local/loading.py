@@ -261,8 +261,8 @@ def _file_digest(spec: ModelSpec) -> str | None:
         file = model_of_copy(spec.copy_folder).file_path
     else:
         file = catalog.file_named(spec.name) if spec.composition and not spec.repo else None
-    # After it was read: its pages are in memory.
-    return None if file is None else file_digests.sha256_of(file)
+    # After it was read: its pages are in memory. Of one on the Hub it was told.
+    return spec.file_digest if file is None else file_digests.sha256_of(file)
 
 
 def _use_channels_last(pipe: LibraryObject) -> None:

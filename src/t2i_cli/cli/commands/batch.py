@@ -1,5 +1,6 @@
 """`t2i batch`: all images of a prompts file, on any backend."""
 
+import os
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from t2i_cli.cli.batch_options import (
 )
 from t2i_cli.cli.options import BatchSizeOptions, RequestOptions, RunOptions
 from t2i_cli.errors import InputError
-from t2i_cli.files.user_paths import expand_option
+from t2i_cli.files.user_paths import expand_home, expand_option
 from t2i_cli.request import parse_seeds
 from t2i_cli.request_fields import FIELDS
 from t2i_cli.settings import defaults, store
@@ -113,6 +114,7 @@ def _batch_config(
     if rows.file is None:
         raise InputError("There is no prompts file.", hint="Give one, as t2i batch prompts.txt")
     row_defaults = request.given()
+    lora_dir = store.resolve_setting("lora_dir", backend.device.lora_dir)
     varied = parse_vary(rows.vary or [])
     if ephemeral:
         # An ephemeral endpoint serves this model alone; rows need not name it.
@@ -145,6 +147,7 @@ def _batch_config(
         dry_run=run.dry_run,
         sheet=folder.sheet,
         show=folder.show,
+        lora_dir=lora_dir and os.path.abspath(expand_home(lora_dir)),
     )
 
 

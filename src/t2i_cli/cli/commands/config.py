@@ -145,14 +145,14 @@ def _record(key: str, found: store.SettingValue | None) -> dict[str, object]:
 
 
 def _check_model(value: str) -> None:
-    from t2i_cli.models import bucket_models, catalog, own_models
+    from t2i_cli.models import bucket_models, catalog, own_models, weight_sources
 
     if not (
         catalog.find_in_catalog(value)
         or own_models.find_own_model(value)
         or catalog.folder_named(value)
-        or catalog.is_file(value)
-        or catalog.is_repository(value)
+        or weight_sources.names_file(value)
+        or catalog.is_repository(catalog.parse_address(value)[0])
         or bucket_models.is_bucket_model(value)
     ):
         raise catalog.unknown_model(value)

@@ -12,7 +12,7 @@ from t2i_cli.cli.option_groups import command, examples
 from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.errors import InputError, ModelError, StorageError
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import bucket_models, catalog, diffusers_folder, weights
+from t2i_cli.models import bucket_models, catalog, diffusers_folder, weight_sources, weights
 from t2i_cli.terminal.console import console, format_bytes
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ def list_(json: JsonOpt = False) -> None:
 @command(app, "t2i models show sdxl", "t2i models show FILE.safetensors --json")
 def show(
     model: Annotated[
-        str, typer.Argument(help="Alias, repository on the Hub, folder, file of weights, or URL.")
+        str,
+        typer.Argument(
+            help="Alias, repository on the Hub, folder, file of weights in either, URL."
+        ),
     ],
     json: JsonOpt = False,
 ) -> None:
@@ -65,8 +68,8 @@ def show(
         models_own.show_entry(entry)
         console.result("")
     own = models_own.existing_record(entry)
-    if checkpoint := models_buckets.described_file(model):
-        models_files.show_file(checkpoint, json=json, own=own)
+    if weight_sources.names_file(model):
+        models_files.show_file(model, entry.revision if entry else None, json=json, own=own)
         return
     spec = _find_usable(model)
     cached = _cached()
@@ -104,12 +107,13 @@ def path(model: ModelArg, revision: RevisionOpt = None, json: JsonOpt = False) -
     console.configure(json=json)
     entry, model = models_own.meant_model(model)
     models_own.existing_record(entry)
+    revision = revision or (entry.revision if entry else None)
     if bucket_models.is_bucket_model(model):
         name, folder = entry.name if entry else model, models_buckets.downloaded_path(model)
-    elif entry and (file := catalog.file_named(model)):
-        name, folder = entry.name, file
+    elif (entry or not catalog.is_file(model)) and weight_sources.names_file(model):
+        name = entry.name if entry else model
+        folder = models_files.path_of_file(model, revision)
     else:
-        revision = revision or (entry.revision if entry else None)
         spec = _find_usable(model, revision)
         name = entry.name if entry else spec.name
         folder = spec.folder or _fetch(spec, spec.revision or revision, offline=True)
@@ -125,15 +129,16 @@ def pull(
 ) -> None:
     """Download a model, and print its folder; a broken download keeps its finished files.
 
-    Of a single file, the configs that it is used with, and the parts that it lacks.
+    Of a single file, the configs that it is used with, and the parts that it lacks; of one on the
+    Hub (owner/name/file.safetensors) the file as well.
     """
     console.configure(json=json, quiet=quiet)
     entry, model = models_own.meant_model(model)
     models_own.existing_record(entry)
-    if catalog.is_file(model) or bucket_models.is_bucket_model(model):
-        models_files.pull_base(model, entry.parts if entry else {}, json=json)
-        return
     revision = revision or (entry.revision if entry else None)
+    if weight_sources.names_file(model) or bucket_models.is_bucket_model(model):
+        models_files.pull_file(model, revision, entry.parts if entry else {}, json=json)
+        return
     spec = _find_usable(model, revision)
     if spec.folder:
         console.note(f"{spec.name} is on this machine already.")

@@ -1,28 +1,10 @@
 """What `t2i models` does with models in buckets, which are named by their URLs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import bucket_models, catalog
+from t2i_cli.models import bucket_models
 from t2i_cli.terminal.console import console, format_bytes
-
-if TYPE_CHECKING:
-    from t2i_cli.models.checkpoint_file import CheckpointFile
-
-
-def described_file(name: str) -> "CheckpointFile | None":
-    """What a single file is, on this machine or in a bucket; `None` for what is none.
-
-    Raises T2IError.
-    """
-    from t2i_cli.models.checkpoint_file import read_checkpoint
-
-    with bucket_models.naming_urls():
-        if bucket := bucket_models.find_if_url(name, offline=False):
-            return bucket.read_checkpoint() if bucket.file else None
-        file = catalog.file_named(name)
-        return read_checkpoint(file) if file else None
 
 
 def described_spec(url: str, revision: str | None) -> ModelSpec:

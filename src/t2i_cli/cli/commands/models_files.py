@@ -13,10 +13,15 @@ from t2i_cli.terminal.console import console, escape_controls, format_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from t2i_cli.events import OnEvent
     from t2i_cli.models.checkpoint_file import CheckpointFile
     from t2i_cli.models.checkpoint_metadata import MakerWords
     from t2i_cli.models.composed_model import PartSources
+    from t2i_cli.models.hub_sources import HubSource
+    from t2i_cli.models.weight_sources import WeightSource
 
+_USED_BESIDE_MODELS = {"vae", "text_encoder", "lora", "embedding"}
+"""Kinds of files that belong to no base of their own."""
 _MAX_NAMES = 8
 """Of what was left out of a converted file, as many names are told."""
 
@@ -50,7 +55,7 @@ def convert(
         console.note(f"Left out, since it is no tensor: {', '.join(names[:_MAX_NAMES])}{more}.")
 
 
-def show_file(file: "CheckpointFile", *, json: bool, own: "Mapping[str, object]") -> None:
+def show_file(name: str, revision: str | None, *, json: bool, own: "Mapping[str, object]") -> None:
     """Print what a file of weights is, by its header, and its hashes. Raises T2IError.
 
     The hashes are left out of one in a bucket that is not fetched yet. `own` is the record of the
@@ -58,10 +63,13 @@ def show_file(file: "CheckpointFile", *, json: bool, own: "Mapping[str, object]"
     """
     from t2i_cli.models import checkpoint_metadata, file_digests
 
-    words = checkpoint_metadata.read_maker_words(file.metadata)
-    record = _record(file, words)
-    if file.path.is_file():
-        digest = file_digests.sha256_of(file.path)
+    source = _weight_source(name, revision, offline=False)
+    with source.named():
+        file = source.read_checkpoint()
+        digest = source.digest()
+        words = checkpoint_metadata.read_maker_words(file.metadata)
+        record = _record(file, words) | {"file": source.shown}
+    if digest:
         record |= {"autov2": file_digests.autov2(digest), "sha256": digest}
     if json:
         # What the name stands for takes the place of the family's title.
@@ -128,23 +136,66 @@ def _text(label: str, value: object) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def pull_base(name: str, parts: "PartSources", *, json: bool) -> None:
-    """Download the configs and parts that a single file is used with. Raises T2IError."""
+def _weight_source(name: str, revision: str | None, *, offline: bool) -> "WeightSource":
+    """The file of weights of that name. Raises T2IError."""
+    from t2i_cli.models import catalog, weight_sources
+
+    name, revision = catalog.parse_address(name, revision)
+    found = weight_sources.find_weight_file(name, revision, offline=offline)
+    if found is None:
+        raise catalog.unknown_model(name)
+    return found
+
+
+def path_of_file(name: str, revision: str | None) -> Path:
+    """Where a file of weights lies on this machine. Raises T2IError."""
+    return _weight_source(name, revision, offline=True).path
+
+
+def pull_file(name: str, revision: str | None, parts: "PartSources", *, json: bool) -> None:
+    """Download a file of the Hub, and the configs and parts that a model in it is used with.
+
+    Raises T2IError.
+    """
     from t2i_cli.backends.local import device
-    from t2i_cli.models import composed_model, diffusers_folder
+    from t2i_cli.models import catalog, composed_model, diffusers_folder, weight_sources
     from t2i_cli.models.model_files import ModelFiles
     from t2i_cli.terminal.progress import Progress
 
+    name, revision = catalog.parse_address(name, revision)
     with Progress(console, 1) as progress:
+        source = weight_sources.find_weight_file(name, revision, offline=False)
+        if source and source.hub:
+            with source.named():
+                kind = source.read_checkpoint().kind
+            if kind in _USED_BESIDE_MODELS:
+                _print_path(name, _fetch_file(source.hub, progress), json=json)
+                return
         spec = composed_model.resolve_with_parts(
-            name, None, parts, offline=False, trust_remote_code=False
+            name, revision, parts, offline=False, trust_remote_code=False
         )
         files = ModelFiles(spec, offline=False)
         folder = files.config_folder()
         transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
         dtype = device.choose_dtype(device.list_devices()[0], None, transformer=transformer)
         folder = files.download(dtype, progress) or folder
+    _print_path(name, folder, json=json)
+
+
+def _fetch_file(source: "HubSource", progress: "OnEvent") -> Path:
+    from t2i_cli.hub import repository_file
+
+    return repository_file.fetch_file(
+        source.repo,
+        str(source.file),
+        revision=source.revision,
+        offline=False,
+        on_event=progress,
+    )
+
+
+def _print_path(name: str, path: Path, *, json: bool) -> None:
     if json:
-        console.result_json({"model": name, "path": str(folder)})
+        console.result_json({"model": name, "path": str(path)})
     else:
-        console.result(str(folder))
+        console.result(str(path))

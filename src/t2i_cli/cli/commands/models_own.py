@@ -73,7 +73,7 @@ def add(
             field="name",
         )
     _check_use(entry, checks, lora_dir)
-    file = write_table(name, entry.to_table())
+    file = write_table(name, entry.to_table(), overwrite=checks.overwrite)
     if console.json:
         console.result_json(own_record(entry) | {"file": str(file)})
         return

@@ -188,19 +188,19 @@ def openai_router(engine: Engine, options: ServerOptions) -> APIRouter:
     @api.get("/models")
     async def models() -> Response:
         """The one model that is served."""
-        return responses.json_response(
-            {"object": "list", "data": [model_object(await engine.wait_described())]}
-        )
+        await engine.wait_described()
+        return responses.json_response({"object": "list", "data": [model_object()]})
 
     @api.get("/models/{id:path}")
     async def model(id: str) -> Response:
         """The model of that name."""
-        spec = await engine.wait_described()
+        await engine.wait_described()
         engine.check_model(id)
-        return responses.json_response(model_object(spec))
+        return responses.json_response(model_object())
 
-    def model_object(spec: ModelSpec) -> dict[str, object]:
-        return {"id": spec.shown_name, "object": "model", "created": created, "owned_by": "t2i"}
+    def model_object() -> dict[str, object]:
+        named = {"id": engine.shown_name, "object": "model"}
+        return {**named, "created": created, "owned_by": "t2i"}
 
     return api
 

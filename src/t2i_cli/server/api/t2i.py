@@ -52,6 +52,7 @@ def t2i_router(engine: Engine, options: ServerOptions) -> APIRouter:
         spec = await engine.wait_described()
         return responses.json_response(
             await asyncio.to_thread(_model_object, spec)
+            | {"name": engine.shown_name}
             | {"limits": asdict(engine.limits), "auth": options.api_key is not None}
             | {"styles": engine.styles.names if engine.styles else []}
         )
