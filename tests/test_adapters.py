@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from t2i_cli import postcard
@@ -172,8 +173,8 @@ def test_what_is_no_lora_or_does_not_fit_is_told(tmp_path: Path) -> None:
     short = tmp_path / "short"
     short.write_bytes(lora_files.save(tmp_path / "whole", kohya).read_bytes()[:-100])
     cases[short] = "is truncated"
-    hada = {f"lora_unet_x.hada_{end}": kohya[down] for end in ("w1_a", "w1_b", "w2_a", "w2_b")}
-    cases[lora_files.save(tmp_path / "loha", hada)] = "is a LoHa of LyCORIS"
+    oft = {f"{start}.oft_blocks": np.zeros((20, 8, 8), np.float32)}
+    cases[lora_files.save(tmp_path / "oft", oft)] = "is an OFT of LyCORIS"
     for path, expected in cases.items():
         assert expected in told(read, path), path.name
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from t2i_cli.errors import ModelError
 from t2i_cli.models import checkpoint_file
 from t2i_cli.models.checkpoint_file import CheckpointFile
+from t2i_cli.models.lycoris_shapes import lora_size
 from t2i_cli.request_adapters import AdapterKind
 
 Shape = tuple[int, ...]
@@ -35,16 +36,8 @@ _ROLES = re.compile(
     r"|(?P<diff>diff|diff_b|w_norm|b_norm|on_input|scalar)"
     r"))"
 )
-_UNSUPPORTED = {
-    "dora": "DoRA",
-    "loha": "LoHa",
-    "oft": "OFT",
-    "diff": "whole weights beside its LoRA layers",
-    "mid": "LoCon with Tucker factors",
-    "bias": "LoRA with biases",
-}
-"""Kinds of tensors that diffusers may not load, by role."""
 _PEFT_PREFIX = "base_model.model."
+_FLUX_LAYER = re.compile(r"(?:diffusion_model|transformer)\.(?:double|single)_blocks\.\d+\.")
 _EMBEDDING_KEYS = frozenset({"emb_params", "clip_l", "clip_g", "t5", "string_to_param", "<token>"})
 _MAX_VECTORS = 75
 _TOKEN = re.compile(r"\S{1,64}")
@@ -90,9 +83,21 @@ class AdapterFile:
         return len(of_peft) > 1 and all(key.startswith(("unet.", "transformer.")) for key in keys)
 
     @property
-    def roles(self) -> set[str]:
-        """The roles of all tensors."""
-        return {role for layer in self.layers.values() for role in layer.shapes}
+    def has_flux_names(self) -> bool:
+        """Whether layers are FLUX.1's own with factors called lora_A, which diffusers renames not.
+
+        FLUX.2's blocks have the same names, and other layers.
+        """
+        return self.family == "flux" and all(
+            _FLUX_LAYER.match(name) and any(".lora_A." in key for key in layer.keys)
+            for name, layer in self.layers.items()
+        )
+
+    @property
+    def kinds(self) -> set[str]:
+        """What kinds of tensors there are, as `down`, `loha` or `oft`."""
+        roles = {role for layer in self.layers.values() for role in layer.shapes}
+        return {role.partition(":")[0] for role in roles}
 
 
 def read_adapter_file(path: Path, kind: AdapterKind) -> AdapterFile:
@@ -121,7 +126,7 @@ def read_adapter_file(path: Path, kind: AdapterKind) -> AdapterFile:
     found = AdapterFile(
         path=path,
         kind=kind,
-        elements=elements,
+        elements=_lora_elements(path, layers),
         family=header.family,
         layers=layers,
         metadata=header.metadata,
@@ -152,7 +157,7 @@ def _layers(shapes: Mapping[str, Shape]) -> tuple[dict[str, AdapterLayer], list[
             unknown.append(key)
             continue
         role = next(name for name, text in match.groupdict().items() if text and name != "layer")
-        name = f"{role}:{key.rpartition('.')[2]}" if role in {"lokr", "loha"} else role
+        name = f"{role}:{key.rpartition('.')[2]}" if role in {"lokr", "loha", "diff"} else role
         parts.setdefault(match["layer"], {})[name] = shape
         keys.setdefault(match["layer"], []).append(key)
     layers = {
@@ -182,14 +187,20 @@ def _check_pairs(found: AdapterFile) -> None:
         raise ModelError(f"{found.path} is damaged: the ranks of {keys_text(uneven)} do not agree.")
 
 
+def _lora_elements(path: Path, layers: Mapping[str, AdapterLayer]) -> int:
+    """The numbers that the layers have once they are a LoRA's. Raises ModelError for bad shapes."""
+    elements = 0
+    for layer in layers.values():
+        try:
+            size = lora_size(layer.shapes)
+        except ValueError as error:
+            raise ModelError(f"{path} is damaged: of {keys_text(layer.keys)} {error}.") from None
+        elements += size.elements if size else sum(map(math.prod, layer.shapes.values()))
+    return elements
+
+
 def _ranks_agree(down: Shape, up: Shape) -> bool:
     return len(down) >= 2 and len(up) >= 2 and down[0] == up[1]  # noqa: PLR2004 - a matrix
-
-
-def unsupported_roles(found: AdapterFile) -> list[str]:
-    """What of a LoRA only some loaders take, in words."""
-    names = {role.partition(":")[0] for role in found.roles}
-    return [words for role, words in _UNSUPPORTED.items() if role in names]
 
 
 def _vectors(shapes: Mapping[str, Shape]) -> dict[str, Shape]:

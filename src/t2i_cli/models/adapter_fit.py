@@ -4,6 +4,7 @@ Nothing is loaded. Of layers in the names of other programs (ldm's, FLUX's own),
 renames, the family is compared here; `backends/local/lora_loading.py` accounts for each key.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from t2i_cli.models.adapter_file import (
     AdapterLayer,
     Shape,
     keys_text,
-    unsupported_roles,
 )
+from t2i_cli.models.lycoris_shapes import lora_size
 
 _ENCODERS = (
     (re.compile(r"(?:lora_te1?_|text_encoder\.)"), "text_encoder"),
@@ -70,7 +71,11 @@ def check_lora_fit(found: AdapterFile, folder: Path, model: str) -> None:
     cls = sources.used_class_path(folder)[-1]
     if class_facts.has_method(cls, "load_lora_weights") is False:
         raise ModelError(f"{model} takes no LoRA: diffusers' {cls} cannot load one.")
-    _check_roles(found)
+    _check_kinds(found)
+    layers = _model_layers(str(folder))
+    compared = _compare(found.layers, layers)
+    if layers and not (compared.misshaped or compared.missing):
+        return  # whatever family the names of its layers are common in
     theirs, own = found.family, model_family(folder)
     fits = theirs == own or (own == "flux2" and str(theirs).startswith("flux2"))
     if theirs and own and not fits:
@@ -78,10 +83,8 @@ def check_lora_fit(found: AdapterFile, folder: Path, model: str) -> None:
             f"{found.path} is a LoRA for {theirs}, and {model} is of another family ({own}).",
             hint="A LoRA works with the models of its own family.",
         )
-    layers = _model_layers(str(folder))
     if not layers:
         return  # its weights are still to be downloaded
-    compared = _compare(found.layers, layers)
     if compared.misshaped:
         raise ModelError(
             f"{found.path} was made for another model than {model}: {len(compared.misshaped):,} of "
@@ -103,7 +106,9 @@ def model_family(folder: Path) -> str | None:
     cls = next((part.cls for part in sources.list_parts(folder) if part.name == name), "")
     if cls == "UNet2DConditionModel":
         width = config.get("cross_attention_dim")
-        return _TEXT_WIDTHS.get(width if isinstance(width, int) else 0, "a UNet of its own")
+        pipeline = sources.used_class_path(folder)[-1]
+        other = "sdxl" if pipeline.startswith("StableDiffusionXL") else "a UNet of its own"
+        return _TEXT_WIDTHS.get(width if isinstance(width, int) else 0, other)
     return next((family for start, family in _TRANSFORMERS if cls.startswith(start)), None)
 
 
@@ -152,13 +157,12 @@ def embedding_encoder(name: str, width: int, widths: Mapping[str, int]) -> str |
     return fitting[0] if fitting else None
 
 
-def _check_roles(found: AdapterFile) -> None:
-    kinds = unsupported_roles(found)
-    if "LoHa" in kinds or "OFT" in kinds:
-        kind = "LoHa" if "LoHa" in kinds else "OFT"
+def _check_kinds(found: AdapterFile) -> None:
+    if "oft" in found.kinds:
         raise ModelError(
-            f"{found.path} is a {kind} of LyCORIS, which diffusers does not load.",
-            hint="LoRA, LoCon and, for some families, LoKr are loaded.",
+            f"{found.path} is an OFT of LyCORIS, which diffusers does not load: it turns a model's "
+            "own weights and adds nothing to them.",
+            hint="LoRA, LoCon, LoHa and LoKr are loaded.",
         )
 
 
@@ -183,9 +187,18 @@ def _compare(
 
 
 def _fits(layer: Mapping[str, Shape], weight: Shape) -> bool:
-    if "down" not in layer or len(weight) < 2:  # noqa: PLR2004 - LoKr, or no matrix
+    if len(weight) < 2:  # noqa: PLR2004 - no matrix
+        return True
+    if size := lora_size(layer):
+        return (size.rows, size.columns) == (weight[0], math.prod(weight[1:]))
+    if "down" not in layer:
         return True
     return layer["down"][1] == weight[1] and layer["up"][0] == weight[0]
+
+
+def layer_place(name: str) -> tuple[str | None, str]:
+    """The text encoder whose layer it is (`None`: the denoiser's), and its name there."""
+    return _part(name), _plain(name)
 
 
 def _part(name: str) -> str | None:

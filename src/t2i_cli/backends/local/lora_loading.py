@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from t2i_cli.backends.local.device import is_out_of_memory
+from t2i_cli.backends.local.lycoris_loading import lycoris_tensors
 from t2i_cli.errors import ModelError, OutOfMemoryError, T2IError, error_reason
 from t2i_cli.files.input_files import read_input
 from t2i_cli.files.state_files import parse_json
@@ -20,6 +21,8 @@ from t2i_cli.models.libraries import LibraryObject
 LoraTensors = dict[str, LibraryObject]
 _MAX_CONFIG = 2**20
 _NETWORKS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2")
+_LOADS_LOKR = ("Flux2", "ZImage")
+"""Beginnings of the names of pipelines for which diffusers loads LoKr itself, in less memory."""
 _PEFT = "base_model.model."
 _END_NAMES = {
     f"{start}.{end}.weight": f"lora_{letter}.weight"
@@ -33,8 +36,7 @@ def load_lora(pipe: LibraryObject, found: AdapterFile, name: str, model: str) ->
     """Load a LoRA under a name, with nothing of it left out. Raises T2IError; then it is gone."""
     try:
         with libraries.suppress_warnings(), defer_imports(), _quiet_diffusers():
-            renamed = found.has_peft_prefix or found.has_mixed_names
-            tensors = _renamed_tensors(pipe, found) if renamed else None
+            tensors = _own_tensors(pipe, found, model)
             converted = _check_conversion(pipe, found, tensors, model)
             if tensors is not None:
                 pipe.load_lora_weights(tensors, adapter_name=name)
@@ -92,6 +94,39 @@ def _adapter_names(module: LibraryObject) -> set[str]:
     return {
         key for layer in module.adapter_layer_names for key in getattr(module, layer, {}).keys()
     }
+
+
+def _own_tensors(pipe: LibraryObject, found: AdapterFile, model: str) -> LoraTensors | None:
+    """The tensors of a file that diffusers does not read as it is, in a form that it does."""
+    if found.has_peft_prefix or found.has_mixed_names:
+        return _renamed_tensors(pipe, found)
+    if found.has_flux_names and type(pipe).__name__.startswith("Flux"):
+        return _kohya_tensors(found)
+    loads_lokr = type(pipe).__name__.startswith(_LOADS_LOKR)
+    if found.kinds & ({"loha", "mid", "diff"} if loads_lokr else {"loha", "mid", "diff", "lokr"}):
+
+        def rename(tensors: LoraTensors) -> LoraTensors:
+            _check_conversion(pipe, found, tensors, model)
+            return _convert(pipe, tensors)
+
+        return lycoris_tensors(found, _networks(pipe), rename)
+    return None
+
+
+def _kohya_tensors(found: AdapterFile) -> LoraTensors:
+    """The tensors with kohya's ends of their names, by which diffusers knows FLUX.1's own layers."""
+    import torch
+    from safetensors.torch import load_file
+
+    ends = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
+    tensors: LoraTensors = load_file(str(found.path))
+    renamed: LoraTensors = {}
+    for name, layer in found.layers.items():
+        for key in layer.keys:
+            end = key[len(name) + 1 :].replace(".default.", ".")
+            renamed[f"{name}.{ends.get(end, end)}"] = tensors[key]
+        renamed.setdefault(f"{name}.alpha", torch.tensor(float(layer.shapes["down"][0])))
+    return renamed
 
 
 def _renamed_tensors(pipe: LibraryObject, found: AdapterFile) -> LoraTensors:
