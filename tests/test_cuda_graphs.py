@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, cuda_graphs, denoiser_engine
@@ -18,6 +19,7 @@ from t2i_cli.backends.local.cuda_graphs import MAX_RECORDINGS, GraphedForward
 from t2i_cli.backends.local.device import Device
 from t2i_cli.events import Event, Notice, Preview, Step
 from t2i_cli.models.libraries import LibraryObject
+from t2i_cli.request_adapters import parse_loras
 from tests import tiny_models
 from tests.fakes import gpu
 from tests.fakes.recorder import FakeRecorder
@@ -88,6 +90,36 @@ def test_an_image_is_replayed_and_is_the_eager_one(
     assert (recorder.recorded, recorder.replayed) == (1, 6 + 8)
     assert notices(events) == []
     assert "forward" not in vars(unet_of(backend))
+
+
+def test_a_recording_has_the_loras_of_its_image(
+    sdxl: Path, recorder: FakeRecorder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(2)
+    files = []
+    for name in ("one", "other"):
+        start = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_"
+        factors = {f"{start}A.weight": (2, 64), f"{start}B.weight": (64, 2)}
+        tensors = {key: random.standard_normal(size) for key, size in factors.items()}
+        path = tmp_path / f"{name}.safetensors"
+        save_file({key: each.astype(np.float32) for key, each in tensors.items()}, str(path))
+        files.append(str(path))
+    sets = [None, files[0], f"{files[0]}:0.5", files[1], None]
+
+    def run() -> list[GeneratedImage]:
+        backend = LocalBackend(OPTIONS)
+        made: list[GeneratedImage] = []
+        for each in sets:
+            loras = parse_loras([each]) if each else None
+            made += images(make(backend, ask(backend, model=sdxl, steps=8, loras=loras)))
+        return made
+
+    made = run()
+    assert {image.info.engine for image in made} == {"cuda-graph"}
+    assert recorder.recorded == len(sets)
+    assert same(made, eager(monkeypatch, run))
+    assert same(made[:1], made[-1:])
+    assert len({pixels(image).tobytes() for image in made}) == len(sets) - 1
 
 
 def test_few_steps_and_transformers_are_computed_eagerly(

@@ -1,6 +1,7 @@
 """LyCORIS's kinds of layers: each becomes a LoRA of the same change, as peft's formulas have it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,11 +45,12 @@ def loha(rows: int, inputs: int, *kernel: int, tucker: bool = False, rank: int =
 def loha_change(layer: Layer) -> torch.Tensor:
     """The change as peft computes it."""
     scale = torch.tensor(ALPHA / layer["hada_w1_b"].shape[0])
-    names = [f"hada_w{n}_{end}" for n in "12" for end in "ab"]
+    one, other = ([layer[f"hada_w{n}_{end}"] for end in "ab"] for n in "12")
     if "hada_t1" in layer:
-        names = ["hada_t1", *names[:2], "hada_t2", *names[2:]]
-        return peft_loha.make_weight_cp(*(layer[name] for name in names), scale)
-    return peft_loha.make_weight(*(layer[name] for name in names), scale)
+        one, other = [layer["hada_t1"], *one], [layer["hada_t2"], *other]
+    compute: Any = peft_loha.make_weight_cp if "hada_t1" in layer else peft_loha.make_weight
+    change: torch.Tensor = compute(*one, *other, scale)
+    return change
 
 
 def lokr(
@@ -82,7 +84,9 @@ def lokr_change(layer: Layer) -> torch.Tensor:
         else:
             halves.append(torch.einsum("ir,r...->i...", layer[f"{name}_a"], layer[f"{name}_b"]))
     decomposed = any(name.endswith("_b") for name in layer)
-    return peft_lokr.make_kron(*halves, ALPHA / RANK if decomposed else 1.0)
+    compute: Any = peft_lokr.make_kron
+    change: torch.Tensor = compute(*halves, ALPHA / RANK if decomposed else 1.0)
+    return change
 
 
 def locon_with_mid(rows: int, inputs: int, *kernel: int) -> Layer:
@@ -206,3 +210,47 @@ def test_what_is_no_such_change_is_told(tmp_path: Path) -> None:
             lora_loading.load_lora(pipe, found, "x", "postcard")
         assert expected in str(error.value)
     assert list(pipe.unet.state_dict()) == before
+
+
+def plain(rank: int, alpha: float | None, rows: int, inputs: int, *kernel: int) -> Layer:
+    """A LoRA's layer, or one of LoCon with a kernel; an alpha that is `None` is not there."""
+    places = (1, 1) if kernel else ()
+    found = {
+        "lora_up.weight": tensor(rows, rank, *places),
+        "lora_down.weight": tensor(rank, inputs, *kernel),
+    }
+    return found if alpha is None else found | {"alpha": torch.tensor(alpha)}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "alphas"),
+    [
+        ((1, 3, 4, 2), (1.0, 3.0, None, 2.0)),
+        ((1, 3, 4, 2), (None,) * 4),
+        ((2, 2, 2, 2), (1.0, 3.0, 1.0, 2.0)),
+        ((2, 2, 4, 2), (1.0,) * 4),
+    ],
+)
+def test_each_layer_has_its_own_rank_and_alpha(
+    tmp_path: Path, ranks: tuple[int, ...], alphas: tuple[float | None, ...]
+) -> None:
+    shapes = {
+        f"{ATTENTION}.to_q": (160, 160),
+        f"{ATTENTION}.to_k": (160, 160),
+        f"{RESNET}.time_emb_proj": (320, 192),
+        f"{RESNET}.conv1": (160, 160, 3, 3),
+    }
+    layers = {
+        name: plain(rank, alpha, *shape)
+        for (name, shape), rank, alpha in zip(shapes.items(), ranks, alphas, strict=True)
+    }
+    pipe = StableDiffusionPipeline.from_pretrained(postcard.FOLDER)
+    found = read_adapter_file(save(tmp_path / "ranks.safetensors", layers), "lora")
+    check_lora_fit(found, postcard.FOLDER, "postcard")
+    lora_loading.load_lora(pipe, found, "ranks", "postcard")
+    for name, tensors in layers.items():
+        layer = pipe.unet.get_submodule(name)
+        up, down = tensors["lora_up.weight"].flatten(1), tensors["lora_down.weight"].flatten(1)
+        scale = float(tensors["alpha"]) / len(down) if "alpha" in tensors else 1.0
+        expected = (up @ down * scale).reshape(layer.weight.shape)
+        assert torch.allclose(layer.get_delta_weight("ranks"), expected, rtol=1e-4, atol=1e-5), name

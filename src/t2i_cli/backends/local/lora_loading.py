@@ -110,11 +110,35 @@ def _own_tensors(pipe: LibraryObject, found: AdapterFile, model: str) -> LoraTen
             return _convert(pipe, tensors)
 
         return lycoris_tensors(found, _networks(pipe), rename)
-    return None
+    return _scaled_tensors(found) if hasattr(pipe, "unet") else None
+
+
+def _scaled_tensors(found: AdapterFile) -> LoraTensors | None:
+    """The tensors with each layer's alpha in its second factor, `None` if there is one for all.
+
+    Of several, diffusers gives some layers of a UNet that of others, and so those without any.
+    """
+    from safetensors.torch import load_file
+
+    layers = [
+        (dict(zip(layer.shapes, layer.keys, strict=True)), layer.shapes["down"][0])
+        for layer in found.layers.values()
+        if "down" in layer.shapes
+    ]
+    if not any("alpha" in keys for keys, _ in layers):
+        return None
+    tensors: LoraTensors = load_file(str(found.path))
+    if len({float(tensors[k["alpha"]]) if "alpha" in k else None for k, _ in layers}) == 1:
+        return None
+    for keys, rank in layers:
+        if "alpha" in keys:
+            alpha = float(tensors.pop(keys["alpha"]))
+            tensors[keys["up"]] = tensors[keys["up"]].float() * (alpha / rank)
+    return tensors
 
 
 def _kohya_tensors(found: AdapterFile) -> LoraTensors:
-    """The tensors with kohya's ends of their names, by which diffusers knows FLUX.1's own layers."""
+    """The tensors with kohya's ends of names, by which diffusers knows FLUX.1's own layers."""
     import torch
     from safetensors.torch import load_file
 
