@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from t2i_cli.backend import GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions, load_target, memory, planning
@@ -19,9 +21,10 @@ from t2i_cli.events import Event, Preview
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import diffusers_folder
 from t2i_cli.models.libraries import LibraryObject
+from t2i_cli.request_adapters import parse_embeddings, parse_loras
 from tests import tiny_models
 from tests.fakes import gpu
-from tests.test_local_backend import ask, images, make, psnr
+from tests.test_local_backend import ask, images, make, pixels, psnr
 
 GB = 10**9
 
@@ -116,6 +119,54 @@ def test_nothing_is_cast_once_a_model_is_read(
         assert set(calls.made[: calls.made.index(offload)]) == {"move"}
     planned(monkeypatch)
     assert psnr(image, run(sdxl, dtype="float32")) >= 40
+
+
+def test_adapters_act_under_hooks_and_leave_nothing(
+    sdxl: Path, fake: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(4)
+    layers = {
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": 64,
+        "unet.mid_block.attentions.0.transformer_blocks.1.attn1.to_v": 64,
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": 32,
+        "text_encoder_2.text_model.encoder.layers.1.self_attn.out_proj": 32,
+    }
+    tensors = {
+        f"{layer}.lora_{end}.weight": random.standard_normal(size).astype(np.float32) / 2
+        for layer, width in layers.items()
+        for end, size in (("A", (2, width)), ("B", (width, 2)))
+    }
+    save_file(tensors, str(tmp_path / "style.safetensors"))
+    vectors = {name: random.standard_normal((2, 32)) for name in ("clip_l", "clip_g")}
+    arrays = {name: each.astype(np.float32) for name, each in vectors.items()}
+    save_file(arrays, str(tmp_path / "frost.safetensors"))
+    style, frost = (str(tmp_path / f"{name}.safetensors") for name in ("style", "frost"))
+    sets: list[dict[str, LibraryObject]] = [
+        {},
+        {"loras": parse_loras([style])},
+        {"loras": parse_loras([f"{style}:0.5"]), "embeddings": parse_embeddings([frost])},
+        {},
+    ]
+
+    def pictures(*measures: str, dtype: str = "float32") -> list[GeneratedImage]:
+        planned(monkeypatch, *measures)
+        backend = LocalBackend(LocalOptions(dtype=dtype))
+        size = {"width": 32, "height": 32, "steps": 2, "prompt": "a red house frost"}
+        made = []
+        for fields in sets:
+            made += images(make(backend, ask(backend, model=sdxl, **size, **fields)))
+        return made
+
+    expected = pictures()
+    assert len({pixels(image).tobytes() for image in expected}) == len(sets) - 1
+    for measures in ((TEXT_ENCODER_OFFLOAD,), (MODEL_OFFLOAD,), (VAE_TILING, GROUP_OFFLOAD)):
+        made = pictures(*measures)
+        assert made[0].info.measures == made[-1].info.measures == measures
+        assert min(map(psnr, made, expected)) >= 40, measures
+        assert (pixels(made[0]) == pixels(made[-1])).all(), measures
+    half = pictures(dtype="bfloat16")
+    assert (pixels(half[0]) == pixels(half[-1])).all()
+    assert len({pixels(image).tobytes() for image in half}) == len(sets) - 1
 
 
 def test_the_vae_is_read_in_float32_alone(sdxl: Path, fake: None) -> None:
