@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.errors import ContentFilteredError, InputError, T2IError
 from t2i_cli.events import MemoryMeasure, Notice, OnEvent, Preview, Step
+from t2i_cli.models.file_digests import sha256_of
 from t2i_cli.models.scheduler_support import serving_scheduler_names
 from t2i_cli.models.schedulers import usable_scheduler_names
 from t2i_cli.output import metadata
@@ -27,6 +28,7 @@ from t2i_cli.postcard.vocabulary import EXAMPLES
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.server.options import ServerLimits, ServerOptions
 from tests.conftest import PATIENCE
+from tests.fakes.lora_files import SNOW
 from tests.fakes.serving import Running, serving
 from tests.fakes.stub_backend import StubBackend, painted
 
@@ -979,6 +981,7 @@ def test_postcard_itself(t2i_env: dict[str, str], tab: Tab, tmp_path: Path) -> N
             syntaxes = page.locator("[name=prompt_syntax] option")
             expect(syntaxes).to_have_text(["plain", "a1111", "compel"])
             fill(page, Steps="40", Seed="2")
+            page.locator("[name=loras]").fill("snow:0.5")
             submit(page, "a large red circle on a white background")
             preview = page.locator(".pending.begun img")
             preview.wait_for()
@@ -1002,3 +1005,5 @@ def test_postcard_itself(t2i_env: dict[str, str], tab: Tab, tmp_path: Path) -> N
     asked = record.request
     assert asked["prompt"] == "a large red circle on a white background"
     assert (asked["seed"], asked["steps"]) == (2, 40)
+    [lora] = asked["loras"]
+    assert (lora["source"], lora["weight"], lora["sha256"]) == ("snow", 0.5, sha256_of(SNOW))
