@@ -191,7 +191,7 @@ def test_an_embedding_for_two_encoders_is_a_word(family: Family) -> None:
     assert (family.picture(prompt) == plain).all()
 
 
-_FOREIGN = {
+_FOREIGN: dict[str, dict[str, tuple[str, ...]]] = {
     "sdxl": {
         "input_blocks_3_1_transformer_blocks_0_attn1_to_q": (
             "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",

@@ -151,10 +151,11 @@ def test_adapters_act_under_hooks_and_leave_nothing(
     def pictures(*measures: str, dtype: str = "float32") -> list[GeneratedImage]:
         planned(monkeypatch, *measures)
         backend = LocalBackend(LocalOptions(dtype=dtype))
-        size = {"width": 32, "height": 32, "steps": 2, "prompt": "a red house frost"}
+        size = {"width": 32, "height": 32, "steps": 2}
         made = []
         for fields in sets:
-            made += images(make(backend, ask(backend, model=sdxl, **size, **fields)))
+            asked = ask(backend, model=sdxl, prompt="a house frost", **size, **fields)
+            made += images(make(backend, asked))
         return made
 
     expected = pictures()

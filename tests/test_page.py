@@ -1005,5 +1005,7 @@ def test_postcard_itself(t2i_env: dict[str, str], tab: Tab, tmp_path: Path) -> N
     asked = record.request
     assert asked["prompt"] == "a large red circle on a white background"
     assert (asked["seed"], asked["steps"]) == (2, 40)
-    [lora] = asked["loras"]
+    loras = asked["loras"]
+    assert isinstance(loras, list)
+    [lora] = loras
     assert (lora["source"], lora["weight"], lora["sha256"]) == ("snow", 0.5, sha256_of(SNOW))

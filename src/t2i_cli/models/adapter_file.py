@@ -13,10 +13,9 @@ from pathlib import Path
 from t2i_cli.errors import ModelError
 from t2i_cli.models import checkpoint_file
 from t2i_cli.models.checkpoint_file import CheckpointFile
-from t2i_cli.models.lycoris_shapes import lora_size
+from t2i_cli.models.lycoris_shapes import Shape, lora_size
 from t2i_cli.request_adapters import AdapterKind
 
-Shape = tuple[int, ...]
 MAX_NAMED = 3
 """Keys that an error names; it counts the others."""
 _ROLES = re.compile(

@@ -17,10 +17,9 @@ from t2i_cli.models.adapter_file import (
     MAX_NAMED,
     AdapterFile,
     AdapterLayer,
-    Shape,
     keys_text,
 )
-from t2i_cli.models.lycoris_shapes import lora_size
+from t2i_cli.models.lycoris_shapes import Shape, lora_size
 
 _ENCODERS = (
     (re.compile(r"(?:lora_te1?_|text_encoder\.)"), "text_encoder"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from t2i_cli.backends.local.device import is_out_of_memory
+from t2i_cli.backends.local.lora_forms import LoraTensors, kohya_tensors, scaled_tensors
 from t2i_cli.backends.local.lycoris_loading import lycoris_tensors
 from t2i_cli.errors import ModelError, OutOfMemoryError, T2IError, error_reason
 from t2i_cli.files.input_files import read_input
@@ -18,7 +19,6 @@ from t2i_cli.models.adapter_file import AdapterFile, keys_text
 from t2i_cli.models.lazy_imports import defer_imports
 from t2i_cli.models.libraries import LibraryObject
 
-LoraTensors = dict[str, LibraryObject]
 _MAX_CONFIG = 2**20
 _NETWORKS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2")
 _LOADS_LOKR = ("Flux2", "ZImage")
@@ -101,7 +101,7 @@ def _own_tensors(pipe: LibraryObject, found: AdapterFile, model: str) -> LoraTen
     if found.has_peft_prefix or found.has_mixed_names:
         return _renamed_tensors(pipe, found)
     if found.has_flux_names and type(pipe).__name__.startswith("Flux"):
-        return _kohya_tensors(found)
+        return kohya_tensors(found)
     loads_lokr = type(pipe).__name__.startswith(_LOADS_LOKR)
     if found.kinds & ({"loha", "mid", "diff"} if loads_lokr else {"loha", "mid", "diff", "lokr"}):
 
@@ -110,47 +110,7 @@ def _own_tensors(pipe: LibraryObject, found: AdapterFile, model: str) -> LoraTen
             return _convert(pipe, tensors)
 
         return lycoris_tensors(found, _networks(pipe), rename)
-    return _scaled_tensors(found) if hasattr(pipe, "unet") else None
-
-
-def _scaled_tensors(found: AdapterFile) -> LoraTensors | None:
-    """The tensors with each layer's alpha in its second factor, `None` if there is one for all.
-
-    Of several, diffusers gives some layers of a UNet that of others, and so those without any.
-    """
-    from safetensors.torch import load_file
-
-    layers = [
-        (dict(zip(layer.shapes, layer.keys, strict=True)), layer.shapes["down"][0])
-        for layer in found.layers.values()
-        if "down" in layer.shapes
-    ]
-    if not any("alpha" in keys for keys, _ in layers):
-        return None
-    tensors: LoraTensors = load_file(str(found.path))
-    if len({float(tensors[k["alpha"]]) if "alpha" in k else None for k, _ in layers}) == 1:
-        return None
-    for keys, rank in layers:
-        if "alpha" in keys:
-            alpha = float(tensors.pop(keys["alpha"]))
-            tensors[keys["up"]] = tensors[keys["up"]].float() * (alpha / rank)
-    return tensors
-
-
-def _kohya_tensors(found: AdapterFile) -> LoraTensors:
-    """The tensors with kohya's ends of names, by which diffusers knows FLUX.1's own layers."""
-    import torch
-    from safetensors.torch import load_file
-
-    ends = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
-    tensors: LoraTensors = load_file(str(found.path))
-    renamed: LoraTensors = {}
-    for name, layer in found.layers.items():
-        for key in layer.keys:
-            end = key[len(name) + 1 :].replace(".default.", ".")
-            renamed[f"{name}.{ends.get(end, end)}"] = tensors[key]
-        renamed.setdefault(f"{name}.alpha", torch.tensor(float(layer.shapes["down"][0])))
-    return renamed
+    return scaled_tensors(found) if hasattr(pipe, "unet") else None
 
 
 def _renamed_tensors(pipe: LibraryObject, found: AdapterFile) -> LoraTensors:

@@ -6,13 +6,13 @@ diffusers, which then finds the two factors that it knows.
 
 from collections.abc import Callable, Iterator, Mapping
 
+from t2i_cli.backends.local.lora_forms import LoraTensors
 from t2i_cli.backends.local.lycoris_factors import Factors, lora_factors
 from t2i_cli.errors import ModelError
 from t2i_cli.models import adapter_fit
 from t2i_cli.models.adapter_file import AdapterFile, AdapterLayer, keys_text
 from t2i_cli.models.libraries import LibraryObject
 
-LoraTensors = dict[str, LibraryObject]
 _TAKEN = frozenset({"down", "up", "mid", "alpha", "loha", "lokr"})
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _ENDS = {
