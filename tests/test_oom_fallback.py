@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from t2i_cli import postcard
 from t2i_cli.backends.local import device, memory
 from t2i_cli.backends.local.device import Device, DeviceKind
 from t2i_cli.backends.local.oom_fallback import apply_next_measure
@@ -34,6 +35,7 @@ class Loaded:
         )
         self.measures: list[str] = []
         self.quantize: str | None = None
+        self.folder = postcard.FOLDER
         self.batch_limit: int | None = None
         self.reasons: set[str] = set()
         self._fails = fails or {}

@@ -314,6 +314,7 @@ def test_nf4_is_planned_without_group_offload(monkeypatch: pytest.MonkeyPatch) -
 
     class Loaded:
         device, measures, quantize = CUDA, (memory.MODEL_OFFLOAD,), "nf4"
+        folder = postcard.FOLDER
 
         class pipe:  # noqa: N801 - an attribute
             vae, model_cpu_offload_seq = None, "unet"

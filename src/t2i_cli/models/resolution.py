@@ -18,6 +18,7 @@ from t2i_cli.models import (
     libraries,
     pipeline_task,
     required_packages,
+    saved_quantization,
     schedulers,
     size_rules,
     sources,
@@ -103,6 +104,7 @@ def pipeline_facts(folder: Path, *, trust_remote_code: bool) -> PipelineFacts:
         )
     component_check.check_part_names(folder)
     required_packages.check_packages(folder, *class_path)
+    saved_quantization.check_methods(folder)
     component_check.check_components(folder, trust_remote_code=trust_remote_code)
     return class_facts.facts_of_name(*class_path)
 

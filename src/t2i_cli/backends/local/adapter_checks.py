@@ -9,17 +9,19 @@ from pathlib import Path
 from t2i_cli.backends.local.adapters import ReadAdapter, named_by_source
 from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.options import LocalOptions
-from t2i_cli.errors import InputError, ModelError
+from t2i_cli.errors import ModelError
 from t2i_cli.events import OnEvent
-from t2i_cli.models import adapter_file, adapter_fit, adapter_sources, diffusers_folder
+from t2i_cli.models import (
+    adapter_file,
+    adapter_fit,
+    adapter_sources,
+    diffusers_folder,
+    saved_quantization,
+)
 from t2i_cli.models.adapter_file import AdapterFile
 from t2i_cli.models.weights import DTYPE_BYTES
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_adapters import Adapter, AdapterKind
-
-_WITHOUT_LORA = {"int8": "torchao", "fp8": "torchao", "fp8-storage": "layer-wise casting"}
-"""Quantisations whose layers peft does not reliably put a LoRA on, and whose they are."""
-
 
 def check_adapters(request: ResolvedRequest, target: LoadTarget, options: LocalOptions) -> None:
     """Raise T2IError for an adapter that the model cannot have; reads headers only.
@@ -27,7 +29,7 @@ def check_adapters(request: ResolvedRequest, target: LoadTarget, options: LocalO
     One that is still to be downloaded is checked when it is here.
     """
     if request.loras:
-        _check_possible(request)
+        _check_possible(target)
     for adapter in _adapters(request):
         if path := _path(adapter, options):
             with named_by_source(adapter, path):
@@ -78,19 +80,19 @@ def _adapters(request: ResolvedRequest) -> Iterator[Adapter]:
     yield from request.embeddings or ()
 
 
-def _check_possible(request: ResolvedRequest) -> None:
-    """Raise T2IError if no LoRA can be loaded here, or into weights that are quantised so."""
+def _check_possible(target: LoadTarget) -> None:
+    """Raise ModelError if no LoRA can be loaded here, or into weights that were saved so."""
     if importlib.util.find_spec("peft") is None:
         raise ModelError(
             "LoRAs need the package peft, which is not installed.", hint="pip install peft"
         )
-    if request.quantize in _WITHOUT_LORA:
-        raise InputError(
-            f"A LoRA cannot be had with --quantize {request.quantize}: peft does not put one on "
-            f"layers of {_WITHOUT_LORA[request.quantize]}.",
-            hint="--quantize nf4 goes with LoRAs, and so does the model as it is.",
-            field="quantize",
-        )
+    for part, saved in saved_quantization.quantized_parts(target.folder).items():
+        if saved.method == "torchao" and str(saved.form).startswith("Int4"):
+            raise ModelError(
+                f"The {part} of {target.spec.name} is saved quantised ({saved.text}), and peft "
+                "puts no LoRA on torchao's weights of 4 bits.",
+                hint="Use a copy of the model that is quantised otherwise, or not.",
+            )
 
 
 def _path(adapter: Adapter, options: LocalOptions) -> Path | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from t2i_cli.backends.local import batch_size, device, quantization
+from t2i_cli.backends.local import batch_size, device, quantization, saved_weights
 from t2i_cli.backends.local.device import Device
 from t2i_cli.backends.local.options import LocalOptions
 from t2i_cli.backends.local.unavailable import hinting_at_embedded_model
@@ -61,7 +61,14 @@ def resolve_target(
         component_check.check_complete(folder, facts)
     transformer = diffusers_folder.denoiser_config(folder)[0] == "transformer"
     asked = options.dtype or quantization.required_dtype(quantize)
-    dtype = device.choose_dtype(found_device, asked, transformer=transformer)
+    saved_weights.check_saved_weights(folder, spec.name, found_device)
+    dtype = saved_weights.settle_dtype(
+        folder,
+        spec.name,
+        options.dtype,
+        found_device,
+        device.choose_dtype(found_device, asked, transformer=transformer),
+    )
     slicing = bool(options.attention_slicing) and _supports_slicing(folder, options)
     if (options.batch_size or 1) > 1:
         _check_batch_size(folder, options)
@@ -98,7 +105,12 @@ def fetch_files(target: LoadTarget, options: LocalOptions, on_event: OnEvent) ->
     folder = model_files.download(target.dtype, on_event)
     if folder is None:
         return target
-    return _with_weight_sizes(replace(target, folder=folder, missing_bytes=0), options)
+    # What the weights were quantised for may stand in their files alone.
+    dtype = saved_weights.settle_dtype(
+        folder, target.spec.name, options.dtype, target.device, target.dtype
+    )
+    found = replace(target, folder=folder, dtype=dtype, missing_bytes=0)
+    return _with_weight_sizes(found, options)
 
 
 def _check_not_quantized(folder: Path, quantize: str, spec: ModelSpec) -> None:
@@ -174,6 +186,8 @@ def loaded_sizes(
 def quantized_target(target: LoadTarget, kind: str, options: LocalOptions) -> LoadTarget | None:
     """The target with quantised weights; `None` if it is quantised, or cannot be here."""
     if target.quantize or not quantization.is_available(kind, target.device):
+        return None
+    if saved_quantization.quantized_parts(target.folder):
         return None
     quantized = replace(target, quantize=kind)
     if not target.missing_bytes:

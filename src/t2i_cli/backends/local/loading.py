@@ -12,6 +12,7 @@ from t2i_cli.backends.local import (
     load_ahead,
     memory,
     quantization,
+    saved_weights,
     single_file_loading,
     vae_tiling,
     weight_offload,
@@ -32,6 +33,7 @@ from t2i_cli.models import (
     libraries,
     noise_schedules,
     resolution,
+    saved_quantization,
     schedulers,
     sources,
 )
@@ -65,6 +67,7 @@ class LoadedPipeline:
         self.dtype = target.dtype
         self.quantize = target.quantize
         self.sha256 = _file_digest(target.spec)
+        self._saved_versions = saved_quantization.package_versions(target.folder)
         self.pipe = pipe
         self.on_event = on_event
         self.previews: Sequence[int] = ()
@@ -115,6 +118,7 @@ class LoadedPipeline:
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
             **quantization.package_version(self.quantize),
+            **self._saved_versions,
             **self.adapters.package_version(),
         }
 
@@ -241,7 +245,7 @@ class LoadedPipeline:
             _use_channels_last(self.pipe)
         else:
             self.pipe.to(self.device.name)
-            if self.quantize != "nf4":  # its packed weights have no order of dimensions
+            if not saved_weights.lacks_memory_format(self.folder, self.quantize):
                 _use_channels_last(self.pipe)
 
     def _possible(self, measure: str) -> str:
@@ -309,7 +313,11 @@ def load_pipeline(
             extra |= component_check.load_tokenizers(
                 folder, parameters, trust_remote_code=trust_remote_code
             )
-            with quantized as arguments, libraries.component_variants(variants):
+            with (
+                quantized as arguments,
+                saved_weights.current_device(folder, target.device),
+                libraries.component_variants(variants),
+            ):
                 extra |= single_file_loading.load_parts(target, dtype, on_event)
                 pipe = cls.from_pretrained(
                     str(folder),
@@ -336,6 +344,7 @@ def load_pipeline(
             ) from error
         finally:
             ahead.end()
+    saved_weights.finish_loading(pipe, folder, target.dtype)
     _check_complete(pipe, name)
     if target.quantize == "fp8-storage":
         quantization.store_in_fp8(pipe, folder, target.dtype)

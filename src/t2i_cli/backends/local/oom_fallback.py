@@ -4,7 +4,7 @@ from t2i_cli.backends.local import (
     device,
     loading,
     memory,
-    quantization,
+    saved_weights,
     vae_tiling,
     weight_offload,
 )
@@ -56,6 +56,6 @@ def _fallback_measures(loaded: LoadedPipeline, slicing: bool | None) -> list[str
             measures.append(memory.TEXT_ENCODER_OFFLOAD)
         if loaded.pipe.model_cpu_offload_seq is not None:
             measures.append(memory.MODEL_OFFLOAD)
-        if loaded.quantize not in quantization.WITHOUT_GROUP_OFFLOAD:
+        if not saved_weights.lacks_group_offload(loaded.folder, loaded.quantize):
             measures.append(memory.GROUP_OFFLOAD)
     return measures

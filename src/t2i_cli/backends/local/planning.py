@@ -2,7 +2,14 @@
 
 from dataclasses import replace
 
-from t2i_cli.backends.local import cuda_graphs, device, load_target, memory, quantization
+from t2i_cli.backends.local import (
+    cuda_graphs,
+    device,
+    load_target,
+    memory,
+    quantization,
+    saved_weights,
+)
 from t2i_cli.backends.local.device import MemoryInfo
 from t2i_cli.backends.local.load_target import LoadTarget
 from t2i_cli.backends.local.memory import MIB, Measures, MemoryEstimate
@@ -155,7 +162,7 @@ def _measures(
     found = memory.choose_measures(
         needed, target.device, free, host, batch, least=least, slicing=slicing
     )
-    no_groups = target.quantize in quantization.WITHOUT_GROUP_OFFLOAD
+    no_groups = saved_weights.lacks_group_offload(target.folder, target.quantize)
     return None if no_groups and memory.GROUP_OFFLOAD in (found or ()) else found
 
 

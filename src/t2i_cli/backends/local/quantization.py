@@ -72,7 +72,7 @@ def check_quantization(name: str, device: Device, dtype: str | None = None) -> N
     reason = None
     if name == "nf4" and not device.own_memory:
         reason = f"needs a CUDA, ROCm or XPU device, and {device.name} ({device.label}) is none"
-    elif name == "fp8" and not _computes_fp8(device):
+    elif name == "fp8" and not computes_fp8(device):
         reason = (
             "computes in fp8, which NVIDIA GPUs from Ada and Hopper on can (compute capability "
             f"8.9), and {device.name} ({device.label}) cannot"
@@ -245,6 +245,11 @@ def store_in_fp8(pipe: LibraryObject, folder: Path, dtype: str) -> None:
                 cast(module, storage, compute, skip_modules_pattern=_KEPT_IN_ENCODERS)
             else:
                 module.enable_layerwise_casting(storage_dtype=storage, compute_dtype=compute)
+            for layer in module.modules():
+                if hook := getattr(layer, "_diffusers_hook", None):
+                    if hook.get_hook("layerwise_casting") is not None:
+                        # peft asks it for a LoRA's dtype, which else is that of the weights.
+                        layer.compute_dtype = compute
 
 
 def _suits(name: str, device: Device) -> bool:
@@ -252,7 +257,8 @@ def _suits(name: str, device: Device) -> bool:
     return device.own_memory or (name != "nf4" and (name, device.kind) != ("fp8-storage", "mps"))
 
 
-def _computes_fp8(device: Device) -> bool:
+def computes_fp8(device: Device) -> bool:
+    """Whether the device multiplies in fp8."""
     if device.kind != "cuda":
         return False
     import torch
