@@ -12,7 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from t2i_cli.errors import ModelError
-from t2i_cli.models import class_facts, diffusers_folder, safetensors_header, sources
+from t2i_cli.models import (
+    class_facts,
+    diffusers_folder,
+    safetensors_header,
+    saved_quantization,
+    sources,
+)
 from t2i_cli.models.adapter_file import (
     MAX_NAMED,
     AdapterFile,
@@ -227,6 +233,8 @@ def plain_layer_name(name: str) -> str:
 def _model_layers(folder: str) -> dict[str, dict[str, Shape]]:
     """The shapes of the weights of the denoiser and text encoders, by part and layer.
 
+    That of a layer whose weights are packed is empty.
+
     Empty where the weights are not here.
     """
     found: dict[str, dict[str, Shape]] = {}
@@ -239,10 +247,9 @@ def _model_layers(folder: str) -> dict[str, dict[str, Shape]]:
         except ModelError:
             return {}
         found[part.name] = {
-            plain_layer_name(key.removesuffix(".weight")): tensor.shape
+            plain_layer_name(layer): shape
             for header in headers
-            for key, tensor in header.tensors.items()
-            if key.endswith(".weight")
+            for layer, shape in saved_quantization.layer_shapes(header)
         }
     return found
 

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +17,12 @@ from t2i_cli.models import (
     single_file_parts,
     sources,
 )
+from t2i_cli.models.safetensors_header import WeightsHeader
 from t2i_cli.models.sources import Part
 
 _MAX_NAME = 40
+_WEIGHT = re.compile(r"\.(weight|weight\._data|_weight_qdata)$")
+"""The ends of names of weights: plain ones and bitsandbytes', quanto's, torchao's."""
 _PACKAGES = {
     # torchao's tensors were saved as pickles before.
     "torchao": ("torchao", (0, 16)),
@@ -133,6 +136,17 @@ def required_dtype(folder: Path) -> tuple[str, str] | None:
         if saved and saved.method == "torchao" and not str(saved.form).startswith("Int8"):
             return _torchao_dtype(part), part.name
     return None
+
+
+def layer_shapes(header: WeightsHeader) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The layers that a file has weights of, quantised or not, with the shapes of these.
+
+    The shape is empty where weights are packed, several to a number.
+    """
+    for name, tensor in header.tensors.items():
+        if found := _WEIGHT.search(name):
+            packed = tensor.dtype == "U8" or (len(tensor.shape) == 2 and tensor.shape[1] == 1)
+            yield name[: found.start()], () if packed else tensor.shape
 
 
 def _config(part: Part) -> Mapping[str, object] | None:

@@ -15,13 +15,16 @@ from t2i_cli.models import (
     adapter_file,
     adapter_fit,
     adapter_sources,
+    class_facts,
     diffusers_folder,
     saved_quantization,
+    sources,
 )
 from t2i_cli.models.adapter_file import AdapterFile
 from t2i_cli.models.weights import DTYPE_BYTES
 from t2i_cli.request import ResolvedRequest
 from t2i_cli.request_adapters import Adapter, AdapterKind
+
 
 def check_adapters(request: ResolvedRequest, target: LoadTarget, options: LocalOptions) -> None:
     """Raise T2IError for an adapter that the model cannot have; reads headers only.
@@ -87,10 +90,18 @@ def _check_possible(target: LoadTarget) -> None:
             "LoRAs need the package peft, which is not installed.", hint="pip install peft"
         )
     for part, saved in saved_quantization.quantized_parts(target.folder).items():
+        reason = None
         if saved.method == "torchao" and str(saved.form).startswith("Int4"):
+            reason = "peft puts no LoRA on torchao's weights of 4 bits"
+        # diffusers compares FLUX's LoRAs with plain weights, which quanto's layers lack.
+        elif saved.method == "quanto" and class_facts.has_method(
+            sources.used_class_path(target.folder)[-1], "_maybe_expand_lora_state_dict"
+        ):
+            reason = "diffusers puts no LoRA of FLUX's kind on quanto's weights"
+        if reason:
             raise ModelError(
-                f"The {part} of {target.spec.name} is saved quantised ({saved.text}), and peft "
-                "puts no LoRA on torchao's weights of 4 bits.",
+                f"The {part} of {target.spec.name} is saved quantised ({saved.text}), and "
+                f"{reason}.",
                 hint="Use a copy of the model that is quantised otherwise, or not.",
             )
 
