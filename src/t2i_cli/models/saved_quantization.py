@@ -125,7 +125,7 @@ def check_methods(folder: Path) -> None:
         _check_version(part, saved.method)
 
 
-def required_dtype(folder: Path) -> tuple[str, str] | None:
+def saved_dtype(folder: Path) -> tuple[str, str] | None:
     """The dtype that saved weights compute in, if they do in one only, and the name of their part.
 
     torchao's 8-bit integers adapt to their input; its other weights are made for one dtype. Of

@@ -49,7 +49,7 @@ def settle_dtype(folder: Path, model: str, asked: str | None, device: Device, ch
 
     `asked` is the user's. Raises InputError if they do not take that.
     """
-    required = saved_quantization.required_dtype(folder)
+    required = saved_quantization.saved_dtype(folder)
     if required and asked not in {None, required[0]}:
         raise InputError(
             f"The {required[1]} of {model} is saved quantised for {required[0]}, and is not "
