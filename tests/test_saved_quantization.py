@@ -63,7 +63,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
     import diffusers
 
     root, made = tmp_path_factory.mktemp("saved"), {}
-    makers = {
+    makers: dict[str, Callable[[], tuple[LibraryObject, str]]] = {
         "int8": lambda: (torchao_config("Int8WeightOnlyConfig"), "bfloat16"),
         "fp8": lambda: (torchao_config("Float8WeightOnlyConfig"), "bfloat16"),
         "quanto": lambda: (diffusers.QuantoConfig(weights_dtype="int8"), "float32"),
@@ -99,7 +99,7 @@ def pixels(image: GeneratedImage) -> NDArray[np.float64]:
 
 def psnr(one: GeneratedImage, other: GeneratedImage) -> float:
     error = float(np.mean((pixels(one) - pixels(other)) ** 2))
-    return 10 * np.log10(255**2 / max(error, 1e-9))
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 KINDS = [
