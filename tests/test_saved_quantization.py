@@ -275,3 +275,17 @@ def test_a_saved_model_is_planned_made_and_recorded_by_the_command(
     done = t2i("generate", "a house", *common, "-o", str(tmp_path / "a.png"), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("kind", [pytest.param("int8", marks=needs("torchao")), "fp8-storage"])
+def test_a_lora_acts_on_weights_quantised_while_loaded_and_goes_again(kind: str) -> None:
+    backend = LocalBackend(LocalOptions(device="cpu"))
+    lora = (Adapter(kind="lora", source=str(SNOW), weight=1.0),)
+    plain = ask(backend, postcard.FOLDER, quantize=kind)
+    snowy = ask(backend, postcard.FOLDER, quantize=kind, loras=lora)
+    images = [made(backend, each) for each in (plain, snowy, plain, snowy)]
+    full = made(backend, ask(backend, postcard.FOLDER, loras=lora))
+    assert psnr(images[1], full) > 30
+    assert psnr(images[0], images[1]) < 20
+    for first, again in (images[::2], images[1::2]):
+        assert np.array_equal(pixels(first), pixels(again))
