@@ -57,7 +57,7 @@ def check_schedule(request: ResolvedRequest, spec: ModelSpec, own: Mapping[str, 
     the schedule that it names.
     """
     given = {name: PRESENT for name, _ in request.extras or () if name in SCHEDULES}
-    own_class = str(own.get("_class_name"))
+    own_class = str(own.get("_class_name") or "")
     cls, config = own_class, _with_defaults(own_class, own)
     chosen = None
     if request.scheduler or request.schedule:
@@ -123,7 +123,7 @@ def _misfit(
         return None
     if reason := KNOWN_MISFITS.get(pipeline, {}).get(name):
         return reason
-    own_class = str(own.get("_class_name"))
+    own_class = str(own.get("_class_name") or "")
     if _unfit_reason(pipeline, own_class, _with_defaults(own_class, own)):
         return None  # The model's own surely serves: this source is not understood.
     return _unfit_reason(pipeline, spec.cls, _changed_config(spec, own_class, own))
@@ -133,7 +133,7 @@ def _scheduled_misfit(
     chosen: SchedulerSpec, pipeline: str, own: Mapping[str, object]
 ) -> str | None:
     """Why a pipeline does not take its scheduler with a schedule; `None` if it does."""
-    own_class = str(own.get("_class_name"))
+    own_class = str(own.get("_class_name") or "")
     if _unfit_reason(pipeline, own_class, _with_defaults(own_class, own)):
         return None  # The model's own surely serves: this source is not understood.
     return _unfit_reason(pipeline, chosen.cls, _changed_config(chosen, own_class, own))
@@ -158,7 +158,9 @@ def _with_defaults(cls: str, own: Mapping[str, object]) -> dict[str, SourceValue
 
 @cache
 def _defaults_of(cls: str) -> dict[str, SourceValue]:
-    """The parameters of a scheduler's constructor with their defaults."""
+    """The parameters of a scheduler's constructor with their defaults; none of no class."""
+    if not cls:
+        return {}
     literals = (type(None), bool, int, float, str)
     return {
         name: parameter.default if isinstance(parameter.default, literals) else UNKNOWN
