@@ -146,7 +146,9 @@ def check_cost(plan: DeploymentPlan, limit: float) -> None:
     cost = hourly * plan.ttl / 3600
     if cost > limit:
         fits = int(limit / hourly * 3600) // 60 * 60
-        most = math.ceil(cost * 100) / 100  # rounded down it could be the limit itself
+        most = round(cost, 2)
+        if most <= limit:  # it is not told as what the limit allows
+            most = math.ceil(cost * 100) / 100
         raise InputError(
             f"Until its TTL of {format_duration(plan.ttl)} this would cost up to {most:.2f} USD "
             f"by the estimate, more than --max-cost {format_usd(exact_usd(limit))}.",
