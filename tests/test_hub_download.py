@@ -356,7 +356,7 @@ def test_a_new_commit_downloads_only_what_changed(hub: FakeHub, cache: Path) -> 
     size = t2i_hub.download_size(NAME, revision=None, offline=False, dtype="float32")
     assert size.missing_bytes == len(b'{"new": true}')
     fetch()
-    assert hub.fetched() == ["unet/config.json"]
+    assert hub.fetched() == ["README.md", "unet/config.json"]  # the licence is told
 
 
 def test_files_of_an_older_commit_are_linked(hub: FakeHub, cache: Path) -> None:

@@ -199,6 +199,7 @@ def test_requests_know_no_room(t2i_env: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=t2i_env, capture_output=True, text=True, check=True
     )
-    contracts = ["errors", "known_secrets", "part_source", "request", "request_adapters"]
-    contracts += ["request_extras", "request_field", "request_fields", "style_names"]
+    contracts = ["errors", "known_names", "known_secrets", "part_source", "request"]
+    contracts += ["request_adapters", "request_extras", "request_field", "request_fields"]
+    contracts += ["schedule_names", "style_names"]
     assert done.stdout.strip() == str([f"t2i_cli.{name}" for name in contracts])
