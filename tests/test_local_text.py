@@ -31,7 +31,8 @@ def notes(
 ) -> str:
     components = {f"tokenizer_{number}": t for number, t in enumerate(tokenizers)}
     loaded: LibraryObject = Loaded(components | {"vae": object()}, limit, folder)
-    return " ".join(note.text for note in prompt_warnings.prompt_warnings(loaded, prompt))
+    text = prompt_warnings.PromptText(prompt, most=limit)
+    return " ".join(note.text for note in prompt_warnings.prompt_warnings(loaded, text))
 
 
 @pytest.fixture(scope="module")

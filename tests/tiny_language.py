@@ -27,6 +27,31 @@ def chat_tokenizer(side: str = "right", length: int = 512) -> LibraryObject:
     return tokenizer
 
 
+def gemma_tokenizer() -> LibraryObject:
+    """A tokenizer as Gemma's: a mark of beginning, none of the end, words with the space before."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ("red", "star", "blue", "sea")
+    pieces = ["<pad>", "</s>", "<bos>", "<unk>", *"\u2581abcdefghijklmnopqrstuvwxyz0123456789.,:-"]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        piece = "\u2581"
+        for letter in word:
+            merges.append((piece, letter))
+            piece += letter
+            pieces.append(piece)
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))  # noqa: S106
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Replace("\u2581", " ")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
+
+
 def language_model(cls: str, **more: object) -> LibraryObject:
     """A language model of that class; its configuration's class is named after it."""
     import transformers

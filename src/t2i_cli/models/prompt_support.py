@@ -24,7 +24,13 @@ TWO_CLIPS = frozenset({"StableDiffusionXLPAGPipeline", "StableDiffusionXLPipelin
 """Pipelines with two CLIP text encoders, whose layer before the last is taken as it is."""
 CLIP_AND_T5 = frozenset({"FluxPipeline"})
 """Pipelines that take the text from T5, and one vector of it from CLIP."""
-WEIGHTED = ONE_CLIP | TWO_CLIPS | CLIP_AND_T5
+SANA = frozenset({"SanaPAGPipeline", "SanaPipeline", "SanaSprintPipeline"})
+"""Pipelines of Sana: Gemma's last layer, of the text in lower case behind an instruction."""
+LUMINA2 = frozenset({"Lumina2Pipeline"})
+"""Pipelines of Lumina 2: Gemma's layer before the last, of the text behind a system prompt."""
+LANGUAGE_MODELS = SANA | LUMINA2
+"""Pipelines that take the text from a language model, with a mask of the tokens to be read."""
+WEIGHTED = ONE_CLIP | TWO_CLIPS | CLIP_AND_T5 | LANGUAGE_MODELS
 """Pipelines that t2i encodes weighted prompts for; tests try each against its own encoding."""
 
 _ARGUMENTS = {

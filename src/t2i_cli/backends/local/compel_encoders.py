@@ -88,14 +88,8 @@ class CompelEncoder:
 
     def parsed(self, text: str, field: str, request: ResolvedRequest) -> LibraryObject:
         """A text as compel's Conjunction, of parts that the tokenizer makes tokens of."""
-        from compel import prompt_parser
-
-        if request.prompt_syntax == prompt_support.COMPEL:
-            found = parse_compel_prompt(text, field, prompt_parser)
-        else:
-            parts = [tuple(part) for part in parse_weights(text, field)]
-            found = prompt_parser.Conjunction([prompt_parser.FlattenedPrompt(parts)])
-        for flat in _flat_prompts(found):
+        found = parse_prompt(text, field, request)
+        for flat in flat_prompts(found):
             for part in flat.children:
                 part.text = self._read_text(part.text)
             flat.children = [part for part in flat.children if self._has_tokens(part.text)]
@@ -109,7 +103,7 @@ class CompelEncoder:
 
     def pooled(self, prompt: LibraryObject) -> LibraryObject:
         """The vector (1 x width) of a Conjunction's text, which has no weights."""
-        flat = _flat_prompts(prompt)
+        flat = flat_prompts(prompt)
         text = " ".join(part.text.strip() for one in flat for part in one.children)
         if len(flat) == 1 and len(flat[0].children) == 1:
             text = flat[0].children[0].text
@@ -150,7 +144,23 @@ class CompelEncoder:
         return bool(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _flat_prompts(prompt: LibraryObject) -> list[LibraryObject]:
+def parse_prompt(text: str, field: str, request: ResolvedRequest) -> LibraryObject:
+    """A text in the request's syntax as compel's Conjunction."""
+    from compel import prompt_parser
+
+    if request.prompt_syntax != prompt_support.COMPEL:
+        parts = [tuple(part) for part in parse_weights(text, field)]
+        return prompt_parser.Conjunction([prompt_parser.FlattenedPrompt(parts)])
+    found = parse_compel_prompt(text, field, prompt_parser)
+    parts = [part for flat in flat_prompts(found) for part in flat.children]
+    if len(parts) == 1 and parts[0].weight == 1:
+        # compel's parser makes one space of several, and one behind a comma: some tokenizers see it.
+        if "".join(parts[0].text.split()) == "".join(text.split()):
+            parts[0].text = text
+    return found
+
+
+def flat_prompts(prompt: LibraryObject) -> list[LibraryObject]:
     """The prompts of a Conjunction, those of its blends included."""
     return [flat for one in prompt.prompts for flat in getattr(one, "prompts", [one])]
 

@@ -34,9 +34,9 @@ def emit_prompt_warnings(
     requests = dict(group)
     # All have one syntax: it is part of the batch key.
     in_parts = bool(group[0][1].prompt_syntax) and prompt_support.reads_in_parts(loaded.spec)
-    for words, indices in prompt_warnings.indices_by_prompt(group).items():
+    for text, indices in prompt_warnings.indices_by_prompt(loaded, group).items():
         try:
-            for note in prompt_warnings.prompt_warnings(loaded, words, in_parts=in_parts):
+            for note in prompt_warnings.prompt_warnings(loaded, text, in_parts=in_parts):
                 on_event(replace(note, indices=tuple(indices)))
         except MemoryError:
             raise

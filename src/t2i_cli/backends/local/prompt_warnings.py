@@ -1,10 +1,11 @@
 """Warnings on prompts: text beyond the encoder's limit, and words unknown to postcard."""
 
-import inspect
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from t2i_cli import postcard
+from t2i_cli.backends.local import prompt_instruction
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.events import Notice
 from t2i_cli.models import adapter_resolution
@@ -18,14 +19,33 @@ _MAX_LISTED = 12
 """Maximum number of words that a notice lists."""
 
 
-def indices_by_prompt(members: Iterable[tuple[int, ResolvedRequest]]) -> dict[str, list[int]]:
+@dataclass(frozen=True)
+class PromptText:
+    """A text to encode; `instruction` is what the pipeline puts before it, `most` its tokens."""
+
+    words: str
+    instruction: str = ""
+    most: int | None = None
+
+
+def indices_by_prompt(
+    loaded: LoadedPipeline, members: Iterable[tuple[int, ResolvedRequest]]
+) -> dict[PromptText, list[int]]:
     """The prompts and negative prompts, each with the positions of its requests."""
-    found: dict[str, list[int]] = {}
+    found: dict[PromptText, list[int]] = {}
     for index, request in members:
-        prompts = (request.prompt, request.prompt_2, request.negative_prompt)
-        for prompt in dict.fromkeys(prompts):
+        extras = dict(request.extras or ())
+        instruction = prompt_instruction.prompt_instruction(loaded.pipe, extras)
+        most = prompt_instruction.read_tokens(loaded.pipe, extras)
+        prompts = (
+            (request.prompt, instruction),
+            (request.prompt_2, ""),
+            (request.negative_prompt, ""),
+        )
+        for prompt, before in dict.fromkeys(prompts):
             if prompt:
-                found.setdefault(_without_weights(prompt, request), []).append(index)
+                text = PromptText(_without_weights(prompt, request), before, most)
+                found.setdefault(text, []).append(index)
     return found
 
 
@@ -37,14 +57,16 @@ def _without_weights(prompt: str, request: ResolvedRequest) -> str:
 
 
 def prompt_warnings(
-    loaded: LoadedPipeline, prompt: str, *, in_parts: bool = False
+    loaded: LoadedPipeline, text: PromptText, *, in_parts: bool = False
 ) -> Iterator[Notice]:
     """Yield warnings on a prompt; `in_parts` says that a long one is read in parts."""
+    prompt = text.words
     if _reads_nothing(loaded, prompt):
         yield Notice(
             message="The model reads nothing of the prompt: it has no word that the model knows."
         )
-    truncated = "" if in_parts else _truncated_text(loaded.pipe, text_read(loaded, prompt))
+    read_text = text_read(loaded, prompt)
+    truncated = "" if in_parts else _truncated_text(loaded.pipe, replace(text, words=read_text))
     if truncated:
         yield Notice(message=f"The prompt is too long for the text encoder, {truncated}")
     if loaded.spec.folder != postcard.FOLDER:
@@ -96,14 +118,20 @@ def _unknown_words(prompt: str) -> str:
     return _listed([word for word in words if word not in postcard.words()])
 
 
-def _truncated_text(pipe: LibraryObject, prompt: str) -> str:
+def _truncated_text(pipe: LibraryObject, text: PromptText) -> str:
     """How much of the prompt is read, and its end, which all of the text encoders truncate.
 
     Empty if one of them reads it whole.
     """
-    limit = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+    prompt = text.words
+    encoded = prompt_instruction.in_encoded_case(pipe, prompt)
+    if len(encoded) == len(prompt):
+        text = replace(text, words=encoded)
+    if text.most is not None:
+        most = prompt_instruction.encoded_tokens(pipe, text.instruction, text.most)
+        text = replace(text, most=most)
     ends = [
-        _truncation(component, prompt, limit.default if limit else None)
+        _truncation(component, text)
         for component in pipe.components.values()
         if hasattr(component, "model_max_length")
     ]
@@ -118,30 +146,33 @@ def _truncated_text(pipe: LibraryObject, prompt: str) -> str:
     return f"which reads {most} of its {tokens} tokens, and does not read: {unread}"
 
 
-def _truncation(
-    tokenizer: LibraryObject, prompt: str, limit: int | None
-) -> tuple[int, int, int] | None:
+def _truncation(tokenizer: LibraryObject, text: PromptText) -> tuple[int, int, int] | None:
     """The character offset at which the tokenizer truncates the prompt, its tokens, and the most.
 
     `None` if it reads it whole; the marks of beginning and end are no tokens of the prompt.
 
     For CLIP, the limit is the tokenizer's (77 tokens); for other encoders (T5, language models) it
-    is also the pipeline's `max_sequence_length` (`limit`).
+    is also the pipeline's `max_sequence_length`, where an instruction before the prompt takes some.
     """
     max_tokens = tokenizer.model_max_length
-    if limit is not None and not type(tokenizer).__name__.startswith("CLIP"):
-        max_tokens = min(max_tokens, limit)
+    if text.most is not None and not type(tokenizer).__name__.startswith("CLIP"):
+        # Those with an instruction say what they truncate to.
+        max_tokens = text.most if text.instruction else min(max_tokens, text.most)
     max_text_tokens = max_tokens - tokenizer.num_special_tokens_to_add()
-    if prompt.isascii() and len(prompt) < max_text_tokens:
+    whole = text.instruction + text.words
+    if whole.isascii() and len(whole) < max_text_tokens:
         # A token has at least one character: skip the tokenizer, which takes 0.5 ms.
         return None
-    encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
+    encoded = tokenizer(whole, return_offsets_mapping=True, truncation=False, verbose=False)
     if len(encoded["input_ids"]) <= max_tokens:
         return None
     spans = [span for span in encoded["offset_mapping"] if span[1] > span[0]]
     if len(spans) <= max_text_tokens:
         return None
-    return int(spans[max_text_tokens][0]), len(spans), max_text_tokens
+    begin = len(text.instruction)
+    own = [span for span in spans if span[1] > begin]
+    most = max(max_text_tokens - (len(spans) - len(own)), 0)
+    return max(int(own[most][0]) - begin, 0), len(own), most
 
 
 def _listed(words: list[str], separator: str = " ") -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from t2i_cli.backends.local import clip_layers
 from t2i_cli.backends.local.compel_encoders import CompelEncoder, call_parameters, compel_encoders
+from t2i_cli.backends.local.language_model_prompts import language_model_embeddings, parts_joined
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.models import prompt_support
 from t2i_cli.models.libraries import LibraryObject
@@ -32,7 +33,11 @@ def embedding_arguments(
     with torch.no_grad():
         embeddings = _embeddings(loaded, arguments, requests)
     kept = {name: value for name, value in arguments.items() if name not in _ENCODED}
-    return kept | {name: value for name, value in embeddings.items() if value is not None}
+    found = {name: value for name, value in embeddings.items() if value is not None}
+    if "negative_prompt_embeds" in found:
+        # Sana's default is an empty text, which it does not take beside an embedding.
+        found["negative_prompt"] = None
+    return kept | found
 
 
 def count_alike(loaded: LoadedPipeline, requests: Iterable[ResolvedRequest]) -> int:
@@ -59,6 +64,8 @@ def _embeddings(
 
     pipe = loaded.pipe
     negatives = _negative_texts(loaded, arguments, requests)
+    if type(pipe).__name__ in prompt_support.LANGUAGE_MODELS:
+        return language_model_embeddings(loaded, arguments, requests, negatives.get(False, []))
     zeros = (
         type(pipe).__name__ in prompt_support.TWO_CLIPS
         and "negative_prompt" not in arguments
@@ -134,7 +141,9 @@ def _negative_texts(
 
 
 def _padded_length(loaded: LoadedPipeline, request: ResolvedRequest) -> int:
-    """The tokens to which the request's prompts are padded."""
+    """The tokens, or texts of full length, to which the request's prompts are padded."""
+    if type(loaded.pipe).__name__ in prompt_support.LANGUAGE_MODELS:
+        return parts_joined(request)
     lengths = [1]
     for encoder in compel_encoders(loaded, request, None):
         if not encoder.gives_embedding:
