@@ -81,6 +81,21 @@ def test_the_pipelines_own_limit_holds_for_other_encoders(t5: LibraryObject) -> 
     assert notes(t5, prompt="ab cd ef", limit=7) == ""
 
 
+def test_an_instruction_takes_tokens_of_the_limit(t5: LibraryObject) -> None:
+    pipe = type("Lumina2Pipeline", (), {"components": {"tokenizer": t5}})()
+    loaded: LibraryObject = SimpleNamespace(
+        pipe=pipe, spec=SimpleNamespace(folder=None, adapters="files", adapter_folder=None)
+    )
+
+    def said(instruction: str) -> str:
+        text = prompt_warnings.PromptText("ab cd ef", instruction, most=7)
+        return " ".join(note.text for note in prompt_warnings.prompt_warnings(loaded, text))
+
+    assert said("") == ""
+    assert "reads 4 of its 6 tokens, and does not read: ef" in said("of ")
+    assert "reads 0 of its 6 tokens, and does not read: ab cd ef" in said("an instruction ")
+
+
 def test_postcard_names_the_words_it_does_not_know(clip: LibraryObject) -> None:
     said = notes(clip, prompt="A red Zeppelin, over 7 hills: zeppelin", folder=postcard.FOLDER)
     assert said.startswith("postcard does not know: zeppelin. ")

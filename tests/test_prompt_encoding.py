@@ -177,7 +177,7 @@ def test_clip_skip_is_diffusers_own_less_one_and_bounded(postcard: Model) -> Non
     assert "t2i-cli[prompts]" in str(missing.value.hint)
 
 
-@pytest.mark.parametrize("family", ["sdxl", "flux"])
+@pytest.mark.parametrize("family", ["sdxl", "flux", "flux-kontext"])
 def test_families_with_several_encoders(family: str, tmp_path: Path) -> None:
     model = Model(str(tiny_models.save(family, tmp_path / family)))
     plain = model.picture("a red star")

@@ -12,7 +12,7 @@ from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import catalog
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.prompts import compel_prompt
-from t2i_cli.prompts.compel_prompt import check_compel_prompt
+from t2i_cli.prompts.compel_prompt import check_compel_prompt, compel_texts
 from t2i_cli.prompts.literal_syntax import literal_syntax_notes
 from t2i_cli.prompts.weighted_prompt import parse_weights
 from tests import factories
@@ -199,6 +199,20 @@ def test_an_option_and_set_do_not_contradict_each_other() -> None:
         resolve_request(both, POSTCARD)
 
 
+def test_text_that_the_pipeline_rewrites_takes_no_weights() -> None:
+    spec = ModelSpec(name="mine", pipeline="SanaPipeline")
+    values = {"prompt": "a (red:1.2) star", "extras": (("clean_caption", True),)}
+    resolve_request(build_request(values), spec)
+    both = build_request(values | {"prompt_syntax": "a1111"})
+    with pytest.raises(InputError, match="--prompt-syntax a1111 or --set clean_caption, not both"):
+        resolve_request(both, spec)
+
+
+def test_the_words_of_a_prompt_in_compels_syntax() -> None:
+    assert compel_texts("a (red)1.5, blue++ sea") == ("a red, blue sea",)
+    assert compel_texts('("a b+", "c").blend(1, 2)') == ("a b", "c")
+
+
 def test_a_prompt_that_looks_weighted_is_told_unless_it_is_read_so() -> None:
     request = factories.request(prompt="a (red:1.3) house BREAK a sea")
     notes = literal_syntax_notes([request])
@@ -221,6 +235,14 @@ def test_a_process_refuses_before_a_model_is_loaded(t2i: T2I) -> None:
     assert "CLIP skip of at most" in json.loads(done.stderr.splitlines()[-1])["error"]["message"]
 
 
+_WITH_WEIGHTS = {
+    *("FluxKontextPipeline", "FluxPipeline", "LatentConsistencyModelPipeline", "Lumina2Pipeline"),
+    *("SanaPAGPipeline", "SanaPipeline", "SanaSprintPipeline"),
+    *("StableDiffusionModelEditingPipeline", "StableDiffusionPAGPipeline"),
+    *("StableDiffusionPanoramaPipeline", "StableDiffusionParadigmsPipeline"),
+    *("StableDiffusionPipeline", "StableDiffusionSAGPipeline"),
+    *("StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline"),
+}
 _WITH_CLIP_SKIP = {
     *("LatentConsistencyModelPipeline", "StableDiffusion3PAGPipeline", "StableDiffusion3Pipeline"),
     *("StableDiffusionModelEditingPipeline", "StableDiffusionPAGPipeline"),
@@ -241,12 +263,9 @@ def test_every_family_takes_these_fields_or_refuses_them_by_name() -> None:
     names = set(re.findall(r"^\| (\w+Pipeline) \|", table, re.MULTILINE))
     assert len(names) > 50
     assert {spec.pipeline for spec in catalog.MODELS.values()} <= names
-    weighted = {"LatentConsistencyModelPipeline", "FluxPipeline", "StableDiffusionPAGPipeline"}
-    weighted |= {"StableDiffusionPipeline", "StableDiffusionSAGPipeline"}
-    weighted |= {"StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline"}
     for field, value, takers in (
-        ("prompt_syntax", "a1111", weighted),
-        ("prompt_syntax", "compel", weighted),
+        ("prompt_syntax", "a1111", _WITH_WEIGHTS),
+        ("prompt_syntax", "compel", _WITH_WEIGHTS),
         ("clip_skip", 2, _WITH_CLIP_SKIP),
         ("prompt_2", "b", _WITH_PROMPT_2),
     ):

@@ -14,7 +14,10 @@ A1111, COMPEL, PLAIN = "a1111", "compel", "plain"
 ONE_CLIP = frozenset(
     {
         "LatentConsistencyModelPipeline",
+        "StableDiffusionModelEditingPipeline",
         "StableDiffusionPAGPipeline",
+        "StableDiffusionPanoramaPipeline",
+        "StableDiffusionParadigmsPipeline",
         "StableDiffusionPipeline",
         "StableDiffusionSAGPipeline",
     }
@@ -22,7 +25,7 @@ ONE_CLIP = frozenset(
 """Pipelines with one CLIP text encoder, whose last layer is normalised."""
 TWO_CLIPS = frozenset({"StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline"})
 """Pipelines with two CLIP text encoders, whose layer before the last is taken as it is."""
-CLIP_AND_T5 = frozenset({"FluxPipeline"})
+CLIP_AND_T5 = frozenset({"FluxKontextPipeline", "FluxPipeline"})
 """Pipelines that take the text from T5, and one vector of it from CLIP."""
 SANA = frozenset({"SanaPAGPipeline", "SanaPipeline", "SanaSprintPipeline"})
 """Pipelines of Sana: Gemma's last layer, of the text in lower case behind an instruction."""
@@ -39,6 +42,8 @@ _ARGUMENTS = {
     "guidance_rescale": "guidance rescale",
 }
 """Fields that are arguments of some pipelines' calls, in words."""
+_CLEANING = "clean_caption"
+"""An argument that lets pipelines rewrite the prompt before they encode it."""
 PROMPTS = ("prompt", "negative_prompt", "prompt_2")
 
 
@@ -75,6 +80,11 @@ def check_prompt_texts(request: RequestFields) -> None:
         if getattr(request, name) is not None and name in extras:
             flag = name.replace("_", "-")
             raise InputError(f"Give --{flag} or --set {name}, not both.", field=name)
+    if request.prompt_syntax in (A1111, COMPEL) and extras.get(_CLEANING):
+        raise InputError(
+            f"Give --prompt-syntax {request.prompt_syntax} or --set {_CLEANING}, not both.",
+            field="prompt_syntax",
+        )
     for field in PROMPTS:
         text = getattr(request, field)
         if text and request.prompt_syntax == A1111:

@@ -152,11 +152,11 @@ def parse_prompt(text: str, field: str, request: ResolvedRequest) -> LibraryObje
         parts = [tuple(part) for part in parse_weights(text, field)]
         return prompt_parser.Conjunction([prompt_parser.FlattenedPrompt(parts)])
     found = parse_compel_prompt(text, field, prompt_parser)
-    parts = [part for flat in flat_prompts(found) for part in flat.children]
-    if len(parts) == 1 and parts[0].weight == 1:
-        # compel's parser makes one space of several, and one behind a comma: some tokenizers see it.
-        if "".join(parts[0].text.split()) == "".join(text.split()):
-            parts[0].text = text
+    children = [part for flat in flat_prompts(found) for part in flat.children]
+    if len(children) == 1 and children[0].weight == 1:
+        # The parser makes one space of several, and one behind a comma: some tokenizers see it.
+        if "".join(children[0].text.split()) == "".join(text.split()):
+            children[0].text = text
     return found
 
 

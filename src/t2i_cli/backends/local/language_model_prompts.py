@@ -15,11 +15,11 @@ from t2i_cli.backends.local.compel_encoders import flat_prompts, parse_prompt
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.models import prompt_support
 from t2i_cli.models.libraries import LibraryObject
+from t2i_cli.prompts.compel_prompt import with_spaces
 from t2i_cli.request import ResolvedRequest
 
 _END = -1
 """A token of no model, behind each part's tokens: compel takes it off."""
-_NO_SPACE_BEFORE = frozenset(",.;:!?)]}")
 
 
 class _WholeTextTokenizer:
@@ -131,7 +131,7 @@ class _LanguageModelEncoder:
 
         conjunction = parse_prompt(text, field, request)
         for flat in flat_prompts(conjunction):
-            flat.children = self._parts(flat, conjunction, request)
+            flat.children = self._parts(flat, request)
         masks = [
             torch.stack([self._mask(flat) for flat in getattr(one, "prompts", [one])]).amax(0)
             for one in conjunction.prompts
@@ -145,14 +145,17 @@ class _LanguageModelEncoder:
         order = mask.argsort(descending=True, stable=True)
         return rows[order], mask[order]
 
-    def _parts(
-        self, flat: LibraryObject, conjunction: LibraryObject, request: ResolvedRequest
-    ) -> list[LibraryObject]:
+    def _parts(self, flat: LibraryObject, request: ResolvedRequest) -> list[LibraryObject]:
         """A prompt's parts behind the instruction: the first and the last have no weight."""
-        fragment = type(flat.children[0])
-        texts = [self._read_text(part.text) for part in flat.children]
+        from compel import prompt_parser
+
+        texts = [part.text for part in flat.children]
+        if len(texts) == 1:
+            texts = [prompt_warnings.text_read(self._loaded, texts[0])]
+        else:
+            texts = [self._read_text(text) for text in texts]
         if request.prompt_syntax == prompt_support.COMPEL:
-            texts = texts[:1] + [_with_space(text) for text in texts[1:]]
+            texts = with_spaces(texts)
         texts = [prompt_instruction.in_encoded_case(self._loaded.pipe, text) for text in texts]
         if type(self._loaded.pipe).__name__ in prompt_support.SANA:
             texts = _stripped(texts)
@@ -164,11 +167,11 @@ class _LanguageModelEncoder:
             if found and not tokens:
                 found[-1].text += part
             else:
-                found.append(fragment(part, weight))
+                found.append(prompt_parser.Fragment(part, weight))
         return found
 
     def _read_text(self, text: str) -> str:
-        """A part's text without the tags of LoRAs, and with the spaces that it began or ended in."""
+        """A part's text without the tags of LoRAs, and with the spaces at its ends."""
         read = prompt_warnings.text_read(self._loaded, text)
         if read == text:
             return text
@@ -222,11 +225,6 @@ def parts_joined(request: ResolvedRequest) -> int:
         (len(parse_prompt(text, field, request).prompts) for field, text in texts if text),
         default=1,
     )
-
-
-def _with_space(text: str) -> str:
-    """A part as it follows another in compel's syntax, whose parser takes the spaces away."""
-    return text if text[:1] in _NO_SPACE_BEFORE else f" {text}"
 
 
 def _stripped(texts: Sequence[str]) -> list[str]:

@@ -1,16 +1,17 @@
 """Warnings on prompts: text beyond the encoder's limit, and words unknown to postcard."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from t2i_cli import postcard
 from t2i_cli.backends.local import prompt_instruction
 from t2i_cli.backends.local.loading import LoadedPipeline
 from t2i_cli.events import Notice
-from t2i_cli.models import adapter_resolution
+from t2i_cli.models import adapter_resolution, prompt_support
 from t2i_cli.models.libraries import LibraryObject
 from t2i_cli.postcard import wording
+from t2i_cli.prompts.compel_prompt import compel_texts
 from t2i_cli.prompts.weighted_prompt import parse_weights
 from t2i_cli.request import ResolvedRequest
 
@@ -44,16 +45,18 @@ def indices_by_prompt(
         )
         for prompt, before in dict.fromkeys(prompts):
             if prompt:
-                text = PromptText(_without_weights(prompt, request), before, most)
-                found.setdefault(text, []).append(index)
+                for words in _without_weights(prompt, request):
+                    found.setdefault(PromptText(words, before, most), []).append(index)
     return found
 
 
-def _without_weights(prompt: str, request: ResolvedRequest) -> str:
-    """The words of a prompt as the text encoders get them."""
-    if request.prompt_syntax != "a1111":
-        return prompt
-    return "".join(part.text for part in parse_weights(prompt))
+def _without_weights(prompt: str, request: ResolvedRequest) -> Sequence[str]:
+    """The words of a prompt as the text encoders get them, of each part encoded on its own."""
+    if request.prompt_syntax == prompt_support.A1111:
+        return ["".join(part.text for part in parse_weights(prompt))]
+    if request.prompt_syntax == prompt_support.COMPEL:
+        return list(dict.fromkeys(compel_texts(prompt)))
+    return [prompt]
 
 
 def prompt_warnings(
