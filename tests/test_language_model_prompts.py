@@ -94,7 +94,7 @@ def test_what_is_not_read_of_a_long_prompt_is_told(model: Model) -> None:
         assert "of its 757 tokens, and does not read" in told
         assert equal(found, model.picture(f"{long}no end", syntax))
     assert equal(found, model.picture(f"{long}(no end:0.5)", "a1111"))
-    fields = {"extras": (("max_sequence_length", 100),)}
+    fields: dict[str, Any] = {"extras": (("max_sequence_length", 100),)}
     plain = model.picture(long, **fields)
     assert equal(plain, model.picture(long, "a1111", **fields))
     assert not equal(plain, found)
