@@ -5,6 +5,7 @@ from typing import Any
 from t2i_cli.errors import InputError, T2IError
 from t2i_cli.vertex import (
     cloud_scheduler,
+    concurrent_deployments,
     containers,
     cuda_builds,
     inventory,
@@ -34,12 +35,14 @@ def run_deployment(
 ) -> EndpointRecord:
     """Create the resources of the plan that `existing` lacks; `on_bytes` gets upload progress.
 
-    Raises T2IError and then leaves what it has created.
+    Raises T2IError and then leaves what it has created, but for ConcurrentDeploymentError.
     """
     if plan.source.needs_upload:
         _ensure_weights(plan, runner, on_bytes)
     model = _ensure_model(plan, runner, existing)
     endpoint = _ensure_endpoint(plan, runner, existing)
+    if not (existing and existing.endpoints):
+        concurrent_deployments.check_no_other_endpoint(plan, runner, endpoint)
     deployed = _ensure_deployed(plan, runner, endpoint, model, existing.jobs if existing else [])
     return EndpointRecord(
         # With the project id that the user gave; Google's response has the project number.
@@ -309,11 +312,12 @@ def _deploy_model(
     queue = " once there is a machine" if plan.provisioning.flex_start else ""
     runner.report(f"{title}: starts; it takes 5 to 30 minutes{queue}")
     runner.note_deployment(endpoint, number)
-    operation = client.call(
-        "POST",
-        "aiplatform",
+    operation = concurrent_deployments.start_deployment(
+        runner,
+        endpoint,
         f"/{version}/{endpoint}:deployModel",
-        json=resource_bodies.deployment_body(version, body),
+        resource_bodies.deployment_body(version, body),
+        name=plan.labels.name,
     )
     response = operations.wait_for_operation(
         client, operation, title, runner.report, seconds=deployment_timeout(plan, client)

@@ -38,6 +38,7 @@ from t2i_cli.vertex import (
 )
 from t2i_cli.vertex.client import GoogleClient
 from t2i_cli.vertex.cloud_session import CloudSession, connect_to_deploy
+from t2i_cli.vertex.concurrent_deployments import ConcurrentDeploymentError
 from t2i_cli.vertex.endpoint_store import EndpointRecord
 from t2i_cli.vertex.inventory import Deployment
 from t2i_cli.vertex.operations import OperationRunner
@@ -79,11 +80,13 @@ def deploy_plan(
     runner = OperationRunner(session.client, console.note)
     try:
         found = _deploy(plan, existing, runner, console)
+        _remember(found, console, current=True)
+    except ConcurrentDeploymentError:
+        raise  # what there is by this name is another run's
     except (T2IError, KeyboardInterrupt, Terminated) as error:
         if last or not isinstance(error, CapacityError):
             _offer_removal(plan, runner, console, ask=not isinstance(error, Terminated))
         raise
-    _remember(found, console, current=True)
     return found
 
 
@@ -107,7 +110,11 @@ def ephemeral_deployment(
 
     def attempt(one: RegionPlan) -> EndpointRecord:
         tried.append(one)
-        return _deploy(one.plan, None, one.runner, console)
+        try:
+            return _deploy(one.plan, None, one.runner, console)
+        except ConcurrentDeploymentError:
+            tried.remove(one)  # what there is by this name is another run's
+            raise
 
     def remove(one: RegionPlan) -> None:
         with ttl.ignore_signals(console):
@@ -225,6 +232,7 @@ def _offer_removal(
 ) -> None:
     """List what a failed deployment left behind, and with `ask` offer to remove it."""
     name = plan.labels.name
+    further = f"Run the same command again to go on, or `t2i remote down {name} --bucket`."
     try:
         runner.wait_for_pending()
         existing = inventory.list_deployments(runner.client, plan.bucket).deployments.get(name)
@@ -240,7 +248,11 @@ def _offer_removal(
             return
     except T2IError as error:
         console.warn(f"What is left of {name} cannot be told: {error.message}")
-    console.note(f"Run the same command again to go on, or `t2i remote down {name} --bucket`.")
+    except (KeyboardInterrupt, Terminated):
+        console.warn(f"What is left of {name} may be paid for: `t2i remote list` shows it.")
+        console.note(further)
+        raise
+    console.note(further)
 
 
 def _remove_all(plan: DeploymentPlan, runner: OperationRunner, console: Console) -> None:

@@ -44,6 +44,10 @@ _CODES = {
 """google.rpc.Code values: an operation's error has one in place of an HTTP status."""
 
 
+class OperationCancelledError(RemoteError):
+    """The operation was cancelled."""
+
+
 class OperationRunner:
     """Runs operations that create resources, and keeps track of the unfinished ones."""
 
@@ -226,12 +230,18 @@ def pending_operation(client: GoogleClient, resource: str) -> dict[str, Any] | N
 
 def pending_deployment(client: GoogleClient, endpoint: str) -> dict[str, Any] | None:
     """A deployment to an endpoint that is under way, if there is one."""
+    return next(iter(pending_deployments(client, endpoint)), None)
+
+
+def pending_deployments(client: GoogleClient, endpoint: str) -> list[dict[str, Any]]:
+    """The deployments to an endpoint that are under way."""
+    found = []
     for operation in client.list_all("aiplatform", f"{endpoint}/operations", "operations"):
         kind = str(operation.get("metadata", {}).get("@type", ""))
         # One that does not tell its kind may be a deployment, which is paid for.
         if not operation.get("done") and (not kind or ".DeployModelOperation" in kind):
-            return operation
-    return None
+            found.append(operation)
+    return found
 
 
 def started_at(operation: Mapping[str, Any]) -> str | None:
@@ -275,4 +285,7 @@ def _failure(client: GoogleClient, name: str, error: dict[str, Any]) -> T2IError
             "The server in the container never became ready.",
             hint=f"Its log: {log_link(client, endpoint)}",
         )
-    return error_from_status(0, _CODES.get(int(error.get("code", 0)), ""), message)
+    name_of_code = _CODES.get(int(error.get("code", 0)), "")
+    if name_of_code == "CANCELLED":
+        return OperationCancelledError("The operation was cancelled.", hint=_RERUN_HINT)
+    return error_from_status(0, name_of_code, message)

@@ -17,6 +17,7 @@ from t2i_cli.net.google_http import NotFoundError
 from t2i_cli.terminal.console import Console
 from t2i_cli.vertex import (
     accelerator_quota,
+    concurrent_deployments,
     deploy,
     endpoint_store,
     flex_start,
@@ -248,7 +249,9 @@ def _deploy_again(resumption: Resumption, runner: OperationRunner, name: str) ->
         body = resource_bodies.deployment_body(resumption.stored.version, model)
         runner.report(f"{title}: starts; it takes 5 to 30 minutes")
         path = f"/{resumption.stored.version}/{name}:deployModel"
-        operation = client.call("POST", "aiplatform", path, json=body)
+        operation = concurrent_deployments.start_deployment(
+            runner, name, path, body, name=plan.labels.name
+        )
         operations.wait_for_operation(client, operation, title, runner.report, seconds=limit)
         runner.report(f"{title}: ready")
     return client.call("GET", "aiplatform", name)
