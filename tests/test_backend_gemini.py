@@ -31,7 +31,7 @@ from t2i_cli.errors import (
 from t2i_cli.events import Notice
 from t2i_cli.models.image_prices import built_in_table
 from t2i_cli.models.request_resolution import resolve_request
-from t2i_cli.net import retry
+from t2i_cli.net import google_credentials, retry
 from t2i_cli.output import metadata
 from t2i_cli.request import GenerateRequest, ResolvedRequest, parse_size
 from t2i_cli.request_extras import parse_extras
@@ -43,6 +43,7 @@ from tests.conftest import T2I
 from tests.fakes import gemini as fake
 from tests.fakes.gemini import PROJECT, FakeGemini, Fault, running_gemini
 from tests.fakes.google import refusal
+from tests.google_tokens import count_an_old_token
 from tests.parallel_runs import check_parallel_runs
 
 FLASH, PRO, OLD = "gemini-3.1-flash-image", "gemini-3-pro-image", "gemini-2.5-flash-image"
@@ -556,6 +557,26 @@ def test_a_cancelled_run_ends_soon(server: FakeGemini) -> None:
     requests = [resolved(chosen) for _ in range(3)]
     threading.Timer(0.3, cancel.set).start()
     assert list(chosen.run(requests, lambda _: None, cancel)) == []
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_token_that_is_refused_is_renewed_once(
+    server: FakeGemini, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    count_an_old_token(monkeypatch)
+    renewals: list[object] = []
+    renew = google_credentials.refresh_token
+    monkeypatch.setattr(
+        google_credentials, "refresh_token", lambda *told: (renewals.append(told), renew(*told))
+    )
+    server.faults = [Fault(status=401, page=b"no", times=times)]
+    if times == 1:
+        make(backend())
+    else:
+        with pytest.raises(AccessError, match="refuses these credentials"):
+            make(backend())
+    assert len(renewals) == 2
+    assert times - server.faults[0].times == min(times, 2)
 
 
 def test_refused_credentials_end_a_run_before_it_begins(

@@ -58,6 +58,7 @@ from tests.fakes import vertex as fake
 from tests.fakes.serving import serving
 from tests.fakes.stub_backend import StubBackend, painted
 from tests.fakes.vertex import FakeVertex, Fault, counted, running_vertex
+from tests.google_tokens import count_an_old_token
 from tests.parallel_runs import check_parallel_runs
 
 HERE = "projects/gallery/locations/us-central1/endpoints/5"
@@ -186,6 +187,23 @@ def test_a_token_that_is_not_issued_for_the_moment(
         make(backend(name, retries=1))
     assert "tried 2 times" in str(caught.value.hint)
     assert counted(vertex)["POST token"] == 5
+
+
+@pytest.mark.parametrize("times", [1, 9])
+@pytest.mark.usefixtures("hasty")
+def test_a_token_that_is_refused_is_renewed_once(
+    vertex: FakeVertex, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    name = vertex.make_endpoint(labels=labels("t2i"))
+    count_an_old_token(monkeypatch)
+    vertex.faults = [Fault(where="predict", status=401, body={}, times=times)]
+    if times == 1:
+        make(backend(name, retries=5))
+    else:
+        with pytest.raises(AccessError, match="refuses these credentials"):
+            make(backend(name, retries=5))
+    assert counted(vertex)["POST predict"] == 2
+    assert counted(vertex)["POST token"] == 2
 
 
 def test_a_token_within_the_timeout(vertex: FakeVertex) -> None:
