@@ -1,5 +1,6 @@
 """`--schedule`: which scheduler takes which noise levels, and what other programs call them."""
 
+import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from t2i_cli.models import catalog, libraries, noise_schedules, scheduler_suppor
 from t2i_cli.models.noise_schedules import NOISE_SCHEDULES
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.output import infotext
+from t2i_cli.request import ResolvedRequest
 from t2i_cli.schedule_names import SCHEDULE_LABELS, parse_schedule_name
 from tests import factories, tiny_models
 from tests.conftest import T2I
@@ -26,6 +28,8 @@ POSTCARD = catalog.MODELS["postcard"]
 DPM = {"_class_name": "DPMSolverMultistepScheduler"}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 SIGMAS = ("karras", "exponential", "beta")
+HAS_SCIPY = importlib.util.find_spec("scipy") is not None
+needs_scipy = pytest.mark.skipif(not HAS_SCIPY, reason="`pip install scipy` brings it.")
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +84,8 @@ def test_every_setting_is_one_of_the_class_and_shows_in_its_timesteps() -> None:
     for name, spec in schedulers.NOISE_SCHEDULERS.items():
         own = diffusers.EulerDiscreteScheduler(use_karras_sigmas=True, timestep_spacing="leading")
         for schedule in noise_schedules.schedules_of(name, flow=False):
-            if schedule == "beta":
-                continue  # needs scipy
+            if schedule == "beta" and not HAS_SCIPY:
+                continue
             changed = chosen(name, schedule)
             config = schedulers.scheduler_config(changed, own.config, latent=True)
             with libraries.suppress_warnings():
@@ -228,6 +232,29 @@ def test_samplers_of_comfyui(
     assert noise_schedules.read_sampler_names(sampler, spacing) == expected
 
 
+def plain_picture(folder: Path, asked: ResolvedRequest, cls: str) -> np.ndarray:
+    """What diffusers' own pipeline makes of a request, with a scheduler of that class."""
+    import torch
+
+    diffusers = libraries.import_diffusers()
+    schedule = NOISE_SCHEDULES[str(asked.schedule)]
+    with libraries.suppress_warnings():
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+        pipe.scheduler = getattr(diffusers, cls).from_config(
+            pipe.scheduler.config, **{schedule.setting: schedule.value}
+        )
+        pipe.set_progress_bar_config(disable=True)
+        image = pipe(
+            asked.prompt,
+            num_inference_steps=asked.steps,
+            guidance_scale=asked.guidance_scale,
+            width=asked.width,
+            height=asked.height,
+            generator=torch.Generator().manual_seed(asked.seed),
+        ).images[0]
+    return np.asarray(image, dtype=np.float64)
+
+
 def test_a_schedule_is_that_of_the_schedulers_own_name(backend: LocalBackend) -> None:
     def picture(**values: Any) -> np.ndarray:  # noqa: ANN401 - of many fields
         (image,) = images(make(backend, ask(backend, steps=6, seed=1, **values)))
@@ -262,29 +289,50 @@ def test_what_is_not_installed_is_refused_before_loading(monkeypatch: pytest.Mon
     assert noise_schedules.usable_schedules(None) == ()
 
 
-def test_a_flow_matching_model_is_as_plain_diffusers_makes_it(tmp_path: Path) -> None:
-    import torch
-
+@pytest.mark.parametrize("schedule", ["karras", pytest.param("beta", marks=needs_scipy)])
+def test_a_flow_matching_model_is_as_plain_diffusers_makes_it(
+    tmp_path: Path, schedule: str
+) -> None:
     folder = tiny_models.save("flux", tmp_path / "flux")
     backend = LocalBackend(LocalOptions())
-    asked = ask(backend, model=folder, schedule="karras", width=32, height=32, steps=4)
+    asked = ask(backend, model=folder, schedule=schedule, width=32, height=32, steps=4)
     (image,) = images(make(backend, asked))
-    diffusers = libraries.import_diffusers()
-    with libraries.suppress_warnings():
-        pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
-        cls, config = diffusers.FlowMatchEulerDiscreteScheduler, pipe.scheduler.config
-        pipe.scheduler = cls.from_config(config, use_karras_sigmas=True)
-        pipe.set_progress_bar_config(disable=True)
-        plain = pipe(
-            asked.prompt,
-            num_inference_steps=4,
-            width=32,
-            height=32,
-            generator=torch.Generator().manual_seed(asked.seed),
-        ).images[0]
-    assert np.abs(pixels(image) - np.asarray(plain, dtype=np.float64)).max() <= 2
+    plain = plain_picture(folder, asked, "FlowMatchEulerDiscreteScheduler")
+    assert np.abs(pixels(image) - plain).max() <= 2
     (own,) = images(make(backend, replace(asked, schedule=None)))
     assert not np.array_equal(pixels(own), pixels(image))
+
+
+@needs_scipy
+@pytest.mark.parametrize(
+    ("scheduler", "cls"),
+    [
+        (None, "DPMSolverMultistepScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+    ],
+)
+def test_beta_is_as_plain_diffusers_makes_it(
+    backend: LocalBackend, scheduler: str | None, cls: str
+) -> None:
+    asked = ask(backend, steps=6, seed=1, schedule="beta", scheduler=scheduler)
+    (image,) = images(make(backend, asked))
+    assert POSTCARD.folder
+    plain = plain_picture(POSTCARD.folder, asked, cls)
+    assert np.abs(pixels(image) - plain).max() <= 2
+    (own,) = images(make(backend, replace(asked, schedule=None)))
+    assert not np.array_equal(pixels(own), pixels(image))
+
+
+@needs_scipy
+@pytest.mark.full  # what a scheduler makes of beta is above; this runs the rest of them
+def test_beta_is_run_through_by_every_scheduler_that_takes_it(backend: LocalBackend) -> None:
+    for name in schedulers.NOISE_SCHEDULERS:
+        if "beta" not in noise_schedules.schedules_of(name, flow=False):
+            continue
+        for steps in (1, 2, 30):
+            made = make(backend, ask(backend, steps=steps, scheduler=name, schedule="beta"))
+            (image,) = images(made)
+            assert pixels(image).std() > 1, (name, steps)
 
 
 def test_in_a_process_it_is_bad_input_before_loading(t2i: T2I) -> None:
