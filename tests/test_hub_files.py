@@ -235,6 +235,21 @@ def test_a_disk_too_small_is_told_before(
     assert whole_files(files) == []
 
 
+def test_a_disk_too_small_for_a_model_and_its_part_is_told_before_the_first(
+    files: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ModelFiles(resolve(SD15, vae="ann/fine-vae"), offline=False)
+    _, missing = model.size("float32")
+
+    class Small:
+        free = missing - 1
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Small)
+    with pytest.raises(StorageError, match=f"download of {SD15} with its parts needs .* free"):
+        model.download("float32", lambda _: None)
+    assert whole_files(files) == []
+
+
 def test_the_header_of_a_long_file_is_read_in_steps(
     files: FakeHub, models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,3 +288,42 @@ def test_commands_take_a_file_of_a_repository(
     pulled = command("models", "pull", "ann/dreamy/vae.safetensors@v1").strip()
     assert Path(pulled).read_bytes() == (models / "vae.safetensors").read_bytes()
     assert command("models", "path", "ann/dreamy/vae.safetensors@v1").strip() == pulled
+
+
+def test_a_file_alone_is_listed_and_removed(
+    command: Callable[..., str], files: FakeHub, home: Path, t2i: T2I
+) -> None:
+    vae, fine = "ann/dreamy/vae.safetensors", "ann/fine-vae/diffusion_pytorch_model.safetensors"
+    for name in (f"{vae}@v1", DREAMY, fine):
+        command("models", "pull", name)
+    # The cache is shared: a language model of another program is not listed.
+    other = home / "hf/hub/models--bob--llm/snapshots/1"
+    other.mkdir(parents=True)
+    (other / "config.json").write_text('{"model_type": "llama"}')
+    (other / "model.safetensors").write_bytes(b"1234")
+    listed = command("models", "list")
+    assert "bob/llm" not in listed
+    [row] = [line for line in listed.splitlines() if line.startswith("ann/dreamy ")]
+    assert "partly, " in row and row.rstrip().endswith("v1/dreamy.safetensors, vae.safetensors")
+
+    def records() -> dict[str, dict[str, object]]:
+        lines = command("models", "list", "--json").splitlines()
+        return {each["name"]: each for each in map(json.loads, lines)}
+
+    found = records()["ann/dreamy"]
+    assert (found["downloaded"], found["files"]) == (
+        "partly",
+        ["v1/dreamy.safetensors", "vae.safetensors"],
+    )
+    taken = int(str(found["disk_bytes"]))
+    freed = json.loads(command("models", "remove", vae, "--yes", "--json"))["freed_bytes"]
+    assert 0 < freed < taken
+    assert records()["ann/dreamy"]["files"] == ["v1/dreamy.safetensors"]
+    assert command("models", "path", DREAMY).strip()
+    again = t2i("models", "remove", vae, "--yes", env=files.environment)
+    assert again.returncode == 9
+    assert f"{vae} is not downloaded." in again.stderr
+    command("models", "remove", DREAMY, "--yes")
+    assert not list((home / "hf/hub").glob("models--ann--dreamy"))
+    command("models", "remove", "ann/fine-vae", "--yes")
+    assert {"ann/dreamy", "ann/fine-vae"}.isdisjoint(records())

@@ -27,7 +27,8 @@ from t2i_cli.hub.errors import NotDownloadedError, translate_hub_errors
 from t2i_cli.hub.licence import CARD
 from t2i_cli.hub.snapshot import Snapshot
 
-_ENDINGS = (".safetensors", ".sft", ".gguf")
+SAFE_WEIGHT_ENDINGS = (".safetensors", ".sft", ".gguf")
+"""Endings of files of weights that are read; pickles are converted first."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MAX_LISTED = 5
 
@@ -157,7 +158,7 @@ def _list_files(repo: str, commit: str, obstacle: T2IError | None) -> dict[str, 
 
 def listed_files(names: Iterable[str]) -> str:
     """A sentence with the first files of weights of a repository."""
-    found = [name for name in names if name.endswith(_ENDINGS)]
+    found = [name for name in names if name.endswith(SAFE_WEIGHT_ENDINGS)]
     more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
     return f"It has {', '.join(found[:_MAX_LISTED]) or 'no safetensors file'}{more}."
 

@@ -13,7 +13,8 @@ from t2i_cli.cli.options import JsonOpt, QuietOpt, RevisionOpt, YesOpt
 from t2i_cli.errors import InputError, ModelError, StorageError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import bucket_models, catalog, diffusers_folder, weight_sources, weights
-from t2i_cli.terminal.console import console, format_bytes
+from t2i_cli.models.hub_sources import HubSource, parse_source
+from t2i_cli.terminal.console import console, escape_controls, format_bytes
 
 if TYPE_CHECKING:
     from t2i_cli.hub.cache import CachedRepo
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_JSON_ONLY_FIELDS = {"own", "refuses", "guidance_off", "words", "examples"}
+_JSON_ONLY_FIELDS = {"own", "files", "refuses", "guidance_off", "words", "examples"}
 """Fields of a model's record that the text output leaves out or prints separately."""
 
 ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, folder, or URL.")]
@@ -171,24 +172,14 @@ def remove(
     if bucket_models.is_bucket_model(model):
         models_buckets.remove_copy(model, yes=yes, json=json)
         return
+    if (source := parse_source(model)) and source.file:
+        _remove_downloaded(source.name, source, yes=yes, json=json)
+        return
     spec = _find_spec(model)
     if spec.repo is None:
         what = "part of t2i" if spec.name in catalog.MODELS else "a folder of yours"
         raise InputError(f"{spec.name} is {what}; only what was downloaded can be removed.")
-    from t2i_cli.hub import cache, errors
-
-    found = cache.cached_repos().get(spec.repo)
-    if found is None:
-        raise errors.not_downloaded(spec.repo)
-    if not yes:
-        console.confirm(
-            f"Remove {spec.repo} ({format_bytes(found.size)}) from {cache.cache_folder()}?"
-        )
-    freed = cache.remove_cached(spec.repo)
-    if json:
-        console.result_json({"model": spec.name, "repo": spec.repo, "freed_bytes": freed})
-    else:
-        console.note(f"Removed {spec.repo}; {format_bytes(freed)} are free again.")
+    _remove_downloaded(spec.name, HubSource(spec.repo), yes=yes, json=json)
 
 
 command(
@@ -196,6 +187,23 @@ command(
     "t2i models convert model.ckpt",
     "t2i models convert embedding.pt -o embedding.safetensors",
 )(models_files.convert)
+
+
+def _remove_downloaded(name: str, source: HubSource, *, yes: bool, json: bool) -> None:
+    """Remove a repository of the Hub, or a file of one, from the cache. Raises T2IError."""
+    from t2i_cli.hub import cache
+
+    size = cache.cached_size(source.repo, source.file, source.revision)
+    if not yes:
+        console.confirm(f"Remove {source.name} ({format_bytes(size)}) from {cache.cache_folder()}?")
+    if source.file:
+        freed = cache.remove_cached_file(source.repo, source.file, source.revision)
+    else:
+        freed = cache.remove_cached(source.repo)
+    if json:
+        console.result_json({"model": name, "repo": source.repo, "freed_bytes": freed})
+    else:
+        console.note(f"Removed {source.name}; {format_bytes(freed)} are free again.")
 
 
 def _find_usable(name: str, revision: str | None = None) -> ModelSpec:
@@ -284,6 +292,7 @@ def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, objec
         "folder": str(folder) if folder else None,
         "revision": found.commit if found else None,
         "downloaded": state,
+        "files": list(found.files) if found else [],
         "disk_bytes": found.size if found else _folder_bytes(spec.folder) if spec.folder else None,
     }
 
@@ -303,7 +312,9 @@ def _table_row(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> tuple[str, s
     if isinstance(taken := record["disk_bytes"], int):
         state += f", {format_bytes(taken)}"
     licence = f"{spec.licence or ''}{' (gated)' if spec.gated else ''}"
-    return spec.name, size, state, licence, spec.summary or ""
+    found = cached.get(spec.repo or "")
+    files = ", ".join(escape_controls(name) for name in found.files) if found else ""
+    return spec.name, size, state, licence, spec.summary or files
 
 
 def _folder_bytes(folder: Path) -> int:
