@@ -1,17 +1,24 @@
 """LoRAs from the Hub: which file is meant, what its download takes, and offline."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from threading import Event as Flag
 
 import pytest
 from huggingface_hub import constants
 
+from t2i_cli.backend import Failure
+from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import ModelError, StorageError
 from t2i_cli.events import Event, Notice
 from t2i_cli.hub import snapshot
 from t2i_cli.models import adapter_sources
 from t2i_cli.models.file_digests import sha256_of
+from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.request_adapters import Adapter
+from t2i_cli.worker.backend import WorkerBackend
+from tests import factories
 from tests.fakes import lora_files
 from tests.fakes.hub import FakeHub, Repo
 
@@ -84,3 +91,33 @@ def test_a_full_disk_is_told_before(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Full)
     with pytest.raises(StorageError, match="needs 59.0 kB, and .* has 1.0 kB free"):
         adapter_sources.fetch_adapter(lora(NAME), None, offline=False, on_event=lambda _: None)
+
+
+def test_with_a_warm_worker_too_its_download_is_asked_for(hub: FakeHub, cache: Path) -> None:
+    hub.repos["ann/large"] = Repo({"large.safetensors": bytes(3 * 2**20 + 5)})
+    asks = WorkerBackend(LocalOptions(), 60, lambda _: pytest.fail("It needs no torch."))
+    asked = factories.request(model="postcard", loras=(lora("ann/large"), lora(NAME)))
+    assert asks.estimate(asked) == {"download_mib": 3}
+    adapter_sources.fetch_adapter(lora("ann/large"), None, offline=False, on_event=lambda _: None)
+    assert asks.estimate(replace(asked, loras=(lora("ann/large"),))) == {}
+    assert asks.estimate(replace(asked, loras=None)) == {}
+
+
+def test_a_disk_too_small_for_all_of_them_is_told_before_the_first(
+    hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small:
+        free = 100_000
+
+    hub.repos["ann/rain"] = Repo({"rain.safetensors": SNOW[:-1] + b"1"})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Small)
+    backend = LocalBackend(LocalOptions(device="cpu"))
+    loras = (lora(NAME), lora("ann/rain"))
+    asked = build_request({"prompt": "x", "model": "postcard", "seed": 1, "loras": loras})
+    settled = resolve_request(asked, backend.describe(asked))
+    [failure] = backend.run([settled], lambda _: None, Flag())
+    assert isinstance(failure, Failure) and isinstance(failure.error, StorageError)
+    assert failure.error.message.startswith(
+        "The download of postcard with its LoRAs and embeddings needs 118.0 kB, and "
+    )
+    assert not list(cache.rglob("*.safetensors"))

@@ -158,14 +158,7 @@ def _announce_download(
     """
     total, missing_bytes = sizes
     cache = snapshot.folder.parents[2]
-    free = shutil.disk_usage(cache).free
-    if missing_bytes > free:
-        raise StorageError(
-            f"The download of {shown} needs {format_bytes(missing_bytes)}, and {cache} has "
-            f"{format_bytes(free)} free.",
-            hint="Make room (`t2i models list`, `t2i models remove`), or set HF_HOME to a place "
-            "on another disk.",
-        )
+    free = check_free_disk(shown, missing_bytes, cache)
     # Not mentioned below 1 %: configuration files are always present.
     present = total - missing_bytes
     part = f", of which {format_bytes(present)} are here" if present > total // 100 else ""
@@ -176,6 +169,20 @@ def _announce_download(
             f"where {format_bytes(free)} are free.",
         )
     )
+
+
+def check_free_disk(shown: str, missing_bytes: int, cache: Path | None = None) -> int:
+    """The bytes free where downloads go. Raises StorageError if those to download are more."""
+    cache = cache or Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
+    if missing_bytes > free:
+        raise StorageError(
+            f"The download of {shown} needs {format_bytes(missing_bytes)}, and {cache} has "
+            f"{format_bytes(free)} free.",
+            hint="Make room (`t2i models list`, `t2i models remove`), or set HF_HOME to a place "
+            "on another disk.",
+        )
+    return free
 
 
 def write_ref(snapshot: Snapshot, revision: str) -> None:

@@ -122,6 +122,12 @@ def find_adapter(adapter: Adapter, folder: str | None, *, offline: bool) -> Foun
     return FoundAdapter(path, digest, missing)
 
 
+def download_bytes(request: ResolvedRequest, folder: str | None, *, offline: bool) -> int:
+    """Bytes of the request's LoRAs and embeddings that are still to be downloaded."""
+    adapters = (*(request.loras or ()), *(request.embeddings or ()))
+    return sum(find_adapter(each, folder, offline=offline).download_bytes for each in adapters)
+
+
 def fetch_adapter(
     adapter: Adapter, folder: str | None, *, offline: bool, on_event: OnEvent
 ) -> Path:

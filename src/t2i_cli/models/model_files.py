@@ -62,6 +62,7 @@ class ModelFiles:
 
     def download(self, dtype: str, on_event: OnEvent) -> Path | None:
         """Download what is missing; the folder, `None` where all is local. Raises T2IError."""
+        self._check_free_disk(dtype)
         base = self._composed.folder
         if self._composed.repo is not None:
             from t2i_cli import hub
@@ -82,6 +83,15 @@ class ModelFiles:
         if base is None or not fetched:
             return None
         return self._compose(base, paths)
+
+    def _check_free_disk(self, dtype: str) -> None:
+        """Raise StorageError if all sources together need more than is free, before the first."""
+        # What is fetched from a bucket goes elsewhere, perhaps to another disk.
+        if self._remote() and not self._spec.copy_folder:
+            from t2i_cli.hub import download
+
+            _, missing = self.size(dtype)
+            download.check_free_disk(f"{self._spec.name} with its parts", missing)
 
     def _remote(self) -> list[PartOverride]:
         """One override of each source on the Hub: a file may hold several parts."""

@@ -36,6 +36,7 @@ from t2i_cli.worker.state import (
 
 MAX_REQUESTS_PER_CALL = 8
 """Few, so that other runs get their turn; several, so that images can share passes."""
+_MIB = 2**20
 
 
 def _is_file_or_url(model: str) -> bool:
@@ -97,15 +98,23 @@ class WorkerBackend:
         """Check nothing: the worker checks the requests it gets."""
 
     def estimate(self, request: ResolvedRequest) -> dict[str, object]:
-        """What the image takes here, if its model is still to be downloaded; needs no worker."""
+        """What the image takes here, if its model is still to be downloaded; needs no worker.
+
+        Else what is to be downloaded of its LoRAs and embeddings.
+        """
         model = request.model
         if composed_model.parts_of(request) or _is_file_or_url(model):
             spec = self._fallback.describe(request.model_request())
             _, missing = ModelFiles(spec, offline=self._options.offline).size("float32")
-            return self._fallback.estimate(request) if missing else {}
-        if downloaded.is_local(model) or downloaded.has_weights(model):
-            return {}  # all else takes torch to say, which the worker's client does not load
-        return self._fallback.estimate(request)
+            here = not missing
+        else:
+            here = downloaded.is_local(model) or downloaded.has_weights(model)
+        if not here:
+            return self._fallback.estimate(request)
+        # All else takes torch to say, which the worker's client does not load.
+        folder, offline = self._options.lora_dir, self._options.offline
+        missing = adapter_sources.download_bytes(request, folder, offline=offline)
+        return {"download_mib": missing // _MIB} if missing else {}
 
     def image_price(self, request: ResolvedRequest) -> None:
         """Return `None`: this machine bills nothing."""

@@ -57,6 +57,17 @@ def fetch_adapters(
     return found
 
 
+def check_free_disk(target: LoadTarget, planned: LoadTarget) -> None:
+    """Raise StorageError if a model and the adapters of `planned` need more disk than is free."""
+    # What is fetched from a bucket goes elsewhere, perhaps to another disk.
+    if planned.missing_bytes > target.missing_bytes and not target.spec.copy_folder:
+        from t2i_cli.hub import download
+
+        download.check_free_disk(
+            f"{target.spec.name} with its LoRAs and embeddings", planned.missing_bytes
+        )
+
+
 def with_adapters(
     target: LoadTarget, request: ResolvedRequest, options: LocalOptions
 ) -> LoadTarget:

@@ -235,6 +235,8 @@ class LocalBackend:
         self.check_fields(request)
         arithmetic.settle_arithmetic(strict=self._options.strict)
         target = self._target(request)
+        if not (self._loaded and self._loaded.is_for(target)):
+            adapter_checks.check_free_disk(target, self._planned_target(request))
         read = adapter_checks.fetch_adapters(request, target, self._options, on_event)
         device.select_device(target.device)
         if self._loaded and not self._loaded.is_for(target):
