@@ -413,7 +413,7 @@ def test_an_own_name_stands_for_a_file_with_its_base_and_parts(
     parts: dict[str, Any] = {"base": models / "sd15", "vae": models / "vae.safetensors"}
     given = {name: parse_part_source(str(path)) for name, path in parts.items()}
     entry = own_models.new_own_model("tiny", str(models / "sd15.safetensors"), given, lora_dir=None)
-    user_catalog.write_table("tiny", entry.to_table())
+    user_catalog.write_table("tiny", entry.to_table(), overwrite=False)
     named, plain = run("tiny"), run(models / "sd15.safetensors", **parts)
     assert named.request == plain.request
     assert named.request.identity() == plain.request.identity()
