@@ -9,7 +9,7 @@ from t2i_cli.net.google_credentials import TokenProvider
 
 def count_an_old_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first token that is refused counts as one that was issued long ago."""
-    discard, aged = TokenProvider.discard, []
+    discard, aged = TokenProvider.discard, list[TokenProvider]()
 
     def discard_old(provider: TokenProvider) -> bool:
         if not aged:

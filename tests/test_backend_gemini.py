@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
+from unittest import mock
 
 import httpx2
 import pytest
@@ -564,18 +565,15 @@ def test_a_token_that_is_refused_is_renewed_once(
     server: FakeGemini, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     count_an_old_token(monkeypatch)
-    renewals: list[object] = []
-    renew = google_credentials.refresh_token
-    monkeypatch.setattr(
-        google_credentials, "refresh_token", lambda *told: (renewals.append(told), renew(*told))
-    )
+    renew = mock.Mock(wraps=google_credentials.refresh_token)
+    monkeypatch.setattr(google_credentials, "refresh_token", renew)
     server.faults = [Fault(status=401, page=b"no", times=times)]
     if times == 1:
         make(backend())
     else:
         with pytest.raises(AccessError, match="refuses these credentials"):
             make(backend())
-    assert len(renewals) == 2
+    assert renew.call_count == 2
     assert times - server.faults[0].times == min(times, 2)
 
 

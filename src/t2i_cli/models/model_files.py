@@ -91,7 +91,7 @@ class ModelFiles:
             from t2i_cli.hub import download
 
             _, missing = self.size(dtype)
-            download.check_free_disk(f"{self._spec.name} with its parts", missing)
+            download.check_free_disk(self._spec.name, missing)
 
     def _remote(self) -> list[PartOverride]:
         """One override of each source on the Hub: a file may hold several parts."""
