@@ -57,7 +57,7 @@ def fetch_adapters(
     return found
 
 
-def check_free_disk(target: LoadTarget, planned: LoadTarget) -> None:
+def check_disk_for_adapters(target: LoadTarget, planned: LoadTarget) -> None:
     """Raise StorageError if a model and the adapters of `planned` need more disk than is free."""
     # What is fetched from a bucket goes elsewhere, perhaps to another disk.
     if planned.missing_bytes > target.missing_bytes and not target.spec.copy_folder:

@@ -236,7 +236,7 @@ class LocalBackend:
         arithmetic.settle_arithmetic(strict=self._options.strict)
         target = self._target(request)
         if not (self._loaded and self._loaded.is_for(target)):
-            adapter_checks.check_free_disk(target, self._planned_target(request))
+            adapter_checks.check_disk_for_adapters(target, self._planned_target(request))
         read = adapter_checks.fetch_adapters(request, target, self._options, on_event)
         device.select_device(target.device)
         if self._loaded and not self._loaded.is_for(target):
