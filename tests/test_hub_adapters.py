@@ -59,7 +59,7 @@ def test_size_and_digest_are_known_before_the_download(hub: FakeHub, cache: Path
     path = adapter_sources.fetch_adapter(lora(NAME), None, offline=False, on_event=events.append)
     assert path.read_bytes() == SNOW
     told = next(event for event in events if isinstance(event, Notice))
-    assert told.message == f"{NAME}/snow.safetensors takes 59.0 kB; downloading."
+    assert told.message == f"{NAME}/snow.safetensors takes 48.6 kB; downloading."
     assert str(told.hint).startswith("Its licence is openrail++. It goes to ")
     again = adapter_sources.find_adapter(lora(NAME), None, offline=True)
     assert (again.path, again.digest, again.download_bytes) == (path, digest, 0)
@@ -89,7 +89,7 @@ def test_a_full_disk_is_told_before(
         free = 1000
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Full)
-    with pytest.raises(StorageError, match="needs 59.0 kB, and .* has 1.0 kB free"):
+    with pytest.raises(StorageError, match="needs 48.6 kB, and .* has 1.0 kB free"):
         adapter_sources.fetch_adapter(lora(NAME), None, offline=False, on_event=lambda _: None)
 
 
