@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from t2i_cli.errors import AccessError, InputError, ModelError, StorageError, T2IError
+from t2i_cli.errors import (
+    AccessError,
+    InputError,
+    ModelError,
+    RemoteError,
+    StorageError,
+    T2IError,
+)
 from t2i_cli.events import Event, Notice
 from t2i_cli.hub import repository_file, snapshot
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import composed_model, composed_root, weight_sources
+from t2i_cli.models import composed_model, composed_root, header_files
+from t2i_cli.models.checkpoint_file import read_checkpoint
 from t2i_cli.models.file_digests import sha256_of
 from t2i_cli.models.hub_sources import HubSource, parse_hub_source
 from t2i_cli.models.model_files import ModelFiles
@@ -254,12 +262,30 @@ def test_a_disk_too_small_for_a_model_and_its_part_is_told_before_the_first(
 def test_the_header_of_a_long_file_is_read_in_steps(
     files: FakeHub, models: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_sources, "_BEGINNINGS", (64, 10**6))
+    monkeypatch.setattr(header_files, "_BEGINNINGS", (64, 10**6))
     spec = resolve(DREAMY)
     assert spec.pipeline == "StableDiffusionPipeline"
     ranges = [s.range for s in files.requests if s.path.startswith("/cdn/")]
     assert ranges[0] == "bytes=0-63"
     assert len(ranges) == 2
+
+
+def test_a_header_that_broke_off_is_read_anew(tmp_path: Path, models: Path) -> None:
+    content = (models / "sd15.safetensors").read_bytes()
+    header = tmp_path / "kept" / "dreamy.safetensors"
+
+    def breaks(count: int) -> bytes:
+        if count > 2**10:
+            raise RemoteError("The download broke off.")
+        return content[:count]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(header_files, "_BEGINNINGS", (64, 10**6))
+        with pytest.raises(RemoteError):
+            header_files.keep_header(header, len(content), breaks)
+    assert list(header.parent.iterdir()) == []
+    header_files.keep_header(header, len(content), lambda count: content[:count])
+    assert read_checkpoint(header).family == "sd15"
 
 
 @pytest.fixture

@@ -308,7 +308,7 @@ def _model() -> Diagnostic:
 
 def _bucket_model(name: str) -> Diagnostic:
     """Whether the default model, which is in a bucket, was fetched."""
-    if bucket_models.is_downloaded(name):
+    if bucket_models.has_local_copy(name):
         return Diagnostic(
             name="model", status="ok", detail=f"{name}, the default, has a copy on this machine"
         )

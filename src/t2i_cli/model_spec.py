@@ -100,6 +100,16 @@ class ModelSpec:
     defaults: tuple[tuple[str, Any], ...] = ()
 
     @property
+    def composed(self) -> Composition:
+        """Its composition; of a model that is whole, itself as the base."""
+        return self.composition or Composition(
+            overrides=(),
+            folder=self.folder,
+            repo=None if self.folder else self.repo or self.name,
+            revision=self.revision,
+        )
+
+    @property
     def own_negative_prompt(self) -> str | None:
         """The negative prompt that the user's own name for the model brings."""
         return dict(self.defaults).get("negative_prompt")

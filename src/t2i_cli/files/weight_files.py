@@ -17,7 +17,10 @@ STEMS = ("diffusion_pytorch_model", "model")
 VARIANTS = {"float16": "fp16", "bfloat16": "bf16"}
 """The variant whose weights are stored in a dtype."""
 _PRECISE_FIRST = ("fp32", "bf16", "fp16")
-PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
+LOADED_ENDINGS = (".safetensors", ".sft", ".gguf")
+"""Endings of files of weights that are loaded."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+"""Endings of files of weights that can run code when loaded, and are not."""
 
 _MAX_NAME = 255
 """Characters of a file's name; the names of shards have about fifty."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from t2i_cli.errors import ModelError
 from t2i_cli.events import OnEvent
+from t2i_cli.files.weight_files import PICKLES
 from t2i_cli.hub import repository_file
 
 _ENDING = ".safetensors"
@@ -44,7 +45,7 @@ def _choose_file(repo: str, files: list[str]) -> str:
     if "model_index.json" in files:
         raise ModelError(f"{repo} is a whole model, and no LoRA.", hint="-m takes it.")
     if not found:
-        pickles = any(path.endswith((".bin", ".pt", ".ckpt")) for path in files)
+        pickles = any(path.endswith(PICKLES) for path in files)
         told = "pickle files only, which can run code" if pickles else "no safetensors file"
         raise ModelError(f"{repo} has {told}; adapters are loaded from safetensors.")
     raise ModelError(

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
-from huggingface_hub import errors as hf
+from huggingface_hub import constants
 
 from t2i_cli.errors import ModelError
 from t2i_cli.events import OnEvent
 from t2i_cli.files import model_parts
 from t2i_cli.hub import client, download, files, snapshot
-from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.download import DownloadSize
 from t2i_cli.hub.errors import translate_hub_errors
 from t2i_cli.hub.snapshot import Snapshot
@@ -94,20 +92,4 @@ def _find_snapshot(repo: str, revision: str | None, offline: bool) -> Snapshot:
     client.require_cache_folder()
     offline = offline or constants.is_offline_mode()
     commit, obstacle = snapshot.resolve_commit(repo, revision, offline, lambda _: None)
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}/snapshots/{commit}"
-    try:
-        tree = get_cached_repo_tree(repo, revision=commit)
-    except hf.CachedRepoTreeNotFoundError:
-        if obstacle is not None:
-            raise obstacle from None
-        snapshot_download(
-            repo, revision=commit, allow_patterns=[_CONFIG], tqdm_class=NullProgressBar
-        )
-        tree = get_cached_repo_tree(repo, revision=commit)
-    return Snapshot(
-        repo=repo,
-        commit=commit,
-        folder=folder,
-        sizes={file.path: file.size for file in tree},
-        obstacle=obstacle,
-    )
+    return snapshot.list_commit(repo, commit, obstacle, _CONFIG)

@@ -8,27 +8,22 @@ from pathlib import Path
 
 from huggingface_hub import (
     constants,
-    get_cached_repo_tree,
     get_hf_file_metadata,
     get_session,
     hf_hub_url,
     hf_raise_for_status,
-    snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub import errors as hf
 from huggingface_hub.utils._headers import build_hf_headers
 
 from t2i_cli.errors import ModelError, RemoteError, T2IError
 from t2i_cli.events import OnEvent
+from t2i_cli.files.weight_files import LOADED_ENDINGS
 from t2i_cli.hub import client, download, snapshot
-from t2i_cli.hub.client import NullProgressBar
 from t2i_cli.hub.errors import NotDownloadedError, translate_hub_errors
 from t2i_cli.hub.licence import CARD
 from t2i_cli.hub.snapshot import Snapshot
 
-SAFE_WEIGHT_ENDINGS = (".safetensors", ".sft", ".gguf")
-"""Endings of files of weights that are read; pickles are converted first."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MAX_LISTED = 5
 
@@ -57,7 +52,7 @@ def find_file(
     """
     with translate_hub_errors(repo):
         found, name = _look_up(repo, choice, revision, offline)
-        path = _cached(found, name)
+        path = _cached(found.repo, found.commit, name)
         sha256 = None
         if path is None:
             _raise_if_unavailable(found, name)
@@ -81,7 +76,7 @@ def fetch_file(
     """The file in the cache, downloaded if it is not there. Raises T2IError."""
     with translate_hub_errors(repo):
         found, name = _look_up(repo, choice, revision, offline)
-        if path := _cached(found, name):
+        if path := _cached(found.repo, found.commit, name):
             return path
         _raise_if_unavailable(found, name)
         return _download(found, name, revision, on_event)
@@ -126,17 +121,12 @@ def _look_up(
         commit, obstacle = snapshot.resolve_commit(repo, revision, offline, lambda _: None)
     except NotDownloadedError:
         raise _not_downloaded(repo, choice if isinstance(choice, str) else "its file") from None
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}/snapshots/{commit}"
-    found = Snapshot(repo=repo, commit=commit, folder=folder, sizes={}, obstacle=obstacle)
-    if isinstance(choice, str) and _cached(found, choice):
-        return found, choice
-    found = Snapshot(
-        repo=repo,
-        commit=commit,
-        folder=folder,
-        sizes=_list_files(repo, commit, obstacle),
-        obstacle=obstacle,
-    )
+    if isinstance(choice, str) and _cached(repo, commit, choice):
+        folder = snapshot.snapshot_folder(repo, commit)
+        return Snapshot(
+            repo=repo, commit=commit, folder=folder, sizes={}, obstacle=obstacle
+        ), choice
+    found = snapshot.list_commit(repo, commit, obstacle, CARD)
     if not isinstance(choice, str):
         return found, choice(repo, list(found.sizes))
     if choice not in found.sizes:
@@ -144,21 +134,9 @@ def _look_up(
     return found, choice
 
 
-def _list_files(repo: str, commit: str, obstacle: T2IError | None) -> dict[str, int]:
-    """The files of a commit, with their bytes; the list and the card are kept in the cache."""
-    try:
-        tree = get_cached_repo_tree(repo, revision=commit)
-    except hf.CachedRepoTreeNotFoundError:
-        if obstacle is not None:
-            raise obstacle from None
-        snapshot_download(repo, revision=commit, allow_patterns=[CARD], tqdm_class=NullProgressBar)
-        tree = get_cached_repo_tree(repo, revision=commit)
-    return {file.path: file.size for file in tree}
-
-
 def listed_files(names: Iterable[str]) -> str:
     """A sentence with the first files of weights of a repository."""
-    found = [name for name in names if name.endswith(SAFE_WEIGHT_ENDINGS)]
+    found = [name for name in names if name.endswith(LOADED_ENDINGS)]
     more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
     return f"It has {', '.join(found[:_MAX_LISTED]) or 'no safetensors file'}{more}."
 
@@ -171,8 +149,8 @@ def _digest(repo: str, commit: str, name: str) -> str | None:
     return etag if etag and _SHA256.fullmatch(etag) else None
 
 
-def _cached(found: Snapshot, name: str) -> Path | None:
-    path = try_to_load_from_cache(found.repo, name, revision=found.commit)
+def _cached(repo: str, commit: str, name: str) -> Path | None:
+    path = try_to_load_from_cache(repo, name, revision=commit)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -181,7 +159,7 @@ def _download(found: Snapshot, name: str, revision: str | None, on_event: OnEven
     download.download_files(found, [name], on_event, shown=f"{found.repo}/{name}")
     if revision != found.commit:
         download.write_ref(found, revision or constants.DEFAULT_REVISION)
-    path = _cached(found, name)
+    path = _cached(found.repo, found.commit, name)
     if path is None:
         raise ModelError(f"{found.repo}/{name} could not be downloaded.")
     return path

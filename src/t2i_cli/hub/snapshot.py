@@ -125,6 +125,32 @@ def find_snapshot(
     return Snapshot(repo=repo, commit=commit, folder=folder, sizes=sizes, obstacle=obstacle)
 
 
+def list_commit(repo: str, commit: str, obstacle: T2IError | None, kept: str) -> Snapshot:
+    """A commit with its file list, which is fetched with the file `kept` if the cache lacks it.
+
+    Raises `obstacle` if it is not to be had.
+    """
+    try:
+        tree = get_cached_repo_tree(repo, revision=commit)
+    except hf.CachedRepoTreeNotFoundError:
+        if obstacle is not None:
+            raise obstacle from None
+        snapshot_download(repo, revision=commit, allow_patterns=[kept], tqdm_class=NullProgressBar)
+        tree = get_cached_repo_tree(repo, revision=commit)
+    return Snapshot(
+        repo=repo,
+        commit=commit,
+        folder=snapshot_folder(repo, commit),
+        sizes={file.path: file.size for file in tree},
+        obstacle=obstacle,
+    )
+
+
+def snapshot_folder(repo: str, commit: str) -> Path:
+    """Where the cache has a commit's files."""
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}/snapshots/{commit}"
+
+
 def _not_diffusers(repo: str, commit: str) -> ModelError:
     """The error for a repository without model_index.json, by what it has."""
     names = [file.path for file in get_cached_repo_tree(repo, revision=commit)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from t2i_cli.errors import InputError, ModelError, os_reason
 from t2i_cli.events import OnEvent
 from t2i_cli.files.user_paths import expand_home
+from t2i_cli.files.weight_files import PICKLES
 from t2i_cli.known_names import name_choices
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import adapter_catalog, file_digests, hub_sources
@@ -23,7 +24,6 @@ from t2i_cli.request_adapters import Adapter, AdapterKind, Adapters
 _ENDING = ".safetensors"
 _MAX_FILES = 10_000
 _MAX_SHOWN = 60
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _on_the_hub(adapter: Adapter) -> HubSource | None:
 def _unknown(adapter: Adapter, folder: str | None) -> InputError | ModelError:
     what = "LoRA" if adapter.kind == "lora" else "embedding"
     source = adapter.source
-    if source.endswith(_PICKLES) and os.path.exists(expand_home(source)):
+    if source.endswith(PICKLES) and os.path.exists(expand_home(source)):
         return ModelError(
             f"{source} is a pickle, which can run code when it is loaded.",
             hint=f"Look for the {what} as safetensors, or convert it: `t2i models convert FILE`.",

@@ -17,14 +17,12 @@ from t2i_cli.errors import (
     ModelError,
     QuotaError,
     RemoteError,
-    StorageError,
     T2IError,
     TimedOutError,
-    os_reason,
 )
 from t2i_cli.events import Notice, OnEvent
 from t2i_cli.files import model_parts, weight_files
-from t2i_cli.models import diffusers_folder, hub_sources
+from t2i_cli.models import diffusers_folder, header_files, hub_sources
 from t2i_cli.models.checkpoint_file import CheckpointFile, read_checkpoint
 
 if TYPE_CHECKING:
@@ -40,8 +38,6 @@ _DEPTH = 2
 _MAX_FILES = 5000
 _LISTING_SECONDS = 60
 """For so long a listing is used again: a run describes its model several times."""
-_GGUF_HEADER_BYTES = 2**25
-"""Bytes from the start of a GGUF file that have its header, whose length stands nowhere."""
 
 _listings: dict[str, tuple[float, "LocalCopy", T2IError | None]] = {}
 
@@ -132,28 +128,13 @@ class BucketModel:
     def _header_file(self) -> Path:
         """A file as long as the model's, of which the header alone takes room on the disk."""
         copy, name = self.copy, str(self.file)
-        path = copy.path(HEADER_FOLDER) / name
-        if path.is_file():
-            return path
-        self._check_available([name])
-        store, size = self._store(), copy.files[name].size
-        beginning = store.read_range(name, 0, min(size, 2**16))
-        if beginning[:4] == b"GGUF":
-            length = _GGUF_HEADER_BYTES
-        else:
-            length = 8 + min(int.from_bytes(beginning[:8], "little"), 10**8)
-        if len(beginning) < (length := min(length, size)):
-            beginning += store.read_range(name, len(beginning), length)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path.with_name(f"{name}.incomplete"), "wb") as file:
-                file.write(beginning)
-                file.truncate(size)
-            Path(file.name).replace(path)
-        except OSError as error:
-            reason = os_reason(error)
-            raise StorageError(f"Cannot keep the header of {copy.url}: {reason}.") from error
-        return path
+        path, size = copy.path(HEADER_FOLDER) / name, copy.files[name].size
+
+        def read(count: int) -> bytes:
+            self._check_available([name])
+            return self._store().read_range(name, 0, count)
+
+        return header_files.keep_header(path, size, read)
 
 
 @contextmanager
@@ -186,7 +167,7 @@ def find_bucket_model(name: str, *, offline: bool) -> BucketModel:
     """
     url = _parse_url(name)
     file = _file_of(url)
-    if file and file.lower().endswith(tuple(weight_files.PICKLES)):
+    if file and file.lower().endswith(weight_files.PICKLES):
         raise ModelError(
             f"{name} is a pickle, which can run code when loaded.",
             hint="Fetch it, write its weights with `t2i models convert FILE`, and store those.",
@@ -213,7 +194,7 @@ def has_all_files(model: BucketModel) -> bool:
         return False
 
 
-def is_downloaded(name: str) -> bool:
+def has_local_copy(name: str) -> bool:
     """Whether the newest version known of a URL's model is fetched, by what is on this machine."""
     from t2i_cli.buckets import local_copy
 
@@ -238,12 +219,9 @@ def model_of_copy(folder: Path, *, offline: bool = False) -> BucketModel:
     copy = local_copy.copy_in(folder)
     if copy is None:
         raise ModelError(f"The copy of the model in {folder} was removed.")
-    file = (
-        copy.url.text.rpartition("/")[2] if hub_sources.has_weight_ending(copy.url.text) else None
-    )
     known = _listings.get(copy.url.text)
     obstacle = _not_downloaded(copy.url) if offline else known[2] if known else None
-    return BucketModel(copy=copy, file=file, obstacle=obstacle)
+    return BucketModel(copy=copy, file=_file_of(copy.url), obstacle=obstacle)
 
 
 def _look(url: BucketUrl, file: str | None) -> "tuple[LocalCopy, T2IError | None]":

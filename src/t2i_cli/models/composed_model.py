@@ -212,12 +212,7 @@ def _scheduler_changes(checkpoint: CheckpointFile) -> tuple[tuple[str, str], ...
 
 def _with_parts(spec: ModelSpec, parts: PartSources, *, offline: bool) -> ModelSpec:
     """The spec of a model with parts in place of its own. Raises T2IError."""
-    known = spec.composition or Composition(
-        overrides=(),
-        folder=spec.folder,
-        repo=None if spec.folder else spec.repo or spec.name,
-        revision=spec.revision,
-    )
+    known = spec.composed
     folder = config_folder(spec, offline=offline)
     listed = sources.list_parts(folder)
     overrides = {each.part: each for each in known.overrides}

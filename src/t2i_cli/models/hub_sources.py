@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 from t2i_cli.errors import InputError
 from t2i_cli.files.user_paths import expand_home
-from t2i_cli.files.weight_files import PICKLES
+from t2i_cli.files.weight_files import LOADED_ENDINGS, PICKLES
 
-WEIGHT_ENDINGS = (".safetensors", ".sft", ".gguf", *PICKLES)
+WEIGHT_ENDINGS = (*LOADED_ENDINGS, *PICKLES)
 """Endings of files of weights: whoever names one means no folder and no repository."""
 _ENDING = "|".join(re.escape(each) for each in WEIGHT_ENDINGS)
 _SOURCE = re.compile(

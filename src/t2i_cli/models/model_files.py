@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2i_cli.events import OnEvent
-from t2i_cli.model_spec import Composition, ModelSpec, PartOverride
+from t2i_cli.model_spec import ModelSpec, PartOverride
 from t2i_cli.models import bucket_models, composition
 
 _Place = tuple[str | None, str | None, str | Path]
@@ -17,12 +17,7 @@ class ModelFiles:
     def __init__(self, spec: ModelSpec, *, offline: bool) -> None:
         self._spec = spec
         self._offline = offline
-        self._composed = spec.composition or Composition(
-            overrides=(),
-            folder=spec.folder,
-            repo=None if spec.folder else spec.repo or spec.name,
-            revision=spec.revision,
-        )
+        self._composed = spec.composed
         self._skip = {each.part for each in self._composed.overrides} | {*self._composed.left_out}
 
     def config_folder(self) -> Path:

@@ -87,10 +87,14 @@ def quantized_parts(folder: Path) -> dict[str, SavedQuantization]:
     return {name: saved for name, saved in found.items() if saved}
 
 
+def saved_methods(folder: Path) -> set[str]:
+    """The methods of all parts that are saved quantised. Raises ModelError."""
+    return {saved.method for saved in quantized_parts(folder).values()}
+
+
 def package_versions(folder: Path) -> dict[str, str]:
     """The installed packages that compute the saved weights, with their versions."""
-    methods = {saved.method for saved in quantized_parts(folder).values()}
-    names = sorted(_PACKAGES[method][0] for method in methods & _PACKAGES.keys())
+    names = sorted(_PACKAGES[method][0] for method in saved_methods(folder) & _PACKAGES.keys())
     return {name: version(name) for name in names}
 
 

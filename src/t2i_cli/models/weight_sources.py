@@ -1,25 +1,23 @@
 """Where a file of weights that is named lies: on this machine, on the Hub, or in a bucket.
 
-In place of a file that is still to be downloaded stands its header alone, in a sparse file of the
-same length in the cache: whatever describes, plans or checks by headers works before a download.
+In place of one that is still to be downloaded stands a file in the cache with its header alone.
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2i_cli.errors import ModelError, StorageError, T2IError, os_reason
+from t2i_cli.errors import ModelError, T2IError
 from t2i_cli.models import (
     bucket_models,
     catalog,
     checkpoint_file,
     file_digests,
-    gguf_header,
+    header_files,
     hub_sources,
 )
 from t2i_cli.models.bucket_models import BucketModel
@@ -29,9 +27,6 @@ from t2i_cli.models.hub_sources import HubSource
 
 if TYPE_CHECKING:
     from t2i_cli.hub.repository_file import RepositoryFile
-
-_BEGINNINGS = (2**20, 2**24, 10**8)
-"""Bytes that are read of a file on the Hub, one after the other, until they hold its header."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ def find_weight_file(
         raise
     if found.path:
         return WeightSource(found.path, source.name, source)
-    return WeightSource(_header_file(found), source.name, source, found.sha256)
+    return WeightSource(_header_of(found), source.name, source, found.sha256)
 
 
 @contextmanager
@@ -124,49 +119,11 @@ def named_as(path: Path, shown: str) -> Iterator[None]:
         raise
 
 
-def _header_file(file: "RepositoryFile") -> Path:
+def _header_of(file: "RepositoryFile") -> Path:
     """A file with the header of one on the Hub, and as long as it. Raises T2IError."""
     from t2i_cli.hub import repository_file
 
     key = hashlib.sha256(f"{file.repo}@{file.commit}/{file.name}".encode()).hexdigest()[:16]
     path = composed_root() / "headers" / key / Path(file.name).name
-    try:
-        if path.stat().st_size == file.size:
-            return path
-    except OSError:
-        pass
-    for count in _BEGINNINGS:
-        content = repository_file.read_remote_beginning(file, min(count, file.size))
-        _write_sparse(path, content, file.size)
-        if len(content) >= file.size or _holds_header(path, content):
-            break
-    return path
-
-
-def _write_sparse(path: Path, content: bytes, size: int) -> None:
-    """Write the beginning of a file of that many bytes. Raises StorageError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.truncate(size)
-            os.replace(made, path)
-        except BaseException:
-            os.unlink(made)
-            raise
-    except OSError as error:
-        raise StorageError(f"Cannot write {path}: {os_reason(error)}.") from error
-
-
-def _holds_header(path: Path, content: bytes) -> bool:
-    """Whether the beginning of a file has its whole header; true of what has none."""
-    if not content.startswith(gguf_header.GGUF_MAGIC):
-        length = int.from_bytes(content[:8], "little")
-        return length > _BEGINNINGS[-1] or 8 + length <= len(content)
-    try:
-        # Past the beginning are zeros: names without letters.
-        return not any(not n.strip("\0") for n in checkpoint_file.read_checkpoint(path).tensors)
-    except ModelError:
-        return False
+    read = partial(repository_file.read_remote_beginning, file)
+    return header_files.keep_header(path, file.size, read)

@@ -73,21 +73,23 @@ def settle_dtype(folder: Path, model: str, asked: str | None, device: Device, ch
 
 def lacks_group_offload(folder: Path, quantize: str | None) -> bool:
     """Whether a model has quantised weights that group offload cannot move."""
-    methods = {saved.method for saved in saved_quantization.quantized_parts(folder).values()}
-    return quantize in quantization.WITHOUT_GROUP_OFFLOAD or bool(methods & _WITHOUT_GROUP_OFFLOAD)
+    return quantize in quantization.WITHOUT_GROUP_OFFLOAD or bool(
+        saved_quantization.saved_methods(folder) & _WITHOUT_GROUP_OFFLOAD
+    )
 
 
 def lacks_memory_format(folder: Path, quantize: str | None) -> bool:
     """Whether a model has packed weights, which have no order of dimensions."""
-    methods = {saved.method for saved in saved_quantization.quantized_parts(folder).values()}
-    return quantize == "nf4" or "bitsandbytes" in methods
+    return quantize == "nf4" or "bitsandbytes" in saved_quantization.saved_methods(folder)
 
 
 @contextmanager
 def current_device(folder: Path, device: Device) -> Iterator[None]:
     """Make the device current while weights of bitsandbytes are read, which go there at once."""
-    methods = {saved.method for saved in saved_quantization.quantized_parts(folder).values()}
-    if "bitsandbytes" in methods and device.kind in {"cuda", "rocm"}:
+    if "bitsandbytes" in saved_quantization.saved_methods(folder) and device.kind in {
+        "cuda",
+        "rocm",
+    }:
         import torch
 
         with torch.cuda.device(device.name):
