@@ -160,7 +160,8 @@ class RequestFields:
     model: str | None = _declared(
         RequestField(
             flags=("--model", "-m"),
-            help="Alias, repository on the Hub, folder, file of weights, or URL of one.",
+            help="Short name, repository on the Hub or file in it, folder, file of weights, or URL "
+            "in a bucket.",
             default=DEFAULT_MODEL,
             label="Model",
             echoed=False,  # a server may call it otherwise
@@ -290,6 +291,22 @@ class RequestFields:
             needs="schedulers",
         )
     )
+    schedule: str | None = _declared(
+        RequestField(
+            flags=("--schedule",),
+            help=f"Noise levels of the scheduler's steps: {', '.join(SCHEDULE_LABELS)}.",
+            default=AUTO_SCHEDULE,
+            label="Schedule",
+            summary="{} schedule",
+            choices=tuple(SCHEDULE_LABELS),
+            dialects=_named("schedule", "t2i"),
+            aliases=("schedule_type", "noise_schedule"),
+            servings=frozenset({"t2i"}),
+            infotext="Schedule type",
+            parse=parse_schedule_name,
+            needs="schedules",
+        )
+    )
     quantize: str | None = _declared(
         RequestField(
             flags=("--quantize",),
@@ -345,20 +362,24 @@ class RequestFields:
         )
     )
     vae: PartSource | None = _declared(
-        _part_field(("--vae",), "VAE", "VAE in place of the model's: file, folder or repository.")
+        _part_field(
+            ("--vae",),
+            "VAE",
+            "VAE in place of the model's: file, folder, repository or file in it.",
+        )
     )
     text_encoder: PartSource | None = _declared(
         _part_field(
             ("--text-encoder",),
             "Text encoder",
-            "Text encoder in place of the model's: file, folder or repository.",
+            "Text encoder in place of the model's: file, folder, repository or file in it.",
         )
     )
     transformer: PartSource | None = _declared(
         _part_field(
             ("--transformer", "--unet"),
             "Transformer",
-            "Transformer or UNet in place of the model's: file, folder or repository.",
+            "Transformer or UNet in place of the model's: file, folder, repository or file in it.",
         )
     )
     loras: Adapters | None = _declared(
@@ -366,7 +387,8 @@ class RequestFields:
             flags=("--lora",),
             panel=PARTS_PANEL,
             repeated=True,
-            help="A LoRA, as FILE:0.8, owner/name or a name in --lora-dir; may be repeated.",
+            help="A LoRA and its weight, as FILE:0.8; also owner/name, or a name in --lora-dir; "
+            "may be repeated.",
             label="LoRAs",
             summary="LoRAs {}",
             to_text=adapters_summary,
@@ -462,22 +484,6 @@ class RequestFields:
             per_image=True,
             identity=False,  # the prompt has what a style adds
             expanded=True,
-        )
-    )
-    schedule: str | None = _declared(
-        RequestField(
-            flags=("--schedule",),
-            help=f"Noise levels of the scheduler's steps: {', '.join(SCHEDULE_LABELS)}.",
-            default=AUTO_SCHEDULE,
-            label="Schedule",
-            summary="{} schedule",
-            choices=tuple(SCHEDULE_LABELS),
-            dialects=_named("schedule", "t2i"),
-            aliases=("schedule_type", "noise_schedule"),
-            servings=frozenset({"t2i"}),
-            infotext="Schedule type",
-            parse=parse_schedule_name,
-            needs="schedules",
         )
     )
 

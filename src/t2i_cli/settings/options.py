@@ -235,7 +235,8 @@ class DeviceOptions:
         str | None,
         flag(
             "--lora-dir",
-            help=f"{_takes('lora_dir')}. {_default('lora_dir')}",
+            help=f"Folder of LoRAs and embeddings that requests, prompts and clients may name. "
+            f"{_default('lora_dir')}",
         ),
     ] = None
     clear_cache: Annotated[

@@ -14,6 +14,7 @@ from t2i_cli.errors import InputError, ModelError, StorageError
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import bucket_models, catalog, diffusers_folder, weight_sources, weights
 from t2i_cli.models.hub_sources import HubSource, parse_source
+from t2i_cli.request_fields import FIELDS
 from t2i_cli.terminal.console import console, escape_controls, format_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ app = typer.Typer(
 _JSON_ONLY_FIELDS = {"own", "files", "refuses", "guidance_off", "words", "examples"}
 """Fields of a model's record that the text output leaves out or prints separately."""
 
-ModelArg = Annotated[str, typer.Argument(help="Alias, repository on the Hub, folder, or URL.")]
+ModelArg = Annotated[str, typer.Argument(help=FIELDS["model"].help)]
 
 
 @command(app, "t2i models list", "t2i models list --json", name="list", alias="ls")
@@ -54,12 +55,7 @@ def list_(json: JsonOpt = False) -> None:
 
 @command(app, "t2i models show sdxl", "t2i models show FILE.safetensors --json")
 def show(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Alias, repository on the Hub, folder, file of weights in either, URL."
-        ),
-    ],
+    model: ModelArg,
     json: JsonOpt = False,
 ) -> None:
     """Show all that is known of a model or a file; of postcard, all the words it knows, too."""

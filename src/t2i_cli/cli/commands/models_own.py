@@ -50,9 +50,7 @@ class OwnModelChecks:
 
 def add(
     name: Annotated[str, typer.Argument(help="The name that it gets.")],
-    source: Annotated[
-        str, typer.Argument(help="File of weights, folder, repository on the Hub, or a known name.")
-    ],
+    source: Annotated[str, typer.Argument(help=FIELDS["model"].help)],
     defaults: OwnModelOptions,
     checks: OwnModelChecks,
     console_options: ConsoleOptions,
