@@ -218,7 +218,7 @@ def test_seconds_on_the_command_line(t2i: T2I, value: str) -> None:
         # The name of a host is encoded late: "label too long".
         (("--backend", "http", "--url", f"http://{'a' * 4999}"), {}, 2, "is no address"),
         (("--backend", "http", "--url", "http://a..b/v1"), {}, 2, "is no address"),
-        (("-m", "~nouser/x"), {}, 9, "no model folder ~nouser/x"),
+        (("-m", "~nouser/x"), {}, 9, "no file or folder ~nouser/x"),
         (("-m", "postcard", "--guidance-scale", "1" * 400), {}, 2, "must be a number"),
         (("-m", "a" * 4999), {}, 9, "is unknown"),
         (("-m", "postcard", "-o", "b" * 300 + ".png"), {}, 2, "has 304 bytes"),

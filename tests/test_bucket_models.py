@@ -311,7 +311,7 @@ def _many(bucket: Bucket) -> str:
     [
         (lambda bucket: bucket.url, "There is no model at memory://"),
         (lambda bucket: f"{bucket.url}/x.safetensors", "There is no model at memory://"),
-        (lambda bucket: f"{bucket.url}/x.ckpt", "is a pickle, which can run code"),
+        (lambda bucket: f"{bucket.url}/x.ckpt", "is a pickle file, which can run code"),
         (_only_a_file, "holds single files of weights (model.safetensors)"),
         (_a_lora, "holds a LoRA"),
         (_no_weights, "a web page"),

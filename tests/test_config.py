@@ -97,7 +97,7 @@ def test_a_secret_comes_from_standard_input_and_is_never_shown(t2i: T2I, home: P
     ("key", "value", "message"),
     [
         ("model", "nosuchmodel", "The model 'nosuchmodel' is unknown."),
-        ("model", "./nowhere", "There is no model folder ./nowhere."),
+        ("model", "./nowhere", "There is no file or folder ./nowhere."),
         ("output", "out/{sed}.png", "sed"),
         ("output", "a.tiff", "unknown extension .tiff"),
         ("vertex_prices", "no.toml", "Cannot read no.toml"),

@@ -88,7 +88,7 @@ def test_a_folder_that_is_none_has_the_same_sentence_everywhere(
 ) -> None:
     with pytest.raises(ModelError) as caught:
         find(name)
-    assert caught.value.message == f"There is no model folder {name}."
+    assert caught.value.message == f"There is no file or folder {name}."
     assert str(caught.value.hint).startswith("`t2i models list` shows the short names; a folder")
 
 
@@ -247,7 +247,7 @@ RARE: dict[str, Callable[[], object]] = {
     "no accelerator": lambda: machine_types.choose_hardware("a-b-c", "?", ModelSpec(name="")),
     "no prompts file": lambda: prompts.check_source(""),
     "no problems": lambda: _raise(prompts.PromptsError("", [])),
-    "no model folder": lambda: _raise(catalog.unknown_model("./")),
+    "no file or folder": lambda: _raise(catalog.unknown_model("./")),
 }
 """Errors that a user meets seldom, built of nothing where that is possible."""
 

@@ -308,7 +308,7 @@ def test_a_repository_is_described_by_its_configs(
 
 @pytest.mark.parametrize("name", ["./nowhere", "~/nowhere", "/no/such/folder", "a/b/c"])
 def test_a_missing_folder_is_named(name: str) -> None:
-    with pytest.raises(ModelError, match=f"There is no model folder {name}"):
+    with pytest.raises(ModelError, match=f"There is no file or folder {name}"):
         find(name)
 
 

@@ -141,7 +141,7 @@ def test_own_models_are_listed_shown_and_removed(command: Command) -> None:
         (["mine", "postcard", "--lora", "no.safetensors"], "There is no file no.safetensors."),
         (["mine", "postcard", "--revision", "main"], "which has no revisions"),
         (["mine", "no.safetensors"], "There is no file"),
-        (["mine", "./nofolder"], "There is no model folder"),
+        (["mine", "./nofolder"], "There is no file or folder"),
         (["mine", "postcrad"], "The model 'postcrad' is unknown."),
     ],
 )
@@ -516,9 +516,9 @@ def test_the_setting_and_the_shell_know_own_names(command: Command, t2i: T2I) ->
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("./crad", "There is no model folder ./crad. Did you mean ./card?"),
+        ("./crad", "There is no file or folder ./crad. Did you mean ./card?"),
         ("./models/crad", "Did you mean ./models/card?"),
-        ("./nowhere/card", "There is no model folder ./nowhere/card. `t2i models list`"),
+        ("./nowhere/card", "There is no file or folder ./nowhere/card. `t2i models list`"),
         ("./link", "./link is a link to moved, which is not there."),
         ("card/model_index.json", "card/model_index.json describes a model, and is none. Name its"),
         ("./models", "so it is not a diffusers model. Name the model in it: models/card."),

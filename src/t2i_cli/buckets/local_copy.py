@@ -23,6 +23,7 @@ from t2i_cli.files.weight_files import is_plain_name
 
 _FORMAT = 1
 _INCOMPLETE = ".incomplete"
+_HEADERS = ".header"
 _KEPT_VERSIONS = 2
 """The newest version, and the one before it, which a process may have loaded from."""
 
@@ -41,6 +42,10 @@ class LocalCopy:
     def path(self, name: str) -> Path:
         """Where a file lies once it is fetched."""
         return self.folder / name
+
+    def header_path(self, name: str) -> Path:
+        """Where the header of a file lies that is not fetched yet."""
+        return self.folder / _HEADERS / name
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Those of the files that are not fetched yet."""
@@ -107,7 +112,7 @@ def with_urls(text: str) -> str:
         copy = copy_in(Path(found["folder"]))
         if copy is None:
             return found[0]
-        rest = found["rest"].removeprefix("/.header")
+        rest = found["rest"].removeprefix(f"/{_HEADERS}")
         # A single file's own name is in its URL.
         return copy.url.text if copy.url.text.endswith(rest) else f"{copy.url.text}{rest}"
 

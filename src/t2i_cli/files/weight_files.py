@@ -17,8 +17,8 @@ STEMS = ("diffusion_pytorch_model", "model")
 VARIANTS = {"float16": "fp16", "bfloat16": "bf16"}
 """The variant whose weights are stored in a dtype."""
 _PRECISE_FIRST = ("fp32", "bf16", "fp16")
-LOADED_ENDINGS = (".safetensors", ".sft", ".gguf")
-"""Endings of files of weights that are loaded."""
+SAFE_WEIGHT_ENDINGS = (".safetensors", ".sft", ".gguf")
+"""Endings of files of weights that are read; pickles are converted first."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 """Endings of files of weights that can run code when loaded, and are not."""
 

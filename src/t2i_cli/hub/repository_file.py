@@ -18,7 +18,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 
 from t2i_cli.errors import ModelError, RemoteError, T2IError
 from t2i_cli.events import OnEvent
-from t2i_cli.files.weight_files import LOADED_ENDINGS
+from t2i_cli.files.weight_files import SAFE_WEIGHT_ENDINGS
 from t2i_cli.hub import client, download, snapshot
 from t2i_cli.hub.errors import NotDownloadedError, translate_hub_errors
 from t2i_cli.hub.licence import CARD
@@ -136,7 +136,7 @@ def _look_up(
 
 def listed_files(names: Iterable[str]) -> str:
     """A sentence with the first files of weights of a repository."""
-    found = [name for name in names if name.endswith(LOADED_ENDINGS)]
+    found = [name for name in names if name.endswith(SAFE_WEIGHT_ENDINGS)]
     more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
     return f"It has {', '.join(found[:_MAX_LISTED]) or 'no safetensors file'}{more}."
 

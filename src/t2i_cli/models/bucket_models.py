@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from t2i_cli.buckets.local_copy import LocalCopy
     from t2i_cli.buckets.object_store import ObjectStore, ObjectVersion
 
-HEADER_FOLDER = ".header"
-"""In a copy's folder: the header of a single file that is not fetched yet."""
 _WEB_PROTOCOLS = {"http", "https"}
 """Those of pages: an address of the Hub is one of its models, and others are none."""
 _DEPTH = 2
@@ -128,13 +126,13 @@ class BucketModel:
     def _header_file(self) -> Path:
         """A file as long as the model's, of which the header alone takes room on the disk."""
         copy, name = self.copy, str(self.file)
-        path, size = copy.path(HEADER_FOLDER) / name, copy.files[name].size
+        size = copy.files[name].size
 
         def read(count: int) -> bytes:
             self._check_available([name])
             return self._store().read_range(name, 0, count)
 
-        return header_files.keep_header(path, size, read)
+        return header_files.keep_header(copy.header_path(name), size, read)
 
 
 @contextmanager
@@ -167,11 +165,7 @@ def find_bucket_model(name: str, *, offline: bool) -> BucketModel:
     """
     url = _parse_url(name)
     file = _file_of(url)
-    if file and file.lower().endswith(weight_files.PICKLES):
-        raise ModelError(
-            f"{name} is a pickle, which can run code when loaded.",
-            hint="Fetch it, write its weights with `t2i models convert FILE`, and store those.",
-        )
+    hub_sources.check_no_pickle(url.text)
     from t2i_cli.buckets import local_copy
 
     if offline:

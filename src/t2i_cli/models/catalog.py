@@ -285,7 +285,9 @@ def unknown_model(
     if _is_path(name):
         if "://" in name:
             return ModelError(
-                f"{name} is an address, and no model of the Hub.", hint=hub_sources.NAME_IT
+                f"{name} is an address, and no model of the Hub.",
+                hint="Download a file of weights and name its path, or name a model of the Hub as "
+                "owner/name.",
             )
         there = os.path.exists(expand_home(name))
         if os.path.islink(expand_home(name)) and not there:
@@ -294,7 +296,7 @@ def unknown_model(
                 f"{name} is a link to {target}, which is not there.", hint="Name where it lies now."
             )
         return ModelError(
-            f"{name} is no folder." if there else f"There is no model folder {name}.",
+            f"{name} is no folder." if there else f"There is no file or folder {name}.",
             hint=f"{_near_path(name)}`t2i models list` shows the short names; {others}.",
         )
     own = {letters_and_digits(each): each for each in user_catalog.known_names()}

@@ -9,11 +9,11 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from t2i_cli.errors import InputError
+from t2i_cli.errors import InputError, ModelError
 from t2i_cli.files.user_paths import expand_home
-from t2i_cli.files.weight_files import LOADED_ENDINGS, PICKLES
+from t2i_cli.files.weight_files import PICKLES, SAFE_WEIGHT_ENDINGS
 
-WEIGHT_ENDINGS = (*LOADED_ENDINGS, *PICKLES)
+WEIGHT_ENDINGS = (*SAFE_WEIGHT_ENDINGS, *PICKLES)
 """Endings of files of weights: whoever names one means no folder and no repository."""
 _ENDING = "|".join(re.escape(each) for each in WEIGHT_ENDINGS)
 _SOURCE = re.compile(
@@ -80,6 +80,15 @@ def parse_source(text: str) -> HubSource | None:
 def has_weight_ending(name: str) -> bool:
     """Whether a name ends as a file of weights does."""
     return name.lower().endswith(WEIGHT_ENDINGS)
+
+
+def check_no_pickle(name: str) -> None:
+    """Raise ModelError for the name of a pickle that is to be downloaded."""
+    if name.lower().endswith(PICKLES):
+        raise ModelError(
+            f"{name} is a pickle file, which can run code when it is loaded.",
+            hint="Download it, write its weights with `t2i models convert FILE`, and use those.",
+        )
 
 
 def join_revision(name: str, revision: str | None) -> str:

@@ -92,6 +92,7 @@ def find_weight_file(
     source = file_on_hub(name, revision)
     if source is None:
         return None
+    hub_sources.check_no_pickle(source.name)
     from t2i_cli.hub import repository_file
 
     try:
