@@ -274,3 +274,18 @@ def _default(module: str, expression: ast.expr) -> object:
 def _is_transparent(decorator: ast.expr) -> bool:
     called = decorator.func if isinstance(decorator, ast.Call) else decorator
     return ast.unparse(called).rpartition(".")[2] in _TRANSPARENT_DECORATORS
+
+
+@cache
+def table_keys(module: str, table: str) -> frozenset[str]:
+    """The texts that are keys of a dictionary of a library's module; empty if it is not found."""
+    source = library_source.read_module(module)
+    for node in source.tree.body if source else ():
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == table:
+            keys = node.value.keys if isinstance(node.value, ast.Dict) else ()
+            return frozenset(
+                key.value
+                for key in keys
+                if isinstance(key, ast.Constant) and isinstance(key.value, str)
+            )
+    return frozenset()

@@ -1,9 +1,7 @@
 """By which method a part's weights were quantised when they were saved, before they are loaded."""
 
-import ast
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +9,8 @@ from typing import NamedTuple
 from t2i_cli.errors import ModelError
 from t2i_cli.files.state_files import parse_json
 from t2i_cli.models import (
+    class_facts,
     diffusers_folder,
-    library_source,
     safetensors_header,
     single_file_parts,
     sources,
@@ -113,7 +111,8 @@ def check_methods(folder: Path) -> None:
         saved = saved_quantization(part)
         if saved is None or part.file or part.library not in {"diffusers", "transformers"}:
             continue
-        known = _known_methods(part.library)
+        module = f"{part.library}.quantizers.auto"
+        known = class_facts.table_keys(module, "AUTO_QUANTIZER_MAPPING")
         if known and not known & {saved.method, f"{saved.method}_4bit"}:
             raise ModelError(
                 f"The {part.name} in {folder} is quantised in a way that {part.library} "
@@ -187,18 +186,6 @@ def _tensor_dtype(text: str) -> str | None:
     for key in ("_data", "dtype", "_data"):
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, str) and found in _DTYPES else None
-
-
-@cache
-def _known_methods(library: str) -> frozenset[str]:
-    """The methods that a library's source has a loader for; empty if that is not found."""
-    module = library_source.read_module(f"{library}.quantizers.auto")
-    for statement in module.tree.body if module else ():
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
-            if ast.unparse(statement.targets[0]) == "AUTO_QUANTIZER_MAPPING":
-                keys = statement.value.keys
-                return frozenset(str(k.value) for k in keys if isinstance(k, ast.Constant))
-    return frozenset()
 
 
 def _check_version(part: Part, method: str) -> None:

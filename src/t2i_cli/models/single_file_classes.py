@@ -1,9 +1,6 @@
 """Which classes of networks the libraries make from single files, and of which formats."""
 
-import ast
-from functools import cache
-
-from t2i_cli.models import class_facts, library_source
+from t2i_cli.models import class_facts
 from t2i_cli.models.sources import Part
 
 _MODULE = "diffusers.loaders.single_file_model"
@@ -24,25 +21,11 @@ def is_converted(part: Part) -> bool:
     """Whether the libraries make a part of the tensors of a checkpoint."""
     if part.library != "diffusers":
         return part.library == "transformers" and part.name.startswith("text_encoder")
-    known = _converted_classes()
+    known = class_facts.table_keys(_MODULE, _TABLE)
+    # Other classes have the method in vain.
     return part.cls in known if known else class_facts.has_method(part.cls, "from_single_file")
 
 
 def gguf_architectures(part: Part) -> tuple[str, ...]:
     """The architectures of GGUF files that a text encoder is read from."""
     return _GGUF_ENCODERS.get(part.cls, ())
-
-
-@cache
-def _converted_classes() -> frozenset[str]:
-    """The classes that diffusers has a conversion for; other ones have the method in vain."""
-    module = library_source.read_module(_MODULE)
-    for node in module.tree.body if module else ():
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _TABLE:
-            keys = node.value.keys if isinstance(node.value, ast.Dict) else ()
-            return frozenset(
-                key.value
-                for key in keys
-                if isinstance(key, ast.Constant) and isinstance(key.value, str)
-            )
-    return frozenset()

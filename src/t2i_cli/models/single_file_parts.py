@@ -27,10 +27,10 @@ def is_whole(names: Iterable[str]) -> bool:
 def parts_inside(checkpoint: CheckpointFile, parts: Iterable[Part]) -> list[Part]:
     """Those parts of a pipeline that a checkpoint holds tensors of."""
     names = list(checkpoint.tensors)
-    return [part for part in parts if part.has_weights and own_names(part, names, whole=True)]
+    return [part for part in parts if part.has_weights and tensor_names(part, names, whole=True)]
 
 
-def own_names(part: Part, names: Iterable[str], *, whole: bool) -> dict[str, str]:
+def tensor_names(part: Part, names: Iterable[str], *, whole: bool) -> dict[str, str]:
     """The names of a part's tensors without its prefix, by their names in the file.
 
     Of a file that is the part alone, not `whole`, all are the part's. Other tensors of a checkpoint
@@ -52,7 +52,7 @@ def part_tensors(part: Part) -> Iterator[tuple[str, tuple[int, ...], str]]:
     if part.file is None:
         return
     tensors = read_checkpoint(part.file.path).tensors
-    for name, own in own_names(part, tensors, whole=part.file.whole).items():
+    for name, own in tensor_names(part, tensors, whole=part.file.whole).items():
         if not is_beside_weights(name):
             yield own, *tensors[name]
 

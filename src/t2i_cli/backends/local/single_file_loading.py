@@ -107,7 +107,7 @@ def _own_tensors(part: Part, tensors: dict[str, LibraryObject]) -> dict[str, Lib
     Some conversions take a family's own names only, without ComfyUI's prefix, those of UNets only
     with it; of parts beside theirs some stumble over the names.
     """
-    names = single_file_parts.own_names(part, tensors, whole=bool(part.file and part.file.whole))
+    names = single_file_parts.tensor_names(part, tensors, whole=bool(part.file and part.file.whole))
     prefix = _LDM if _LDM_ENTRY in names.values() else ""
     return {prefix + own: tensors[name] for name, own in names.items()}
 
@@ -124,7 +124,7 @@ def _load_encoder(
             network, missing = text_encoder_files.read_gguf(cls, part, path, arguments)
         else:
             whole = bool(part.file and part.file.whole)
-            names = single_file_parts.own_names(part, tensors, whole=whole)
+            names = single_file_parts.tensor_names(part, tensors, whole=whole)
             own = {name: tensors[each] for each, name in names.items()}
             prefix = next(each.removesuffix(name) for each, name in names.items())
             network, missing = text_encoder_files.make_encoder(cls, part, own, prefix, arguments)
