@@ -23,7 +23,6 @@ from t2i_cli.files.weight_files import is_plain_name
 
 _FORMAT = 1
 _INCOMPLETE = ".incomplete"
-_HEADERS = ".header"
 _KEPT_VERSIONS = 2
 """The newest version, and the one before it, which a process may have loaded from."""
 
@@ -45,7 +44,7 @@ class LocalCopy:
 
     def header_path(self, name: str) -> Path:
         """Where the header of a file lies that is not fetched yet."""
-        return self.folder / _HEADERS / name
+        return self.folder / ".header" / name
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Those of the files that are not fetched yet."""
@@ -112,7 +111,7 @@ def with_urls(text: str) -> str:
         copy = copy_in(Path(found["folder"]))
         if copy is None:
             return found[0]
-        rest = found["rest"].removeprefix(f"/{_HEADERS}")
+        rest = found["rest"].removeprefix("/.header")
         # A single file's own name is in its URL.
         return copy.url.text if copy.url.text.endswith(rest) else f"{copy.url.text}{rest}"
 
