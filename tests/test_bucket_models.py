@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 from types import SimpleNamespace
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from t2i_cli import postcard
-from t2i_cli.backend import GeneratedImage
+from t2i_cli import hub, postcard
+from t2i_cli.backend import Failure, GeneratedImage
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.buckets import copy_download, local_copy, object_store
 from t2i_cli.buckets.object_store import ObjectStore
@@ -166,6 +167,29 @@ def test_a_single_file_is_described_by_its_header(bucket: Bucket, tmp_path: Path
     assert resolve_request(request, backend.describe(request)).identity() == before
 
 
+def test_a_file_in_a_bucket_and_its_base_on_the_hub_are_both_to_be_downloaded(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "sd15"
+    tiny_models.save_pipeline(tiny_checkpoints.sd15, base)
+    file = single_files.save_checkpoint(base, tmp_path / "tiny.safetensors")
+    bucket.put("tiny.safetensors", file.read_bytes())
+    spec = composed_model.resolve_with_parts(
+        f"{bucket.url}/tiny.safetensors",
+        None,
+        {"base": parse_part_source(str(base))},
+        offline=False,
+        trust_remote_code=False,
+    )
+    assert spec.composition
+    on_hub = replace(spec, composition=replace(spec.composition, folder=None, repo="ann/base"))
+    monkeypatch.setattr(
+        hub, "download_size", lambda *_, **__: hub.DownloadSize(total_bytes=70, missing_bytes=30)
+    )
+    size = file.stat().st_size
+    assert ModelFiles(on_hub, offline=False).size("float32") == (size + 70, size + 30)
+
+
 def test_a_fetch_that_broke_off_is_gone_on_with(
     card: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +307,49 @@ def test_a_disk_that_is_too_small_is_told_before(
     with pytest.raises(StorageError, match=r"needs .* free\."):
         files.download("float32", lambda _: None)
     assert WEIGHTS not in card.asked
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut é 100%20.safetensors"])
+def test_a_damaged_file_is_named_by_its_url_and_its_header_takes_little_room(
+    bucket: Bucket, name: str
+) -> None:
+    data = (postcard.FOLDER / WEIGHTS).read_bytes()
+    bucket.put(name, data[:-100])
+    with pytest.raises(ModelError) as refused:
+        files_of(f"{bucket.url}/{name}")
+    assert refused.value.message.startswith(f"The weights file {bucket.url}/{name} is truncated: ")
+    [copy] = local_copy.list_copies()
+    assert not copy.is_begun
+    assert local_copy.disk_bytes(copy) < len(data) / 10
+
+
+def test_a_damaged_file_of_a_folder_is_named_by_its_url(card: Bucket) -> None:
+    card.put(WEIGHTS, (postcard.FOLDER / WEIGHTS).read_bytes()[:-100])
+    backend = LocalBackend(LocalOptions(device="cpu"))
+    request = build_request({"prompt": "x", "seed": 1, "steps": 1, "model": card.url})
+    resolved = resolve_request(request, backend.describe(request))
+    [outcome] = backend.run([resolved], lambda _: None, Flag())
+    assert isinstance(outcome, Failure)
+    assert outcome.error.message.startswith(f"The weights file {card.url}/{WEIGHTS} is truncated: ")
+    assert local_copy.list_copies()[0].is_begun
+
+
+@pytest.mark.parametrize("field", ["base", "vae", "text_encoder", "transformer"])
+def test_urls_of_parts_are_refused_as_such(bucket: Bucket, tmp_path: Path, field: str) -> None:
+    base = tmp_path / "sd15"
+    tiny_models.save_pipeline(tiny_checkpoints.sd15, base)
+    model = str(base)
+    if field == "base":
+        model = str(single_files.save_checkpoint(base, tmp_path / "tiny.safetensors"))
+    with pytest.raises(InputError, match="is named by a URL, which -m alone takes") as refused:
+        composed_model.resolve_with_parts(
+            model,
+            None,
+            {field: parse_part_source(f"{bucket.url}/x")},
+            offline=False,
+            trust_remote_code=False,
+        )
+    assert refused.value.field == field
 
 
 def _only_a_file(bucket: Bucket) -> str:

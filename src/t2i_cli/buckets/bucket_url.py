@@ -39,6 +39,16 @@ def is_bucket_url(text: str) -> bool:
     return found is not None and found[1].lower() not in _LOCAL_PROTOCOLS
 
 
+def check_no_url(noun: str, source: str, field: str) -> None:
+    """Raise InputError for a part or an adapter that is named by a URL, which models alone are."""
+    if is_bucket_url(source):
+        raise InputError(
+            f"The {noun} {source} is named by a URL, which -m alone takes.",
+            hint="Name a file or folder of this machine, or owner/name on the Hub.",
+            field=field,
+        )
+
+
 def without_file_scheme(text: str) -> str:
     """The path of a `file://` URL; any other text as it is."""
     found = _SCHEME.match(text)

@@ -66,6 +66,11 @@ class LocalCopy:
         path = self.path(name)
         return path.with_name(path.name + _INCOMPLETE)
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything of the files was fetched."""
+        return any(p.is_file() for n in self.files for p in (self.path(n), self.incomplete(n)))
+
     def earlier(self) -> "list[LocalCopy]":
         """The copies of other versions of the same URL."""
         others = [each for each in _version_folders(self.folder.parent) if each != self.folder]
@@ -106,23 +111,22 @@ def copy_in(folder: Path) -> LocalCopy | None:
 
 def with_urls(text: str) -> str:
     """The text with URLs in place of paths of their copies."""
-
-    def url_of(found: re.Match[str]) -> str:
-        copy = copy_in(Path(found["folder"]))
+    pattern = re.escape(str(_root())) + "/[0-9a-f]{16}/[0-9a-f]{16}"
+    for folder in set(re.findall(pattern, text)):
+        copy = copy_in(Path(folder))
         if copy is None:
-            return found[0]
-        rest = found["rest"].removeprefix("/.header")
-        # A single file's own name is in its URL.
-        return copy.url.text if copy.url.text.endswith(rest) else f"{copy.url.text}{rest}"
-
-    root = re.escape(str(_root()))
-    return re.sub(
-        rf"(?P<folder>{root}/[0-9a-f]{{16}}/[0-9a-f]{{16}})(?P<rest>[\w./-]*)", url_of, text
-    )
+            continue
+        for name in copy.files:
+            # A single file's own name is in its URL.
+            if copy.url.text.endswith(f"/{name}"):
+                text = text.replace(f"{folder}/.header/{name}", folder)
+                text = text.replace(f"{folder}/{name}", folder)
+        text = text.replace(folder, copy.url.text)
+    return text
 
 
 def list_copies() -> list[LocalCopy]:
-    """The newest copy of each URL of which anything was fetched."""
+    """The newest copy of each URL that was asked for."""
     with suppress(OSError):
         places = sorted(each for each in _root().iterdir() if each.is_dir())
         versions = [folders[0] for each in places if (folders := _version_folders(each))]
@@ -139,7 +143,13 @@ def remove_copy(copy: LocalCopy) -> None:
 def disk_bytes(copy: LocalCopy) -> int:
     """Bytes on the disk of all versions of a copy; a file that two versions share counts once."""
     states = [each.stat() for each in copy.folder.parent.rglob("*") if each.is_file()]
-    return sum({state.st_ino: state.st_size for state in states}.values())
+    return sum({state.st_ino: _used_bytes(state) for state in states}.values())
+
+
+def _used_bytes(state: os.stat_result) -> int:
+    """Bytes of a file, or those of its blocks where it has fewer, as a header alone has."""
+    blocks = getattr(state, "st_blocks", None)
+    return state.st_size if blocks is None else min(state.st_size, blocks * 512)
 
 
 def _root() -> Path:

@@ -94,7 +94,7 @@ def other_content(names: Iterable[str], config: Mapping[str, object]) -> tuple[s
     if ".gguf" in ends and not ends & {".safetensors", ".ckpt"}:
         return (
             f"holds weights in GGUF files only ({single})",
-            "`-m FILE` takes one of them, once it is on this machine.",
+            f"Name a file itself, after a slash: `-m …/{single}`.",
         )
     if single and not ends & {".safetensors", ".gguf"}:
         return (
@@ -104,6 +104,6 @@ def other_content(names: Iterable[str], config: Mapping[str, object]) -> tuple[s
     if single:
         return (
             f"holds single files of weights ({single}), and no folder for each part",
-            "`-m FILE` takes one of them, once it is on this machine.",
+            f"Name a file itself, after a slash: `-m …/{single}`.",
         )
     return None

@@ -10,6 +10,7 @@ import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from t2i_cli.buckets.bucket_url import check_no_url
 from t2i_cli.errors import InputError, ModelError, os_reason
 from t2i_cli.events import OnEvent
 from t2i_cli.files.user_paths import expand_home
@@ -259,6 +260,7 @@ def _unknown(adapter: Adapter, folder: str | None) -> InputError | ModelError:
             f"{source} is a pickle, which can run code when it is loaded.",
             hint=f"Look for the {what} as safetensors, or convert it: `t2i models convert FILE`.",
         )
+    check_no_url(what, source, _field(adapter.kind))
     names = files_in_folder(folder)
     if "/" in source or source.endswith(_ENDING) or not (names or adapter.kind == "lora"):
         return InputError(f"There is no file {source}.", field=_field(adapter.kind))

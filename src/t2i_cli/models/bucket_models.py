@@ -145,6 +145,7 @@ def naming_urls() -> Iterator[None]:
 
         error.message = local_copy.with_urls(error.message)
         error.hint = error.hint and local_copy.with_urls(error.hint)
+        error.args = (error.message,)
         raise
 
 

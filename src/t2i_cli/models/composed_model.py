@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from t2i_cli.buckets.bucket_url import check_no_url
 from t2i_cli.errors import InputError, ModelError
 from t2i_cli.model_spec import Composition, ModelSpec, PartOverride
 from t2i_cli.models import (
@@ -141,6 +142,7 @@ def _find_base(
     revision = None
     if given:
         name, revision = catalog.parse_address(given.source)
+        check_no_url("base", name, "base")
     else:
         name = family_bases.find_base(checkpoint.family, checkpoint.path)
     try:

@@ -49,7 +49,7 @@ class ModelFiles:
                 dtype=dtype,
                 skip=self._skip,
             )
-            total, missing = size.total_bytes, size.missing_bytes
+            total, missing = total + size.total_bytes, missing + size.missing_bytes
         for override in self._remote():
             size_bytes, missing_bytes = self._size_of(override, dtype)
             total, missing = total + size_bytes, missing + missing_bytes

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from t2i_cli.buckets.bucket_url import check_no_url
 from t2i_cli.errors import InputError
 from t2i_cli.models import catalog, file_digests, part_check
 from t2i_cli.models.sources import Part
@@ -37,6 +38,7 @@ def find_folder(field: str, source: PartSource, own: list[Part], *, offline: boo
     if root is None:
         repo = known.repo if known else name
         if repo is None or not catalog.is_repository(repo):
+            check_no_url(noun, source.source, field)
             raise InputError(
                 f"There is no {noun} {source.source}: no file, and no folder.",
                 hint="A file, a folder, or owner/name on the Hub is taken.",

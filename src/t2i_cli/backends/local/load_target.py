@@ -21,6 +21,7 @@ from t2i_cli.models import (
     sources,
     weights,
 )
+from t2i_cli.models.bucket_models import naming_urls
 from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.models.weights import DTYPE_BYTES, ComponentWeights
 
@@ -47,6 +48,7 @@ class LoadTarget:
 
 
 @hinting_at_embedded_model()
+@naming_urls()
 def resolve_target(
     spec: ModelSpec, options: LocalOptions, quantize: str | None = None
 ) -> LoadTarget:
@@ -99,6 +101,7 @@ def resolve_target(
 
 
 @hinting_at_embedded_model()
+@naming_urls()
 def fetch_files(target: LoadTarget, options: LocalOptions, on_event: OnEvent) -> LoadTarget:
     """Download missing files and return the target with its complete folder. Raises T2IError."""
     model_files = ModelFiles(target.spec, offline=options.offline)

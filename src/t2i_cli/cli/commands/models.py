@@ -289,7 +289,7 @@ def _record(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> dict[str, objec
         "revision": found.commit if found else None,
         "downloaded": state,
         "files": list(found.files) if found else [],
-        "disk_bytes": found.size if found else _folder_bytes(spec.folder) if spec.folder else None,
+        "disk_bytes": found.size if found else _disk_bytes(spec),
     }
 
 
@@ -313,8 +313,13 @@ def _table_row(spec: ModelSpec, cached: "dict[str, CachedRepo]") -> tuple[str, s
     return spec.name, size, state, licence, spec.summary or files
 
 
-def _folder_bytes(folder: Path) -> int:
-    files = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+def _disk_bytes(spec: ModelSpec) -> int | None:
+    if spec.copy_folder:
+        return models_buckets.copy_bytes(spec.copy_folder)
+    if spec.folder is None:
+        return None
+    walked = os.walk(spec.folder)
+    files = (os.path.join(parent, name) for parent, _, names in walked for name in names)
     return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
 
 

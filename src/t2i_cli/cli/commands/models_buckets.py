@@ -23,7 +23,16 @@ def copied_models() -> list[ModelSpec]:
     return [
         ModelSpec(name=copy.url.text, folder=copy.folder, copy_folder=copy.folder)
         for copy in local_copy.list_copies()
+        if copy.is_begun
     ]
+
+
+def copy_bytes(folder: Path) -> int | None:
+    """Bytes on the disk of the copy in a folder; `None` if it was removed meanwhile."""
+    from t2i_cli.buckets import local_copy
+
+    copy = local_copy.copy_in(folder)
+    return local_copy.disk_bytes(copy) if copy else None
 
 
 def downloaded_path(url: str) -> Path:
