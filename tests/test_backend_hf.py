@@ -238,6 +238,9 @@ def test_a_model_that_the_provider_lacks_names_those_that_have_it(
         backend().describe(GenerateRequest(prompt="x"))
     with pytest.raises(ModelError, match="is unknown"):
         make(backend(), model="nonsense")
+    for file in ("ann/dreamy/v1/dreamy.safetensors", "s3://bucket/dreamy.gguf"):
+        with pytest.raises(InputError, match=f"{file} is a single file"):
+            make(backend(), model=file)
     with pytest.raises(InputError, match="fal is no provider of images"):
         backend("fal")
     assert not providers.asked

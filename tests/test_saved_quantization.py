@@ -194,7 +194,6 @@ NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_typ
         ({"quant_method": "quanto", "weights": "int4"}, ("quanto", "int4")),
         ({"quant_method": "torchao", "quant_type": {"default": [1]}}, ("torchao", None)),
         (None, None),
-        (3, None),
     ],
 )
 def test_the_forms_that_versions_have_written_are_read(
@@ -208,6 +207,13 @@ def refusal(folder: Path) -> T2IError:
     with pytest.raises(ModelError) as caught:
         saved_quantization.check_methods(folder)
     return caught.value
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("config", [3, [], "bitsandbytes"])
+def test_a_config_that_is_no_object_is_damaged(config: object, part: str, tmp_path: Path) -> None:
+    told = refusal(edited(tmp_path / "model", config, part))
+    assert told.message.startswith(f"The config of the {part} in {tmp_path / 'model'} is damaged: ")
 
 
 def test_what_no_library_reads_is_told_before_weights_are_read(

@@ -155,7 +155,13 @@ def layer_shapes(header: WeightsHeader) -> Iterator[tuple[str, tuple[int, ...]]]
 def _config(part: Part) -> Mapping[str, object] | None:
     found = diffusers_folder.component_config(part.folder.parent, part.name)
     quantization = found.get("quantization_config")
-    return quantization if isinstance(quantization, dict) else None
+    if quantization is None or isinstance(quantization, dict):
+        return quantization
+    raise ModelError(
+        f"The config of the {part.name} in {part.folder.parent} is damaged: its "
+        "quantization_config is no object.",
+        hint="Copy or download it again.",
+    )
 
 
 def _short_text(value: object) -> str | None:

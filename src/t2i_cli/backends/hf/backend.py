@@ -30,7 +30,7 @@ from t2i_cli.hub.client import hub_api, sent_by
 from t2i_cli.hub.errors import hub_error
 from t2i_cli.image_price import ImagePrice
 from t2i_cli.model_spec import ModelSpec
-from t2i_cli.models import catalog
+from t2i_cli.models import catalog, weight_sources
 from t2i_cli.models.image_prices import find_image_price
 from t2i_cli.net.billed_calls import telling_it_is_billed, with_billed_size
 from t2i_cli.net.client_pool import ClientPool
@@ -269,6 +269,12 @@ def _known_spec(model: str | None) -> ModelSpec:
     if spec and spec.repo is None:
         raise ModelError(
             f"{spec.name} is inside t2i: no provider serves it.", hint="-m names another model."
+        )
+    if spec is None and weight_sources.names_file(model):
+        raise InputError(
+            f"{model} is a single file; providers make images with whole models.",
+            hint="-m names one as owner/name; `--backend local` takes a single file.",
+            field="model",
         )
     if spec is None and not catalog.is_repository(model):
         raise catalog.unknown_model(model, "owner/name on the Hub does as well")
