@@ -152,6 +152,17 @@ def test_what_is_no_lora_or_does_not_fit_is_told(tmp_path: Path) -> None:
         changed(
             "layer", **{key.replace(start, "lora_unet_nowhere"): kohya[key] for key in kohya}
         ): ("it has 3 keys (lora_unet_nowhere."),
+        changed(
+            "block",
+            **{
+                key.replace(start, start.replace("mid_block", "down_blocks_9")): each
+                for key, each in kohya.items()
+                if key.startswith(start)
+            },
+        ): ("it has 3 keys (lora_unet_down_blocks_9_"),
+        changed("alpha", **{f"{start}.alpha": np.ones(3, np.float32)}): (
+            "the alpha is no single number"
+        ),
         changed("shape", **{down: kohya[down][:, :64].copy()}): (
             f"1 of its 24 layers have another shape ({start})."
         ),

@@ -121,6 +121,23 @@ def test_one_spelling_names_repository_revision_and_file(
     assert parse_hub_source(text) == (named and HubSource(*named))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://huggingface.co/ann/pic/blob/main/../../x.safetensors",
+        "https://huggingface.co/ann/pic/blob/main/%2e%2e/%2e%2e/x.safetensors",
+        "https://huggingface.co/ann/pic/blob/..%2f..%2fx/vae.safetensors",
+        "hf.co/ann/pic/tree/..",
+        "hf.co/ann/..",
+        "hf://ann/pic@..",
+        "hf.co/ann/pic/blob/main/a//b.gguf",
+    ],
+)
+def test_addresses_that_lead_out_of_the_repository_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="is the address of no model"):
+        parse_hub_source(text)
+
+
 def test_a_file_is_known_by_its_header_and_then_downloaded_alone(
     files: FakeHub, models: Path, cache: Path
 ) -> None:
@@ -216,6 +233,7 @@ def test_what_cannot_be_had_is_told_as_of_a_model(
             resolve(str(models / "sd15"), **{field: name})
     assert caught.value.message.startswith(said)
     assert caught.value.hint
+    assert "pickle" not in said or "`t2i models convert FILE`" in caught.value.hint
     assert str(cache.parent) not in f"{caught.value.message} {caught.value.hint}"
     assert whole_files(files) == []
 

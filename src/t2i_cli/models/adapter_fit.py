@@ -39,9 +39,13 @@ _DENOISER_PREFIX = re.compile(
 )
 _RENAMED = re.compile(
     r"(?:^|_)(?:input_blocks|middle_block|output_blocks|double_blocks|single_blocks|joint_blocks"
-    r"|layers|blocks|context_refiner|noise_refiner)_\d|(?:^|_)(?:middle_block|final_layer)_"
+    r"|context_refiner|noise_refiner)_\d|(?:^|_)(?:middle_block|final_layer)_"
+    r"|(?:^|(?<!down)(?<!up)(?<!transformer)(?<!encoder)_)(?:layers|blocks)_\d"
 )
-"""Layers in the names of other programs, which diffusers renames when it loads a LoRA."""
+"""Layers in the names of other programs, which diffusers renames when it loads a LoRA.
+
+Not `down_blocks`, `up_blocks`, `transformer_blocks` and `encoder_layers`, which are its own.
+"""
 
 
 _TEXT_WIDTHS = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}

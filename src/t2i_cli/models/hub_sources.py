@@ -56,7 +56,7 @@ def parse_hub_source(text: str) -> HubSource | None:
     if address := _ADDRESS.fullmatch(_without_query(text)):
         return _parse_address(text, address)
     if url := _URL.fullmatch(text):
-        return HubSource(url["repo"], url["revision"])
+        return _checked(text, HubSource(url["repo"], url["revision"]))
     match = _SOURCE.fullmatch(text)
     if match is None or (match["file"] is None and has_weight_ending(match["repo"])):
         return None
@@ -119,4 +119,12 @@ def _parse_address(text: str, address: re.Match[str]) -> HubSource:
                 field="model",
             )
     revision = address["revision"] and unquote(address["revision"])
-    return HubSource(address["repo"], revision, path)
+    return _checked(text, HubSource(address["repo"], revision, path))
+
+
+def _checked(text: str, source: HubSource) -> HubSource:
+    """The source, if no part of it leads out of the repository. Raises InputError."""
+    names = "/".join(each for each in source if each).split("/")
+    if {"", ".", ".."} & {*names}:
+        raise InputError(f"{text} is the address of no model.", hint=NAME_IT, field="model")
+    return source

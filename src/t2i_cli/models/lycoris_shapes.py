@@ -31,6 +31,8 @@ def lora_size(shapes: Mapping[str, Shape]) -> LoraSize | None:
 
     Raises ValueError for shapes that do not belong together.
     """
+    if math.prod(shapes.get("alpha", ())) != 1:
+        raise ValueError("the alpha is no single number")
     if "diff:diff" in shapes:
         whole = shapes["diff:diff"]
         if len(whole) < 2:  # noqa: PLR2004 - a vector is no matrix

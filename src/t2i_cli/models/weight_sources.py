@@ -28,6 +28,9 @@ from t2i_cli.models.hub_sources import HubSource
 if TYPE_CHECKING:
     from t2i_cli.hub.repository_file import RepositoryFile
 
+_CONVERT = "t2i models convert"
+"""The command for pickles, which takes files of this machine."""
+
 
 @dataclass(frozen=True)
 class WeightSource:
@@ -45,9 +48,14 @@ class WeightSource:
 
     def read_checkpoint(self) -> CheckpointFile:
         """What it is, by its header. Raises T2IError."""
-        if self.bucket:
-            return self.bucket.read_checkpoint()
-        return checkpoint_file.read_checkpoint(self.path)
+        try:
+            if self.bucket:
+                return self.bucket.read_checkpoint()
+            return checkpoint_file.read_checkpoint(self.path)
+        except ModelError as error:
+            if (self.bucket or self.hub) and _CONVERT in (error.hint or ""):
+                error.hint = f"Fetch it, and write its weights to a new file: `{_CONVERT} FILE`."
+            raise
 
     def digest(self) -> str | None:
         """The SHA-256 of its content, if it is known without a fetch. Raises ModelError."""
