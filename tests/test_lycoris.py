@@ -187,6 +187,27 @@ def test_a_great_rank_takes_no_more_than_the_whole_change() -> None:
     assert torch.allclose(up @ down, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"alpha": (3,)}, "the alpha is no single number"),
+        ({"down": (4, 96), "up": (96, 4)}, "two kinds of changes"),
+        ({"lokr:lokr_w1": (2, 2), "lokr:lokr_w2": (48, 48)}, "two kinds of changes"),
+        ({"diff:diff": (96, 96)}, "two kinds of changes"),
+        ({"loha:hada_w1_a": (96, 0), "loha:hada_w1_b": (0, 96)}, "has no numbers"),
+    ],
+)
+def test_tensors_that_make_no_change_of_a_layer_are_damage(
+    more: dict[str, tuple[int, ...]], said: str
+) -> None:
+    shapes = {
+        f"loha:hada_w{n}_{end}": (96, 4) if end == "a" else (4, 96) for n in "12" for end in "ab"
+    }
+    assert lora_size({**shapes, "alpha": ()}) == (96, 96, 16)
+    with pytest.raises(ValueError, match=said):
+        lora_size({**shapes, **more})
+
+
 def test_what_is_no_such_change_is_told(tmp_path: Path) -> None:
     layers = {name: each[0] for name, each in LAYERS.items()}
     query, norm = f"{ATTENTION}.to_q", f"{BLOCK}.norm"

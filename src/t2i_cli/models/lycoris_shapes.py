@@ -33,6 +33,10 @@ def lora_size(shapes: Mapping[str, Shape]) -> LoraSize | None:
     """
     if math.prod(shapes.get("alpha", ())) != 1:
         raise ValueError("the alpha is no single number")
+    if any(0 in shape for shape in shapes.values()):
+        raise ValueError("a tensor has no numbers")
+    if len({_change(role) for role in shapes} - {None}) > 1:
+        raise ValueError("two kinds of changes are those of one layer")
     if "diff:diff" in shapes:
         whole = shapes["diff:diff"]
         if len(whole) < 2:  # noqa: PLR2004 - a vector is no matrix
@@ -57,6 +61,14 @@ def lora_size(shapes: Mapping[str, Shape]) -> LoraSize | None:
         rows, columns = first.rows * second.rows, first.columns * second.columns
         return LoraSize(rows, columns, min(rows, columns, first.rank * second.rank))
     return None
+
+
+def _change(role: str) -> str | None:
+    """The kind of change of the layer's matrix that a tensor belongs to, if it is of one."""
+    kind, _, rest = role.partition(":")
+    if kind in {"down", "up", "mid"}:
+        return "lora"
+    return kind if kind in {"loha", "lokr"} or rest == "diff" else None
 
 
 def _loha_half(shapes: Mapping[str, Shape], number: str) -> LoraSize:
