@@ -6,12 +6,15 @@ and Lumina 2 in their own layouts, which diffusers reads at their real widths on
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from t2i_cli.models import family_bases
+from t2i_cli.errors import InputError
+from t2i_cli.models import family_bases, part_check
 from t2i_cli.models.checkpoint_file import read_checkpoint
 from t2i_cli.models.libraries import LibraryObject
 from tests import (
@@ -417,3 +420,12 @@ def test_the_command_makes_the_same_picture_and_tells_what_the_base_brings(
     assert done.returncode == 0, done.stderr
     assert "Read from z.safetensors: transformer; from folder: " in done.stderr
     assert np.array_equal(run(folder).image(), np.array(Image.open(picture)))
+
+
+def test_a_t5_of_the_width_of_a_clip_is_told_as_a_t5(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_check, "_width", lambda _: 768)
+    tensors = {"shared.weight": ((100, 768), "F32"), "encoder.block.0.x": ((1,), "F32")}
+    file: Any = SimpleNamespace(path="t5.safetensors", tensors=tensors)
+    clip: Any = SimpleNamespace(cls="CLIPTextModel")
+    with pytest.raises(InputError, match="a T5 of width 768, and the model has CLIPTextModel of"):
+        part_check.encoder_in_file(file, [clip])

@@ -122,8 +122,8 @@ def encoder_in_file(checkpoint: CheckpointFile, encoders: list[Part]) -> Part:
         return fitting[0]
     described = ", ".join(f"{part.cls} of width {_width(part)}" for part in encoders)
     raise InputError(
-        f"{checkpoint.path} is no text encoder of this model: its width is {width}, and the model "
-        f"has {described}.",
+        f"{checkpoint.path} is no text encoder of this model: it is {'a T5' if is_t5 else 'one'} "
+        f"of width {width}, and the model has {described}.",
         field="text_encoder",
     )
 
