@@ -24,7 +24,7 @@ from t2i_cli.models import bucket_models, catalog, composed_model
 from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.models.request_resolution import build_request, resolve_request
 from t2i_cli.net.retry import RetryPolicy
-from t2i_cli.part_source import parse_part_source
+from t2i_cli.part_source import PartSource, parse_part_source
 from tests import tiny_checkpoints, tiny_models
 from tests.fakes import single_files
 
@@ -177,7 +177,7 @@ def test_a_file_in_a_bucket_and_its_base_on_the_hub_are_both_to_be_downloaded(
     spec = composed_model.resolve_with_parts(
         f"{bucket.url}/tiny.safetensors",
         None,
-        {"base": parse_part_source(str(base))},
+        {"base": PartSource(str(base))},
         offline=False,
         trust_remote_code=False,
     )
@@ -345,7 +345,7 @@ def test_urls_of_parts_are_refused_as_such(bucket: Bucket, tmp_path: Path, field
         composed_model.resolve_with_parts(
             model,
             None,
-            {field: parse_part_source(f"{bucket.url}/x")},
+            {field: PartSource(f"{bucket.url}/x")},
             offline=False,
             trust_remote_code=False,
         )
