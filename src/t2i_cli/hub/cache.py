@@ -9,7 +9,7 @@ from huggingface_hub import CachedRepoInfo, CachedRevisionInfo, constants, scan_
 from huggingface_hub.errors import CacheNotFound
 
 from t2i_cli.errors import ModelError
-from t2i_cli.files.weight_files import LOADED_ENDINGS
+from t2i_cli.files.weight_files import SAFE_WEIGHT_ENDINGS
 from t2i_cli.hub import client, files
 from t2i_cli.hub.download import download_model
 from t2i_cli.hub.errors import not_downloaded, translate_hub_errors
@@ -144,7 +144,7 @@ def _weight_files(revision: CachedRevisionInfo) -> list[str]:
     names = [
         file.file_path.relative_to(revision.snapshot_path).as_posix()
         for file in revision.files
-        if file.file_name.endswith(LOADED_ENDINGS)
+        if file.file_name.endswith(SAFE_WEIGHT_ENDINGS)
     ]
     config = revision.snapshot_path / "config.json"
     with suppress(OSError, ValueError):
