@@ -43,6 +43,7 @@ from t2i_cli.errors import (
 from t2i_cli.events import Notice
 from t2i_cli.models.request_resolution import resolve_request
 from t2i_cli.net import retry
+from t2i_cli.net.unreachable import UnreachableError
 from t2i_cli.output import metadata
 from t2i_cli.output.image_writer import ImageWriter, SavedImage
 from t2i_cli.request import GenerateRequest, ResolvedRequest
@@ -394,8 +395,8 @@ def test_the_model_to_use(server: FakeImages) -> None:
             r"request: Too long\.",
             1,
         ),
-        (Fault(cut=True), RemoteError, r"connection to 127.0.0.1:\d+ broke", 3),
-        (Fault(stall=0.05), RemoteError, r"connection to 127.0.0.1:\d+ broke", 3),
+        (Fault(cut=True), UnreachableError, r"connection to 127.0.0.1:\d+ broke", 3),
+        (Fault(stall=0.05), UnreachableError, r"connection to 127.0.0.1:\d+ broke", 3),
         (Fault(image="iVBORw0KGgo"), RemoteError, "cut off", 1),
         (Fault(image=base64.b64encode(b"hello").decode()), RemoteError, "no PNG, JPEG", 1),
         (Fault(entry={}), RemoteError, "holds no image", 1),

@@ -350,10 +350,12 @@ def test_a_scheduler_that_cannot_be_used_fails_its_images_only(
 ) -> None:
     real = loading.LoadedPipeline.set_scheduler
 
-    def set_scheduler(self: loading.LoadedPipeline, name: str | None) -> str | None:
+    def set_scheduler(
+        self: loading.LoadedPipeline, name: str | None, schedule: str | None
+    ) -> str | None:
         if name == "deis":
             raise ImportError("It requires the other library\nbut it was not found.")
-        return real(self, name)
+        return real(self, name, schedule)
 
     monkeypatch.setattr(loading.LoadedPipeline, "set_scheduler", set_scheduler)
     asked = [ask(backend, scheduler=name) for name in ("euler", "deis", "deis", "ddim")]
@@ -405,7 +407,7 @@ def test_what_nobody_expects_is_the_failure_of_whom_it_concerns(
 
     broken: dict[str, tuple[object, str, Callable[..., bool]]] = {
         "prepare": (backend, "_plan_memory", lambda aim, request, *_: request.steps == 1),
-        "notes": (prompt_warnings, "prompt_warnings", lambda loaded, prompt: prompt == "a star"),
+        "notes": (prompt_warnings, "prompt_warnings", lambda loaded, text: text.words == "a star"),
         "pass": (local_outcomes, "outcome_for", lambda index, *_: index == 1),
     }
     place, name, concerns = broken[where]

@@ -57,7 +57,6 @@ def test_a_stand_in_of_diffusers_says_what_the_class_needs() -> None:
     [
         ({"quantization_config": {"quant_method": "torchao"}}, "torchao"),
         ({"quantization_config": {"quant_method": "no such"}}, None),
-        ({"quantization_config": 3}, None),
     ],
 )
 def test_quantised_weights_need_their_package(

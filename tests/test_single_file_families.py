@@ -419,7 +419,9 @@ def test_the_command_makes_the_same_picture_and_tells_what_the_base_brings(
     )
     assert done.returncode == 0, done.stderr
     assert "Read from z.safetensors: transformer; from folder: " in done.stderr
-    assert np.array_equal(run(folder).image(), np.array(Image.open(picture)))
+    # Another process may add up in another order of threads.
+    away = np.abs(run(folder).image() - np.array(Image.open(picture)).astype(int))
+    assert away.max() <= 2  # noqa: PLR2004 - of 255
 
 
 def test_a_t5_of_the_width_of_a_clip_is_told_as_a_t5(monkeypatch: pytest.MonkeyPatch) -> None:

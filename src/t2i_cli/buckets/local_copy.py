@@ -18,7 +18,7 @@ from t2i_cli.buckets.bucket_url import BucketUrl
 from t2i_cli.buckets.object_store import ObjectVersion
 from t2i_cli.errors import StorageError, os_reason
 from t2i_cli.files.state_files import is_count, is_text, read_json, replace_text
-from t2i_cli.files.user_folders import user_folder
+from t2i_cli.files.user_folders import NoHomeError, user_folder
 from t2i_cli.files.weight_files import is_plain_name
 
 _FORMAT = 1
@@ -111,7 +111,10 @@ def copy_in(folder: Path) -> LocalCopy | None:
 
 def with_urls(text: str) -> str:
     """The text with URLs in place of paths of their copies."""
-    pattern = re.escape(str(_root())) + "/[0-9a-f]{16}/[0-9a-f]{16}"
+    try:
+        pattern = re.escape(str(_root())) + "/[0-9a-f]{16}/[0-9a-f]{16}"
+    except NoHomeError:  # where there are no copies
+        return text
     for folder in set(re.findall(pattern, text)):
         copy = copy_in(Path(folder))
         if copy is None:
@@ -127,7 +130,7 @@ def with_urls(text: str) -> str:
 
 def list_copies() -> list[LocalCopy]:
     """The newest copy of each URL that was asked for."""
-    with suppress(OSError):
+    with suppress(OSError, NoHomeError):
         places = sorted(each for each in _root().iterdir() if each.is_dir())
         versions = [folders[0] for each in places if (folders := _version_folders(each))]
         return [found for folder in versions if (found := copy_in(folder))]

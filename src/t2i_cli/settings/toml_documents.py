@@ -80,6 +80,8 @@ def _locked(file: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"Cannot write {file}: {os_reason(error)}.") from error
+    except RuntimeError as error:  # a loop of links, up to Python 3.12
+        raise StorageError(f"Cannot write {file}: it is a loop of symbolic links.") from error
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
