@@ -118,6 +118,6 @@ def test_a_disk_too_small_for_all_of_them_is_told_before_the_first(
     [failure] = backend.run([settled], lambda _: None, Flag())
     assert isinstance(failure, Failure) and isinstance(failure.error, StorageError)
     assert failure.error.message.startswith(
-        "The download of postcard with its LoRAs and embeddings needs 118.0 kB, and "
+        "The download of postcard with its LoRAs and embeddings needs 97.3 kB, and "
     )
     assert not list(cache.rglob("*.safetensors"))
