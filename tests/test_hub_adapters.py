@@ -6,13 +6,11 @@ from pathlib import Path
 from threading import Event as Flag
 
 import pytest
-from huggingface_hub import constants
 
 from t2i_cli.backend import Failure
 from t2i_cli.backends.local import LocalBackend, LocalOptions
 from t2i_cli.errors import ModelError, StorageError
 from t2i_cli.events import Event, Notice
-from t2i_cli.hub import snapshot
 from t2i_cli.models import adapter_sources
 from t2i_cli.models.file_digests import sha256_of
 from t2i_cli.models.request_resolution import build_request, resolve_request
@@ -21,6 +19,7 @@ from t2i_cli.worker.backend import WorkerBackend
 from tests import factories
 from tests.fakes import lora_files
 from tests.fakes.hub import FakeHub, Repo
+from tests.hub_in_process import use_fake_hub
 
 NAME = "ann/snow"
 CARD = b"---\nlicense: openrail++\ntags: [lora]\n---\n# Snow\n"
@@ -30,20 +29,10 @@ SNOW = lora_files.SNOW.read_bytes()
 @pytest.fixture
 def cache(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and this process's huggingface_hub pointed at the fake hub."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
     hub.repos[NAME] = Repo({"README.md": CARD, "snow.safetensors": SNOW})
     hub.repos["ann/two"] = Repo({"a.safetensors": SNOW, "b.safetensors": SNOW, "x/c.bin": b"1"})
     hub.repos["ann/pickle"] = Repo({"pytorch_lora_weights.bin": b"1"})
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(snapshot, "_COMMIT_TTL", -1)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    return folder
+    return use_fake_hub(hub, tmp_path, monkeypatch)
 
 
 def lora(source: str) -> Adapter:

@@ -25,6 +25,7 @@ from t2i_cli.events import Downloading, Event, Notice
 from t2i_cli.hub import snapshot
 from tests.fakes.hub import FakeHub, Repo
 from tests.fakes.models import CONFIGS, FULL, HALF, TEXT, repository
+from tests.hub_in_process import use_fake_hub
 
 NAME = "ann/picture"
 COMMIT = Repo(repository()).commit
@@ -34,22 +35,9 @@ ASKED_SECONDS = snapshot._COMMIT_TTL
 @pytest.fixture
 def cache(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and this process's huggingface_hub pointed at the fake hub."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
     hub.repos[NAME] = Repo(repository())
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(snapshot, "_COMMIT_TTL", -1)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    return folder
+    return use_fake_hub(hub, tmp_path, monkeypatch)
 
 
 def fetch(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from t2i_cli.errors import (
     AccessError,
@@ -17,7 +16,7 @@ from t2i_cli.errors import (
     T2IError,
 )
 from t2i_cli.events import Event, Notice
-from t2i_cli.hub import repository_file, snapshot
+from t2i_cli.hub import repository_file
 from t2i_cli.model_spec import ModelSpec
 from t2i_cli.models import composed_model, composed_root, header_files
 from t2i_cli.models.checkpoint_file import read_checkpoint
@@ -26,10 +25,10 @@ from t2i_cli.models.hub_sources import HubSource, parse_hub_source
 from t2i_cli.models.model_files import ModelFiles
 from t2i_cli.part_source import PartSource
 from t2i_cli.request import ResolvedRequest
-from tests import factories, tiny_checkpoints, tiny_models
+from tests import factories, tiny_checkpoints
 from tests.conftest import T2I
-from tests.fakes import single_files
 from tests.fakes.hub import FakeHub, Repo
+from tests.hub_in_process import use_fake_hub
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 CARD = b"---\nlicense: other\nlicense_name: dreamy-1.0\n---\n# Dreamy\n\nlicense: mit\n"
@@ -39,11 +38,7 @@ DREAMY = "ann/dreamy/v1/dreamy.safetensors"
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder `sd15`, a file of it, and its VAE as a file."""
-    root = tmp_path_factory.mktemp("models")
-    tiny_models.save_pipeline(tiny_checkpoints.sd15, root / "sd15")
-    single_files.save_checkpoint(root / "sd15", root / "sd15.safetensors")
-    single_files.save(single_files.ldm_vae(root / "sd15"), root / "vae.safetensors")
-    return root
+    return tiny_checkpoints.save_sd15(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -66,18 +61,8 @@ def files(hub: FakeHub, models: Path) -> FakeHub:
 @pytest.fixture
 def cache(files: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and this process's huggingface_hub pointed at the fake hub."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    monkeypatch.setattr(constants, "ENDPOINT", files.url)
-    template = files.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(snapshot, "_COMMIT_TTL", -1)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(composed_root, "user_folder", lambda _: tmp_path / "t2i")
-    return folder
+    return use_fake_hub(files, tmp_path, monkeypatch)
 
 
 def resolve(name: str, revision: str | None = None, **parts: str) -> ModelSpec:

@@ -14,9 +14,8 @@ from t2i_cli.part_source import PartSource, parse_part_source, part_source_to_js
 from t2i_cli.request import GenerateRequest
 from t2i_cli.server.engine import Engine, NotServedError
 from t2i_cli.worker.fingerprint import WorkerSpec
-from tests import factories, tiny_checkpoints, tiny_models
+from tests import factories, tiny_checkpoints
 from tests.conftest import T2I
-from tests.fakes import single_files
 from tests.fakes.hub import FakeHub, Repo
 from tests.fakes.stub_backend import StubBackend
 
@@ -27,11 +26,7 @@ SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder `sd15`, a file of it, and its VAE as a file."""
-    root = tmp_path_factory.mktemp("models")
-    tiny_models.save_pipeline(tiny_checkpoints.sd15, root / "sd15")
-    single_files.save_checkpoint(root / "sd15", root / "sd15.safetensors")
-    single_files.save(single_files.ldm_vae(root / "sd15"), root / "vae.safetensors")
-    return root
+    return tiny_checkpoints.save_sd15(tmp_path_factory.mktemp("models"))
 
 
 def test_a_source_is_a_text_or_an_object_with_a_digest() -> None:

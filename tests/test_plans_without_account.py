@@ -155,5 +155,7 @@ def test_as_processes(t2i: T2I, tmp_path: Path) -> None:
     told = json.loads(t2i(*ephemeral, "--json").stdout)
     assert told["models"][0]["deployment"]["estimate"]["usd_per_hour"] == 0.81
     assert told["to_make"] == 2
+    absent = t2i("batch", "none.txt", *ephemeral[2:])
+    assert (absent.returncode, absent.stdout) == (2, "")  # no plan comes before what is wrong
     refused = t2i(*ephemeral, "--max-cost", "1")
     assert (refused.returncode, "would cost up to 3.24 USD" in refused.stderr) == (2, True)

@@ -3,8 +3,11 @@
 Widths of texts are real (768, 1280, 2048); there are few channels and few layers.
 """
 
+from pathlib import Path
+
 from t2i_cli.models.libraries import LibraryObject
-from tests import tiny_encoders, tiny_language
+from tests import tiny_encoders, tiny_language, tiny_models
+from tests.fakes import single_files
 from tests.tiny_models import clip_tokenizer, stable_diffusion_3, t5_tokenizer, vae
 from tests.tiny_unets import small_unet, stable_diffusion
 
@@ -152,3 +155,11 @@ def lumina2() -> LibraryObject:
         ).to(torch.bfloat16),
     )
     return pipe
+
+
+def save_sd15(root: Path) -> Path:
+    """Save a folder `sd15`, a file of it, and its VAE as a file; returns `root`."""
+    tiny_models.save_pipeline(sd15, root / "sd15")
+    single_files.save_checkpoint(root / "sd15", root / "sd15.safetensors")
+    single_files.save(single_files.ldm_vae(root / "sd15"), root / "vae.safetensors")
+    return root

@@ -218,11 +218,12 @@ def _show_ephemeral_plan(
     from t2i_cli.vertex.dry_run import plan_dry_run
 
     deployment = plan_dry_run(spec, place, console.note).as_ephemeral()
-    if not console.json:
-        console.result(deployment.text())
     planned = PlannedEndpoint(spec.model, spec.serving, deployment.to_json())
     with closing(planned):
-        session.run_batch(config, planned, console)
+        prompts_file, _ = session.validate(config, planned, console)  # what is wrong comes alone
+        if not console.json:
+            console.result(deployment.text())
+        session.run_batch(config, planned, console, prompts_file)
 
 
 def _refuse_with_merge(context: typer.Context) -> None:
